@@ -7,7 +7,7 @@ from relay.delivery.connection_slots import ConnectionSlots, SiteStatus, Slot
 
 
 class Site:
-    """Holds its slots until let_go()."""
+    """Holds its slots until give_up()."""
 
     def __init__(
         self, slots: ConnectionSlots, status: SiteStatus, sender: int = 0, *, is_new: bool = False
@@ -15,16 +15,11 @@ class Site:
         self.slots, self.status, self.sender, self.is_new = slots, status, sender, is_new
         self.held: list[Slot] = []
         self.idle = 0
-        self._ends: list[asyncio.Event] = []
         self._tasks: list[asyncio.Task] = []
 
     def want(self, count: int = 1) -> "Site":
         self._tasks += [asyncio.create_task(self._hold()) for _ in range(count)]
         return self
-
-    def let_go(self, count: int = 1) -> None:
-        for _ in range(count):
-            self._ends.pop(0).set()
 
     def give_up(self) -> None:
         for task in self._tasks:
@@ -40,10 +35,8 @@ class Site:
     async def _hold(self) -> None:
         async with self._slot() as slot:
             self.held.append(slot)
-            end = asyncio.Event()
-            self._ends.append(end)
             try:
-                await end.wait()
+                await asyncio.Event().wait()
             finally:
                 self.held.remove(slot)
 

@@ -2,9 +2,6 @@
 test_fairness.py for who gets them.
 """
 
-import random
-from collections import Counter
-
 import pytest
 
 from relay.delivery.connection_slots import SiteStatus
@@ -53,38 +50,3 @@ async def test_no_connection_ends_for_a_waiter_that_may_have_no_more() -> None:
     await recorded()
     assert live.idle > idle
     assert slots.has_waiters
-
-
-async def test_slots_are_neither_lost_nor_created() -> None:
-    rng = random.Random(4)
-    slots = some_slots(10)
-    sites = [
-        Site(slots, rng.choice(list(SiteStatus)), rng.randrange(3), is_new=rng.random() < 0.5)
-        for _ in range(30)
-    ]
-    for _ in range(3000):
-        site = rng.choice(sites)
-        match rng.randrange(8):
-            case 0 | 1 | 2:
-                site.want()
-            case 3 | 4 if site._ends:
-                site.let_go()
-            case 5 if site.held:
-                slots.mark_answered(site.held[0])
-                site.status = ANSWERED
-            case 6:
-                site.give_up()
-        if rng.random() < 0.5:
-            await recorded()
-        counts = Counter(slot.status for each in sites for slot in each.held)
-        assert counts.total() <= 10
-        assert counts[UNREACHABLE] <= 2
-        assert counts[UNKNOWN] + counts[UNREACHABLE] <= 5
-    for site in sites:
-        site.give_up()
-    await recorded()
-    last = Site(slots, ANSWERED).want(11)
-    await recorded()
-    assert len(last.held) == 10
-    last.give_up()
-    await recorded()

@@ -6,6 +6,7 @@ import pytest
 
 from relay.store.spool.types import EntryExtra
 from relay.transport.routing.mx_hosts import Host, Hosts
+from tests.support.events import until
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import DROP, RemoteMx
 
@@ -175,9 +176,7 @@ async def test_a_site_that_takes_few_connections_loses_no_mail(delivery, refusal
     scripts = {"CONNECT": ["220 hello", "220 hello", refusal]}
     async with delivery.host(replies=scripts, gates={"DOT": gate}) as mx:
         ids = [await delivery.send(f"{n}@a.test") for n in range(12)]
-        async with asyncio.timeout(30):
-            while mx.sessions < 3:
-                await asyncio.sleep(0)
+        await until(lambda: mx.sessions >= 3)
         gate.set()
         journeys = [await delivery.done(queue_id) for queue_id in ids]
     assert {one.state for one in journeys} == {"relayed"}

@@ -10,6 +10,7 @@ from relay.base.files import FileOctets
 from relay.base.message.content import LARGE_BYTES, LargeContent, blocks
 from relay.delivery import content_cache as contents_module
 from relay.store.spool.types import EntryExtra, Selector
+from tests.support.events import until
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import RemoteMx
 
@@ -116,9 +117,7 @@ async def test_many_large_messages_do_not_wait_for_memory(delivery, large, monke
     async with delivery.host(gates={"DOT": gate}) as mx:
         delivery.scheduler.recorder.contents._budget = 1000  # headers of all, and not one body
         ids = [await delivery.send(f"{n}@a.test", contents=(large(3_000),)) for n in range(4)]
-        async with asyncio.timeout(30):
-            while len(mx.envelopes) < 4:
-                await asyncio.sleep(0)
+        await until(lambda: len(mx.envelopes) >= 4)
         gate.set()
         for queue_id in ids:
             assert set(states(await delivery.done(queue_id)).values()) == {"relayed"}
@@ -136,9 +135,7 @@ async def test_a_stop_midway_releases_the_message(delivery, large) -> None:
         assert states(journey) == {"x@a.test": "queued"}
         assert outcomes(journey, "x@a.test") == []
         assert await delivery.spool.next_due_us(0) is not None
-        async with asyncio.timeout(30):
-            while mx.open:
-                await asyncio.sleep(0)
+        await until(lambda: not mx.open)
         assert mx.envelopes == []
 
 

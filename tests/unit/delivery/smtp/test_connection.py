@@ -6,6 +6,7 @@ import pytest
 
 from relay.base.message.outcome import DeferralClass, Deferred, Failed, Relayed
 from relay.delivery.smtp.connection import Timeouts
+from tests.support.events import until
 from tests.support.remote_mx import DROP, EXTENSIONS, RemoteMx
 
 STEP_BY_STEP = [word for word in EXTENSIONS if word != "PIPELINING"]
@@ -164,12 +165,6 @@ async def test_cancelling_closes_the_connection(connected, message):
         with pytest.raises(asyncio.CancelledError):
             await task
         assert not connection.is_open
-
-
-async def until(condition):
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("farewell", ["", "421 4.4.2 idle too long", "250 surprise", GARBAGE])

@@ -11,6 +11,7 @@ from relay.base.message.content import LARGE_BYTES, LargeContent
 from relay.base.message.outcome import DeferralClass, Deferred, Relayed
 from relay.base.message.tls_policy import TlsPolicy
 from relay.delivery.smtp import connection as connection_module
+from tests.support.events import until
 from tests.support.remote_mx import RemoteMx
 
 HEADER = b"Subject: large\r\n"
@@ -77,9 +78,7 @@ async def test_a_file_damaged_midway(connected, message, large, damage):
         connection = await connected(mx)
         sending = asyncio.ensure_future(connection.transact(message(content=content)))
         await mx.reached("DATA")
-        async with asyncio.timeout(30):
-            while not connection._protocol._paused:  # the peer does not read: much is yet to come
-                await asyncio.sleep(0)
+        await until(lambda: connection._protocol._paused)
         path = content.body[0].path
         if damage == "gone":
             path.unlink()
@@ -99,7 +98,5 @@ async def test_a_file_damaged_midway(connected, message, large, damage):
         assert outcome.evidence.reply.startswith("451 4.3.0 the message cannot be read: ")
         assert not result.reusable
         assert not connection.is_open
-        async with asyncio.timeout(30):
-            while mx.open:
-                await asyncio.sleep(0)
+        await until(lambda: not mx.open)
         assert mx.envelopes == []

@@ -24,6 +24,7 @@ from relay.store.spool.types import (
     SpoolError,
     SpoolUnavailableError,
 )
+from tests.support.events import until
 from tests.support.manual_clock import ManualClock
 from tests.support.operator import OK
 from tests.support.spools import new_spool
@@ -74,9 +75,7 @@ async def until_damaged(spool: SqliteSpool) -> None:
 
 
 async def until_well(spool: SqliteSpool) -> None:
-    async with asyncio.timeout(SOON_S):
-        while spool.damage.text:
-            await asyncio.sleep(0.01)
+    await until(lambda: not spool.damage.text)
 
 
 async def tried_again(spool: SqliteSpool, times: int = 3) -> None:
@@ -91,9 +90,7 @@ async def tried_again(spool: SqliteSpool, times: int = 3) -> None:
         return retry(opened)
 
     spool.damage.retry = counting
-    async with asyncio.timeout(SOON_S):
-        while len(seen) < times:
-            await asyncio.sleep(0.01)
+    await until(lambda: len(seen) >= times)
     spool.damage.retry = retry
 
 

@@ -14,6 +14,7 @@ import pytest
 from relay.store.spool.sqlite import write_ahead_log
 from relay.store.spool.sqlite.spool import SqliteSpool
 from relay.store.spool.types import ClaimResult, SpoolError, SpoolFullError, SpoolUnavailableError
+from tests.support.events import until
 from tests.support.long_tests import sampled
 from tests.support.operator import OK
 from tests.support.spools import new_spool
@@ -225,6 +226,4 @@ async def test_a_disk_that_failed_is_tried_again_without_new_mail(disk, spool, m
     with pytest.raises(SpoolUnavailableError):
         await spool.accept(make())
     disk.is_well()
-    async with asyncio.timeout(30):
-        while spool.load().is_failing:
-            await asyncio.sleep(0.001)
+    await until(lambda: not spool.load().is_failing)

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable
 from typing import Any
 from zlib import crc32
 
@@ -37,6 +36,7 @@ from relay.transport.gate.wire import (
 )
 from relay.transport.ingress.listener_role import PICKUP
 from relay.transport.ingress.session_client import RefusedCommand, SessionClaims
+from tests.support.events import until
 from tests.support.ingress import FakeAccounts
 from tests.support.logs import capture_logs
 from tests.support.lying_child import (
@@ -235,12 +235,6 @@ async def test_who_guesses_passwords_is_delayed_by_the_owner(tmp_path, monkeypat
 
 def error_in(logged: list[dict[str, Any]]) -> str:
     return next(one["error"] for one in logged if "error" in one)
-
-
-async def until(is_true: Callable[[], Any]) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while not is_true():
-            await asyncio.sleep(0.001)
 
 
 def files(owner: Owner) -> list[str]:

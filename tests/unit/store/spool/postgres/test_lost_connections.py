@@ -25,6 +25,7 @@ from relay.store.spool.types import (
     SpoolUnavailableError,
 )
 from tests.support.cutting_proxy import Cut, CuttingProxy
+from tests.support.events import until
 from tests.support.operator import OK
 from tests.support.postgres import PASSWORD, PostgresServer, database_of
 from tests.support.spool_nodes import open_node
@@ -152,12 +153,6 @@ async def test_an_old_session_that_still_works_is_ended_first(
     await admin.close()
     await asyncio.wait_for(accepting, SOON_S)
     assert messages(postgres_server, postgres_url) == 1
-
-
-async def until(ready: Callable[[], bool]) -> None:
-    async with asyncio.timeout(SOON_S):
-        while not ready():
-            await asyncio.sleep(0.01)
 
 
 async def test_a_server_that_answers_nothing_for_long_counts_as_away(
