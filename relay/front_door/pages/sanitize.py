@@ -16,12 +16,12 @@ then does not let it open.
 
 Where a person asks for remote images, which only `relay dev` allows, <img> and backgrounds
 of CSS keep their URLs. Only URLs that every browser reads in the same way are written, in a normal
-form; any other image stays a box. URLs with a user part, and URLs of Relay itself, stay boxes too: a message
-must not make its reader's browser send requests to the relay. A name that the DNS resolves to this
-machine cannot be known here: the relay refuses such requests, since it answers for its own names
-only. `content_pages` has the Content-Security-Policy. The HTML standard 13.2 (parsing); RFC 2392
-(cid); RFC 2397 (data); WHATWG URL 4.4 (a host whose last label is a number is an IPv4 address); RFC
-6761 6.3 (localhost).
+form; any other image stays a box. URLs with a user part, and URLs of Relay itself, stay boxes too:
+a message must not make its reader's browser send requests to the relay. It is not known here which
+names the DNS resolves to this machine: the relay refuses such requests, since it answers for its
+own names only. `content_pages` has the Content-Security-Policy. The HTML standard 13.2 (parsing);
+RFC 2392 (cid); RFC 2397 (data); WHATWG URL 4.4 (a host whose last label is a number is an IPv4
+address); RFC 6761 6.3 (localhost).
 """
 
 import re

@@ -61,7 +61,8 @@ def copies_of(message: NewMessage) -> list[str]:
 mx:b.test: X@b.test; local: alice@example.test, Bob@example.test; mx:c.test by bob@example.test: b@c.test; mx:b.test by team@example.test: y@b.test
         away@example.test, both@example.test, one@example.test | \
 away@example.test redirected x@b.test; both@example.test expanded alice@example.test, Bob@example.test, b@c.test, x@b.test, y@b.test, z@c.test; one@example.test redirected alice@example.test | \
-mx:b.test by away@example.test: x@b.test; local: alice@example.test, Bob@example.test; mx:c.test by bob@example.test: b@c.test; mx:b.test by team@example.test: y@b.test; mx:c.test by both@example.test: z@c.test
+mx:b.test by away@example.test: x@b.test; local: alice@example.test, Bob@example.test; \
+mx:c.test by bob@example.test: b@c.test; mx:b.test by team@example.test: y@b.test; mx:c.test by both@example.test: z@c.test
         """
     ),
 )
