@@ -34,7 +34,8 @@ def test_kills_in_between() -> None:
                     relay.kill()
                     relay.start()
             until("all were delivered", lambda: not relay.queue())
-            events = by_message(recorded(relay, silent_s=3))
+            # The feed rests for up to 5 s after a read that a busy machine made slow.
+            events = by_message(recorded(relay, silent_s=7))
             assert len(events) >= MESSAGES
             receiver.until(lambda _: sum(map(len, events.values())) <= len(first_ids(receiver)))
             found = receiver.events

@@ -542,7 +542,7 @@ def test_with_a_token_it_is_the_password(dev) -> None:
 def test_tags_are_those_of_now_while_others_read_them(relay: DevProcess) -> None:
     queue_id = send(relay)
     path = "/users/ann@customer.example/messages"
-    until("it is captured", lambda: relay.graph("GET", path).json()["value"])
+    until("it is captured", lambda: relay.graph("GET", path).json().get("value"))
     [copy] = relay.graph("GET", path).json()["value"]
     with ThreadPoolExecutor(4) as readers:
         for number in range(25):
