@@ -19,7 +19,9 @@ class ClaimRequests:
     ) -> None:
         self.now_us = now_us
         live = {recipient.id for recipient in claim.recipients}
-        self.requests = tuple(x for x in claim.extra.requests if live.intersection(x.recipients))
+        self.requests = tuple(
+            request for request in claim.extra.requests if live.intersection(request.recipients)
+        )
         self.recipients: tuple[int, ...] = ()
         self.ended: set[str] = set()
         self._spool = spool
