@@ -180,6 +180,8 @@ def test_a_202_is_behind_its_syncs_in_their_order(journal):
         (READ + "8 fdatasync(5 <unfinished ...>\n" + SAID, (0, 1)),
         (READ + SYNC + SAID + READ + SAID, (1, 1)),
         (EARLIER + SAID, (0, 1)),
+        (READ + SYNC + SAID.replace(") = 27", " <detached ...>"), (1, 0)),
+        (READ + SAID.replace(") = 27", " <unfinished ...>") + SYNC, (0, 1)),
         (READ + READ.replace("(9", "(6") + SYNC + SAID + SAID.replace("(9", "(6"), (2, 0)),
         (READ + SYNC + READ.replace("(9", "(6") + SAID + SAID.replace("(9", "(6"), (1, 1)),
     ],

@@ -31,7 +31,7 @@ _ACCEPTED = "HTTP/1.1 202"
 _READ = re.compile(r"(?:read|recvfrom|recvmsg)\((\d+(?:<[^>]*>)?),.* = [1-9]\d*$")
 _WRITE = re.compile(r"(?:write|writev|sendto|sendmsg)\((\d+(?:<[^>]*>)?),")
 _SYNC = re.compile(r"(?:fsync|fdatasync)\(\d+(?:<([^>]*)>)?.*\) += 0$")
-_LINE = re.compile(r"(\d+) +(?:<\.\.\. \w+ resumed>)?(.*?)( <unfinished \.\.\.>)?$")
+_LINE = re.compile(r"(\d+) +(?:<\.\.\. \w+ resumed>)?(.*?)( <(?:unfinished|detached) \.\.\.>)?$")
 
 _DIRECTORIES = ("preparing", "ready", "cur", "tmp")
 _ACT = re.compile(
@@ -111,7 +111,9 @@ class SyncTrace(Strace):
 
 @dataclass(frozen=True)
 class _Call:
-    """A call that has returned, and the numbers of the lines where it began and ended."""
+    """A call, and the numbers of the lines where it began and ended. One that had not returned when
+    strace left ended where it began: an answer may be with its client before its write returns.
+    """
 
     text: str
     began: int
@@ -130,21 +132,24 @@ def _calls(trace: str) -> Iterator[_Call]:
             continue
         before, began = begun.pop(thread, ("", number)) if "resumed>" in line else ("", number)
         yield _Call(before + text, began, number)
+    for text, began in begun.values():
+        yield _Call(text, began, began)
 
 
 def synced_before(trace: str, answer: str) -> list[list[str]]:
     """Return, for each answer that begins so, which files were synced since its last octet came."""
     answered: list[list[str]] = []
     last_read: dict[str, int] = {}
-    syncs: list[tuple[int, str]] = []
+    syncs: list[tuple[_Call, str]] = []
     for call in _calls(trace):
         if found := _SYNC.match(call.text):
-            syncs.append((call.began, found[1] or "?"))
+            syncs.append((call, found[1] or "?"))
         elif found := _READ.match(call.text):
             last_read[found[1]] = call.ended
         elif (found := _WRITE.match(call.text)) and f'"{answer}' in call.text:
             came = last_read.get(found[1], -1)
-            answered.append([path for began, path in syncs if began > came])
+            between = [path for sync, path in syncs if came < sync.began <= sync.ended < call.began]
+            answered.append(between)
     return answered
 
 
