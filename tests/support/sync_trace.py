@@ -54,15 +54,16 @@ class Strace:
         self._folder = Path(tempfile.mkdtemp(prefix="relay-trace-"))
         self._file = self._folder / "trace"
         self._said = self._folder / "said"
-        watched = ",".join([str(pid), *_children_of(pid)])
-        self._command = [strace, "-f", "-p", watched, "-o", str(self._file), *words]
+        self._watched = [str(pid), *_children_of(pid)]
+        pids = ",".join(self._watched)
+        self._command = [strace, "-f", "-p", pids, "-o", str(self._file), *words]
         self.output = ""
 
     def __enter__(self) -> Self:
         with self._said.open("wb") as said:
             self._strace = subprocess.Popen(self._command, stderr=said)
         deadline = time.monotonic() + _ATTACH_S
-        while "attached" not in self._said.read_text():
+        while not self._is_attached():
             if self._strace.poll() is not None or time.monotonic() > deadline:
                 self._end()
                 raise CannotTraceError(f"strace may not attach: {self._said.read_text().strip()}")
@@ -73,6 +74,10 @@ class Strace:
         self._end()
         self.output = self._file.read_text(errors="replace")
         shutil.rmtree(self._folder)
+
+    def _is_attached(self) -> bool:
+        said = self._said.read_text()
+        return all(f"Process {pid} attached" in said for pid in self._watched)
 
     def _end(self) -> None:
         if self._strace.poll() is None:
