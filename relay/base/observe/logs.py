@@ -12,7 +12,6 @@ sd-daemon(3) prefixes, JOURNAL_STREAM of systemd.exec(5), logfmt, JSON lines.
 
 import asyncio
 import contextlib
-import itertools
 import json
 import logging
 import os
@@ -21,9 +20,13 @@ import select
 import sys
 import threading
 import traceback
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from functools import lru_cache
+from itertools import accumulate, islice
+from json.encoder import encode_basestring
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -34,6 +37,7 @@ from relay.base.clock import Clock, SystemClock, rfc3339
 Form = Literal["auto", "json", "logfmt", "pretty"]
 
 LINE_BYTES_MAX = 4096  # PIPE_BUF: a writable pipe takes such a line whole, without blocking
+_WRITTEN_LINES_MAX = 128  # in one write, however short they are
 BACKLOG_LINES_MAX = 4000  # at most 16 MiB
 _CLIPS = (512, 128, 32, 8)  # characters per value; the first that makes the line fit
 _FIELDS_MAX = 24
@@ -41,7 +45,10 @@ _PLAIN_TYPES = frozenset({str, int, float, bool, type(None)})
 _FRAMES_MAX = 4
 _DRAIN_TIMEOUT_MS = 1000
 _SECRET_NAMES = frozenset({"authorization", "body", "content", "password", "secret", "token"})
+_SPECIAL_NAMES = _SECRET_NAMES | {"exc_info"}
 _PRIORITY = {"critical": 2, "exception": 3, "error": 3, "warning": 4, "info": 6, "debug": 7}
+_encode_json = msgspec.json.Encoder().encode
+_LEVELS = ("error", "error", "error", "error", "warning", "info", "info", "debug")
 _COLORS = {2: "\x1b[31m", 3: "\x1b[31m", 4: "\x1b[33m"}
 _NEEDS_QUOTES = re.compile(r'[\s"=\\]|^$')
 
@@ -213,22 +220,20 @@ class LogSink:
             return
         if self.node:
             event["node"] = self.node
-        line = self._render(method, event)
-        encoded = line.encode("utf-8", "backslashreplace") + b"\n"
-        self._write(encoded, at_once=priority <= _PRIORITY["error"])
+        self._write(self._render(method, event), at_once=priority <= _PRIORITY["error"])
 
-    def _render(self, method: str, event: dict[str, Any]) -> str:
+    def _render(self, method: str, event: dict[str, Any]) -> bytes:
         priority = _PRIORITY[method]
-        if self.form == "json" and _is_plain(event, method):
+        if method != "exception" and _is_plain(event, self.form):
             line = self._line(priority, event)
             if len(line) <= _CLIPS[0]:  # so no value is longer
                 return line
         _describe_exception(event, method)
         for clip in _CLIPS:
             line = self._line(priority, _fields(event, clip))
-            if len(line) < LINE_BYTES_MAX // 4 or _size(line) < LINE_BYTES_MAX:
+            if len(line) <= LINE_BYTES_MAX:
                 return line
-        return line[: LINE_BYTES_MAX // 8]
+        return line.decode()[: LINE_BYTES_MAX // 8].encode() + b"\n"
 
     def _write(self, encoded: bytes, *, at_once: bool) -> None:
         """Write a line now or at the end of the iteration, or drop and count it. Never waits."""
@@ -265,16 +270,13 @@ class LogSink:
 
     def _write_backlog(self, timeout_ms: int) -> None:
         while self._backlog and self._is_writable(timeout_ms):
-            lines = [self._backlog.popleft()]
-            size_bytes = len(lines[0])
-            while self._backlog and size_bytes + len(self._backlog[0]) <= LINE_BYTES_MAX:
-                lines.append(self._backlog.popleft())
-                size_bytes += len(lines[-1])
-            self._write_now(b"".join(lines))
+            sizes = map(len, islice(self._backlog, _WRITTEN_LINES_MAX))
+            count = bisect_right(list(accumulate(sizes)), LINE_BYTES_MAX)
+            self._write_now(b"".join([self._backlog.popleft() for _ in range(count)]))
         if self._dropped and not self._backlog and self._is_writable(timeout_ms):
             fields = {"room": "observe", "event": "log lines dropped", "lines": self._dropped}
             self._dropped = 0
-            self._write_now(self._line(_PRIORITY["warning"], fields).encode() + b"\n")
+            self._write_now(self._line(_PRIORITY["warning"], fields))
 
     def _is_writable(self, timeout_ms: int) -> bool:
         return bool(self._poll.poll(timeout_ms))
@@ -283,16 +285,20 @@ class LogSink:
         with contextlib.suppress(OSError):  # stderr is closed
             os.write(self.descriptor, encoded)
 
-    def _line(self, priority: int, fields: Mapping[str, Any]) -> str:
+    def _line(self, priority: int, fields: Mapping[str, Any]) -> bytes:
+        """Return the line with its end."""
         prefix = f"<{priority}>" if self.to_journal else ""
         now = "" if self.to_journal else rfc3339(self.clock.time_us())
         if self.form == "json":
-            head = {} if self.to_journal else {"at": now, "level": _level(priority)}
-            return prefix + _json_line({**head, **fields})
+            head = {} if self.to_journal else {"at": now, "level": _LEVELS[priority]}
+            return b"%b%b\n" % (prefix.encode(), _json_line({**head, **fields}))
         if self.form == "pretty":
-            return prefix + self._pretty(priority, now, fields)
-        head_text = "" if self.to_journal else f"at={now} level={_level(priority)} "
-        return prefix + head_text + " ".join(_pairs(fields))
+            text = self._pretty(priority, now, fields)
+        elif self.to_journal:
+            text = _pairs(fields)[1:]
+        else:
+            text = f"at={now} level={_LEVELS[priority]}{_pairs(fields)}"
+        return f"{prefix}{text}\n".encode("utf-8", "backslashreplace")
 
     def _pretty(self, priority: int, now: str, fields: Mapping[str, Any]) -> str:
         rest = dict(fields)
@@ -300,7 +306,7 @@ class LogSink:
         color = _COLORS.get(priority, "") if self.color else ""
         event = event if event.isprintable() else json.dumps(event)
         event = f"{color}{event}\x1b[0m" if color else event
-        return " ".join((now[11:19], f"{room:<9}", event, *_pairs(rest)))
+        return f"{now[11:19]} {room:<9} {event}{_pairs(rest)}"
 
 
 class _StandardLibrary(logging.Handler):
@@ -318,14 +324,12 @@ class _StandardLibrary(logging.Handler):
         _sink.log(method if method in _PRIORITY else "warning", event)
 
 
-def _is_plain(event: Mapping[str, Any], method: str) -> bool:
+def _is_plain(event: Mapping[str, Any], form: Form) -> bool:
     """Return whether the event can be written as it is if its line is short. Almost always."""
     return (
         len(event) <= _FIELDS_MAX
-        and _PLAIN_TYPES.issuperset(map(type, event.values()))
-        and _SECRET_NAMES.isdisjoint(event)
-        and "exc_info" not in event
-        and method != "exception"
+        and _SPECIAL_NAMES.isdisjoint(event)
+        and (form != "json" or _PLAIN_TYPES.issuperset(map(type, event.values())))
     )
 
 
@@ -343,7 +347,7 @@ def _describe_exception(event: dict[str, Any], method: str) -> None:
 def _fields(event: Mapping[str, Any], clip: int) -> dict[str, Any]:
     """Return the event's fields, room and event first, each value clipped."""
     fields: dict[str, Any] = {"room": event.get("room", ""), "event": ""}
-    for name, value in itertools.islice(event.items(), _FIELDS_MAX):
+    for name, value in islice(event.items(), _FIELDS_MAX):
         if name in _SECRET_NAMES:
             fields[name] = "(left out)"
         elif type(value) is str and len(value) <= clip:  # almost all
@@ -364,50 +368,55 @@ def _plain(value: object, clip: int) -> str | float | None:
         case BaseException():
             text = f"{type(value).__name__}: {value}"
         case list() | tuple() | set() | frozenset():
-            text = ", ".join(str(item) for item in itertools.islice(value, 64))
+            text = ", ".join(str(item) for item in islice(value, 64))
         case _:
             text = str(value)
     return text if len(text) <= clip else f"{text[:clip]}…"
 
 
-def _pairs(fields: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in fields.items():
-        match value:
-            case str():
-                yield f"{name}={_quoted(value)}"
-            case bool():
-                yield f"{name}={'true' if value else 'false'}"
-            case None:
-                yield f"{name}=-"
-            case _:
-                yield f"{name}={value}"
+def _pairs(fields: Mapping[str, Any]) -> str:
+    """Return " name=value" of each field: logfmt, with a space before it."""
+    texts = [
+        _quoted(value) if type(value) is str else _other_text(value) for value in fields.values()
+    ]
+    return _template(tuple(fields)) % tuple(texts)
 
 
+@lru_cache(256)  # each event has the same names whenever it is logged
+def _template(names: tuple[str, ...]) -> str:
+    return "".join(f" {name.replace('%', '%%')}=%s" for name in names)
+
+
+@lru_cache(1024)  # hosts, states and queue ids recur within a few lines
 def _quoted(text: str) -> str:
     """Return `text` as it is, or quoted with JSON's escapes if necessary."""
     if not text.isprintable():
         return json.dumps(text)
     if not _NEEDS_QUOTES.search(text):
         return text
-    return json.dumps(text, ensure_ascii=False)
+    return encode_basestring(text)  # as json.dumps(ensure_ascii=False), which makes an encoder
 
 
-def _json_line(fields: Mapping[str, Any]) -> str:
+def _other_text(value: object) -> str:
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return f"{value}"
+        case _:
+            return _quoted(str(_plain(value, _CLIPS[0])))
+
+
+def _json_line(fields: Mapping[str, Any]) -> bytes:
     try:
-        line = msgspec.json.encode(fields).decode()
+        line = _encode_json(fields)
     except (UnicodeEncodeError, OverflowError):  # a lone surrogate, a huge number
-        return json.dumps(fields)
-    if line.isascii() and "\x7f" not in line:  # the others below a space are escaped
+        return json.dumps(fields).encode()
+    if line.isascii() and b"\x7f" not in line:  # the others below a space are escaped
         return line
-    return line if line.isprintable() else json.dumps(fields)
-
-
-def _level(priority: int) -> str:
-    return ("error", "warning", "info", "info", "debug")[max(0, priority - 3)]
-
-
-def _size(line: str) -> int:
-    return len(line.encode("utf-8", "backslashreplace"))
+    return line if line.decode().isprintable() else json.dumps(fields).encode()
 
 
 def _is_journal(descriptor: int, journal_stream: str) -> bool:

@@ -9,8 +9,11 @@ import logging
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from relay.base.observe import logs
 from relay.base.observe.logs import RepeatedError
@@ -90,6 +93,66 @@ def test_logfmt(reader):
     expected = f'at={NOW} level=warning room=ingress event="sent to" qid=abc '
     expected += r'reply="250 \"ok\"" empty="" ok=true nothing=- n=1.5'
     assert reader.line() == expected
+
+
+class Color(StrEnum):
+    RED = "red"
+
+
+def logfmt_text(value):
+    """Return how logfmt has a value: the rule of the form."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, bytes):
+        value = f"({len(value)} bytes)"
+    elif isinstance(value, list):
+        value = ", ".join(value)
+    elif isinstance(value, Exception):
+        value = f"{type(value).__name__}: {value}"
+    if len(value) > 512:
+        value = value[:512] + "…"
+    if not value.isprintable():
+        return json.dumps(value)
+    if value == "" or set(value) & set(' "=\\'):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return value
+
+
+TEXTS = st.one_of(st.text(max_size=20), st.text('ab ="\\\n\x7f\xa0\u2028\udcffé', max_size=6))
+VALUES = st.one_of(
+    TEXTS,
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.binary(max_size=9),
+    st.lists(TEXTS, max_size=3),
+    TEXTS.map(ValueError),
+)
+
+
+@given(TEXTS, st.lists(VALUES, max_size=9))
+@example("zeros are apart", [0.0, -0.0, 0, False, 1, 1.0, True, "1", Color.RED, "red", Color.RED])
+@example("long", ["x" * 511, "x" * 512, "x" * 513, "ä" * 600, "\x01" * 100])
+@example("together long", ["x" * 200] * 3)
+@example("250 2.0.0 Ok: queued as 4F", ["bob@example.org", "mx.example.org:25", 0.012, "2.0.0"])
+def test_logfmt_has_each_value_as_its_rule_says(event, values):
+    reading, writing = os.pipe()
+    sink = logs.LogSink()
+    sink.clock = ManualClock()
+    sink.point_at(writing)
+    fields = {"room": "a", "event": event, **{f"f%{n}": value for n, value in enumerate(values)}}
+    for _ in range(2):  # the second time, texts may come from a cache
+        sink.log("warning", dict(fields))
+    os.close(writing)
+    with os.fdopen(reading, encoding="utf-8", newline="\n") as file:
+        first, second = file
+    pairs = " ".join(f"{name}={logfmt_text(value)}" for name, value in fields.items())
+    assert first == second == f"at={NOW} level=warning {pairs}\n"
 
 
 def test_auto_is_logfmt_for_a_pipe_and_pretty_in_color_on_a_terminal(reader):
@@ -241,6 +304,17 @@ def test_a_closed_stderr_does_not_raise(reader):
     reader.configure("logfmt")
     log.info("back")
     assert reader.line().endswith("event=back")
+
+
+@pytest.mark.parametrize("length", [1, 300, 4000])
+async def test_the_lines_of_a_turn_come_whole_and_in_their_order(reader, length):
+    reader.configure("logfmt")
+    count = 30_000 // (100 + length)  # of what a pipe takes without a reader
+    for number in range(count):
+        log.info("x", filler="y" * length, number=number)
+    await asyncio.sleep(0)
+    numbers = [line.rpartition("number=")[2] for line in reader.lines()]
+    assert numbers == [str(number) for number in range(count)]
 
 
 async def test_threads_do_not_mix_their_lines(reader):
