@@ -138,6 +138,7 @@ VALUES = st.one_of(
 @given(TEXTS, st.lists(VALUES, max_size=9))
 @example("zeros are apart", [0.0, -0.0, 0, False, 1, 1.0, True, "1", Color.RED, "red", Color.RED])
 @example("long", ["x" * 511, "x" * 512, "x" * 513, "ä" * 600, "\x01" * 100])
+@example("not ASCII", ["caf\u00e9 au lait", "\u00e9"])
 @example("together long", ["x" * 200] * 3)
 @example("250 2.0.0 Ok: queued as 4F", ["bob@example.org", "mx.example.org:25", 0.012, "2.0.0"])
 def test_logfmt_has_each_value_as_its_rule_says(event, values):
