@@ -32,7 +32,8 @@ from relay.operation.commands.dns_records import (
     tls_rpt_record,
     tlsa_records,
 )
-from relay.transport.routing.dns_client import DnsQuestion, look_up
+from relay.transport.routing.dns_cache import DnsQuestion
+from relay.transport.routing.dns_client import look_up
 from relay.transport.routing.mx_hosts import Answer, NoAnswer, Records
 from relay.transport.routing.sts_policies import StsFetchError
 from relay.transport.signing.keys import KeyRing

@@ -16,7 +16,8 @@ route is made.
   out because they are this host or lead back to it (mail loop); null MX, no MX
 - `usable_hosts`: the hosts that delivery may use, each with its TLS; which ones are left out for it
 - `sts_policies`: the MTA-STS policy of a domain: when it is fetched, how long it holds, its file
-- `dns_client`: queries to the name servers, time-outs (SERVFAIL ...), and the cache with its TTL
+- `dns_client`: queries to the name servers, time-outs (SERVFAIL ...)
+- `dns_cache`: how long an answer is remembered (TTL), and how many queries are in progress
 
 Elsewhere: aliases: `relay/base/accounts/aliases.py`; whether RCPT is accepted:
 `relay/transport/ingress/session_owner.py`; the next host if one does not answer:

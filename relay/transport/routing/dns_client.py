@@ -1,13 +1,12 @@
-"""A DNS stub resolver with a cache.
+"""A DNS stub resolver.
 
-One query per question is in progress at a time; queries and cache are bounded; a TTL is never
-extended. Failures are NoAnswer with the reason, and are not cached. See RFC 1035, RFC 2181 5.2 and
-8 (TTL), RFC 2308 (negative answers), RFC 6891 (EDNS), RFC 6840 5.7 (AD).
+Failures are NoAnswer with the reason. See RFC 1035, RFC 2308 (negative answers), RFC 6891 (EDNS),
+RFC 6840 5.7 (AD).
 """
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import dns.asyncbackend
@@ -23,16 +22,10 @@ import dns.resolver
 from dns.rdtypes.ANY.TLSA import TLSA
 from dns.rdtypes.ANY.TXT import TXT
 
-from relay.base.bounded_dict import BoundedDict
-from relay.base.clock import Clock
 from relay.base.socket_address import Address
+from relay.transport.routing.dns_cache import QUERIES_MAX, DnsQuestion, TimedAnswer
 from relay.transport.routing.mx_hosts import Answer, NoAnswer, NoName, NoRecords, Records
 
-# A name in lower case without the final dot, and "MX", "A", "AAAA", "TXT", "TLSA" or "HOST".
-DnsQuestion = tuple[str, str]
-
-QUERIES_MAX = 256  # in progress at once; others wait
-CACHE_MAX = 20_000  # questions in the cache
 TTL_MAX_S = 86_400.0
 NEGATIVE_TTL_MAX_S = 900.0
 ONE_SERVER_TIMEOUT_S = 2.0  # then the next server, or the same again, until the time-out
@@ -41,7 +34,6 @@ EDNS_PAYLOAD_BYTES = 1232  # DNS flag day 2020: never fragmented
 # else one digest of the wrong length would spoil all records of a host (RFC 7672 2.2)
 TLSA._cert_length_by_mtype = {}  # noqa: SLF001
 
-TimedAnswer = tuple[Answer, float]  # an answer and its TTL in seconds
 _NAME = "relay-check.invalid"  # RFC 6761 6.4: never exists
 
 
@@ -124,76 +116,6 @@ class StubResolver:
 
     def _is_secure(self, response: dns.message.QueryMessage) -> bool:
         return self._validating and bool(response.flags & dns.flags.AD)
-
-
-class DnsCache:
-    """A bounded cache of MX and address answers before `ask`; equal questions share a query."""
-
-    def __init__(
-        self, ask: Callable[[DnsQuestion], Awaitable[TimedAnswer]], *, clock: Clock
-    ) -> None:
-        self._ask = ask
-        self._clock = clock
-        self._slots = asyncio.Semaphore(QUERIES_MAX)
-        self._cache = BoundedDict[DnsQuestion, tuple[float, Answer]](CACHE_MAX)
-        self._running: dict[DnsQuestion, asyncio.Task[Answer]] = {}
-
-    @property
-    def is_half_full(self) -> bool:
-        """Whether half as many queries as may be in progress are."""
-        return len(self._running) >= QUERIES_MAX // 2
-
-    def forget(self, question: DnsQuestion) -> None:
-        """Send a query for this question the next time."""
-        self._cache.pop(question, None)
-
-    async def answers(self, *questions: DnsQuestion) -> list[Answer]:
-        """Return the answers in the order of the questions; all queries run in parallel."""
-        remembered = {query: self.remembered(query) for query in questions}
-        tasks = [self._task(query) for query, answer in remembered.items() if answer is None]
-        if tasks:
-            await asyncio.wait(tasks)  # not cancelled with this caller: others may wait for them
-            fresh = [query for query, answer in remembered.items() if answer is None]
-            remembered |= {query: _result(task) for query, task in zip(fresh, tasks, strict=True)}
-        return [answer for query in questions if (answer := remembered[query]) is not None]
-
-    async def close(self) -> None:
-        """Cancel the queries in progress."""
-        running = list(self._running.values())
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-
-    def _task(self, question: DnsQuestion) -> asyncio.Task[Answer]:
-        task = self._running.get(question)
-        if task is None:
-            task = asyncio.get_running_loop().create_task(self._fetch(question))
-            self._running[question] = task
-            task.add_done_callback(lambda _: self._running.pop(question, None))
-        return task
-
-    async def _fetch(self, question: DnsQuestion) -> Answer:
-        async with self._slots:
-            answer, ttl_s = await self._ask(question)
-        if ttl_s > 0:
-            self._cache[question] = (self._clock.monotonic() + ttl_s, answer)
-        return answer
-
-    def remembered(self, question: DnsQuestion) -> Answer | None:
-        """Return the answer in the cache, None if there is none."""
-        cached = self._cache.get(question)
-        if cached is None:
-            return None
-        expires_s, answer = cached
-        if expires_s <= self._clock.monotonic():
-            del self._cache[question]
-            return None
-        self._cache.move_to_end(question)
-        return answer
-
-
-def _result(task: asyncio.Task[Answer]) -> Answer:
-    return NoAnswer("the relay is shutting down") if task.cancelled() else task.result()
 
 
 def _text(record: dns.rdata.Rdata, kind: str) -> str:

@@ -15,8 +15,9 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
 from msgspec import structs
 
@@ -28,7 +29,7 @@ from relay.base.settings.tree import DnsSettings
 from relay.base.settings.values import is_ip
 from relay.base.socket_address import Address, is_loopback, plain_ip
 from relay.base.sockets import is_of_this_machine
-from relay.transport.routing.dns_client import DnsCache, DnsQuestion, StubResolver, TimedAnswer
+from relay.transport.routing.dns_cache import DnsCache, DnsQuestion, TimedAnswer
 from relay.transport.routing.mx_hosts import (
     Answer,
     Exchange,
@@ -50,6 +51,9 @@ from relay.transport.routing.mx_hosts import (
     leading_back,
     mx_answer,
 )
+
+if TYPE_CHECKING:
+    from relay.transport.routing.dns_client import StubResolver
 
 HOSTS_FILE_TTL_S = 30.0
 _MX_PORT = 25  # RFC 5321 4.5.4.2
@@ -98,9 +102,7 @@ class Resolver:
         self._proxy_host = proxy_host
         self._kinds = ["A" if name == "ipv4" else "AAAA" for name in dict.fromkeys(dns.protocols)]
         self._what = "address" if len(self._kinds) > 1 else f"IPv{dns.protocols[0][-1]} address"
-        self._servers = StubResolver(
-            dns.nameservers, timeout_s=dns.timeout, validating=dns.validating
-        )
+        self._servers = cache(partial(_servers_of, dns))  # made for the first question
         self._find_tlsa = self.find_tlsa if dns.validating else None
         self._dns = DnsCache(self._ask, clock=self._clock)
 
@@ -324,7 +326,7 @@ class Resolver:
             return await self._ask_system(name), HOSTS_FILE_TTL_S
         if kind in ("A", "AAAA") and literal_address(f"[{name}]"):  # "MX 10 192.0.2.1."
             return Records((name,)), HOSTS_FILE_TTL_S
-        return await self._servers.ask(question)
+        return await self._servers().ask(question)
 
     async def _ask_system(self, name: str) -> Answer:
         """Use the system's lookup: /etc/hosts and others."""
@@ -338,6 +340,13 @@ class Resolver:
         except (OSError, UnicodeError):
             return NoName()
         return Records(addresses)
+
+
+def _servers_of(dns: DnsSettings) -> "StubResolver":
+    # a large library, which a relay without MX routes and checks does not need
+    from relay.transport.routing.dns_client import StubResolver  # noqa: PLC0415
+
+    return StubResolver(dns.nameservers, timeout_s=dns.timeout, validating=dns.validating)
 
 
 class LoopbackResolver:

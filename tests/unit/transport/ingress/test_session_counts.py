@@ -12,7 +12,7 @@ from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.settings.tree import DnsSettings
 from relay.transport.ingress.message_limits import KEYS_MAX, RateLimits
 from relay.transport.routing import resolver as resolver_module
-from relay.transport.routing.dns_client import QUERIES_MAX
+from relay.transport.routing.dns_cache import QUERIES_MAX
 from relay.transport.routing.mx_hosts import Hosts
 from relay.transport.routing.resolver import Resolver
 from tests.support.dns_server import DnsThread

@@ -2,8 +2,9 @@
 
 import asyncio
 
-from relay.transport.routing import dns_client
-from relay.transport.routing.dns_client import QUERIES_MAX, DnsCache, StubResolver, look_up
+from relay.transport.routing import dns_cache
+from relay.transport.routing.dns_cache import QUERIES_MAX, DnsCache
+from relay.transport.routing.dns_client import StubResolver, look_up
 from relay.transport.routing.mx_hosts import NoAnswer, NoName, NoRecords, Records
 from tests.support.dns_server import DnsThread
 from tests.support.manual_clock import ManualClock
@@ -39,7 +40,7 @@ async def test_dns_queries_in_progress_are_bounded():
 
 
 async def test_the_dns_cache_drops_the_least_recently_used_answer(monkeypatch):
-    monkeypatch.setattr(dns_client, "CACHE_MAX", 500)
+    monkeypatch.setattr(dns_cache, "CACHE_MAX", 500)
     server = Server()
     server.open.set()
     asking = DnsCache(server.ask, clock=ManualClock())

@@ -1,0 +1,89 @@
+"""A cache of DNS answers.
+
+One query per question is in progress at a time; queries and cache are bounded; a TTL is never
+extended (RFC 2181 5.2 and 8). Failures are not cached.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from relay.base.bounded_dict import BoundedDict
+from relay.base.clock import Clock
+from relay.transport.routing.mx_hosts import Answer, NoAnswer
+
+# A name in lower case without the final dot, and "MX", "A", "AAAA", "TXT", "TLSA" or "HOST".
+DnsQuestion = tuple[str, str]
+TimedAnswer = tuple[Answer, float]  # an answer and its TTL in seconds
+
+QUERIES_MAX = 256  # in progress at once; others wait
+CACHE_MAX = 20_000  # questions in the cache
+
+
+class DnsCache:
+    """A bounded cache of MX and address answers before `ask`; equal questions share a query."""
+
+    def __init__(
+        self, ask: Callable[[DnsQuestion], Awaitable[TimedAnswer]], *, clock: Clock
+    ) -> None:
+        self._ask = ask
+        self._clock = clock
+        self._slots = asyncio.Semaphore(QUERIES_MAX)
+        self._cache = BoundedDict[DnsQuestion, tuple[float, Answer]](CACHE_MAX)
+        self._running: dict[DnsQuestion, asyncio.Task[Answer]] = {}
+
+    @property
+    def is_half_full(self) -> bool:
+        """Whether half as many queries as may be in progress are."""
+        return len(self._running) >= QUERIES_MAX // 2
+
+    def forget(self, question: DnsQuestion) -> None:
+        """Send a query for this question the next time."""
+        self._cache.pop(question, None)
+
+    async def answers(self, *questions: DnsQuestion) -> list[Answer]:
+        """Return the answers in the order of the questions; all queries run in parallel."""
+        remembered = {query: self.remembered(query) for query in questions}
+        tasks = [self._task(query) for query, answer in remembered.items() if answer is None]
+        if tasks:
+            await asyncio.wait(tasks)  # not cancelled with this caller: others may wait for them
+            fresh = [query for query, answer in remembered.items() if answer is None]
+            remembered |= {query: _result(task) for query, task in zip(fresh, tasks, strict=True)}
+        return [answer for query in questions if (answer := remembered[query]) is not None]
+
+    async def close(self) -> None:
+        """Cancel the queries in progress."""
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    def _task(self, question: DnsQuestion) -> asyncio.Task[Answer]:
+        task = self._running.get(question)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._fetch(question))
+            self._running[question] = task
+            task.add_done_callback(lambda _: self._running.pop(question, None))
+        return task
+
+    async def _fetch(self, question: DnsQuestion) -> Answer:
+        async with self._slots:
+            answer, ttl_s = await self._ask(question)
+        if ttl_s > 0:
+            self._cache[question] = (self._clock.monotonic() + ttl_s, answer)
+        return answer
+
+    def remembered(self, question: DnsQuestion) -> Answer | None:
+        """Return the answer in the cache, None if there is none."""
+        cached = self._cache.get(question)
+        if cached is None:
+            return None
+        expires_s, answer = cached
+        if expires_s <= self._clock.monotonic():
+            del self._cache[question]
+            return None
+        self._cache.move_to_end(question)
+        return answer
+
+
+def _result(task: asyncio.Task[Answer]) -> Answer:
+    return NoAnswer("the relay is shutting down") if task.cancelled() else task.result()
