@@ -3,11 +3,12 @@
 #   tests/bench/run.sh                            all parts, five rounds
 #   tests/bench/run.sh --only small --rounds 3    the arguments are those of side_by_side.py
 #   tests/bench/run.sh versions --old COMMIT      the arguments are those of versions.py
-# PEERS is the folder of the benchmark kit, RELAY the command to measure. Needs root, as Postfix does.
+# PEERS is the folder of the benchmark kit, RELAY the command to measure, VENV the environment of the bench. Needs root, as Postfix does.
 set -eu
 top=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
 peers=${PEERS:-$top/../shared/peers}
-relay=$(realpath -s -- "${RELAY:-$top/.venv/bin/relay}")
+venv=$(realpath -s -- "${VENV:-$top/.venv}")
+relay=$(realpath -s -- "${RELAY:-$venv/bin/relay}")
 
 missing() {
     echo "bench: $1" >&2
@@ -15,13 +16,13 @@ missing() {
 }
 if [ "${1:-}" = versions ]; then
     shift
-    set -- .venv/bin/python -m tests.bench.versions "$@"
+    set -- "$venv/bin/python" -m tests.bench.versions "$@"
     case "$*" in
         *small* | *fresh* | *large* | *fanout* | *burst*) ;;
         *--workloads*) cd "$top" && exec "$@" ;;  # those of Graph need nothing of the following
     esac
 else
-    set -- .venv/bin/python -m tests.bench.side_by_side --relay "$relay" "$@"
+    set -- "$venv/bin/python" -m tests.bench.side_by_side --relay "$relay" "$@"
 fi
 [ -f "$peers/compare.py" ] || missing "no benchmark kit in $peers; set PEERS to its folder"
 [ -x "$relay" ] || missing "no relay at $relay; run make bench, or set RELAY"

@@ -26,6 +26,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import tomllib
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -37,6 +38,7 @@ from typing import Any
 from tests.bench import sendmail
 
 TOP = Path(__file__).resolve().parents[2]
+RELAY_TOML = TOP / "tests" / "bench" / "relay.toml"
 BOUNDS = {"small": 0.52, "fresh": 0.73, "large": 0.62, "fanout": 0.55, "burst": 0.58}
 PARTS = (*BOUNDS, "latency", "sendmail")
 FIGURES = ("accept_per_s", "through_per_s", "cpu_ms_per_msg", "pss_mb")
@@ -132,6 +134,7 @@ def machine(given: Namespace) -> Found:
         "commit": commit,
         "python": python_build() if own_python(given.relay) else f"that of {given.relay}",
         "postfix": postfix,
+        "log": tomllib.loads(RELAY_TOML.read_text())["observe"]["log"],
         "processors": os.cpu_count(),
         "load_before": round(os.getloadavg()[0], 2),
         "rounds": given.rounds,
@@ -147,11 +150,12 @@ def own_python(relay: str) -> bool:
 
 def python_build() -> str:
     """Return the version of this Python, and how it was optimized, which is worth up to a sixth."""
-    options = sysconfig.get_config_var("CONFIG_ARGS") or ""
-    if sys.base_prefix == "/usr":
+    options, flags = (sysconfig.get_config_var(name) or "" for name in ("CONFIG_ARGS", "PY_CFLAGS"))
+    if sys.base_prefix == "/usr":  # Debian uses PGO without leaving a trace of it
         how = "of the distribution"
     else:
-        how = f"built {'with' if '--enable-optimizations' in options else 'without'} PGO"
+        has_pgo = "--enable-optimizations" in options or "-fprofile-use" in flags
+        how = f"built {'with' if has_pgo else 'without'} PGO"
     return f"{platform.python_version()}, {how}"
 
 
@@ -159,7 +163,7 @@ def write_template(folder: Path, tree: Path = TOP) -> Path:
     """Write the configuration of the relay, in which the kit fills in ports and the folder of a run."""
     accounts = folder / "accounts.toml"
     accounts.touch(0o600)
-    text = (TOP / "tests" / "bench" / "relay.toml").read_text()
+    text = RELAY_TOML.read_text()
     text = text.replace("{accounts}", str(accounts)).replace("{policies}", str(tree / "policies"))
     template = folder / "relay.toml"
     template.write_text(text)
