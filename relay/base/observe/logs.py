@@ -39,7 +39,8 @@ Form = Literal["auto", "json", "logfmt", "pretty"]
 LINE_BYTES_MAX = 4096  # PIPE_BUF: a writable pipe takes such a line whole, without blocking
 _WRITTEN_LINES_MAX = 128  # in one write, however short they are
 BACKLOG_LINES_MAX = 4000  # at most 16 MiB
-_CLIPS = (512, 128, 32, 8)  # characters per value; the first that makes the line fit
+_CLIP_MAX = 512
+_CLIPS = (_CLIP_MAX, 128, 32, 8)  # characters per value; the first that makes the line fit
 _FIELDS_MAX = 24
 _PLAIN_TYPES = frozenset({str, int, float, bool, type(None)})
 _FRAMES_MAX = 4
@@ -226,7 +227,7 @@ class LogSink:
         priority = _PRIORITY[method]
         if method != "exception" and _is_plain(event, self.form):
             line = self._line(priority, event)
-            if len(line) <= _CLIPS[0]:  # so no value is longer
+            if len(line) <= _CLIP_MAX:  # so no value is longer
                 return line
         _describe_exception(event, method)
         for clip in _CLIPS:
@@ -376,8 +377,9 @@ def _plain(value: object, clip: int) -> str | float | None:
 
 def _pairs(fields: Mapping[str, Any]) -> str:
     """Return " name=value" of each field: logfmt, with a space before it."""
-    texts = [
-        _quoted(value) if type(value) is str else _other_text(value) for value in fields.values()
+    texts = [  # what is long is clipped before it can be kept in memory by _quoted()
+        _quoted(value) if type(value) is str and len(value) <= _CLIP_MAX else _other_text(value)
+        for value in fields.values()
     ]
     return _template(tuple(fields)) % tuple(texts)
 
@@ -406,7 +408,7 @@ def _other_text(value: object) -> str:
         case int() | float():
             return f"{value}"
         case _:
-            return _quoted(str(_plain(value, _CLIPS[0])))
+            return _quoted(str(_plain(value, _CLIP_MAX)))
 
 
 def _json_line(fields: Mapping[str, Any]) -> bytes:

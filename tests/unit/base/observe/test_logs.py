@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 
@@ -227,6 +228,17 @@ def test_a_line_is_bounded_whatever_is_logged(reader, form, character):
     assert line.count(b"\n") == 1
     if form == "json":
         assert json.loads(line)["field0"].startswith(character)
+
+
+def test_no_long_value_stays_in_memory(reader):
+    reader.configure("logfmt")
+    tracemalloc.start()
+    for number in range(30):
+        log.info("x", text=f"{number}" + "y" * 500_000, texts=["z" * 500_000])
+        reader.bytes()
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 1_000_000
 
 
 def test_bodies_and_secrets_are_left_out(reader):
