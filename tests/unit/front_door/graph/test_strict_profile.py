@@ -110,10 +110,22 @@ TYPED = {"address": "a@b.test", "mail": ""}
 
 # what is asked, what Graph answers, and the status without the profile
 REFUSED: dict[str, Refused] = {
-    "order by another": read(f"{BY_READ}&$orderby=subject", TOO_COMPLEX),
-    "order by a later one": read(f"{BY_READ} and subject eq 's'&$orderby=subject", TOO_COMPLEX),
-    "another order": read(f"{BY_READ} and subject eq 's'&$orderby=subject,isRead", TOO_COMPLEX),
     "order in a folder": read(f"{BY_CATEGORY}&$orderby=receivedDateTime desc", TOO_COMPLEX),
+    **{
+        f"order by another than {named}": read(
+            f"/messages?$filter={named}&$orderby=receivedDateTime", TOO_COMPLEX
+        )
+        for named in (
+            "isRead eq true and (subject eq 's' or from/emailAddress/address eq 'a')",
+            "from/emailAddress/name eq 'a' and receivedDateTime ge 2020-01-01",
+            "inferenceClassification eq 'focused'",
+            "not (flag/flagStatus eq 'flagged')",
+            "Importance eq 'high'",
+            "contains(subject,'s')",
+            "toRecipients/any(r:r/emailAddress/address eq 'a')",
+            "conversationId eq 'a'",
+        )
+    },
     "search and filter": read(f'{BY_READ}&$search="a"', searched("filter")),
     "search and order": read('/messages?search="a"&orderby=subject', searched("orderBy")),
     "count": read('/messages/$count?$search="a"&$filter=isRead eq true', searched("filter")),
@@ -166,7 +178,9 @@ REFUSED: dict[str, Refused] = {
         "/mailboxSettings", {"language": {"name": "x"}}, unknown("name", "localeInfo")
     ),
 }
-BY_TIME = "receivedDateTime ge 2020-01-01 and receivedDateTime lt 2040-01-01 and isRead eq true"
+BY_TIME = (
+    "receivedDateTime ge 2020-01-01 and receivedDateTime lt 2040-01-01 and importance eq 'high'"
+)
 PASCAL = {
     "@odata.type": "#microsoft.graph.message",
     "Subject": "s",
@@ -178,8 +192,10 @@ TAKEN: dict[str, tuple[str, dict[str, Any], int]] = {
         name: (f"GET {path}", {}, 200)
         for name, path in {
             "the first ones": f"/messages?$filter={BY_TIME}&$orderby=ReceivedDateTime desc",
-            "a function": "/messages?$filter=startswith(subject,'s') and isRead eq true"
-            "&$orderby=subject,isRead",
+            "unread mail": f"{BY_READ}&$orderby=receivedDateTime desc",
+            "a later one": f"{BY_READ} and parentFolderId eq 'inbox'&$orderby=subject,isRead",
+            "a function": "/messages?$filter=startswith(subject,'s') or hasAttachments eq true"
+            "&$orderby=receivedDateTime",
             "filter alone": "/messages?$filter="
             "not (isRead eq true or from/emailAddress/address eq 'a')",
             "order alone": "/messages?$orderby=subject",
