@@ -194,7 +194,8 @@ async def get_with_attachments(
     resource |= expand.to_json(opened.message)
     await show_preferred_body(request, resource)
     of_attachments = expand.attachments or QueryOptions()
-    pieces = message_pieces({**request.context(context), **resource}, opened, of_attachments)
+    resource = {**request.context(context), **resource}
+    pieces = message_pieces(request, resource, opened, options=of_attachments)
     size = _size(expanded(opened.attachments, of_attachments), of_attachments.select)
     return await _response(pieces, size, headers=etag_field(opened.message.change_key))
 
@@ -251,11 +252,19 @@ def _context(request: GraphRequest, opened: OpenedMessage, rest: str) -> dict[st
 
 
 def message_pieces(
-    resource: Mapping[str, Any], opened: OpenedMessage, options: QueryOptions
+    request: GraphRequest,
+    resource: Mapping[str, Any],
+    opened: OpenedMessage,
+    *,
+    options: QueryOptions,
 ) -> Iterator[bytes]:
-    """Yield the JSON of a message with its attachments."""
+    """Yield the JSON of a message with its attachments, and the link to those that follow."""
+    selected = select_attachments(opened.attachments, options.filter, options.orderby)
+    if (end := options.skip + options.top) < len(selected):
+        link = options.next_link(f"{request.root_url()}/{_path(request, opened)}", skip=end)
+        resource = {**resource, "attachments@odata.nextLink": link}
     yield msgspec.json.encode(resource)[:-1] + b',"attachments":'
-    yield from _array_pieces(opened, expanded(opened.attachments, options), options.select)
+    yield from _array_pieces(opened, selected[options.skip : end], options.select)
     yield b"}"
 
 

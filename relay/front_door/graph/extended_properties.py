@@ -6,7 +6,7 @@ $expand returns only the properties that it names; attachments too.
 
 import re
 from base64 import b64encode
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -232,29 +232,25 @@ def extended_properties_json(
 
 
 _IDS_MAX = 100
-_ITEM = re.compile(
-    r"\s*([A-Za-z]++)\s*+(?:\(\s*+\$?filter\s*+=((?:[^()']|'(?:[^']|'')*+')*+)\)\s*+)?(,|$)",
-    re.IGNORECASE,
-)
-_ATTACHMENTS = re.compile(
-    r"(?i)\s*attachments\s*(?:\(((?:[^()']|'[^']*+'|\((?:[^()']|'[^']*+')*+\))*+)\)\s*)?(,|$)"
-)
-_OPTION = re.compile(r"([^=;]*+)=?((?:[^;']|'(?:[^']|'')*+')*+);?")
-_OF_ATTACHMENTS = ("select", "filter", "orderby", "top", "skip")
+_PIECE = re.compile(r"'(?:[^']|'')*+'|[(),;']|[^(),;']++")
+_DEPTHS = {"(": 1, ")": -1}
+_OF_LISTS = ("select", "filter", "orderby", "top", "skip", "expand")
 _ZEROS = re.compile("0x0+(?=.)")
 _TERM = re.compile(r"\s*+(?:\w+/)?id\s++eq\s++'((?:[^']|'')*+)'\s*+(or\b|$)", re.IGNORECASE)
-_NAMES = {SINGLE.lower(): SINGLE, MULTIPLE.lower(): MULTIPLE}
+ATTACHMENTS, CHILD_FOLDERS = "attachments", "childFolders"
+_NAMES = {name.lower(): name for name in (SINGLE, MULTIPLE, ATTACHMENTS, CHILD_FOLDERS)}
 
 
 class ExpandOptions(Struct, frozen=True):
     """The canonical ids of the properties to return.
 
-    `attachments` is None if these are not expanded, else the options for them.
+    `attachments` and `children` are None if these are not expanded, else the options for them.
     """
 
     single: tuple[str, ...] = ()
     multiple: tuple[str, ...] = ()
     attachments: QueryOptions | None = None
+    children: QueryOptions | None = None
 
     def to_json(self, message: StoredMessage) -> dict[str, Any]:
         """Return the expanded properties of a message, to be added to its JSON."""
@@ -277,38 +273,56 @@ def shown_extended(message: StoredMessage, ids: Iterable[str]) -> tuple[Extended
     return merged(computed, stored) if message.is_draft else merged(stored, computed)
 
 
-def parse_expand(text: str | None, *, of_attachments: Collection[str]) -> ExpandOptions:
+def parse_expand(
+    text: str | None,
+    *,
+    of_attachments: Collection[str] = (),
+    of_folders: Collection[str] = (),
+) -> ExpandOptions:
     """Read an $expand such as `singleValueExtendedProperties($filter=id eq 'String 0x1045')`.
 
-    `of_attachments` are the properties of attachments. Raises ApiError 400.
+    `of_attachments` and `of_folders` are the properties of the items of attachments and of
+    childFolders; lists without them cannot be expanded. Raises ApiError 400.
     """
+    properties = {ATTACHMENTS: of_attachments, CHILD_FOLDERS: of_folders}
     ids: dict[str, tuple[str, ...]] = {}
-    attachments: QueryOptions | None = None
-    position, is_more = 0, text is not None
-    while is_more:
-        if attachments_match := _ATTACHMENTS.match(text or "", position):
-            options = [
-                (name.strip(), value.strip())
-                for name, value in _OPTION.findall(attachments_match[1] or "")
-            ]
-            attachments = parse_options(
-                options, allowed=_OF_ATTACHMENTS, known=of_attachments, page_size=TOP_MAX
-            )
-            position, is_more = attachments_match.end(), attachments_match[2] == ","
-            continue
-        match = _ITEM.match(text or "", position)
-        if match is None:
-            raise bad_request(f"$expand: found {quoted((text or '')[position:])}, {_EXPECTED}.")
-        name = _NAMES.get(match[1].lower())
-        if name is None:
-            raise bad_request(f"$expand: {quoted(match[1])} cannot be expanded here, {_EXPECTED}.")
-        if match[2] is None:
-            raise bad_request(f"$expand: {name} needs a $filter, {_EXPECTED}.")
-        if name in ids:
+    lists: dict[str, QueryOptions] = {}
+    for part in () if text is None else _split(text, ","):
+        written, opening, rest = part.strip().partition("(")
+        name = _NAMES.get(written.strip().lower(), "")
+        if not properties.get(name, name) or (opening and not rest.endswith(")")):
+            raise bad_request(f"$expand: {quoted(part)} cannot be expanded here, {_EXPECTED}.")
+        if name in ids or name in lists:
             raise bad_request(f"$expand: {name} is given twice.")
-        ids[name] = _ids(match[2], multiple=name == MULTIPLE)
-        position, is_more = match.end(), match[3] == ","
-    return ExpandOptions(ids.get(SINGLE, ()), ids.get(MULTIPLE, ()), attachments)
+        pairs = [option.partition("=")[::2] for option in _split(rest[:-1], ";")]
+        options = [(option.strip(), value.strip()) for option, value in pairs]
+        if name == ATTACHMENTS:
+            allowed, known = _OF_LISTS[:-1], of_attachments
+            lists[name] = parse_options(
+                options, allowed, known, kind="attachment", page_size=TOP_MAX
+            )
+        elif name == CHILD_FOLDERS:
+            lists[name] = parse_options(options, _OF_LISTS, of_folders, kind="mailFolder")
+        elif (filter_ := parse_options(options, ("filter",)).filter) is None:
+            raise bad_request(f"$expand: {name} needs a $filter, {_EXPECTED}.")
+        else:
+            ids[name] = _ids(filter_, multiple=name == MULTIPLE)
+    return ExpandOptions(
+        ids.get(SINGLE, ()), ids.get(MULTIPLE, ()), lists.get(ATTACHMENTS), lists.get(CHILD_FOLDERS)
+    )
+
+
+def _split(text: str, separator: str) -> Iterator[str]:
+    """Yield the parts between separators that are not in parentheses or quotes."""
+    depth, part = 0, ""
+    for piece in _PIECE.findall(text):
+        depth += _DEPTHS.get(piece, 0)
+        if piece == separator and not depth:
+            yield part
+            part = ""
+        else:
+            part += piece
+    yield part
 
 
 def _ids(text: str, *, multiple: bool) -> tuple[str, ...]:

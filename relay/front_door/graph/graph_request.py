@@ -31,7 +31,7 @@ from relay.front_door.graph.query_options import (
     parse_options,
     preferences,
 )
-from relay.front_door.graph.responses import collection_response, minimal_response
+from relay.front_door.graph.responses import collection_response, fitting, minimal_response
 from relay.front_door.http.errors import quoted, unsupported_media_type
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.http.responses import json_response
@@ -43,6 +43,7 @@ from relay.submission.outbox.store import FileStore
 
 IN_MEMORY_BODY_BYTES_MAX = LARGE_BYTES * 4 // 3  # larger MIME in base64 is written in blocks
 SHORT_PAGE_BYTES_MAX = 1024 * 1024  # of a page while memory is short
+_AROUND_BYTES = 1024  # octets of a page without its items and its nextLink
 _Item = TypeVar("_Item")
 _OF_MICROSOFT = re.compile(
     r"(?i)\.(?:microsoft|office|office365|chinacloudapi)\.\w+\.?(?::\d+)?$", re.ASCII
@@ -307,13 +308,18 @@ class GraphRequest(Struct, frozen=True):
         *,
         context: str,
     ) -> Response:
-        """Return the page of the whole list `resources` that the query options select."""
+        """Return the page of the whole list `resources` that the query options select.
+
+        It ends early before it would have more than `page_bytes`.
+        """
         page = resources[options.skip : options.skip + options.top]
-        next_skip = options.skip + len(page)
-        is_more = page and next_skip < len(resources)
+        bytes_max = self.page_bytes - len(options.next_link(self.url())) - _AROUND_BYTES
+        items = fitting((to_json(item, options.select) for item in page), bytes_max)
+        next_skip = options.skip + len(items)
+        is_more = items and next_skip < len(resources)
         return collection_response(
             self.context(context),
-            [to_json(resource, options.select) for resource in page],
+            items,
             total=len(resources) if options.count else None,
             next_link=options.next_link(self.url(), skip=next_skip) if is_more else "",
         )

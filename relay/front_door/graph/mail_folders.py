@@ -4,7 +4,6 @@ A folder keeps its id when it is renamed or moved. A 201 is sent when the change
 Well-known folders cannot be moved or deleted (403); a name that exists already is a 409.
 """
 
-import re
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from starlette.responses import Response
 from relay.front_door.graph import errors
 from relay.front_door.graph.entity_tags import etag_field
 from relay.front_door.graph.extended_properties import (
+    CHILD_FOLDERS,
     FOLDER_COMPUTED,
     MULTIPLE,
     SINGLE,
@@ -30,24 +30,21 @@ from relay.front_door.graph.json_values import (
     unsupported,
 )
 from relay.front_door.graph.odata.resources import select_folders
-from relay.front_door.graph.responses import collection_response
+from relay.front_door.graph.responses import collection_response, fitting
 from relay.front_door.graph.serializer import (
     FOLDER_PROPERTIES,
     ROOT_FOLDER_ID,
     folder_json,
     folder_version,
 )
-from relay.front_door.http.errors import bad_request, quoted
+from relay.front_door.http.errors import bad_request
 from relay.front_door.http.responses import json_response
 from relay.store.mailbox.stored_message import Folder
 
 _NAME_CHARACTERS = 255
 _RULE_PROPERTIES = ("id", "displayName", "sequence", "isEnabled")
 _LIST_OPTIONS = ("select", "expand", "filter", "orderby", "count", "top", "skip")
-_CHILDREN_MAX = 10  # returned by $expand, as in Graph
-_CHILDREN = re.compile(
-    r"(?:^|,)\s*+childFolders\s*+(?:\(\s*+\$?select\s*+=([^()]*+)\)\s*+)?+(?=,|\Z)", re.IGNORECASE
-)
+_LEVELS = 2  # of childFolders within $expand
 _OF_MAIL = {"id": "String 0x3613", "value": "IPF.Note"}
 
 
@@ -155,37 +152,46 @@ def _children(folders: Sequence[Folder], parent_id: str) -> list[Folder]:
 
 
 def _json_function(
-    request: GraphRequest, expand: str | None, every: Sequence[Folder]
+    request: GraphRequest,
+    expand: str | None,
+    every: Sequence[Folder],
+    *,
+    levels: int = _LEVELS,
+    bytes_max: int = 0,
 ) -> Callable[[Folder, Collection[str]], Mapping[str, Any]]:
     """Return a function from a folder to its JSON with what $expand asks for.
 
-    $expand returns the first ten child folders, and extended properties. Raises ApiError 400.
+    $expand returns child folders, ten by default as in Graph, and extended properties. Each level
+    of child folders gets half of the octets, `bytes_max`, of the list above it. Raises ApiError
+    400.
     """
-    match = _CHILDREN.search(expand or "")
-    rest = f"{(expand or '')[: match.start()]}{(expand or '')[match.end() :]}" if match else expand
-    expansion = parse_expand((rest or "").removeprefix(",") or None, of_attachments=())
-    if expansion.attachments is not None or expansion.multiple:
+    expansion = parse_expand(expand, of_folders=FOLDER_PROPERTIES if levels else ())
+    if expansion.multiple:
         raise bad_request(f"$expand: expected childFolders or {SINGLE}($filter=…).")
-    select = [name.strip() for name in ((match and match[1]) or "").split(",") if name.strip()]
-    if unknown := [name for name in select if name not in FOLDER_PROPERTIES]:
-        raise bad_request(f"$expand: childFolders have no property named {quoted(unknown[0])}.")
-
     names = [name for name in expansion.single if name in FOLDER_COMPUTED]
+    bytes_max = (bytes_max or request.page_bytes) // 2
+    by_parent: dict[str, list[Folder]] = {}
+    if options := expansion.children:
+        child_json = _json_function(
+            request, options.expand, every, levels=levels - 1, bytes_max=bytes_max
+        )
+        for child in select_folders(every, filter_=options.filter, orderby=options.orderby):
+            by_parent.setdefault(child.parent_id or ROOT_FOLDER_ID, []).append(child)
 
     def to_json(folder: Folder, selected: Collection[str]) -> Mapping[str, Any]:
         resource = folder_json(folder, selected, is_beta=request.http.segments[0].lower() == "beta")
         if names:
             values = ((shown_id(name), FOLDER_COMPUTED[name](folder)) for name in names)
             resource[SINGLE] = [{"id": name, "value": value} for name, value in values]
-        if match:
-            children = _children(every, folder.id)
-            resource["childFolders"] = [
-                folder_json(child, select) for child in children[:_CHILDREN_MAX]
-            ]
-            if len(children) > _CHILDREN_MAX:
+        if options:
+            children = by_parent.get(folder.id, [])
+            page = children[options.skip : options.skip + options.top]
+            items = fitting((child_json(child, options.select) for child in page), bytes_max)
+            resource[CHILD_FOLDERS] = items
+            if (end := options.skip + len(items)) < len(children):
                 path = f"users/{quote(request.mailbox)}/mailFolders/{folder.id}/childFolders"
-                link = f"{request.root_url()}/{path}?$skip={_CHILDREN_MAX}"
-                resource["childFolders@odata.nextLink"] = link
+                link = options.next_link(f"{request.root_url()}/{path}", skip=end)
+                resource[f"{CHILD_FOLDERS}@odata.nextLink"] = link
         return resource
 
     return to_json

@@ -130,10 +130,11 @@ class MessagePage(Struct, frozen=True):
         """Estimate the JSON of an item with its attachments."""
         if not isinstance(item, StoredMessage):
             return len(msgspec.json.encode(item))
-        has_content = shows_content(
-            self.expand.attachments.select if self.expand.attachments else ()
-        )
+        options = self.expand.attachments or QueryOptions()
+        has_content = shows_content(options.select)
         size_bytes = len(msgspec.json.encode(self._json(request, item, "")))
+        if options.top < len(item.attachments):
+            size_bytes += len(options.next_link(""))
         for attachment in item.attachments:
             texts = len(attachment.name) + len(attachment.content_type) + len(attachment.content_id)
             size_bytes += _ATTACHMENT_BYTES + _ESCAPED_BYTES * texts
@@ -158,9 +159,8 @@ class MessagePage(Struct, frozen=True):
                 resource = self._json(request, opened.message, request.pages_url)
                 convert_body(resource, body_type)
                 yield separator
-                yield from message_pieces(
-                    resource, opened, self.expand.attachments or QueryOptions()
-                )
+                options = self.expand.attachments or QueryOptions()
+                yield from message_pieces(request, resource, opened, options=options)
             else:
                 continue
             separator = b","

@@ -16,6 +16,7 @@ from relay.front_door.http.errors import bad_request, quoted
 TOP_DEFAULT = 10
 TOP_MAX = 1000
 _SKIP_MAX = 2**31 - 1
+_ANY_TOP = ("mailFolder", "attachment", "outlookCategory")
 _FORMATS = ("json", "application/json")
 # Graph takes these without the dollar sign as well.
 _SYSTEM = frozenset(
@@ -73,7 +74,8 @@ def parse_options(
 ) -> QueryOptions:
     """Read the query options; `known` are the properties of the type `kind` that $select may name.
 
-    `page_size` limits $top. Raises ApiError 400.
+    `page_size` limits $top; of some kinds a $top over the maximum is the maximum. Raises ApiError
+    400.
     """
     if not query and page_size is None:
         return _NONE_GIVEN
@@ -94,7 +96,8 @@ def parse_options(
             raise bad_request(f"The query option '${option}' is given twice.")
         options[option] = value
     size = page_size or TOP_DEFAULT
-    top = _number(options, "top", default=size, limits=(1, TOP_MAX))
+    most = _SKIP_MAX if kind in _ANY_TOP else TOP_MAX
+    top = _number(options, "top", default=size, limits=(1, most))
     return QueryOptions(
         select=_select(options.get("select", ""), known, kind),
         expand=options.get("expand"),

@@ -1,16 +1,29 @@
 """Responses of the Graph API: a page of a list, and a change without a body."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 from starlette.responses import Response
 
 from relay.front_door.http.responses import json_response
 
 
+def fitting(items: Iterable[Mapping[str, Any]], bytes_max: int) -> list[msgspec.Raw]:
+    """Return the JSON of the first items that have `bytes_max` octets together, at least one's."""
+    encoded: list[msgspec.Raw] = []
+    for item in items:
+        octets = msgspec.json.encode(item)
+        bytes_max -= len(octets) + 1
+        if encoded and bytes_max < 0:
+            break
+        encoded.append(msgspec.Raw(octets))
+    return encoded
+
+
 def collection_response(
     context: Mapping[str, Any],
-    items: Sequence[Mapping[str, Any]],
+    items: Sequence[Any],
     *,
     total: int | None = None,
     next_link: str = "",

@@ -50,7 +50,6 @@ BAD_PAGES = (
     "$top=x",
     "$top=-1",
     "$top=0",
-    "$top=1001",
     "$top=٣",
     "$skip=-1",
     "$count=maybe",

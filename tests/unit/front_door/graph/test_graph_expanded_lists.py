@@ -93,6 +93,9 @@ async def test_expanded_attachments_have_options(on_disk: OnDisk) -> None:
             shown = (await on_disk.http.get(query)).json()
             [shown] = shown.get("value", [shown])
             assert [each["name"] for each in shown["attachments"]] == names, query
+            rest = await pages(on_disk, shown.get("attachments@odata.nextLink", ""))
+            after = [each["name"] for page in rest for each in page["value"]]
+            assert after == (whole[1:] if "$top=1" in options else [])
     for url in (f"{one}/attachments", one, "/messages"):
         wrong = "foo eq 1" if url.endswith("attachments") else None
         query = f"?$filter={wrong}" if wrong else "?$expand=attachments($filter=foo eq 1)"

@@ -1,10 +1,12 @@
 """Small options and resources: $expand=childFolders, uniqueBody, $select=*, $metadata, time zones."""
 
+import json
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 
+from relay.front_door.graph import graph_request
 from relay.front_door.graph.json_values import PROPERTIES_OF_TYPES
 from relay.front_door.graph.serializer import FOLDER_PROPERTIES, MESSAGE_PROPERTIES
 from tests.support.graph_fakes import OnDisk, post_mime, refused, to
@@ -55,13 +57,74 @@ async def test_child_folders_are_expanded_ten_of_each(on_disk: OnDisk) -> None:
 
 @each_row(
     "expand",
-    ["parentFolder", "childFolders($select=x)", "attachments", "childFolders,childFolders"],
+    [
+        *("parentFolder", "childFolders($select=x)", "attachments", "childFolders,childFolders"),
+        *("childFolders($top=0)", "childFolders($filter=x eq 1)", "childFolders($orderby=x)"),
+        "childFolders($expand=childFolders($expand=childFolders))",
+        *("childFolders($select=id", "childFolders)", "childFolders($search=x)"),
+    ],
 )
 async def test_what_folders_do_not_expand_is_a_400(on_disk: OnDisk, expand: str) -> None:
-    assert (
-        "$expand"
-        in (await read(on_disk, f"/mailFolders?$expand={expand}", 400))["error"]["message"]
-    )
+    await read(on_disk, f"/mailFolders?$expand={expand}", 400)
+
+
+@pytest.fixture
+async def tree(on_disk: OnDisk) -> OnDisk:
+    """A mailbox with three folders in Archive, and three in each of these."""
+    for outer in "abc":
+        folder = {"displayName": outer}
+        answer = await on_disk.http.post("/mailFolders/archive/childFolders", json=folder)
+        for inner in "xyz":
+            path = f"/mailFolders/{answer.json()['id']}/childFolders"
+            folder = {"displayName": f"{outer}{inner} ('1'); 2"}
+            assert (await on_disk.http.post(path, json=folder)).status_code == 201
+    return on_disk
+
+
+async def below(on_disk: OnDisk, resource: dict[str, Any]) -> list[str]:
+    """The names of the folders in a page or a folder, and in the pages that it links."""
+    names: list[str] = []
+    for folder in resource.get("value", []) + resource.get("childFolders", []):
+        names += [folder["displayName"][:2], *(await below(on_disk, folder))]
+    for name in ("@odata.nextLink", "childFolders@odata.nextLink"):
+        if link := resource.get(name):
+            names += await below(on_disk, await read(on_disk, link))
+    return names
+
+
+ALL = "a ax ay az b bx by bz c cx cy cz"
+
+
+@each_row(
+    "options, expected",
+    [
+        ("($top=9999)&$top=9999", "a b c"),
+        ("($top=2;$orderby=displayName desc)", "c b a"),
+        ("($filter=displayName ne 'b';$select=displayName)", "a c"),
+        ("($expand=childFolders)", ALL),
+        ("($top=1;$expand=childFolders($top=1))", ALL),
+        (
+            "($filter=displayName eq 'a';$expand=childFolders($select=id,displayName;"
+            "$filter=startswith(displayName,'ay (''1''); 2') or id eq 'b';$orderby=displayName))",
+            "a ay",
+        ),
+    ],
+)
+async def test_child_folders_have_options(tree: OnDisk, options: str, expected: str) -> None:
+    page = await read(tree, f"/mailFolders?$skip=5&$expand=childFolders{options}")
+    assert " ".join(await below(tree, page)) == f"Ar {expected} Ou"
+
+
+async def test_the_octets_of_a_page_are_those_of_expanded_folders_too(
+    tree: OnDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph_request, "PAGE_BYTES_MAX", 2600)
+    url = "/mailFolders?$top=9999&$expand=childFolders($top=9999;$expand=childFolders($top=9999))"
+    pages = [await read(tree, url)]
+    assert "Ar " + ALL in " ".join(await below(tree, pages[0]))
+    while link := pages[-1].get("@odata.nextLink"):
+        pages.append(await read(tree, link))
+    assert all(len(json.dumps(page)) <= 2600 for page in pages), pages
 
 
 async def test_extended_properties_of_folders(on_disk: OnDisk, reply: str) -> None:
