@@ -77,15 +77,18 @@ class _Batch(msgspec.Struct):
 
 
 class _Item(msgspec.Struct):
-    """One request as the client wrote it; Microsoft's SDK for Python writes depends_on."""
+    """One request as the client wrote it; Microsoft's SDK for Python writes depends_on.
 
-    id: str
+    Some clients number their requests: a number is an id in decimal digits.
+    """
+
+    id: str | int
     method: str
     url: str
     headers: dict[str, str] | None = None
     body: msgspec.Raw = msgspec.Raw(b"")
-    depends_on: list[str] | None = msgspec.field(default=None, name="dependsOn")
-    depends_on_too: list[str] | None = msgspec.field(default=None, name="depends_on")
+    depends_on: list[str | int] | None = msgspec.field(default=None, name="dependsOn")
+    depends_on_too: list[str | int] | None = msgspec.field(default=None, name="depends_on")
 
 
 _batch_decoder = msgspec.json.Decoder(_Batch)
@@ -159,9 +162,13 @@ class BatchHandler:
         version = request.segments[0].lower()
         items = parse_batch(await request.body(), version=version, base_url=self._base_url(request))
         if is_strict:
-            for item in items:
-                strict_profile.check_part_type(
-                    item.id, has_body=bool(item.body), headers=item.headers
+            for number, item in enumerate(items):
+                strict_profile.check_part(
+                    item.id,
+                    has_body=bool(item.body),
+                    headers=item.headers,
+                    depends_on=item.depends_on,
+                    earlier=[other.id for other in items[:number]],
                 )
         run = _Run(request, asyncio.Semaphore(CONCURRENT_MAX), RESPONSES_BYTES_MAX)
         run.done = {item.id: asyncio.Event() for item in items}
@@ -312,7 +319,7 @@ def parse_batch(body: bytes, *, version: str, base_url: str) -> Sequence[BatchIt
         if not item.id:
             raise _bad(f"{path}.id", "found an empty string, expected an id")
         if item.id in items:
-            raise _bad(f"{path}.id", f"found {quoted(item.id)} for the second time")
+            raise errors.BATCH_ID_REPEATED(f"{path}.id: found it again.", quoted(item.id)[1:-1])
         items[item.id] = item
     _check_dependencies(items)
     return list(items.values())
@@ -333,12 +340,14 @@ def _read_item(raw: msgspec.Raw, path: str, *, version: str, base_url: str) -> B
     if not item.method.isascii() or not item.method.isalpha():
         raise _bad(f"{path}.method", f"found {quoted(item.method)}, expected a method")
     return BatchItem(
-        id=item.id,
+        id=str(item.id),
         method=item.method.upper(),
         target=_target(item.url, f"{path}.url", version=version, base_url=base_url),
         headers=headers,
         body=_body(bytes(item.body), headers.get("content-type", ""), f"{path}.body"),
-        depends_on=tuple(dict.fromkeys((*(item.depends_on or ()), *(item.depends_on_too or ())))),
+        depends_on=tuple(
+            dict.fromkeys(map(str, (*(item.depends_on or ()), *(item.depends_on_too or ()))))
+        ),
     )
 
 

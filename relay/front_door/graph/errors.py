@@ -257,6 +257,10 @@ TOO_MANY_REQUESTS = _400(
 BATCH_WITHOUT_TYPE = _400(
     "BadRequest", "Write request with id {} does not contain a Content-Type header."
 )
+# msgraph-sdk-java#559
+BATCH_ID_REPEATED = _400("BadRequest", "Request Id {} has to be unique in a batch.")
+# msgraph-sdk-dotnet-core#891, which has no more of it
+BATCH_DEPENDENCY = _400("BadRequest", "Invalid dependency for request Id {}.")
 FAILED_DEPENDENCY = GraphError(424, "FailedDependency")
 RESPONSE_TOO_LARGE = _413("ResponseTooLarge")
 

@@ -139,8 +139,23 @@ def _check_attachment_select(names: Iterable[str]) -> None:
 # -- bodies
 
 
-def check_part_type(identifier: str, *, has_body: bool, headers: Collection[str]) -> None:
-    """Check the Content-Type of a request of a batch. Raises ApiError 400 for the whole batch."""
+def check_part(
+    identifier: str,
+    *,
+    has_body: bool,
+    headers: Collection[str],
+    depends_on: Collection[str],
+    earlier: Collection[str],
+) -> None:
+    """Check the id, the Content-Type and the dependencies of a request of a batch.
+
+    `earlier` are the ids of the requests before it. Raises ApiError 400 for the whole batch.
+    """
+    shown = quoted(identifier)[1:-1]
+    if identifier.lower() in map(str.lower, earlier):
+        raise errors.BATCH_ID_REPEATED("Found it in another case.", shown)
+    if later := [request_id for request_id in depends_on if request_id not in earlier]:
+        raise errors.BATCH_DEPENDENCY(f"The request {quoted(later[0])} is not before it.", shown)
     if has_body and "content-type" not in headers:
         raise errors.BATCH_WITHOUT_TYPE("", quoted(identifier))
 

@@ -114,6 +114,12 @@ async def test_a_request_waits_for_those_it_depends_on(on_disk: OnDisk, spelling
     assert found["3"]["body"]["error"]["code"] == "FailedDependency"
 
 
+async def test_numbers_are_ids(graph: WatchedGraph) -> None:
+    items = [get("", "/me", id=1), get("", "/me", id=20, dependsOn=[1, "1"]), get("-3", "/me")]
+    found = await responses(graph.http, *items)
+    assert {one: found[one]["status"] for one in found} == {"1": 200, "20": 200, "-3": 200}
+
+
 @each_row(
     "items, named",
     [
@@ -121,7 +127,9 @@ async def test_a_request_waits_for_those_it_depends_on(on_disk: OnDisk, spelling
         ([get("1", "/me"), get("1", "/me")], "requests[1].id"),
         ([{"method": "GET", "url": "/me"}], "`id`"),
         ([get("", "/me")], "requests[0].id"),
-        ([dict(get("1", "/me"), id=1)], "$.id"),
+        *(([get("1", "/me", id=one)], "$.id") for one in (True, None, 1.5)),
+        *(([get("1", "/me", dependsOn=[one])], "$.dependsOn") for one in (True, None, 1.5)),
+        ([get("1", "/me", id=1), get("1", "/me")], "Request Id 1 has to be unique in a batch."),
         ([{"id": "1", "url": "/me"}], "`method`"),
         ([{"id": "1", "method": "GET"}], "`url`"),
         ([get("1", "/me", dependsOn=["2"])], "requests[0].dependsOn: found '2'"),

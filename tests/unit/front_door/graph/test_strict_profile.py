@@ -44,6 +44,8 @@ ABSTRACT = (
     "UnprocessableType",
     "Cannot process input of abstract type 'microsoft.graph.attachment'.",
 )
+UNIQUE = 400, "BadRequest", "Request Id A has to be unique in a batch."
+DEPENDENCY = 400, "BadRequest", "Invalid dependency for request Id 1"
 NO_TYPE = (400, "BadRequest", "Write request with id '1' does not contain a Content-Type header.")
 MIME = base64.b64encode(b"To: bob@example.test\r\n\r\n" + b"x" * 72 * 45_000)
 
@@ -81,6 +83,10 @@ def headers(count: int) -> list[dict[str, str]]:
 def part(fields: dict[str, str] | None = None) -> dict[str, Any]:
     one = {"id": "1", "method": "POST", "url": "/me/messages", "body": {"subject": "s"}}
     return {"json": {"requests": [one if fields is None else one | {"headers": fields}]}}
+
+
+def reads(*parts: dict[str, Any]) -> dict[str, Any]:
+    return {"json": {"requests": [{"method": "GET", "url": "/me"} | part for part in parts]}}
 
 
 Refused = tuple[str, dict[str, Any], tuple[int, str, str], int]
@@ -149,6 +155,13 @@ REFUSED: dict[str, Refused] = {
     ),
     "part without headers": ("POST /../$batch", part(), NO_TYPE, 200),
     "part with others": ("POST /../$batch", part({"accept": "*/*"}), NO_TYPE, 200),
+    "ids of a batch": ("POST /../$batch", reads({"id": "a"}, {"id": "A"}), UNIQUE, 200),
+    "a later part": (
+        "POST /../$batch",
+        reads({"id": "1", "dependsOn": ["2"]}, {"id": "2"}),
+        DEPENDENCY,
+        200,
+    ),
     "property": posted("/messages", {"subjects": "s"}, unknown("subjects", "message")),
     "property of a change": changed(DRAFT, {"colour": 1}, unknown("colour", "message")),
     **{
