@@ -32,6 +32,7 @@ from relay.front_door.graph.query_options import (
     preferences,
 )
 from relay.front_door.graph.responses import collection_response, fitting, minimal_response
+from relay.front_door.graph.serializer import OF_BETA
 from relay.front_door.http.errors import quoted, unsupported_media_type
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.http.responses import json_response
@@ -141,6 +142,17 @@ class GraphRequest(Struct, frozen=True):
         folder = self.path_parameters.get("folder")
         return folder_id_of(folder) if folder is not None else ""
 
+    @property
+    def is_beta(self) -> bool:
+        """Whether the path begins with /beta."""
+        return self.http.segments[0].lower() == "beta"
+
+    def selectable(self, known: Collection[str], kind: str) -> Collection[str]:
+        """Return the properties of a type that $select may name, of those that Relay has."""
+        if self.is_beta or not self.is_strict or kind not in OF_BETA:
+            return known
+        return [name for name in known if name not in OF_BETA[kind]]
+
     def options(
         self,
         allowed: Collection[str] = (),
@@ -152,6 +164,7 @@ class GraphRequest(Struct, frozen=True):
         """Read the query options by parse_options(). Raises ApiError 400 for an option not in
         `allowed`.
         """
+        known = self.selectable(known, kind)
         return parse_options(self.http.query, allowed, known, kind=kind, page_size=page_size)
 
     def collection_options(
@@ -168,6 +181,7 @@ class GraphRequest(Struct, frozen=True):
         """
         page_size = max_page_size(self.preferences)
         pairs = self.http.query if query is None else query
+        known = self.selectable(known, kind)
         options = parse_options(pairs, allowed=allowed, known=known, kind=kind, page_size=page_size)
         if page_size is not None:
             self.applied.append(f"odata.maxpagesize={page_size}")

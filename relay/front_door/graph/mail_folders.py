@@ -165,7 +165,8 @@ def _json_function(
     of child folders gets half of the octets, `bytes_max`, of the list above it. Raises ApiError
     400.
     """
-    expansion = parse_expand(expand, of_folders=FOLDER_PROPERTIES if levels else ())
+    known = request.selectable(FOLDER_PROPERTIES, "mailFolder")
+    expansion = parse_expand(expand, of_folders=known if levels else ())
     if expansion.multiple:
         raise bad_request(f"$expand: expected childFolders or {SINGLE}($filter=…).")
     names = [name for name in expansion.single if name in FOLDER_COMPUTED]
@@ -179,7 +180,7 @@ def _json_function(
             by_parent.setdefault(child.parent_id or ROOT_FOLDER_ID, []).append(child)
 
     def to_json(folder: Folder, selected: Collection[str]) -> Mapping[str, Any]:
-        resource = folder_json(folder, selected, is_beta=request.http.segments[0].lower() == "beta")
+        resource = folder_json(folder, selected, is_beta=request.is_beta)
         if names:
             values = ((shown_id(name), FOLDER_COMPUTED[name](folder)) for name in names)
             resource[SINGLE] = [{"id": name, "value": value} for name, value in values]

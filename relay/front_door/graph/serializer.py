@@ -178,12 +178,14 @@ FOLDER_PROPERTIES: Mapping[str, Callable[[Folder], Any]] = {
     "unreadItemCount": lambda folder: folder.unread,
     "totalItemCount": lambda folder: folder.total,
     "isHidden": lambda _: False,
-    # in Graph only in /beta
+    # not by default
     "sizeInBytes": lambda folder: folder.size_bytes,
     "wellKnownName": lambda folder: folder.well_known,
 }
+# Properties that Graph has only in /beta, by type.
+OF_BETA: Mapping[str, tuple[str, ...]] = {"mailFolder": ("wellKnownName",)}
 _FOLDER_BY_DEFAULT = tuple(FOLDER_PROPERTIES)[:7]
-_FOLDER_IN_BETA = (*_FOLDER_BY_DEFAULT, "wellKnownName")
+_FOLDER_IN_BETA = (*_FOLDER_BY_DEFAULT, *OF_BETA["mailFolder"])
 
 
 def _proxy_addresses(account: Account) -> list[str]:

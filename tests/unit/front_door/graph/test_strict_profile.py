@@ -63,6 +63,12 @@ def unselectable(name: str) -> tuple[int, str, str]:
     return 400, "BadRequest", text
 
 
+NO_WELL_KNOWN = (
+    *(400, "BadRequest"),
+    "Parsing OData Select and Expand failed: Could not find a property named 'wellKnownName' on type 'microsoft.graph.mailFolder'.",
+)
+
+
 def searched(option: str) -> tuple[int, str, str]:
     text = f"The query parameter '${option}' is not supported with '$search'."
     return 400, f"SearchWith{option[0].upper()}{option[1:]}", text
@@ -153,6 +159,15 @@ REFUSED: dict[str, Refused] = {
     "select in a list's $expand": read(
         "/messages?$expand=attachments($select=contentId)", unselectable("contentId")
     ),
+    **{
+        f"beta in {path}": read(path, NO_WELL_KNOWN)
+        for path in (
+            "/mailFolders?$select=displayName,wellKnownName",
+            "/mailFolders/inbox?$select=wellKnownName",
+            "/mailFolders/delta?$select=wellKnownName",
+            "/mailFolders?$expand=childFolders($expand=childFolders($select=wellKnownName))",
+        )
+    },
     "part without headers": ("POST /../$batch", part(), NO_TYPE, 200),
     "part with others": ("POST /../$batch", part({"accept": "*/*"}), NO_TYPE, 200),
     "ids of a batch": ("POST /../$batch", reads({"id": "a"}, {"id": "A"}), UNIQUE, 200),
@@ -262,6 +277,17 @@ async def test_strict_refuses_what_relaxed_takes(tmp_path: Path) -> None:
             assert refused(answer, status, code).startswith(text), name
             answer = await ask(made, target, ids, options)
             assert (name, answer.status_code) == (name, relaxed), answer.text
+
+
+async def test_strict_shows_what_graph_shows(tmp_path: Path) -> None:
+    async with a_mailbox(tmp_path, profile="strict") as (made, ids):
+        found = await ask(made, 'GET /messages?$search="s"&$count=true', ids, {})
+        assert len(found.json()["value"]) == 1
+        assert "@odata.count" not in found.json()
+        found = await ask(made, "GET /messages?$count=true", ids, {})
+        assert found.json()["@odata.count"] == 1
+        beta = "http://h/beta/me/mailFolders/inbox?$select=wellKnownName"
+        assert (await made.http.get(beta)).json()["wellKnownName"] == "inbox"
 
 
 async def test_strict_takes_what_graph_takes(tmp_path: Path) -> None:
