@@ -132,7 +132,9 @@ def _number(options: dict[str, str], name: str, *, default: int, limits: tuple[i
         if low <= number <= high:
             return number
     detail = f"${name}: found {quoted(text)}, expected a number from {low} to {high}."
-    if name == "top" and text.isascii() and text.isdecimal() and text.strip("0"):
+    if name == "top" and text.isascii() and text.isdecimal():
+        if not text.strip("0"):
+            raise bad_request(f"$top: found {quoted(text)}, expected 1 or more.")
         raise errors.TOP_EXCEEDED(detail, str(high), quoted(text))
     raise errors.NUMBER_INVALID(detail, quoted(text), name)
 

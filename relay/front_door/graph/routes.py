@@ -91,6 +91,7 @@ def _of_messages(prefix: str) -> tuple[UnsupportedOperation, ...]:
         _operation(f"{message}/markasjunk", "POST", "markAsJunk"),
         _operation(f"{message}/markasnotjunk", "POST", "markAsNotJunk"),
         _operation(f"{message}/unsubscribe", "POST", "unsubscribe"),
+        _operation(f"{message}/reportmessage", "POST", "reportMessage"),
     )
 
 
@@ -109,6 +110,7 @@ OPERATIONS = (
         "mailfolders/{folder}/updateallmessagesreadstate", "POST", "updateAllMessagesReadState"
     ),
     _operation("mailfolders/{folder}/userconfigurations/*", "", "The resource userConfiguration"),
+    _operation("mailfolders/{folder}/operations/*", "GET", "The resource mailFolderOperation"),
 )
 OUTSIDE_MAILBOXES = (
     _operation("", "GET", "The service document"),

@@ -74,6 +74,7 @@ REFUSALS: dict[tuple[int, str], list[Row]] = {
             "The limit of '1000' for Top query has been exceeded. The value from the incoming request is '1001'.",
             "1 to 1000",
         ),
+        ("GET /messages?$top=0", None, "$top: found '0', expected 1 or more.", ""),
         (
             "GET /messages?$top=-1",
             None,
