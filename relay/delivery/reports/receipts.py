@@ -384,11 +384,8 @@ class AutomaticReplySender:
 
     def _text(self, replies: AutomaticReplies, sender: str) -> str:
         """Return what a sender gets now, "" for nothing."""
-        if not replies.are_sent_at(self.acceptance.clock.time_us()):
-            return ""
-        if self.acceptance.router.is_own_anywhere(domain_of(sender)):
-            return replies.internal.strip()
-        return replies.external.strip() if replies.audience == "all" else ""
+        is_internal = self.acceptance.router.is_own_anywhere(domain_of(sender))
+        return replies.text_at(self.acceptance.clock.time_us(), is_internal=is_internal)
 
     def _mailbox_of(self, address: str) -> str:
         account = self.acceptance.accounts.by_address(self.acceptance.router.target_of(address))

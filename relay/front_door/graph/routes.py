@@ -36,7 +36,7 @@ _OF_USERS = """
     checkMemberGroups checkMemberObjects cloudClipboard cloudPCs contactFolders contacts
     createdObjects dataSecurityAndGovernance deviceManagementTroubleshootingEvents directReports
     drive drives employeeExperience events exportDeviceAndAppManagementData exportPersonalData
-    extensions findMeetingTimes findRoomLists findRooms followedSites getMailTips
+    extensions findMeetingTimes findRoomLists findRooms followedSites
     getManagedAppDiagnosticStatuses getManagedAppPolicies getManagedDevicesWithAppFailures
     getMemberGroups getMemberObjects inferenceClassification insights joinedGroups joinedTeams
     licenseDetails managedAppRegistrations managedDevices manager memberOf notes
@@ -384,6 +384,7 @@ _FOLDER_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
 _MAILBOX_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
     "": {"GET": _reads(users.get_user, MAY_READ_USER)},
     "sendmail": {"POST": _sends(send_mail.send_mail)},
+    "getmailtips": {"POST": _reads(users.get_mail_tips)},
     "translateexchangeids": {
         "POST": _reads(users.translate_ids, (Scope.USER_READ, *MAY_READ)),
     },

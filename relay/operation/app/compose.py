@@ -55,6 +55,7 @@ def compose(
             lambda question: explainer_of(base, transport).explain(question),
             stats=partial(queue_stats, base, transport),
             webhooks=webhooks,
+            forwarding=lambda: transport.acceptance.forwarding,
         )
         alerts = LimitAlerts(base, transport, webhooks)
         connect_parts(base, transport, webhooks, on_near=alerts.note)

@@ -40,6 +40,7 @@ from relay.operation.app.foundation import Foundation
 from relay.operation.app.pressure_monitor import open_files_limit
 from relay.store.spool.engine import without_node_text
 from relay.store.spool.queue_commands import RouteLookup
+from relay.transport.ingress.forwarding import Forwarder
 from relay.transport.routing.resolver import LoopbackResolver, Resolver
 
 if TYPE_CHECKING:
@@ -85,10 +86,17 @@ class Pages:
 
 
 def build_front_door(
-    base: Foundation, resolver: _Resolver, explain: Explain, *, stats: _Stats, webhooks: Webhooks
+    base: Foundation,
+    resolver: _Resolver,
+    explain: Explain,
+    *,
+    stats: _Stats,
+    webhooks: Webhooks,
+    forwarding: Callable[[], Forwarder],
 ) -> FrontDoor:
     """Return the applications. `resolver` decides whether mail may be rerouted to a host, `explain`
-    returns where mail for an address goes, and `stats` returns the counts of the queue.
+    returns where mail for an address goes, `stats` the counts of the queue, and `forwarding` the
+    aliases and routes in force.
     """
     settings, accounts = base.settings, base.sources.accounts
     events = api.EventStreams(base.feed, changes=base.changes, clock=base.clock)
@@ -129,6 +137,8 @@ def build_front_door(
         subscriptions=subscriptions,
         has_pages=base.is_development or http.pages,
         usage=base.usage,
+        forwarding=forwarding,
+        rules=base.sources.rules,
     )
     gateway = create_graph_app(
         dependencies, authentication, max_body=http.max_body, ready=base.readiness

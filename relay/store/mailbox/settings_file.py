@@ -67,6 +67,14 @@ class AutomaticReplies(Struct, frozen=True):
         is_now = self.start_us <= time_us < self.end_us
         return self.status == "alwaysEnabled" or (self.status == "scheduled" and is_now)
 
+    def text_at(self, time_us: int, *, is_internal: bool) -> str:
+        """Return what a sender inside or outside gets at this time, "" for nothing."""
+        if not self.are_sent_at(time_us):
+            return ""
+        if is_internal:
+            return self.internal.strip()
+        return self.external.strip() if self.audience == "all" else ""
+
 
 class UserSettings(Struct, frozen=True):
     """What a user has set. The zones are names that time_zone() knows; the formats are .NET's
