@@ -162,14 +162,7 @@ class BatchHandler:
         version = request.segments[0].lower()
         items = parse_batch(await request.body(), version=version, base_url=self._base_url(request))
         if is_strict:
-            for number, item in enumerate(items):
-                strict_profile.check_part(
-                    item.id,
-                    has_body=bool(item.body),
-                    headers=item.headers,
-                    depends_on=item.depends_on,
-                    earlier=[other.id for other in items[:number]],
-                )
+            strict_profile.check_batch(items)
         run = _Run(request, asyncio.Semaphore(CONCURRENT_MAX), RESPONSES_BYTES_MAX)
         run.done = {item.id: asyncio.Event() for item in items}
         try:

@@ -9,7 +9,7 @@ refusals are here; that of a subscription's lifetime is in `subscriptions`.
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from relay.front_door.graph import errors
 from relay.front_door.graph.json_values import (
@@ -31,6 +31,9 @@ from relay.front_door.graph.odata.expression import (
 from relay.front_door.graph.query_options import preferences
 from relay.front_door.http.errors import quoted
 from relay.front_door.http.http_request import HttpRequest
+
+if TYPE_CHECKING:
+    from relay.front_door.graph.batch import BatchItem
 
 PREFERENCE = "relay.strict"
 CONCURRENT_MAX = 4  # requests of an account in a mailbox
@@ -139,25 +142,20 @@ def _check_attachment_select(names: Iterable[str]) -> None:
 # -- bodies
 
 
-def check_part(
-    identifier: str,
-    *,
-    has_body: bool,
-    headers: Collection[str],
-    depends_on: Collection[str],
-    earlier: Collection[str],
-) -> None:
-    """Check the id, the Content-Type and the dependencies of a request of a batch.
-
-    `earlier` are the ids of the requests before it. Raises ApiError 400 for the whole batch.
+def check_batch(items: Iterable["BatchItem"]) -> None:
+    """Check the ids, dependencies and Content-Types of a batch. Raises ApiError 400 for all of
+    it.
     """
-    shown = quoted(identifier)[1:-1]
-    if identifier.lower() in map(str.lower, earlier):
-        raise errors.BATCH_ID_REPEATED("Found it in another case.", shown)
-    if later := [request_id for request_id in depends_on if request_id not in earlier]:
-        raise errors.BATCH_DEPENDENCY(f"The request {quoted(later[0])} is not before it.", shown)
-    if has_body and "content-type" not in headers:
-        raise errors.BATCH_WITHOUT_TYPE("", quoted(identifier))
+    earlier: set[str] = set()
+    for item in items:
+        shown = quoted(item.id)[1:-1]
+        if item.id.lower() in earlier:
+            raise errors.BATCH_ID_REPEATED("Found it in another case.", shown)
+        if later := [name for name in item.depends_on if name.lower() not in earlier]:
+            raise errors.BATCH_DEPENDENCY(f"{quoted(later[0])} is not before it.", shown)
+        if item.body and "content-type" not in item.headers:
+            raise errors.BATCH_WITHOUT_TYPE("", quoted(item.id))
+        earlier.add(item.id.lower())
 
 
 def check_body(value: object, kind: str) -> None:
