@@ -162,7 +162,7 @@ class BatchHandler:
         version = request.segments[0].lower()
         items = parse_batch(await request.body(), version=version, base_url=self._base_url(request))
         if is_strict:
-            strict_profile.check_batch(items)
+            _check_strictly(items)
         run = _Run(request, asyncio.Semaphore(CONCURRENT_MAX), RESPONSES_BYTES_MAX)
         run.done = {item.id: asyncio.Event() for item in items}
         try:
@@ -403,6 +403,20 @@ def _check_dependencies(items: Mapping[str, BatchItem]) -> None:
     except CycleError as error:
         names = ", ".join(map(quoted, dict.fromkeys(error.args[1])))
         raise _bad("requests", f"{names} depend on each other in a cycle") from None
+
+
+def _check_strictly(items: Sequence[BatchItem]) -> None:
+    """Raise ApiError 400 for a batch that Graph refuses: its ids, dependencies, Content-Types."""
+    earlier: set[str] = set()
+    for item in items:
+        shown = quoted(item.id)[1:-1]
+        if item.id.lower() in earlier:
+            raise errors.BATCH_ID_REPEATED("Found it in another case.", shown)
+        if later := [name for name in item.depends_on if name.lower() not in earlier]:
+            raise errors.BATCH_DEPENDENCY(f"{quoted(later[0])} is not before it.", shown)
+        if item.body and "content-type" not in item.headers:
+            raise errors.BATCH_WITHOUT_TYPE("", quoted(item.id))
+        earlier.add(item.id.lower())
 
 
 def _fields(item: BatchItem, request: HttpRequest) -> Sequence[tuple[bytes, bytes]]:

@@ -2,14 +2,14 @@
 and texts.
 
 It applies to all requests with `[http] profile`, or to one with `Prefer: relay.strict`.
-docs/graph-strict.md has the source of each refusal. Only documented
-refusals are here; that of a subscription's lifetime is in `subscriptions`.
+docs/graph-strict.md has the source of each refusal: Graph's documentation, or a report of its
+answer. Those of a batch are in `batch`, that of a subscription's lifetime is in `subscriptions`.
 """
 
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from relay.front_door.graph import errors
 from relay.front_door.graph.json_values import (
@@ -31,9 +31,6 @@ from relay.front_door.graph.odata.expression import (
 from relay.front_door.graph.query_options import preferences
 from relay.front_door.http.errors import quoted
 from relay.front_door.http.http_request import HttpRequest
-
-if TYPE_CHECKING:
-    from relay.front_door.graph.batch import BatchItem
 
 PREFERENCE = "relay.strict"
 CONCURRENT_MAX = 4  # requests of an account in a mailbox
@@ -140,22 +137,6 @@ def _check_attachment_select(names: Iterable[str]) -> None:
 
 
 # -- bodies
-
-
-def check_batch(items: Iterable["BatchItem"]) -> None:
-    """Check the ids, dependencies and Content-Types of a batch. Raises ApiError 400 for all of
-    it.
-    """
-    earlier: set[str] = set()
-    for item in items:
-        shown = quoted(item.id)[1:-1]
-        if item.id.lower() in earlier:
-            raise errors.BATCH_ID_REPEATED("Found it in another case.", shown)
-        if later := [name for name in item.depends_on if name.lower() not in earlier]:
-            raise errors.BATCH_DEPENDENCY(f"{quoted(later[0])} is not before it.", shown)
-        if item.body and "content-type" not in item.headers:
-            raise errors.BATCH_WITHOUT_TYPE("", quoted(item.id))
-        earlier.add(item.id.lower())
 
 
 def check_body(value: object, kind: str) -> None:
