@@ -408,15 +408,15 @@ def _check_dependencies(items: Mapping[str, BatchItem]) -> None:
 def _check_strictly(items: Sequence[BatchItem]) -> None:
     """Raise ApiError 400 for a batch that Graph refuses: its ids, dependencies, Content-Types."""
     earlier: set[str] = set()
-    for item in items:
-        shown = quoted(item.id)[1:-1]
-        if item.id.lower() in earlier:
+    for part in items:
+        shown = quoted(part.id)[1:-1]
+        if part.id.lower() in earlier:
             raise errors.BATCH_ID_REPEATED("Found it in another case.", shown)
-        if later := [name for name in item.depends_on if name.lower() not in earlier]:
+        if later := [name for name in part.depends_on if name.lower() not in earlier]:
             raise errors.BATCH_DEPENDENCY(f"{quoted(later[0])} is not before it.", shown)
-        if item.body and "content-type" not in item.headers:
-            raise errors.BATCH_WITHOUT_TYPE("", quoted(item.id))
-        earlier.add(item.id.lower())
+        if part.body and "content-type" not in part.headers:
+            raise errors.BATCH_WITHOUT_TYPE("", quoted(part.id))
+        earlier.add(part.id.lower())
 
 
 def _fields(item: BatchItem, request: HttpRequest) -> Sequence[tuple[bytes, bytes]]:

@@ -328,7 +328,8 @@ class GraphRequest(Struct, frozen=True):
         """
         page = resources[options.skip : options.skip + options.top]
         bytes_max = self.page_bytes - len(options.next_link(self.url())) - _AROUND_BYTES
-        items = fitting((to_json(item, options.select) for item in page), bytes_max)
+        selected = (to_json(resource, options.select) for resource in page)
+        items = fitting(selected, bytes_max)
         next_skip = options.skip + len(items)
         is_more = items and next_skip < len(resources)
         return collection_response(

@@ -9,11 +9,11 @@ from starlette.responses import Response
 from relay.front_door.http.responses import json_response
 
 
-def fitting(items: Iterable[Mapping[str, Any]], bytes_max: int) -> list[msgspec.Raw]:
-    """Return the JSON of the first items that have `bytes_max` octets together, at least one's."""
+def fitting(resources: Iterable[Mapping[str, Any]], bytes_max: int) -> list[msgspec.Raw]:
+    """Return the JSON of the first resources, as many as fit into `bytes_max`, but at least one."""
     encoded: list[msgspec.Raw] = []
-    for item in items:
-        octets = msgspec.json.encode(item)
+    for resource in resources:
+        octets = msgspec.json.encode(resource)
         bytes_max -= len(octets) + 1
         if encoded and bytes_max < 0:
             break

@@ -6,13 +6,11 @@ the installation is not complete.
 """
 
 from contextlib import ExitStack
-from functools import partial
 
 from relay.base.clock import Clock, SystemClock
 from relay.base.pressure import PressureLevel, PressureState
 from relay.base.settings.tree import Settings
 from relay.operation.app.daemon import Daemon
-from relay.operation.app.explain import explainer_of
 from relay.operation.app.foundation import (
     Foundation,
     RelayDependencies,
@@ -30,7 +28,6 @@ from relay.operation.app.transport import (
     Transport,
     build_transport,
     connect_parts,
-    queue_stats,
 )
 from relay.store.spool.usage import UsageLedger
 
@@ -49,14 +46,7 @@ def compose(
         show_parts(base)
         transport = build_transport(base)
         webhooks = build_webhooks(base, transport.resolver)
-        front_door = build_front_door(
-            base,
-            transport.resolver,
-            lambda question: explainer_of(base, transport).explain(question),
-            stats=partial(queue_stats, base, transport),
-            webhooks=webhooks,
-            forwarding=lambda: transport.acceptance.forwarding,
-        )
+        front_door = build_front_door(base, transport, webhooks)
         alerts = LimitAlerts(base, transport, webhooks)
         connect_parts(base, transport, webhooks, on_near=alerts.note)
         site = build_pages(base, front_door)

@@ -26,7 +26,7 @@ from relay.base.pauses import Paused
 from relay.base.socket_address import Address
 from relay.front_door import api
 from relay.front_door.api.content_search import ContentSearch
-from relay.front_door.api.dependencies import Explain, Principal
+from relay.front_door.api.dependencies import Principal
 from relay.front_door.api.release import without_release_host
 from relay.front_door.http.browsers import BrowserGuard
 from relay.front_door.http.connection_limits import CONNECTIONS_MAX, ConnectionLimits
@@ -36,12 +36,13 @@ from relay.front_door.http.path_router import BasePath, PathRouter
 from relay.front_door.http.protocol import AllowedHosts
 from relay.front_door.notifications.webhooks import Webhooks
 from relay.operation.app.configuration import parse_next_hop
+from relay.operation.app.explain import explainer_of
 from relay.operation.app.foundation import Foundation
 from relay.operation.app.pressure_monitor import open_files_limit
+from relay.operation.app.transport import Transport, queue_stats
 from relay.store.spool.engine import without_node_text
 from relay.store.spool.queue_commands import RouteLookup
-from relay.transport.ingress.forwarding import Forwarder
-from relay.transport.routing.resolver import LoopbackResolver, Resolver
+from relay.transport.routing.resolver import LoopbackResolver
 
 if TYPE_CHECKING:
     from relay.front_door.graph.dependencies import GraphDependencies
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
 
 FURTHER_PREFIXES = ("api", "view", "livez")  # the first segments of the paths of `further_api`
 _EVERYONE = Principal(name="development", role=Role.OPERATE)
-_Resolver = Resolver | LoopbackResolver
-_Stats = Callable[[], Awaitable[Mapping[str, Any]]]  # the counts of the queue
 _BUSIEST = 20
 _FILES_PER_CONNECTION = 4  # HTTP may use a quarter: SMTP, databases and messages need the rest
 
@@ -85,22 +84,11 @@ class Pages:
     end: Callable[[], Awaitable[None]] = _nothing  # closes live views, ends the time to undo
 
 
-def build_front_door(
-    base: Foundation,
-    resolver: _Resolver,
-    explain: Explain,
-    *,
-    stats: _Stats,
-    webhooks: Webhooks,
-    forwarding: Callable[[], Forwarder],
-) -> FrontDoor:
-    """Return the applications. `resolver` decides whether mail may be rerouted to a host, `explain`
-    returns where mail for an address goes, `stats` the counts of the queue, and `forwarding` the
-    aliases and routes in force.
-    """
+def build_front_door(base: Foundation, transport: Transport, webhooks: Webhooks) -> FrontDoor:
+    """Return the applications; they ask `transport` where mail goes, and how much waits."""
     settings, accounts = base.settings, base.sources.accounts
     events = api.EventStreams(base.feed, changes=base.changes, clock=base.clock)
-    means = _means(base, resolver, events, explain=explain, stats=stats, webhooks=webhooks)
+    means = _means(base, transport, events, webhooks=webhooks)
     door = FrontDoor(api.create_control_app(means), means)
     if not settings.http.listen and settings.observe.metrics is None:
         return door
@@ -121,7 +109,7 @@ def build_front_door(
     from relay.front_door.sign_in import token_endpoint  # noqa: PLC0415
     from relay.operation.app.notifications import build_subscriptions  # noqa: PLC0415 - see above
 
-    subscriptions = build_subscriptions(base, resolver)
+    subscriptions = build_subscriptions(base, transport.resolver)
     http = settings.http
     dependencies = GraphDependencies(
         store=base.store,
@@ -137,7 +125,7 @@ def build_front_door(
         subscriptions=subscriptions,
         has_pages=base.is_development or http.pages,
         usage=base.usage,
-        forwarding=forwarding,
+        forwarding=lambda: transport.acceptance.forwarding,
         rules=base.sources.rules,
     )
     gateway = create_graph_app(
@@ -175,18 +163,13 @@ def build_front_door(
 
 
 def _means(
-    base: Foundation,
-    resolver: _Resolver,
-    events: api.EventStreams,
-    *,
-    explain: Explain,
-    stats: _Stats,
-    webhooks: Webhooks,
+    base: Foundation, transport: Transport, events: api.EventStreams, *, webhooks: Webhooks
 ) -> api.ApiDependencies:
     development = base.sources.development
 
     def way_to(text: str) -> RouteLookup:
         """Return the function from address to next hop of a reroute. Raises ValueError."""
+        resolver = transport.resolver
         check = resolver.check if isinstance(resolver, LoopbackResolver) else None
         route = parse_next_hop(text, lambda: base.table, check=check)
         return route if development is None else without_release_host(route, development)
@@ -228,7 +211,7 @@ def _means(
         queue_admin=base.spool.queue_admin,
         restored=base.store.restored,
         submissions=base.store.ready,
-        stats=stats,
+        stats=partial(queue_stats, base, transport),
         way_to=way_to,
         target_of=base.table.target_of,
         changes=base.changes,
@@ -247,7 +230,7 @@ def _means(
         reload=base.reloader.request if base.reloader else None,
         configuration=base.sources.active.text if base.sources.active else str,
         sources=sources,
-        explain=explain,
+        explain=lambda question: explainer_of(base, transport).explain(question),
         pauses=base.pauses,
         webhooks=webhooks,
     )
