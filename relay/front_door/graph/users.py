@@ -358,13 +358,12 @@ _REPLIES: Mapping[str, tuple[str, Callable[[object, str], Any]]] = {
 
 
 async def list_categories(request: GraphRequest) -> Response:
-    """GET outlook/masterCategories: all of them."""
+    """GET outlook/masterCategories: all of them, or a page with $top."""
     options = request.options(
-        ("select", "top"), _PROPERTIES, "outlookCategory", page_size=CATEGORIES_MAX
+        ("select", "top", "skip"), _PROPERTIES, "outlookCategory", page_size=CATEGORIES_MAX
     )
-    categories = (await request.store.settings.read(request.mailbox)).categories[: options.top]
-    resources = [_json(category, options.select) for category in categories]
-    return collection_response(request.context(_categories(request)), resources)
+    categories = (await request.store.settings.read(request.mailbox)).categories
+    return request.page(categories, options, _json, context=_categories(request))
 
 
 async def create_category(request: GraphRequest) -> Response:

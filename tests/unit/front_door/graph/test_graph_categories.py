@@ -20,7 +20,10 @@ async def test_a_category_is_created_coloured_and_deleted(on_disk: OnDisk) -> No
     await http.post(CATEGORIES, json={"displayName": "Red"})
     listed = (await http.get(CATEGORIES)).json()["value"]
     assert [one["displayName"] for one in listed] == ["Größe", "Red"]
-    assert len((await http.get(f"{CATEGORIES}?$top=1")).json()["value"]) == 1
+    page = (await http.get(f"{CATEGORIES}?$top=1")).json()
+    rest = (await http.get(page["@odata.nextLink"])).json()
+    assert [page["value"], rest["value"]] == [listed[:1], listed[1:]]
+    assert (await http.get(f"{CATEGORIES}?$top=9999")).json()["value"] == listed
     assert (await http.delete(path)).status_code == 204
     assert [one["displayName"] for one in (await http.get(CATEGORIES)).json()["value"]] == ["Red"]
     refused(await http.get(path), 404, "ErrorItemNotFound")
