@@ -7,6 +7,7 @@ If a file has faults, SettingsError has all of them with their line numbers.
 - `values`: the syntax of durations, sizes, rates, domains, next hops; ${env:NAME} and ${file:PATH}
 - `postgres_url`: the syntax of spool.url for PostgreSQL: hosts, TLS, password
 - `validation`: values against each other: listeners, certificates, TLS of routes, hidden routes
+- `listed_keys`: all keys with their values and lines, for `relay config`; what of them is hidden
 - `reloadable_keys`: which keys a reload (SIGHUP) applies, and which need a restart
 - `document`: a TOML file with the line of each key; FILE:LINE: KEY: MESSAGE
 - `environment`: the environment variables that Relay reads; where policies/ and conf/ are installed

@@ -42,7 +42,7 @@ def _merge(active: Any, read: Any, path: KeyPath, *, changes: list[str]) -> Any:
             continue
         if field.metadata == RELOADED:
             values[name] = new
-        elif None not in (old, new) and (_has_tables(old) or _has_tables(new)):
+        elif None not in (old, new) and (has_tables(old) or has_tables(new)):
             values[name] = _merge(old, new, place, changes=changes)
         else:
             changes.append(dotted(place))
@@ -53,8 +53,8 @@ def _first_value(table: Any) -> Any:
     return getattr(table, dataclasses.fields(table)[0].name)
 
 
-def _has_tables(value: Any) -> bool:
+def has_tables(value: Any) -> bool:
     """Return whether a value is a table, or an array of tables."""
     if isinstance(value, tuple):
-        return any(map(_has_tables, value))
+        return any(map(has_tables, value))
     return dataclasses.is_dataclass(value) and not isinstance(value, Address)

@@ -247,7 +247,8 @@ def _application(
                 _query(
                     request, "GET"
                 )  # it may have secrets: only for users who can read relay.toml
-                return json_response({"text": dependencies.configuration()})
+                unread = {"text": "", "needs_restart": ()}
+                return json_response(dependencies.configuration() or unread)
             return await _relay_v1(request, principal, handlers, principal_for=principal_for)
         except (SpoolError, StoreError) as error:
             raise service_unavailable(str(error), retry_after_s=5) from error

@@ -186,7 +186,8 @@ class ApiDependencies:
     development: DevelopmentControls | None = None  # None in a service
     # reads the configuration again, returns the outcome; None in a development relay
     reload: Callable[[], Awaitable[Any]] | None = None
-    configuration: Callable[[], str] = str  # returns relay.toml as it was read; "": not a service
+    # returns relay.toml as it was read; {}: not a service
+    configuration: Callable[[], Mapping[str, Any]] = dict
 
 
 class Principal(Struct, frozen=True):

@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -90,6 +91,7 @@ class Configuration(Struct, frozen=True):
     # the certificates whose files have changed, each with its new key pairs
     new_pairs: Sequence[tuple[ServerCertificate, Sequence[CheckedPair]]] = ()
     text: str = ""  # of relay.toml
+    needs_restart: Sequence[str] = ()  # the keys in it that are not in force
 
 
 class ListenerCertificates(Struct, frozen=True):
@@ -128,9 +130,9 @@ class ActiveConfiguration:
         """The settings of the start, with the reloadable keys of the last reload."""
         return self._now.settings
 
-    def text(self) -> str:
-        """The text of relay.toml as it was read."""
-        return self._now.text
+    def as_read(self) -> dict[str, Any]:
+        """The text of relay.toml as it was read, and which keys in it need a restart."""
+        return {"text": self._now.text, "needs_restart": self._now.needs_restart}
 
     def rules(self) -> RuleBook:
         """The active rules."""
@@ -190,7 +192,7 @@ class ActiveConfiguration:
         pairs = self._new_pairs(settings)
         loaded = self._with_files(settings, self._now.tenants)
         self._last_good.keep_all(loaded.tenants, settings.policy.directory)
-        return replace(loaded, new_pairs=pairs, text=text)
+        return replace(loaded, new_pairs=pairs, text=text, needs_restart=changes)
 
     def use(self, read: Configuration) -> None:
         """Make this configuration the active one."""

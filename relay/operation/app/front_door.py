@@ -228,7 +228,7 @@ def _means(
         usage=partial(_usage, base),
         refusals=base.refusals,
         reload=base.reloader.request if base.reloader else None,
-        configuration=base.sources.active.text if base.sources.active else str,
+        configuration=base.sources.active.as_read if base.sources.active else dict,
         sources=sources,
         explain=lambda question: explainer_of(base, transport).explain(question),
         pauses=base.pauses,

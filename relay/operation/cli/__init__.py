@@ -15,6 +15,7 @@ What verbs share:
 A service:
 
 - `serve`: `relay serve`
+- `config`: `relay config show | diff`
 - `control`: orders to the running relay: `relay reload`, `relay webhook list | test | replay`
 - `account`: `relay account`: add, list, remove, token, password, unlock
 - `oauth`: `relay oauth login | test`: device code, pasted address; the account of a token

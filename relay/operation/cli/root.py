@@ -35,6 +35,7 @@ _GROUPS = {
         "reload": "Have the running service read its configuration again.",
         "pause": "Stop delivery or acceptance on this node.",
         "resume": "End what relay pause has stopped.",
+        "config": "Show the configuration; what has changed since its load.",
         "check": "Check configuration, accounts, rules, permissions, DNS.",
         "webhook": "Show and try webhooks, and send events again.",
         "account": "Add, list and remove accounts; tokens and passwords.",
