@@ -8,7 +8,7 @@
 #   make bench       Relay and Postfix side by side; ARGS="NAME ...": another bench (docs/performance.md)
 #   make simulate    SEEDS=10000 worlds from SEED0; SEED=123 TRACE=1 shows one of them
 #   make docs        writes the tables of docs/ that are made from the code
-#   make release     sdist and wheel in dist/, and a start of the wheel in an empty environment
+#   make release     sdist, wheel, manual pages and completions in dist/; a start of the wheel in an empty environment
 #   make clean       removes what the others have made
 # docs/recipes.md describes the rest: test-long, crash, clients, deb, sisimai, screenshots, requirements.
 
@@ -165,6 +165,8 @@ release: $(VENV)/development
 	rm -rf dist/graph_relay-* dist/venv
 	$(BIN)/python $(PIP_INSTALL) build
 	$(BIN)/python -m build --outdir dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python packaging/manual.py dist/share
+	tar -C dist/share -czf dist/graph_relay-manual.tar.gz . && rm -rf dist/share
 	$(PYTHON) -m venv dist/venv
 	dist/venv/bin/python $(PIP_INSTALL) dist/graph_relay-*.whl
 	dist/venv/bin/relay --version

@@ -60,6 +60,8 @@ package() {
     printf 'graph-relay (%s) unstable; urgency=medium\n\n  * See CHANGELOG.md.gz.\n\n -- %s  %s\n' "$version+deb$release" \
         "$(sed -n 's/^Maintainer: //p' "$files/control")" "$(date -R -d "@$SOURCE_DATE_EPOCH")" |
         gzip -9n >"$share/changelog.gz"
+    cp -r "$work/share/." "$root/usr/share"
+    gzip -9n "$root"/usr/share/man/man?/*
     install -D -m 0640 conf/relay.toml "$root/etc/relay/relay.toml"
     install -D -m 0644 -t "$root/etc/relay/policies" policies/*.toml
     install -D -m 0644 -t "$root/etc/relay/policies/groups" policies/groups/*.txt
@@ -75,6 +77,7 @@ package() {
 
 wheels "$work/tools" # the build backend is among them
 (cd "$work/source" && PYTHONPATH=$work/tools "$python" -m hatchling build -t wheel -d "$work" >/dev/null)
+PYTHONPATH=$work/tools "$python" "$work/source/packaging/manual.py" "$work/share"
 for each in "${releases[@]}"; do
     package "${each%=*}" "${each#*=}"
 done

@@ -128,6 +128,11 @@ def install_and_upgrade() -> None:
     assert in_root("relay --version").startswith("relay 0.2.9 (")
     in_root("systemctl --quiet is-active relay", code=1)
     assert in_root("stat -c '%a %U %G' /etc/relay/{relay,accounts}.toml") == "640 root relay\n" * 2
+    assert "relay\\-check" in in_root("gzip -dc /usr/share/man/man5/relay.toml.5.gz")
+    completed = "COMP_WORDS='relay que' COMP_CWORD=1 _RELAY_COMPLETE=bash_complete relay"
+    assert in_root(f"{completed}; ls /usr/share/bash-completion/completions/relay").startswith(
+        "plain,queue\n/usr"
+    )
     in_root(f"{EDIT} /etc/relay/relay.toml")
     in_root(FOREIGN)
     in_root("relay account add bob@example.org; relay check || [ $? = 78 ]")

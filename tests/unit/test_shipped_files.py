@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from relay.base.settings.reader import load
+from relay.operation.cli.root import _VERBS
 from tests.support.relay_config import keys_of
 from tests.support.tls import self_signed
 from tests.support.webhooks import KEY
@@ -36,6 +38,24 @@ def keys_in(value: Any, prefix: str = "") -> set[str]:
 
 def test_every_key_of_the_tree_is_in_the_shipped_file_and_no_other():
     assert keys_in(tomllib.loads(uncommented())) == set(keys_of())
+
+
+def test_manual_pages_have_each_command_and_each_key(tmp_path):
+    made = [sys.executable, "packaging/manual.py", str(tmp_path)]
+    subprocess.run(made, cwd=TOP, check=True, env={"PATH": os.environ["PATH"]})
+    pages = {page.name: page.read_text().replace("\\-", "-") for page in tmp_path.glob("man/*/*")}
+    assert set(pages) == {"relay.1", "relay.toml.5", *(f"relay-{verb}.1" for verb in _VERBS)}
+    for verb in _VERBS:
+        assert f".BR relay-{verb} (1)" in pages["relay.1"]
+    for words in ("relay queue hold", "relay config show"):
+        assert f".SS {words}\n" in pages[f"relay-{words.split()[1]}.1"]
+    for key in keys_of():
+        assert re.search(rf"(\\fB|\b){key.split('.')[-1]} = ", pages["relay.toml.5"]), key
+    for page in tmp_path.glob("man/*/*") if shutil.which("groff") else ():
+        command = ["groff", "-K", "utf8", "-man", "-ww", "-z", str(page)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert [line for line in done.stderr.splitlines() if "adjust line" not in line] == []
+    assert (tmp_path / "fish/vendor_completions.d/relay.fish").exists()
 
 
 def test_the_shipped_file_loads_and_lists_only_loopback():
