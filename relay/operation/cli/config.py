@@ -42,7 +42,7 @@ def show(context: CommandContext, *, origin: bool, changed: bool) -> None:
 @config.command()
 @common_options
 def diff(context: CommandContext) -> None:
-    """Print what has changed in relay.toml since the running service has read it.
+    """Print what has changed since the running service has read the file.
 
     What begins with - was read, what begins with + is in the file. The keys that need a restart
     follow, also those of earlier reloads; relay reload applies the others.
