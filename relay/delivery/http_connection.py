@@ -9,6 +9,7 @@ import asyncio
 import ssl
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from urllib.parse import unquote, urlsplit
 
 import h11
@@ -19,6 +20,7 @@ from relay.delivery.smtp.connect import reason
 _READ_BYTES = 16 * 1024
 _HEADER_BYTES_MAX = 64 * 1024
 _WRITE_BYTES = 64 * 1024
+_REST_S = 0.5  # for the rest of an answer whose body nobody needs
 
 
 class HttpError(Exception):
@@ -98,8 +100,9 @@ class ClientConnection:
         timeout_s: float,
         answer_bytes_max: int,
     ) -> HttpResponse:
-        """Send a request and return its answer; `target` is the path and query. Raises HttpError,
-        after which the connection is closed.
+        """Send a request and return its answer; `target` is the path and query. With 0 as
+        `answer_bytes_max` nobody needs its body. Raises HttpError, after which the connection is
+        closed.
         """
         length = (("Content-Length", str(len(body))),) if body or method == "POST" else ()
         header = (("Host", self.authority), ("User-Agent", "Relay"), *fields, *length)
@@ -124,6 +127,10 @@ class ClientConnection:
         except BaseException:
             self.close()
             raise
+        if not answer_bytes_max:
+            with suppress(OSError, h11.ProtocolError):  # the host may still write its body
+                async with asyncio.timeout(_REST_S):  # real time: a peer
+                    await self._answer(_READ_BYTES)
         if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
             self._http.start_next_cycle()
         else:
@@ -131,7 +138,7 @@ class ClientConnection:
         return answer
 
     async def _answer(self, body_max: int) -> HttpResponse:
-        """Raises OSError, h11.ProtocolError."""
+        """With 0, return before the body. Raises OSError, h11.ProtocolError."""
         status, fields, body = 0, dict[str, str](), bytearray()
         while True:
             event = self._http.next_event()
@@ -143,10 +150,12 @@ class ClientConnection:
             elif isinstance(event, h11.Response):
                 status = event.status_code
                 fields = {name.decode(): text.decode("latin-1") for name, text in event.headers}
+                if not body_max:
+                    return HttpResponse(status, fields, b"")
             elif isinstance(event, h11.Data):
                 body += event.data
                 if len(body) > body_max:
-                    raise h11.RemoteProtocolError(f"its body has more than {body_max} octets")
+                    raise OSError(f"the answer is longer than {body_max} octets")
             elif isinstance(event, h11.EndOfMessage | h11.ConnectionClosed):
                 return HttpResponse(status, fields, bytes(body))
 
@@ -165,10 +174,10 @@ async def open_http(
     proxy: Proxy | None = None,
     timeout_s: float,
 ) -> ClientConnection:
-    """Connect for requests to `host` at `port`, with TLS if there is a context. `address` is an
-    address of the host, or with a proxy an address of the proxy. Raises HttpError.
+    """Connect for requests to `host` at `port`, with TLS if there is a context: to an `address` of
+    the host, or through a proxy. Raises HttpError.
     """
-    place = (address, proxy.port if proxy is not None else port)
+    place = (address, port) if proxy is None else (proxy.host, proxy.port)
     writer: asyncio.StreamWriter | None = None
     try:
         async with asyncio.timeout(timeout_s):  # real time: a peer

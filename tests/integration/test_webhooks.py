@@ -201,6 +201,7 @@ def test_a_cursor_that_cannot_be_read_costs_only_its_webhook(
     relay.start()
     until("/b has what waited", lambda: len(names_of(receiver, "/b")) == 2)
     assert names_of(receiver, "/a") == []
+    assert {header["content-type"] for _, header, _ in receiver.requests} == {"application/json"}
     assert "damaged" in relay.log
 
 

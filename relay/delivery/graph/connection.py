@@ -157,7 +157,7 @@ class GraphConnection:
         host = f"[{target.host}]" if ":" in target.host else target.host
         try:
             http = await open_http(
-                proxy.host if proxy is not None else target.address,
+                target.address,
                 target.port,
                 authority=host if target.port == HTTPS_PORT else f"{host}:{target.port}",
                 host=target.host,

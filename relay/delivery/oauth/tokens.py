@@ -114,15 +114,14 @@ class TokenServer:
         """Return the answer to a form, by default of the token endpoint. Raises TokenError."""
         place = read_url(url or token_url(self.client), schemes=("https", "http"))
         is_tls = place.scheme == "https"  # the settings have the other only at loopback addresses
-        proxy = self._proxy if is_tls else None
         try:
             connection = await open_http(
-                proxy.host if proxy is not None else place.host,
+                place.host,
                 place.port,
                 authority=place.authority,
                 host=place.host,
                 context=self._context() if is_tls else None,
-                proxy=proxy,
+                proxy=self._proxy if is_tls else None,
                 timeout_s=_CONNECT_S,
             )
             with closing(connection):

@@ -17,7 +17,8 @@ from relay.base.clock import Clock
 from relay.base.message.web_url import UrlError, WebUrl
 from relay.base.observe.logs import get_logger
 from relay.base.observe.metrics import Metrics
-from relay.front_door.notifications.https_client import HttpsClient, RequestFailedError
+from relay.delivery.http_connection import HttpError
+from relay.front_door.notifications.https_client import HttpsClient
 from relay.store.mailbox.errors import StoreError
 
 POST_S = 3.0  # for the look-up, the connection and the answer
@@ -26,6 +27,7 @@ POSTS_MAX = 32  # requests at once, of feeds whose last request succeeded within
 RETRIES_MAX = 16  # requests at once, of the other feeds
 _PAUSE_S, _PAUSE_S_MAX = 1.0, 300.0
 _JITTER = 0.1
+_JSON = ("Content-Type", "application/json")
 _RNG = random.Random()  # noqa: S311 - spreads load, not for security
 
 _log = get_logger("notifications")
@@ -114,12 +116,12 @@ class Sender:
         or "".
         """
         try:
-            answer = await self._client.post(
-                post.url, post.body, timeout_s=POST_S, fields=post.fields
+            answer = await self._client.request(
+                "POST", post.url, fields=(_JSON, *post.fields), body=post.body, timeout_s=POST_S
             )
-        except RequestFailedError as error:
+        except HttpError as error:
             return None, str(error)
-        why = "" if answer.is_success else f"{post.url.authority} answered {answer.status}"
+        why = "" if answer.status // 100 == 2 else f"{post.url.authority} answered {answer.status}"
         return answer.status, why
 
     def count(self, result: str, count: int) -> None:

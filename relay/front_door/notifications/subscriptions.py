@@ -23,7 +23,8 @@ from relay.base.clock import Clock, rfc3339
 from relay.base.message.rest_id import rest_id
 from relay.base.observe.logs import get_logger
 from relay.base.pressure import ConcurrencyCounter
-from relay.front_door.notifications.https_client import HttpAnswer, HttpsClient, RequestFailedError
+from relay.delivery.http_connection import HttpError, HttpResponse
+from relay.front_door.notifications.https_client import HttpsClient
 from relay.front_door.notifications.mailbox_watch import POLL_S, MailboxChanges
 from relay.front_door.notifications.sender import Feed, Post, Sender
 from relay.front_door.notifications.subscription_file import Subscription, SubscriptionFile
@@ -277,14 +278,14 @@ class Subscriptions:
         asked = url.with_query(f"validationToken={quote(token, safe='')}")
         try:
             with running.counted(creator):
-                answer = await self.client.post(
+                answer = await self.client.request(
+                    "POST",
                     asked,
-                    b"",
+                    fields=(("Content-Type", "text/plain; charset=utf-8"),),
                     timeout_s=HANDSHAKE_S,
-                    content_type="text/plain; charset=utf-8",
                     answer_bytes_max=_TOKEN_BYTES_MAX,
                 )
-        except RequestFailedError as error:
+        except HttpError as error:
             how = "timed out" if error.timed_out else "failed"
             text = f"Subscription validation request {how}. {error}."
             raise SubscriptionError(text) from None
@@ -485,12 +486,13 @@ def _kinds_of(change: Change, subscription: Subscription) -> list[tuple[str, str
     ]
 
 
-def _fault_of(answer: HttpAnswer, token: str) -> str:
+def _fault_of(answer: HttpResponse, token: str) -> str:
     """Return why an answer to a validation request is invalid, "" if it is valid."""
     if answer.status != 200:
         return f"Notification endpoint must respond with 200 OK, found {answer.status}."
-    if answer.content_type != "text/plain":
-        return f"Content-Type: found {answer.content_type[:100]!r}, expected text/plain."
+    media_type = answer.fields.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "text/plain":
+        return f"Content-Type: found {media_type[:100]!r}, expected text/plain."
     if answer.body != token.encode():
         return "Expected the decoded validationToken as the whole body."
     return ""

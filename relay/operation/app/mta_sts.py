@@ -10,13 +10,9 @@ from relay.base.message.web_url import UrlError, read_url
 from relay.base.observe.metrics import Metrics
 from relay.base.settings.tree import DeliverySettings
 from relay.delivery.host_selection import Connect, HostSession
+from relay.delivery.http_connection import HttpError
 from relay.delivery.smtp.connect import ConnectError, Target
-from relay.front_door.notifications.https_client import (
-    Destinations,
-    HttpsClient,
-    Lookup,
-    RequestFailedError,
-)
+from relay.front_door.notifications.https_client import Destinations, HttpsClient, Lookup
 from relay.operation.app.foundation import Foundation
 from relay.operation.app.notifications import lookup_of
 from relay.transport.routing.resolver import LoopbackResolver, Resolver
@@ -48,12 +44,12 @@ async def fetch_policy(delivery: DeliverySettings, lookup: Lookup, domain: str) 
     client = HttpsClient(lookup, Destinations(delivery.mta_sts_allow), ca=delivery.mta_sts_ca)
     text = f"https://mta-sts.{domain}:{delivery.mta_sts_port}/.well-known/mta-sts.txt"
     try:
-        answer = await client.get(
-            read_url(text), timeout_s=FETCH_S, answer_bytes_max=_FILE_BYTES_MAX
+        answer = await client.request(
+            "GET", read_url(text), timeout_s=FETCH_S, answer_bytes_max=_FILE_BYTES_MAX
         )
     except UrlError as error:
         raise StsFetchError(str(error)) from None
-    except RequestFailedError as error:
+    except HttpError as error:
         result = "sts-webpki-invalid" if error.untrusted else "sts-policy-fetch-error"
         raise StsFetchError(str(error), result) from None
     if answer.status != _OK:  # RFC 8461 3.3

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from relay.base.message.web_url import UrlError, read_url
+from relay.delivery.http_connection import HttpError
 from relay.front_door.notifications import https_client
 from relay.front_door.notifications.https_client import (
     ANYWHERE,
@@ -13,7 +14,6 @@ from relay.front_door.notifications.https_client import (
     PRIVATE,
     Destinations,
     HttpsClient,
-    RequestFailedError,
 )
 from tests.support.receiver import Receiver
 from tests.support.tables import each_row
@@ -41,7 +41,8 @@ def client(destinations: Destinations = HERE, **names: str) -> HttpsClient:
 
 
 async def post(sender: HttpsClient, url: str, *, timeout_s: float = 5, **options: int):
-    return await sender.post(sender.read_url(url), b'{"value": []}', timeout_s=timeout_s, **options)
+    body, to = b'{"value": []}', sender.read_url(url)
+    return await sender.request("POST", to, body=body, timeout_s=timeout_s, **options)
 
 
 @each_row(
@@ -131,20 +132,19 @@ async def test_post(authority: Authority) -> None:
     with Receiver(authority.issue("DNS:hooks.example.net")) as receiver:
         sender = client(hooks_example_net="127.0.0.1")
         answer = await post(sender, receiver.url("/hook?a=b", host="hooks.example.net"))
-    assert (answer.status, answer.is_success, answer.body) == (202, True, b"")
+    assert (answer.status, answer.body) == (202, b"")
     [(path, header, body)] = receiver.requests
     assert (path, header["host"], body) == (
         "/hook?a=b",
         f"hooks.example.net:{receiver.port}",
         b'{"value": []}',
     )
-    assert header["content-type"] == "application/json"
 
 
 async def test_the_next_address_is_tried(authority: Authority) -> None:
     with Receiver(authority.issue("DNS:hooks.example.net")) as receiver:
         sender = client(hooks_example_net="127.0.0.2 127.0.0.1")
-        assert (await post(sender, receiver.url(host="hooks.example.net"))).is_success
+        assert (await post(sender, receiver.url(host="hooks.example.net"))).status == 202
 
 
 async def test_certificates(authority: Authority, tmp_path) -> None:
@@ -154,7 +154,7 @@ async def test_certificates(authority: Authority, tmp_path) -> None:
         self_signed(tmp_path, "DNS:hooks.example.net"),
     ):
         with Receiver(certificate) as receiver:
-            with pytest.raises(RequestFailedError, match="TLS: "):
+            with pytest.raises(HttpError, match="TLS: "):
                 await post(sender, receiver.url(host="hooks.example.net"))
             assert receiver.requests == []
 
@@ -171,10 +171,10 @@ async def test_a_name_that_leads_elsewhere_later(authority: Authority) -> None:
     sender = HttpsClient(lookup, Destinations(networks=("127.0.0.2/32",)))
     with Receiver(authority.issue("DNS:rebinds.example.net"), host="127.0.0.1") as receiver:
         url = receiver.url(host="rebinds.example.net")
-        with pytest.raises(RequestFailedError, match="connection refused"):
+        with pytest.raises(HttpError, match="connection refused"):
             await post(sender, url)  # at 127.0.0.2 nobody listens
         assert asked == ["rebinds.example.net"]
-        with pytest.raises(RequestFailedError, match=r"127\.0\.0\.1 is no public address"):
+        with pytest.raises(HttpError, match=r"127\.0\.0\.1 is no public address"):
             await post(sender, url)
     assert receiver.requests == []
 
@@ -182,12 +182,12 @@ async def test_a_name_that_leads_elsewhere_later(authority: Authority) -> None:
 @each_row("address", ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "localhost"])
 async def test_loopback_is_refused_in_serve(address: str) -> None:
     sender = client(Destinations(), localhost="127.0.0.1 ::1")
-    with pytest.raises(RequestFailedError, match="no public address"):
+    with pytest.raises(HttpError, match="no public address"):
         await post(sender, f"https://{address}:1/")
 
 
 async def test_a_name_without_addresses() -> None:
-    with pytest.raises(RequestFailedError, match="the name has no address"):
+    with pytest.raises(HttpError, match="the name has no address"):
         await post(client(), "https://nowhere.example.net/")
 
 
@@ -195,7 +195,7 @@ async def test_redirects_are_not_followed() -> None:
     with Receiver() as receiver:
         receiver.mode = "redirect"
         answer = await post(client(), receiver.url())
-    assert (answer.status, answer.is_success, len(receiver.requests)) == (307, False, 1)
+    assert (answer.status, len(receiver.requests)) == (307, 1)
 
 
 @pytest.mark.parametrize("mode", ["drip", "stall"])
@@ -203,7 +203,7 @@ async def test_slow_answers_are_cut_off(mode: str) -> None:
     with Receiver() as receiver:
         receiver.mode = mode
         began = time.monotonic()
-        with pytest.raises(RequestFailedError, match=r"no answer within 0\.2 s") as failed:
+        with pytest.raises(HttpError, match=r"no answer within 0\.2 s") as failed:
             await post(client(), receiver.url(), timeout_s=0.2)
         assert failed.value.timed_out
         assert time.monotonic() - began < 5
@@ -212,22 +212,20 @@ async def test_slow_answers_are_cut_off(mode: str) -> None:
 async def test_an_answer_of_a_gigabyte() -> None:
     with Receiver() as receiver:
         receiver.mode = "huge"
-        with pytest.raises(RequestFailedError, match="longer than 4096 octets"):
+        with pytest.raises(HttpError, match="longer than 4096 octets"):
             await post(client(), receiver.url(), answer_bytes_max=4096)
         answer = await post(client(), receiver.url())  # the body is not asked for
         assert (answer.status, answer.body) == (200, b"")
         receiver.mode = "huge-header"
-        with pytest.raises(RequestFailedError, match="no HTTP answer"):
+        with pytest.raises(HttpError, match="no HTTP answer"):
             await post(client(), receiver.url())
         await asyncio.sleep(0)
     assert receiver.sent_bytes < 50_000_000  # buffers of the kernel
 
 
-@pytest.mark.parametrize(
-    ("mode", "why"), [("garbage", "no HTTP answer"), ("hang-up", "no HTTP answer")]
-)
-async def test_what_is_no_answer(mode: str, why: str) -> None:
+@pytest.mark.parametrize("mode", ["garbage", "hang-up"])
+async def test_what_is_no_answer(mode: str) -> None:
     with Receiver() as receiver:
         receiver.mode = mode
-        with pytest.raises(RequestFailedError, match=why):
+        with pytest.raises(HttpError, match="without an answer"):
             await post(client(), receiver.url())
