@@ -9,6 +9,7 @@ is silent at RCPT is not asked for that address. See RFC 5321 3.3 and 4.2.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
@@ -34,20 +35,16 @@ _SILENT_S = 30.0  # in which what got no answer is not asked again
 _UNKNOWN = "the next hop does not say now whether it takes this address, try again later"
 
 
+@dataclass(eq=False, repr=False)
 class RecipientVerifier:
     """Asks next hops, and remembers their answers."""
 
-    def __init__(
-        self,
-        table: RouteTable,
-        resolve: Resolve,
-        connect: Callable[[Target], Awaitable[Connection]],
-        *,
-        clock: Clock,
-    ) -> None:
-        """`table` says how hosts are contacted."""
-        self._table, self._resolve, self._connect = table, resolve, connect
-        self._clock = clock
+    table: RouteTable  # how hosts are contacted
+    resolve: Resolve
+    connect: Callable[[Target], Awaitable[Connection]]
+    clock: Clock
+
+    def __post_init__(self) -> None:
         self._slots = asyncio.Semaphore(_PROBES_MAX)
         # until when each reply counts, the oldest first; "" is for all addresses of a next hop
         self._kept = BoundedDict[tuple[str, NextHop], tuple[float, str]](_KEPT_MAX)
@@ -71,12 +68,12 @@ class RecipientVerifier:
     def _known(self, mailbox: str, next_hop: NextHop) -> str | None:
         for key in ((mailbox, next_hop), ("", next_hop)):
             until_s, reply = self._kept.get(key, (0.0, ""))
-            if self._clock.monotonic() < until_s:
+            if self.clock.monotonic() < until_s:
                 return reply
         return None
 
     def _keep(self, mailbox: str, next_hop: NextHop, reply: str, *, kept_s: float) -> None:
-        self._kept[mailbox, next_hop] = (self._clock.monotonic() + kept_s, reply)
+        self._kept[mailbox, next_hop] = (self.clock.monotonic() + kept_s, reply)
 
     async def _probe(self, address: str, next_hop: NextHop) -> str:
         """Return the code of the reply to RCPT, "" for none that counts."""
@@ -113,7 +110,7 @@ class RecipientVerifier:
             return None
         for target in await self._targets(next_hop):
             try:
-                connection = await self._connect(target)
+                connection = await self.connect(target)
             except ConnectError:
                 continue
             try:
@@ -128,8 +125,8 @@ class RecipientVerifier:
         return None
 
     async def _targets(self, next_hop: NextHop) -> Sequence[Target]:
-        via = self._table.options_for(next_hop)
-        lookup = await usable_hosts(self._resolve, self._table, next_hop)
+        via = self.table.options_for(next_hop)
+        lookup = await usable_hosts(self.resolve, self.table, next_hop)
         return [
             target_of(host, address, via)
             for host in (lookup.hosts if isinstance(lookup, Hosts) else ())

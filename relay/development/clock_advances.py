@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 
 from msgspec import Struct
 
@@ -27,26 +28,20 @@ class EndedAdvance(Struct, frozen=True):
     error: str = ""
 
 
+@dataclass(eq=False, repr=False)
 class ClockAdvances:
     """Advances the clock: one advance at a time, to its end or to an error.
 
     `last` is the latest advance that has ended.
     """
 
-    def __init__(
-        self,
-        clock: AdvanceableClock,
-        folder: DevelopmentFolder,
-        settle: Callable[[], Awaitable[None]],
-        *,
-        counts: Callable[[], Mapping[str, float]],
-    ) -> None:
-        """`counts` returns the numbers of `attempts` and `reports` so far."""
+    clock: AdvanceableClock
+    folder: DevelopmentFolder
+    settle: Callable[[], Awaitable[None]]
+    counts: Callable[[], Mapping[str, float]]  # of `attempts` and `reports` so far
+
+    def __post_init__(self) -> None:
         self.last: EndedAdvance | None = None
-        self._counts = counts
-        self._clock = clock
-        self._folder = folder
-        self._settle = settle
         self._tasks = TaskSet()
         self._turn = asyncio.Lock()
 
@@ -61,7 +56,7 @@ class ClockAdvances:
         The advance continues when its caller is cancelled. Raises ValueError for the number, and
         AdvanceError if the clock does not get so far.
         """
-        self._clock.check_advance(seconds)
+        self.clock.check_advance(seconds)
         if len(self._tasks) >= _WAITING_MAX:
             raise AdvanceError(f"{_WAITING_MAX} requests to advance the clock wait already")
         await asyncio.shield(self._tasks.start(self._advance(seconds), name="advance"))
@@ -72,21 +67,21 @@ class ClockAdvances:
 
     async def _advance(self, seconds: float) -> None:
         async with self._turn:
-            self._clock.check_advance(seconds)
-            before_s, counted, error = self._clock.advanced_s, self._counts(), ""
+            self.clock.check_advance(seconds)
+            before_s, counted, error = self.clock.advanced_s, self.counts(), ""
             try:
                 await self._advance_now(seconds)
             except AdvanceError as raised:
                 error = str(raised)
                 raise
             finally:
-                now = self._counts()
+                now = self.counts()
                 attempts, reports = (int(now[key] - counted[key]) for key in _COUNTED)
-                done_s = self._clock.advanced_s - before_s
+                done_s = self.clock.advanced_s - before_s
                 self.last = EndedAdvance(done_s, attempts, reports, error)
 
     async def _advance_now(self, seconds: float) -> None:
-        before_s, write = self._clock.advanced_s, self._folder.write_advanced
+        before_s, write = self.clock.advanced_s, self.folder.write_advanced
         # Before the advance: a start after a kill must not have an earlier time than files on disk.
         try:
             await asyncio.to_thread(write, before_s + seconds)
@@ -96,7 +91,7 @@ class ClockAdvances:
         began_s = loop.time()  # real time: a client waits
 
         async def settle() -> None:
-            await self._settle()
+            await self.settle()
             if loop.time() - began_s > ADVANCE_S_MAX:  # real time: as above
                 raise UnsettledError(
                     f"this took more than {ADVANCE_S_MAX:g} seconds; stop the programs that"
@@ -104,11 +99,11 @@ class ClockAdvances:
                 )
 
         try:
-            await self._clock.advance(seconds, settle)
+            await self.clock.advance(seconds, settle)
         except UnsettledError as error:
-            done_s = self._clock.advanced_s - before_s
+            done_s = self.clock.advanced_s - before_s
             text = f"the clock was advanced by {done_s:.15g} of {seconds:.15g} seconds: {error}"
             raise AdvanceError(text) from error
         finally:
-            if self._clock.advanced_s < before_s + seconds:
-                await asyncio.to_thread(write, self._clock.advanced_s)
+            if self.clock.advanced_s < before_s + seconds:
+                await asyncio.to_thread(write, self.clock.advanced_s)

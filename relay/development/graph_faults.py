@@ -6,6 +6,7 @@ $batch is one request. RFC 9110 10.2.3 (Retry-After), RFC 6750 3 (WWW-Authentica
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,29 +32,21 @@ _CODES: dict[int | str, tuple[str, str]] = {
 }
 
 
+@dataclass(eq=False, repr=False)
 class FaultyFrontDoor:
     """An ASGI application that passes requests on, or responds with their faults."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        authentication: HttpAuthentication,
-        *,
-        scenario: Callable[[], ScenarioState],
-        realm: str,
-        clock: Clock,
-    ) -> None:
-        self._app = app
-        self._authentication = authentication
-        self._scenario = scenario
-        self._realm = realm
-        self._clock = clock
+    app: ASGIApp
+    authentication: HttpAuthentication
+    scenario: Callable[[], ScenarioState]
+    realm: str
+    clock: Clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request (ASGI)."""
         fault = self._find(scope, receive)
         if fault is None:
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
         elif fault.status == _AFTER:
             await self._handle_and_fail(fault, scope, receive, send=send)
         else:
@@ -65,11 +58,11 @@ class FaultyFrontDoor:
         except ApiError:
             return None  # the application responds with this error
         try:
-            account = self._authentication.account(request).address
+            account = self.authentication.account(request).address
         except ApiError:
             account = ""
         path = "/" + "/".join(request.segments[1:])
-        return self._scenario().graph_fault(method=request.method, path=path, account=account)
+        return self.scenario().graph_fault(method=request.method, path=path, account=account)
 
     async def _handle_and_fail(
         self, fault: GraphFault, scope: Scope, receive: Receive, *, send: Send
@@ -83,7 +76,7 @@ class FaultyFrontDoor:
             if not succeeded:
                 await send(message)
 
-        await self._app(scope, receive, send_failures)
+        await self.app(scope, receive, send_failures)
         if succeeded:
             await self._fail(fault, scope, _nothing_more, send=send)
 
@@ -91,12 +84,12 @@ class FaultyFrontDoor:
         async def respond(_request: HttpRequest) -> Response:
             raise self._error(fault)
 
-        await Gateway(respond, clock=self._clock, limits=SMALL_LIMITS)(scope, receive, send)
+        await Gateway(respond, clock=self.clock, limits=SMALL_LIMITS)(scope, receive, send)
 
     def _error(self, fault: GraphFault) -> ApiError:
         if fault.status not in _CODES:
             challenge = (
-                f'Bearer realm="{self._realm}", error="invalid_token", '
+                f'Bearer realm="{self.realm}", error="invalid_token", '
                 f'error_description="{_EXPIRED}"'
             )
             headers = {"www-authenticate": challenge}

@@ -14,6 +14,7 @@ import heapq
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec import Struct
@@ -91,47 +92,41 @@ async def _withdraw(daemon: Daemon, journey: Journey) -> None:
         await asyncio.to_thread(daemon.base.store_log.withdraw, facts)
 
 
+@dataclass(eq=False, repr=False)
 class Reset:
-    """Deletes the messages of a daemon, one reset at a time."""
+    """Deletes the messages of a daemon, one reset at a time.
 
-    def __init__(
-        self,
-        daemon: Daemon,
-        trash: Path,
-        *,
-        quiet: Callable[[], Awaitable[None]],
-        forget: Callable[[], None],
-    ) -> None:
-        """`trash` is a directory on the file system of the mailboxes; it is created.
+    When delivery has ended, `quiet` ends what remote hosts still do with its mail. `forget` then
+    clears what they remember.
+    """
 
-        When delivery has ended, `quiet` ends what remote hosts still do with its mail. `forget`
-        then clears what they remember.
-        """
-        self._daemon = daemon
-        self._trash = trash
-        self._quiet = quiet
-        self._forget = forget
+    daemon: Daemon
+    trash: Path  # a directory on the file system of the mailboxes; it is created
+    quiet: Callable[[], Awaitable[None]]
+    forget: Callable[[], None]
+
+    def __post_init__(self) -> None:
         self._lock = asyncio.Lock()
         self._removing = TaskSet()
 
     async def begin(self) -> None:
         """Remove the trash of a process that was killed."""
-        await asyncio.to_thread(remove_trash, self._trash)
+        await asyncio.to_thread(remove_trash, self.trash)
 
     async def run(self) -> int:
         """Delete everything; return the number of messages. Raises SpoolError, StoreError."""
-        daemon = self._daemon
+        daemon = self.daemon
         async with self._lock:
             async with daemon.transport.pickup.emptied(), daemon.transport.scheduler.emptied():
-                await self._quiet()
+                await self.quiet()
                 if daemon.subscriptions is not None:
                     await daemon.subscriptions.clear()
-                self._trash.mkdir(mode=0o700, exist_ok=True)
-                trash = Path(tempfile.mkdtemp(dir=self._trash))
+                self.trash.mkdir(mode=0o700, exist_ok=True)
+                trash = Path(tempfile.mkdtemp(dir=self.trash))
                 submissions = await daemon.base.store.clear(trash)
                 messages = await development_spool(daemon.base.spool).clear()
                 await daemon.base.refusals.clear()
-                self._forget()
+                self.forget()
             self._removing.start(asyncio.to_thread(remove_trash, trash))
         daemon.base.changes.notify()
         return submissions + messages
@@ -181,16 +176,14 @@ def cut_us(*stores: Sequence[KeptItem], keep: KeepLimits, now_us: int) -> int:
     return cut
 
 
+@dataclass(eq=False, repr=False)
 class MailRetention:
     """Removes the mail above the limits, each minute."""
 
-    def __init__(
-        self, store: FileStore, spool: DevelopmentSpool, *, keep: KeepLimits, clock: Clock
-    ) -> None:
-        self._store = store
-        self._spool = spool
-        self._keep = keep
-        self._clock = clock
+    store: FileStore
+    spool: DevelopmentSpool
+    keep: KeepLimits
+    clock: Clock
 
     async def run(self) -> None:
         """Remove until cancelled."""
@@ -209,19 +202,19 @@ class MailRetention:
         Ages are in real time, as the times of files. The queue has times of the relay's clock. When
         that clock was advanced, mailboxes and queue are limited separately.
         """
-        files = await self._store.stored_files()
-        kept = await self._spool.sizes(self._keep.messages + 1)
-        real_us = self._clock.file_time_us()
+        files = await self.store.stored_files()
+        kept = await self.spool.sizes(self.keep.messages + 1)
+        real_us = self.clock.file_time_us()
         sizes = [(file.at_us, file.size_bytes) for file in files]
-        is_ahead = self._clock.time_us() - real_us > _AHEAD_US
+        is_ahead = self.clock.time_us() - real_us > _AHEAD_US
         groups: list[list[Sequence[KeptItem]]] = [[sizes], [kept]] if is_ahead else [[sizes, kept]]
-        cuts = [cut_us(*group, keep=self._keep, now_us=real_us) for group in groups]
+        cuts = [cut_us(*group, keep=self.keep, now_us=real_us) for group in groups]
         old = [file for file in files if file.at_us <= cuts[0]]
         if old:
-            await self._store.remove_files(old)
+            await self.store.remove_files(old)
         messages = 0
         if any(at_us <= cuts[-1] for at_us, _ in kept):  # otherwise nothing is written
-            while number := await self._spool.discard(cuts[-1]):
+            while number := await self.spool.discard(cuts[-1]):
                 messages += number
         if old or messages:  # relay dev shows warnings only
             _log.warning("old messages removed", in_mailboxes=len(old), in_the_queue=messages)

@@ -77,7 +77,7 @@ class Progress:
             if not is_full and site.count < self._plan.connections_per_site:
                 from_s = max(since_s, site.blocked_from_s())
                 site.blocked_s += max(0.0, self._seen_s - from_s)
-            site.connections = [one for one in site.connections if one._protocol.is_open]
+            site.connections = [one for one in site.connections if one.protocol.is_open]
 
     @contextmanager
     def waiting_for_room(self, domain: str) -> Iterator[None]:

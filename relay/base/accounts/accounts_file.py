@@ -185,39 +185,34 @@ class _Domains:
         return main_address(address, self._targets)
 
 
+@dataclass(eq=False, repr=False)
 class _Loading:
     """Converts entries to accounts and detects duplicates."""
 
-    def __init__(
-        self,
-        document: Document,
-        domains: _Domains,
-        *,
-        reserved: frozenset[str],
-        barred: frozenset[str],
-        now_s: float,
-        read_writers: Callable[[], ReadWriters],
-    ) -> None:
+    document: Document
+    domains: _Domains
+    reserved: frozenset[str]
+    barred: frozenset[str]
+    now_s: float
+    read_writers: Callable[[], ReadWriters]
+
+    def __post_init__(self) -> None:
         self.tables = AccountTables()
-        self._now_s, self._read_writers = now_s, read_writers
         self._lent: set[str] = set()  # send_as of all accounts, without tags
-        self._reserved, self._barred = reserved, barred
-        self._document = document
-        self._domains = domains
         self._taken: dict[str | bytes | tuple[str, str], KeyPath] = {}
         self._forwardings: list[tuple[Forwarding, Sequence[str]]] = []
 
     def take(self, place: KeyPath, entry: _Entry) -> Iterator[Fault]:
         """Add the account; yield its faults."""
         for path, address in _addresses(place, entry):
-            yield from self._check_domain(path, address, self._domains.of_accounts)
+            yield from self._check_domain(path, address, self.domains.of_accounts)
             yield from self._claim(path, address, shown(address))
         for name in ("send_as", "acts_for"):
             for number, address in enumerate(getattr(entry, name)):
                 yield from self._check_pattern((*place, name, number), address)
         for number, address in enumerate(entry.acts_for):
             path = (*place, "acts_for", number)
-            yield from self._check_domain(path, address, self._domains.of_accounts)
+            yield from self._check_domain(path, address, self.domains.of_accounts)
         password = yield from self._parsed((*place, "password"), entry.password, parse_password)
         token = yield from self._parsed((*place, "token"), entry.token, parse_token)
         path = (*place, "client_secret")
@@ -229,13 +224,13 @@ class _Loading:
         self._warn_of_plain(place, entry)
         account = Account(
             entry.address,
-            self._domains.doubled((entry.address, *entry.aliases))[1:],
+            self.domains.doubled((entry.address, *entry.aliases))[1:],
             entry.quota,
             role=entry.role,
-            send_as=self._domains.doubled(entry.send_as),
+            send_as=self.domains.doubled(entry.send_as),
             quota_messages=entry.quota_messages,
-            reserved=self._reserved,
-            barred=self._barred,
+            reserved=self.reserved,
+            barred=self.barred,
             scopes=ALL_SCOPES if entry.scopes is None else frozenset(entry.scopes),
             acts_for=entry.acts_for,
             read_receipts=entry.read_receipts,
@@ -258,18 +253,18 @@ class _Loading:
     def take_alias(self, place: KeyPath, entry: _AliasEntry) -> Iterator[Fault]:
         """Add the alias, after all accounts; yield its faults."""
         path = (*place, "address")
-        yield from self._check_domain(path, entry.address, self._domains.of_aliases)
+        yield from self._check_domain(path, entry.address, self.domains.of_aliases)
         yield from self._claim(path, entry.address, shown(entry.address))
         if "*" in entry.address:
             expected = "one address (mailboxes.catch_all takes the mail for unknown ones)"
-            yield self._document.fault(path, f"found {shown(entry.address)}, expected {expected}")
+            yield self.document.fault(path, f"found {shown(entry.address)}, expected {expected}")
         path = (*place, "to")
-        if not self._document.value(path):
-            yield self._document.fault(path, "found [], expected an address or several")
+        if not self.document.value(path):
+            yield self.document.fault(path, "found [], expected an address or several")
         targets = yield from self._targets(path, entry.to)
         writers = yield from self._writers((*place, "from"), entry)
         forwarding = Forwarding(entry.address, targets, False, path, writers)
-        self._forwardings.append((forwarding, self._domains.doubled([entry.address])))
+        self._forwardings.append((forwarding, self.domains.doubled([entry.address])))
 
     def _writers(self, path: KeyPath, entry: _AliasEntry) -> Generator[Fault, None, Writers | None]:
         """Yield the fault of `from`; return who may write to the alias."""
@@ -277,18 +272,18 @@ class _Loading:
             return None
         reports = is_listed(entry.address, self._lent)
         try:
-            return self._read_writers()(entry.from_, entry.address, reports)
+            return self.read_writers()(entry.from_, entry.address, reports)
         except ValueError as error:
-            written = shown(self._document.value(path))
-            yield self._document.fault(path, f"found {written}, expected {error}")
+            written = shown(self.document.value(path))
+            yield self.document.fault(path, f"found {written}, expected {error}")
             return None
 
     def _take_forwarding(self, place: KeyPath, entry: _Entry, account: Account) -> Iterator[Fault]:
         """Add the account if it forwards. It keeps a copy if `forward_to` has its own address."""
         path = (*place, "forward_to")
-        if not entry.keep_copy and not self._document.value(path):
+        if not entry.keep_copy and not self.document.value(path):
             message = "found false without forward_to, expected both"
-            yield self._document.fault((*place, "keep_copy"), message)
+            yield self.document.fault((*place, "keep_copy"), message)
         addresses = yield from self._targets(path, entry.forward_to)
         targets = tuple([target for target in addresses if not account.owns(target)])
         if targets:
@@ -304,21 +299,21 @@ class _Loading:
         for number, text in enumerate(texts):
             try:
                 address = parse_any_mailbox(text, smtputf8=True)
-                targets.append(self._domains.target_of(address))
+                targets.append(self.domains.target_of(address))
             except AddressError:
                 expected = "an address with its domain, such as bob@example.org"
                 message = f"found {shown(text)}, expected {expected}"
-                yield self._document.fault((*path, number), message)
+                yield self.document.fault((*path, number), message)
         return tuple(targets)
 
     def join_aliases(self) -> Iterator[Fault]:
         """Make the table of all aliases; yield the faults of their expansion."""
-        table = AliasTable(self._forwardings, named=self._reserved)
-        yield from table.check(self._document)
+        table = AliasTable(self._forwardings, named=self.reserved)
+        yield from table.check(self.document)
         self.tables.aliases = table
         for path, address in table.leaves():
             local_part, _, domain = own_mailbox(address).rpartition("@")
-            is_here = domain in self._domains.of_accounts and local_part != "postmaster"
+            is_here = domain in self.domains.of_accounts and local_part != "postmaster"
             if is_here and self.tables.find(address) is None:
                 self.warn(path, f"found {shown(address)}, which is no account and no alias")
 
@@ -326,21 +321,21 @@ class _Loading:
         self, path: KeyPath, address: str, domains: Collection[str]
     ) -> Iterator[Fault]:
         if address.rpartition("@")[2] not in domains:
-            kind = "with accounts" if domains is self._domains.of_accounts else "without alias_of"
+            kind = "with accounts" if domains is self.domains.of_accounts else "without alias_of"
             expected = f"an address in one of mailboxes.domains, or of a [[domain]] {kind}"
-            yield self._document.fault(path, f"found {shown(address)}, expected {expected}")
+            yield self.document.fault(path, f"found {shown(address)}, expected {expected}")
 
     def _check_pattern(self, path: KeyPath, address: str) -> Iterator[Fault]:
         local_part = address.rpartition("@")[0]
         if "*" in local_part and local_part != "*":
             expected = 'an address, or "*@DOMAIN" for all of a domain'
-            yield self._document.fault(path, f"found {shown(address)}, expected {expected}")
+            yield self.document.fault(path, f"found {shown(address)}, expected {expected}")
 
     def _check_client(self, place: KeyPath, entry: _Entry) -> Iterator[Fault]:
         path = (*place, "client_id")
         if entry.client_id and not _CLIENT_ID.fullmatch(entry.client_id):
             expected = "1 to 128 ASCII characters without spaces"
-            yield self._document.fault(path, f"found {shown(entry.client_id)}, expected {expected}")
+            yield self.document.fault(path, f"found {shown(entry.client_id)}, expected {expected}")
         elif entry.client_id:
             yield from self._claim(path, ("client", entry.client_id.lower()), "a client id")
         proofs = [name for name in _PROOFS if getattr(entry, name)]
@@ -348,7 +343,7 @@ class _Loading:
             proof = proofs[0] if proofs else "client_id"
             missing = "client_id" if proofs else f"{', '.join(_PROOFS[:-1])} or {_PROOFS[-1]}"
             message = f"found no {missing}, expected one: a {proof} does not work alone"
-            yield self._document.fault((*place, proof), message)
+            yield self.document.fault((*place, proof), message)
 
     def _keys(self, place: KeyPath, entry: _Entry) -> Generator[Fault, None, tuple[ClientKey, ...]]:
         """Yield the faults of the client's certificates and JWK set; return their keys."""
@@ -356,7 +351,7 @@ class _Loading:
             return ()
         from relay.base.accounts import client_keys  # noqa: PLC0415 -- a large library
 
-        base, now_s = self._document.file.absolute().parent, self._now_s
+        base, now_s = self.document.file.absolute().parent, self.now_s
         read: Mapping[str, Callable[[str, Path], client_keys.FoundKeys]] = {
             "client_certificate": partial(client_keys.read_certificates, now_s=now_s),
             "client_keys": client_keys.read_key_set,
@@ -367,7 +362,7 @@ class _Loading:
             try:
                 file = read_keys(text, base) if text else client_keys.FoundKeys(())
             except ValueError as error:
-                yield self._document.fault(path, str(error))
+                yield self.document.fault(path, str(error))
                 continue
             keys += file.keys
             for warning in file.warnings:
@@ -382,25 +377,25 @@ class _Loading:
             return parse(secret) if secret else None
         except ValueError as error:
             scheme = "something else" if path[-1] == "token" else shown_scheme(secret)
-            yield self._document.fault(path, f"found {scheme}, expected {error}")
+            yield self.document.fault(path, f"found {scheme}, expected {error}")
             return None
 
     def warn(self, path: KeyPath, message: str) -> None:
         """Add a warning for `relay check`."""
-        self.tables.warnings.append(str(self._document.fault(path, message)))
+        self.tables.warnings.append(str(self.document.fault(path, message)))
 
     def _claim(
         self, path: KeyPath, value: str | bytes | tuple[str, str], written: str
     ) -> Iterator[Fault]:
         earlier = self._taken.setdefault(value, path)
         if earlier != path:
-            where = f"{dotted(earlier)} in line {self._document.line(earlier)} has the same"
-            yield self._document.fault(path, f"found {written}, expected one of its own: {where}")
+            where = f"{dotted(earlier)} in line {self.document.line(earlier)} has the same"
+            yield self.document.fault(path, f"found {written}, expected one of its own: {where}")
 
     def _warn_of_plain(self, place: KeyPath, entry: _Entry) -> None:
         for name, form in _HASHED_FORMS.items():
             path = (*place, name)
-            if is_plain(str(self._document.value(path))) and getattr(entry, name):
+            if is_plain(str(self.document.value(path))) and getattr(entry, name):
                 self.warn(path, f"found a plain secret; {form} keeps it from readers of the file")
 
 

@@ -7,7 +7,7 @@ again, after the connection is closed. See RFC 5321 3.3, 4.1.1.4 and 4.5.3.2, RF
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from msgspec import Struct, structs
 
@@ -57,29 +57,24 @@ class Timeouts(Struct, frozen=True):
     transaction_s: float = 600.0
 
 
+@dataclass(eq=False, repr=False)
 class Connection:
     """An open SMTP session. `transactions` counts those that ended on it."""
 
-    def __init__(
-        self,
-        protocol: SmtpClientProtocol,
-        *,
-        peer: Peer,
-        extensions: Extensions,
-        timeouts: Timeouts,
-    ) -> None:
-        self.peer = peer
-        self.extensions = extensions
+    protocol: SmtpClientProtocol
+    peer: Peer
+    extensions: Extensions
+    timeouts: Timeouts
+
+    def __post_init__(self) -> None:
         self.transactions = 0
-        self._protocol = protocol
-        self._timeouts = timeouts
         self._busy = False
         self._needs_reset = False
 
     @property
     def is_open(self) -> bool:
         """Whether it can take a transaction. False once the peer has closed it or sent 421."""
-        return self._protocol.is_open and not self._busy
+        return self.protocol.is_open and not self._busy
 
     @property
     def is_worn(self) -> bool:
@@ -116,26 +111,26 @@ class Connection:
             transaction = replace(transaction, recipients=transaction.recipients[:asked])
         self._busy = True
         more_s = asked * RCPT_S + size_of(transaction.content) / SLOWEST_BYTES_S
-        self._protocol.limit(round(self._timeouts.transaction_s + more_s, 1))
+        self.protocol.limit(round(self.timeouts.transaction_s + more_s, 1))
         try:
             if await self._envelope(transaction, progress):
                 await self._content(transaction.content, progress, before_dot)
                 if after_dot is not None:
                     await asyncio.sleep(0)  # uvloop writes at the end of the loop iteration
                     after_dot()
-                self._protocol.limit(math.inf)
+                self.protocol.limit(math.inf)
                 await self._replies_to_dot(progress, on_replies)
         except SmtpProtocolError as error:
             progress.broken(error.trouble, error.text, unsolicited=error.unsolicited)
         except UnreadableError as error:
             progress.unreadable(str(error))
         except BaseException:
-            self._protocol.close()
+            self.protocol.close()
             raise
         finally:
             self._busy = False
         if progress.closing:
-            self._protocol.close()
+            self.protocol.close()
             if self.transactions and progress.never_begun:
                 return TransactionResult({}, stale=True)
         self.transactions += 1
@@ -148,27 +143,27 @@ class Connection:
         """
         transaction = Transaction(Envelope(""), (ForwardPath(address),), b"")
         command = mail_command(transaction, self.extensions)
-        return (await self._exchange(command, self._timeouts.command_s)).code // 100 == 2
+        return (await self._exchange(command, self.timeouts.command_s)).code // 100 == 2
 
     async def reply_to_probe(self, address: str) -> Reply:
         """Return the reply to RCPT after takes_probe(). Raises SmtpProtocolError."""
         command = rcpt_command(ForwardPath(address), self.extensions)
-        return await self._exchange(command, self._timeouts.command_s)
+        return await self._exchange(command, self.timeouts.command_s)
 
     async def quit(self) -> None:
         """Send QUIT and close within `quit_s`, whatever the peer replies."""
         try:
-            self._protocol.send(QUIT, replies=1)
-            await self._protocol.reply(self._timeouts.quit_s)
+            self.protocol.send(QUIT, replies=1)
+            await self.protocol.reply(self.timeouts.quit_s)
         except SmtpProtocolError:
             pass  # it is closed already
         finally:
-            self._protocol.close()
-        await self._protocol.closed(self._timeouts.quit_s)
+            self.protocol.close()
+        await self.protocol.closed(self.timeouts.quit_s)
 
     def close(self) -> None:
         """Close without QUIT."""
-        self._protocol.close()
+        self.protocol.close()
 
     async def _envelope(self, transaction: Transaction, progress: TransactionProgress) -> bool:
         """MAIL, RCPT, DATA; return whether the peer waits for content and accepted a recipient."""
@@ -177,7 +172,7 @@ class Connection:
         else:
             go_ahead = await self._envelope_by_steps(transaction, progress)
         if go_ahead and not progress.accepted:  # 354 without a recipient: RFC 2920 3.1
-            await self._exchange(FINAL_DOT, self._timeouts.dot_s)
+            await self._exchange(FINAL_DOT, self.timeouts.dot_s)
             return False
         return go_ahead
 
@@ -190,25 +185,25 @@ class Connection:
         commands.append(mail_command(transaction, self.extensions))
         commands.extend(rcpt_command(path, self.extensions) for path in transaction.recipients)
         commands.append(DATA)
-        self._protocol.send(b"".join(commands), replies=len(commands))
+        self.protocol.send(b"".join(commands), replies=len(commands))
         self._needs_reset = True
-        command_s = self._timeouts.command_s
+        command_s = self.timeouts.command_s
         if reset:
-            await self._protocol.reply(command_s)
-        progress.mail(await self._protocol.reply(command_s))
+            await self.protocol.reply(command_s)
+        progress.mail(await self.protocol.reply(command_s))
         for index in range(len(transaction.recipients)):
             if progress.closing:
                 return False
-            progress.rcpt(index, await self._protocol.reply(command_s))
+            progress.rcpt(index, await self.protocol.reply(command_s))
         if progress.closing:
             return False
-        return progress.data(await self._protocol.reply(self._timeouts.data_s))
+        return progress.data(await self.protocol.reply(self.timeouts.data_s))
 
     async def _envelope_by_steps(
         self, transaction: Transaction, progress: TransactionProgress
     ) -> bool:
         """The same without PIPELINING: each command is sent after the reply to the last one."""
-        command_s = self._timeouts.command_s
+        command_s = self.timeouts.command_s
         if self._needs_reset:
             await self._exchange(RSET, command_s)
         self._needs_reset = True
@@ -222,7 +217,7 @@ class Connection:
                 return False
         if not progress.accepted:
             return False
-        return progress.data(await self._exchange(DATA, self._timeouts.data_s))
+        return progress.data(await self._exchange(DATA, self.timeouts.data_s))
 
     async def _content(
         self, content: Content, progress: TransactionProgress, before_dot: BeforeDot | None
@@ -243,11 +238,11 @@ class Connection:
             if before_dot is not None:
                 await before_dot()
             last = FINAL_DOT
-        self._protocol.send(last, replies=progress.replies_to_dot)
+        self.protocol.send(last, replies=progress.replies_to_dot)
         self._needs_reset = False
         try:
             if not is_small:
-                await self._protocol.flushed(self._timeouts.block_s)
+                await self.protocol.flushed(self.timeouts.block_s)
         except SmtpProtocolError as error:
             if error.trouble not in (SessionFailure.TIMEOUT, SessionFailure.SLOW):
                 progress.dot_written()
@@ -257,25 +252,25 @@ class Connection:
     async def _replies_to_dot(
         self, progress: TransactionProgress, on_replies: OnReplies | None
     ) -> None:
-        while progress.dot(await self._protocol.reply(self._timeouts.dot_s)):
-            if on_replies is not None and not self._protocol.has_reply:
+        while progress.dot(await self.protocol.reply(self.timeouts.dot_s)):
+            if on_replies is not None and not self.protocol.has_reply:
                 on_replies(progress.outcomes)
 
     async def _send_slices(self, content: bytes) -> None:
         starts = range(0, len(content), BLOCK_BYTES)
         slices = (content[start : start + BLOCK_BYTES] for start in starts)
         for block in dot_stuffed(slices):
-            self._protocol.send(block, replies=0)
-            await self._protocol.drained(self._timeouts.block_s)
+            self.protocol.send(block, replies=0)
+            await self.protocol.drained(self.timeouts.block_s)
 
     async def _send_file(self, content: LargeContent) -> None:
         """Send content from files; the next block is read while the last one is sent."""
         coming = dot_stuffed(blocks(content, on_loop=True))
         while block := await next_block(coming):
             for start in range(0, len(block), BLOCK_BYTES):
-                self._protocol.send(block[start : start + BLOCK_BYTES], replies=0)
-                await self._protocol.drained(self._timeouts.block_s)
+                self.protocol.send(block[start : start + BLOCK_BYTES], replies=0)
+                await self.protocol.drained(self.timeouts.block_s)
 
     async def _exchange(self, command: bytes, timeout_s: float) -> Reply:
-        self._protocol.send(command, replies=1)
-        return await self._protocol.reply(timeout_s)
+        self.protocol.send(command, replies=1)
+        return await self.protocol.reply(timeout_s)

@@ -12,6 +12,7 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import cast
 
 import dns.exception
@@ -41,30 +42,23 @@ _DATAGRAM_BYTES_MIN = 512  # RFC 1035 4.2.1: what a client without EDNS takes
 _MESSAGE_BYTES_MAX = 65_535
 
 
+@dataclass(eq=False, repr=False)
 class DnsServer:
     """Answers between start() and stop(); `ttl_s` and `negative_ttl_s` go into answers.
 
     `records` returns the records of a name and a type, as text; none if the name has others. A word
     instead is an RCODE ("NXDOMAIN", "SERVFAIL", "REFUSED"), or "TIMEOUT" for no answer. The name is
     in lower case, without the final dot. `address` is a free port of 127.0.0.1, the same for UDP
-    and TCP.
+    and TCP; it is bound at once, which raises OSError. What it says of a name that `is_signed` has
+    AD, as if it had validated it (RFC 6840 5.7).
     """
 
-    def __init__(
-        self,
-        records: Callable[[str, str], Records],
-        *,
-        ttl_s: int = 300,
-        negative_ttl_s: int = 60,
-        is_signed: Callable[[str], bool] = lambda _name: False,
-    ) -> None:
-        """Bind the port; queries wait for start(). What it says of a name that `is_signed` has AD,
-        as if it had validated it (RFC 6840 5.7). Raises OSError.
-        """
-        self._is_signed = is_signed
-        self._records = records
-        self.ttl_s = ttl_s
-        self.negative_ttl_s = negative_ttl_s
+    records: Callable[[str, str], Records]
+    ttl_s: int = 300
+    negative_ttl_s: int = 60
+    is_signed: Callable[[str], bool] = lambda _name: False
+
+    def __post_init__(self) -> None:
         self._listener, self._datagrams = _bound_pair()
         self.address = self._listener.address
         self._udp: asyncio.DatagramTransport | None = None
@@ -109,7 +103,7 @@ class DnsServer:
         except dns.exception.DNSException:  # the zone's text is no record
             response.set_rcode(dns.rcode.SERVFAIL)
         is_failure = response.rcode() == dns.rcode.SERVFAIL
-        if query.flags & dns.flags.AD and not is_failure and self._is_signed(_key(question.name)):
+        if query.flags & dns.flags.AD and not is_failure and self.is_signed(_key(question.name)):
             response.flags |= dns.flags.AD
         if not response.answer:
             response.authority.append(self._soa(question.name))
@@ -125,7 +119,7 @@ class DnsServer:
         """Put the answer into `response`; return whether there is one."""
         for _ in range(_CNAMES_MAX):
             key = _key(name)
-            records = self._records(key, kind)
+            records = self.records(key, kind)
             if records == NO_REPLY:
                 return False
             if isinstance(records, str):
@@ -134,7 +128,7 @@ class DnsServer:
             if records:
                 response.answer.append(self._rrset(name, kind, records))
                 return True
-            alias = self._records(key, "CNAME")
+            alias = self.records(key, "CNAME")
             if isinstance(alias, str) or not alias:
                 return True
             response.answer.append(self._rrset(name, "CNAME", alias))

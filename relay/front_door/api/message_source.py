@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -60,20 +61,13 @@ _NAME_CHARACTERS_MAX = 100
 ADDRESS_CHARACTERS_MAX = 320
 
 
+@dataclass(eq=False, repr=False)
 class MessageCopies:
     """Finds and changes copies. Raises StoreError."""
 
-    def __init__(
-        self,
-        mailboxes: Messages,
-        *,
-        mailbox_for: Callable[[str], str | None],
-        keeps_captured: bool,
-    ) -> None:
-        """`mailbox_for` returns the mailbox of a local recipient, or None."""
-        self._mailboxes = mailboxes
-        self._mailbox_for = mailbox_for
-        self._keeps_captured = keeps_captured
+    mailboxes: Messages
+    mailbox_for: Callable[[str], str | None]  # of a local recipient
+    keeps_captured: bool
 
     async def unread(
         self, rows: Sequence[MessageSummary], *, mailbox: str | None, index: TextIndex | None = None
@@ -88,7 +82,7 @@ class MessageCopies:
         for place, names in by_mailbox.items():
             flags = {copy_id: known[copy_id] for copy_id in names if copy_id in known}
             if others := [copy_id for copy_id in names if copy_id not in known]:
-                flags |= await self._mailboxes.read_flags(place, others)
+                flags |= await self.mailboxes.read_flags(place, others)
             for copy_id, is_read in flags.items():
                 name = names[copy_id]
                 by_name[name] = by_name.get(name, False) or not is_read
@@ -97,7 +91,7 @@ class MessageCopies:
     async def sent_from(self, rows: Sequence[MessageSummary], mailbox: str) -> Collection[str]:
         """Return the names of the messages whose sender's copy is in a mailbox."""
         names = {row.submission_id.partition(".")[0]: row.name for row in rows if row.submission_id}
-        flags = await self._mailboxes.read_flags(mailbox, list(names)) if names else {}
+        flags = await self.mailboxes.read_flags(mailbox, list(names)) if names else {}
         return {names[draft_id] for draft_id in flags}
 
     async def mark(
@@ -114,9 +108,9 @@ class MessageCopies:
         places = list(self._by_mailbox(rows, mailbox).items())
 
         async def mark_in(place: str, names: Mapping[str, str]) -> set[str]:
-            marked = await self._mailboxes.mark(place, list(names), is_read=is_read)
+            marked = await self.mailboxes.mark(place, list(names), is_read=is_read)
             if is_read and marked and sends_receipts:
-                await self._mailboxes.on_read(place, marked)
+                await self.mailboxes.on_read(place, marked)
             return {names[copy_id] for copy_id in marked}
 
         marked_names: set[str] = set()
@@ -139,7 +133,7 @@ class MessageCopies:
         by_name: dict[str, set[str]] = {}
         for place, names in self._by_mailbox(rows, None, with_sent=True).items():
             asked = {copy_id: chosen.get(name) for copy_id, name in names.items()}
-            read = await self._mailboxes.categories(place, asked, is_first=is_first)
+            read = await self.mailboxes.categories(place, asked, is_first=is_first)
             for copy_id, categories in read.items():
                 by_name.setdefault(names[copy_id], set()).update(categories)
         return by_name
@@ -164,15 +158,15 @@ class MessageCopies:
         """
         contents: dict[str, Content] = {}
         for place, names in self._by_mailbox(rows, None).items():
-            for copy_id, copy in (await self._mailboxes.as_delivered(place, list(names))).items():
+            for copy_id, copy in (await self.mailboxes.as_delivered(place, list(names))).items():
                 contents[names[copy_id]] = edit_header(copy, without_delivery_fields)
         return contents
 
     async def remove_one(self, mailbox: str, message_id: str) -> None:
         """Remove a message from a mailbox if it is there. Raises BeingSentError."""
-        if await self._mailboxes.read_flags(mailbox, [message_id]):
+        if await self.mailboxes.read_flags(mailbox, [message_id]):
             try:
-                await self._mailboxes.delete(mailbox, message_id, permanently=True)
+                await self.mailboxes.delete(mailbox, message_id, permanently=True)
             except NoSuchItemError:
                 return
 
@@ -186,8 +180,8 @@ class MessageCopies:
 
     def _place(self, recipient: ListedRecipient) -> str | None:
         if recipient.state == RecipientState.DELIVERED:
-            return self._mailbox_for(recipient.address)
-        is_kept = self._keeps_captured and recipient.state in _KEPT
+            return self.mailbox_for(recipient.address)
+        is_kept = self.keeps_captured and recipient.state in _KEPT
         return own_mailbox(recipient.address) if is_kept else None
 
 

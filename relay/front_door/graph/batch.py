@@ -131,22 +131,16 @@ class _Run:
         return self.left_bytes // sum(not event.is_set() for event in self.done.values())
 
 
+@dataclass(eq=False, repr=False)
 class BatchHandler:
     """Answers batches. `respond` handles one request; None means that its outcome is unknown."""
 
-    def __init__(
-        self,
-        respond: Callable[[Scope, Receive], Awaitable[Response | None]],
-        *,
-        clock: Clock,
-        base_url: Callable[[HttpRequest], str],
-        pressure: Pressure,
-    ) -> None:
-        """`base_url` is the URL of the API with which an absolute URL must begin."""
-        self._respond = respond
-        self._clock = clock
-        self._base_url = base_url
-        self._pressure = pressure
+    respond: Callable[[Scope, Receive], Awaitable[Response | None]]
+    clock: Clock
+    base_url: Callable[[HttpRequest], str]  # with which an absolute URL must begin
+    pressure: Pressure
+
+    def __post_init__(self) -> None:
         self._budget = MemoryBudget(_HELD_BYTES_MAX)
 
     async def handle(self, request: HttpRequest, *, is_strict: bool) -> Response:
@@ -155,12 +149,12 @@ class BatchHandler:
             raise bad_request("A batch cannot contain a batch.")
         if request.method != "POST":
             raise method_not_allowed(["POST"])
-        if (reason := self._pressure.state.refusing({PressureReason.MEMORY})) is not None:
+        if (reason := self.pressure.state.refusing({PressureReason.MEMORY})) is not None:
             message = f"Batches are not taken now: {describe(reason)}. Try again later."
             raise service_unavailable(message, retry_after_s=_RETRY_S)
         read_key(request)
         version = request.segments[0].lower()
-        items = parse_batch(await request.body(), version=version, base_url=self._base_url(request))
+        items = parse_batch(await request.body(), version=version, base_url=self.base_url(request))
         if is_strict:
             _check_strictly(items)
         run = _Run(request, asyncio.Semaphore(CONCURRENT_MAX), RESPONSES_BYTES_MAX)
@@ -217,7 +211,7 @@ class BatchHandler:
             await asyncio.Event().wait()  # the client of a batch stays until its end
             raise AssertionError
 
-        response = await self._respond(scope, receive)
+        response = await self.respond(scope, receive)
         if response is None:
             return None
         run.status[item.id] = response.status_code
@@ -268,7 +262,7 @@ class BatchHandler:
         raise errors.RESPONSE_TOO_LARGE(f"{limit}. Make this request alone.")
 
     def _failed(self, item: BatchItem, error: ApiError, run: _Run) -> dict[str, Any]:
-        date = rfc3339(self._clock.time_us())[:19]
+        date = rfc3339(self.clock.time_us())[:19]
         headers = {"Content-Type": "application/json"} | {
             _SPELLING.get(name, name): value for name, value in error.headers.items()
         }

@@ -10,6 +10,7 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
@@ -49,22 +50,20 @@ class Destinations(Struct, frozen=True):
         return f"{address} is {kind}"
 
 
+@dataclass(eq=False, repr=False)
 class HttpsClient:
     """Sends single requests.
 
     `lookup` resolves names. `ca` is the file of trusted certificates, None for the system's.
     """
 
-    def __init__(
-        self, lookup: Lookup, destinations: Destinations, *, ca: Path | None = None
-    ) -> None:
-        self._lookup = lookup
-        self._destinations = destinations
-        self._ca = ca
+    lookup: Lookup
+    destinations: Destinations
+    ca: Path | None = None
 
     def read_url(self, text: str) -> WebUrl:
         """Return the URL in `text`. Raises UrlError; whether its host is allowed is not checked."""
-        schemes = ("https", "http") if self._destinations.plain else ("https",)
+        schemes = ("https", "http") if self.destinations.plain else ("https",)
         return read_url(text, schemes=schemes)
 
     async def request(
@@ -106,7 +105,7 @@ class HttpsClient:
         """Connect to the first address that answers. Raises OSError, HttpError."""
         context = None
         if url.scheme == "https":
-            new = _context if self._ca is None else partial(_new_context, self._ca)
+            new = _context if self.ca is None else partial(_new_context, self.ca)
             context = await asyncio.to_thread(new)
         failure = HttpError("")
         for address in await self._addresses(url):
@@ -130,9 +129,9 @@ class HttpsClient:
         try:
             addresses: Sequence[str] = (str(ip_address(url.host)),)
         except ValueError:
-            addresses = await self._lookup(url.host)
+            addresses = await self.lookup(url.host)
         refusals = {
-            address: self._destinations.refusal(address, scheme=url.scheme) for address in addresses
+            address: self.destinations.refusal(address, scheme=url.scheme) for address in addresses
         }
         allowed = [address for address, refusal in refusals.items() if not refusal]
         if not allowed:

@@ -8,6 +8,7 @@ request, so that the pages work below any path of a reverse proxy that removes i
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -70,28 +71,23 @@ class LivePart(Struct, frozen=True):
     url: str
 
 
+@dataclass(eq=False, repr=False)
 class PageSite:
-    """Objects that all pages share: the API's handlers, contents of messages, and templates."""
+    """Objects that all pages share: the API's handlers, contents of messages, and templates.
 
-    def __init__(
-        self,
-        dependencies: ApiDependencies,
-        access: Access,
-        live_views: LiveViews,
-        *,
-        deletions: PendingDeletions,
-        graph: GraphDependencies | None = None,
-    ) -> None:
-        """Load all templates and static files: another version may replace the files while Relay
-        runs. Raises OSError.
-        """
-        self.dependencies = dependencies
-        self.access = access
-        self.live_views = live_views
-        self.deletions = deletions
-        self.graph = graph  # None in a service
-        self.handlers = Handlers(dependencies)
-        self.contents = ContentPages(self.handlers, development=dependencies.development)
+    It loads all templates and static files: another version may replace the files while Relay runs.
+    Raises OSError.
+    """
+
+    dependencies: ApiDependencies
+    access: Access
+    live_views: LiveViews
+    deletions: PendingDeletions
+    graph: GraphDependencies | None = None  # None in a service
+
+    def __post_init__(self) -> None:
+        self.handlers = Handlers(self.dependencies)
+        self.contents = ContentPages(self.handlers, development=self.dependencies.development)
         self._static = _load_static()
         self._templates = _environment()
 

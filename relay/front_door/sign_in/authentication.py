@@ -5,6 +5,7 @@ relay/base/accounts/directory.py which tokens of accounts.
 """
 
 import math
+from dataclasses import dataclass
 
 from relay.base.accounts.account import Account, AccountDirectory, LoginDelayedError
 from relay.front_door.http.browsers import is_from_here
@@ -13,25 +14,17 @@ from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.sign_in.access_tokens import AccessTokens, InvalidTokenError
 
 
+@dataclass(eq=False, repr=False)
 class HttpAuthentication:
     """Finds the account of a bearer token, from accounts.toml or from the token endpoint.
 
     A token is never logged or echoed.
     """
 
-    def __init__(
-        self,
-        accounts: AccountDirectory,
-        tokens: AccessTokens,
-        *,
-        realm: str,
-        anonymous: str = "",
-    ) -> None:
-        """`anonymous` is the address of the account of local requests without a token."""
-        self.accounts = accounts
-        self._tokens = tokens
-        self._realm = realm
-        self._anonymous = anonymous
+    accounts: AccountDirectory
+    tokens: AccessTokens
+    realm: str
+    anonymous: str = ""  # the address of the account of local requests without a token
 
     def account(self, request: HttpRequest) -> Account:
         """Return the account of the bearer token.
@@ -41,10 +34,10 @@ class HttpAuthentication:
         """
         headers = request.headers
         if (
-            self._anonymous
+            self.anonymous
             and "authorization" not in headers
             and is_from_here(request)
-            and (anonymous := self.accounts.by_address(self._anonymous)) is not None
+            and (anonymous := self.accounts.by_address(self.anonymous)) is not None
         ):
             return anonymous
         scheme, _, token = headers.get("authorization", "").partition(" ")
@@ -52,7 +45,7 @@ class HttpAuthentication:
         if scheme.lower() != "bearer" or not token:
             raise self._unauthorized("Access token is empty.")
         try:
-            account = self._tokens.account_of(token, self.accounts, client=request.counted_address)
+            account = self.tokens.account_of(token, self.accounts, client=request.counted_address)
         except InvalidTokenError as error:
             raise self._unauthorized(str(error)) from None
         except LoginDelayedError as error:
@@ -64,5 +57,5 @@ class HttpAuthentication:
         return account
 
     def _unauthorized(self, message: str) -> ApiError:
-        headers = {"www-authenticate": f'Bearer realm="{self._realm}"'}
+        headers = {"www-authenticate": f'Bearer realm="{self.realm}"'}
         return ApiError(401, "InvalidAuthenticationToken", message, headers=headers)

@@ -8,6 +8,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from relay.base.child_process import ChildProcess
@@ -29,23 +30,16 @@ _COMMIT_S = 5.0
 _log = get_logger("gate")
 
 
+@dataclass(eq=False, repr=False)
 class GateKeeper:
     """Keeps one child running, from start() to drain()."""
 
-    def __init__(
-        self,
-        *,
-        words: Sequence[str],
-        setup: Callable[[], Setup],
-        load: Callable[[], LoadState],
-        on_change: Callable[[str], None],
-    ) -> None:
-        """`words` are arguments of the child: how it logs. `on_change` gets why there is no child,
-        or "".
-        """
-        self._words = words
-        self._setup, self._load = setup, load
-        self._on_change = on_change
+    words: Sequence[str]  # arguments of the child: how it logs
+    setup: Callable[[], Setup]
+    load: Callable[[], LoadState]
+    on_change: Callable[[str], None]  # gets why there is no child, or ""
+
+    def __post_init__(self) -> None:
         self._child: _Child | None = None
         self._is_draining = False
         self.accept: list[Callable[[bool], None]] = []  # let listeners accept, or wait
@@ -63,12 +57,12 @@ class GateKeeper:
     async def start(self) -> None:
         """Start the child. Raises OSError."""
         try:
-            child = _Child(self._words, on_room=self._accept)
-            self._child = await child.started(self._setup(), self._load())
+            child = _Child(self.words, on_room=self._accept)
+            self._child = await child.started(self.setup(), self.load())
         except OSError as error:
             raise OSError(f"the process of the SMTP sessions did not start: {error}") from None
         self._accept(True)
-        self._on_change("")
+        self.on_change("")
 
     async def run(self) -> None:
         """Replace each child that ends, and send it the load, until cancelled."""
@@ -93,12 +87,12 @@ class GateKeeper:
         A child that cannot use them ends, and the next child starts with them.
         """
         if self._child is not None:
-            self._child.channel.send(encode(self._setup()))
+            self._child.channel.send(encode(self.setup()))
 
     def tell(self) -> None:
         """Send the child how much mail is accepted now."""
         if self._child is not None:
-            self._child.tell(self._load())
+            self._child.tell(self.load())
 
     def hand_on(self, listener: int, connection: socket.socket, owner: SessionOwner) -> None:
         """Give the child a connection, which is closed here. `listener` is a place in Setup."""
@@ -133,7 +127,7 @@ class GateKeeper:
 
     def _note_end(self, reason: str) -> None:
         _log.error("SMTP waits", error=reason)
-        self._on_change(reason)
+        self.on_change(reason)
 
     def _accept(self, goes_on: bool) -> None:
         for accept in self.accept:

@@ -78,7 +78,7 @@ async def test_a_file_damaged_midway(connected, message, large, damage):
         connection = await connected(mx)
         sending = asyncio.ensure_future(connection.transact(message(content=content)))
         await mx.reached("DATA")
-        await until(lambda: connection._protocol._paused)
+        await until(lambda: connection.protocol._paused)
         path = content.body[0].path
         if damage == "gone":
             path.unlink()

@@ -90,7 +90,7 @@ async def test_after_too_many_replies_the_outcomes_stand_and_the_connection_is_c
         if surplus == "later":
             assert connection.is_open
             mx.hang_up("250 one more")
-            await connection._protocol.closed(2)
+            await connection.protocol.closed(2)
         assert not connection.is_open
 
 

@@ -32,7 +32,7 @@ async def guarded(
     """A client of a server that answers with the account of a request."""
     authentication = authentication_of(ACCOUNTS)
     authentication = HttpAuthentication(
-        ACCOUNTS, authentication._tokens, realm="relay", anonymous=anonymous
+        ACCOUNTS, authentication.tokens, realm="relay", anonymous=anonymous
     )
 
     async def who(request: HttpRequest) -> Response:
