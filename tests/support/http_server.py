@@ -32,7 +32,7 @@ async def echo(call: HttpRequest) -> Response:
 async def serving(
     handler: Callable[[HttpRequest], Awaitable[Response]] = echo,
     *addresses: Address,
-    connection_limits: ConnectionLimits | None = None,
+    connection_limits: ConnectionLimits = ConnectionLimits(),  # noqa: B008 - it is frozen
     hosts: AllowedHosts | None = None,
     certificate: ServerCertificate | None = None,
     tunnel_hosts: TunnelHosts | None = None,

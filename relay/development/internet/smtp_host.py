@@ -80,6 +80,7 @@ class GivenReply:
     action: Action
 
 
+@dataclass(eq=False, repr=False)
 class SmtpHost:
     """One mail host. `decide` returns what it does at a moment, and is called once for each.
 
@@ -89,20 +90,13 @@ class SmtpHost:
     replies to messages.
     """
 
-    def __init__(
-        self,
-        name: str,
-        decide: Callable[[Moment], Action],
-        *,
-        clock: Clock,
-        options: HostOptions | None = None,
-        on_mail: Callable[[ReceivedMail], Awaitable[None]] | None = None,
-    ) -> None:
-        self.name = name
-        self.decide = decide
-        self.clock = clock
-        self.options = options or HostOptions()
-        self.on_mail = on_mail
+    name: str
+    decide: Callable[[Moment], Action]
+    clock: Clock
+    options: HostOptions = HostOptions()
+    on_mail: Callable[[ReceivedMail], Awaitable[None]] | None = None
+
+    def __post_init__(self) -> None:
         self.sessions = self.open = self.delayed = 0
         self.given: deque[GivenReply] = deque(maxlen=GIVEN_MAX)
         self._listener: Listener | None = None

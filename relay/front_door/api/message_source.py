@@ -185,28 +185,23 @@ class MessageCopies:
         return own_mailbox(recipient.address) if is_kept else None
 
 
+@dataclass(eq=False, repr=False)
 class MessageSources:
-    """Finds the content of messages."""
+    """Finds the content of messages.
 
-    def __init__(
-        self,
-        journeys: Journeys,
-        spool: SpoolHistory,
-        mailboxes: Messages,
-        *,
-        mailbox_for: Callable[[str], str | None],
-        received: Callable[[str], bytes | None] | None = None,
-    ) -> None:
-        """`mailbox_for` returns the mailbox of a local recipient, or None. In a development relay,
-        `received` returns what a simulated host has received of a queue id; there, mail for other
-        domains is copied into mailboxes as well.
-        """
-        self._journeys = journeys
-        self._spool = spool
-        self._mailboxes = mailboxes
-        self._received = received
+    In a development relay, `received` returns what a simulated host has received of a queue id;
+    there, mail for other domains is copied into mailboxes as well.
+    """
+
+    journeys: Journeys
+    spool: SpoolHistory
+    mailboxes: Messages
+    mailbox_for: Callable[[str], str | None]  # of a local recipient
+    received: Callable[[str], bytes | None] | None = None
+
+    def __post_init__(self) -> None:
         self.copies = MessageCopies(
-            mailboxes, mailbox_for=mailbox_for, keeps_captured=received is not None
+            self.mailboxes, mailbox_for=self.mailbox_for, keeps_captured=self.received is not None
         )
 
     async def find(self, journey: Journey, *, reader: str | None) -> Content | None:
@@ -230,20 +225,20 @@ class MessageSources:
         if content is None and row.submission_id:
             content = await self._of_sender(row.submission_id, reader=None)
         if content is None and row.id:
-            journey = await self._journeys.journey(row.id, account=None)
+            journey = await self.journeys.journey(row.id, account=None)
             content = await self._returned(journey) if journey else None
         return content
 
     async def _transported(self, queue_id: str) -> Content | None:
         """Return the content as the queue, a recipient, or a simulated host has it."""
-        kept = await self._spool.read_message(queue_id)
+        kept = await self.spool.read_message(queue_id)
         if kept.content is not None:
             return kept.content
         recipients = [ListedRecipient(*fields) for fields in kept.recipients]
         for mailbox, copy_id in self.copies.places(queue_id, recipients):
             if (copy := await self._in_mailbox(mailbox, copy_id)) is not None:
                 return edit_header(copy, without_delivery_fields)
-        return self._received(queue_id) if self._received is not None else None
+        return self.received(queue_id) if self.received is not None else None
 
     async def _returned(self, journey: Journey) -> Content | None:
         """Return the content as a report to the sender returns it in whole."""
@@ -259,15 +254,15 @@ class MessageSources:
         """Return the sender's draft or copy and its mailbox; None if it is gone, or by SMTP."""
         if not (submission_id := journey.submission_id):
             return None
-        mailbox = await self._journeys.mailbox_of(submission_id)
+        mailbox = await self.journeys.mailbox_of(submission_id)
         try:
-            message = await self._mailboxes.get(mailbox, submission_id.partition(".")[0])
+            message = await self.mailboxes.get(mailbox, submission_id.partition(".")[0])
         except NoSuchItemError:
             return None
         return mailbox, message
 
     async def _of_sender(self, submission_id: str, *, reader: str | None) -> Content | None:
-        mailbox = await self._journeys.mailbox_of(submission_id)
+        mailbox = await self.journeys.mailbox_of(submission_id)
         draft_id = submission_id.partition(".")[0]
         original = await self._in_mailbox(mailbox, draft_id) if mailbox else None
         if original is None or mailbox == reader:
@@ -277,7 +272,7 @@ class MessageSources:
 
     async def _in_mailbox(self, mailbox: str, message_id: str) -> Content | None:
         try:
-            return await self._mailboxes.mime(mailbox, message_id)
+            return await self.mailboxes.mime(mailbox, message_id)
         except NoSuchItemError:
             return None
 

@@ -10,6 +10,7 @@ import hashlib
 import re
 import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -65,32 +66,26 @@ class RequestLimits(Struct, frozen=True):
 SMALL_LIMITS = RequestLimits(body_bytes=1 << 16, held_bytes=1 << 20)
 
 
+@dataclass(eq=False, repr=False)
 class HttpRequest:
     """One HTTP request. `segments` are the percent-decoded parts of the path without empty ones. A
     handler sets `is_idempotent` if the client may repeat a request that was interrupted.
     """
 
-    def __init__(
-        self,
-        scope: Scope,
-        receive: Receive,
-        *,
-        ids: RequestIds,
-        limits: RequestLimits,
-        budget: MemoryBudget,
-    ) -> None:
-        """`budget` limits all bodies in memory together."""
-        self.ids = ids
-        self.method = "GET" if scope["method"] == "HEAD" else str(scope["method"])
-        self.headers = Headers(scope=scope)
-        self.path: bytes = raw_path(scope)  # as the client wrote it, after the path of the proxy
+    scope: Scope
+    receive: Receive
+    ids: RequestIds
+    limits: RequestLimits
+    budget: MemoryBudget  # of all bodies in memory together
+
+    def __post_init__(self) -> None:
+        self.method = "GET" if self.scope["method"] == "HEAD" else str(self.scope["method"])
+        self.headers = Headers(scope=self.scope)
+        # as the client wrote it, after the path of the proxy
+        self.path: bytes = raw_path(self.scope)
         self.segments = _segments(self.path)
-        self.query = _query(scope["query_string"])
+        self.query = _query(self.scope["query_string"])
         self.is_idempotent = False
-        self._scope = scope
-        self._receive = receive
-        self._limits = limits
-        self._budget = budget
         self._held_bytes = 0
         self._complete = False
         self._body_requested = False
@@ -105,32 +100,32 @@ class HttpRequest:
         if public_url:
             return public_url.rstrip("/")
         host = self.headers.get("host", "")
-        return f"{self._scope['scheme']}://{host if _HOST.fullmatch(host) else fallback_host}"
+        return f"{self.scope['scheme']}://{host if _HOST.fullmatch(host) else fallback_host}"
 
     @property
     def server_url(self) -> str:
         """The URL of the address that accepted the connection; for a tunnel, the address at which
         it ends.
         """
-        host, port = self._scope["server"]
+        host, port = self.scope["server"]
         return f"{'https' if port == _HTTPS_PORT else 'http'}://{Address(host, port)}"
 
     @property
     def part_id(self) -> str | None:
         """The id of a request that is part of a batch; None for any other."""
-        identifier: str | None = self._scope.get(_PART_ID)
+        identifier: str | None = self.scope.get(_PART_ID)
         return identifier
 
     @property
     def page_bytes(self) -> int | None:
         """The octets that a page of a list may have in the response to this part of a batch."""
-        size_bytes: int | None = self._scope.get(_PAGE_BYTES)
+        size_bytes: int | None = self.scope.get(_PAGE_BYTES)
         return size_bytes
 
     @property
     def target(self) -> bytes:
         """The path and the query as the client wrote them."""
-        return self.path + b"?" + bytes(self._scope["query_string"])
+        return self.path + b"?" + bytes(self.scope["query_string"])
 
     def hash_body(self, digest: "hashlib._Hash") -> None:
         """Update `digest` with the body while it is read."""
@@ -178,13 +173,13 @@ class HttpRequest:
             _PART_ID: part_id,
             _PAGE_BYTES: page_bytes,
         }
-        kept = {k: v for k, v in self._scope.items() if k not in (CLOSE, ABORT, ALLOW_RESPONSE)}
+        kept = {k: v for k, v in self.scope.items() if k not in (CLOSE, ABORT, ALLOW_RESPONSE)}
         return {**kept, **own}
 
     @property
     def client_address(self) -> str:
         """The client's IP address, "" on a Unix socket."""
-        peer = self._scope.get("client")
+        peer = self.scope.get("client")
         return str(peer[0]).removeprefix("::ffff:") if peer else ""
 
     @property
@@ -194,18 +189,18 @@ class HttpRequest:
 
         "" on a Unix socket, and if the proxy does not say.
         """
-        address: str = self._scope.get(COUNTED_ADDRESS, self.client_address)
+        address: str = self.scope.get(COUNTED_ADDRESS, self.client_address)
         return address.removeprefix("::ffff:")
 
     @property
     def is_secure(self) -> bool:
         """Whether the connection has TLS here."""
-        return bool(self._scope["scheme"] == "https")
+        return bool(self.scope["scheme"] == "https")
 
     @property
     def is_local(self) -> bool:
         """Whether both ends of the connection have loopback addresses."""
-        ends = (self._scope.get("client"), self._scope.get("server"))
+        ends = (self.scope.get("client"), self.scope.get("server"))
         return all(end is not None and is_loopback_address(str(end[0])) for end in ends)
 
     async def body(self) -> bytes:
@@ -218,21 +213,21 @@ class HttpRequest:
             kept, self._kept_body = self._kept_body, None
             return kept
         self._reject_content_encoding()
-        limit = self._limits.body_bytes
+        limit = self.limits.body_bytes
         if (self.declared_bytes or 0) > limit:
             raise body_too_large(limit)
         self._body_requested = True
-        if self._scope.get(BODY_COMPLETE):  # most bodies: no timer is needed
+        if self.scope.get(BODY_COMPLETE):  # most bodies: no timer is needed
             return await self._read_all(limit)
         try:
-            async with asyncio.timeout(self._limits.read_timeout_s):  # real time: a client
+            async with asyncio.timeout(self.limits.read_timeout_s):  # real time: a client
                 return await self._read_all(limit)
         except TimeoutError:
             self._timed_out = True
             raise ApiError(
                 408,
                 "RequestTimeout",
-                f"The body was not complete within {self._limits.read_timeout_s:g} seconds.",
+                f"The body was not complete within {self.limits.read_timeout_s:g} seconds.",
             ) from None
 
     async def _read_all(self, limit_bytes: int) -> bytes:
@@ -254,13 +249,13 @@ class HttpRequest:
         self._reject_content_encoding()
         self._body_requested = True
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._limits.stream_timeout_s  # real time: a client
+        deadline = loop.time() + self.limits.stream_timeout_s  # real time: a client
         while not self._complete:
             chunks: list[bytes] = []
             size_bytes = 0
             while size_bytes < _BLOCK_BYTES and not self._complete:
                 try:
-                    idle_end = loop.time() + self._limits.idle_timeout_s  # real time: a client
+                    idle_end = loop.time() + self.limits.idle_timeout_s  # real time: a client
                     async with asyncio.timeout_at(min(deadline, idle_end)):  # real time: a client
                         chunks.append(await self._next_chunk())
                 except TimeoutError:
@@ -311,12 +306,12 @@ class HttpRequest:
 
     async def close(self) -> None:
         """Close the connection without a response; return when it is closed."""
-        self._scope[CLOSE]()
+        self.scope[CLOSE]()
         await self._wait_for_disconnect()
 
     def release(self) -> None:
         """Release the body's share of the budget."""
-        self._budget.release(self._held_bytes)
+        self.budget.release(self._held_bytes)
         self._held_bytes = 0
 
     async def drain(self) -> bool:
@@ -353,7 +348,7 @@ class HttpRequest:
         return not self._body_requested and "100-continue" in self.headers.get("expect", "").lower()
 
     async def _next_chunk(self) -> bytes:
-        event = await self._receive()
+        event = await self.receive()
         if event["type"] != "http.request":
             raise ClientDisconnectedError
         self._complete = not event.get("more_body", False)
@@ -366,7 +361,7 @@ class HttpRequest:
         return chunk
 
     def _reserve(self, size: int) -> None:
-        if not self._budget.take(size):
+        if not self.budget.take(size):
             raise service_unavailable(
                 "Too many large requests are being read; try again.",
                 retry_after_s=2,
@@ -374,7 +369,7 @@ class HttpRequest:
         self._held_bytes += size
 
     def _timeout_error(self, *, is_idle: bool) -> ApiError:
-        limits = self._limits
+        limits = self.limits
         if is_idle:
             message = f"No part of the body arrived for {limits.idle_timeout_s:g} seconds."
         else:

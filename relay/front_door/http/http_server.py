@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -243,26 +244,25 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
             asyncio.get_running_loop().call_soon(self._deliver)
 
 
+@dataclass(eq=False, repr=False)
 class HttpServer:
-    """One application on its listeners. Call bind(), start(), stop() once each, in this order."""
+    """One application on its listeners. Call bind(), start(), stop() once each, in this order.
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        addresses: Sequence[Address],
-        *,
-        clock: Clock,
-        limits: ConnectionLimits | None = None,
-        hosts: AllowedHosts | None = None,
-        certificate: ServerCertificate | None = None,
-        tunnel_hosts: TunnelHosts | None = None,
-    ) -> None:
-        """`clock` dates the server's own errors. Requests for hosts other than `hosts` are
-        rejected. With `certificate`, TCP addresses that are not plain have TLS. With
-        `tunnel_hosts`, it is also a proxy for these.
-        """
+    Requests for hosts other than `hosts` are rejected. With `certificate`, TCP addresses that are
+    not plain have TLS. With `tunnel_hosts`, it is also a proxy for these.
+    """
+
+    app: ASGIApp
+    addresses: Sequence[Address]
+    clock: Clock  # dates its own errors
+    limits: ConnectionLimits = ConnectionLimits()  # noqa: RUF009 - it is frozen
+    hosts: AllowedHosts | None = None
+    certificate: ServerCertificate | None = None
+    tunnel_hosts: TunnelHosts | None = None
+
+    def __post_init__(self) -> None:
         self._config = uvicorn.Config(
-            app,
+            self.app,
             http=BoundedProtocol,
             ws="none",
             lifespan="off",
@@ -275,12 +275,6 @@ class HttpServer:
             timeout_keep_alive=_KEEP_ALIVE_S,
         )
         self.state = ServerState()
-        self._addresses = tuple(addresses)
-        self._clock = clock
-        self._limits = limits or ConnectionLimits()
-        self._hosts = hosts
-        self._certificate = certificate
-        self._tunnel_hosts = tunnel_hosts
         self._listeners: list[Listener] = []
         self._servers: list[asyncio.Server] = []
         self.handshakes: set[TlsConnection] = set()
@@ -298,7 +292,7 @@ class HttpServer:
 
     def has_tls(self, address: Address) -> bool:
         """Return whether connections to one of its addresses have TLS."""
-        return self._certificate is not None and not (address.plain or address.path)
+        return self.certificate is not None and not (address.plain or address.path)
 
     def bind(self) -> None:
         """Bind every address.
@@ -306,7 +300,7 @@ class HttpServer:
         Raises OSError that names the address that failed; all sockets are closed then.
         """
         try:
-            for address in self._addresses:
+            for address in self.addresses:
                 self._listeners.append(open_listener(address, backlog=_BACKLOG))
         except OSError:
             self._close_sockets()
@@ -318,7 +312,7 @@ class HttpServer:
             self.bind()
         self._config.load()
         loop = asyncio.get_running_loop()
-        self.table = ConnectionTable(self._limits, loop.time)  # real time: clients
+        self.table = ConnectionTable(self.limits, loop.time)  # real time: clients
         try:
             for listener in self._listeners:
                 await self._listen(listener)
@@ -328,8 +322,8 @@ class HttpServer:
 
     async def _listen(self, listener: Listener) -> None:
         factory: Callable[[], asyncio.Protocol] = self._new_protocol
-        if self._certificate is not None and self.has_tls(listener.address):
-            factory = partial(self._new_tls, self._certificate.context, self._new_protocol)
+        if self.certificate is not None and self.has_tls(listener.address):
+            factory = partial(self._new_tls, self.certificate.context, self._new_protocol)
         self._servers += await listener.serve(factory, backlog=_BACKLOG)
 
     async def stop(self, grace_s: float) -> None:
@@ -366,15 +360,15 @@ class HttpServer:
         self._listeners.clear()
 
     def _new_protocol(self) -> BoundedProtocol:
-        made = self._new_in_tunnel(self._hosts)
-        if self._tunnel_hosts is not None:
+        made = self._new_in_tunnel(self.hosts)
+        if self.tunnel_hosts is not None:
             made.open_tunnel = self._open_tunnel
         return made
 
     def _new_in_tunnel(self, hosts: AllowedHosts | None) -> BoundedProtocol:
         made = BoundedProtocol(self._config, self.state, {}, asyncio.get_running_loop())
-        made.clock, made.connection_table = self._clock, self.table
-        made.hosts, made.tunnel_hosts = hosts, self._tunnel_hosts
+        made.clock, made.connection_table = self.clock, self.table
+        made.hosts, made.tunnel_hosts = hosts, self.tunnel_hosts
         return made
 
     def _new_tls(
@@ -387,7 +381,7 @@ class HttpServer:
     def _open_tunnel(
         self, transport: asyncio.Transport, connection: HttpConnection
     ) -> asyncio.Protocol:
-        hosts = self._tunnel_hosts
+        hosts = self.tunnel_hosts
         assert hosts is not None
         assert hosts.context is not None, "there are names, since one was let through"
         inside = partial(self._new_in_tunnel, AllowedHosts(hosts.names))

@@ -1,6 +1,7 @@
 """Select the application for a path, and remove the path of the public URL."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from urllib.parse import unquote
 
 from starlette.responses import Response
@@ -11,6 +12,7 @@ from relay.front_door.http.gateway import Gateway
 from relay.front_door.http.http_request import SMALL_LIMITS, HttpRequest, raw_path
 
 
+@dataclass(eq=False, repr=False)
 class PathRouter:
     """Selects an application by path, in any case of letters.
 
@@ -19,29 +21,20 @@ class PathRouter:
     the first segment is in `others`.
     """
 
-    def __init__(
-        self,
-        by_prefix: Mapping[str, ASGIApp],
-        *,
-        otherwise: ASGIApp,
-        by_rest: Mapping[str, ASGIApp] | None = None,
-        in_browser: ASGIApp | None = None,
-        others: Collection[str] = (),
-    ) -> None:
-        self._by_prefix = dict(by_prefix)
-        self._in_browser = in_browser
-        self._others = frozenset(others)
-        self._by_rest = dict(by_rest or {})
-        self._otherwise = otherwise
+    by_prefix: Mapping[str, ASGIApp]
+    otherwise: ASGIApp
+    by_rest: Mapping[str, ASGIApp] = field(default_factory=dict)
+    in_browser: ASGIApp | None = None
+    others: Collection[str] = ()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request (ASGI)."""
         segments = [segment for segment in str(scope.get("path", "")).lower().split("/") if segment]
         first = segments[0] if segments else ""
-        app = self._by_rest.get("/".join(segments[1:])) or self._by_prefix.get(first)
-        if app is None and self._in_browser and first not in self._others and _is_opened(scope):
-            app = self._in_browser
-        await (app or self._otherwise)(scope, receive, send)
+        app = self.by_rest.get("/".join(segments[1:])) or self.by_prefix.get(first)
+        if app is None and self.in_browser and first not in self.others and _is_opened(scope):
+            app = self.in_browser
+        await (app or self.otherwise)(scope, receive, send)
 
 
 def _is_opened(scope: Scope) -> bool:

@@ -17,6 +17,7 @@ from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -285,23 +286,19 @@ class _RunningWebhook:
             _log.warning("events were removed before the webhook had them", url=self.url.authority)
 
 
+@dataclass(eq=False, repr=False)
 class Webhooks:
     """The webhooks of a relay. Call open() once, then run(), then close()."""
 
-    def __init__(
-        self,
-        file: Path,
-        feed: EventFeed,
-        *,
-        changes: ChangeNotifier,
-        clock: Clock,
-        client: HttpsClient,
-        metrics: Metrics,
-    ) -> None:
-        """`file` keeps the cursors."""
-        self.feed, self.changes, self.clock = feed, changes, clock
-        self.sender = Sender(client, kind="webhook", clock=clock, metrics=metrics)
-        self._file = file
+    file: Path  # keeps the cursors
+    feed: EventFeed
+    changes: ChangeNotifier
+    clock: Clock
+    client: HttpsClient
+    metrics: Metrics
+
+    def __post_init__(self) -> None:
+        self.sender = Sender(self.client, kind="webhook", clock=self.clock, metrics=self.metrics)
         self._kept: dict[str, EventCursor] = {}  # what is in the file
         self._writer = ThreadPoolExecutor(1, "webhooks")  # writes after a cancelled call in turn
         self._fault = RepeatedError()
@@ -315,8 +312,8 @@ class Webhooks:
 
     async def open(self, hooks: Sequence[Webhook]) -> None:
         """Begin each webhook at its stored cursor, a new one with the present. Raises OSError."""
-        if hooks or self._file.exists():
-            self._kept = await asyncio.to_thread(_read, self._file)
+        if hooks or self.file.exists():
+            self._kept = await asyncio.to_thread(_read, self.file)
             await self.use(hooks)
 
     async def use(self, hooks: Sequence[Webhook]) -> None:
@@ -410,7 +407,7 @@ class Webhooks:
         if cursors == self._kept:
             return
         octets = msgspec.json.encode({url: str(cursor) for url, cursor in cursors.items()})
-        write = partial(replace_file, self._file, octets, mode=0o600)  # URLs may have secrets
+        write = partial(replace_file, self.file, octets, mode=0o600)  # URLs may have secrets
         try:
             await asyncio.get_running_loop().run_in_executor(self._writer, write)
         except OSError as error:

@@ -10,6 +10,7 @@ import base64
 import binascii
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus, urlsplit
@@ -177,30 +178,24 @@ def create_sign_in_app(
     return Gateway(handle, clock=clock, limits=limits)
 
 
+@dataclass(eq=False, repr=False)
 class _Endpoints:
     """The responses for each of SIGN_IN_PATHS."""
 
-    def __init__(
-        self,
-        accounts: AccountDirectory,
-        tokens: AccessTokens,
-        *,
-        clock: Clock,
-        base: tuple[str, str],
-        users: UserSignIn | None,
-    ) -> None:
-        """`base` is the public URL, and the host name without one."""
-        self._accounts = accounts
-        self._tokens = tokens
-        self._ids = Ids(clock)
-        self._assertions = AssertionChecker(clock)
-        self._base = base
-        self._users = users
+    accounts: AccountDirectory
+    tokens: AccessTokens
+    clock: Clock
+    base: tuple[str, str]  # the public URL, and the host name without one
+    users: UserSignIn | None
+
+    def __post_init__(self) -> None:
+        self._ids = Ids(self.clock)
+        self._assertions = AssertionChecker(self.clock)
         self._documents: Mapping[str, Callable[[SignInRequest], dict[str, Any]]] = {
             _CONFIGURATION: self._configuration,
             _CONFIGURATION_V2: self._configuration,
             _INSTANCE: self._instance,
-            _KEYS: lambda _asked: self._tokens.public_keys(),
+            _KEYS: lambda _asked: self.tokens.public_keys(),
         }
 
     async def respond(self, request: HttpRequest) -> Response:
@@ -208,11 +203,11 @@ class _Endpoints:
         tenant, path = request.segments[0], "/".join(request.segments[1:]).lower()
         if len(tenant.encode()) > TEXT_MAX:
             raise SignInError("invalid_request", "The tenant's name is too long.", number=90002)
-        asked = SignInRequest(request, tenant, path, request.base_url(*self._base))
+        asked = SignInRequest(request, tenant, path, request.base_url(*self.base))
         if (document := self._documents.get(path)) is not None:
             require_method(request, "GET")
             return json_response(document(asked))
-        if self._users is not None and (response := await self._users.respond(asked)) is not None:
+        if self.users is not None and (response := await self.users.respond(asked)) is not None:
             return response
         if path not in SIGN_IN_PATHS and path != TOKEN_V1:
             raise SignInError("invalid_request", "There is no endpoint of this path.", status=404)
@@ -243,7 +238,7 @@ class _Endpoints:
             "scopes_supported": [_ALL_OF_CLIENT],
             "cloud_instance_name": host,
             "msgraph_host": _graph_host(host),
-            **(self._users.discovery if self._users is not None else {}),
+            **(self.users.discovery if self.users is not None else {}),
         }
 
     def _instance(self, asked: SignInRequest) -> dict[str, Any]:
@@ -265,23 +260,23 @@ class _Endpoints:
         request = asked.http
         form = await read_form(request)
         grant = required(form, "grant_type")
-        if self._users is not None:
+        if self.users is not None:
             form = _with_secret(form)
-            if grant in self._users.grants:
+            if grant in self.users.grants:
                 has_secret = "client_secret" in form or "authorization" in request.headers
                 sent = _credentials(request, form) if has_secret else None
                 client = await self._signed_in(asked, sent) if sent else None
-                return await self._users.grant(asked, form, client)
+                return await self.users.grant(asked, form, client)
         if grant != _GRANT:
             text = f"The app requested an unsupported grant type {quoted(grant)}; use "
-            text += ", ".join((_GRANT, *(self._users.grants if self._users is not None else ())))
+            text += ", ".join((_GRANT, *(self.users.grants if self.users is not None else ())))
             raise SignInError("unsupported_grant_type", f"{text}.", number=70003)
         credentials = _credentials(request, form)
         audience = _audience(form.get("scope", ""))
         if asked.path == TOKEN_V1:
             audience = resource_of(form) or audience
         client = await self._signed_in(asked, credentials)
-        token = self._tokens.issue(
+        token = self.tokens.issue(
             client,
             issuer=asked.issuer,
             tenant=asked.tenant,
@@ -303,7 +298,7 @@ class _Endpoints:
                 client = self._by_assertion(asked, credentials)
                 text = "Client assertion failed signature validation"
             else:
-                client = await self._accounts.by_client_secret(
+                client = await self.accounts.by_client_secret(
                     credentials.client_id, credentials.secret, client=address
                 )
         except LoginDelayedError as error:
@@ -331,7 +326,7 @@ class _Endpoints:
             client_id=credentials.client_id,
             audiences=[f"{asked.authority}/{path}" for path in (_TOKEN, TOKEN_V1)],
         )
-        return self._accounts.by_client_assertion(
+        return self.accounts.by_client_assertion(
             credentials.client_id, check, client=asked.http.counted_address
         )
 

@@ -10,6 +10,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -57,29 +58,22 @@ class SubmissionRecord(Struct, frozen=True):
     steps: list[JourneyStep]
 
 
+@dataclass(eq=False, repr=False)
 class SubmissionLog:
-    """Appends the steps of one role and finds submissions in the logs of all roles."""
+    """Appends the steps of one role and finds submissions in the logs of all roles.
 
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        role: str,
-        clock: Clock,
-        on_append: Callable[[], None] = lambda: None,
-        node: str = "",
-    ) -> None:
-        """`directory` is `<mailboxes.root>/.submissions/log`; on first use it is created within
-        `.submissions`.
+    `directory` is `<mailboxes.root>/.submissions/log`; on first use it is created within
+    `.submissions`. Each step names `node`, if that is given.
+    """
 
-        `on_append` is called in the appending thread, once the step can be read. Each step names
-        `node`, if that is given.
-        """
-        self._directory = directory
-        self._role = role
-        self._clock = clock
-        self._node = {"node": node} if node else {}
-        self._on_append = on_append
+    directory: Path
+    role: str
+    clock: Clock
+    on_append: Callable[[], None] = lambda: None  # in its thread, once the step can be read
+    node: str = ""
+
+    def __post_init__(self) -> None:
+        self._node = {"node": self.node} if self.node else {}
         self._lock = threading.Lock()  # the store appends in its threads, pickup on the loop
         self._file: int | None = None
         self._day = -1  # the day of the open file, counted from 1970
@@ -115,7 +109,7 @@ class SubmissionLog:
         self._write(line | {"detail": detail, "owner": account})
 
     def _remark_of(self, submission_id: str) -> dict[str, Any]:
-        return {"submission_id": submission_id, "step": 0, "at_us": self._clock.time_us()}
+        return {"submission_id": submission_id, "step": 0, "at_us": self.clock.time_us()}
 
     def _write(self, *lines: dict[str, Any]) -> None:
         octets = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
@@ -125,17 +119,17 @@ class SubmissionLog:
             if written < len(octets):  # the disk is full: a partial line would damage the next one
                 os.ftruncate(file, os.fstat(file).st_size - written)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._on_append()
+        self.on_append()
 
     def _todays_file(self) -> int:
-        now_us = self._clock.time_us()
+        now_us = self.clock.time_us()
         day = now_us // _DAY_US
         if self._file is None or day > self._day:
             self._close()
-            self._directory.mkdir(exist_ok=True)
+            self.directory.mkdir(exist_ok=True)
             # The day never goes back, even if the clock does: readers follow the days.
-            names = [path.name for path in self._files() if path.name.endswith(f"-{self._role}")]
-            path = self._directory / max([*names, f"{_day_of(now_us)}-{self._role}"])
+            names = [path.name for path in self._files() if path.name.endswith(f"-{self.role}")]
+            path = self.directory / max([*names, f"{_day_of(now_us)}-{self.role}"])
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
             self._day = day
             size = os.fstat(self._file).st_size
@@ -183,7 +177,7 @@ class SubmissionLog:
 
     def prune(self, keep_days: int) -> int:
         """Remove whole days older than `keep_days`; return the number of removed files."""
-        before_us = now_at_least_us(self._clock) - keep_days * _DAY_US
+        before_us = now_at_least_us(self.clock) - keep_days * _DAY_US
         old = [path for path in self._files() if path.name[:10] < _day_of(before_us)]
         for path in old:
             path.unlink(missing_ok=True)
@@ -233,7 +227,7 @@ class SubmissionLog:
         An id from the future was created under a wrong clock, so its time is unknown.
         """
         created_us = id_time_us(identifier)
-        return created_us if created_us is None or created_us <= self._clock.time_us() else None
+        return created_us if created_us is None or created_us <= self.clock.time_us() else None
 
     def _find(self, key: str, account: str | None, limit: int) -> list[str]:
         submission_ids: dict[str, None] = {}
@@ -283,7 +277,7 @@ class SubmissionLog:
 
     def _files(self) -> list[Path]:
         """Return the files, newest day first."""
-        return _files(self._directory)[::-1]
+        return _files(self.directory)[::-1]
 
 
 _FACTS = SubmissionFacts.__struct_fields__
