@@ -89,9 +89,7 @@ class DevelopmentAccounts:
         A JWT names it by its claims, whatever its signature. If the JWT names a client and no user,
         it may open all mailboxes, as the operator may. Any other token is a name or an address.
         """
-        if len(token) > TOKEN_LENGTH_MAX:
-            return None
-        if not self._is_secret(token, client):
+        if len(token) > TOKEN_LENGTH_MAX or not self._is_secret(token, client):
             return None
         if self._operator_token and compare_digest(_octets(token), self._operator_token):
             operator = self._of_client(_OPERATOR)

@@ -211,9 +211,7 @@ def _with_angles(
                 )
             case ">" if opened >= 0:
                 ends[opened], opened = place, -1
-            case "," if not is_route:
-                opened = -1
-            case ";":
+            case "," | ";" if token.text == ";" or not is_route:
                 opened = -1
     place = 0
     while place < len(tokens):

@@ -17,7 +17,7 @@ from relay.base.message.content import Content
 from relay.base.message.header import Header, HeaderField, ParsedContent, cleaned
 from relay.base.message.properties import EmailAddress
 from relay.formats.address_list import Entry, address_entries
-from relay.formats.read_header import body_charset, decode_text
+from relay.formats.read_header import body_charset, decode_text, repaired
 from relay.formats.write_header import address_list_field, is_message_id
 
 _FIELDS = ("To", "Cc", "Bcc")
@@ -47,7 +47,7 @@ def graph_copy(content: Content, recipients: Sequence[str], *, message_id: str =
     for name in (*_FIELDS, *_RESENT):
         for person in _entries(header, name):
             if person.address and _key(person.address) not in keys:
-                left[_readable(person.address)] = None
+                left[repaired(person.address)] = None
     header = header.remove(_RESENT)
     charset = body_charset(header)
     for name in _FIELDS:
@@ -114,11 +114,7 @@ def _people(
 
 def _key(address: str) -> str:
     """Return an address as it is compared."""
-    address = _readable(address)
+    address = repaired(address)
     with suppress(AddressError):
         address = parse_odd_mailbox(address, smtputf8=True)
     return own_mailbox(address)
-
-
-def _readable(address: str) -> str:
-    return address.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -19,6 +19,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from html import escape
 
 from relay.base.message.properties import EmailAddress, MessageProperties
+from relay.base.message.status import one_line
 from relay.formats.html_tokens import HtmlToken, attribute_value, split_html, tag_attributes
 from relay.formats.read_mime import TEXT_OCTETS_MAX
 from relay.formats.safe_markup import ATTRIBUTES, ELEMENTS, safe_style
@@ -40,7 +41,6 @@ _MONTHS = (
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECONDS_MAX = 253_370_764_800  # in the year 9999, so that any time zone can be added
-_CONTROLS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 _WRITTEN_AS = {"xmp": "pre", "listing": "pre", "plaintext": "pre"}
 _LINKS = {
@@ -92,16 +92,12 @@ def _block(original: MessageProperties, sent: str) -> Iterator[tuple[str, str]]:
     for name, people in (("To", original.to), ("Cc", original.cc)):
         if people:
             yield name, "; ".join(map(_person, people))
-    yield "Subject", _one_line(original.subject)
+    yield "Subject", one_line(original.subject)
 
 
 def _person(person: EmailAddress) -> str:
-    name, address = _one_line(person.name), _one_line(person.address)
+    name, address = one_line(person.name), one_line(person.address)
     return f"{name} <{address}>" if name and address and name != address else name or address
-
-
-def _one_line(text: str) -> str:
-    return _CONTROLS.sub(" ", text).strip()
 
 
 def _sent(time_us: int, time_zone: tzinfo) -> str:

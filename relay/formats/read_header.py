@@ -243,7 +243,7 @@ def unreadable_addresses(message: "Message[str, str]", name: str) -> str:
         if count == _ADDRESSES_MAX:
             return f"more than {_ADDRESSES_MAX} addresses"
         if not parsed.is_plain or "\ufffd" in _address(parsed.address):
-            return _repaired(parsed.text)
+            return repaired(parsed.text)
     return ""
 
 
@@ -475,17 +475,17 @@ def _raw_charset(message: _Fields, values: Iterable[str]) -> str:
 
 def _value(message: _Fields, name: str) -> str:
     with contextlib.suppress(Exception):
-        return _repaired(str(message.get(name) or "")[:_TEXT_CHARACTERS_MAX])
+        return repaired(str(message.get(name) or "")[:_TEXT_CHARACTERS_MAX])
     return ""
 
 
-def _repaired(value: str) -> str:
+def repaired(value: str) -> str:
     """Return a structured value, such as an address, with raw 8-bit octets read as UTF-8."""
     return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _address(address: str) -> str:
-    local_part, at, domain = _repaired(address).rpartition("@")
+    local_part, at, domain = repaired(address).rpartition("@")
     return f"{local_part}{at}{domain.lower()}"
 
 
@@ -516,7 +516,7 @@ def _all_fields(message: "Message[str, str]") -> tuple[tuple[str, str], ...]:
         text = _UNFOLD.sub("", value)
         if not text.isascii() or "=?" in text:  # decoding takes long
             left -= len(text) + _FIELD_COSTS
-            text = decode_text(text, raw) if left >= 0 else _repaired(text)
+            text = decode_text(text, raw) if left >= 0 else repaired(text)
         if not name.lower().startswith("x-relay-"):
             pairs.append((name, text.strip()))
     return tuple(pairs)

@@ -307,18 +307,13 @@ class _SessionSetup:
             await self._check_requiretls()
             await self._log_in(token)
             return self._take_over()
-        except ConnectError:
+        except BaseException as error:
             self._client.close()
-            raise
-        except aiosmtplib.SMTPResponseException as error:
-            self._client.close()
-            raise self._rejected(error) from error
-        # ValueError: the library's decoding of invalid data, for example base64.
-        except (aiosmtplib.SMTPException, OSError, ValueError) as error:
-            self._client.close()
-            raise self._broken(error) from error
-        except BaseException:
-            self._client.close()
+            if isinstance(error, aiosmtplib.SMTPResponseException):
+                raise self._rejected(error) from error
+            # ValueError: the library's decoding of invalid data, for example base64.
+            if isinstance(error, aiosmtplib.SMTPException | OSError | ValueError):
+                raise self._broken(error) from error
             raise
 
     async def _open(self) -> None:

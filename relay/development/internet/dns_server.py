@@ -152,10 +152,8 @@ class DnsServer:
         try:
             if len(self._connections) <= _CONNECTIONS_MAX:
                 await self._answer_all(reader, writer)
-        except TimeoutError:
-            pass  # an idle client
         except (OSError, EOFError):
-            pass
+            pass  # an idle client as well: TimeoutError
         finally:
             writer.close()
 

@@ -174,8 +174,7 @@ def _is_public(address: _IpAddress) -> bool:
     are not.
     """
     if isinstance(address, IPv6Address):
-        if address.sixtofour or address.teredo or address.is_site_local:
-            return False
-        if (int(address) >> 32) == 0:  # ::/96, IPv4-compatible
+        is_compatible = (int(address) >> 32) == 0  # ::/96, of an IPv4 address
+        if address.sixtofour or address.teredo or address.is_site_local or is_compatible:
             return False
     return address.is_global and not address.is_multicast and not address.is_reserved

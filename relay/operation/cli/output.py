@@ -54,7 +54,7 @@ def print_progress(text: str) -> None:
 
 _RECIPIENTS_MAX = 20  # of one message, one line each; --json has all
 _ADDRESS_WIDTH_MAX = 40
-_UNREMARKABLE = ("delivered", "relayed", "captured", "queued")
+UNREMARKABLE = ("delivered", "relayed", "captured", "queued")
 
 
 def journey_lines(journey: Journey, answer: Sequence[str] = ()) -> list[str]:
@@ -85,7 +85,7 @@ def recipient_lines(
     recipients: Sequence[Recipient], *, indent: str = "   ", most: int = _RECIPIENTS_MAX
 ) -> list[str]:
     """Return a line per recipient, failed and deferred ones first, and a count of the rest."""
-    ordered = sorted(recipients, key=lambda recipient: recipient.state in _UNREMARKABLE)
+    ordered = sorted(recipients, key=lambda recipient: recipient.state in UNREMARKABLE)
     listed, rest = ordered[:most], ordered[most:]
     longest = max((len(recipient.address) for recipient in listed), default=0)
     width = min(longest, _ADDRESS_WIDTH_MAX)

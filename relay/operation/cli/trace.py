@@ -37,7 +37,7 @@ from relay.operation.cli.options import (
     once,
     unknown_message,
 )
-from relay.operation.cli.output import journey_lines, printable
+from relay.operation.cli.output import UNREMARKABLE, journey_lines, printable
 from relay.operation.commands.operator_client import LIST_MAX, OperatorClient
 from relay.store.journeys.details import ClaimDetail
 from relay.store.journeys.document import Journey, Recipient
@@ -45,7 +45,6 @@ from relay.store.journeys.wording import REASONS, WAITS_FOR
 from relay.transport.refusals.refusal import Refusal, line_of
 
 _DAY_US = 86_400_000_000
-_UNREMARKABLE = ("delivered", "relayed", "captured", "queued")
 _STATES = ["final", *map(str, (*SubmissionState, *RecipientState))]
 _WORDS = ("client", "login", "id", "after", "before")  # parameters that are search words
 _OPTIONS = {"id": "message-id", "after": "since", "before": "until"}  # with other names than these
@@ -156,7 +155,7 @@ def _line(row: Mapping[str, Any], width: int) -> str:
     line = f'{_moment(row["at"])}  {name}  {row["state"]:<{width}}  {who}  "{row["subject"]}"'
     if row["next_attempt"]:
         line += f"  next attempt {_moment(row['next_attempt'])}"
-    return line if row["state"] in _UNREMARKABLE else f"{line}  {row['reply']}".rstrip()
+    return line if row["state"] in UNREMARKABLE else f"{line}  {row['reply']}".rstrip()
 
 
 def _moment(at: str) -> str:

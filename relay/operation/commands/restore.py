@@ -355,9 +355,7 @@ def _restore(
 def _empty(place: Path, *, besides: Path) -> None:
     """Remove what was restored, but not lost+found, which belongs to the file system."""
     for path in place.iterdir():
-        if path.name == _LOST_AND_FOUND:
-            continue
-        if path == besides:
+        if path.name == _LOST_AND_FOUND or path == besides:
             continue
         if path in besides.parents:
             _empty(path, besides=besides)

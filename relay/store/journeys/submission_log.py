@@ -199,9 +199,7 @@ class SubmissionLog:
             if earliest is not None and path.name[:10] < _day_of(earliest):
                 break
             for line in lines_backwards(path, needle):
-                if (logged := parse_line(line)) is None:
-                    continue
-                if logged.submission_id != submission_id:
+                if (logged := parse_line(line)) is None or logged.submission_id != submission_id:
                     continue
                 if logged.withdrawn:
                     return None
