@@ -297,124 +297,93 @@ def _match(pattern: tuple[str, ...], segments: tuple[str, ...]) -> dict[str, str
     return parameters
 
 
-_OUTSIDE: _Routes = (
-    (("users",), {"GET": _reads(users.list_users, MAY_READ_USER)}),
-    (("search", "query"), {"POST": _reads(search_query)}),
-    (
-        ("subscriptions",),
-        {
-            "GET": _reads(subscriptions.list_subscriptions),
-            "POST": _reads(subscriptions.create_subscription),
-        },
-    ),
-    (
-        ("subscriptions", "{subscription}"),
-        {
-            "GET": _reads(subscriptions.get_subscription),
-            "PATCH": _reads(subscriptions.change_subscription),
-            "DELETE": _reads(subscriptions.delete_subscription),
-        },
-    ),
-    (
-        ("subscriptions", "{subscription}", "reauthorize"),
-        {"POST": _reads(subscriptions.reauthorize)},
-    ),
+def _routes(operations: Mapping[str, GraphOperation], *, prefix: str = "") -> _Routes:
+    """Return the operations by pattern and method; their names are "METHOD path"."""
+    routes: dict[tuple[str, ...], dict[str, GraphOperation]] = {}
+    for name, operation in operations.items():
+        method, _, path = name.partition(" ")
+        routes.setdefault(_pattern_of(prefix + path), {})[method] = operation
+    return tuple(routes.items())
+
+
+_OUTSIDE = _routes(
+    {
+        "GET users": _reads(users.list_users, MAY_READ_USER),
+        "POST search/query": _reads(search_query),
+        "GET subscriptions": _reads(subscriptions.list_subscriptions),
+        "POST subscriptions": _reads(subscriptions.create_subscription),
+        "GET subscriptions/{subscription}": _reads(subscriptions.get_subscription),
+        "PATCH subscriptions/{subscription}": _reads(subscriptions.change_subscription),
+        "DELETE subscriptions/{subscription}": _reads(subscriptions.delete_subscription),
+        "POST subscriptions/{subscription}/reauthorize": _reads(subscriptions.reauthorize),
+    }
 )
-_MESSAGE_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
-    "messages": {
-        "GET": _reads(messages.list_messages),
-        "POST": _adds(messages.create_message),
-    },
-    "messages/$count": {"GET": _reads(messages.count_messages)},
-    "messages/delta": {"GET": _reads(delta.list_message_changes)},
-    "messages/{message}": {
-        "GET": _reads(messages.get_message),
-        "PATCH": _changes(messages.change_message),
-        "DELETE": _changes(messages.delete_message),
-    },
-    "messages/{message}/send": {"POST": _sends(send_mail.send_draft)},
-    "messages/{message}/reply": {"POST": _sends(replies.reply)},
-    "messages/{message}/replyall": {"POST": _sends(replies.reply_all)},
-    "messages/{message}/forward": {"POST": _sends(replies.forward)},
-    "messages/{message}/createreply": {"POST": _adds(replies.create_reply)},
-    "messages/{message}/createreplyall": {"POST": _adds(replies.create_reply_all)},
-    "messages/{message}/createforward": {"POST": _adds(replies.create_forward)},
-    "messages/{message}/move": {"POST": _changes(messages.move_message)},
-    "messages/{message}/copy": {"POST": _adds(messages.copy_message)},
-    "messages/{message}/permanentdelete": {"POST": _changes(messages.remove_message)},
-    "messages/{message}/attachments": {
-        "GET": _reads(attachments.list_attachments),
-        "POST": _adds(attachments.add_attachment),
-    },
-    "messages/{message}/attachments/createuploadsession": {
-        "POST": _adds(attachments.create_upload_session),
-    },
-    "messages/{message}/attachments/$count": {"GET": _reads(attachments.count_attachments)},
-    "messages/{message}/attachments/{attachment}": {
-        "GET": _reads(attachments.get_attachment),
-        "DELETE": _changes(attachments.delete_attachment),
-    },
-    "messages/{message}/attachments/{attachment}/$value": {"GET": _reads(attachments.get_value)},
-    "messages/{message}/$value": {
-        "GET": _reads(messages.get_mime),
-        "PUT": _adds(messages.replace_mime),
-    },
+_MESSAGE_OPERATIONS: Mapping[str, GraphOperation] = {
+    "GET messages": _reads(messages.list_messages),
+    "POST messages": _adds(messages.create_message),
+    "GET messages/$count": _reads(messages.count_messages),
+    "GET messages/delta": _reads(delta.list_message_changes),
+    "GET messages/{message}": _reads(messages.get_message),
+    "PATCH messages/{message}": _changes(messages.change_message),
+    "DELETE messages/{message}": _changes(messages.delete_message),
+    "POST messages/{message}/send": _sends(send_mail.send_draft),
+    "POST messages/{message}/reply": _sends(replies.reply),
+    "POST messages/{message}/replyall": _sends(replies.reply_all),
+    "POST messages/{message}/forward": _sends(replies.forward),
+    "POST messages/{message}/createreply": _adds(replies.create_reply),
+    "POST messages/{message}/createreplyall": _adds(replies.create_reply_all),
+    "POST messages/{message}/createforward": _adds(replies.create_forward),
+    "POST messages/{message}/move": _changes(messages.move_message),
+    "POST messages/{message}/copy": _adds(messages.copy_message),
+    "POST messages/{message}/permanentdelete": _changes(messages.remove_message),
+    "GET messages/{message}/attachments": _reads(attachments.list_attachments),
+    "POST messages/{message}/attachments": _adds(attachments.add_attachment),
+    "POST messages/{message}/attachments/createuploadsession": _adds(
+        attachments.create_upload_session
+    ),
+    "GET messages/{message}/attachments/$count": _reads(attachments.count_attachments),
+    "GET messages/{message}/attachments/{attachment}": _reads(attachments.get_attachment),
+    "DELETE messages/{message}/attachments/{attachment}": _changes(attachments.delete_attachment),
+    "GET messages/{message}/attachments/{attachment}/$value": _reads(attachments.get_value),
+    "GET messages/{message}/$value": _reads(messages.get_mime),
+    "PUT messages/{message}/$value": _adds(messages.replace_mime),
 }
-_FOLDER_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
-    "mailfolders": {
-        "GET": _reads(mail_folders.list_folders),
-        "POST": _changes(mail_folders.create_folder),
-    },
-    "mailfolders/$count": {"GET": _reads(mail_folders.count_folders)},
-    "mailfolders/delta": {"GET": _reads(delta.list_folder_changes)},
-    "mailfolders/{folder}": {
-        "GET": _reads(mail_folders.get_folder),
-        "PATCH": _changes(mail_folders.change_folder),
-        "DELETE": _changes(mail_folders.delete_folder),
-    },
-    "mailfolders/{folder}/childfolders": {
-        "GET": _reads(mail_folders.list_folders),
-        "POST": _changes(mail_folders.create_folder),
-    },
-    "mailfolders/{folder}/childfolders/$count": {"GET": _reads(mail_folders.count_folders)},
-    "mailfolders/{folder}/move": {"POST": _changes(mail_folders.move_folder)},
-    "mailfolders/{folder}/copy": {"POST": _adds(mail_folders.copy_folder)},
-    "mailfolders/{folder}/permanentdelete": {"POST": _changes(mail_folders.remove_folder)},
+_FOLDER_OPERATIONS: Mapping[str, GraphOperation] = {
+    "GET mailfolders": _reads(mail_folders.list_folders),
+    "POST mailfolders": _changes(mail_folders.create_folder),
+    "GET mailfolders/$count": _reads(mail_folders.count_folders),
+    "GET mailfolders/delta": _reads(delta.list_folder_changes),
+    "GET mailfolders/{folder}": _reads(mail_folders.get_folder),
+    "PATCH mailfolders/{folder}": _changes(mail_folders.change_folder),
+    "DELETE mailfolders/{folder}": _changes(mail_folders.delete_folder),
+    "GET mailfolders/{folder}/childfolders": _reads(mail_folders.list_folders),
+    "POST mailfolders/{folder}/childfolders": _changes(mail_folders.create_folder),
+    "GET mailfolders/{folder}/childfolders/$count": _reads(mail_folders.count_folders),
+    "POST mailfolders/{folder}/move": _changes(mail_folders.move_folder),
+    "POST mailfolders/{folder}/copy": _adds(mail_folders.copy_folder),
+    "POST mailfolders/{folder}/permanentdelete": _changes(mail_folders.remove_folder),
 }
-_MAILBOX_ROUTES: Mapping[str, Mapping[str, GraphOperation]] = {
-    "": {"GET": _reads(users.get_user, MAY_READ_USER)},
-    "sendmail": {"POST": _sends(send_mail.send_mail)},
-    "getmailtips": {"POST": _reads(users.get_mail_tips)},
-    "translateexchangeids": {
-        "POST": _reads(users.translate_ids, (Scope.USER_READ, *MAY_READ)),
-    },
-    "mailboxsettings": {
-        "GET": _reads(users.get_settings, users.MAY_READ),
-        "PATCH": _changes(users.change_settings, users.MAY_CHANGE),
-    },
-    "inferenceclassification/overrides": {"GET": _reads(users.list_overrides)},
-    "outlook/mastercategories": {
-        "GET": _reads(users.list_categories, users.MAY_READ),
-        "POST": _changes(users.create_category, users.MAY_CHANGE),
-    },
-    "outlook/mastercategories/{category}": {
-        "GET": _reads(users.get_category, users.MAY_READ),
-        "PATCH": _changes(users.change_category, users.MAY_CHANGE),
-        "DELETE": _changes(users.delete_category, users.MAY_CHANGE),
-    },
-    "mailfolders/{folder}/messagerules": {"GET": _reads(mail_folders.list_rules)},
-    "outlook/supportedtimezones": {"GET": _reads(users.list_time_zones, MAY_READ_USER)},
-    "outlook/supportedlanguages": {"GET": _reads(users.list_languages, MAY_READ_USER)},
-    "mailboxsettings/{setting}": {
-        "GET": _reads(users.get_setting, users.MAY_READ),
-    },
+_MAILBOX_OPERATIONS: Mapping[str, GraphOperation] = {
+    "GET": _reads(users.get_user, MAY_READ_USER),
+    "POST sendmail": _sends(send_mail.send_mail),
+    "POST getmailtips": _reads(users.get_mail_tips),
+    "POST translateexchangeids": _reads(users.translate_ids, (Scope.USER_READ, *MAY_READ)),
+    "GET mailboxsettings": _reads(users.get_settings, users.MAY_READ),
+    "PATCH mailboxsettings": _changes(users.change_settings, users.MAY_CHANGE),
+    "GET inferenceclassification/overrides": _reads(users.list_overrides),
+    "GET outlook/mastercategories": _reads(users.list_categories, users.MAY_READ),
+    "POST outlook/mastercategories": _changes(users.create_category, users.MAY_CHANGE),
+    "GET outlook/mastercategories/{category}": _reads(users.get_category, users.MAY_READ),
+    "PATCH outlook/mastercategories/{category}": _changes(users.change_category, users.MAY_CHANGE),
+    "DELETE outlook/mastercategories/{category}": _changes(users.delete_category, users.MAY_CHANGE),
+    "GET mailfolders/{folder}/messagerules": _reads(mail_folders.list_rules),
+    "GET outlook/supportedtimezones": _reads(users.list_time_zones, MAY_READ_USER),
+    "GET outlook/supportedlanguages": _reads(users.list_languages, MAY_READ_USER),
+    "GET mailboxsettings/{setting}": _reads(users.get_setting, users.MAY_READ),
 }
-_ROUTES = tuple(
-    (_pattern_of(path), by_method)
-    for path, by_method in (
-        *_MAILBOX_ROUTES.items(),
-        *_MESSAGE_ROUTES.items(),
-        *_FOLDER_ROUTES.items(),
-        *((f"mailfolders/{{folder}}/{path}", methods) for path, methods in _MESSAGE_ROUTES.items()),
-    )
+_ROUTES = (
+    *_routes(_MAILBOX_OPERATIONS),
+    *_routes(_MESSAGE_OPERATIONS),
+    *_routes(_FOLDER_OPERATIONS),
+    *_routes(_MESSAGE_OPERATIONS, prefix="mailfolders/{folder}/"),
 )
