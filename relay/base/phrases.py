@@ -24,6 +24,11 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN_LENGTH_MAX else f"{text[:_SHOWN_LENGTH_MAX]}…"
 
 
+def words_in(text: str) -> tuple[str, ...]:
+    """Return the words of a list that the code has as one text."""
+    return tuple(text.split())
+
+
 def printable(text: str) -> str:
     """Return a text on one line; characters that cannot be printed are escaped.
 

@@ -18,6 +18,8 @@ import re
 from collections import Counter
 from collections.abc import Callable
 
+from relay.base.phrases import words_in
+
 ELEMENTS = frozenset(
     (
         *("a", "abbr", "acronym", "address", "article", "aside", "b", "bdi", "bdo", "big"),
@@ -40,78 +42,19 @@ ATTRIBUTES = frozenset(
 # Drawings, for a document in a separate frame: elements that do not run, load or change by
 # themselves, contain no HTML and do not repeat others. Spelled as in the HTML standard 13.2.6.1.
 SVG_ELEMENTS = frozenset(
-    (
-        "circle",
-        "clipPath",
-        "defs",
-        "ellipse",
-        "g",
-        "line",
-        "linearGradient",
-        "path",
-        "polygon",
-        "polyline",
-        "radialGradient",
-        "rect",
-        "stop",
-        "svg",
-        "text",
-        "tspan",
+    words_in(
+        "circle clipPath defs ellipse g line linearGradient path polygon polyline radialGradient "
+        "rect stop svg text tspan"
     )
 )
 SVG_ATTRIBUTES = frozenset(
-    (
-        "clip-path",
-        "clip-rule",
-        "clipPathUnits",
-        "cx",
-        "cy",
-        "d",
-        "display",
-        "dominant-baseline",
-        "dx",
-        "dy",
-        "fill",
-        "fill-opacity",
-        "fill-rule",
-        "font-family",
-        "font-size",
-        "font-style",
-        "font-weight",
-        "fx",
-        "fy",
-        "gradientTransform",
-        "gradientUnits",
-        "letter-spacing",
-        "offset",
-        "opacity",
-        "points",
-        "preserveAspectRatio",
-        "r",
-        "rx",
-        "ry",
-        "spreadMethod",
-        "stop-color",
-        "stop-opacity",
-        "stroke",
-        "stroke-dasharray",
-        "stroke-dashoffset",
-        "stroke-linecap",
-        "stroke-linejoin",
-        "stroke-miterlimit",
-        "stroke-opacity",
-        "stroke-width",
-        "text-anchor",
-        "transform",
-        "vector-effect",
-        "viewBox",
-        "visibility",
-        "x",
-        "x1",
-        "x2",
-        "y",
-        "y1",
-        "y2",
+    words_in(
+        "clip-path clip-rule clipPathUnits cx cy d display dominant-baseline dx dy fill "
+        "fill-opacity fill-rule font-family font-size font-style font-weight fx fy "
+        "gradientTransform gradientUnits letter-spacing offset opacity points preserveAspectRatio "
+        "r rx ry spreadMethod stop-color stop-opacity stroke stroke-dasharray stroke-dashoffset "
+        "stroke-linecap stroke-linejoin stroke-miterlimit stroke-opacity stroke-width text-anchor "
+        "transform vector-effect viewBox visibility x x1 x2 y y1 y2"
     )
 )
 # Properties and values that cannot move an element over another one, load anything or run anything.

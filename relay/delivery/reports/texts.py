@@ -27,7 +27,7 @@ from relay.base.message.header import Header
 from relay.base.message.outcome import Evidence
 from relay.base.message.receipt import ReceiptKind, ReceiptRequest
 from relay.base.observe.logs import get_logger
-from relay.base.phrases import shown
+from relay.base.phrases import shown, words_in
 from relay.base.settings.document import Fault, SettingsError
 from relay.base.settings.tree import Language, ReportsSettings
 from relay.delivery.reports.wording import (
@@ -52,34 +52,13 @@ _RENDERING_S_MAX = 0.2  # of processor time; a template with 100 recipients take
 _FILE_OCTETS_MAX = 64 * 1024
 _FILES_MAX = 1000
 _KIND_FIELDS = frozenset(
-    (
-        "kind",
-        "language",
-        "sender",
-        "subject",
-        "message_id",
-        "arrived",
-        "until",
-        "hostname",
-        "queue_id",
-        "recipients",
-        "reasons",
-        "count",
-        "more",
+    words_in(
+        "kind language sender subject message_id arrived until hostname queue_id recipients "
+        "reasons count more"
     )
 )
 _RECEIPT_FIELDS = frozenset(
-    (
-        "kind",
-        "language",
-        "sender",
-        "address",
-        "subject",
-        "message_id",
-        "time",
-        "hostname",
-        "queue_id",
-    )
+    words_in("kind language sender address subject message_id time hostname queue_id")
 )
 _STATUS_FIELDS = frozenset(("recipient", "hostname", "language"))
 _COUNTED = "_counted"  # what each loop of a template goes through

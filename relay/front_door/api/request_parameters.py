@@ -15,6 +15,7 @@ from msgspec import Struct
 from relay.base.clock import Clock
 from relay.base.message.envelope import domain_of
 from relay.base.message.lifecycle import RecipientState, SubmissionState
+from relay.base.phrases import words_in
 from relay.base.settings.values import seconds_ahead
 from relay.front_door.http.errors import ApiError, bad_request, method_not_allowed, quoted
 from relay.front_door.http.http_request import HttpRequest
@@ -36,30 +37,8 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 _LIMIT = 100
 _LIMIT_MAX = 10_000
 _TEXT_CHARACTERS_MAX = 1000
-TEXT_CONDITIONS = (
-    "sender",
-    "recipient",
-    "domain",
-    "next_hop",
-    "state",
-    "subject",
-    "client",
-    "login",
-    "route",
-)
-LIST_PARAMETERS = (
-    "q",
-    "to",
-    "sender",
-    "subject",
-    "mailbox",
-    "kind",
-    "state",
-    "before",
-    "after",
-    "wait",
-    "limit",
-)
+TEXT_CONDITIONS = words_in("sender recipient domain next_hop state subject client login route")
+LIST_PARAMETERS = words_in("q to sender subject mailbox kind state before after wait limit")
 LOG_PARAMETERS = ("q", "to", "sender", "subject", "mailbox", "state", "limit", "pages")
 REFUSED_PARAMETERS = ("address", "after", "before", "limit")
 QUEUE_PARAMETERS = ("id", *TEXT_CONDITIONS, "older_than", "restored", "limit")

@@ -11,6 +11,7 @@ from relay.base.accounts.account import Account
 from relay.base.clock import rfc3339
 from relay.base.message.conversation import conversation_id
 from relay.base.message.properties import EmailAddress
+from relay.base.phrases import words_in
 from relay.formats.html_text import preview
 from relay.formats.quoting import unique_body
 from relay.formats.read_mime import ReadExtent
@@ -220,24 +221,19 @@ USER_PROPERTIES: Mapping[str, Callable[[Account], Any]] = {
     ),
     # Graph's other properties of a user: clients select them, and Relay has no value.
     **dict.fromkeys(
-        (
-            *("aboutMe", "ageGroup", "authorizationInfo", "birthday", "city", "companyName"),
-            *("consentProvidedForMinor", "country", "createdDateTime", "creationType"),
-            *("customSecurityAttributes", "deletedDateTime", "department"),
-            *("deviceEnrollmentLimit", "employeeHireDate", "employeeId"),
-            *("employeeLeaveDateTime", "employeeOrgData", "employeeType", "externalUserState"),
-            *("externalUserStateChangeDateTime", "faxNumber", "hireDate"),
-            *("isManagementRestricted", "isResourceAccount", "lastPasswordChangeDateTime"),
-            *("legalAgeGroupClassification", "mailboxSettings", "mySite"),
-            *("onPremisesDistinguishedName", "onPremisesDomainName"),
-            *("onPremisesExtensionAttributes", "onPremisesImmutableId"),
-            *("onPremisesLastSyncDateTime", "onPremisesSamAccountName"),
-            *("onPremisesSecurityIdentifier", "onPremisesSyncEnabled"),
-            *("onPremisesUserPrincipalName", "passwordPolicies", "passwordProfile"),
-            *("postalCode", "preferredDataLocation", "preferredName", "print"),
-            *("refreshTokensValidFromDateTime", "securityIdentifier", "showInAddressList"),
-            *("signInActivity", "signInSessionsValidFromDateTime", "state", "streetAddress"),
-            *("usageLocation",),
+        words_in(
+            "aboutMe ageGroup authorizationInfo birthday city companyName consentProvidedForMinor "
+            "country createdDateTime creationType customSecurityAttributes deletedDateTime "
+            "department deviceEnrollmentLimit employeeHireDate employeeId employeeLeaveDateTime "
+            "employeeOrgData employeeType externalUserState externalUserStateChangeDateTime "
+            "faxNumber hireDate isManagementRestricted isResourceAccount "
+            "lastPasswordChangeDateTime legalAgeGroupClassification mailboxSettings mySite "
+            "onPremisesDistinguishedName onPremisesDomainName onPremisesExtensionAttributes "
+            "onPremisesImmutableId onPremisesLastSyncDateTime onPremisesSamAccountName "
+            "onPremisesSecurityIdentifier onPremisesSyncEnabled onPremisesUserPrincipalName "
+            "passwordPolicies passwordProfile postalCode preferredDataLocation preferredName print "
+            "refreshTokensValidFromDateTime securityIdentifier showInAddressList signInActivity "
+            "signInSessionsValidFromDateTime state streetAddress usageLocation"
         ),
         lambda _: None,
     ),

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from relay.base.clock import rfc3339
 from relay.base.message.web_url import UrlError
+from relay.base.phrases import words_in
 from relay.front_door.graph import errors
 from relay.front_door.graph.account_limits import throttled
 from relay.front_door.graph.graph_request import GraphRequest
@@ -36,22 +37,10 @@ from relay.front_door.notifications.subscriptions import (
     SubscriptionError,
 )
 
-_PROPERTIES = (
-    "id",
-    "resource",
-    "applicationId",
-    "changeType",
-    "clientState",
-    "notificationUrl",
-    "notificationQueryOptions",
-    "lifecycleNotificationUrl",
-    "expirationDateTime",
-    "creatorId",
-    "includeResourceData",
-    "latestSupportedTlsVersion",
-    "encryptionCertificate",
-    "encryptionCertificateId",
-    "notificationUrlAppId",
+_PROPERTIES = words_in(
+    "id resource applicationId changeType clientState notificationUrl notificationQueryOptions "
+    "lifecycleNotificationUrl expirationDateTime creatorId includeResourceData "
+    "latestSupportedTlsVersion encryptionCertificate encryptionCertificateId notificationUrlAppId"
 )
 _CHANGE_TYPES = ("created", "updated", "deleted")
 _LIST_OPTIONS = ("select", "top", "skip", "count")

@@ -28,6 +28,7 @@ from msgspec.structs import replace
 from starlette.responses import Response
 
 from relay.base.message.content import Content, blocks, octets_of, size_of
+from relay.base.phrases import words_in
 from relay.base.pressure import ConcurrencyCounter
 from relay.formats.body_checks import Checks, check_bodies
 from relay.formats.read_mime import ReadParts, read_parts
@@ -120,19 +121,9 @@ class ContentPanel(Struct, frozen=True):
 
 
 # What a client may send; "id" and the rest are the store's.
-_PROPERTIES_FOR_OTHERS = (
-    "subject",
-    "importance",
-    "body",
-    "from",
-    "sender",
-    "toRecipients",
-    "ccRecipients",
-    "replyTo",
-    "categories",
-    "internetMessageHeaders",
-    "isDeliveryReceiptRequested",
-    "isReadReceiptRequested",
+_PROPERTIES_FOR_OTHERS = words_in(
+    "subject importance body from sender toRecipients ccRecipients replyTo categories "
+    "internetMessageHeaders isDeliveryReceiptRequested isReadReceiptRequested"
 )
 _PROPERTIES = (*_PROPERTIES_FOR_OTHERS, "bccRecipients")
 

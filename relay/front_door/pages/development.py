@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from relay.base.advanceable_clock import AdvanceError
 from relay.base.clock import ADVANCED_S_MAX
+from relay.base.phrases import words_in
 from relay.base.settings.document import Fault, SettingsError
 from relay.base.settings.values import WRITTEN_DURATION_EXPECTED, parse_duration
 from relay.front_door.api.dependencies import DevelopmentControls
@@ -29,19 +30,7 @@ from relay.front_door.pages.charts import duration_text
 from relay.front_door.pages.logins import PageForm
 from relay.front_door.pages.site import CLOCK_STEPS, NEXT_RETRY, PageRequest
 
-VERBS = (
-    "RCPT",
-    "DOT",
-    "MAIL",
-    "DATA",
-    "CONNECT",
-    "BANNER",
-    "EHLO",
-    "STARTTLS",
-    "AUTH",
-    "QUIT",
-    "DNS",
-)
+VERBS = words_in("RCPT DOT MAIL DATA CONNECT BANNER EHLO STARTTLS AUTH QUIT DNS")
 ACTIONS = {
     "": "sends the reply",
     "drop": "closes the connection",

@@ -43,7 +43,7 @@ from relay.base.accounts.passwords import digest_of
 from relay.base.clock import Clock
 from relay.base.files import fsync_path, write_all
 from relay.base.message.address import own_mailbox
-from relay.base.phrases import shown
+from relay.base.phrases import shown, words_in
 from relay.base.settings.document import Fault, SettingsError, locate
 from relay.base.settings.tree import Settings
 from relay.operation.app.account_file import accounts_of
@@ -52,20 +52,9 @@ from relay.operation.app.development_folder import MARK
 PASSWORD_BYTES_MAX = 1024
 _MODE = 0o640
 _SECRET_BYTES = 32
-_SHOWN = (
-    "aliases",
-    "send_as",
-    "role",
-    "quota",
-    "quota_messages",
-    "client_id",
-    "scopes",
-    "acts_for",
-    "forward_to",
-    "keep_copy",
-    "disabled",
-    "to",
-    "from",
+_SHOWN = words_in(
+    "aliases send_as role quota quota_messages client_id scopes acts_for forward_to keep_copy "
+    "disabled to from"
 )
 _CREDENTIALS = ("password", "token", "client_secret", "client_certificate", "client_keys")
 _OTHER = re.compile(r"((?:account|alias)\S*) in line (\d+)")  # in faults about an address twice

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from relay.base.clock import id_time_us, rfc3339, time_us_of
 from relay.base.message.address import ascii_address, own_mailbox, pattern_forms, shown_address
 from relay.base.message.lifecycle import AT_REST, BEFORE_QUEUE, FINAL
+from relay.base.phrases import words_in
 from relay.store.journeys.document import Journey
 from relay.store.journeys.events import EventCursor
 
@@ -487,17 +488,7 @@ def _compare(
 # -- a search in the text of all messages, which an index of `relay dev` answers
 
 # Fields of addresses include their names. `bcc` has envelope recipients that are in no field.
-TEXT_FIELDS = (
-    "sender",
-    "recipient",
-    "cc",
-    "bcc",
-    "reply_to",
-    "return_path",
-    "subject",
-    "attachment",
-    "body",
-)
+TEXT_FIELDS = words_in("sender recipient cc bcc reply_to return_path subject attachment body")
 FIELDS = ("message_id", *TEXT_FIELDS)
 
 

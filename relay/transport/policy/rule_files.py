@@ -25,7 +25,7 @@ from relay.base.clock import SystemClock
 from relay.base.message.content import size_of
 from relay.base.message.envelope import domain_of
 from relay.base.message.nexthop import ROUTE_PREFIX
-from relay.base.phrases import shown
+from relay.base.phrases import shown, words_in
 from relay.base.settings.document import (
     Document,
     Fault,
@@ -86,20 +86,7 @@ HOLD_S_MAX = 365 * 86400
 NESTED_MAX = 3  # `all` and `any` inside each other
 NOTICE_CHARACTERS_MAX = 2000
 NAME_CHARACTERS_MAX = 100  # the name is the label of a metric
-_RULE_KEYS = (
-    "name",
-    "mode",
-    "when",
-    "unless",
-    "then",
-    "stop",
-    "on_error",
-    "from",
-    "until",
-    "expires",
-    "expired",
-    "notice",
-)
+_RULE_KEYS = words_in("name mode when unless then stop on_error from until expires expired notice")
 _clock = SystemClock()
 _HOLD_KEYS = ("expires", "expired", "notice")
 _NEVER_IGNORED = ("reject", "discard", "hold", "quarantine")  # unwanted mail would pass

@@ -19,6 +19,7 @@ from relay.base.message.address import own_mailbox
 from relay.base.message.authentication_results import AuthResult
 from relay.base.message.content import LARGE_BYTES, Content, LargeContent, MemoryOctets
 from relay.base.message.envelope import Source, domain_of
+from relay.base.phrases import words_in
 from relay.base.settings.document import Document, Fault, KeyPath
 from relay.formats import headers
 from relay.formats.transfer_encoding import base64_lines
@@ -40,41 +41,14 @@ from relay.transport.policy.table_reader import (
 )
 
 SIZE_BYTES_MAX = 256 * 1024 * 1024
-_TEST_KEYS = (
-    "name",
-    "from",
-    "to",
-    "recipients",
-    "subject",
-    "headers",
-    "body",
-    "attachments",
-    "size",
-    "message",
-    "source",
-    "client",
-    "login",
-    "auth",
-    "local",
-    "enforce",
-    "alone",
-    "expect",
+_TEST_KEYS = words_in(
+    "name from to recipients subject headers body attachments size message source client login "
+    "auth local enforce alone expect"
 )
 _DESCRIBING = ("subject", "headers", "body", "attachments", "size")
-_EXPECTED = (
-    "verdict",
-    "rules",
-    "added",
-    "redirected",
-    "rejected",
-    "quarantined",
-    "journaled",
-    "notified",
-    "subject",
-    "next_hop",
-    "headers",
-    "body",
-    "reason",
+_EXPECTED = words_in(
+    "verdict rules added redirected rejected quarantined journaled notified subject next_hop "
+    "headers body reason"
 )
 _BOUNDARY = "test-message"
 _TEXT = b"Content-Type: text/plain; charset=utf-8\r\n"

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from relay.base.message.content import LARGE_BYTES, octets_in_blocks
 from relay.base.message.header import Header, ParsedContent
+from relay.base.phrases import words_in
 from relay.transport.signing.keys import SigningKey
 
 _CRLF = b"\r\n"
@@ -120,21 +121,9 @@ def _body_blocks(content: ParsedContent) -> Iterator[bytes]:
         skipped -= min(skipped, len(block))
 
 
-SIGNED = (
-    "From",
-    "Reply-To",
-    "Subject",
-    "Date",
-    "To",
-    "Cc",
-    "Message-ID",
-    "In-Reply-To",
-    "References",
-    "MIME-Version",
-    "Content-Type",
-    "Content-Transfer-Encoding",
-    "List-Unsubscribe",
-    "List-Unsubscribe-Post",
+SIGNED = words_in(
+    "From Reply-To Subject Date To Cc Message-ID In-Reply-To References MIME-Version Content-Type "
+    "Content-Transfer-Encoding List-Unsubscribe List-Unsubscribe-Post"
 )
 NAME = "DKIM-Signature"
 _LINE_MAX = 78  # RFC 5322 2.1.1
