@@ -13,7 +13,7 @@ import platform
 import resource
 import signal
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38
@@ -27,99 +27,52 @@ _CLONE3, _CLONE_THREAD = 435, 0x10000
 _RINGS = 425  # io_uring_setup, on all architectures
 _X32 = 0x40000000  # x86_64 has all calls again under numbers from here on
 _ALLOW, _EPERM, _ENOSYS, _KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
-# audit(7) number of the architecture, of clone, and of what is refused: the kernel's unistd tables
-_REFUSED = {
-    "x86_64": (
-        0xC000003E,
-        56,
-        {
-            "socket": 41,
-            "connect": 42,
-            "bind": 49,
-            "listen": 50,
-            "execve": 59,
-            "execveat": 322,
-            "ptrace": 101,
-            "process_vm_readv": 310,
-            "process_vm_writev": 311,
-            "pidfd_getfd": 438,
-            "kill": 62,
-            "tkill": 200,
-            "tgkill": 234,
-            "fork": 57,
-            "vfork": 58,
-            "open_by_handle_at": 304,
-            "io_uring_setup": _RINGS,
-            "bpf": 321,
-            "userfaultfd": 323,
-            "perf_event_open": 298,
-            "unshare": 272,
-            "setns": 308,
-            "mount": 165,
-            "keyctl": 250,
-            "socketpair": 53,
-            "rt_sigqueueinfo": 129,
-            "rt_tgsigqueueinfo": 297,
-            "pidfd_send_signal": 424,
-            "prlimit64": 302,
-            "sched_setaffinity": 203,
-            "setpriority": 141,
-            "truncate": 76,
-            "chmod": 90,
-            "fchmodat": 268,
-            "fchmodat2": 452,
-            "chown": 92,
-            "lchown": 94,
-            "fchownat": 260,
-            "utimensat": 280,
-            "setxattr": 188,
-            "lsetxattr": 189,
-            "chroot": 161,
-        },
-    ),
-    "aarch64": (
-        0xC00000B7,
-        220,
-        {
-            "socket": 198,
-            "connect": 203,
-            "bind": 200,
-            "listen": 201,
-            "execve": 221,
-            "execveat": 281,
-            "ptrace": 117,
-            "process_vm_readv": 270,
-            "process_vm_writev": 271,
-            "pidfd_getfd": 438,
-            "kill": 129,
-            "tkill": 130,
-            "tgkill": 131,
-            "open_by_handle_at": 265,
-            "io_uring_setup": _RINGS,
-            "bpf": 280,
-            "userfaultfd": 282,
-            "perf_event_open": 241,
-            "unshare": 97,
-            "setns": 268,
-            "mount": 40,
-            "keyctl": 219,
-            "socketpair": 199,
-            "rt_sigqueueinfo": 138,
-            "rt_tgsigqueueinfo": 240,
-            "pidfd_send_signal": 424,
-            "prlimit64": 261,
-            "sched_setaffinity": 122,
-            "setpriority": 140,
-            "truncate": 45,
-            "fchmodat": 53,
-            "fchmodat2": 452,
-            "fchownat": 54,
-            "utimensat": 88,
-            "setxattr": 5,
-            "lsetxattr": 6,
-            "chroot": 51,
-        },
-    ),
+# audit(7) number of the architecture, and the number of clone
+_ARCHITECTURES = {"x86_64": (0xC000003E, 56), "aarch64": (0xC00000B7, 220)}
+# What is refused, and its number on each of these in the kernel's unistd tables; None: not there
+_REFUSED: Mapping[str, tuple[int | None, ...]] = {
+    "socket": (41, 198),
+    "connect": (42, 203),
+    "bind": (49, 200),
+    "listen": (50, 201),
+    "execve": (59, 221),
+    "execveat": (322, 281),
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "pidfd_getfd": (438, 438),
+    "kill": (62, 129),
+    "tkill": (200, 130),
+    "tgkill": (234, 131),
+    "fork": (57, None),
+    "vfork": (58, None),
+    "open_by_handle_at": (304, 265),
+    "io_uring_setup": (_RINGS, _RINGS),
+    "bpf": (321, 280),
+    "userfaultfd": (323, 282),
+    "perf_event_open": (298, 241),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "mount": (165, 40),
+    "keyctl": (250, 219),
+    "socketpair": (53, 199),
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
+    "pidfd_send_signal": (424, 424),
+    "prlimit64": (302, 261),
+    "sched_setaffinity": (203, 122),
+    "setpriority": (141, 140),
+    "truncate": (76, 45),
+    "chmod": (90, None),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, None),
+    "lchown": (94, None),
+    "fchownat": (260, 54),
+    "utimensat": (280, 88),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "chroot": (161, 51),
 }
 
 
@@ -162,7 +115,7 @@ def available() -> tuple[str, ...]:
     missing = []
     if _landlock_abi() < 1:
         missing.append("Landlock")
-    if platform.machine() not in _REFUSED:
+    if platform.machine() not in _ARCHITECTURES:
         missing.append("seccomp")
     return tuple(missing)
 
@@ -214,10 +167,11 @@ def _restrict_files() -> None:
 
 def _restrict_calls(only: Sequence[int] = ()) -> None:
     """Refuse the system calls of _REFUSED, or only these, with EPERM. Raises OSError."""
-    if platform.machine() not in _REFUSED:
+    if platform.machine() not in _ARCHITECTURES:
         raise OSError("no filter for this architecture")
-    architecture, clone, numbers = _REFUSED[platform.machine()]
-    calls = only or sorted(numbers.values())
+    architecture, clone = _ARCHITECTURES[platform.machine()]
+    place = list(_ARCHITECTURES).index(platform.machine())
+    calls = only or sorted(filter(None, (numbers[place] for numbers in _REFUSED.values())))
     program = [
         (_BPF_LOAD, 0, 0, 4),  # the architecture
         (_BPF_EQUAL, 1, 0, architecture),
