@@ -244,7 +244,7 @@ class ConnectionTable:
         """Remove a connection; no effect if it was removed before."""
         if not self._has(connection):
             return
-        self._count(connection, response_bytes=0, buffered_bytes=0)
+        self._count(connection, 0, 0)
         self._requests -= _is_request(connection.state)
         self._detach(connection)
         self.connections -= 1
@@ -311,16 +311,14 @@ class ConnectionTable:
         if not self._make_room(connection.client, size_bytes, find) and may_be_refused:
             return False
         if self._has(connection):  # else it was closed
-            self._count(
-                connection, response_bytes=size_bytes, buffered_bytes=connection.buffered_bytes
-            )
+            self._count(connection, size_bytes, connection.buffered_bytes)
             connection.since = self._now_s()
         return True
 
     def response_sent(self, connection: HttpConnection) -> None:
         """Record that a response was sent: from now on the buffer of its connection counts."""
         if connection.response_bytes:
-            self._count(connection, response_bytes=0, buffered_bytes=connection.buffered_bytes)
+            self._count(connection, 0, connection.buffered_bytes)
 
     def set_buffered_bytes(self, connection: HttpConnection, size_bytes: int) -> None:
         """Record the bytes in the buffer of a connection.
@@ -328,9 +326,7 @@ class ConnectionTable:
         Responses that could not be refused may exceed the limit: then other connections are closed.
         """
         if self._has(connection):
-            self._count(
-                connection, response_bytes=connection.response_bytes, buffered_bytes=size_bytes
-            )
+            self._count(connection, connection.response_bytes, size_bytes)
             if size_bytes:
                 self._make_room(connection.client, 0, _unread_longest)
 
@@ -389,9 +385,7 @@ class ConnectionTable:
             self._unread_bytes and self._unread_bytes + size_bytes > self._limits.unread_bytes
         )
 
-    def _count(
-        self, connection: HttpConnection, *, response_bytes: int, buffered_bytes: int
-    ) -> None:
+    def _count(self, connection: HttpConnection, response_bytes: int, buffered_bytes: int) -> None:
         before_bytes = connection.unread_bytes
         connection.response_bytes, connection.buffered_bytes = response_bytes, buffered_bytes
         connection.client.unread_bytes += connection.unread_bytes - before_bytes

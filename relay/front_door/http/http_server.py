@@ -367,7 +367,7 @@ class HttpServer:
 
     def _new_in_tunnel(self, hosts: AllowedHosts | None) -> BoundedProtocol:
         made = BoundedProtocol(self._config, self.state, {}, asyncio.get_running_loop())
-        made.clock, made.connection_table = self.clock, self.table
+        made.clock, made.table = self.clock, self.table
         made.hosts, made.tunnel_hosts = hosts, self.tunnel_hosts
         return made
 

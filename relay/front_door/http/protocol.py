@@ -130,12 +130,12 @@ OpenTunnel = Callable[[asyncio.Transport, HttpConnection], asyncio.Protocol]
 class BoundedProtocol(HttpToolsProtocol):
     """One HTTP/1.1 connection.
 
-    The server sets `clock`, `connection_table` and `hosts`. The server of a development relay also
+    The server sets `clock`, `table` and `hosts`. The server of a development relay also
     sets `tunnel_hosts`, and `open_tunnel` for connections outside of a tunnel.
     """
 
     clock: Clock
-    connection_table: ConnectionTable
+    table: ConnectionTable
     hosts: AllowedHosts | None = None
     tunnel_hosts: TunnelHosts | None = None
     open_tunnel: OpenTunnel | None = None
@@ -159,9 +159,7 @@ class BoundedProtocol(HttpToolsProtocol):
         transport.set_write_buffer_limits(high=BUFFERED_BYTES)
         self._check_client_reads()
         if self._connection is None:
-            self._connection = self.connection_table.add(
-                host_of_peer(transport), self._close_connection
-            )
+            self._connection = self.table.add(host_of_peer(transport), self._close_connection)
         if self._connection is None:
             self._send_error(_too_many("connections"))
         else:
@@ -171,7 +169,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Remove the connection."""
         self._cancel_timers()
         if self._connection is not None:
-            self.connection_table.remove(self._connection)
+            self.table.remove(self._connection)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -185,7 +183,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._feed(data)
         self._update_state()
         if self._connection is not None:
-            self.connection_table.body_received(self._connection)
+            self.table.body_received(self._connection)
 
     @property
     def _is_running(self) -> bool:
@@ -247,7 +245,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """From now on count the unread part of the response."""
         if self._connection is not None:
-            self.connection_table.response_sent(self._connection)
+            self.table.response_sent(self._connection)
         super().on_response_complete()
         self._update_state()
 
@@ -255,9 +253,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Pause writing until the client has read."""
         super().pause_writing()
         if self._connection is not None:
-            self.connection_table.set_buffered_bytes(
-                self._connection, self.transport.get_write_buffer_size()
-            )
+            self.table.set_buffered_bytes(self._connection, self.transport.get_write_buffer_size())
         self._update_state()
 
     def resume_writing(self) -> None:
@@ -265,7 +261,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unread_bytes = math.inf
         super().resume_writing()
         if self._connection is not None:
-            self.connection_table.set_buffered_bytes(self._connection, 0)
+            self.table.set_buffered_bytes(self._connection, 0)
         self._update_state()
 
     def send_400_response(self, msg: str) -> None:
@@ -345,12 +341,12 @@ class BoundedProtocol(HttpToolsProtocol):
     def _admit_request(self) -> None:
         """Admit a request under the limits; health checks are always admitted."""
         assert self._connection is not None
-        address = self.connection_table.identify(self._connection, self.headers)
+        address = self.table.identify(self._connection, self.headers)
         self.scope[COUNTED_ADDRESS] = address  # type: ignore[literal-required]
         is_health = self.url.partition(b"?")[0] in HEALTH_PATHS
-        if not is_health and not self.connection_table.may_start_request(self._connection):
+        if not is_health and not self.table.may_start_request(self._connection):
             self._stop_parsing(_too_many("requests"))
-        self.connection_table.set_state(self._connection, ConnectionState.BUSY)
+        self.table.set_state(self._connection, ConnectionState.BUSY)
 
     def _stop_parsing(self, error: ApiError) -> None:
         self._error = error
@@ -358,7 +354,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _may_send_response(self, size_bytes: int, may_be_refused: bool) -> bool:
         assert self._connection is not None
-        return self.connection_table.may_send_response(
+        return self.table.may_send_response(
             self._connection, size_bytes, may_be_refused=may_be_refused
         )
 
@@ -373,7 +369,7 @@ class BoundedProtocol(HttpToolsProtocol):
             state = ConnectionState.RECEIVING if is_receiving else ConnectionState.BUSY
         else:
             state = ConnectionState.HALF_OPEN if self._is_in_header else ConnectionState.IDLE
-        self.connection_table.set_state(self._connection, state)
+        self.table.set_state(self._connection, state)
 
     def _close_connection(self) -> None:
         """Close this connection in favour of another one."""
