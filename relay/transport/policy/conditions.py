@@ -1,9 +1,9 @@
 """The conditions of mail-flow rules: each key of `when` and `unless` is a class in CONDITIONS.
 
 To add a condition, write a frozen Struct with parse(), matches() and value_in(), and add it to
-MessageCondition and CONDITIONS. Such a condition is evaluated once per content. If it reads the
-content, add it to CONTENT_CONDITIONS too. A condition that is evaluated per recipient has
-matches_recipient() and value_for(), and is added to RecipientCondition. Conditions are pure.
+CONDITIONS and MessageCondition, or to ContentCondition if it reads the content. Such a condition is
+evaluated once per content. A condition that is evaluated per recipient has matches_recipient() and
+value_for(), and is added to RecipientCondition. Conditions are pure.
 parse() gets the address groups, and raises ValueError that says what was expected.
 
 value_in() and value_for() return the value that a condition compares. If there are several, they
@@ -475,14 +475,10 @@ def _passing(view: MessageView, name: str, test: HeaderTest) -> str | None:
             return None
 
 
-MessageCondition = (
-    SenderCondition
-    | SourceCondition
+# These can only be evaluated with a message.
+ContentCondition = (
+    AuthCondition
     | SizeOverCondition
-    | RecipientsOverCondition
-    | ClientCondition
-    | LoginCondition
-    | AuthCondition
     | SubjectCondition
     | HeaderFromCondition
     | ToOrCcCondition
@@ -492,18 +488,13 @@ MessageCondition = (
     | AttachmentCondition
     | BodyCondition
 )
-# These can only be evaluated with a message.
-CONTENT_CONDITIONS = (
-    AuthCondition,
-    SizeOverCondition,
-    SubjectCondition,
-    HeaderFromCondition,
-    ToOrCcCondition,
-    MessageTypeCondition,
-    HeaderCondition,
-    AttachmentNameCondition,
-    AttachmentCondition,
-    BodyCondition,
+MessageCondition = (
+    SenderCondition
+    | SourceCondition
+    | RecipientsOverCondition
+    | ClientCondition
+    | LoginCondition
+    | ContentCondition
 )
 RecipientCondition = RecipientAddressCondition | DirectionCondition
 Condition = MessageCondition | RecipientCondition

@@ -19,8 +19,8 @@ from relay.base.message.verdict import Deferral, ExaminedMessage, Verdict
 from relay.formats import headers
 from relay.transport.policy.actions import ACTIONS
 from relay.transport.policy.conditions import (
-    CONTENT_CONDITIONS,
     Condition,
+    ContentCondition,
     RecipientCondition,
     cut_value,
     key_of,
@@ -209,7 +209,7 @@ class _Explaining(Evaluation):
         if isinstance(condition, RecipientCondition):
             value = condition.value_for(view, recipient)
             holds = condition.matches_recipient(view, recipient)
-        elif isinstance(condition, CONTENT_CONDITIONS) and not self._has_content:
+        elif isinstance(condition, ContentCondition) and not self._has_content:
             return ConditionFinding(name, "", None)
         else:
             value, holds = condition.value_in(view), condition.matches(view)
