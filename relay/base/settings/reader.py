@@ -7,10 +7,10 @@ files that secrets are read from, each with its key path. accounts.toml is read 
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from types import UnionType
+from types import FunctionType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from relay.base.phrases import shown
@@ -29,7 +29,6 @@ from relay.base.settings.tree import (
     Between,
     CertificateFiles,
     Duration,
-    Form,
     ListenerTls,
     NodeRole,
     Rate,
@@ -40,7 +39,6 @@ from relay.base.settings.tree import (
 from relay.base.settings.validation import check_together
 from relay.base.settings.values import (
     DURATION_EXPECTED,
-    PARSERS,
     SIZE_EXPECTED,
     expand,
     has_reference,
@@ -50,6 +48,7 @@ from relay.base.settings.values import (
     parse_listener,
     parse_recipients,
     parse_size,
+    parse_spool_url,
     referenced_files,
     without_references,
 )
@@ -65,11 +64,7 @@ REMOVED_KEYS = ("pickup", "delivery.retry_by_class")
 _NOT_OF_TRANSPORT: Mapping[str, Any] = {"http": {"listen": []}}
 
 # what may contain a path
-_RELATIVE: Mapping[object, Callable[[str, Path], Any]] = {
-    Form.LISTENER: parse_listener,
-    Form.HTTP_LISTENER: parse_http_listener,
-    Form.RECIPIENTS: parse_recipients,
-}
+_RELATIVE = (parse_listener, parse_http_listener, parse_recipients)
 
 
 class _InvalidValueError(Exception):
@@ -198,7 +193,7 @@ class DocumentReader:
         is_secret = Secret in marks
         try:
             value = raw
-            if Form.SPOOL_URL in marks and isinstance(raw, str):
+            if parse_spool_url in marks and isinstance(raw, str):
                 check_no_password(without_references(raw))
             if self._environ is not None and isinstance(raw, str) and has_reference(raw):
                 if is_secret:
@@ -217,9 +212,9 @@ class DocumentReader:
 
 def read_leaf(hint: Any, value: object, base: Path) -> Any:
     """Convert `value` to the type `hint`. Raises ValueError with what was expected."""
-    parse = _RELATIVE.get(get_args(hint)[1]) if get_origin(hint) is Annotated else None
-    if get_origin(hint) is Annotated and parse is None:
-        return _read_marked(get_args(hint)[1], value)
+    marker = get_args(hint)[1] if get_origin(hint) is Annotated else None
+    if marker is not None and marker not in _RELATIVE:
+        return _read_marked(marker, value)
     if get_origin(hint) is Literal:
         return _read_choice(get_args(hint), value)
     if isinstance(hint, type) and issubclass(hint, StrEnum):
@@ -234,8 +229,8 @@ def read_leaf(hint: Any, value: object, base: Path) -> Any:
         raise ValueError("a text without NUL")
     if hint is Address:
         return parse_address(value, base)
-    if parse is not None:
-        return parse(value, base)
+    if marker is not None:
+        return marker(value, base)
     if hint is Path:
         if not value:
             raise ValueError("a path")
@@ -246,10 +241,11 @@ def read_leaf(hint: Any, value: object, base: Path) -> Any:
 def _read_marked(marker: object, value: object) -> Any:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     match marker:
-        case Form():
+        case FunctionType():
             if isinstance(value, str):
-                return PARSERS[marker](value)
-            raise ValueError(f"a {marker.value} in quotes")
+                return marker(value)
+            noun = marker.__name__.removeprefix("parse_").replace("_", " ")
+            raise ValueError(f"a {noun} in quotes")
         case Duration():
             if not is_number and not isinstance(value, str):
                 raise ValueError(DURATION_EXPECTED)

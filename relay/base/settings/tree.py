@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
+from relay.base.settings import values
 from relay.base.socket_address import Address
 
 
@@ -36,38 +37,6 @@ class Between:
     high: int
 
 
-class Form(StrEnum):
-    """Marks a text with a syntax; the reader normalizes it."""
-
-    DOMAIN = "domain"  # lower case, A-labels
-    DOMAIN_PATTERN = "domain pattern"  # a domain, "*.suffix" or "*"
-    RATE = "rate"  # COUNT/SECONDS
-    MAILBOX = "mailbox"  # local-part@domain, lower case
-    NETWORK = "network"  # ADDRESS/BITS
-    NEXT_HOP = "next hop"
-    ROUTE_NAME = "route name"
-    TENANT_NAME = "tenant name"
-    SENDER_PATTERN = "sender pattern"  # an address, "*@domain", "*@*.suffix", or "<>"
-    IP = "IP address"
-    SPOOL_URL = "spool url"
-    NODE_NAME = "node name"
-    SELECTOR = "selector"
-    DATE = "date"  # an ISO date, or ""
-    SRS_KEY = "secret"
-    NAME_SERVER = "name server"  # an Address; the port is 53 unless it is given
-    LISTENER = "listener"  # an Address, which may be written as systemd:NAME
-    HTTP_LISTENER = "HTTP listener"  # an Address, which may be written as http://HOST:PORT
-    RECIPIENTS = "recipients"  # accounts, any, verify, or file:PATH
-    UNIX_SOCKET = "path of a socket"  # written as unix:PATH, or ""
-    WEB_URL = "web url"  # without a slash at its end
-    TOKEN_URL = "token url"  # noqa: S105 - the name of a syntax
-    PROXY = "proxy"
-    WEBHOOK_URL = "webhook url"
-    WEBHOOK_KEY = "webhook key"
-    MILTER_NAME = "name"
-    GLOB = "glob"
-
-
 class NodeRole(StrEnum):
     """What a service does: all, or all that needs no mail root."""
 
@@ -86,10 +55,10 @@ Seconds = Annotated[float, Duration()]
 PositiveSeconds = Annotated[float, Duration(at_least=0.001)]
 Bytes = Annotated[int, Size(at_least=1024)]
 Port = Annotated[int, Between(1, 65535)]
-Domain = Annotated[str, Form.DOMAIN]
-Mailbox = Annotated[str, Form.MAILBOX]
-Network = Annotated[str, Form.NETWORK]
-Rate = Annotated[str, Form.RATE]
+Domain = Annotated[str, values.parse_domain]
+Mailbox = Annotated[str, values.parse_mailbox]
+Network = Annotated[str, values.parse_network]
+Rate = Annotated[str, values.parse_rate]
 Rates = tuple[Rate, ...]  # one text, "" for none, or a list of them
 Language = Literal["de", "en"]  # of reports: relay/delivery/reports/texts has a file for each
 
@@ -126,12 +95,14 @@ class HttpSettings:
     """
 
     # http://HOST:PORT stays without TLS
-    listen: tuple[Annotated[Address, Form.HTTP_LISTENER], ...] = (Address("127.0.0.1", 8025),)
+    listen: tuple[Annotated[Address, values.parse_http_listener], ...] = (
+        Address("127.0.0.1", 8025),
+    )
     tls: ListenerTls | None = None  # None: no HTTPS
     # what Graph refuses is refused with "strict"
     profile: Literal["relaxed", "strict"] = "relaxed"
     # for links; "": as the client addressed the relay
-    public_url: Annotated[str, Form.WEB_URL] = ""
+    public_url: Annotated[str, values.parse_web_url] = ""
     proxy_networks: tuple[Network, ...] = ()  # proxies whose X-Forwarded-For counts
     # where receivers of notifications may be, although they are not on the internet
     notification_networks: tuple[Network, ...] = ()
@@ -160,7 +131,7 @@ class SmtpListener:
     """
 
     # address and port, the path of a Unix socket, or sockets of the service manager
-    listen: Annotated[Address, Form.LISTENER]
+    listen: Annotated[Address, values.parse_listener]
     # decides the defaults, and whether clients must log in
     role: Literal["relay", "submission", "submissions"] = "relay"
     # may relay without a login
@@ -224,10 +195,10 @@ class MailboxSettings:
     domains: tuple[Domain, ...] = field(default=(), metadata=RELOADED)  # that are local
     root: Path = Path("mail")  # of the Maildirs
     # the name of this root: each on a PostgreSQL spool has one, and only its holder delivers there
-    store: Annotated[str, Form.NODE_NAME] = "main"
+    store: Annotated[str, values.parse_node_name] = "main"
     accounts: Path = field(default=Path("accounts.toml"), metadata=RELOADED)  # and aliases
     # the path of Dovecot's socket for auth clients, for logins of who is not there; "": none
-    dovecot_auth: Annotated[str, Form.UNIX_SOCKET] = field(default="", metadata=RELOADED)
+    dovecot_auth: Annotated[str, values.parse_unix_socket] = field(default="", metadata=RELOADED)
     # of mail to unknown users: an account, or an address elsewhere; "": none
     catch_all: Mailbox = field(default="", metadata=RELOADED)
     # of mail to postmaster; "": the dead letters
@@ -237,10 +208,7 @@ class MailboxSettings:
     # of the senders that forwarded mail gets; "": the alias's domain
     srs_domain: Domain = field(default="", metadata=RELOADED)
     # of the same; "": a file in state_dir
-    srs_key: Annotated[str, Form.SRS_KEY, Secret] = ""
-
-
-FILE: Final = "file:"  # begins `recipients` that are in a file
+    srs_key: Annotated[str, values.parse_srs_key, Secret] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +218,7 @@ class OwnDomain:
     name: Domain
     # which are valid: accounts here, or for mail that is passed on: "any", those that the next hop
     # takes ("verify"), or those in a file
-    recipients: Annotated[str, Form.RECIPIENTS] = "accounts"
+    recipients: Annotated[str, values.parse_recipients] = "accounts"
     catch_all: Mailbox = ""  # with accounts: as in [mailboxes]
     postmaster: Mailbox = ""  # "": as in [mailboxes], or the next hop
     alias_of: Domain = ""  # each address is one of the same name there
@@ -258,7 +226,7 @@ class OwnDomain:
     @property
     def file(self) -> Path | None:
         """The file with the recipients of the domain, if there is one."""
-        path = self.recipients.removeprefix(FILE)
+        path = self.recipients.removeprefix(values.FILE)
         return Path(path) if path != self.recipients else None
 
     @property
@@ -278,8 +246,10 @@ class SpoolSettings:
     (relay/base/settings/postgres_url.py). `node` is this node's name there; "": the hostname.
     """
 
-    url: Annotated[str, Form.SPOOL_URL, Secret] = field(default=f"sqlite:{_SPOOL_FILE}", repr=False)
-    node: Annotated[str, Form.NODE_NAME] = ""
+    url: Annotated[str, values.parse_spool_url, Secret] = field(
+        default=f"sqlite:{_SPOOL_FILE}", repr=False
+    )
+    node: Annotated[str, values.parse_node_name] = ""
     keep: PositiveSeconds = 14 * 86400.0
 
     @property
@@ -306,7 +276,7 @@ class PressureSettings:
 class DnsSettings:
     """Name servers as "IP" or "IP:PORT", by default the system's; and which addresses count."""
 
-    nameservers: tuple[Annotated[Address, Form.NAME_SERVER], ...] = ()
+    nameservers: tuple[Annotated[Address, values.parse_name_server], ...] = ()
     # of hosts that mail is sent to; the first is preferred (Postfix: inet_protocols,
     # smtp_address_preference)
     protocols: tuple[Literal["ipv4", "ipv6"], ...] = ("ipv4", "ipv6")
@@ -341,7 +311,7 @@ class DeliverySettings:
     mta_sts_ca: Path | None = None  # trusted for them; None: the system's store
     mta_sts_allow: tuple[Network, ...] = ()  # of them, in addition to public addresses
     # of token servers and graph:// next hops, http://HOST:PORT; "": none
-    proxy: Annotated[str, Form.PROXY, Secret] = field(default="", repr=False)
+    proxy: Annotated[str, values.parse_proxy, Secret] = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,21 +331,22 @@ class Route:
     """One line of the route table: which mail it takes, its next hop, and how that is contacted."""
 
     # of the recipients; required, unless `recipient` has it
-    domain: Annotated[str, Form.DOMAIN_PATTERN] = ""
+    domain: Annotated[str, values.parse_domain_pattern] = ""
     # required; as values.NEXT_HOP_EXPECTED says
-    next_hop: Annotated[str, Form.NEXT_HOP] = ""
+    next_hop: Annotated[str, values.parse_next_hop] = ""
     auth: RouteAuth | None = None  # the login
     # None: "verify" with `auth` to a host that is not loopback, else as in [delivery]
     tls: Literal["none", "opportunistic", "required", "verify", "dane"] | None = None
     ca: Path | None = None  # None: the system's store
     max_connections: Connections | None = None  # per site, as well as in [delivery]
     max_rate: Rate = ""  # per site, as well as in [delivery]
-    name: Annotated[str, Form.ROUTE_NAME] = ""  # "": validation.name_of()
-    sender: Annotated[str, Form.SENDER_PATTERN] = ""  # "": every reverse-path
+    name: Annotated[str, values.parse_route_name] = ""  # "": validation.name_of()
+    sender: Annotated[str, values.parse_sender_pattern] = ""  # "": every reverse-path
     recipient: Mailbox = ""  # only this address of the domain, with any tag; "": all
-    fallback: Annotated[str, Form.NEXT_HOP] = ""  # a host, instead of a silent one; "": none
+    # a host, instead of a silent one; "": none
+    fallback: Annotated[str, values.parse_next_hop] = ""
     fallback_after: PositiveSeconds = 1800.0  # of silence
-    source_address: Annotated[str, Form.IP] = ""  # "": the system chooses
+    source_address: Annotated[str, values.parse_ip] = ""  # "": the system chooses
     # "verified": the name in next_hop, verified, is enough for mail with REQUIRETLS
     requiretls: Literal["", "verified"] = ""
     # graph://: whether a draft is made, sent and looked for after a lost answer; None: True
@@ -396,7 +367,7 @@ class OAuthClient:
     or assertion, the refresh token is used that `relay oauth login` has stored.
     """
 
-    name: Annotated[str, Form.MILTER_NAME]  # in routes, and of the file of its refresh token
+    name: Annotated[str, values.parse_node_name]  # in routes, and of the file of its refresh token
     provider: Literal["", "microsoft", "google"] = ""  # "": token_url and scope
     tenant: str = ""  # of microsoft: its domain or id
     client_id: str = ""  # of the application
@@ -405,8 +376,8 @@ class OAuthClient:
     certificate: Path | None = None  # PEM, with its key
     service_account: Path | None = None  # Google's JSON
     assertion_file: Path | None = None  # read at each request
-    token_url: Annotated[str, Form.TOKEN_URL] = ""  # "": the provider's
-    device_url: Annotated[str, Form.TOKEN_URL] = ""  # "": devicecode next to token_url
+    token_url: Annotated[str, values.parse_token_url] = ""  # "": the provider's
+    device_url: Annotated[str, values.parse_token_url] = ""  # "": devicecode next to token_url
     scope: str = ""  # "": as the provider has it for what uses the token
 
 
@@ -415,9 +386,10 @@ class DkimKey:
     """A key that signs mail from a domain, and from those below it that have no key."""
 
     domain: Domain
-    selector: Annotated[str, Form.SELECTOR]  # of the record: SELECTOR._domainkey.DOMAIN
+    selector: Annotated[str, values.parse_selector]  # of the record: SELECTOR._domainkey.DOMAIN
     key: Path  # PEM
-    until: Annotated[str, Form.DATE] = ""  # the last day (UTC) on which it signs; "": no end
+    # the last day (UTC) on which it signs; "": no end
+    until: Annotated[str, values.parse_date] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -435,7 +407,7 @@ class Tenant:
     [policy].
     """
 
-    name: Annotated[str, Form.TENANT_NAME]
+    name: Annotated[str, values.parse_tenant_name]
     domains: tuple[Domain, ...]  # of its mail
     # the actions that may name addresses of others, and routes as "route:NAME"
     may: tuple[str, ...] = ()
@@ -518,11 +490,11 @@ WebhookEvent = Literal[
 class Webhook:
     """Where events of journeys are posted to."""
 
-    url: Annotated[str, Form.WEBHOOK_URL]  # https, or http on loopback
+    url: Annotated[str, values.parse_webhook_url]  # https, or http on loopback
     events: tuple[WebhookEvent, ...]
     # signs the requests: whsec_ and the base64 of 24 to 64 octets
-    secret: Annotated[str, Form.WEBHOOK_KEY, Secret] = field(repr=False)
-    accounts: tuple[Annotated[str, Form.GLOB], ...] = ("*",)  # globs of senders' accounts
+    secret: Annotated[str, values.parse_webhook_key, Secret] = field(repr=False)
+    accounts: tuple[Annotated[str, values.parse_glob], ...] = ("*",)  # globs of senders' accounts
 
 
 MilterRole = Literal["relay", "submission", "submissions", "local"]
@@ -532,7 +504,7 @@ MilterRole = Literal["relay", "submission", "submissions", "local"]
 class Milter:
     """A filter that is asked about mail by the milter protocol."""
 
-    name: Annotated[str, Form.MILTER_NAME]
+    name: Annotated[str, values.parse_node_name]
     address: Address  # host and port, or the path of a Unix socket
     # the listeners whose mail it sees; local: mail of pickup and of [sendmail]
     role: tuple[MilterRole, ...] = ("relay",)

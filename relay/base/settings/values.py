@@ -20,7 +20,6 @@ from relay.base.message.address import AddressError, to_ascii_domain, with_a_lab
 from relay.base.message.nexthop import HTTPS_PORT
 from relay.base.message.web_url import UrlError, read_url
 from relay.base.settings.postgres_url import POSTGRES_EXPECTED, SCHEME, parse_postgres_url
-from relay.base.settings.tree import FILE, Form
 from relay.base.socket_address import Address, inherited_address, is_loopback
 
 _SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -47,6 +46,7 @@ _TENANT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 GROUPS_DIRECTORY = "groups"  # of a directory of rules
 _WIDEST_NETWORK_BITS = {4: 8, 6: 7}  # 10.0.0.0/8 and fc00::/7 are the widest private networks
 
+FILE = "file:"  # begins `recipients` that are in a file
 WRITTEN_DURATION_EXPECTED = 'a duration such as "8s", "5m", "4h", "2d"'
 UNTIL_EXPECTED = f'{WRITTEN_DURATION_EXPECTED}, or a time such as "2027-01-31T09:00:00Z"'
 DURATION_EXPECTED = f"{WRITTEN_DURATION_EXPECTED}, or a number of seconds"
@@ -438,34 +438,6 @@ def parse_glob(text: str) -> str:
     if not 0 < len(text) <= _GLOB_CHARACTERS_MAX:
         raise ValueError(f'a glob such as "*@example.org", of at most {_GLOB_CHARACTERS_MAX}')
     return with_a_labels(text)
-
-
-PARSERS = {
-    Form.DOMAIN: parse_domain,
-    Form.DOMAIN_PATTERN: parse_domain_pattern,
-    Form.MAILBOX: parse_mailbox,
-    Form.NETWORK: parse_network,
-    Form.IP: parse_ip,
-    Form.NAME_SERVER: parse_name_server,
-    Form.NEXT_HOP: parse_next_hop,
-    Form.RATE: parse_rate,
-    Form.ROUTE_NAME: parse_route_name,
-    Form.TENANT_NAME: parse_tenant_name,
-    Form.SENDER_PATTERN: parse_sender_pattern,
-    Form.SELECTOR: parse_selector,
-    Form.DATE: parse_date,
-    Form.SPOOL_URL: parse_spool_url,
-    Form.NODE_NAME: parse_node_name,
-    Form.MILTER_NAME: parse_node_name,
-    Form.SRS_KEY: parse_srs_key,
-    Form.UNIX_SOCKET: parse_unix_socket,
-    Form.WEB_URL: parse_web_url,
-    Form.TOKEN_URL: parse_token_url,
-    Form.PROXY: parse_proxy,
-    Form.WEBHOOK_URL: parse_webhook_url,
-    Form.WEBHOOK_KEY: parse_webhook_key,
-    Form.GLOB: parse_glob,
-}
 
 
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
 from relay.base.message.address import with_a_labels
-from relay.base.settings.tree import Between, Domain, Duration, Form
+from relay.base.settings.tree import Between, Domain, Duration, Rate
 
 Verb = Literal[
     "CONNECT",
@@ -33,7 +33,6 @@ StsMode = Literal["enforce", "testing", "none"]
 Dane = Literal[True, False, "wrong", "servfail"]
 Count = Annotated[int, Between(1, 1_000_000)]
 Delay = Annotated[float, Duration()]
-Rate = Annotated[str, Form.RATE]
 
 WITH_RECIPIENTS = frozenset({"RCPT", "DATA", "DOT"})  # the verbs at which recipients are known
 
