@@ -12,9 +12,10 @@ import hashlib
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from hmac import compare_digest
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from msgspec import Struct
@@ -89,29 +90,22 @@ class _Grant(Struct, frozen=True):
     earlier: str = ""  # scopes that were granted before
 
 
+@dataclass
 class UserGrants:
     """The grants of users, their pages, and the paths that MSAL requests before."""
 
-    paths: Sequence[str] = (TOKEN_V1, *V1_OF, DEVICE_PAGE, NATIVE_CLIENT)
-    prefixes: Sequence[str] = ("common",)  # of the path with a user's name
-    pages: Sequence[str] = (AUTHORIZE, *V1_OF, DEVICE_PAGE, NATIVE_CLIENT)
+    accounts: DevelopmentAccounts
+    tokens: AccessTokens
+    clock: Clock
+    default_user: str  # the address of a user who signs in without a login hint
+    needs_token: bool
 
-    def __init__(
-        self,
-        accounts: DevelopmentAccounts,
-        tokens: AccessTokens,
-        *,
-        clock: Clock,
-        default_user: str,
-        needs_token: bool,
-    ) -> None:
-        """`default_user` is the address of a user who signs in without a login hint."""
-        self._accounts = accounts
-        self._tokens = tokens
-        self._clock = clock
-        self._ids = Ids(clock)
-        self._default_user = default_user
-        self._needs_token = needs_token
+    paths: ClassVar[Sequence[str]] = (TOKEN_V1, *V1_OF, DEVICE_PAGE, NATIVE_CLIENT)
+    prefixes: ClassVar[Sequence[str]] = ("common",)  # of the path with a user's name
+    pages: ClassVar[Sequence[str]] = (AUTHORIZE, *V1_OF, DEVICE_PAGE, NATIVE_CLIENT)
+
+    def __post_init__(self) -> None:
+        self._ids = Ids(self.clock)
         self._start = secrets.token_urlsafe(16)  # codes of an earlier start may have been used
         self._used = UsedIds()
         self._by_grant = {
@@ -174,14 +168,14 @@ class UserGrants:
     def _public_client(self, form: Mapping[str, str]) -> RegisteredClient:
         """Return the client of an id, without a proof."""
         client_id = _bounded(required(form, "client_id"), "client_id", _CLIENT_ID_MAX)
-        client = self._accounts.client_named(client_id)
+        client = self.accounts.client_named(client_id)
         if client is None:
             text = f"Application with identifier {quoted(client_id)} was not found."
             raise SignInError("unauthorized_client", text, number=700016)
         return client
 
     def _user(self, address: str, client: RegisteredClient) -> Account:
-        user = self._accounts.opened(address, client.account)
+        user = self.accounts.opened(address, client.account)
         if user is None:
             text = f"The user account {quoted(address)} does not exist."
             raise SignInError("invalid_grant", text, number=50034)
@@ -189,13 +183,13 @@ class UserGrants:
 
     def _hinted(self, form: Mapping[str, str]) -> str:
         hint = _bounded(form.get("login_hint", ""), "login_hint", LOGIN_OCTETS_MAX)
-        return self._accounts.address_named(hint) or self._default_user
+        return self.accounts.address_named(hint) or self.default_user
 
     async def _by_password(
         self, asked: SignInRequest, form: Mapping[str, str], client: RegisteredClient
     ) -> _Grant:
         name = _bounded(required(form, "username"), "username", LOGIN_OCTETS_MAX)
-        user = await self._accounts.by_password(
+        user = await self.accounts.by_password(
             name, required(form, "password"), client=asked.http.counted_address
         )
         if user is None:
@@ -241,8 +235,8 @@ class UserGrants:
             text = f"requested_token_use: found {quoted(use)}, expected 'on_behalf_of'."
             raise SignInError("invalid_request", text, number=900144)
         try:
-            user = self._tokens.account_of(
-                required(form, "assertion"), self._accounts, client=asked.http.counted_address
+            user = self.tokens.account_of(
+                required(form, "assertion"), self.accounts, client=asked.http.counted_address
             )
         except InvalidTokenError as error:
             text = f"Assertion is not within its valid time range. {error}"
@@ -253,7 +247,7 @@ class UserGrants:
         if user.acts_for:
             text = "The assertion is a token of an application; expected that of a user."
             raise SignInError("invalid_grant", text, number=7000114)
-        user = self._accounts.by_address(user.address) or user  # with all of its scopes
+        user = self.accounts.by_address(user.address) or user  # with all of its scopes
         return _Grant(client, user, _scope(form))
 
     def _response(self, asked: SignInRequest, form: Mapping[str, str], grant: _Grant) -> Response:
@@ -263,7 +257,7 @@ class UserGrants:
         audience = (resource_of(form) if is_v1 else "") or _audience(scopes)
         audience = audience or graph_url(asked.base_url)
         names = (scope.rpartition("/")[2] for scope in (*scopes, *grant.earlier.split()))
-        access_token = self._tokens.issue(
+        access_token = self.tokens.issue(
             client,
             issuer=asked.issuer,
             tenant=asked.tenant,
@@ -278,10 +272,10 @@ class UserGrants:
         if is_v1:
             fields |= {"resource": audience, "expires_on": str(self._now_s() + LIFETIME_S - 1)}
         if is_v1 or "openid" in scopes:
-            fields["id_token"] = self._tokens.sign(self._id_claims(asked, grant))
+            fields["id_token"] = self.tokens.sign(self._id_claims(asked, grant))
         if is_v1 or "offline_access" in scopes:
             kept = {"user": user.address, "scope": grant.scope}
-            fields["refresh_token"] = self._tokens.seal(
+            fields["refresh_token"] = self.tokens.seal(
                 client, kept, kind="refresh_token", lifetime_s=REFRESH_LIFETIME_S
             )
         if form.get("client_info") == "1":  # MSAL's names of the account
@@ -318,7 +312,7 @@ class UserGrants:
         state = {"state": query["state"]} if "state" in query else {}
         mode = query.get("response_mode", "query")
         answer = partial(redirect_response, redirect_uri, mode if mode in MODES else "query")
-        asks = self._needs_token or is_of_another_site(request)
+        asks = self.needs_token or is_of_another_site(request)
         try:
             _check_authorization(query, is_approved=not asks or request.method == "POST")
             user = self._hinted(query)
@@ -326,7 +320,7 @@ class UserGrants:
             number = f"AADSTS{error.number}: "
             return answer({**state, "error": error.error, "error_description": number + error.text})
         page = partial(
-            approval_page, client.client_id, redirect_uri, user=user, needs_token=self._needs_token
+            approval_page, client.client_id, redirect_uri, user=user, needs_token=self.needs_token
         )
         if request.method != "POST":
             require_method(request, "GET")
@@ -334,7 +328,7 @@ class UserGrants:
                 return page()
         elif fault := await self._fault_of_approval(request, await read_form(request)):
             return page(fault=fault)
-        code = self._tokens.seal(
+        code = self.tokens.seal(
             client,
             {
                 "id": self._ids.new(),
@@ -354,17 +348,17 @@ class UserGrants:
         """Return why the form of a page does not approve, "" if it does."""
         if "approve" not in form or is_of_another_site(request):
             return "Approve the sign-in on this page."
-        if not self._needs_token:
+        if not self.needs_token:
             return ""
-        account = await self._accounts.by_password(
-            self._default_user, form.get("token", ""), client=request.counted_address
+        account = await self.accounts.by_password(
+            self.default_user, form.get("token", ""), client=request.counted_address
         )
         return "" if account is not None else "This is not the token of this relay."
 
     def _new_device_code(self, asked: SignInRequest, form: Mapping[str, str]) -> Response:
         form = _with_resource(asked, form)
         client = self._public_client(form)
-        if self._needs_token:
+        if self.needs_token:
             text = "A relay that has a token signs in no device: use the grant password, or "
             text += f"/{AUTHORIZE}, with the token."
             raise SignInError("invalid_client", text, number=7000218, status=401)
@@ -374,7 +368,7 @@ class UserGrants:
             "user": self._hinted(form),
             "scope": _scope(form),
         }
-        code = self._tokens.seal(client, claims, kind="device_code", lifetime_s=DEVICE_LIFETIME_S)
+        code = self.tokens.seal(client, claims, kind="device_code", lifetime_s=DEVICE_LIFETIME_S)
         uri = f"{asked.authority}/{DEVICE_PAGE}"
         return json_response(
             {
@@ -393,7 +387,7 @@ class UserGrants:
     ) -> Mapping[str, Any]:
         """Return the claims of a refresh token or a code of this client. Raises SignInError."""
         try:
-            claims = self._tokens.unseal(client, text, kind=name)
+            claims = self.tokens.unseal(client, text, kind=name)
         except InvalidTokenError:
             claims, is_ended = None, True
         else:
@@ -409,13 +403,13 @@ class UserGrants:
 
     def _use_once(self, identifier: str, lifetime_s: int) -> None:
         """Record that a code is used. Raises SignInError for the second use, and UsedFullError."""
-        now_s = self._clock.queue_us() / 1_000_000
+        now_s = self.clock.queue_us() / 1_000_000
         if not self._used.add(identifier, ends_s=now_s + lifetime_s, now_s=now_s):
             text = "The code was already redeemed; expected a new one."
             raise SignInError("invalid_grant", text, number=54005)
 
     def _now_s(self) -> int:
-        return self._clock.time_us() // 1_000_000
+        return self.clock.time_us() // 1_000_000
 
 
 def _with_resource(asked: SignInRequest, form: Mapping[str, str]) -> Mapping[str, str]:

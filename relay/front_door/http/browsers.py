@@ -8,7 +8,8 @@ from another site. The token in a form of Relay's own pages is checked in
 relay/front_door/pages/logins.py. Fetch standard 3.2 (CORS); Fetch Metadata 2.2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -27,6 +28,7 @@ _PREFLIGHT_AGE_S = 600
 _FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
 
 
+@dataclass
 class BrowserGuard:
     """Answers 403 to requests of foreign pages, and applies CORS to pages of loopback.
 
@@ -35,39 +37,31 @@ class BrowserGuard:
     page contains the token for its forms.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        clock: Clock,
-        own_origins: Sequence[str] = (),
-        allows_loopback_pages: bool = False,
-        may_be_linked: bool = False,
-        trusts_authorization: bool = True,
-    ) -> None:
-        """`own_origins` are the origins of public URLs; the origin of the request's Host is
-        implied. Without `trusts_authorization` foreign pages are refused even with a token: a
-        browser adds a password of HTTP Basic by itself.
-        """
-        self._app = app
-        self._own_origins = frozenset(map(str.lower, own_origins))
-        self._allows_loopback_pages = allows_loopback_pages
-        self._may_be_linked = may_be_linked
-        self._trusts_authorization = trusts_authorization
-        self._refusal = Gateway(_refuse, clock=clock, limits=SMALL_LIMITS)
-        self._preflight = Gateway(_allow, clock=clock, limits=SMALL_LIMITS)
+    app: ASGIApp
+    clock: Clock
+    own_origins: Collection[str] = ()  # of public URLs; that of a request's Host is implied
+    allows_loopback_pages: bool = False
+    may_be_linked: bool = False
+    # otherwise foreign pages are refused even with a token: a browser adds a password of HTTP Basic
+    # by itself
+    trusts_authorization: bool = True
+
+    def __post_init__(self) -> None:
+        self.own_origins = frozenset(map(str.lower, self.own_origins))
+        self._refusal = Gateway(_refuse, clock=self.clock, limits=SMALL_LIMITS)
+        self._preflight = Gateway(_allow, clock=self.clock, limits=SMALL_LIMITS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request, or refuse it (ASGI)."""
         names = {name for name, _ in scope["headers"]}
-        has_token = b"authorization" in names and self._trusts_authorization
+        has_token = b"authorization" in names and self.trusts_authorization
         if has_token and b"origin" not in names:  # nearly always
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
         origin = headers.get("origin")
         is_page = (
-            self._allows_loopback_pages
+            self.allows_loopback_pages
             and origin is not None
             and not self._is_own(origin, scope, headers)
             and _is_loopback(origin)
@@ -77,11 +71,11 @@ class BrowserGuard:
         elif not has_token and self._is_foreign(origin, scope, headers):
             await self._refusal(scope, receive, send)
         else:
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
 
     def _is_own(self, origin: str, scope: Scope, headers: Headers) -> bool:
         asked = f"{scope['scheme']}://{headers.get('host', '')}".lower()
-        return origin.lower() == asked or origin.lower() in self._own_origins
+        return origin.lower() == asked or origin.lower() in self.own_origins
 
     def _is_foreign(self, origin: str | None, scope: Scope, headers: Headers) -> bool:
         site = headers.get("sec-fetch-site", "").strip().lower()
@@ -89,7 +83,7 @@ class BrowserGuard:
             return False
         if origin is not None:
             return not self._is_own(origin, scope, headers)
-        if self._may_be_linked:  # another port of a host is the same site
+        if self.may_be_linked:  # another port of a host is the same site
             return site in ("cross-site", "same-site") and not _is_navigation(scope, headers)
         return site == "cross-site"
 
@@ -110,7 +104,7 @@ class BrowserGuard:
         is_preflight = scope["method"] == "OPTIONS" and "access-control-request-method" in Headers(
             scope=scope
         )
-        await (self._preflight if is_preflight else self._app)(scope, receive, send_with_fields)
+        await (self._preflight if is_preflight else self.app)(scope, receive, send_with_fields)
 
 
 def _is_navigation(scope: Scope, headers: Headers) -> bool:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus, urlsplit
 
 from msgspec import Struct
@@ -127,9 +127,9 @@ class UserSignIn(Protocol):
     secret.
     """
 
-    paths: Sequence[str]  # after the tenant, in addition to SIGN_IN_PATHS
-    prefixes: Sequence[str]  # tenants whose paths all belong to it, except the others here
-    pages: Sequence[str]  # paths that a person opens in a browser, also from another site
+    paths: ClassVar[Sequence[str]]  # after the tenant, in addition to SIGN_IN_PATHS
+    prefixes: ClassVar[Sequence[str]]  # tenants whose paths all belong to it, except the others
+    pages: ClassVar[Sequence[str]]  # paths that a person opens in a browser, also from another site
     grants: Sequence[str]  # grant types
     discovery: Mapping[str, Any]  # their entries in the discovery document
 
