@@ -128,7 +128,7 @@ class ClientConnection:
             self.close()
             raise
         if not answer_bytes_max:
-            with suppress(OSError, h11.ProtocolError):  # the host may still write its body
+            with suppress(TimeoutError, OSError, h11.ProtocolError):  # it may still write
                 async with asyncio.timeout(_REST_S):  # real time: a peer
                     await self._answer(_READ_BYTES)
         if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:

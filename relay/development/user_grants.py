@@ -94,14 +94,16 @@ class _Grant(Struct, frozen=True):
 class UserGrants:
     """The grants of users, their pages, and the paths that MSAL requests before."""
 
-    accounts: DevelopmentAccounts
-    tokens: AccessTokens
-    clock: Clock
+    accounts: DevelopmentAccounts  # whose users and clients get tokens
+    tokens: AccessTokens  # issues them
+    clock: Clock  # also for times in tokens
     default_user: str  # the address of a user who signs in without a login hint
-    needs_token: bool
+    needs_token: bool  # whether the user must enter the token of the relay
 
+    # see UserSignIn
     paths: ClassVar[Sequence[str]] = (TOKEN_V1, *V1_OF, DEVICE_PAGE, NATIVE_CLIENT)
     prefixes: ClassVar[Sequence[str]] = ("common",)  # of the path with a user's name
+    # of a browser
     pages: ClassVar[Sequence[str]] = (AUTHORIZE, *V1_OF, DEVICE_PAGE, NATIVE_CLIENT)
 
     def __post_init__(self) -> None:

@@ -152,8 +152,8 @@ class DnsServer:
         try:
             if len(self._connections) <= _CONNECTIONS_MAX:
                 await self._answer_all(reader, writer)
-        except (OSError, EOFError):
-            pass  # an idle client as well: TimeoutError
+        except (TimeoutError, OSError, EOFError):
+            pass  # an idle client as well
         finally:
             writer.close()
 
