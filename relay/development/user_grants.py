@@ -90,7 +90,7 @@ class _Grant(Struct, frozen=True):
     earlier: str = ""  # scopes that were granted before
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class UserGrants:
     """The grants of users, their pages, and the paths that MSAL requests before."""
 

@@ -28,7 +28,7 @@ _PREFLIGHT_AGE_S = 600
 _FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class BrowserGuard:
     """Answers 403 to requests of foreign pages, and applies CORS to pages of loopback.
 
