@@ -14,12 +14,12 @@ from relay.base.phrases import without_login
 from relay.base.settings.document import dotted, parse_document
 from relay.base.settings.reader import DocumentReader, load
 from relay.base.settings.reloadable_keys import has_tables
-from relay.base.settings.tree import Form, Secret, Settings
-from relay.base.settings.values import without_references
+from relay.base.settings.tree import Secret, Settings
+from relay.base.settings.values import parse_proxy, parse_spool_url, without_references
 
 DEFAULT = "default"
 _UNITS = {"d": 86400, "h": 3600, "m": 60}
-_WITH_LOGIN = {Form.SPOOL_URL, Form.PROXY}  # of these secrets only the login is hidden
+_WITH_LOGIN = {parse_spool_url, parse_proxy}  # of these secrets only the login is hidden
 
 
 class ListedKey(Struct, frozen=True):
