@@ -46,7 +46,7 @@ from relay.formats.write_header import is_message_id
 from relay.store.journeys.submission_log import SubmissionFacts
 from relay.store.mailbox.errors import NotADraftError
 from relay.store.mailbox.keywords import convert_keywords
-from relay.store.mailbox.maildir import open_written, write_file
+from relay.store.mailbox.maildir import AnyPath, open_written, write_file
 from relay.store.mailbox.message_file import (
     TIME_US_MAX,
     MessageFile,
@@ -165,7 +165,7 @@ class ComposedDraft(Struct, frozen=True):
         """The file's name without its flags."""
         return f"{self.identity.base_name},S={self.size}"
 
-    def write(self, path: Path) -> int:
+    def write(self, path: AnyPath) -> int:
         """Write the file, unless it is already written; return its descriptor, not synced."""
         return open_written(path) if self.written else write_file(path, self.content)
 

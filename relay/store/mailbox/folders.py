@@ -19,6 +19,8 @@ from base64 import b32encode, b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import lru_cache
+from os.path import isdir  # for each message: a Path costs much
 from pathlib import Path
 
 from msgspec import Struct
@@ -189,12 +191,12 @@ WELL_KNOWN_NAMES = _UNSUPPORTED | {*_IDS, ROOT_ID}
 class _MailboxPaths(Struct, frozen=True):
     """A mailbox that exists, and the directories that are checked on each use.
 
-    `drafts` is None while the mailbox has only its Inbox. `is_fresh`: see Folders.
+    `drafts` is "" while the mailbox has only its Inbox. `is_fresh`: see Folders.
     """
 
     mailbox: Path
-    inbox: Path
-    drafts: Path | None = None
+    inbox: str
+    drafts: str = ""
     is_fresh: bool = False
 
 
@@ -228,7 +230,7 @@ class Folders:
     def mailbox(self, account: str) -> Path:
         """Return the account's Maildir; create it with its folders on first use."""
         made = self.known.get(account)
-        if made and made.drafts and made.drafts.is_dir() and made.inbox.is_dir():
+        if made and isdir(made.drafts) and isdir(made.inbox):  # noqa: PTH112 - for each message
             return made.mailbox
         mailbox = self._directory_of(account)
         self._make_domain(mailbox.parent)
@@ -240,8 +242,8 @@ class Folders:
             if not (mailbox / _SUBSCRIPTIONS_FILE).exists():
                 write_synced(mailbox / _SUBSCRIPTIONS_FILE, _SUBSCRIPTIONS.encode())
                 sync_directory(mailbox)
-            drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
-            self._remember(account, _MailboxPaths(mailbox, mailbox / "cur", drafts))
+            paths = _MailboxPaths(mailbox, f"{mailbox}/cur", drafts_directory(mailbox))
+            self._remember(account, paths)
         return mailbox
 
     def inbox(self, account: str) -> Path:
@@ -249,14 +251,14 @@ class Folders:
         use.
         """
         made = self.known.get(account)
-        if made and made.inbox.is_dir():
+        if made and isdir(made.inbox):  # noqa: PTH112 - called for each message
             return made.mailbox
         mailbox = self._directory_of(account)
         self._make_domain(mailbox.parent)
         with self._stripes.of(str(mailbox)):
             is_fresh = make_directory(mailbox, self._sync)
             make_directories(mailbox, DIRECTORIES)
-            made = _MailboxPaths(mailbox, mailbox / "cur", is_fresh=is_fresh)
+            made = _MailboxPaths(mailbox, f"{mailbox}/cur", is_fresh=is_fresh)
             self._remember(account, made)
         return mailbox
 
@@ -300,10 +302,16 @@ def write_folder_ids(folders: Iterable[Folder]) -> None:
             write_folder_id(folder.path, folder.id)
 
 
+@lru_cache(maxsize=_MAILBOXES_CACHED)
 def well_known_path(mailbox: Path, folder: WellKnown) -> Path:
     """Return the directory of a well-known folder."""
     directory = _WELL_KNOWN[folder].directory
     return mailbox / directory if directory else mailbox
+
+
+def drafts_directory(mailbox: Path) -> str:
+    """Return the directory with a mailbox's drafts."""
+    return f"{well_known_path(mailbox, WellKnown.DRAFTS)}/cur"
 
 
 def folder_directories(mailbox: Path) -> list[str]:

@@ -111,7 +111,7 @@ def write_synced(path: Path, content: Content) -> None:
         os.close(descriptor)
 
 
-def open_written(path: Path) -> int:
+def open_written(path: AnyPath) -> int:
     """Return the descriptor of a file that was written but not synced."""
     return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
 
@@ -424,7 +424,7 @@ def keeps_order(device: int) -> bool:
     )
 
 
-def in_order_with(status: os.stat_result, directory: Path) -> bool:
+def in_order_with(status: os.stat_result, directory: AnyPath) -> bool:
     """Whether changes in `directory`, and of names of the file with this status, become durable in
     the order in which they are made. Raises OSError.
     """

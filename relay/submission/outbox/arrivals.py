@@ -213,7 +213,7 @@ class Arrivals(OutboxPart):
         self.directory.make()
         identity = self.names.identity(account, options)
         path = self.directory.prepared_path(first_submission(identity), options.key)
-        return ArrivingFile(path, draft_head(identity))
+        return ArrivingFile(Path(path), draft_head(identity))
 
     def _begin_draft(self, account: str, folder_id: str, expected_bytes: int) -> ArrivingFile:
         mailbox = self._check_room(account, expected_bytes)

@@ -154,13 +154,14 @@ class SubmissionDirectory:
         """The path of a scheduled send until its time."""
         return self.scheduled / f"{submission_id}@{due_us}"
 
-    def prepared_path(self, submission_id: str, key: SubmissionKey | None) -> Path:
+    def prepared_path(self, submission_id: str, key: SubmissionKey | None) -> str:
         """The path of a submission that is not ready yet.
 
         A start looks for the record of its key: if there is one, the submission exists; if not, the
         file is removed.
         """
-        return self.preparing / (submission_id if key is None else f"{submission_id}@{key.slot}")
+        name = submission_id if key is None else f"{submission_id}@{key.slot}"
+        return f"{self.preparing}/{name}"
 
     def mark_copied(self) -> None:
         """Record that restored submissions are copies, so that link counts are not evidence."""
@@ -288,7 +289,7 @@ class SubmissionDirectory:
 
     def sync(self, submission: PendingSubmission) -> None:
         """Sync the directory that a submission is in."""
-        self._syncs.sync(submission.path.parent)
+        self._syncs.sync(self.scheduled if submission.options.scheduled_us else self.ready)
 
     def sync_preparing(self) -> None:
         """Sync preparing/."""

@@ -18,7 +18,7 @@ from relay.store.journeys.details import AcceptedDetail, NotifiedDetail
 from relay.store.journeys.events import Event
 from relay.store.journeys.submission_log import SubmissionFacts
 from relay.store.mailbox.errors import BeingSentError, NoSuchItemError, StoreUnavailableError
-from relay.store.mailbox.folders import find_folder, well_known_path
+from relay.store.mailbox.folders import drafts_directory, find_folder, well_known_path
 from relay.store.mailbox.inbox import Inbox
 from relay.store.mailbox.maildir import in_order_with, place, remove, retry_if_renamed
 from relay.store.mailbox.message_file import DRAFT, NEW_DRAFT, SEEN, parse_name, with_flags
@@ -242,22 +242,22 @@ class ReadySubmissions(OutboxPart):
 
         Afterwards the submission may be removed: its removal becomes durable after the move.
         """
-        sent = folder / "cur"
-        drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
+        sent, drafts = f"{folder}/cur", drafts_directory(mailbox)
         base = f"{submission.base_name},S={status.st_size}"
+        filed = f"{sent}/{base}:2,{SEEN}"
         try:  # its usual path: no directory has to be listed
-            (drafts / f"{base}:2,{NEW_DRAFT}").rename(sent / f"{base}:2,{SEEN}")
+            os.rename(f"{drafts}/{base}:2,{NEW_DRAFT}", filed)  # noqa: PTH104 - for each message
             in_order = in_order_with(status, drafts)
         except FileNotFoundError:
             self.folders.recreate(mailbox, WellKnown.SENT_ITEMS)
-            drafts = self._find_and_save(mailbox, submission, sent / f"{base}:2,{SEEN}") or drafts
+            drafts = self._find_and_save(mailbox, submission, Path(filed)) or drafts
             in_order = False
         self._synced_after_filing(sent, drafts, in_order=in_order)
 
     @retry_if_renamed
     def _find_and_save(
         self, mailbox: Path, submission: PendingSubmission, target: Path
-    ) -> Path | None:
+    ) -> str | None:
         """Find the original, move it to `target`, and return the directory it was in."""
         located = self.index.find_by_base_name(mailbox, submission.base_name)
         if located is None:
@@ -268,25 +268,23 @@ class ReadySubmissions(OutboxPart):
             return None
         flags = with_flags(located.name.flags, add=SEEN, remove=DRAFT)
         located.path.rename(target.parent / f"{located.name.name_elsewhere}:2,{flags}")
-        return located.directory
+        return str(located.directory)
 
     def _discard(self, mailbox: Path, submission: PendingSubmission) -> None:
-        drafts = well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
+        drafts = drafts_directory(mailbox)
         for _ in range(_REMOVALS):
             located = self.index.find_by_base_name(mailbox, submission.base_name)
             if located is None or not located.is_draft:
                 break
-            drafts = located.directory
+            drafts = str(located.directory)
             remove(located.path)
-        self._synced_after_filing(None, drafts)
+        self._synced_after_filing("", drafts)
 
-    def _synced_after_filing(
-        self, sent: Path | None, drafts: Path, *, in_order: bool = False
-    ) -> None:
+    def _synced_after_filing(self, sent: str, drafts: str, *, in_order: bool = False) -> None:
         """Sync changed directories, unless all changes become durable `in_order`, removal last."""
         reached = self.crash.reached
         reached(CrashPoint.ORIGINAL_FILED)
-        if sent is not None:
+        if sent:
             if not in_order:
                 self.syncs.sync(sent)
             reached(CrashPoint.SENT_DIRECTORY_SYNCED)

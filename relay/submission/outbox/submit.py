@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache, partial, wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
@@ -39,7 +39,7 @@ from relay.store.mailbox.errors import (
     OutcomeUnknownError,
     StoreUnavailableError,
 )
-from relay.store.mailbox.folders import well_known_path
+from relay.store.mailbox.folders import drafts_directory
 from relay.store.mailbox.maildir import (
     SYNC_FAILURES,
     finish_content,
@@ -58,7 +58,6 @@ from relay.submission.outbox.ready_submissions import ReadySubmissions
 from relay.submission.outbox.scheduled import IN_DRAFTS, ScheduledSends
 from relay.submission.outbox.unfinished import UnfinishedSubmissions
 
-_MAILBOXES_REMEMBERED = 1000
 _DATE_US = 60_000_000  # an older draft is rewritten, so that its Date is the time of sending
 
 
@@ -212,7 +211,7 @@ class Submissions(OutboxPart):
         unfinished submissions without reading any mailbox, and there is no third name to remove.
         """
         self.old_files.clean(mailbox)
-        placed = _drafts_of(mailbox) / f"{draft.name_with_size}:2,{NEW_DRAFT}"
+        placed = f"{drafts_directory(mailbox)}/{draft.name_with_size}:2,{NEW_DRAFT}"
         account, options = draft.identity.account, draft.identity.options
         submission = self._new_submission(
             draft.identity.base_name, submission_id, account=account, options=options
@@ -220,7 +219,7 @@ class Submissions(OutboxPart):
         prepare = partial(self._write_prepared, draft=draft, placed=placed)
         return self._submit(submission, facts_of(draft, submission_id), prepare, placed=placed)
 
-    def _write_prepared(self, prepared: Path, *, draft: ComposedDraft, placed: Path) -> bool:
+    def _write_prepared(self, prepared: str, *, draft: ComposedDraft, placed: str) -> bool:
         """Write a draft in preparing/, and link it into the mailbox.
 
         Return whether the next sync covers its names.
@@ -233,22 +232,22 @@ class Submissions(OutboxPart):
         self.crash.reached(CrashPoint.DRAFT_LINKED)
         return in_order
 
-    def _link_prepared(self, prepared: Path, *, located: MessageFile) -> bool:
+    def _link_prepared(self, prepared: str, *, located: MessageFile) -> bool:
         """Link a draft whose file needs no change into preparing/.
 
         Return whether the next sync covers the link.
         """
         place(located.path, prepared)
         self.crash.reached(CrashPoint.SUBMISSION_PREPARED)
-        return in_order_with(prepared.stat(), located.directory)
+        return in_order_with(Path(prepared).stat(), located.directory)
 
     def _submit(
         self,
         submission: PendingSubmission,
         facts: SubmissionFacts,
-        prepare: Callable[[Path], bool],
+        prepare: Callable[[str], bool],
         *,
-        placed: Path | None = None,
+        placed: str = "",
         created_us: int | None = None,
     ) -> PendingSubmission:
         """Make a submission ready. After an error neither it nor its new draft `placed` is left.
@@ -259,7 +258,7 @@ class Submissions(OutboxPart):
         """
         self.directory.make()
         prepared = self.directory.prepared_path(submission.submission_id, submission.options.key)
-        drafts = [placed] if placed is not None else []
+        drafts = [placed] if placed else []
         has_key = submission.options.key is not None
         is_named = False
         try:
@@ -269,9 +268,9 @@ class Submissions(OutboxPart):
                 is_named = True
                 os.rename(prepared, submission.path)  # noqa: PTH104 - a Path parses it again
                 self.crash.reached(CrashPoint.SUBMISSION_READY)
-            if placed is not None:
+            if placed:
                 if not is_covered:
-                    self.syncs.sync(placed.parent)
+                    self.syncs.sync(os.path.dirname(placed))  # noqa: PTH120 - for each message
                 self.crash.reached(CrashPoint.DRAFTS_DIRECTORY_SYNCED)
             if has_key:
                 submission = self._recorded(submission, facts, is_covered=is_covered)
@@ -316,13 +315,13 @@ class Submissions(OutboxPart):
         self.crash.reached(CrashPoint.KEY_RECORDED)
         return submission
 
-    def _make_ready(self, prepared: Path, submission: PendingSubmission) -> None:
+    def _make_ready(self, prepared: str, submission: PendingSubmission) -> None:
         """Move a recorded submission to the directory of pickup or of the timer.
 
         If the disk fails, UnfinishedSubmissions does it.
         """
         try:
-            self.directory.make_ready(prepared, submission.path)
+            self.directory.make_ready(Path(prepared), submission.path)
             self.crash.reached(CrashPoint.SUBMISSION_READY)
             self.crash.reached(CrashPoint.READY_DIRECTORY_SYNCED)
         except OSError:
@@ -341,7 +340,7 @@ class Submissions(OutboxPart):
         self.log.append(facts, created, notified)
 
     def _remove_submission(
-        self, prepared: Path, submission: PendingSubmission, *drafts: Path
+        self, prepared: str, submission: PendingSubmission, *drafts: str
     ) -> None:
         """Remove a submission that failed and its draft, and make the removal durable.
 
@@ -352,7 +351,7 @@ class Submissions(OutboxPart):
         this sync must write. Raises OutcomeUnknownError. If the submission cannot be removed, its
         draft is left too, and pickup sends it.
         """
-        if prepared.exists() and not submission.path.exists():
+        if Path(prepared).exists() and not submission.path.exists():
             return
         SYNC_FAILURES.begin()
         try:
@@ -393,18 +392,12 @@ class Submissions(OutboxPart):
         )
 
 
-@lru_cache(maxsize=_MAILBOXES_REMEMBERED)
-def _drafts_of(mailbox: Path) -> Path:
-    """The directory with a mailbox's drafts."""
-    return well_known_path(mailbox, WellKnown.DRAFTS) / "cur"
-
-
 def first_submission(identity: DraftIdentity) -> str:
     """Return the id of the submission of a draft created by the same request."""
     return f"{identity.message_id}.{FIRST_SUBMISSION}"
 
 
-def _remove_all(*paths: Path) -> None:
+def _remove_all(*paths: str) -> None:
     for path in paths:
         with suppress(OSError):
             remove(path)
