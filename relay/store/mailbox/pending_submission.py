@@ -58,6 +58,8 @@ class PendingSubmission:
     # queue time of the submission, or the wall clock time until which a scheduled one waits
     ready_us: int
     options: SendOptions = field(default_factory=SendOptions)  # those of the request
+    # the content of the file, of a small submission that was made just now; b"": read the file
+    content: bytes = field(default=b"", compare=False, repr=False)
     internet_message_id: str = ""  # known when a submission with a key is submitted, else ""
     # a repeated /send has found it
     was_scheduled: bool = field(default=False, compare=False)

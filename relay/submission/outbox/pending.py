@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from relay.base.clock import Clock, sleep_in_step
 from relay.base.observe.logs import RepeatedError, get_logger
@@ -18,6 +19,7 @@ from relay.store.mailbox.errors import StoreError
 from relay.store.mailbox.pending_submission import PendingSubmission
 
 SUBMISSIONS_IN_MEMORY_MAX = 10_000
+CONTENT_BYTES_MAX = 8 * 1024 * 1024  # of the submissions in memory; that of others is read
 _SUBMISSIONS_PER_ACCOUNT_MAX = 16  # above the limit, accounts with fewer are still admitted
 LISTING_INTERVAL_S = 1.0
 _LISTINGS_OF_ONE_STATE = 2  # the second finds changes within one tick of the file system's clock
@@ -49,6 +51,7 @@ class PendingSubmissions:
         self._waiting: RoundRobinQueue[str, PendingSubmission] = RoundRobinQueue()  # by account
         self._known: dict[str, str] = {}  # the account by submission id
         self._of_account: Counter[str] = Counter()
+        self._content_bytes = 0
         self._delayed: set[str] = set()  # ids of submissions that retry() hands out later
         self._has_unlisted = True  # ready/ has unknown submissions, or was not listed yet
         self._on_ready: Callable[[], None] = lambda: None
@@ -97,6 +100,7 @@ class PendingSubmissions:
         account = self._known.pop(submission.submission_id, None)
         self._delayed.discard(submission.submission_id)
         if account is not None:
+            self._content_bytes -= len(submission.content)
             self._of_account[account] -= 1
             if not self._of_account[account]:
                 del self._of_account[account]
@@ -105,6 +109,7 @@ class PendingSubmissions:
         """Forget all submissions: ready/ was emptied."""
         self._waiting = RoundRobinQueue()
         self._known.clear()
+        self._content_bytes = 0
         self._of_account.clear()
         self._listed_ns = -1
 
@@ -138,6 +143,9 @@ class PendingSubmissions:
                 self._listings = 0  # ready/ may have more than is known here: list it again
                 self._has_unlisted = submission.submission_id not in self._known
                 continue
+            if self._content_bytes + len(submission.content) > CONTENT_BYTES_MAX:
+                submission = replace(submission, content=b"")  # noqa: PLW2901 - read when it starts
+            self._content_bytes += len(submission.content)
             self._known[submission.submission_id] = submission.account
             self._of_account[submission.account] += 1
             self._waiting.push(submission.account, submission)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from relay.base.clock import rfc3339
 from relay.base.crashpoints import CrashPoint
-from relay.base.message.content import Octets
+from relay.base.message.content import MemoryOctets, Octets
 from relay.store.journeys.details import AcceptedDetail, NotifiedDetail
 from relay.store.journeys.events import Event
 from relay.store.journeys.submission_log import SubmissionFacts
@@ -127,6 +127,8 @@ class ReadySubmissions(OutboxPart):
 
         Raises NoSuchItemError, StoreUnavailableError.
         """
+        if submission.content and not self.directory.is_unfinished:
+            return MemoryOctets(submission.content)
         try:
             return await self.threads.run(self._content, submission)
         except NoSuchItemError:  # listed just before it was removed

@@ -214,7 +214,11 @@ class Submissions(OutboxPart):
         placed = f"{drafts_directory(mailbox)}/{draft.name_with_size}:2,{NEW_DRAFT}"
         account, options = draft.identity.account, draft.identity.options
         submission = self._new_submission(
-            draft.identity.base_name, submission_id, account=account, options=options
+            draft.identity.base_name,
+            submission_id,
+            account=account,
+            options=options,
+            content=draft.content if isinstance(draft.content, bytes) else b"",
         )
         prepare = partial(self._write_prepared, draft=draft, placed=placed)
         return self._submit(submission, facts_of(draft, submission_id), prepare, placed=placed)
@@ -370,7 +374,13 @@ class Submissions(OutboxPart):
             ) from error
 
     def _new_submission(
-        self, base_name: str, submission_id: str, *, account: str, options: SendOptions
+        self,
+        base_name: str,
+        submission_id: str,
+        *,
+        account: str,
+        options: SendOptions,
+        content: bytes = b"",
     ) -> PendingSubmission:
         """A submission that is ready now, or scheduled if its send time is in the future."""
         directory = self.directory
@@ -389,6 +399,7 @@ class Submissions(OutboxPart):
             path=path,
             ready_us=at_us,
             options=options,
+            content=content,
         )
 
 
