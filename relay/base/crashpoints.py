@@ -78,6 +78,10 @@ class CrashPoints:
         self._point = CrashPoint(name) if name else None
         self._left = int(count or 1)
 
+    def is_at(self, point: CrashPoint) -> bool:
+        """Return whether the process dies at this point."""
+        return point is self._point
+
     def reached(self, point: CrashPoint) -> None:
         """Report that the operation that `point` names is done."""
         if point is not self._point:

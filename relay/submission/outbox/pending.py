@@ -7,6 +7,7 @@ is bounded; ready/ is the queue. Errors of listing ready/ are logged and the lis
 
 import asyncio
 import math
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,7 @@ class PendingSubmissions:
         self._has_unlisted = True  # ready/ has unknown submissions, or was not listed yet
         self._on_ready: Callable[[], None] = lambda: None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0  # of the loop
         self._listed_ns = -1
         self._listings = 0
         self._fault = RepeatedError()
@@ -70,7 +72,7 @@ class PendingSubmissions:
 
     async def watch(self, on_ready: Callable[[], None]) -> None:
         """List ready/ when it changes, until cancelled; call `on_ready` if take() may have more."""
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._on_ready = on_ready
         while True:
             await self._list()
@@ -87,7 +89,9 @@ class PendingSubmissions:
     def offer(self, submission: PendingSubmission) -> None:
         """Add a new submission, from any thread; before watch() it stays in the directory."""
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._add, [submission])
+            is_here = threading.get_ident() == self._thread  # the loop need not be woken
+            call_soon = self._loop.call_soon if is_here else self._loop.call_soon_threadsafe
+            call_soon(self._add, [submission])
 
     def retry(self, submission: PendingSubmission, delay_s: float) -> None:
         """Hand a submission in progress out again after `delay_s` seconds."""

@@ -24,7 +24,7 @@ from relay.base.message.tls_policy import TlsPolicy
 from relay.base.observe.logs import get_logger
 from relay.base.observe.metrics import Metrics
 from relay.delivery.smtp.connect import ConnectError, Target, connect
-from relay.delivery.smtp.connection import Connection, Timeouts
+from relay.delivery.smtp.connection import AfterDot, Connection, Timeouts
 from relay.delivery.smtp.transaction import Transaction
 from relay.formats.convert import ConversionError, ConvertedMessage
 from relay.formats.draft import read_private_block
@@ -87,7 +87,7 @@ class SubmissionClient:
         self._connection: Connection | None = None
 
     async def submit(
-        self, message: ConvertedMessage, *, submission_id: str, after_dot: Callable[[], None]
+        self, message: ConvertedMessage, *, submission_id: str, after_dot: AfterDot | None = None
     ) -> SubmissionOutcome:
         """Submit `message` with the key `submission_id`. It is safe to repeat this."""
         notify = _WITH_SUCCESS if message.notify_success else frozenset()
@@ -195,8 +195,11 @@ class SubmissionProcessor(Struct, frozen=True):
         *,
         earlier: EarlierAttempts,
     ) -> SubmissionDeferred | None:
-        sent = partial(self.crash.reached, CrashPoint.SUBMISSION_SENT)
-        outcome = await client.submit(message, submission_id=pending.submission_id, after_dot=sent)
+        sent = CrashPoint.SUBMISSION_SENT
+        after_dot = partial(self.crash.reached, sent) if self.crash.is_at(sent) else None
+        outcome = await client.submit(
+            message, submission_id=pending.submission_id, after_dot=after_dot
+        )
         match outcome:
             case SubmissionAccepted(queue_id):
                 self.limits.record_success()
