@@ -399,7 +399,8 @@ class Webhooks:
             with suppress(TimeoutError):
                 async with asyncio.timeout(poll_s):  # real time: a file has no notification
                     await self.changes.wait_beyond(seen)
-            await asyncio.sleep(pause_after(0))  # real time: spares the machine
+            pause_s = pause_after(0) if self._running else _POLL_S
+            await asyncio.sleep(pause_s)  # real time: spares the machine
 
     async def _save(self) -> None:
         running = self._running.items()

@@ -361,7 +361,8 @@ class DirectorySync:
             if failure is not None:
                 rounds.failed[number] = failure
             rounds.finished = number
-            rounds.condition.notify_all()
+            if rounds.waiting > 1:
+                rounds.condition.notify_all()
 
 
 class Stripes:

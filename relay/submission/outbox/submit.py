@@ -214,14 +214,14 @@ class Submissions(OutboxPart):
         placed = f"{drafts_directory(mailbox)}/{draft.name_with_size}:2,{NEW_DRAFT}"
         account, options = draft.identity.account, draft.identity.options
         submission = self._new_submission(
-            draft.identity.base_name,
-            submission_id,
-            account=account,
-            options=options,
-            content=draft.content if isinstance(draft.content, bytes) else b"",
+            draft.identity.base_name, submission_id, account=account, options=options
         )
         prepare = partial(self._write_prepared, draft=draft, placed=placed)
-        return self._submit(submission, facts_of(draft, submission_id), prepare, placed=placed)
+        submission = self._submit(
+            submission, facts_of(draft, submission_id), prepare, placed=placed
+        )
+        content = draft.content if isinstance(draft.content, bytes) else b""
+        return dataclasses.replace(submission, content=content)
 
     def _write_prepared(self, prepared: str, *, draft: ComposedDraft, placed: str) -> bool:
         """Write a draft in preparing/, and link it into the mailbox.
@@ -374,13 +374,7 @@ class Submissions(OutboxPart):
             ) from error
 
     def _new_submission(
-        self,
-        base_name: str,
-        submission_id: str,
-        *,
-        account: str,
-        options: SendOptions,
-        content: bytes = b"",
+        self, base_name: str, submission_id: str, *, account: str, options: SendOptions
     ) -> PendingSubmission:
         """A submission that is ready now, or scheduled if its send time is in the future."""
         directory = self.directory
@@ -399,7 +393,6 @@ class Submissions(OutboxPart):
             path=path,
             ready_us=at_us,
             options=options,
-            content=content,
         )
 
 

@@ -123,23 +123,38 @@ def test_others_use_the_index_during_a_query(mailbox: Path, index: Indexes, plac
     assert len(found[1].hits) == 10
 
 
+@pytest.mark.parametrize(
+    ("condition", "reader", "hits"),
+    [
+        (ZEBRA, "read_text", 0),
+        (Compare(Property.SUBJECT, Operator.CONTAINS, "ever"), "read_header_data", 1),
+    ],
+    ids=["$search", "$filter=contains(subject,…)"],
+)
 def test_messages_are_read_for_a_while_and_gone_on_with_by_the_next_request(
-    mailbox: Path, index: Indexes, place: Place, monkeypatch: pytest.MonkeyPatch
+    mailbox: Path,
+    index: Indexes,
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    condition: Condition,
+    reader: str,
+    hits: int,
 ) -> None:
+    (mailbox / "cur" / "0.M1.h:2,").write_text("Subject: never\r\n\r\n", newline="")
     read: list[Path] = []
-    real = content_index.read_text
+    real = getattr(content_index, reader)
 
-    def reading(path: Path) -> object:
+    def reading(path: Path, **more: str) -> object:
         read.append(path)
         place.clock.advance(20)
-        return real(path)
+        return real(path, **more)
 
-    monkeypatch.setattr(content_index, "read_text", reading)
+    monkeypatch.setattr(content_index, reader, reading)
     for expected in (3, 6, 9):
         with pytest.raises(StoreUnavailableError, match="being read for the first search"):
-            index.query(mailbox, MessageQuery(condition=ZEBRA))
+            index.query(mailbox, MessageQuery(condition=condition))
         assert len(read) == expected
-    index.query(mailbox, MessageQuery(condition=ZEBRA))
+    assert len(index.query(mailbox, MessageQuery(condition=condition)).hits) == hits
     assert len(read) == len(set(read)) == MESSAGES
 
 

@@ -1,12 +1,14 @@
 """Submissions are handed out once, found by listing, put back for later, and bounded in memory."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from relay.store.mailbox.errors import StoreUnavailableError
 from relay.store.mailbox.pending_submission import PendingSubmission
+from relay.submission.outbox import pending as pending_submissions
 from relay.submission.outbox.pending import PendingSubmissions
 from tests.support.manual_clock import ManualClock
 
@@ -136,6 +138,21 @@ async def test_memory_is_bounded_and_nothing_is_forgotten(directory, reading):
         directory.submissions.remove(taken)
         pending.done(taken)
     assert found == [submission(number) for number in range(7)]
+
+
+async def test_contents_in_memory_are_bounded(directory, reading, monkeypatch):
+    """That of a submission beyond the bound is read from its file, until others have ended."""
+    monkeypatch.setattr(pending_submissions, "CONTENT_BYTES_MAX", 25)
+    pending = directory.pending(interval_s=3600)
+    reader = reading(pending)
+    await asyncio.sleep(0)
+    found = []
+    for number in range(4):
+        pending.offer(replace(submission(number), content=b"x" * 10))
+        found += await reader.take(1)
+        if number == 2:
+            pending.done(found[0])
+    assert [len(one.content) for one in found] == [10, 10, 0, 10]
 
 
 async def test_a_failing_directory_stops_nothing(directory, reading):
