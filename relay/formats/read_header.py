@@ -479,9 +479,9 @@ def _value(message: _Fields, name: str) -> str:
     return ""
 
 
-def repaired(value: str) -> str:
+def repaired(text: str) -> str:
     """Return a structured value, such as an address, with raw 8-bit octets read as UTF-8."""
-    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _address(address: str) -> str:

@@ -530,9 +530,9 @@ async def _rest_id(request: GraphRequest, text: str) -> str:
     return text
 
 
-def _read_tips(value: object, path: str) -> set[str]:
+def _read_tips(names: object, path: str) -> set[str]:
     """Return the names of the properties; mailboxFullStatus asks for mailboxFull."""
-    parts = read_string(value, path).split(",")
+    parts = read_string(names, path).split(",")
     return {one_of(part.strip(), path, _TIPS).removesuffix("Status") for part in parts}
 
 
@@ -552,8 +552,8 @@ async def get_mail_tips(request: GraphRequest) -> Response:
         raise service_unavailable(message, retry_after_s=2)
     shown, items = {"emailAddress", "error", *parameters["mailtipsoptions"]}, []
     with running.counted(""):
-        for number, value in enumerate(parameters["emailaddresses"]):
-            address = read_string(value, f"emailAddresses[{number}]")
+        for number, text in enumerate(parameters["emailaddresses"]):
+            address = read_string(text, f"emailAddresses[{number}]")
             tips = {"emailAddress": {"name": "", "address": address}}
             tips |= await _mail_tips(request, address)
             items.append({name: tip for name, tip in tips.items() if name in shown})
