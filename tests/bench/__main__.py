@@ -17,6 +17,7 @@ BENCHES = {
     "mail": [sys.executable, "-m", "tests.bench.sendmail"],
     "queue": [sys.executable, "-m", "tests.bench.queued"],
     "pages": [sys.executable, "-m", "tests.bench.pages"],
+    "calls": [sys.executable, "-m", "tests.bench.calls"],
 }
 
 
