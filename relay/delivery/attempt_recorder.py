@@ -14,6 +14,7 @@ See RFC 3461 6; docs/design.md 4 and 7, invariants 1 and 5.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
@@ -31,7 +32,7 @@ from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import NextHop
 from relay.base.message.outcome import (
     INTERNAL_ERROR,
-    Captured,
+    Deferred,
     Evidence,
     Indeterminate,
     Outcome,
@@ -42,14 +43,13 @@ from relay.base.observe.metrics import Metrics
 from relay.base.task_set import TaskSet
 from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.attempt_result import (
+    OUTCOME_NAMES,
     AttemptResult,
     AttemptTime,
     Lookup,
-    deferral_class,
     expiry_result,
     fallback_us,
     late_elsewhere,
-    outcome_name,
     partial_result,
     postponed_warning,
     requeue_result,
@@ -310,11 +310,10 @@ class AttemptRecorder:
                 entry=claim.entry_id,
             )
             return _UNKNOWN_END
-        in_doubt = any(isinstance(outcome, Indeterminate) for outcome in commit.outcomes.values())
-        if commit.held and in_doubt:
-            _log.error("message held: outcome not recorded", qid=claim.message.id)
-        elif commit.held:
-            _log.error("message held: content unreadable", qid=claim.message.id)
+        if commit.held:
+            in_doubt = any(isinstance(known, Indeterminate) for known in commit.outcomes.values())
+            why = "outcome not recorded" if in_doubt else "content unreadable"
+            _log.error(f"message held: {why}", qid=claim.message.id)
         self._count_and_log(claim, result)
         due_us = commit.waiting.due_us if commit.waiting else None
         has_unclaimed = len(claims) < sum(len(report.entries) for report in reports)
@@ -408,23 +407,19 @@ class AttemptRecorder:
         The names of the fields are Postfix's where they fit. The attempt is recorded: an
         error here must not record it again.
         """
-        qid = claim.message.id
+        qid, commit = claim.message.id, result.commit
         delay_s = (result.time.now_us - claim.message.received_us) / 1_000_000
-        for recipient in claim.recipients:
-            with ContainedErrors(_log, "internal error in logging an outcome", qid=qid):
-                outcome = result.commit.outcomes.get(recipient.id)
-                if outcome is None:
-                    if recipient.id not in result.commit.expired:
-                        continue
-                    outcome = result.commit.expired[recipient.id]
+        counts: Counter[tuple[str, str | None]] = Counter()  # by name and class; None: no attempt
+        with ContainedErrors(_log, "internal error in logging an outcome", qid=qid):
+            for recipient in claim.recipients:
+                if (outcome := commit.outcomes.get(recipient.id)) is not None:
+                    name = OUTCOME_NAMES[type(outcome)]
+                    counts[name, outcome.kind if isinstance(outcome, Deferred) else ""] += 1
+                elif (outcome := commit.expired.get(recipient.id)) is not None:
                     name = str(RecipientState.EXPIRED)
+                    counts[name, None] += 1
                 else:
-                    name = outcome_name(outcome)
-                    self.metrics.attempts_by(name, deferral_class(outcome)).inc()
-                if name in _FINAL_NAMES:
-                    self.metrics.recipients_by(name).inc()
-                if isinstance(outcome, Success | Captured):
-                    self.metrics.delivery_seconds.observe(max(0.0, delay_s))
+                    continue
                 evidence = outcome.evidence
                 encoded = {"encoded": evidence.encoded} if evidence.encoded else {}
                 _log.info(
@@ -438,6 +433,13 @@ class AttemptRecorder:
                     reply=evidence.reply,
                     **encoded,
                 )
+        for (name, kind), count in counts.items():
+            if kind is not None:
+                self.metrics.attempts_by(name, kind).inc(count)
+            if name in _FINAL_NAMES:
+                self.metrics.recipients_by(name).inc(count)
+            if name in _TAKEN_NAMES:
+                self.metrics.delivery_seconds.observe_times(max(0.0, delay_s), count)
 
 
 def _check_readable(content: LargeContent) -> None:
@@ -446,3 +448,4 @@ def _check_readable(content: LargeContent) -> None:
 
 
 _FINAL_NAMES = frozenset({"delivered", "relayed", "failed", "expired"})
+_TAKEN_NAMES = frozenset({"delivered", "relayed", "captured"})

@@ -8,6 +8,7 @@ Times ending in `now_us` and `due_us` are queue time; `at_us` is wall time.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from types import NoneType
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -55,6 +56,7 @@ from relay.store.spool.types import (
 from relay.transport.routing.routes import Fallback
 
 _NO_REPLY = Evidence("", "")
+_PENDING = (Deferred, Indeterminate, NoneType)  # of a recipient that waits; None: not attempted
 _DETAIL_RECIPIENTS_MAX = 1000
 _REPLY_CHARACTERS_MAX = 500
 _NOT_ANSWERED = "it is not known whether Microsoft Graph has sent the message"
@@ -149,7 +151,11 @@ def result_of_attempt(
         ReportKind.UNKNOWN: unknown,
         **_successes(claim, outcomes, at_us=time.at_us),
     }
-    left = [recipient for recipient in claim.recipients if _is_pending(outcomes.get(recipient.id))]
+    left = [
+        recipient
+        for recipient in claim.recipients
+        if isinstance(outcomes.get(recipient.id), _PENDING)
+    ]
     if not left:
         event = _attempt_event(claim, outcomes, time.at_us, lookup=lookup, took_s=took_s)
         return AttemptResult(_commit(claim, time, outcomes, event=event), time, kinds)
@@ -394,17 +400,12 @@ def expiry_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
     return AttemptResult(commit, time, kinds)
 
 
-def outcome_name(outcome: Outcome) -> str:
-    """The name of an outcome in traces, metrics and logs."""
-    return _NAMES[type(outcome)]
-
-
 def deferral_class(outcome: Outcome) -> str:
     """The deferral class, for the `class` label; "" for other outcomes."""
     return outcome.kind if isinstance(outcome, Deferred) else ""
 
 
-_NAMES = {
+OUTCOME_NAMES: Mapping[type[Outcome], str] = {  # in traces, metrics and logs
     Delivered: "delivered",
     Relayed: "relayed",
     Captured: "captured",
@@ -419,11 +420,6 @@ def _as_deferred(outcome: Outcome) -> Outcome:
     if isinstance(outcome, Failed):
         return Deferred(outcome.evidence, DeferralClass.RECIPIENT)
     return outcome
-
-
-def _is_pending(outcome: Outcome | None) -> bool:
-    """Whether a recipient waits: deferred, indeterminate, or not attempted."""
-    return outcome is None or isinstance(outcome, Deferred | Indeterminate)
 
 
 def _waiting(
@@ -564,7 +560,7 @@ def _attempt_event(
     next attempt, if there is one.
     """
     details = [
-        _recipient_detail(recipient, outcome_name(outcome), outcome.evidence)
+        _recipient_detail(recipient, OUTCOME_NAMES[type(outcome)], outcome.evidence)
         for recipient in claim.recipients
         if (outcome := outcomes.get(recipient.id)) is not None
     ]
@@ -598,7 +594,7 @@ def _attempt_event(
 
 def _left_out(outcomes: Mapping[int, Outcome]) -> tuple[str, ...]:
     """Return each address once that was left out of the copies of an attempt."""
-    copies = dict.fromkeys(outcome.evidence.left_out for outcome in outcomes.values())
+    copies = dict.fromkeys([outcome.evidence.left_out for outcome in outcomes.values()])
     return tuple(dict.fromkeys(address for copy in copies for address in copy))
 
 

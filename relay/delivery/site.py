@@ -383,11 +383,9 @@ class Site:
     def must_close(self, session: SessionState, served: int) -> bool:
         """Whether a connection should end although there may be claims for it."""
         if session.is_connected:  # those that are being opened may be refused: they do not count
-            count, connected = (
-                len(self.sessions),
-                sum(other.is_connected for other in self.sessions),
+            one_too_many = not self._allows(len(self.sessions)) and not self._allows(
+                sum(other.is_connected for other in self.sessions)
             )
-            one_too_many = not self._allows(count) and not self._allows(connected)
         else:
             one_too_many = not self._allows(len(self.workers) - len(self._closing_workers))
         if not (one_too_many or self.slots.is_wanted_back(self, served=served)):

@@ -5,6 +5,7 @@ addresses are labels only for the ten busiest accounts. relay_attempts_total, wh
 deferred mail, is counted in relay/delivery/attempt_recorder.py.
 """
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache, partial
 from itertools import product
@@ -36,6 +37,15 @@ BOUNDS_S = (
 )
 
 
+class RepeatedHistogram(Histogram):
+    """A histogram in which a value may be observed several times at once."""
+
+    def observe_times(self, amount: float, times: int) -> None:
+        """Observe a value so many times."""
+        self._sum.inc(amount * times)
+        self._buckets[bisect_left(self._upper_bounds, amount)].inc(times)
+
+
 class Metrics:
     """Every metric that Relay exposes."""
 
@@ -59,8 +69,11 @@ class Metrics:
         self.spool_damaged = gauge(
             "relay_spool_damaged", "1 while a page of the spool cannot be read."
         )
-        self.delivery_seconds = histogram(
-            "relay_delivery_seconds", "From acceptance to a recipient's delivery.", buckets=BOUNDS_S
+        self.delivery_seconds = RepeatedHistogram(
+            "relay_delivery_seconds",
+            "From acceptance to a recipient's delivery.",
+            buckets=BOUNDS_S,
+            registry=registry,
         )
         self.attempts = counter("relay_attempts", "Attempts by outcome.", ["outcome", "class"])
         self.commit_seconds = histogram(

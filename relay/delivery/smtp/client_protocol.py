@@ -44,10 +44,16 @@ class ReplyParser:
         """Return the replies that `data` completes, in order, up to the first fault."""
         replies: list[Reply] = []
         *lines, self._rest = (self._rest + data).split(b"\n")
+        last = b""  # the line of the last reply, if it had one line
         for line in lines:
+            if line == last:  # hosts say the same of each recipient
+                replies.append(replies[-1])
+                continue
+            is_first = not self._texts
             reply = self._take(line.removesuffix(b"\r"))
             if self.fault:
                 return replies
+            last = line if is_first and reply is not None else b""
             if reply is not None:
                 replies.append(reply)
         if self._size_bytes + len(self._rest) > REPLY_BYTES_MAX:
@@ -123,7 +129,7 @@ class SmtpClientProtocol(asyncio.Protocol):
         self._parser = ReplyParser(takes_text=takes_text)
         self._ends_s = math.inf
         self._limit_s = 0.0
-        self._replies: deque[Reply] = deque()
+        self.replies: deque[Reply] = deque()  # that reply() returns without waiting
         self._outstanding = 0
         self._paused = False
         self._shut = False
@@ -135,11 +141,6 @@ class SmtpClientProtocol(asyncio.Protocol):
     def is_open(self) -> bool:
         """Whether a command may be written: no error, no EOF, no unsolicited reply."""
         return self._trouble is None and not self._transport.is_closing()
-
-    @property
-    def has_reply(self) -> bool:
-        """Whether reply() returns without waiting."""
-        return bool(self._replies)
 
     # -- called by Connection
     def send(self, data: bytes, *, replies: int) -> None:
@@ -154,11 +155,11 @@ class SmtpClientProtocol(asyncio.Protocol):
     async def reply(self, timeout_s: float) -> Reply:
         """Return the reply to the oldest command without one. Raises SmtpProtocolError."""
         deadline = self._loop.time() + timeout_s  # real time: a peer
-        while not self._replies:
+        while not self.replies:
             if self._trouble is not None:
                 raise self._trouble
             await self._woken(deadline, f"no reply within {timeout_s:g} s")
-        return self._replies.popleft()
+        return self.replies.popleft()
 
     async def drained(self, timeout_s: float) -> None:
         """Wait until the peer has taken most of the data. Raises SmtpProtocolError."""
@@ -174,11 +175,11 @@ class SmtpClientProtocol(asyncio.Protocol):
         """
         deadline = self._loop.time() + timeout_s  # real time: a peer
         self._transport.set_write_buffer_limits(0)  # paused until it is empty
-        while self._paused and not self._replies and self._trouble is None:
+        while self._paused and not self.replies and self._trouble is None:
             await self._woken(deadline, f"the peer read no data for {timeout_s:g} s")
         if self._trouble is None:
             self._transport.set_write_buffer_limits()
-        elif not self._replies:
+        elif not self.replies:
             raise self._trouble
 
     def limit(self, total_s: float) -> None:
@@ -216,7 +217,7 @@ class SmtpClientProtocol(asyncio.Protocol):
             timer.cancel()
             self._waiter = None
         is_late = self._loop.time() >= deadline  # real time: a peer
-        if is_late and not self._replies and self._trouble is None:
+        if is_late and not self.replies and self._trouble is None:
             self._fail(SmtpProtocolError(trouble, text))
 
     def _wake(self) -> None:
@@ -236,7 +237,7 @@ class SmtpClientProtocol(asyncio.Protocol):
             return
         replies = self._parser.feed(data)
         asked, unsolicited = replies[: self._outstanding], replies[self._outstanding :]
-        self._replies.extend(asked)
+        self.replies.extend(asked)
         self._outstanding -= len(asked)
         if unsolicited:
             self._protocol_error(f"{str(unsolicited[0])!r} before its command", unsolicited[0])

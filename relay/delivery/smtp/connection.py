@@ -183,7 +183,7 @@ class Connection:
         reset = self._needs_reset
         commands = [RSET] if reset else []
         commands.append(mail_command(transaction, self.extensions))
-        commands.extend(rcpt_command(path, self.extensions) for path in transaction.recipients)
+        commands += [rcpt_command(path, self.extensions) for path in transaction.recipients]
         commands.append(DATA)
         self.protocol.send(b"".join(commands), replies=len(commands))
         self._needs_reset = True
@@ -194,7 +194,9 @@ class Connection:
         for index in range(len(transaction.recipients)):
             if progress.closing:
                 return False
-            progress.rcpt(index, await self.protocol.reply(command_s))
+            replies = self.protocol.replies  # nearly always all of them have come
+            reply = replies.popleft() if replies else await self.protocol.reply(command_s)
+            progress.rcpt(index, reply)
         if progress.closing:
             return False
         return progress.data(await self.protocol.reply(self.timeouts.data_s))
@@ -253,7 +255,7 @@ class Connection:
         self, progress: TransactionProgress, on_replies: OnReplies | None
     ) -> None:
         while progress.dot(await self.protocol.reply(self.timeouts.dot_s)):
-            if on_replies is not None and not self.protocol.has_reply:
+            if on_replies is not None and not self.protocol.replies:
                 on_replies(progress.outcomes)
 
     async def _send_slices(self, content: bytes) -> None:

@@ -361,7 +361,7 @@ def mail_command(transaction: Transaction, offered: Extensions) -> bytes:
         parts += _parameter("ENVID", encode_xtext, transaction.envelope.envid)
     if offered.requiretls and transaction.envelope.has_requiretls:
         parts.append("REQUIRETLS")
-    return _line(parts)
+    return " ".join(parts).encode() + b"\r\n"
 
 
 def rcpt_command(recipient: ForwardPath, offered: Extensions) -> bytes:
@@ -371,7 +371,7 @@ def rcpt_command(recipient: ForwardPath, offered: Extensions) -> bytes:
         parts.append("NOTIFY=" + ",".join(sorted(recipient.notify)))
     if offered.dsn and recipient.orcpt:
         parts += _parameter("ORCPT", encode_orcpt, recipient.orcpt)
-    return _line(parts)
+    return " ".join(parts).encode() + b"\r\n"
 
 
 def dot_stuffed(blocks: Iterable[bytes]) -> Iterator[bytes]:
@@ -397,10 +397,9 @@ def dot_stuffed(blocks: Iterable[bytes]) -> Iterator[bytes]:
         yield b"\r\n"
 
 
-def _addresses(transaction: Transaction) -> Iterator[str]:
-    yield transaction.envelope.reverse_path
-    for recipient in transaction.recipients:
-        yield recipient.address
+def _addresses(transaction: Transaction) -> Sequence[str]:
+    recipients = [recipient.address for recipient in transaction.recipients]
+    return [transaction.envelope.reverse_path, *recipients]
 
 
 def _parameter(name: str, encode: Callable[[str], str], value: str) -> list[str]:
@@ -409,7 +408,3 @@ def _parameter(name: str, encode: Callable[[str], str], value: str) -> list[str]
         return [f"{name}={encode(value)}"]
     except ValueError:
         return []
-
-
-def _line(parts: list[str]) -> bytes:
-    return " ".join(parts).encode() + b"\r\n"

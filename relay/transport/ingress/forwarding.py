@@ -95,6 +95,8 @@ class Forwarder(Struct, frozen=True):
 
     def expand(self, address: str, reverse_path: str) -> Expansion | None:
         """Return who gets the mail for `address`; None for an address that is not expanded."""
+        if self.router.leaving(address) is not None:  # most mail
+            return None
         if not self._is_own_srs(address):
             return self.router.expand(address, reverse_path)
         try:
@@ -160,12 +162,19 @@ class Forwarder(Struct, frozen=True):
     ) -> Callable[[str, str, bool], RoutingResult]:
         """Return examine() for one message; its third argument says whether the mail is a copy.
 
-        A copy of a stranger's mail with a local domain in From is rejected.
+        A copy of a stranger's mail with a local domain in From is rejected. Operators' holds are of
+        domains too, so what leaves is examined once for each domain.
         """
         lends = cache(lambda: self._may_be_ours(header))
+        known: dict[str, RoutingResult] = {}  # by "@domain"
 
         def examine(address: str, forwarded_by: str, is_copy: bool) -> RoutingResult:
+            domain = address[address.rfind("@") :]
+            if not (forwarded_by or is_copy) and domain in known:
+                return known[domain]
             route = self.examine(address, reverse_path, forwarded_by=forwarded_by)
+            if not (forwarded_by or is_copy) and self.router.leaving(address) is not None:
+                known[domain] = route
             is_lent = is_copy and self._may_lend(route, trusted=trusted) and lends()
             return LENDS if is_lent else route
 

@@ -128,6 +128,7 @@ class RouteTable:
         self.is_of_other_store: Callable[[str], bool] = lambda _domain: False
         self._default_options = HopOptions(TlsPolicy(tls), is_mx=True)
         self._routes_for = lru_cache(_DOMAINS_KEPT)(self._find_routes)
+        self._leaving = lru_cache(_DOMAINS_KEPT)(self._find_leaving)
         self._by_pattern: dict[str, list[TableRoute]] = {}  # each in their order
         self.named: dict[str, TableRoute] = {}
         self._routes_to: dict[NextHop, list[TableRoute]] = {}  # each host, in their order
@@ -169,6 +170,23 @@ class RouteTable:
             return result
         held, until_us = self.hold_of(address)
         return replace(result, held=held, held_until_us=until_us) if held else result
+
+    def leaving(self, address: str) -> RemoteRecipient | None:
+        """Return where mail for a domain leaves, if neither the rest of the address nor the sender
+        changes it. Nearly all other domains are such; their addresses are not expanded.
+        """
+        _, at, domain = address.rpartition("@")
+        return self._leaving(domain) if at else None
+
+    def _find_leaving(self, domain: str) -> RemoteRecipient | None:
+        domain = domain_of(f"@{domain}")
+        is_special = not (domain and domain.isascii()) or domain == self._hostname
+        if is_special or self.is_local_domain(domain) or self._confinement is not None:
+            return None
+        if any(route.is_selective for route in self._routes_for(domain)):
+            return None
+        result = self._examine_by_routes("", domain, "")
+        return result if isinstance(result, RemoteRecipient) else None
 
     def _examine(self, address: str, reverse_path: str) -> RoutingResult:
         address = self.target_of(address)
@@ -341,7 +359,7 @@ class RouteTable:
         """Return the address in the main domain, if the domain has `alias_of`; otherwise the
         address.
         """
-        return main_address(address, self.alias_domains)
+        return main_address(address, self.alias_domains) if self.alias_domains else address
 
     def mailbox_for(self, address: str) -> str | None:
         """Return the mailbox for local mail to `address`, None if there is none (any more).
