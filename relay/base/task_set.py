@@ -13,9 +13,13 @@ class TaskSet(dict[asyncio.Task[Any], None]):
     def start(self, work: Coroutine[Any, Any, T], *, name: str | None = None) -> asyncio.Task[T]:
         """Run `work` in a task, which leaves the set when it has ended."""
         task = asyncio.get_running_loop().create_task(work, name=name)
+        self.keep(task)
+        return task
+
+    def keep(self, task: asyncio.Task[Any]) -> None:
+        """Add a task, which leaves the set when it has ended."""
         self[task] = None
         task.add_done_callback(self.pop)
-        return task
 
     def cancel(self) -> None:
         """Cancel all."""

@@ -256,7 +256,7 @@ class OutboundSession(SessionState):
                 hostname=self._recorder.hostname,
             )
         for _ in range(_AGAIN_MAX):
-            paths = tuple(recipient.path for recipient in left)
+            paths = tuple([recipient.path for recipient in left])
             if requests is not None:
                 requests.recipients = tuple(recipient.id for recipient in left)
             transaction = Transaction(envelope, paths, content, graph=requests)
@@ -350,7 +350,8 @@ class OutboundSession(SessionState):
 
     def _tell_site(self, attempt: _Attempt) -> None:
         """Tell the site whether it may have more connections."""
-        if any(map(is_pushback, attempt.outcomes.values())):
+        different = {id(outcome): outcome for outcome in attempt.outcomes.values()}
+        if any(map(is_pushback, different.values())):
             self._site.concurrency.pushed_back(after_mail=attempt.has_begun)
         elif self.host:  # otherwise no host was involved
             self._site.answered()

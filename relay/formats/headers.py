@@ -201,17 +201,14 @@ _BY_WORD = {
     "Priority": {b"urgent": Priority.HIGH, b"non-urgent": Priority.LOW},
     "X-Priority": {b"1": Priority.HIGH, b"2": Priority.HIGH},
 }
-_HINTS = (*_BY_WORD, "Precedence", "List-Unsubscribe")
+_HINTS = [name.lower().encode() for name in (*_BY_WORD, "Precedence", "List-Unsubscribe")]
 _WORD_OCTETS_MAX = 64  # for example "1 (Highest)"
 _AUTO_SUBMITTED_FIELDS_MAX, _AUTO_SUBMITTED_OCTETS_MAX = 100, 256  # of one field
 
 
 def priority_of(header: Header) -> Priority:
     """Return the priority that the header asks for. Bulk and list mail is always LOW."""
-    for name in _HINTS:
-        if name in header:
-            break
-    else:  # almost all messages
+    if not header.has_any(_HINTS):  # almost all messages
         return Priority.NORMAL
     if "List-Unsubscribe" in header or _word(header, "Precedence") in _BULK:
         return Priority.LOW

@@ -183,6 +183,10 @@ class Header:
     def __contains__(self, name: str) -> bool:
         return _key(name) in self._by_name
 
+    def has_any(self, names: Iterable[bytes]) -> bool:
+        """Return whether there is a field with one of these names, in lower case."""
+        return not self._by_name.keys().isdisjoint(names)
+
     def names(self) -> list[str]:
         """Return the names of the fields in lower case, each once."""
         return [name.decode("latin-1") for name in self._by_name if name]

@@ -44,7 +44,7 @@ class ReplyParser:
         """Return the replies that `data` completes, in order, up to the first fault."""
         replies: list[Reply] = []
         *lines, self._rest = (self._rest + data).split(b"\n")
-        last = b""  # the line of the last reply, if it had one line
+        last = None  # the line of the last reply, if it had one line
         for line in lines:
             if line == last:  # hosts say the same of each recipient
                 replies.append(replies[-1])
@@ -53,7 +53,7 @@ class ReplyParser:
             reply = self._take(line.removesuffix(b"\r"))
             if self.fault:
                 return replies
-            last = line if is_first and reply is not None else b""
+            last = line if is_first and reply is not None else None
             if reply is not None:
                 replies.append(reply)
         if self._size_bytes + len(self._rest) > REPLY_BYTES_MAX:

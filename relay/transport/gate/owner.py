@@ -135,7 +135,11 @@ class SessionsOfChild:
                 if session.is_busy:
                     raise ValueError(f"found {type(frame).__name__} before the last answer")
                 session.is_busy = True
-                self._tasks.start(self._answer(session, frame))
+                answering = self._answer(session, frame)
+                if isinstance(frame, Accept):
+                    self._tasks.keep(session.owner.acceptances.start(answering))
+                else:
+                    self._tasks.start(answering)
 
     def end(self) -> None:
         """Forget the sessions after the end of the child. Messages it has handed over go on."""
@@ -207,7 +211,7 @@ class SessionsOfChild:
                 return DataReply(ContentRejection.LOCAL_ERROR)
             octets = body.octets()
             content = LargeContent(call.content, (octets,), written.eight_bit, written.long_lines)
-        return await session.owner.accept(offered, ReceivedContent(content, release))
+        return await session.owner.accepted(offered, ReceivedContent(content, release))
 
     def _count(self, size_bytes: int) -> None:
         """Count messages in memory; stop reading while there are too many."""

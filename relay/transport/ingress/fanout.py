@@ -11,6 +11,7 @@ RFC 5321 4.1.1.3; RFC 3461 4.1 (NOTIFY); docs/design.md 1.
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import assert_never
 
 from msgspec import Struct
@@ -47,6 +48,7 @@ from relay.transport.routing.routing_result import (
 from relay.transport.signing.signer import SignedContents
 
 _NEVER = frozenset({Notify.NEVER})
+_next_hop = attrgetter("next_hop")
 _NAMED_MAX = 100  # addresses per next hop in an event, to bound its size
 _Key = tuple[NextHop, int, EntryExtra]  # next hop, content and extra fields of an entry
 _Copy = tuple[str, str, str]  # a copy that a rule adds: the rule, the tenant, the address
@@ -172,6 +174,7 @@ def fan_out(
     recipient, in the same order: rules do not see invalid recipients.
     """
     buckets: dict[_Key, list[NewRecipient]] = {}
+    plain: dict[tuple[int, int], list[NewRecipient]] = {}  # by the route's identity and content
     key_of = partial(_key, sender_of=sender_of, times=times)
     final: list[NewRecipient] = list(recipients.aliases)
     additions = [(*addition, examine(*addition)) for addition in _additions(verdict, expand)]
@@ -191,14 +194,18 @@ def fan_out(
             if answers_discarded and decided.action is VerdictAction.DELIVER:
                 final.append(_discarded(start, answers_discarded))
                 continue
-        if (final_state := _final_state(start, decided, refused)) is not None:
-            final.append(final_state)
-        else:
+        if decided.action is not VerdictAction.DELIVER:
+            final.append(_final_state(start, decided, refused))
+            continue
+        is_plain = not (forwarded_by or decided.hold or decided.junk)
+        if not is_plain or (bucket := plain.get((id(route), decided.content))) is None:
             key = key_of(route, path.address, decided, forwarded_by=forwarded_by)
-            buckets.setdefault(key, []).append(start)
-    copies = AddedCopies(
-        recipient.path.address for bucket in buckets.values() for recipient in bucket
-    )
+            bucket = buckets.setdefault(key, [])
+            if is_plain:  # so the address makes no difference
+                plain[id(route), decided.content] = bucket
+        bucket.append(start)
+    served = [recipient.path.address for bucket in buckets.values() for recipient in bucket]
+    copies = AddedCopies(served if additions else ())
     for addition, address, forwarded_by, route in additions:
         if not copies.needs(address, addition):
             continue
@@ -245,9 +252,10 @@ def examined_recipients(
 
 def has_answers(examinations: Sequence[RoutingResult]) -> bool:
     """Return whether a recipient is one to which only answers to reports are written."""
-    return any(
-        not isinstance(route, InvalidRecipient) and route.is_answer for route in examinations
-    )
+    for route in examinations:  # faster than a generator
+        if not isinstance(route, InvalidRecipient) and route.is_answer:
+            return True
+    return False
 
 
 def as_valid(
@@ -266,7 +274,7 @@ def with_next_hops(
     chosen: Callable[[str, str, LocalRecipient | RemoteRecipient], RoutingResult],
 ) -> Sequence[RoutingResult]:
     """Return the examinations, with the next hops that rules chose; `chosen` examines these."""
-    if not any(recipient.next_hop for recipient in verdict.recipients):  # nearly always
+    if not any(map(_next_hop, verdict.recipients)):  # nearly always
         return examinations
     verdicts = iter(verdict.recipients)
     return [
@@ -290,11 +298,10 @@ def reported_recipient(recipient: NewRecipient, rule: str) -> ReportedRecipient:
 
 def _final_state(
     start: NewRecipient, verdict: RecipientVerdict, refused: set[_Copy]
-) -> NewRecipient | None:
-    """Return the recipient in its final state, or None if it is to be delivered."""
+) -> NewRecipient:
+    """Return a recipient that is not to be delivered in its final state."""
+    assert verdict.action is not VerdictAction.DELIVER
     match verdict.action:
-        case VerdictAction.DELIVER:
-            return None
         case VerdictAction.REJECT:
             return _failed(start, verdict.status, own_reply(verdict.status, verdict.text))
         case VerdictAction.DISCARD:

@@ -33,7 +33,7 @@ from relay.base.accounts.account import (
     LoginDelayedError,
 )
 from relay.base.crashpoints import CrashPoints
-from relay.base.message.content import Content, size_of
+from relay.base.message.content import size_of
 from relay.base.message.envelope import ForwardPath, domain_of
 from relay.base.message.nexthop import NextHop
 from relay.base.observe.logs import get_logger
@@ -235,6 +235,7 @@ class SessionOwner:
         """`is_trusted`: the client is in a trusted network, or is a program of this machine."""
         acceptance, listeners = shared.listeners.acceptance, shared.listeners
         self._shared = shared
+        self.acceptances = shared.acceptances
         self.ip = ip
         self.is_trusted = is_trusted
         self._checks = RecipientChecks(
@@ -305,32 +306,30 @@ class SessionOwner:
         return self._shared.listeners.acceptance.spool.incoming_body()
 
     async def accept(self, offered: OfferedMail, received: ReceivedContent) -> DataReply:
-        """See SessionClient. The acceptance goes on if the client disconnects.
-
-        The task of the acceptance releases what was received.
-        """
+        """See SessionClient. The acceptance goes on if the client disconnects."""
         if self._filters is not None:
             received = self._filters.deciding(received)
-        accepting = self._accepted(offered, received.content)
-        task = self._shared.acceptances.start(accepting)
-        task.add_done_callback(lambda _: received.release())
-        return await asyncio.shield(task)
+        return await asyncio.shield(self.acceptances.start(self.accepted(offered, received)))
 
-    async def _accepted(self, offered: OfferedMail, content: Content) -> DataReply:
-        if self._has_ended:
-            return DataReply(LOGIN_ENDED)
-        envelope, origin = offered.mail.envelope, self._origin(offered.claims)
-        size_bytes = size_of(content)
-        if size_bytes > offered.mail.size_bytes and not self._shared.role.is_promised:
-            sender = origin.sender(envelope.reverse_path)
-            rejection = await self._checks.rejection_of_all(
-                offered.paths, sender, size_bytes=size_bytes
+    async def accepted(self, offered: OfferedMail, received: ReceivedContent) -> DataReply:
+        """Do the same in a task of `acceptances`; release what was received."""
+        try:
+            if self._has_ended:
+                return DataReply(LOGIN_ENDED)
+            envelope, origin = offered.mail.envelope, self._origin(offered.claims)
+            size_bytes = size_of(received.content)
+            if size_bytes > offered.mail.size_bytes and not self._shared.role.is_promised:
+                sender = origin.sender(envelope.reverse_path)
+                rejection = await self._checks.rejection_of_all(
+                    offered.paths, sender, size_bytes=size_bytes
+                )
+                if rejection:
+                    return DataReply(rejection)
+            return await self._shared.listeners.acceptance.accept(
+                envelope, offered.paths, received.content, origin=origin, filters=self._filters
             )
-            if rejection:
-                return DataReply(rejection)
-        return await self._shared.listeners.acceptance.accept(
-            envelope, offered.paths, content, origin=origin, filters=self._filters
-        )
+        finally:
+            received.release()
 
     def refused(self, refused: RefusedCommand, claims: SessionClaims) -> None:
         """See SessionClient."""

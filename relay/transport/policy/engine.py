@@ -214,7 +214,9 @@ class Evaluation:
         self._index = scope.rules.index
         self._candidates = bytearray()
         # the places of those views whose contents the rules see
-        self._seen = sorted({self._content_of(place) for place in places_of(recipients)})
+        self._seen = [0]
+        if len(self._views) > 1:
+            self._seen = sorted({self._content_of(place) for place in places_of(recipients)})
         for at in self._seen:
             view = self._views[at] = self._view(self._views[at].content, like=self._views[at])
             self._note_candidates(view)
@@ -325,11 +327,17 @@ class Evaluation:
 
     def verdict(self) -> Verdict:
         """Return the verdict, with only the contents that a recipient gets, and the original."""
-        recipients = [
-            self._decided.get(place) or self._delivered(place, recipient)
-            for place, recipient in enumerate(self._message.recipients)
-        ]
-        additions = self._additions
+        owners, additions = self._owners, self._additions
+        if len(self._views) > 1 or self._decided or self._holds or self._next_hops or self._junk:
+            recipients = [
+                self._decided.get(place) or self._delivered(place, recipient)
+                for place, recipient in enumerate(self._message.recipients)
+            ]
+        else:  # nearly always
+            recipients = [
+                RecipientVerdict(recipient, tenant=owners.get(place, ""))
+                for place, recipient in enumerate(self._message.recipients)
+            ]
         used = sorted(
             {0}
             | {recipient.content for recipient in recipients}
@@ -625,9 +633,6 @@ class Evaluation:
 
     def _delivered(self, place: int, recipient: str) -> RecipientVerdict:
         """Return the verdict about a recipient that no rule decided."""
-        tenant = self._owners.get(place, "")
-        if len(self._views) == 1 and not (self._holds or self._next_hops or self._junk):
-            return RecipientVerdict(recipient, tenant=tenant)  # nearly always the case
         hold, junk = self._holds.get(place), self._junk.get(place)
         by = junk or hold
         return RecipientVerdict(
@@ -637,7 +642,7 @@ class Evaluation:
             hold=hold,
             next_hop=self._next_hops.get(place, ""),
             junk=junk,
-            tenant=tenant,
+            tenant=self._owners.get(place, ""),
         )
 
     def _due(self, recipients: Sequence[RecipientVerdict]) -> Iterator[RateCharge]:

@@ -189,6 +189,8 @@ class RouteTable:
         return result if isinstance(result, RemoteRecipient) else None
 
     def _examine(self, address: str, reverse_path: str) -> RoutingResult:
+        if (leaving := self.leaving(address)) is not None:
+            return leaving
         address = self.target_of(address)
         domain = domain_of(address)
         if not domain:

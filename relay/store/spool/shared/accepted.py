@@ -234,9 +234,8 @@ def _first_claim(
 
 def _numbers(message: NewMessage) -> Iterator[int]:
     """Return the numbers after the last position, for recipients without a position."""
-    entries = (entry.recipients for entry in message.entries)
-    recipients = chain(message.final_recipients, *entries)
-    return count(1 + max((recipient.position for recipient in recipients), default=0))
+    recipients = chain(message.final_recipients, *[entry.recipients for entry in message.entries])
+    return count(1 + max([recipient.position for recipient in recipients], default=0))
 
 
 def _first_state(entry: NewEntry, captured: CapturedMail) -> RecipientState:

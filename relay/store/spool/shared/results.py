@@ -9,7 +9,7 @@ been delivered to its reverse-path. Its states and counters do not change.
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any, assert_never
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -39,6 +39,14 @@ from relay.store.spool.types import Claim, ClaimResult, CloudRequest, EntrySched
 
 _OWE = "UPDATE recipient SET owed_report = ? WHERE message_id = ? AND entry = ? AND number = ?"
 _END_WARNING = "UPDATE entry SET warn_us = NULL WHERE message_id = ? AND warn_us IS NOT NULL"
+_STATES: Mapping[type[Outcome], RecipientState] = {  # after an attempt
+    Delivered: RecipientState.DELIVERED,
+    Relayed: RecipientState.RELAYED,
+    Captured: RecipientState.CAPTURED,
+    Failed: RecipientState.FAILED,
+    Deferred: RecipientState.DEFERRED,
+    Indeterminate: RecipientState.DEFERRED,
+}
 _CLAIMS_MAX = 20  # of a recipient; the rest are counted in the last one
 _ROWS_MAX = 20_000  # recipients of all messages with one Message-ID, or one ENVID
 # The condition is a range with one name in it, so that only the index on the name has the order.
@@ -84,6 +92,7 @@ class ResultRows(Struct, frozen=True):
     # automatic reply "reply ID" and -number
     receipts: Mapping[str, tuple[int, ReceiptRequest]]
     held: str = ""  # why the relay holds the entry from now on
+    same: bool = False  # all recipients of the claim have the same state, status and reply
 
 
 class Recorded(Struct, frozen=True):
@@ -100,15 +109,15 @@ def result_rows(
     claim_result: ClaimResult, *, captured: CapturedMail, takes_receipts: bool
 ) -> ResultRows:
     """Return what to write. Raises ValueError for a transition that is not allowed."""
-    claim = claim_result.claim
+    claim, key = claim_result.claim, claim_result.claim.key
     changed: list[tuple[RecipientState, str, str, str, int, int]] = []
     receipts: dict[str, tuple[int, ReceiptRequest]] = {}
     for number, outcome in claim_result.outcomes.items():
-        state = _state_after(outcome)
+        state = _STATES[type(outcome)]
         if claim_result.held and state is RecipientState.DEFERRED:
             state = RecipientState.HELD
         evidence = outcome.evidence
-        changed.append((state, evidence.status, evidence.reply, *claim.key, number))
+        changed.append((state, evidence.status, evidence.reply, *key, number))
         if takes_receipts and evidence.receipt is not None:
             receipts.setdefault(evidence.graph_id, (number, evidence.receipt))
         if takes_receipts and evidence.owed_reply is not None:
@@ -116,8 +125,8 @@ def result_rows(
     for number, outcome in claim_result.expired.items():
         evidence = outcome.evidence
         state = RecipientState.EXPIRED
-        changed.append((state, evidence.status, evidence.reply, *claim.key, number))
-    for state, *_ in changed:  # both live states allow the same
+        changed.append((state, evidence.status, evidence.reply, *key, number))
+    for state in {row[0] for row in changed}:  # both live states allow the same
         check_transition(RecipientState.QUEUED, state)
     final = [state for state, *_ in changed if state in FINAL]
     is_finished = len(final) == len(claim.recipients) and not claim_result.goes_on
@@ -136,6 +145,7 @@ def result_rows(
         waiting=waiting,
         receipts=receipts,
         held=held,
+        same=len(changed) == len(claim.recipients) and len({row[:3] for row in changed}) == 1,
     )
 
 
@@ -144,7 +154,7 @@ def _waiting(
 ) -> tuple[RecipientState, EntrySchedule | None]:
     """Return the state of an entry that goes on, and when it is tried next."""
     claim, waiting = claim_result.claim, claim_result.waiting
-    if any(isinstance(outcome, Captured) for outcome in claim_result.outcomes.values()):
+    if Captured in map(type, claim_result.outcomes.values()):
         due_us = captured.due_us(claim.message.received_us)
         return RecipientState.CAPTURED, EntrySchedule(None, due_us, claim.priority)
     if claim_result.held:
@@ -240,22 +250,6 @@ def waiting_columns(waiting: EntrySchedule | None) -> tuple[Any, ...]:
         waiting.cause_attempts,
         waiting.warn_us,
     )
-
-
-def _state_after(outcome: Outcome) -> RecipientState:
-    match outcome:
-        case Delivered():
-            return RecipientState.DELIVERED
-        case Relayed():
-            return RecipientState.RELAYED
-        case Captured():
-            return RecipientState.CAPTURED
-        case Failed():
-            return RecipientState.FAILED
-        case Deferred() | Indeterminate():
-            return RecipientState.DEFERRED
-        case _:
-            assert_never(outcome)
 
 
 def join_report(

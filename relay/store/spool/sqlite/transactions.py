@@ -87,6 +87,10 @@ _ENTRY = (
     f" VALUES ({','.join('?' * len(ENTRY_COLUMNS))}, 0, {FIRST_EPOCH})"
 )
 _RECIPIENT = "INSERT INTO recipient VALUES (?,?,?,?,?,?,?,?,?,?,?,'')"
+_RECORD_ALL = (
+    "UPDATE recipient SET state = ?, status = ?, reply = ?"
+    f" WHERE state IN {LIVE_STATES} AND message_id = ? AND entry = ?"
+)
 _RELEASE = (
     "UPDATE entry SET claimed = 0, epoch = epoch + 1"
     " WHERE message_id = ? AND number = ? AND epoch = ? AND claimed = 1"
@@ -171,12 +175,10 @@ def record(
     rows = result_rows(claim_result, captured=captured, takes_receipts=now_us != NEVER_US)
     if not _leave(batch, claim_result, rows):
         return None
-    batch.execute_each(
-        "UPDATE recipient SET state = ?, status = ?, reply = ?"
-        " WHERE message_id = ? AND entry = ? AND number = ?"
-        f" AND state IN {LIVE_STATES}",
-        rows.recipients,
-    )
+    if rows.same:  # the claim has all that are live of its entry
+        batch.execute(_RECORD_ALL, rows.recipients[0][:-1])
+    else:
+        batch.execute_each(f"{_RECORD_ALL} AND number = ?", rows.recipients)
     unneeded = ""
     if rows.is_finished:
         unneeded = drop_content(batch, claim.message.id, claim.content_id)
