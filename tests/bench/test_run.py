@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from tests.bench.calls import WORKLOADS, measured
 from tests.bench.side_by_side import LATENCIES, PARTS, Found, lines, over_bounds
 from tests.bench.versions import Compared, Pair
 from tests.support.long_tests import long
@@ -81,6 +83,17 @@ def test_a_version_is_slower_if_the_median_and_the_lower_quartile_say_so(
 ) -> None:
     compared = Compared("small", [Pair(2.0, 2.0 * ratio) for ratio in ratios])
     assert compared.is_slower is is_slower
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="the SMTP sessions have no process of their own"
+)
+@each_row("name", list(WORKLOADS))
+def test_no_work_by_message_or_recipient_has_crept_in(name: str) -> None:
+    calls = measured(WORKLOADS[name], messages=40)
+    most = Counter(calls.loop).most_common(40)
+    assert calls.in_loop <= WORKLOADS[name].bound, "\n".join(f"{n:6} {what}" for what, n in most)
+    assert "relay/transport/ingress/acceptance.py: Acceptance.accept" in calls.loop
 
 
 HAS_KIT = (KIT / "compare.py").exists() and Path("/usr/sbin/smtp-source").exists()

@@ -180,10 +180,11 @@ class RouteTable:
 
     def _find_leaving(self, domain: str) -> RemoteRecipient | None:
         domain = domain_of(f"@{domain}")
-        is_special = not (domain and domain.isascii()) or domain == self._hostname
-        if is_special or self.is_local_domain(domain) or self._confinement is not None:
+        routes = self._routes_for(domain)
+        is_other = self._confinement is None and domain.isascii() and domain != self._hostname
+        if not (domain and is_other) or self.is_local_domain(domain):
             return None
-        if any(route.is_selective for route in self._routes_for(domain)):
+        if any(route.sender or route.recipient or route.is_graph for route in routes):
             return None
         result = self._examine_by_routes("", domain, "")
         return result if isinstance(result, RemoteRecipient) else None

@@ -198,11 +198,6 @@ class TableRoute:
     is_graph: bool  # Graph takes no mail with the null reverse-path
     logs_in_as_sender: bool  # its login is the address in MAIL
 
-    @property
-    def is_selective(self) -> bool:
-        """Whether it does not take all mail for its domain."""
-        return bool(self.sender or self.recipient) or self.is_graph or self.logs_in_as_sender
-
     def takes(self, address: str, reverse_path: str) -> bool:
         """Whether it takes mail with this reverse-path for an address of its domain."""
         is_of_sender = not self.sender or sender_matches(self.sender, reverse_path)

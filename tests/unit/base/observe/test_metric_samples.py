@@ -71,10 +71,8 @@ def test_the_hour_has_sixty_minutes_and_begins_again_when_the_wall_clock_jumps(w
 def test_delivery_times_of_a_minute_become_quantiles(watched):
     watched.metrics.delivery_seconds.observe(3000)
     watched.run(60)
-    for _ in range(90):
-        watched.metrics.delivery_seconds.observe(0.02)
-    for _ in range(10):
-        watched.metrics.delivery_seconds.observe(4)
+    watched.metrics.delivery_seconds.observe_times(0.02, 90)
+    watched.metrics.delivery_seconds.observe_times(4, 10)
     watched.metrics.commit_seconds.observe(0.002)
     watched.run(30)
     *_, before, last = watched.minutes()
@@ -82,6 +80,19 @@ def test_delivery_times_of_a_minute_become_quantiles(watched):
     assert 0.01 < quantile(0.5, last.delivery) < 0.025
     assert 2.5 < quantile(0.95, last.delivery) < 5
     assert 0.001 < quantile(1, last.commits) <= 0.0025
+
+
+def test_a_value_observed_several_times_counts_as_if_each_time_alone():
+    at_once, alone = Metrics(), Metrics()
+    for value, times in ((0, 1), (0.001, 3), (0.0011, 2), (60, 50), (3600, 1), (1e6, 2)):
+        at_once.delivery_seconds.observe_times(value, times)
+        for _ in range(times):
+            alone.delivery_seconds.observe(value)
+    texts = [metrics.exposition({}).decode().splitlines() for metrics in (at_once, alone)]
+    found, expected = ([line for line in text if "delivery_seconds_" in line] for text in texts)
+    assert [line for line in found if "_created" not in line] == [
+        line for line in expected if "_created" not in line
+    ]
 
 
 @each_row(

@@ -10,12 +10,19 @@ from relay.base.message.outcome import Reply
 from relay.delivery.smtp.client_protocol import REPLY_BYTES_MAX, REPLY_LINES_MAX, ReplyParser
 from tests.support.tables import each_row
 
-STREAM = b"250-mx.test\r\n250-SIZE 1\r\n250 HELP\r\n354 go\r\n550-5.1.1 no such\r\n550 5.1.1 user\r\n250\r\n"
+STREAM = (
+    b"250-mx.test\r\n250-SIZE 1\r\n250 HELP\r\n354 go\r\n550-5.1.1 no such\r\n550 5.1.1 user\r\n250\r\n"
+    b"250 ok\r\n250 ok\r\n250-2.1.5 more\r\n250 ok\r\n250 ok\r\n"
+)
 REPLIES = [
     Reply(250, "mx.test SIZE 1 HELP"),
     Reply(354, "go"),
     Reply(550, "5.1.1 no such user"),
     Reply(250, ""),
+    Reply(250, "ok"),
+    Reply(250, "ok"),
+    Reply(250, "2.1.5 more ok"),
+    Reply(250, "ok"),
 ]
 
 

@@ -8,7 +8,7 @@ import pytest
 from relay.base.accounts.account import Account
 from relay.base.message.nexthop import BY_RULE, CAPTURE, LOCAL, Destination, HopKind, NextHop
 from relay.base.message.tls_policy import TlsPolicy
-from relay.base.settings.tree import Route, RouteAuth
+from relay.base.settings.tree import SENDER, OwnDomain, Route, RouteAuth
 from relay.transport.routing.route_table import Confinement, RouteTable
 from relay.transport.routing.routes import Credentials, HopOptions
 from relay.transport.routing.routing_result import InvalidRecipient, LocalRecipient, RemoteRecipient
@@ -284,6 +284,45 @@ def test_a_route_may_be_for_one_address():
     for route, *local_parts in (["bob", "Bob", "bob+y"], ["bob+x", "bob+X"], ["others", "bobby"]):
         for one in local_parts:
             assert made.next_hop_for(f"{one}@A.test", "me@a.test").route == route
+
+
+DOMAINS = (
+    *("a.test", "A.Test", "sub.a.test", "bücher.test", "x\ufffd.test", "[192.0.2.1]", "[x]", ""),
+    *("example.test", "alias.test", "passed.test", "relay.test"),  # this host and its domains
+)
+LOCAL_PARTS = ("alice", "bob+x", "postmaster", "mailer-daemon", "vip")
+ADDRESSES = [f"{local_part}@{domain}" for local_part in LOCAL_PARTS for domain in DOMAINS]
+
+
+@each_row(
+    "domain, hop, options",
+    [
+        ("b.test", "mx", {}),
+        ("*.a.test", "smtp://h.test:25", {}),
+        ("*", "smtp://h.test:25", {}),
+        ("a.test", "hold", {}),
+        ("a.test", "reject:5.7.1 no", {}),
+        ("a.test", "local", {}),
+        ("", "smtp://h.test:25", {"recipient": "vip@a.test"}),
+        ("*", "smtp://h.test:25", {"sender": "*@s.test"}),
+        ("*", "graph://g.test:443", {"auth": RouteAuth("p@a.test", oauth="m365")}),
+        ("*", "smtp://h.test:25", {"auth": RouteAuth(SENDER, oauth="m365"), "sender": "*@s.test"}),
+    ],
+)
+def test_an_address_is_examined_by_itself_where_it_is_not_as_others_of_its_domain(
+    domain, hop, options
+):
+    route = Route(domain, hop, name="first", **options)
+    own = [OwnDomain("alias.test", alias_of="example.test"), OwnDomain("passed.test", "any")]
+    known, single = (
+        RouteTable([route], ["example.test", *own], Accounts(), hostname="relay.test")
+        for _ in range(2)
+    )
+    single.leaving = lambda _address: None
+    for sender in ("first@t.test", "me@s.test", ""):
+        for address in [*ADDRESSES, "postmaster"]:
+            expected = single.examine(address, sender)
+            assert known.examine(address, sender) == expected, (address, sender)
 
 
 def test_the_one_address_of_a_route_is_valid_in_an_own_domain():
