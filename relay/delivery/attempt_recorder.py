@@ -28,7 +28,6 @@ from msgspec.structs import replace
 from relay.base.clock import Clock
 from relay.base.message.content import LargeContent, UnreadableError, octets_in_blocks, octets_of
 from relay.base.message.envelope import Source
-from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import NextHop
 from relay.base.message.outcome import (
     INTERNAL_ERROR,
@@ -409,17 +408,14 @@ class AttemptRecorder:
         """
         qid, commit = claim.message.id, result.commit
         delay_s = (result.time.now_us - claim.message.received_us) / 1_000_000
-        counts: Counter[tuple[str, str | None]] = Counter()  # by name and class; None: no attempt
+        outcomes, counts = {**commit.expired, **commit.outcomes}, Counter[tuple[str, str]]()
         with ContainedErrors(_log, "internal error in logging an outcome", qid=qid):
             for recipient in claim.recipients:
-                if (outcome := commit.outcomes.get(recipient.id)) is not None:
-                    name = OUTCOME_NAMES[type(outcome)]
-                    counts[name, outcome.kind if isinstance(outcome, Deferred) else ""] += 1
-                elif (outcome := commit.expired.get(recipient.id)) is not None:
-                    name = str(RecipientState.EXPIRED)
-                    counts[name, None] += 1
-                else:
+                if (outcome := outcomes.get(recipient.id)) is None:
                     continue
+                is_expired = recipient.id in commit.expired
+                name = "expired" if is_expired else OUTCOME_NAMES[type(outcome)]
+                counts[name, outcome.kind if isinstance(outcome, Deferred) else ""] += 1
                 evidence = outcome.evidence
                 encoded = {"encoded": evidence.encoded} if evidence.encoded else {}
                 _log.info(
@@ -434,7 +430,7 @@ class AttemptRecorder:
                     **encoded,
                 )
         for (name, kind), count in counts.items():
-            if kind is not None:
+            if name != "expired":
                 self.metrics.attempts_by(name, kind).inc(count)
             if name in _FINAL_NAMES:
                 self.metrics.recipients_by(name).inc(count)

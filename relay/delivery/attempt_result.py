@@ -8,7 +8,6 @@ Times ending in `now_us` and `due_us` are queue time; `at_us` is wall time.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from types import NoneType
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -56,7 +55,7 @@ from relay.store.spool.types import (
 from relay.transport.routing.routes import Fallback
 
 _NO_REPLY = Evidence("", "")
-_PENDING = (Deferred, Indeterminate, NoneType)  # of a recipient that waits; None: not attempted
+_PENDING = Deferred | Indeterminate | None  # of a recipient that waits; None: not attempted
 _DETAIL_RECIPIENTS_MAX = 1000
 _REPLY_CHARACTERS_MAX = 500
 _NOT_ANSWERED = "it is not known whether Microsoft Graph has sent the message"
@@ -151,11 +150,7 @@ def result_of_attempt(
         ReportKind.UNKNOWN: unknown,
         **_successes(claim, outcomes, at_us=time.at_us),
     }
-    left = [
-        recipient
-        for recipient in claim.recipients
-        if isinstance(outcomes.get(recipient.id), _PENDING)
-    ]
+    left = [to for to in claim.recipients if isinstance(outcomes.get(to.id), _PENDING)]
     if not left:
         event = _attempt_event(claim, outcomes, time.at_us, lookup=lookup, took_s=took_s)
         return AttemptResult(_commit(claim, time, outcomes, event=event), time, kinds)

@@ -11,7 +11,6 @@ RFC 5321 4.1.1.3; RFC 3461 4.1 (NOTIFY); docs/design.md 1.
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
-from operator import attrgetter
 from typing import assert_never
 
 from msgspec import Struct
@@ -48,7 +47,6 @@ from relay.transport.routing.routing_result import (
 from relay.transport.signing.signer import SignedContents
 
 _NEVER = frozenset({Notify.NEVER})
-_next_hop = attrgetter("next_hop")
 _NAMED_MAX = 100  # addresses per next hop in an event, to bound its size
 _Key = tuple[NextHop, int, EntryExtra]  # next hop, content and extra fields of an entry
 _Copy = tuple[str, str, str]  # a copy that a rule adds: the rule, the tenant, the address
@@ -252,10 +250,9 @@ def examined_recipients(
 
 def has_answers(examinations: Sequence[RoutingResult]) -> bool:
     """Return whether a recipient is one to which only answers to reports are written."""
-    for route in examinations:  # faster than a generator
-        if not isinstance(route, InvalidRecipient) and route.is_answer:
-            return True
-    return False
+    return any(
+        not isinstance(route, InvalidRecipient) and route.is_answer for route in examinations
+    )
 
 
 def as_valid(
@@ -274,7 +271,7 @@ def with_next_hops(
     chosen: Callable[[str, str, LocalRecipient | RemoteRecipient], RoutingResult],
 ) -> Sequence[RoutingResult]:
     """Return the examinations, with the next hops that rules chose; `chosen` examines these."""
-    if not any(map(_next_hop, verdict.recipients)):  # nearly always
+    if not any(recipient.next_hop for recipient in verdict.recipients):  # nearly always
         return examinations
     verdicts = iter(verdict.recipients)
     return [

@@ -149,14 +149,12 @@ class Forwarder(Struct, frozen=True):
         `forwarded_by` is the alias that led to the address, or "".
         """
         route = self._srs_fault(address, reverse_path) or self.router.examine(address, reverse_path)
-        if not forwarded_by or not isinstance(route, RemoteRecipient):
-            return route
-        return replace(route, is_answer=True) if self.router.is_daemon(forwarded_by) else route
+        is_answer = isinstance(route, RemoteRecipient) and self.router.is_daemon(forwarded_by)
+        return replace(route, is_answer=True) if is_answer else route
 
     def find(self, address: str, reverse_path: str) -> Expansion | RoutingResult:
         """Return the expansion of an address, or its route if there is none."""
-        table = self if self._is_own_srs(address) else self.router
-        return table.expand(address, reverse_path) or table.examine(address, reverse_path)
+        return self.expand(address, reverse_path) or self.examine(address, reverse_path)
 
     def examiner(
         self, reverse_path: str, header: Header, *, trusted: bool
@@ -166,21 +164,18 @@ class Forwarder(Struct, frozen=True):
         A copy of a stranger's mail with a local domain in From is rejected. Operators' holds are of
         domains too, so what leaves is examined once for each domain.
         """
-        lends: list[bool] = []  # once it is known
+        lends = cache(lambda: self._may_be_ours(header))
         known: dict[str, RoutingResult] = {}  # by "@domain"
 
         def examine(address: str, forwarded_by: str, is_copy: bool) -> RoutingResult:
-            domain = address[address.rfind("@") :]
-            if not (forwarded_by or is_copy) and domain in known:
+            domain = "" if forwarded_by or is_copy else address[address.rfind("@") :]
+            if domain in known:
                 return known[domain]
             route = self.examine(address, reverse_path, forwarded_by=forwarded_by)
-            if not (forwarded_by or is_copy) and self.router.leaving(address) is not None:
+            if domain and self.router.leaving(address) is not None:
                 known[domain] = route
-            if not is_copy or not self._may_lend(route, trusted=trusted):
-                return route
-            if not lends:
-                lends.append(self._may_be_ours(header))
-            return LENDS if lends[0] else route
+            is_lent = is_copy and self._may_lend(route, trusted=trusted) and lends()
+            return LENDS if is_lent else route
 
         return examine
 

@@ -214,9 +214,7 @@ class Evaluation:
         self._index = scope.rules.index
         self._candidates = bytearray()
         # the places of those views whose contents the rules see
-        self._seen = [0]
-        if len(self._views) > 1:
-            self._seen = sorted({self._content_of(place) for place in places_of(recipients)})
+        self._seen = [at for at, having in enumerate(self._having) if having & recipients]
         for at in self._seen:
             view = self._views[at] = self._view(self._views[at].content, like=self._views[at])
             self._note_candidates(view)
@@ -327,15 +325,11 @@ class Evaluation:
 
     def verdict(self) -> Verdict:
         """Return the verdict, with only the contents that a recipient gets, and the original."""
-        owners, additions = self._owners, self._additions
-        if len(self._views) > 1 or self._decided or self._holds or self._next_hops or self._junk:
+        recipients, additions = [*map(RecipientVerdict, self._message.recipients)], self._additions
+        changes = (self._decided, self._holds, self._next_hops, self._junk, self._owners)
+        if len(self._views) > 1 or any(changes):  # nearly never
             recipients = [
                 self._decided.get(place) or self._delivered(place, recipient)
-                for place, recipient in enumerate(self._message.recipients)
-            ]
-        else:  # nearly always
-            recipients = [
-                RecipientVerdict(recipient, tenant=owners.get(place, ""))
                 for place, recipient in enumerate(self._message.recipients)
             ]
         used = sorted(

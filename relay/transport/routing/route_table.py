@@ -180,10 +180,10 @@ class RouteTable:
 
     def _find_leaving(self, domain: str) -> RemoteRecipient | None:
         domain = domain_of(f"@{domain}")
-        routes = self._routes_for(domain)
-        is_other = self._confinement is None and domain.isascii() and domain != self._hostname
-        if not (domain and is_other) or self.is_local_domain(domain):
+        is_own = domain in ("", self._hostname) or self.is_local_domain(domain)
+        if is_own or not domain.isascii() or self._confinement is not None:
             return None
+        routes = self._routes_for(domain)
         if any(route.sender or route.recipient or route.is_graph for route in routes):
             return None
         result = self._examine_by_routes("", domain, "")
@@ -226,8 +226,6 @@ class RouteTable:
                 return self._examine_local(address)
             mx = _examine_mx(address, domain)
             return mx if own is None else self._passed_on(address, own, mx)
-        if route.result is not None and own is None and not route.logs_in_as_sender:
-            return route.result  # most mail that leaves
         match route.action:
             case HoldMail():
                 result = self._examine_by_routes(address, domain, reverse_path, after=route.number)

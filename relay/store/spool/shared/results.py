@@ -92,7 +92,6 @@ class ResultRows(Struct, frozen=True):
     # automatic reply "reply ID" and -number
     receipts: Mapping[str, tuple[int, ReceiptRequest]]
     held: str = ""  # why the relay holds the entry from now on
-    same: bool = False  # all recipients of the claim have the same state, status and reply
 
 
 class Recorded(Struct, frozen=True):
@@ -145,7 +144,6 @@ def result_rows(
         waiting=waiting,
         receipts=receipts,
         held=held,
-        same=len(changed) == len(claim.recipients) and len({row[:3] for row in changed}) == 1,
     )
 
 

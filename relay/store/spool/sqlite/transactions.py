@@ -175,7 +175,8 @@ def record(
     rows = result_rows(claim_result, captured=captured, takes_receipts=now_us != NEVER_US)
     if not _leave(batch, claim_result, rows):
         return None
-    if rows.same:  # the claim has all that are live of its entry
+    is_for_all = len(rows.recipients) == len(claim.recipients)  # the claim has all live ones
+    if is_for_all and len({row[:-1] for row in rows.recipients}) == 1:
         batch.execute(_RECORD_ALL, rows.recipients[0][:-1])
     else:
         batch.execute_each(f"{_RECORD_ALL} AND number = ?", rows.recipients)
