@@ -168,7 +168,7 @@ class Forwarder(Struct, frozen=True):
         known: dict[str, RoutingResult] = {}  # by "@domain"
 
         def examine(address: str, forwarded_by: str, is_copy: bool) -> RoutingResult:
-            domain = "" if forwarded_by or is_copy else address[address.rfind("@") :]
+            domain = "" if is_copy else address[address.rfind("@") :]
             if domain in known:
                 return known[domain]
             route = self.examine(address, reverse_path, forwarded_by=forwarded_by)

@@ -6,7 +6,13 @@ from relay.base.accounts.account import AliasTarget, Expansion
 from relay.base.message.envelope import ForwardPath
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import HopKind, NextHop
-from relay.base.message.verdict import AddedRecipient, RecipientVerdict, Verdict, VerdictAction
+from relay.base.message.verdict import (
+    AddedRecipient,
+    Hold,
+    RecipientVerdict,
+    Verdict,
+    VerdictAction,
+)
 from relay.store.spool.types import NO_EXTRA, EntryExtra
 from relay.transport.ingress.fanout import fan_out, with_next_hops
 from relay.transport.ingress.forwarding import expand_recipients
@@ -94,6 +100,30 @@ def test_what_a_rule_sends_elsewhere_has_an_entry_with_a_chosen_next_hop():
         ("u@bad.test", RecipientState.FAILED, "5.1.1"),
         ("d@b.test", RecipientState.DISCARDED, ""),
     ]
+
+
+def test_what_a_rule_holds_has_an_entry_beside_the_others_of_its_route():
+    route, hold = RemoteRecipient(MX_B), Hold("why", "rule")
+    verdicts = [
+        keep("a@b.test"),
+        RecipientVerdict("b@b.test", hold=hold),
+        keep("c@b.test", content=1),
+        RecipientVerdict("d@b.test", junk=hold),
+        keep("e@b.test"),
+    ]
+    result = fan_out(
+        expand_recipients([ForwardPath(each.address) for each in verdicts], no_alias),
+        [route] * len(verdicts),
+        Verdict(tuple(verdicts), (), CONTENTS, ()),
+        examine=examine,
+        expand=no_alias,
+        sender_of=lambda *_: "",
+    )
+    found = [
+        (entry.extra.rule, "".join(each.path.address[0] for each in entry.recipients))
+        for entry in result.entries
+    ]
+    assert found == [("", "ae"), ("rule", "bd"), ("", "c")]
 
 
 @pytest.mark.parametrize("address", ["member@b.test", "member@here.test"])

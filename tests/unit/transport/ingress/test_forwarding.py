@@ -91,6 +91,17 @@ async def test_the_null_sender_and_a_local_one_of_a_trusted_client_stay(sender):
     assert not message.events[0].detail.senders
 
 
+async def test_a_copy_is_examined_by_itself_beside_other_mail_for_its_domain():
+    relay, named = relay_with(), ("z@b.test", "away@example.test")
+    message = await accepted(relay, *named)
+    assert {one.extra.sender: copies_of(message)[at] for at, one in enumerate(message.entries)} == {
+        "": "mx:b.test: z@b.test",
+        srs(relay): "mx:b.test by away@example.test: x@b.test",
+    }
+    message = await accepted(relay, *named, content=b"From: alice@example.test\r\n\r\ntext\r\n")
+    assert copies_of(message) == ["mx:b.test: z@b.test"]
+
+
 async def test_a_local_sender_that_a_stranger_names_is_rewritten():
     relay = relay_with()
     message = await accepted(relay, "away@example.test", sender="alice@example.test")
