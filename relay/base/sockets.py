@@ -124,7 +124,7 @@ def open_listener(address: Address, *, backlog: int, mode: int = OWNER_ONLY) -> 
         is_lookup = isinstance(error, socket.gaierror)  # whose numbers are not those of errno
         reason = error.strerror if is_lookup or not error.errno else os.strerror(error.errno)
         if error.errno == errno.EADDRINUSE and not address.path:
-            reason = f"{reason} by {_process_at(address)}"
+            reason = f"{reason} by {process_at(address)}"
         kind = FileExistsError if isinstance(error, FileExistsError) else OSError
         shown_address = f"systemd:{address.systemd}" if address.systemd else str(address)
         text = f"cannot listen on {shown_address}: {reason or error}"
@@ -132,7 +132,27 @@ def open_listener(address: Address, *, backlog: int, mode: int = OWNER_ONLY) -> 
     return Listener(dataclasses.replace(address, port=_port(sockets[0])), tuple(sockets))
 
 
-def _process_at(address: Address) -> str:
+def bind_error(family: int, place: tuple[Any, ...]) -> int:
+    """Bind as the servers do, without listening; return the errno, 0 on success."""
+    try:
+        _bound(family, place).close()
+    except OSError as error:
+        return error.errno or errno.EINVAL
+    return 0
+
+
+def user_of(address: Address) -> str:
+    """Return who listens at a TCP address, as process_at() does; "" if this process can."""
+    if address.path or address.systemd or not address.port:
+        return ""
+    with suppress(OSError, UnicodeError):  # not an address: the start reports it
+        for family, _, _, _, place in places_of(address):
+            if bind_error(family, place) == errno.EADDRINUSE:
+                return process_at(address)
+    return ""
+
+
+def process_at(address: Address) -> str:
     """Return who listens there as "NAME (pid N)", or "another program" if the system hides it."""
     with suppress(OSError):
         own = socket.inet_aton(address.host)[::-1].hex().upper().strip("0")
@@ -224,9 +244,7 @@ def _reserved(address: Address, kind: socket.SocketKind) -> socket.socket:
 
 def _tcp_sockets(address: Address, backlog: int) -> list[socket.socket]:
     """Return a socket for each address of the host; those that the machine lacks are left out."""
-    places = socket.getaddrinfo(
-        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
+    places = places_of(address)
     sockets: list[socket.socket] = []
     lacking = None
     try:
@@ -249,7 +267,25 @@ def _tcp_sockets(address: Address, backlog: int) -> list[socket.socket]:
     return sockets
 
 
+def places_of(address: Address) -> list[tuple[int, int, int, str, tuple[Any, ...]]]:
+    """Return what getaddrinfo(3) does, to listen there."""
+    return socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+
+
 def _tcp_socket(family: int, place: tuple[object, ...], backlog: int) -> socket.socket:
+    made = _bound(family, place)
+    try:
+        made.listen(backlog)  # now, so that a port in use is detected before services start
+        made.setblocking(False)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def _bound(family: int, place: tuple[object, ...]) -> socket.socket:
     # with IPPROTO_TCP: asyncio sets TCP_NODELAY only then, and responses would wait 40 ms
     made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
@@ -257,8 +293,6 @@ def _tcp_socket(family: int, place: tuple[object, ...], backlog: int) -> socket.
         if family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         made.bind(place)
-        made.listen(backlog)  # now, so that a port in use is detected before services start
-        made.setblocking(False)
     except OSError:
         made.close()
         raise

@@ -3,8 +3,10 @@
 import asyncio
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,6 +55,27 @@ def test_without_a_watchdog_for_this_process_there_are_no_signs(manager, serve) 
         assert manager.hears_no_life()
         assert relay.stop() == 0
     assert "WATCHDOG=1" not in manager.heard
+
+
+def test_a_port_in_use_is_waited_for_before_anything_is_opened(manager) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        listens = {"observe": {"metrics": address}}
+        relay = RelayProcess(config=listens, environment=manager.environment)
+        try:
+            relay.start(wait=False)
+            program = f"{Path('/proc/self/comm').read_text().strip()} (pid {os.getpid()})"
+            in_use = f"{address} is in use by {program}"
+            assert manager.listen() == [f"STATUS=waiting: {in_use}"]
+            relay.process.send_signal(signal.SIGHUP)
+            assert manager.listen() == [f"STATUS=waiting: {in_use}"]
+            assert list((relay.folder / "state").iterdir()) == []
+            other.close()
+            manager.until("READY=1")
+            assert relay.stop() == 0
+            assert (relay.folder / "relay.log").read_text().count(in_use) == 1
+        finally:
+            relay.close()
 
 
 def test_a_full_disk_is_no_reason_for_a_restart(manager) -> None:

@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from relay.base.accounts.account import DEAD_LETTER
-from relay.base.clock import wall_offset_us
+from relay.base.clock import Clock, wall_offset_us
 from relay.base.observe.logs import get_logger
 from relay.base.pauses import Paused
 from relay.base.process_limits import limit_malloc_retention, tune_garbage_collector
+from relay.base.settings.tree import Settings
+from relay.base.sockets import user_of
 from relay.base.task_set import TaskSet
 from relay.front_door.api import EventStreams
 from relay.front_door.http.http_server import HttpServer
@@ -64,6 +66,8 @@ _log = get_logger("app")
 _HTTP_GRACE_S = 2.0
 _MANAGER_S = 1.0  # the service manager may not read, and its socket buffer is small
 _SIGNS_PER_WATCHDOG = 4  # WATCHDOG=1 sent in the time that the service manager waits for one
+_PORT_RETRY_S = 10.0  # while another program has a port
+_TRIES_PER_LOG = 360  # an hour
 _STOPPING = "stopping"
 
 
@@ -277,6 +281,26 @@ def notify_manager(notify_socket: str, *states: str) -> None:
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.settimeout(_MANAGER_S)
         sock.sendto("\n".join(states).encode(), address)
+
+
+async def wait_for_ports(settings: Settings, clock: Clock, *, notify_socket: str) -> None:
+    """Wait until no other program listens at an address of `settings`. Call it before anything is
+    opened. Without a service manager it returns at once: the start reports the port.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing to reload yet, and it would end this
+    metrics = [settings.observe.metrics] if settings.observe.metrics else []
+    listeners = [*settings.http.listen, *metrics, *(smtp.listen for smtp in settings.smtp)]
+    tries = 0
+    while notify_socket and (
+        users := [
+            f"{address} is in use by {user}" for address in listeners if (user := user_of(address))
+        ]
+    ):
+        notify_manager(notify_socket, f"STATUS=waiting: {', '.join(users)}")
+        if tries % _TRIES_PER_LOG == 0:
+            _log.warning("a port is in use: it is tried again every 10 s", ports=", ".join(users))
+        tries += 1
+        await clock.sleep(_PORT_RETRY_S)
 
 
 class BrokenRelayError(Exception):

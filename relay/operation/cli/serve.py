@@ -1,6 +1,7 @@
 """`relay serve`: load the configuration, compose the daemon, run it.
 
-Exits 78 for a configuration or a state_dir that cannot be used, 69 for a port in use.
+Exits 78 for a configuration or a state_dir that cannot be used, 69 for a port in use: a service
+manager's waits for that one.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from relay.base.settings.tree import NodeRole, Settings
 from relay.operation.app.compose import compose
 from relay.operation.app.configuration import ActiveConfiguration
 from relay.operation.app.daemon import serve as run
+from relay.operation.app.daemon import wait_for_ports
 from relay.operation.app.foundation import RelayDependencies
 from relay.operation.app.pressure_monitor import raise_open_files_limit
 from relay.operation.app.state_dir import foreign_state, unusable_state
@@ -76,11 +78,12 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
 
     async def serve_until_stopped() -> None:
         raise_open_files_limit()
+        notify, watchdog_s = environment.notify_socket, environment.watchdog_s
+        await wait_for_ports(settings, clock, notify_socket=notify)
         try:
             daemon = compose(settings, sources)
         except ValueError as error:
             raise CommandError(ExitCode.CONFIGURATION, f"{file}: {error}") from None
-        notify, watchdog_s = environment.notify_socket, environment.watchdog_s
         try:
             await run(daemon, notify_socket=notify, watchdog_s=watchdog_s, ready_file=ready_file)
         except ForeignRootError as error:

@@ -8,10 +8,9 @@ import errno
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from msgspec import Struct
 
@@ -22,7 +21,7 @@ from relay.base.settings.document import Document, Fault
 from relay.base.settings.tree import OwnDomain, Settings
 from relay.base.settings.validation import as_fallback, domain_matches, host_of, name_of
 from relay.base.socket_address import Address
-from relay.base.sockets import LACKING_ADDRESS
+from relay.base.sockets import LACKING_ADDRESS, bind_error, places_of, process_at
 from relay.operation.app.state_dir import is_running
 from relay.operation.app.tenant_sets import load_set
 from relay.operation.app.transport import resolver_of, why_in_process
@@ -72,22 +71,18 @@ def port_fault(address: Address, run_dir: Path) -> str:
     if not address.port:
         return ""
     try:
-        places = socket.getaddrinfo(
-            address.host,
-            address.port,
-            type=socket.SOCK_STREAM,
-            flags=socket.AI_PASSIVE,
-        )
+        places = places_of(address)
     except (OSError, UnicodeError):
         return "an address of this machine, or a name that has one"
     lacking = []
     for family, _, _, _, place in places:
-        error = _bind_error(family, place)
-        if error == errno.EADDRINUSE:
-            if is_running(run_dir):
-                continue
-            hint = f"`ss -Hltnp 'sport = :{address.port}'` as root shows which"
-            return f"a free address: another program listens there ({hint})"
+        with _as_root():
+            error = bind_error(family, place)
+            program = process_at(address) if error == errno.EADDRINUSE else ""
+        if program and is_running(run_dir):
+            continue
+        if program:
+            return f"a free address: {program} listens there"
         if error in (errno.EACCES, errno.EPERM):
             return (
                 "a port that this user may bind: a port below 1024 needs the capability "
@@ -102,23 +97,18 @@ def port_fault(address: Address, run_dir: Path) -> str:
     return ""
 
 
-def _bind_error(family: int, place: Any) -> int:
-    """Bind as the servers do, without listening; return the errno, 0 on success."""
+@contextmanager
+def _as_root() -> Iterator[None]:
+    """Run the block with the rights of root, if this process has them: the unit of the service
+    allows it to bind any port.
+    """
+    user = os.geteuid()
+    if os.getuid() == 0:
+        os.seteuid(0)
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            user = os.geteuid()
-            if os.getuid() == 0:  # the unit of the service allows it to bind any port
-                os.seteuid(0)
-            try:
-                probe.bind(place)
-            finally:
-                os.seteuid(user)
-    except OSError as error:
-        return 0 if error.errno == errno.EAFNOSUPPORT else error.errno or errno.EINVAL
-    return 0
+        yield
+    finally:
+        os.seteuid(user)
 
 
 def _unix_fault(path: Path, run_dir: Path) -> str:

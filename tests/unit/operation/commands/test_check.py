@@ -8,6 +8,7 @@ import ssl
 import time
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -435,7 +436,8 @@ def taken():
 )
 def test_a_port_that_another_program_has_is_a_fault(files, taken, old, new, key):
     faults = files.faults(CONFIG.replace(old, new.format(taken)))
-    expected = f'found "{taken}", expected a free address: another program listens there'
+    this = f"{Path('/proc/self/comm').read_text().strip()} (pid {os.getpid()})"
+    expected = f'found "{taken}", expected a free address: {this} listens there'
     ((what, text),) = faults
     assert what == "listeners"
     assert text.startswith(f"{files.folder}/relay.toml{key}: {expected}")
@@ -868,7 +870,7 @@ def test_a_certificate_of_the_future_is_a_fault(authority):
 
 
 def test_a_port_that_this_user_may_not_bind_is_a_fault(files, monkeypatch):
-    monkeypatch.setattr(check_network, "_bind_error", lambda *_: errno.EACCES)  # root may bind all
+    monkeypatch.setattr(check_network, "bind_error", lambda *_: errno.EACCES)  # root may bind all
     ((what, text),) = files.faults(CONFIG.replace(":0", ":25"))
     assert what == "listeners"
     assert 'http.listen[0]: found "127.0.0.1:25", expected a port that this user may bind' in text
