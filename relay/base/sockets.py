@@ -267,7 +267,7 @@ def _tcp_sockets(address: Address, backlog: int) -> list[socket.socket]:
     return sockets
 
 
-def places_of(address: Address) -> list[tuple[int, int, int, str, tuple[Any, ...]]]:
+def places_of(address: Address) -> Sequence[tuple[int, int, int, str, tuple[Any, ...]]]:
     """Return what getaddrinfo(3) does, to listen there."""
     return socket.getaddrinfo(
         address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -617,6 +617,9 @@ def test_the_configuration_is_restored_as_well(tmp_path: Path, serve) -> None:
     dkim = f'[[dkim]]\ndomain = "a.test"\nselector = "s1"\nkey = "{key}"\n'
     own = '[[domain]]\nname = "c.test"\nrecipients = "file:people"\n'
     (home / "people").write_text("ann@c.test\n")
+    text = text.replace("[policy]", f'[policy]\nshipped = "{(shipped := tmp_path / "shipped")}"', 1)
+    shipped.mkdir()
+    (shipped / "20-shipped.toml").touch()
     (home / "relay.toml").write_text(text + route + auth + dkim + own)
 
     def run(*words: str) -> "subprocess.CompletedProcess[str]":
@@ -625,7 +628,12 @@ def test_the_configuration_is_restored_as_well(tmp_path: Path, serve) -> None:
 
     made = run("backup", str(tmp_path / "copy"), "--config", str(home / "relay.toml"))
     assert made.returncode == OK, made.stderr
+    assert list((tmp_path / "copy").rglob("20-shipped.toml")) == []
     shutil.rmtree(home)
+    shipped.rename(tmp_path / "away")
+    done = run("restore", str(tmp_path / "copy"))
+    assert (done.returncode, "policy.shipped: found" in done.stderr) == (CONFIGURATION, True), done
+    (tmp_path / "away").rename(shipped)
     done = run("restore", str(tmp_path / "copy"), "--json")
     assert done.returncode == OK, done.stderr
     assert json.loads(done.stdout)["kept"] == []

@@ -397,6 +397,8 @@ class PolicySettings:
     """The mail-flow rules."""
 
     directory: Path = field(default=Path("policies"), metadata=RELOADED)
+    # its files are read too, unless `directory` has one of the same name
+    shipped: Path | None = field(default=None, metadata=RELOADED)
     # entries that rules hold; then 452
     held_max: Annotated[int, Between(0, 10_000_000)] = field(default=10_000, metadata=RELOADED)
 

@@ -31,6 +31,7 @@ from relay.base.settings.tree import (
     OAuthClient,
     ObserveSettings,
     OwnDomain,
+    PolicySettings,
     ReportsSettings,
     Route,
     SendmailSettings,
@@ -93,6 +94,8 @@ def check_together(read: Sequence[tuple[KeyPath, object]], top: Mapping[str, Any
                 yield (*path, "retry"), "a list of at least one duration"
             case DeliverySettings(mta_sts_ca=Path() as file):
                 yield from _authorities((*path, "mta_sts_ca"), file)
+            case PolicySettings(shipped=Path() as folder) if not _is_directory(folder):
+                yield (*path, "shipped"), "the path of an existing directory"
             case ReportsSettings(templates=Path() as folder) if not _is_directory(folder):
                 yield (*path, "templates"), "the path of an existing directory"
             case Route():

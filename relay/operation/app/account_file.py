@@ -30,7 +30,8 @@ def _reader(settings: Settings) -> ReadWriters:
     from relay.transport.policy.conditions import SenderCondition  # noqa: PLC0415 -- slow
     from relay.transport.policy.groups import group_files, read_groups  # noqa: PLC0415 -- slow
 
-    groups, _ = read_groups(group_files(settings.policy.directory, []), [])
+    policy = settings.policy
+    groups, _ = read_groups(group_files(policy.directory, [], shipped=policy.shipped), [])
     tenants = book_of(((tenant, None) for tenant in settings.tenant), settings)
 
     def read(writers: tuple[str, ...] | str, alias: str, reports: bool) -> Writers:

@@ -246,6 +246,7 @@ def load_set(
             config=config,
             tenant=tenant,
             routes=next_hops_by_name(settings.route),
+            shipped=None if tenant else settings.policy.shipped,
         )
         examine(rules)
     except PolicyError:

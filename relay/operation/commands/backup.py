@@ -508,7 +508,7 @@ def _named_paths(settings: Settings, config: Document, environ: Mapping[str, str
         with suppress(FileNotFoundError):
             text = file.read_text("utf-8", "replace")
             named_paths |= set(referenced_files(text, base=file.parent))
-    named_paths -= {settings.state_dir, settings.mailboxes.root}
+    named_paths -= {settings.state_dir, settings.mailboxes.root, settings.policy.shipped}
     if (sendmail := settings.sendmail) is not None:  # mail that passes is not copied
         named_paths -= {sendmail.socket, sendmail.drop}
     named_paths |= {inner for path in named_paths if path.is_dir() for inner in path.rglob("*")}

@@ -316,7 +316,8 @@ def _policies(settings: Settings, file: Path, table: RouteTable | None) -> Itera
         for warning in (*rules.warnings, *unmatched):
             yield CheckFinding("policy", CheckResult.WARNING, warning)
     files = sum(len(rules.files) for _, rules in sets)
-    text = f"{files} files in {settings.policy.directory}, tests pass"
+    folders = [str(path) for path in (settings.policy.directory, settings.policy.shipped) if path]
+    text = f"{files} files in {named(folders)}, tests pass"
     text += f"; of {counted(len(sets) - 1, 'tenant')} too" if len(sets) > 1 else ""
     yield CheckFinding("policy", CheckResult.OK, text)
 

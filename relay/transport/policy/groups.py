@@ -22,13 +22,13 @@ GROUP_LINES_MAX = 10_000
 _name = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def visible_files(directory: Path, suffix: str) -> tuple[Path, ...]:
-    """Return the files with a suffix in the order of their names, without hidden ones.
-
-    Raises OSError.
+def visible_files(suffix: str, *directories: Path) -> tuple[Path, ...]:
+    """Return the files with a suffix in the order of their names, without hidden ones. A file
+    replaces that of the same name in the directories before. Raises OSError.
     """
-    files = (path for path in directory.iterdir() if path.suffix == suffix)
-    return tuple(sorted(path for path in files if not path.name.startswith(".")))
+    paths = (path for directory in directories for path in directory.iterdir())
+    files = {path.name: path for path in paths if path.suffix == suffix}
+    return tuple(files[name] for name in sorted(files) if not name.startswith("."))
 
 
 def other_directories(directory: Path, *known: str) -> tuple[Path, ...]:
@@ -51,13 +51,16 @@ def is_inside(path: Path, directory: Path) -> bool:
         return False
 
 
-def group_files(directory: Path, faults: list[Fault]) -> tuple[Path, ...]:
-    """Return the files of the groups in the policy directory, in the order of their names."""
+def group_files(
+    directory: Path, faults: list[Fault], *, shipped: Path | None = None
+) -> tuple[Path, ...]:
+    """Return the files of the groups in the policy directory, and of those that are shipped, in the
+    order of their names.
+    """
     folder = directory / GROUPS_DIRECTORY
+    folders = [shipped / GROUPS_DIRECTORY, folder] if shipped else [folder]
     try:
-        files = visible_files(folder, ".txt")
-    except FileNotFoundError:
-        return ()
+        files = visible_files(".txt", *(path for path in folders if path.exists()))
     except OSError as error:
         reason = error.strerror or type(error).__name__
         faults.append(Fault(folder, 0, "", f"found no folder ({reason}), expected one of groups"))

@@ -324,16 +324,23 @@ def load_rules(
     loaded: str = "",
     config: Path | None = None,
     tenant: Tenant | None = None,
+    shipped: Path | None = None,
 ) -> RuleSet:
     """Return the rules of `directory` if all tests pass; an empty folder is a valid rule set.
 
     `local_domains` are the configured domains, for tests that name no others; tests of a tenant use
     its domains. `routes` has the next hop of each configured route by its name. If it is None,
     nothing is checked that depends on the configuration. `loaded` is the time now (RFC 3339), for
-    journeys; `config` is the file that names `directory`. Raises PolicyError.
+    journeys; `config` is the file that names `directory`. Files of `shipped` are read too, unless
+    `directory` has one of the same name. Raises PolicyError.
     """
     rules = read_rules(
-        directory, local_domains=local_domains, routes=routes, config=config, tenant=tenant
+        directory,
+        local_domains=local_domains,
+        routes=routes,
+        config=config,
+        tenant=tenant,
+        shipped=shipped,
     )
     local = local_domains if tenant is None else tenant.domains
     until_s = _clock.real_s() + TENANT_TESTS_S_MAX if tenant else math.inf
@@ -415,6 +422,7 @@ def read_rules(
     config: Path | None = None,
     tenant: Tenant | None = None,
     with_tests: bool = True,
+    shipped: Path | None = None,
 ) -> RuleSet:
     """Return the rules as load_rules() does, without running their tests. Raises PolicyError."""
     faults: list[Fault] = []
@@ -424,8 +432,8 @@ def read_rules(
     incomplete: dict[str, str] = {}  # the warning about each rule that lacks a group
     prefix = f"{tenant.name}/" if tenant else ""
     home = directory.parent.resolve() / directory.name if tenant else None
-    files = _files(directory, config, tenant=tenant)
-    group_list = group_files(directory, faults)
+    files = _files(directory, config, tenant=tenant, shipped=shipped)
+    group_list = group_files(directory, faults, shipped=shipped)
     if home is not None:
         faults += _faults_of_home(home, files, group_list)
     groups, group_text = read_groups(group_list, faults)
@@ -540,11 +548,13 @@ def _too_many_patterns(rules: Iterable[Rule]) -> Iterator[Fault]:
                 yield Fault(rule.file, rule.line, f'rule "{rule.name}"', message)
 
 
-def _files(directory: Path, config: Path | None, *, tenant: Tenant | None) -> tuple[Path, ...]:
+def _files(
+    directory: Path, config: Path | None, *, tenant: Tenant | None, shipped: Path | None
+) -> tuple[Path, ...]:
     """Return the rule files in the order of their names. `config` is the file that names them."""
     key = ("policy", "directory")
     try:
-        files = visible_files(directory, ".toml")
+        files = visible_files(".toml", *([shipped] if shipped else []), directory)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         text = f"found no folder of rules {directory} ({reason}), expected one; it may be empty"

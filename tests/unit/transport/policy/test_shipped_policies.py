@@ -61,11 +61,25 @@ def test_the_tests_of_all_pass_whichever_rules_are_enforced(names):
 
 
 def test_no_rule_of_the_administrator_fails_their_tests(tmp_path):
-    shutil.copytree(shipped("policies"), tmp_path, dirs_exist_ok=True)
     mine = '[[rule]]\nname = "mine"\nwhen = { sender = "*" }\nthen = [ { reject = "5.7.1 no" } ]\n'
     (tmp_path / "05-mine.toml").write_text(mine)
-    names = [each.name for each in load_rules(tmp_path).rules]
-    assert names == ["mine", *NAMES]
+    rules = load_rules(tmp_path, shipped=shipped("policies"))
+    assert [each.name for each in rules.rules] == ["mine", *NAMES]
+    assert all(test.is_alone for test in rules.tests)
+
+
+def test_a_file_of_the_administrator_replaces_the_shipped_one_and_an_empty_one_ends_it(tmp_path):
+    (tmp_path / "groups").mkdir()
+    (tmp_path / "groups/outside.txt").write_text("ann@there.test\n")
+    mine = "[[rule]]\nname = 'mine'\nwhen = { recipient = 'group:outside' }\nthen = [ { reject = '5.7.1 no' } ]\n"
+    (tmp_path / "20-private-fields.toml").write_text(mine)
+    (tmp_path / "70-staging.toml").touch()
+    rules = load_rules(tmp_path, shipped=shipped("policies"))
+    names = [rule.name for rule in rules.rules]
+    assert names.index("mine") == NAMES.index("no private fields outside")
+    assert {*NAMES}.difference(names) == {"no private fields outside", "staging"}
+    verdict = rules.evaluate(plain("ann@there.test"))
+    assert overall_verdict(verdict) is OverallVerdict.REJECT
 
 
 def test_the_large_messages_of_rule_tests_are_never_in_memory():
