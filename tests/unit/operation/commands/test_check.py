@@ -419,6 +419,20 @@ def test_a_source_address_that_this_machine_lacks_is_reported(files):
     assert "route[0].source_address: found 192.0.2.1, expected an address of this machine" in text
 
 
+@each_row(
+    "accounts, is_warned",
+    [
+        ("", True),
+        ('[[alias]]\naddress = "root@example.test"\nto = ["alice@example.test"]\n', False),
+        ('[[account]]\naddress = "postmaster@example.test"\n', False),
+    ],
+)
+def test_mail_of_cron_that_nobody_gets_causes_a_warning(files, accounts, is_warned):
+    config = CONFIG + '[sendmail]\nsocket = "submit.sock"\ndrop = ""\n'
+    warnings = dict(of(files(relay=config, accounts=ACCOUNTS + accounts), CheckResult.WARNING))
+    assert ("cron writes to root" in warnings.get("accounts", "")) == is_warned
+
+
 @pytest.fixture
 def taken():
     """The address of somebody else's listener."""
