@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# make deb: dist/graph-relay_*.deb, one for each release of Debian, of the commit that is checked out.
+# make deb: dist/graph-relay{,-mta}_*.deb, two for each release of Debian, of the commit that is checked out.
 # Two builds of a commit on one release of Debian are equal, octet by octet: all files have the time of
 # the commit, wheels are chosen by their hashes, and byte code is made where the package is installed.
 # Runs as any user, on either release: no Python of the other one is needed. The argument is a Python with pip.
@@ -62,15 +62,33 @@ package() {
         gzip -9n >"$share/changelog.gz"
     cp -r "$work/share/." "$root/usr/share"
     gzip -9n "$root"/usr/share/man/man?/*
-    install -D -m 0640 conf/relay.toml "$root/etc/relay/relay.toml"
-    install -D -m 0644 -t "$root/etc/relay/policies" policies/*.toml
-    install -D -m 0644 -t "$root/etc/relay/policies/groups" policies/groups/*.txt
+    install -m 0644 conf/relay.toml "$share/relay.toml"
+    install -D -m 0644 "$files/relay.toml" "$root/usr/share/graph-relay/relay.toml"
+    install -D -m 0644 -t "$root/usr/share/graph-relay/policies" policies/*.toml
+    install -D -m 0644 -t "$root/usr/share/graph-relay/policies/groups" policies/groups/*.txt
     install -m 0755 -t "$root/DEBIAN" "$files"/{postinst,prerm,postrm}
     install -m 0644 -t "$root/DEBIAN" "$files/templates"
-    (cd "$root" && find etc -type f -printf '/%p\n' | sort) >"$root/DEBIAN/conffiles"
-    sed -e "s/@VERSION@/$version+deb$release/" -e "s/@ARCHITECTURE@/$architecture/" -e "s/@PYTHON@/$number/" \
-        -e "s/@SIZE@/$(du -sk --apparent-size --exclude=DEBIAN "$root" | cut -f1)/" "$files/control" >"$root/DEBIAN/control"
     cd - >/dev/null
+    pack "$release" "$number" "$root" "$files/control"
+}
+
+# The names of the mail transport agent, for a machine where Relay is it.
+mta() {
+    local release=$1 number=$2 root=$work/$1-mta files=$work/source/packaging/debian
+    mkdir -p "$root"/{DEBIAN,usr/{bin,lib,sbin,share/doc}}
+    ln -s /opt/relay/bin/relay "$root/usr/sbin/sendmail"
+    ln -s /opt/relay/bin/relay "$root/usr/bin/mailq"
+    ln -s ../sbin/sendmail "$root/usr/lib/sendmail"
+    ln -s graph-relay "$root/usr/share/doc/graph-relay-mta"
+    install -m 0755 "$files/newaliases" "$root/usr/bin"
+    install -m 0755 "$files/mta.preinst" "$root/DEBIAN/preinst"
+    pack "$release" "$number" "$root" "$files/mta.control"
+}
+
+pack() {
+    local release=$1 number=$2 root=$3 control=$4
+    sed -e "s/@VERSION@/$version+deb$release/" -e "s/@ARCHITECTURE@/$architecture/" -e "s/@PYTHON@/$number/" \
+        -e "s/@SIZE@/$(du -sk --apparent-size --exclude=DEBIAN "$root" | cut -f1)/" "$control" >"$root/DEBIAN/control"
     find "$root" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
     dpkg-deb --root-owner-group -Zxz -z3 --build "$root" dist
 }
@@ -80,4 +98,5 @@ wheels "$work/tools" # the build backend is among them
 PYTHONPATH=$work/tools "$python" "$work/source/packaging/manual.py" "$work/share"
 for each in "${releases[@]}"; do
     package "${each%=*}" "${each#*=}"
+    mta "${each%=*}" "${each#*=}"
 done
