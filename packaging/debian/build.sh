@@ -56,6 +56,7 @@ package() {
     install -m 0644 -t "$share/examples" systemd/relay-sockets.conf docs/examples/alerts.yaml
     install -D -m 0644 -t "$share/examples/fail2ban" docs/examples/fail2ban/{filter,jail}.conf
     install -m 0644 "$files/copyright" "$share"
+    install -D -m 0644 "$files/lintian-overrides" "$root/usr/share/lintian/overrides/graph-relay"
     gzip -9n <CHANGELOG.md >"$share/CHANGELOG.md.gz"
     printf 'graph-relay (%s) unstable; urgency=medium\n\n  * See CHANGELOG.md.gz.\n\n -- %s  %s\n' "$version+deb$release" \
         "$(sed -n 's/^Maintainer: //p' "$files/control")" "$(date -R -d "@$SOURCE_DATE_EPOCH")" |

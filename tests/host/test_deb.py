@@ -1,39 +1,40 @@
-"""The packages of `make deb` in roots of Debian 12 and 13: installed, upgraded, removed, purged.
+"""The packages of `make deb` on Debian 12 and 13, which systemd has booted: installed, upgraded, purged.
 
 RELAY_DEBIAN_ROOTS names a directory in which the roots are kept, `bookworm` and `trixie`: debootstrap makes those
-that are missing. Without it they are made each time. A root is not changed: what is installed there is in memory.
+that are missing, with the packages of Debian that the tests install. Without it they are made each time. A root is not
+changed.
 """
 
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests.support.booted_root import BootedRoot
 from tests.support.long_tests import long
-from tests.support.own_machine import SYSTEMCTL, OwnMachine, checkout, run
-from tests.support.relay_process import until
+from tests.support.own_machine import checkout
+from tests.support.relay_process import ROOT, until
 
-VERSIONS = {"older": "0.2.9", "newer": "0.3.0.dev7", "in/another/folder": "0.3.0.dev7"}
-ROOTS = {"12": ("bookworm", "python3.11"), "13": ("trixie", "python3.13")}
-NEEDED = "libstdc++6,ca-certificates,systemd,debconf,curl,procps"
-EDIT = """sed -i 's/relay.example.org/mail.example.org/; s/0.1:25"/0.1:2525"/; s/^.mailboxes]$/&\\ndomains = ["example.org"]/'"""
-# a certificate for another name, with which relay check finds a fault, but Relay starts
-FOREIGN = r"""cd /etc/relay && umask 027 && openssl req -x509 -newkey ed25519 -nodes -subj /CN=x -keyout x.key -out x.crt
-chgrp relay x.* && chmod 640 x.*; printf '[[smtp]]\nlisten = "0.0.0.0:2526"\ntls = { certificate = "x.crt", key = "x.key" }\n' >>relay.toml"""
+RELEASES = {"12": ("bookworm", "python3.11"), "13": ("trixie", "python3.13")}
+NEEDED = "libstdc++6,ca-certificates,systemd-sysv,dbus,debconf,curl,procps,iproute2,openssl"
+# The others of Debian stay in the cache of apt, as the machine has no network.
+CACHED = "apt-get install -y --no-install-recommends --download-only"
 COMMIT = "git init -q && git add . && git -c user.name=a -c user.email=a@a.test commit -qm x"
+OLDER = "git log -1 --format=%H --grep='^release: 0\\.3\\.0'"
+PAGE = (ROOT / "docs/operation-install.md").read_text()
+BLOCKS = re.compile(r"^```(?:toml)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+EDIT = """sed -i 's/relay.example.org/mail.example.org/; s/^.mailboxes]$/&\\ndomains = ["example.org"]/' /etc/relay/relay.toml"""
+INBOX = "/var/lib/relay/mail/example.org/ann/new"
+RULES = "relay policy check --json | grep -v file"
 
 
-def build(folder: Path, version: str) -> dict[str, Path]:
-    """Build a commit that has this version, as a user without rights; return the package of each release."""
-    checkout(folder)
-    for file in (folder / "pyproject.toml", folder / "relay/__init__.py"):
-        text = re.sub(r'(?m)^(_*version_*) = ".*"$', rf'\1 = "{version}"', file.read_text())
-        file.write_text(text)
+def build(folder: Path) -> Path:
+    """Build the commit of a checkout, as a user without rights; return where the packages are."""
     subprocess.run(["chown", "-R", "nobody:", folder], check=True)
     own = dict.fromkeys(("HOME", "TMPDIR"), str(folder))
     when = "2026-11-01T10:00:00Z"  # two checkouts have the same commit
@@ -50,130 +51,175 @@ def build(folder: Path, version: str) -> dict[str, Path]:
     if done.returncode and "(from versions: none)" in done.stderr:
         pytest.skip("no package index answers")
     assert done.returncode == 0, done.stdout + done.stderr
-    return {one: next(folder.glob(f"dist/*+deb{one}_*.deb")) for one in ROOTS}
+    return folder / "dist"
 
 
 @pytest.fixture(scope="module")
-def packages() -> Iterator[Sequence[dict[str, Path]]]:
-    """Those of an older version, and of this one."""
+def packages() -> Iterator[Path]:
+    """A directory with those of this version, `new`, and those of 0.3.0, `old`."""
     needed = "dpkg-deb --version && /usr/bin/python3 -c 'import ensurepip' && unshare --mount true"
     if subprocess.run(needed, shell=True, capture_output=True, check=False).returncode:
         pytest.skip("only root of a Debian with python3-venv can do this")
+    commit = subprocess.check_output(OLDER, shell=True, cwd=ROOT, text=True).strip()
+    if not commit:
+        pytest.skip("the history of Git has no 0.3.0")
     with TemporaryDirectory(dir="/tmp") as name:
         top = Path(name)
         top.chmod(0o755)
-        older, newer, again = (build(top / one, version) for one, version in VERSIONS.items())
-        for release in ROOTS:
-            assert newer[release].read_bytes() == again[release].read_bytes()
-        yield older, newer
+        new, again = top / "one", top / "another/folder"
+        checkout(new)
+        checkout(again)
+        old = top / "before"
+        old.mkdir()
+        subprocess.run(f"git archive {commit} | tar -x -C {old}", shell=True, cwd=ROOT, check=True)
+        shutil.copytree(build(new), top / "new")
+        shutil.copytree(build(old), top / "old")
+        for package in build(again).iterdir():
+            assert package.read_bytes() == (top / "new" / package.name).read_bytes()
+        yield top
 
 
 def root_of(release: str, folder: Path) -> Path:
-    name, python = ROOTS[release]
+    """Return a root of this release; make it if it is missing."""
+    name, python = RELEASES[release]
     place = Path(os.environ.get("RELAY_DEBIAN_ROOTS", folder), name)
     if not place.exists():
-        command = f"debootstrap --variant=minbase --include={python},{NEEDED} {name} {place} 2>&1"
+        command = (
+            f"debootstrap --variant=minbase --include={python},{NEEDED} {name} {place} &&"
+            f" chroot {place} sh -c 'apt-get update && {CACHED} postfix && {CACHED} bsd-mailx'"
+        )
         done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
         if done.returncode:
             shutil.rmtree(place, ignore_errors=True)
-            pytest.skip(f"no root of Debian {release}: {done.stdout.splitlines()[-1]}")
+            pytest.skip(f"no root of Debian {release}: {(done.stdout + done.stderr)[-200:]}")
     return place
 
 
-def in_root(command: str, *, code: int = 0) -> str:
-    """Run a command of the administrator in the root."""
-    done = subprocess.run(
-        [
-            "chroot",
-            "root",
-            "env",
-            "-i",
-            "HOME=/root",
-            "DEBIAN_FRONTEND=noninteractive",
-            "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            "bash",
-            "-ec",
-            command,
-        ],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
-    assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout + done.stderr
+@pytest.fixture(params=RELEASES)
+def machine(request, packages: Path, tmp_path: Path) -> Iterator[BootedRoot]:
+    """A machine of each release, with the packages in `old` and `dist`, where the administrator is."""
+    release = request.param
+    with BootedRoot(root_of(release, tmp_path), tmp_path / "machine") as machine:
+        for name, where in (("old", "old"), ("new", "dist")):
+            (machine.files / "root" / where).mkdir(parents=True, exist_ok=True)
+            for package in (packages / name).glob(f"*+deb{release}_*.deb"):
+                shutil.copy(package, machine.files / "root" / where)
+        yield machine
 
 
-def follow(root: Path, older: Path, newer: Path) -> None:
-    """All of it, in one process of the machine."""
-    run("mkdir", "root", "over", "aside")
-    layers = f"lowerdir={root},upperdir=over,workdir=aside"
-    run("mount", "-t", "overlay", "-o", layers, "none", "root")
-    run("mount", "-t", "proc", "none", "root/proc")
-    run("mount", "--rbind", "/dev", "root/dev")
-    Path("root/run/systemd/system").mkdir(parents=True)
-    Path("root/usr/local/bin/systemctl").write_text(SYSTEMCTL)
-    run("chmod", "755", "root/usr/local/bin/systemctl")
-    shutil.copy(older, "root/older.deb")
-    shutil.copy(newer, "root/newer.deb")
-    try:
-        install_and_upgrade()
-        remove_and_purge()
-    finally:
-        in_root("systemctl stop relay")
+def blocks(heading: str) -> list[str]:
+    """Return the blocks of a section of the page."""
+    section = re.split(rf"^## {re.escape(heading)}\n", PAGE, flags=re.MULTILINE)[1]
+    return BLOCKS.findall(re.split(r"^## ", section, maxsplit=1, flags=re.MULTILINE)[0])
 
 
-def install_and_upgrade() -> None:
-    in_root("dpkg -i older.deb")
-    assert in_root("relay --version").startswith("relay 0.2.9 (")
-    in_root("systemctl --quiet is-active relay", code=1)
-    assert in_root("stat -c '%a %U %G' /etc/relay/{relay,accounts}.toml") == "640 root relay\n" * 2
-    assert "relay\\-check" in in_root("gzip -dc /usr/share/man/man5/relay.toml.5.gz")
-    completed = "COMP_WORDS='relay que' COMP_CWORD=1 _RELAY_COMPLETE=bash_complete relay"
-    assert in_root(f"{completed}; ls /usr/share/bash-completion/completions/relay").startswith(
-        "plain,queue\n/usr"
-    )
-    in_root(f"{EDIT} /etc/relay/relay.toml")
-    in_root(FOREIGN)
-    in_root("relay account add bob@example.org; relay check || [ $? = 78 ]")
-    in_root("systemctl enable --now relay")
-    checked = in_root("relay check || [ $? = 78 ]")
-    in_root("systemctl stop relay")
-    assert in_root("relay check || [ $? = 78 ]") == checked
-    in_root("systemctl start relay")
-    in_root("relay send --to bob@example.org --body x")
-    inbox = Path("root/var/lib/relay/mail/example.org/bob/new")
-    until("it is in the mailbox", lambda: list(inbox.glob("*")))
-    before = in_root("cat /run/relay.pid")
-    in_root("dpkg -i newer.deb")
-    assert in_root("relay --version").startswith("relay 0.3.0.dev7 (")
-    assert before != (running := in_root("cat /run/relay.pid"))
-    assert 'version="0.3.0.dev7"' in in_root("curl -s http://127.0.0.1:8025/metrics")
-    # what it would not start with keeps the old one running
-    in_root(
-        "grep mail.example.org /etc/relay/relay.toml && sed -i '1 i nonsense = 1' /etc/relay/relay.toml"
-    )
-    assert "relay.toml:1: nonsense" in in_root("dpkg -i newer.deb")
-    assert running == in_root(
-        "curl -sf http://127.0.0.1:8025/readyz >/dev/null; cat /run/relay.pid"
-    )
+INSTALL, WITHOUT_ROLE, ACCOUNTS, START = blocks("Debian package")
 
 
-def remove_and_purge() -> None:
-    in_root("dpkg -r graph-relay")
-    in_root("systemctl --quiet is-active relay", code=1)
-    assert in_root("find /opt/relay /usr -name 'relay*' 2>/dev/null || true") == ""
-    in_root("dpkg -P graph-relay")
-    kept = "/etc/relay/accounts.toml /var/lib/relay/spool.sqlite /var/lib/relay/mail/*/bob"
-    in_root(f"ls -d {kept} && ! ls /etc/relay/relay.toml && id relay")
-    in_root("dpkg -i newer.deb && grep bob@ /etc/relay/accounts.toml")
-    in_root("echo graph-relay graph-relay/delete-mail boolean true | debconf-set-selections")
-    in_root("dpkg -P graph-relay && ! ls -d /etc/relay /var/lib/relay /var/spool/relay | grep .")
+def use_accounts(machine: BootedRoot) -> None:
+    (machine.files / "etc/relay/accounts.toml").write_text(ACCOUNTS)
+
+
+def mail_arrives(machine: BootedRoot) -> None:
+    machine.run(f"rm -f {INBOX}/*; echo 'Subject: x' | sendmail root")
+    until("cron's mail is in the mailbox", lambda: machine.run(f"ls {INBOX}"))
 
 
 @long
-@pytest.mark.parametrize("release", ROOTS)
-def test_a_package_is_installed_upgraded_and_purged(packages, tmp_path, release: str) -> None:
-    root = root_of(release, tmp_path)
-    with OwnMachine() as machine:
-        machine.call(follow, root, *(each[release] for each in packages))
+def test_beside_postfix_an_older_package_is_upgraded_and_takes_the_role(machine):
+    machine.run(
+        "echo postfix postfix/main_mailer_type select 'Internet Site' | debconf-set-selections"
+    )
+    machine.run("apt-get install -y --no-install-recommends postfix")
+    machine.run("postconf -e defer_transports=smtp && systemctl reload postfix")
+    machine.run("echo 'Subject: x' | sendmail bob@elsewhere.test")
+    until("it is deferred", lambda: "elsewhere" in machine.run("mailq"))
+    machine.run("apt-get install -y ./old/*.deb")
+    machine.run(f"{EDIT}; sed -i 's/0.1:25/0.1:2525/' /etc/relay/relay.toml")
+    machine.run("cd /etc/relay/policies; echo '# mine' >>70-staging.toml; rm 40-*")
+    use_accounts(machine)
+    machine.run("systemctl enable --now relay")
+    machine.run("find /etc/relay -type f -exec sha256sum {} + >before")
+    rules = machine.run(RULES)
+    assert "active: listening" in machine.run(WITHOUT_ROLE)
+    assert 'version="0.3.0"' not in machine.run("curl -s http://127.0.0.1:8025/metrics")
+    machine.run("sha256sum --check before")
+    assert machine.run(RULES) == rules
+    assert "elsewhere.test" in machine.run("mailq")
+    # another program has the port when the service is restarted
+    machine.run("sed -i 's/0.1:2525/0.1:25/' /etc/relay/relay.toml")
+    waits = "activating: waiting: 127.0.0.1:25 is in use by"
+    assert waits in machine.run(WITHOUT_ROLE.replace("-y", "-y --reinstall"))
+    assert "in use by master" in machine.run("relay check", code=78)
+    assert "1 messages of Postfix wait" in machine.run(f"{INSTALL.strip()} bsd-mailx")
+    machine.run("find /var/spool/postfix/deferred -type f | grep .")
+    until("it is up", lambda: machine.run("systemctl is-active relay || true") == "active\n")
+    machine.reboot()
+    mail_arrives(machine)
+    assert '"relay"' in machine.run("ss -Hltnp 'sport = 25'")
+    machine.run("sed -i 's/0.1:25/0.1:2525/' /etc/relay/relay.toml")
+    back = "apt-get install -y --allow-downgrades -o Dpkg::Options::=--force-confold ./old/*.deb"
+    machine.run(back)
+    machine.run("systemctl is-active relay && relay --version | grep 0.3.0")
+    machine.run("sha256sum --check before")
+    assert machine.run(RULES) == rules
+
+
+@long
+def test_on_a_machine_without_mail_the_page_leads_to_the_first_one(machine):
+    machine.run("ln -s /opt/relay/bin/relay /usr/sbin/sendmail")  # as before there was a package
+    machine.run(INSTALL)
+    machine.run("systemctl is-active relay", code=3)
+    machine.run(
+        "sed -i 's/relay.example.org/mail.example.org/; s/#domains/domains/' /etc/relay/relay.toml"
+    )
+    use_accounts(machine)
+    checked = f"({START.splitlines()[0]}) 2>&1 || true"
+    machine.run(f"{checked}\n{START.partition(chr(10))[2]}")
+    until("it is in the mailbox", lambda: machine.run(f"ls {INBOX}"))
+    state = machine.run(checked)
+    machine.run("mailq && newaliases && /usr/lib/sendmail root </dev/null")
+    machine.run("systemctl stop relay")
+    assert machine.run(checked) == state
+    failing = "/run/systemd/system/relay.service.d"
+    machine.run(f"mkdir {failing} && printf '[Service]\nExecStartPre=false\n' >{failing}/x.conf")
+    machine.run("systemctl daemon-reload; systemctl start relay", code=1)
+    assert machine.run(checked) == state
+    machine.reboot()
+    assert machine.run(checked) == state
+    mail_arrives(machine)
+    rules = machine.run(RULES)
+    machine.run("echo '# mine' >/etc/relay/policies/99-mine.toml")
+    machine.run("dpkg --purge graph-relay-mta graph-relay && ! ls /etc/relay/relay.toml")
+    machine.run(
+        f"ls -d {INBOX} /etc/relay/accounts.toml /etc/relay/policies/99-mine.toml && id relay"
+    )
+    machine.run(INSTALL)
+    machine.run("rm /etc/relay/policies/* || true; sed -i /^shipped/d /etc/relay/relay.toml")
+    machine.run(
+        "apt-get install -y --allow-downgrades -o Dpkg::Options::=--force-confold ./old/*.deb"
+    )
+    assert machine.run(f"systemctl start relay && {RULES}") == rules
+    machine.run("echo graph-relay graph-relay/delete-mail boolean true | debconf-set-selections")
+    machine.run(
+        "dpkg -P graph-relay && ! ls -d /etc/relay /var/lib/relay /var/spool/relay | grep ."
+    )
+
+
+@long
+def test_the_package_keeps_what_was_installed_by_hand(machine):
+    checkout(machine.files / "root/checkout")
+    by_hand, *_ = blocks("Install on Debian")
+    lines = (
+        line
+        for line in by_hand.splitlines()
+        if not re.match("apt-get|python3|/opt/relay/bin/pip", line)
+    )
+    machine.run("cd checkout; mkdir -p /opt/relay\n" + "\n".join(lines))
+    machine.run(
+        f"{EDIT}; rm /etc/relay/policies/40-*; find /etc/relay -type f -exec sha256sum {{}} + >before"
+    )
+    machine.run(blocks("Uninstall")[0])
+    machine.run(INSTALL)
+    machine.run("sha256sum --check before && systemctl enable --now relay && ls /usr/bin/relay")
+    machine.run("dpkg --purge graph-relay-mta graph-relay && sha256sum --check before")

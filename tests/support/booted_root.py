@@ -68,6 +68,7 @@ class BootedRoot:
         is_able = shutil.which("unshare") and not subprocess.run(command, check=False).returncode
         if not (is_able and groups and os.access(groups[0], os.W_OK)):
             raise NoMachineError("only root of a machine with cgroup2 may boot a root")
+        self.files = folder / "over"  # what was changed, as seen from outside
         self._group = groups[0] / f"relay-test-{os.getpid()}"
         self._root, self._folder, self._log = root, folder, folder / "boot.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -83,11 +84,17 @@ class BootedRoot:
 
     def boot(self) -> None:
         """Start systemd, and wait until it has started what is enabled."""
+        self._folder.mkdir(exist_ok=True)
         self._group.mkdir()
         unshare = "unshare --mount --pid --net --ipc --uts --cgroup --fork --kill-child"
         words = [self._root, self._folder]
         self._process = subprocess.Popen(
-            ["bash", "-ec", f'echo $$ >"$3/cgroup.procs"; exec {unshare} bash -c "$0" boot "$@"', _BOOT]
+            [
+                "bash",
+                "-ec",
+                f'echo $$ >"$3/cgroup.procs"; exec {unshare} bash -c "$0" boot "$@"',
+                _BOOT,
+            ]
             + [str(word) for word in (*words, self._group)],
             stdout=self._log.open("w"),
             stderr=subprocess.STDOUT,
@@ -129,7 +136,9 @@ class BootedRoot:
     def run(self, command: str, *, code: int = 0) -> str:
         """Run a command of the administrator; return what it prints."""
         done = self._enter(command)
-        assert done.returncode == code, f"{command}\n{done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == code, (
+            f"{command}\n{done.returncode}\n{done.stdout}\n{done.stderr}"
+        )
         return done.stdout + done.stderr
 
     def _enter(self, command: str) -> "subprocess.CompletedProcess[str]":
