@@ -68,7 +68,6 @@ class BootedRoot:
         is_able = shutil.which("unshare") and not subprocess.run(command, check=False).returncode
         if not (is_able and groups and os.access(groups[0], os.W_OK)):
             raise NoMachineError("only root of a machine with cgroup2 may boot a root")
-        self.files = folder / "over"  # what was changed, as seen from outside
         self._group = groups[0] / f"relay-test-{os.getpid()}"
         self._root, self._folder, self._log = root, folder, folder / "boot.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -87,18 +86,11 @@ class BootedRoot:
         self._folder.mkdir(exist_ok=True)
         self._group.mkdir()
         unshare = "unshare --mount --pid --net --ipc --uts --cgroup --fork --kill-child"
-        words = [self._root, self._folder]
-        self._process = subprocess.Popen(
-            [
-                "bash",
-                "-ec",
-                f'echo $$ >"$3/cgroup.procs"; exec {unshare} bash -c "$0" boot "$@"',
-                _BOOT,
-            ]
-            + [str(word) for word in (*words, self._group)],
-            stdout=self._log.open("w"),
-            stderr=subprocess.STDOUT,
-        )
+        enter = f'echo $$ >"$3/cgroup.procs"; exec {unshare} bash -c "$0" boot "$@"'
+        words = [_BOOT, str(self._root), str(self._folder), str(self._group)]
+        with self._log.open("wb") as log:
+            command = ["bash", "-ec", enter, *words]
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
         until("it has an init", lambda: "systemd" in self._name(children))
         self._init = children.read_text().strip()
@@ -110,6 +102,11 @@ class BootedRoot:
         with suppress(OSError):
             return Path("/proc", children.read_text().strip(), "comm").read_text()
         return ""
+
+    @property
+    def files(self) -> Path:
+        """The root of its files, as seen from outside."""
+        return Path("/proc", self._init, "root")
 
     def state(self) -> str:
         """Return what systemd says of itself."""
