@@ -105,6 +105,15 @@ def test_a_key_that_is_commented_out_shows_its_default(tmp_path):
     assert load(tmp_path / "all.toml", {}) == load(tmp_path / "shipped.toml", {})
 
 
+def test_the_short_file_of_the_package_differs_in_its_rules_alone(tmp_path):
+    short, rules = tmp_path / "short.toml", 'shipped = "/usr/share/graph-relay/policies"\n'
+    text = (TOP / "packaging/debian/relay.toml").read_text()
+    assert rules in text
+    short.write_text(text.replace(rules, ""))
+    shutil.copy(CONF, tmp_path)
+    assert load(short, {}) == load(tmp_path / "relay.toml", {})
+
+
 @pytest.fixture
 def unit(tmp_path):
     """The unit with a program that is there, for systemd-analyze."""
