@@ -84,6 +84,7 @@ mta() {
     ln -s graph-relay "$root/usr/share/doc/graph-relay-mta"
     install -m 0755 "$files/newaliases" "$root/usr/bin"
     install -m 0755 "$files/mta.preinst" "$root/DEBIAN/preinst"
+    install -m 0755 "$files/mta.postinst" "$root/DEBIAN/postinst"
     pack "$release" "$number" "$root" "$files/mta.control"
 }
 
