@@ -22,13 +22,13 @@ from tests.support.relay_process import ROOT, until
 
 RELEASES = {"12": ("bookworm", "python3.11"), "13": ("trixie", "python3.13")}
 NEEDED = "libstdc++6,ca-certificates,systemd-sysv,dbus,debconf,curl,procps,iproute2,openssl"
-# The others of Debian stay in the cache of apt, as the machine has no network.
-CACHED = "apt-get install -y --no-install-recommends --download-only"
+FROM_DEBIAN = "apt-get install -y --no-install-recommends"
+SERVICES = "opendkim opendmarc publicsuffix fail2ban python3-systemd"
 COMMIT = "git init -q && git add . && git -c user.name=a -c user.email=a@a.test commit -qm x"
 OLDER = "git log -1 --format=%H --grep='^release: 0\\.3\\.0'"
-PAGE = (ROOT / "docs/operation-install.md").read_text()
 BLOCKS = re.compile(r"^```(?:toml)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 EDIT = """sed -i 's/relay.example.org/mail.example.org/; s/^.mailboxes]$/&\\ndomains = ["example.org"]/' /etc/relay/relay.toml"""
+EDIT_SHORT = "sed -i 's/relay.example/mail.example/; s/#domains/domains/' /etc/relay/relay.toml"
 INBOX = "/var/lib/relay/mail/example.org/ann/new"
 BACK = "apt-get install -y --allow-downgrades -o Dpkg::Options::=--force-confold ./old/*.deb"
 RULES = "relay policy check | sed '$d'"
@@ -87,7 +87,9 @@ def root_of(release: str, folder: Path) -> Path:
     if not place.exists():
         command = (
             f"debootstrap --variant=minbase --include={python},{NEEDED} {name} {place} &&"
-            f" chroot {place} sh -c 'apt-get update && {CACHED} postfix && {CACHED} bsd-mailx'"
+            # they stay in the cache of apt, as the machine has no network
+            f" chroot {place} sh -c 'apt-get update && {FROM_DEBIAN} -d postfix &&"
+            f" {FROM_DEBIAN} -d bsd-mailx && {FROM_DEBIAN} -d {SERVICES}'"
         )
         done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -108,9 +110,10 @@ def machine(request, packages: Path, tmp_path: Path) -> Iterator[BootedRoot]:
         yield machine
 
 
-def blocks(heading: str) -> list[str]:
-    """Return the blocks of a section of the page."""
-    section = re.split(rf"^## {re.escape(heading)}\n", PAGE, flags=re.MULTILINE)[1]
+def blocks(heading: str, page: str = "operation-install") -> list[str]:
+    """Return the blocks of a section of a page."""
+    text = (ROOT / f"docs/{page}.md").read_text()
+    section = re.split(rf"^## {re.escape(heading)}\n", text, flags=re.MULTILINE)[1]
     return BLOCKS.findall(re.split(r"^## ", section, maxsplit=1, flags=re.MULTILINE)[0])
 
 
@@ -123,6 +126,12 @@ def use_accounts(machine: BootedRoot) -> None:
     (machine.files / "etc/relay/accounts.toml").write_text(ACCOUNTS)
 
 
+def install(machine: BootedRoot) -> None:
+    """Install both packages where there are none, as the page says."""
+    machine.run(f"{INSTALL} && ! systemctl --quiet is-active relay && {EDIT_SHORT}")
+    use_accounts(machine)
+
+
 def mail_arrives(machine: BootedRoot) -> None:
     machine.run(f"rm -f {INBOX}/*; echo 'Subject: x' | sendmail root")
     until("cron's mail is in the mailbox", lambda: machine.run(f"ls {INBOX}"))
@@ -133,7 +142,7 @@ def test_beside_postfix_an_older_package_is_upgraded_and_takes_the_role(machine)
     machine.run(
         "echo postfix postfix/main_mailer_type select 'Internet Site' | debconf-set-selections"
     )
-    machine.run("apt-get install -y --no-install-recommends postfix")
+    machine.run(f"{FROM_DEBIAN} postfix")
     machine.run("postconf -e defer_transports=smtp && systemctl reload postfix")
     machine.run("echo 'Subject: x' | sendmail bob@elsewhere.test")
     until("it is deferred", lambda: "elsewhere" in machine.run("mailq"))
@@ -170,13 +179,7 @@ def test_beside_postfix_an_older_package_is_upgraded_and_takes_the_role(machine)
 @long
 def test_on_a_machine_without_mail_the_page_leads_to_the_first_one(machine):
     machine.run("ln -s /opt/relay/bin/relay /usr/sbin/sendmail")  # as before there was a package
-    machine.run(INSTALL)
-    machine.run("systemctl is-active relay", code=3)
-    edit = (
-        "sed -i 's/relay.example.org/mail.example.org/; s/#domains/domains/' /etc/relay/relay.toml"
-    )
-    machine.run(edit)
-    use_accounts(machine)
+    install(machine)
     checked = f"({START.splitlines()[0]}) 2>&1 || true"
     machine.run(f"{checked}\n{START.partition(chr(10))[2]}")
     until("it is in the mailbox", lambda: machine.run(f"ls {INBOX}"))
@@ -197,7 +200,7 @@ def test_on_a_machine_without_mail_the_page_leads_to_the_first_one(machine):
     machine.run(
         f"ls -d {INBOX} /etc/relay/accounts.toml /etc/relay/policies/99-mine.toml && id relay"
     )
-    machine.run(f"{INSTALL}; {edit}; systemctl enable --now relay")
+    machine.run(f"{INSTALL}; {EDIT_SHORT}; systemctl enable --now relay")
     assert machine.run(RULES) == rules
     machine.run(f"sed -i /^shipped/d /etc/relay/relay.toml && {BACK}")
     assert machine.run(f"systemctl is-active relay && {RULES}") == f"active\n{rules}"
@@ -205,6 +208,30 @@ def test_on_a_machine_without_mail_the_page_leads_to_the_first_one(machine):
     machine.run(
         "dpkg -P graph-relay && ! ls -d /etc/relay /var/lib/relay /var/spool/relay | grep ."
     )
+
+
+@long
+def test_pages_of_other_services_lead_to_services_that_run_after_a_boot(machine):
+    install(machine)
+    shutil.copytree(ROOT / "docs/examples", machine.files / "root/docs/examples")
+    machine.run(f"{FROM_DEBIAN} {SERVICES} || true")  # fail2ban of Debian 12 does not start
+    for block in blocks("OpenDMARC, with OpenDKIM: SPF, DKIM and DMARC without rspamd", "filters"):
+        name, _, text = block.removeprefix("# ").partition("\n")
+        place = machine.files / name.replace("relay.toml", "/etc/relay/relay.toml").lstrip("/")
+        with place.open("a" if place.name == "relay.toml" else "w") as file:
+            file.write(f"\n{text}")
+    _, key_and_test, *_ = blocks("Set up", "webhooks")
+    machine.run(
+        f"umask 077; {key_and_test.splitlines()[0]}; setpriv --reuid=relay --regid=relay "
+        "--clear-groups cat /etc/relay/webhook.key"
+    )
+    machine.run("systemctl restart opendkim opendmarc; systemctl enable --now relay")
+    machine.run(blocks("Ban addresses that guess passwords", "operation-run")[0])
+    machine.reboot()
+    machine.run("systemctl is-active relay opendkim opendmarc fail2ban")
+    jail = "fail2ban-client status relay || true"
+    until("it has the jail", lambda: "Journal matches" in machine.run(jail))
+    assert machine.run("relay check || true").count("at 127.0.0.1:889") == 2
 
 
 @long
