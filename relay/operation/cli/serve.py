@@ -41,6 +41,8 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
     health and metrics: a node of a PostgreSQL spool, where local mail waits for the node that has
     the mailboxes.
 
+    Under systemd it waits for a port that another program has, with nothing open; else it exits 69.
+
     SIGHUP, as `relay reload`, reloads rules, accounts and some keys of relay.toml; the log names
     changed keys that need a restart. A file with faults is logged and changes nothing.
     """
