@@ -43,7 +43,7 @@ for name in null zero full random urandom tty; do
 done
 ln -s pts/ptmx dev/ptmx
 ln -s /proc/self/fd dev/fd
-for number in 0 1 2; do ln -s "/proc/self/fd/$number" "dev/$(printf 'stdin\nstdout\nstderr\n' | sed -n "$((number + 1))p")"; done
+for name in stdin=0 stdout=1 stderr=2; do ln -s "/proc/self/fd/${name#*=}" "dev/${name%=*}"; done
 ip link set lo up
 mkdir -p old
 pivot_root . old
