@@ -195,8 +195,10 @@ def test_on_a_machine_without_mail_the_page_leads_to_the_first_one(machine):
     machine.run(f"mkdir {failing} && printf '[Service]\nExecStartPre=false\n' >{failing}/x.conf")
     machine.run("systemctl daemon-reload; systemctl start relay", code=1)
     assert machine.run(checked) == state
+    machine.run("echo 'Subject: x' | sendmail bob@elsewhere.test")  # waits in the drop directory
     machine.reboot()
     assert machine.run(checked) == state
+    until("it waits", lambda: "bob@elsewhere.test" in machine.run("relay queue list"))
     mail_arrives(machine)
     rules = machine.run(RULES)
     machine.run("echo '# mine' >/etc/relay/policies/99-mine.toml")
