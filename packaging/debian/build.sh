@@ -77,10 +77,12 @@ package() {
 # The names of the mail transport agent, for a machine where Relay is it.
 mta() {
     local release=$1 number=$2 root=$work/$1-mta files=$work/source/packaging/debian
-    mkdir -p "$root"/{DEBIAN,usr/{bin,lib,sbin,share/doc}}
+    mkdir -p "$root"/{DEBIAN,usr/{bin,lib,sbin,share/{doc,man/man1}}}
     ln -s /opt/relay/bin/relay "$root/usr/sbin/sendmail"
     ln -s /opt/relay/bin/relay "$root/usr/bin/mailq"
     ln -s ../sbin/sendmail "$root/usr/lib/sendmail"
+    ln -s relay-sendmail.1.gz "$root/usr/share/man/man1/sendmail.1.gz"
+    ln -s relay-mailq.1.gz "$root/usr/share/man/man1/mailq.1.gz"
     ln -s graph-relay "$root/usr/share/doc/graph-relay-mta"
     install -m 0755 "$files/newaliases" "$root/usr/bin"
     install -m 0755 "$files/mta.preinst" "$root/DEBIAN/preinst"

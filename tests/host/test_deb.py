@@ -189,6 +189,11 @@ def test_on_a_machine_without_mail_the_page_leads_to_the_first_one(machine):
     until("it is in the mailbox", lambda: machine.run(f"ls {INBOX}"))
     state = machine.run(checked)
     machine.run("mailq && newaliases && /usr/lib/sendmail root </dev/null")
+    pages = machine.run("cd /usr/share/man && gzip -dc man5/relay.toml.5.gz man1/sendmail.1.gz")
+    assert all(name in pages for name in (r"relay\-check", r"relay\-sendmail"))
+    completed = "COMP_WORDS='relay que' COMP_CWORD=1 _RELAY_COMPLETE=bash_complete relay"
+    assert machine.run(completed) == "plain,queue\n"
+    machine.run("ls /usr/share/bash-completion/completions/relay")
     machine.run("systemctl stop relay")
     assert machine.run(checked) == state
     failing = "/run/systemd/system/relay.service.d"
