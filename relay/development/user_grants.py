@@ -103,7 +103,7 @@ class UserGrants:
     # see UserSignIn
     paths: ClassVar[Sequence[str]] = (TOKEN_V1, *V1_OF, DEVICE_PAGE, NATIVE_CLIENT)
     prefixes: ClassVar[Sequence[str]] = ("common",)  # of the path with a user's name
-    # of a browser
+    # that a person opens in a browser
     pages: ClassVar[Sequence[str]] = (AUTHORIZE, *V1_OF, DEVICE_PAGE, NATIVE_CLIENT)
 
     def __post_init__(self) -> None:

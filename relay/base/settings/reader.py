@@ -244,8 +244,7 @@ def _read_marked(marker: object, value: object) -> Any:
         case FunctionType():
             if isinstance(value, str):
                 return marker(value)
-            noun = marker.__name__.removeprefix("parse_").replace("_", " ")
-            raise ValueError(f"a {noun} in quotes")
+            raise ValueError("a text in quotes")
         case Duration():
             if not is_number and not isinstance(value, str):
                 raise ValueError(DURATION_EXPECTED)

@@ -259,7 +259,7 @@ BATCH_WITHOUT_TYPE = _400(
 )
 # msgraph-sdk-java#559
 BATCH_ID_REPEATED = _400("BadRequest", "Request Id {} has to be unique in a batch.")
-# msgraph-sdk-dotnet-core#891, which has no more of it
+# msgraph-sdk-dotnet-core#891, which quotes only this much
 BATCH_DEPENDENCY = _400("BadRequest", "Invalid dependency for request Id {}.")
 FAILED_DEPENDENCY = GraphError(424, "FailedDependency")
 RESPONSE_TOO_LARGE = _413("ResponseTooLarge")

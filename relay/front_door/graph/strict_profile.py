@@ -101,7 +101,11 @@ def _check_message_list(options: Mapping[str, str]) -> None:
         return
     ordered = [part.split()[0].lower() for part in options["orderby"].split(",") if part.strip()]
     filtered = list(dict.fromkeys(_properties(parse_expression(options["filter"]))))
-    slow = [path for path in filtered if path.partition("/")[0] in _SLOW_WITH_ORDER]
+    slow = [
+        path
+        for path in filtered
+        if path in _SLOW_WITH_ORDER or path.split()[-1].partition("/")[0] in _SLOW_WITH_ORDER
+    ]
     if slow and [path.split()[-1] for path in filtered[: len(ordered)]] != ordered:
         expected = "expected the properties of $orderby first in $filter, in the same order"
         raise errors.TOO_COMPLEX(f"$filter: found {slow[0]}, {expected}.")

@@ -106,7 +106,7 @@ IDS_MAX = 1000
 _OWN_TYPES = ("restid", "restimmutableentryid")
 _TYPES = (*_OWN_TYPES, "entryid", "ewsid", "immutableentryid")
 ADDRESSES_MAX = 100
-_TIPS_MAX = 8  # requests for mail tips at once, as of /relay/v1/explain
+_TIPS_MAX, _TIPS_IN_ALL_MAX = 2, 8  # requests for mail tips at once, of an account and in all
 _TIPS = (
     *("automaticReplies", "mailboxFullStatus", "totalMemberCount", "externalMemberCount"),
     *("recipientScope", "customMailTip", "deliveryRestriction", "maxMessageSize"),
@@ -547,11 +547,12 @@ async def get_mail_tips(request: GraphRequest) -> Response:
     body = await request.json_object()
     parameters = read_parameters(body, _OF_TIPS, "getMailTips", needed=_OF_TIPS)
     running = request.dependencies.running_tips
-    if not running.has_room("", per_key=_TIPS_MAX):
+    caller = request.caller.address
+    if not running.has_room(caller, per_key=_TIPS_MAX, in_all=_TIPS_IN_ALL_MAX):
         message = "Too many mail tips are being looked up; try again."
         raise service_unavailable(message, retry_after_s=2)
     shown, items = {"emailAddress", "error", *parameters["mailtipsoptions"]}, []
-    with running.counted(""):
+    with running.counted(caller):
         for number, text in enumerate(parameters["emailaddresses"]):
             address = read_string(text, f"emailAddresses[{number}]")
             tips = {"emailAddress": {"name": "", "address": address}}

@@ -128,7 +128,8 @@ class UserSignIn(Protocol):
     """
 
     paths: ClassVar[Sequence[str]]  # after the tenant, in addition to SIGN_IN_PATHS
-    prefixes: ClassVar[Sequence[str]]  # tenants whose paths all belong to it, except the others
+    # tenants whose paths all belong to it, except the others here
+    prefixes: ClassVar[Sequence[str]]
     pages: ClassVar[Sequence[str]]  # paths that a person opens in a browser, also from another site
     grants: Sequence[str]  # grant types
     discovery: Mapping[str, Any]  # their entries in the discovery document

@@ -374,7 +374,7 @@ max_connections = 0
         ),
         (
             f"{DKIM}until = 2027-02-28",
-            "7: dkim[0].until: found 2027-02-28, expected a date in quotes",
+            "7: dkim[0].until: found 2027-02-28, expected a text in quotes",
         ),
         (
             DKIM + DKIM.replace("s1", "s2") + DKIM.replace("s1", "S1").replace("a.test", "A.Test"),

@@ -134,6 +134,7 @@ REFUSED: dict[str, Refused] = {
             "not (flag/flagStatus eq 'flagged')",
             "Importance eq 'high'",
             "contains(subject,'s')",
+            "contains(from/emailAddress/address,'a')",
             "toRecipients/any(r:r/emailAddress/address eq 'a')",
             "conversationId eq 'a'",
         )
