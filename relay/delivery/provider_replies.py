@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed
 from relay.base.settings.document import Fault, SettingsError, read_document, unknown_key
 from relay.base.settings.environment import shipped
-from relay.base.settings.values import parse_duration
+from relay.base.settings.values import is_ip, parse_duration
 from relay.transport.policy.globs import Globs, read_globs
 from relay.transport.policy.patterns import Pattern, PatternError, PatternSet
 from relay.transport.policy.table_reader import (
@@ -33,6 +33,7 @@ FILE_BYTES_MAX = 256 * 1024
 _PAUSE_S_MAX = 86400.0
 _CONNECTIONS_MAX = 1000
 _KEYS = ("name", "source", "date", "mx", "code", "status", "text", "class", "pause", "connections")
+_SECOND_LEVEL = ("ac", "co", "com", "edu", "gov", "ne", "net", "or", "org")  # as in co.uk
 _FAILED = "failed"
 # Mail whose class is "content" is held the second time: its file cannot be read.
 _CLASSES = (_FAILED, *(str(kind) for kind in DeferralClass if kind is not DeferralClass.CONTENT))
@@ -43,6 +44,7 @@ class ReplyEntry(Struct, frozen=True):
     """An entry: which replies it is for, and what follows from them."""
 
     name: str  # for the trace
+    provider: str  # whose hosts `mx` has, in statistics; "": not named
     mx: Globs | None  # for the name of the host; None: any, as in the next three
     codes: frozenset[int] | None  # of the reply
     status: Globs | None  # the enhanced status that the host sent, "" if it sent none
@@ -73,6 +75,15 @@ class ProviderReplies:
         severity = "5" if rule.kind is None else "4"
         evidence = replace(evidence, provider=rule.name, status=severity + evidence.status[1:])
         return Failed(evidence) if rule.kind is None else Deferred(evidence, rule.kind)
+
+    def provider_of(self, host: str) -> str:
+        """Return whose a host is: `provider` of the first entry for it, else its domain."""
+        for rule in self.entries.values():
+            if rule.provider and rule.mx and rule.mx.match(host):
+                return rule.provider
+        labels = host.split(".")
+        number = 3 if len(labels[-1]) == 2 and labels[-2:][0] in _SECOND_LEVEL else 2
+        return host if is_ip(host) else ".".join(labels[-number:])
 
     def _entry_for(self, evidence: Evidence) -> ReplyEntry | None:
         reply = evidence.reply
@@ -132,7 +143,7 @@ def _read(file: Path, faults: list[Fault]) -> Iterator[ReplyEntry]:
 
 
 def _entry(reader: TableReader) -> ReplyEntry:
-    reader.check_keys(_KEYS)
+    reader.check_keys((*_KEYS, "provider"))
     if not reader.table.keys() & {"code", "status", "text"}:
         reader.add_fault((), "found no code, status or text, expected one: it is for all failures")
     for key in ("source", "date"):
@@ -140,6 +151,7 @@ def _entry(reader: TableReader) -> ReplyEntry:
     kind = reader.required("class", _class, default=_FAILED)
     return ReplyEntry(
         name=reader.required("name", some_text, default=""),
+        provider=reader.key("provider", some_text, default=""),
         mx=reader.key("mx", read_globs, default=None),
         codes=reader.key("code", _codes, default=None),
         status=reader.key("status", read_globs, default=None),

@@ -1,10 +1,14 @@
 """Counts and statistics of the queue."""
 
 import shutil
+from pathlib import Path
 
+from relay.base.clock import first_id_after
 from relay.base.message.outcome import DeferralClass, Deferred, Evidence
 from relay.base.pressure import UNKNOWN_DISK
+from relay.delivery.provider_replies import ProviderReplies, load_provider_replies
 from relay.store.journeys.events import Event, Step
+from relay.store.spool.shared.traffic import TrafficCounter
 from relay.store.spool.types import ClaimResult, EntrySchedule, PriorityLevel
 from tests.support.events import an_event
 from tests.support.operator import deferred
@@ -56,11 +60,14 @@ async def test_statistics(spool, make, clock) -> None:
     assert hops == [("capture", 1, 0), ("mx:a.test", 1, 1), ("mx:slow.test", 1, 0)]
 
 
-def attempt_at(at_us: int, hop: str, reply: str, *, address: str, route: str = "") -> Event:
+def attempt_at(
+    at_us: int, hop: str, reply: str, *, address: str, route: str = "", outcome: str = "x", **more
+) -> Event:
     """As delivery records it."""
-    recipient = {"number": 1, "address": address, "outcome": "x", "status": "4.0.0", "reply": reply}
+    recipient = {"number": 1, "address": address, "status": "4.0.0", "reply": reply}
+    recipient |= {"outcome": outcome}
     named = {"route": route} if route else {}
-    detail = {"entry": 1, "attempt": 1, "next_hop": hop, "host": "mx.h.test"} | named
+    detail = {"entry": 1, "attempt": 1, "next_hop": hop, "host": "mx.h.test"} | named | more
     return an_event(Step.DELIVERY, at_us, detail | {"recipients": [recipient]})
 
 
@@ -133,3 +140,73 @@ async def test_the_disk_is_the_one_that_new_mail_fills_if_it_is_of_this_machine(
 ) -> None:
     free = shutil.disk_usage(tmp_path).free
     assert spool.disk() == UNKNOWN_DISK or abs(spool.disk().free_bytes - free) < free / 2
+
+
+async def test_traffic_is_counted_by_each_grouping(spool, make, clock) -> None:
+    """Also what expires at a provider that was reached before. An id in a reply makes no other
+    reply of it.
+    """
+    later = Deferred(Evidence("4.3.0", "450 x"), DeferralClass.SITE)
+    first = ("deferred", 2, "451 4.7.1 later, id 7a", "mx1.big.test")
+    second = ("deferred", 1, "451 4.7.1 later, id 9b", "mx9.big.test")
+    sent = (
+        ("ann@a.test", "bob", (first, ("relayed", 60, "250 ok", "mx2.big.test"))),
+        ("joe@b.test", "bob", (second, ("expired", 90, "5.4.7 gave up; last: 451 x", ""))),
+        ("sue@b.test", "eve", (("relayed", 8, "250 ok", "mx.uni.ac.uk"),)),
+    )
+    before_us = clock.time_us() - 1_000_000
+    for address, login, attempts in sent:
+        (claim,) = (await spool.accept(make({"mx:b.test": [address]}, account=login))).claims
+        events = [
+            attempt_at(
+                clock.time_us() + seconds * 1_000_000,
+                "mx:b.test",
+                reply,
+                address=address,
+                outcome=outcome,
+                host=host,
+                attempt=number,
+            )
+            for number, (outcome, seconds, reply, host) in enumerate(attempts, 1)
+        ]
+        waiting = EntrySchedule(10**18, 10**18, PriorityLevel.NORMAL)
+        await spool.record(ClaimResult(claim, 5, {1: later}, waiting, events=tuple(events)))
+        clock.advance(1)
+
+    async def groups(by: str, *, since_us: int = before_us, most: int = 9) -> list[dict]:
+        counter = TrafficCounter(by, ProviderReplies().provider_of, after=first_id_after(since_us))
+        await spool.maintenance.count_traffic(counter)
+        return counter.groups(most)
+
+    async def counted(by: str, **more: int) -> dict[str, tuple]:
+        columns = ("accepted", "delivered", "deferred", "failed")
+        return {
+            group["name"]: tuple(group[column] for column in columns)
+            for group in await groups(by, **more)
+        }
+
+    assert await counted("provider") == {"big.test": (2, 1, 2, 1), "uni.ac.uk": (1, 1, 0, 0)}
+    assert await counted("domain") == {"b.test": (2, 1, 1, 1), "a.test": (1, 1, 1, 0)}
+    assert await counted("login") == {"bob": (2, 1, 2, 1), "eve": (1, 1, 0, 0)}
+    assert await counted("route") == {"mx": (3, 2, 2, 1)}
+    assert await counted("login", most=1) == {"bob": (2, 1, 2, 1), "other": (1, 1, 0, 0)}
+    assert await counted("login", since_us=clock.time_us()) == {}
+    [group] = await groups("route")
+    assert 5 <= group["median_s"] <= 10
+    assert 30 <= group["p95_s"] <= 60
+    assert group["replies"] == [
+        {"reply": "451 4.7.1 later, id …", "times": 2},
+        {"reply": "5.4.7 gave up; last: 451 x", "times": 1},
+    ]
+
+
+def test_a_provider_is_named_by_the_shipped_file() -> None:
+    replies = load_provider_replies(None, Path("relay.toml"))
+    assert replies.provider_of("gmail-smtp-in.l.google.com") == "Google"
+    assert replies.provider_of("a-test.mail.protection.outlook.com") == "Microsoft 365"
+    assert replies.provider_of("mx1.mail.example.org") == "example.org"
+    assert [replies.provider_of(host) for host in ("192.0.2.1", "local", "")] == [
+        "192.0.2.1",
+        "local",
+        "",
+    ]

@@ -64,6 +64,12 @@ def test_hold_reports_entries_in_flight_and_holds_the_others(remotes: Remotes, s
     }
     until("counted", lambda: relay.metric("relay_queue_entries", state="held") == 1)
     assert relay.metric("relay_queue_unaccounted") == 0
+    [group] = relay.cli_json("stats", "--by", "domain", "--since", "1h")["groups"]
+    assert (group["name"], group["accepted"], group["delivered"]) == ("slow.test", 3, 3)
+    head, columns, row = relay.cli("stats", "--by", "route", "--since", "30d").stdout.splitlines()
+    assert head.endswith("spool.keep keeps nothing older")
+    assert columns.startswith("ROUTE     ACCEPTED    DELIVERED     DEFERRED       FAILED  ")
+    assert row.startswith("mx               3            3            0            0  ")
     assert relay.faults() == []
 
 

@@ -148,6 +148,9 @@ class Records:
     async def count_before_queue(self) -> dict[str, int]:
         return {"scheduled": 1, "converting": 0}
 
+    async def traffic(self, by: str, since_s: float) -> dict[str, Any]:
+        return {"by": by, "since_s": since_s}
+
     async def stats(self) -> dict[str, Any]:
         return {"entries": {"queued": 1}}
 
@@ -174,6 +177,7 @@ async def api(tmp_path: Path) -> AsyncIterator[ApiClients]:
         journeys=records,
         queue_admin=records,
         stats=records.stats,
+        traffic=records.traffic,
         way_to=lambda text: all_to(NextHop.parse(text)),
         target_of=str,
         changes=changes,

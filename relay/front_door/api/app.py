@@ -390,6 +390,9 @@ async def _relay_v1(
         case ("queue", "stats"):
             _query(request, "GET")
             return json_response(await handlers.queue_stats(principal))
+        case ("stats",):
+            traffic = handlers.traffic(_query(request, "GET", "by", "since"), principal)
+            return json_response(await request.cancel_on_disconnect(traffic))
         case ("storage", "prune"):
             _query(request, "POST")
             return json_response(await handlers.prune(request, principal))

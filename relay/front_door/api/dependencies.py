@@ -3,7 +3,7 @@
 Also Principal: the role of the account or operator that makes a request.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -160,6 +160,7 @@ class ApiDependencies:
     journeys: Journeys  # messages and their events
     queue_admin: QueueAdmin  # executes queue commands
     stats: Callable[[], Awaitable[Mapping[str, Any]]]  # the counts of the queue
+    traffic: Callable[[str, float], Coroutine[Any, Any, Mapping[str, Any]]]  # by, since_s
     way_to: Callable[[str], RouteLookup]  # parses the target of a reroute, or raises ValueError
     target_of: Callable[[str], str]  # RouteTable.target_of
     changes: ChangeNotifier  # wakes requests that wait for an event

@@ -74,6 +74,7 @@ from relay.store.spool.queue_commands import (
     Operation,
     QueueCommand,
 )
+from relay.store.spool.shared.traffic import GROUPINGS
 from relay.store.spool.types import FIRST_KEY, Key, Selector
 from relay.transport.refusals.refusal import RefusalPage
 
@@ -419,6 +420,14 @@ class Handlers:
         """GET /queue/stats."""
         principal.check_may_read()
         return {**await self._dependencies.stats(), "paused": self._paused()}
+
+    async def traffic(self, query: Mapping[str, str], principal: Principal) -> Mapping[str, Any]:
+        """GET /stats?by=&since=, in seconds."""
+        principal.check_may_read()
+        if (by := query.get("by", GROUPINGS[0])) not in GROUPINGS:
+            raise bad_request(f"by: found {quoted(by)}, expected one of {', '.join(GROUPINGS)}.")
+        since_s = number_of(query, "since", default=7 * 86400, limits=(1, _AGE_S_MAX))
+        return await self._dependencies.traffic(by, since_s)
 
     async def change_queue(
         self, operation: Operation, request: HttpRequest, principal: Principal

@@ -1,6 +1,7 @@
-"""Health: is the relay ready, what is in the queue, and the last hour as charts.
+"""Health: is the relay ready, what is in the queue, the last hour as charts, the day by provider.
 
-All figures come from the metrics of this process, so a page needs no query.
+All figures but those by provider come from the metrics of this process, so that they need no query.
+The browser asks for those by provider once, after the page.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from relay.front_door.api.request_parameters import require_method, single_value
 from relay.front_door.pages.charts import Chart, Series, draw, duration_text, number_text
 from relay.front_door.pages.site import PageRequest
 
+_DAY_S, _PROVIDERS = 86400.0, 10  # those with the most mail
 _BUSY = 60  # events in one minute from which rates are per second
 _QUEUE_STATES = ("queued", "deferred", "held", "captured")
 _DONE = ("accepted", "delivered", "captured", "relayed")
@@ -46,12 +48,16 @@ class HourOfMetrics(Struct, frozen=True):
 
 
 async def health_page(request: PageRequest) -> Response:
-    """GET /health; with `?part=figures` the part that changes. Raises ApiError 403 for an account
-    of the role user.
+    """GET /health; with `?part=figures` the part that changes, with `?part=providers` the table.
+    Raises ApiError 403 for an account of the role user.
     """
     require_method(request.http, "GET")
     request.principal.check_may_read()
     part = single_values(request.http.query, ("part",)).get("part")
+    if part == "providers":
+        traffic = request.site.dependencies.traffic("provider", _DAY_S)
+        groups = (await request.http.cancel_on_disconnect(traffic))["groups"][:_PROVIDERS]
+        return request.page("_providers.html", groups=groups, duration=duration_text)
     name = "_figures.html" if part == "figures" else "health.html"
     return request.page(name, **_values(request.site.dependencies))
 

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 
 from relay.base.accounts.account import Role, UnknownUserError
 from relay.base.accounts.usage import AccountUsage
-from relay.base.clock import SystemClock, advanced_us, now_at_least_us
+from relay.base.clock import SystemClock, advanced_us, first_id_after, now_at_least_us, rfc3339
 from relay.base.pauses import Paused
 from relay.base.socket_address import Address
 from relay.front_door import api
@@ -42,6 +42,7 @@ from relay.operation.app.pressure_monitor import open_files_limit
 from relay.operation.app.transport import Transport, queue_stats
 from relay.store.spool.engine import without_node_text
 from relay.store.spool.queue_commands import RouteLookup
+from relay.store.spool.shared.traffic import TrafficCounter
 from relay.transport.routing.resolver import LoopbackResolver
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 FURTHER_PREFIXES = ("api", "view", "livez")  # the first segments of the paths of `further_api`
 _EVERYONE = Principal(name="development", role=Role.OPERATE)
 _BUSIEST = 20
+_GROUPS_SHOWN = 50  # of statistics
 _FILES_PER_CONNECTION = 4  # HTTP may use a quarter: SMTP, databases and messages need the rest
 
 
@@ -212,6 +214,7 @@ def _means(
         restored=base.store.restored,
         submissions=base.store.ready,
         stats=partial(queue_stats, base, transport),
+        traffic=partial(_traffic, base),
         way_to=way_to,
         target_of=base.table.target_of,
         changes=base.changes,
@@ -234,6 +237,15 @@ def _means(
         pauses=base.pauses,
         webhooks=webhooks,
     )
+
+
+async def _traffic(base: Foundation, by: str, since_s: float) -> dict[str, Any]:
+    """Return the JSON of `relay stats`. History older than spool.keep is not there."""
+    since_us = base.clock.time_us() - int(min(since_s, base.settings.spool.keep) * 1e6)
+    provider_of = base.sources.providers().provider_of
+    counter = TrafficCounter(by, provider_of, after=first_id_after(since_us))
+    await base.spool.maintenance.count_traffic(counter)
+    return {"by": by, "since": rfc3339(since_us), "groups": counter.groups(_GROUPS_SHOWN)}
 
 
 def _usage(base: Foundation, account: str, is_reset: bool) -> Sequence[AccountUsage]:

@@ -32,6 +32,7 @@ Messages:
 - `trace`: `relay trace` and `relay wait`; why a wait has timed out; `relay log`; the line of a
   message
 - `show`: `relay show`
+- `stats`: `relay stats`
 - `explain`: `relay explain`
 - `queue`: `relay queue list | show | stats | retry | hold | release | cancel | reroute`; the text
   of entries and statistics; `relay pause` and `relay resume`

@@ -28,6 +28,7 @@ _GROUPS = {
         "log": "The same as relay list.",
         "search": "List the messages that the search of the pages finds.",
         "show": "Show a message's content, captured mail too.",
+        "stats": "Count mail by provider, domain, route or login.",
         "explain": "Say where mail for an address goes, and why.",
     },
     "Operate": {

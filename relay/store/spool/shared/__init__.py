@@ -32,6 +32,7 @@ What has happened to messages:
 - `message_rows`: what a row of the list shows: state, recipients, reply, next attempt
 - `recent_messages`: counts by state, and addresses to choose from, of the newest messages
 - `maintenance`: pruning of history (spool.keep); frees claims of dead owners
+- `traffic`: counts of attempts by provider, domain, route or login: `relay stats`
 
 What all of these stand on:
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from relay.base.clock import Clock, first_id_after, wall_offset_us
 from relay.store.spool.shared import stats
 from relay.store.spool.shared.tables import OpenTransaction, QueueEngine, Tables
+from relay.store.spool.shared.traffic import TrafficCounter
 from relay.store.spool.types import Claim, QueueCounts, SpoolUnavailableError
 
 T = TypeVar("T")
@@ -183,6 +184,11 @@ class SpoolMaintenance(ABC):
             lambda tables: stats.stats(tables, now_us=now_us, offset_us=offset_us)
         )
         return figures | {"unaccounted": unaccounted}
+
+    async def count_traffic(self, counter: TrafficCounter) -> None:
+        """Run the steps of a count; other queries come between them."""
+        while await self._engine.read(counter.step):
+            pass
 
 
 def prune_keys(transaction: OpenTransaction, now_us: int) -> int:

@@ -24,6 +24,7 @@ async def test_roles_of_the_queue(
 ) -> None:
     assert (await api.get("/relay/v1/queue", token)).status_code == read_status
     assert (await api.get("/relay/v1/queue/stats", token)).status_code == read_status
+    assert (await api.get("/relay/v1/stats?by=route&since=60", token)).status_code == read_status
     headers = {"authorization": f"Bearer {token}"}
     for operation in ("retry", "hold", "release", "cancel", "reroute"):
         body = {"all": True} | ({"to": "mx:a.test"} if operation == "reroute" else {})

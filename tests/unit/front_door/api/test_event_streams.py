@@ -84,6 +84,7 @@ class Relay:
             journeys=Journeys(self.spool, self.log, self.feed, clock=self.clock),
             queue_admin=self.spool.queue_admin,
             stats=self.spool.stats,
+            traffic=None,
             way_to=lambda text: all_to(NextHop.parse(text)),
             target_of=str,
             changes=self.changes,

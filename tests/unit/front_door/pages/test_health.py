@@ -1,5 +1,7 @@
 """The page of health: its figures are those of the relay, and who may read it."""
 
+import re
+
 from relay import __version__
 from relay.base.observe.metric_samples import MetricSamples
 from relay.base.observe.metrics import Metrics
@@ -24,6 +26,9 @@ async def test_the_page_shows_what_the_relay_has_done(pages):
     ):
         assert expected in text
     assert f"Version {__version__}, running for" in text
+    table = plain(await pages.text("/health?part=providers"))
+    assert re.search(r"b\.test 1 0 0 1 - - 1. 550 5\.1\.1 ", table)
+    assert re.search(r"capture 1 1 0 0 [\d.]+\W?m?s", table)
 
 
 async def test_reasons_of_the_pressure_and_of_not_being_ready_are_shown(pages):

@@ -1,0 +1,59 @@
+"""`relay stats`: what became of the mail of the last days, counted by the running relay (or 69)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from relay.base.phrases import time_span
+from relay.base.running_relay import ControlClient
+from relay.base.settings.values import parse_duration
+from relay.operation.cli.options import CommandContext, Parsed, common_options
+from relay.store.spool.shared.traffic import COUNTS, GROUPINGS
+
+_ANSWER_S_MAX = 300.0  # a second for 100,000 messages
+_DURATION = Parsed("DURATION", parse_duration)
+
+
+@click.command()
+@click.option("--by", type=click.Choice(GROUPINGS), default=GROUPINGS[0], show_default=True)
+@click.option("--since", type=_DURATION, default="7d", show_default=True, help="Accepted since.")
+@common_options
+def stats(context: CommandContext, *, by: str, since: float) -> None:
+    """Count the mail of the last days by provider, domain, route or login.
+
+    ACCEPTED counts the recipients of first attempts, DELIVERED those delivered, relayed or
+    captured, DEFERRED all attempts that were deferred, FAILED the recipients that failed or
+    expired. MEDIAN and 95 % are times from acceptance to delivery. Below each group are the replies
+    that deferred or failed most of it.
+    """
+    settings = context.settings()
+    client = ControlClient(settings.control_socket, timeout_s=_ANSWER_S_MAX)
+    answer = client.get("/stats", {"by": by, "since": f"{since:.0f}"})
+    cut = "; spool.keep keeps nothing older" if since > settings.spool.keep else ""
+    head = f"accepted since {answer['since'][:19]}Z{cut}"
+    context.show(answer, lambda: [head, *stats_lines(answer)])
+
+
+def stats_lines(answer: Mapping[str, Any]) -> list[str]:
+    """Return the groups as a table, with the replies of each below it."""
+    groups = answer["groups"]
+    if not groups:
+        return ["no delivery was attempted"]
+    width = max(len(name) for name in (answer["by"], *(group["name"] for group in groups)))
+
+    def row(name: str, *cells: str) -> str:
+        return f"{name or '-':<{width}}  {'  '.join(f'{cell:>11}' for cell in cells)}"
+
+    lines = [row(answer["by"], *COUNTS, "median", "95 %").upper()]
+    for group in groups:
+        counts = [str(group[column]) for column in COUNTS]
+        lines.append(row(group["name"], *counts, _span(group["median_s"]), _span(group["p95_s"])))
+        lines += [f"    {reply['times']}x {reply['reply']}" for reply in group["replies"]]
+    return lines
+
+
+def _span(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds:.2g} s" if seconds < 10 else time_span(seconds)
