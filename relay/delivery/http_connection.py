@@ -20,12 +20,13 @@ from relay.delivery.smtp.connect import reason
 _READ_BYTES = 16 * 1024
 _HEADER_BYTES_MAX = 64 * 1024
 _WRITE_BYTES = 64 * 1024
+_INFORMATIONAL_MAX = 8  # responses before an answer (RFC 9110 15.2)
 _REST_S = 0.5  # for the rest of an answer whose body nobody needs
 
 
 class HttpError(Exception):
     """There is no answer. `may_have_arrived`: the request, or a part of it, was written.
-    `timed_out`: the time limit has passed. `untrusted`: the certificate, or TLS, failed.
+    `timed_out`: the time limit has passed. `untrusted`: the certificate is refused.
     """
 
     def __init__(
@@ -104,12 +105,14 @@ class ClientConnection:
         `answer_bytes_max` nobody needs its body. Raises HttpError, after which the connection is
         closed.
         """
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + timeout_s  # real time: a peer
         length = (("Content-Length", str(len(body))),) if body or method == "POST" else ()
         header = (("Host", self.authority), ("User-Agent", "Relay"), *fields, *length)
         request = h11.Request(method=method, target=target, headers=list(header))
         was_written = False
         try:
-            async with asyncio.timeout(timeout_s):  # real time: a peer
+            async with asyncio.timeout_at(until_s):  # real time: a peer
                 octets = self._http.send(request) or b""
                 was_written = True
                 self._writer.write(octets)
@@ -129,7 +132,8 @@ class ClientConnection:
             raise
         if not answer_bytes_max:
             with suppress(TimeoutError, OSError, h11.ProtocolError):  # it may still write
-                async with asyncio.timeout(_REST_S):  # real time: a peer
+                rest_until_s = min(until_s, loop.time() + _REST_S)  # real time: a peer
+                async with asyncio.timeout_at(rest_until_s):  # real time: a peer
                     await self._answer(_READ_BYTES)
         if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
             self._http.start_next_cycle()
@@ -140,13 +144,23 @@ class ClientConnection:
     async def _answer(self, body_max: int) -> HttpResponse:
         """With 0, return before the body. Raises OSError, h11.ProtocolError."""
         status, fields, body = 0, dict[str, str](), bytearray()
+        received = informational = 0
+        received_max = _HEADER_BYTES_MAX + _READ_BYTES + 2 * body_max  # twice: framing of chunks
         while True:
             event = self._http.next_event()
             if event is h11.NEED_DATA:
+                await asyncio.sleep(0)  # to read what is in the buffer does not yield
                 octets = await self._reader.read(_READ_BYTES)
-                if not octets and not status:
+                received += len(octets)
+                if not received:
                     raise ConnectionResetError("the host closed the connection without an answer")
+                if received > received_max:
+                    raise OSError(f"header and framing are longer than {_HEADER_BYTES_MAX} octets")
                 self._http.receive_data(octets)
+            elif isinstance(event, h11.InformationalResponse):
+                informational += 1
+                if informational > _INFORMATIONAL_MAX:
+                    raise OSError(f"more than {_INFORMATIONAL_MAX} responses are informational")
             elif isinstance(event, h11.Response):
                 status = event.status_code
                 fields = {name.decode(): text.decode("latin-1") for name, text in event.headers}
@@ -215,7 +229,7 @@ def _http_error(
         f"{authority}: {text}",
         may_have_arrived=may_have_arrived,
         timed_out=bool(slow),
-        untrusted=isinstance(error, ssl.SSLError),
+        untrusted=isinstance(error, ssl.SSLCertVerificationError),
     )
 
 

@@ -2,7 +2,8 @@
 
     with Receiver(authority.issue("DNS:hooks.example.net")) as receiver: ...
 
-`mode` says how it answers: good, wrong-token, html-token, error, redirect, drip, huge, huge-header, stall, garbage, hang-up.
+`mode` says how it answers: good, wrong-token, html-token, error, redirect, drip, huge, huge-header, informational, extensions,
+stall, stall-body, garbage, hang-up.
 """
 
 import json
@@ -144,6 +145,13 @@ class _Handler(Quiet, BaseHTTPRequestHandler):
         self.wfile.write(b"HTTP/1.1 200 OK\r\n")
         self._pour(b"X-Field: " + b"x" * 65000 + b"\r\n")
 
+    def _informational(self) -> None:
+        self._pour(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000)
+
+    def _extensions(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        self._pour(b"1;" + b"x" * 10000 + b"\r\nx\r\n")
+
     def _pour(self, octets: bytes) -> None:
         for _ in range(_HUGE_BYTES // len(octets)):
             self.wfile.write(octets)
@@ -152,6 +160,10 @@ class _Handler(Quiet, BaseHTTPRequestHandler):
     def _stall(self) -> None:
         self.connection.settimeout(20)
         self.rfile.read(1)
+
+    def _stall_body(self) -> None:
+        self.wfile.write(b"HTTP/1.1 202 Accepted\r\nContent-Length: 1\r\n\r\n")
+        self._stall()
 
     def _garbage(self) -> None:
         self.wfile.write(b"220 mail.example.net ESMTP\r\n")

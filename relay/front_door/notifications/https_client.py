@@ -95,7 +95,7 @@ class HttpsClient:
             return await connection.request(
                 method,
                 url.target,
-                fields=(*fields, ("Connection", "close")),
+                fields=(("Accept", "*/*"), *fields, ("Connection", "close")),
                 body=body,
                 timeout_s=left_s,
                 answer_bytes_max=answer_bytes_max,

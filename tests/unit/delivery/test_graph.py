@@ -27,6 +27,7 @@ from tests.support.dkim import DkimKeys
 from tests.support.fake_graph import FakeGraph, error
 from tests.support.journeys import states
 from tests.support.manual_clock import ManualClock
+from tests.support.receiver import Receiver
 from tests.support.tables import each_row
 from tests.support.tls import authority, certificate
 
@@ -312,6 +313,8 @@ async def test_a_token_goes_to_the_host_of_a_verified_name_alone(authority, cert
         )
         graph.hang_up()
     assert (await refused(graph))[0] == "connect"
+    with Receiver() as plain:
+        assert (await refused(plain, host="localhost", tls=policy))[0] == "connect"  # no TLS there
     assert not graph.asked
 
 

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from relay.base.message.web_url import UrlError, read_url
+from relay.delivery import http_connection
 from relay.delivery.http_connection import HttpError
 from relay.front_door.notifications import https_client
 from relay.front_door.notifications.https_client import (
@@ -139,6 +140,7 @@ async def test_post(authority: Authority) -> None:
         f"hooks.example.net:{receiver.port}",
         b'{"value": []}',
     )
+    assert header["accept"] == "*/*"
 
 
 async def test_the_next_address_is_tried(authority: Authority) -> None:
@@ -154,9 +156,12 @@ async def test_certificates(authority: Authority, tmp_path) -> None:
         self_signed(tmp_path, "DNS:hooks.example.net"),
     ):
         with Receiver(certificate) as receiver:
-            with pytest.raises(HttpError, match="TLS: "):
+            with pytest.raises(HttpError, match="TLS: ") as failed:
                 await post(sender, receiver.url(host="hooks.example.net"))
-            assert receiver.requests == []
+            assert (receiver.requests, failed.value.untrusted) == ([], True)
+    with Receiver() as receiver, pytest.raises(HttpError, match="TLS: ") as failed:
+        await post(sender, receiver.url().replace("http:", "https:"))
+    assert not failed.value.untrusted  # a port without TLS has no certificate
 
 
 async def test_a_name_that_leads_elsewhere_later(authority: Authority) -> None:
@@ -209,6 +214,14 @@ async def test_slow_answers_are_cut_off(mode: str) -> None:
         assert time.monotonic() - began < 5
 
 
+async def test_a_slow_body_ends_with_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_connection, "_REST_S", 10)
+    with Receiver() as receiver:
+        receiver.mode = "stall-body"
+        async with asyncio.timeout(5):
+            assert (await post(client(), receiver.url(), timeout_s=0.2)).status == 202
+
+
 async def test_an_answer_of_a_gigabyte() -> None:
     with Receiver() as receiver:
         receiver.mode = "huge"
@@ -223,9 +236,17 @@ async def test_an_answer_of_a_gigabyte() -> None:
     assert receiver.sent_bytes < 50_000_000  # buffers of the kernel
 
 
-@pytest.mark.parametrize("mode", ["garbage", "hang-up"])
-async def test_what_is_no_answer(mode: str) -> None:
+@each_row(
+    "mode, why",
+    [
+        ("garbage", "no HTTP answer"),
+        ("hang-up", "the host closed the connection without an answer"),
+        ("informational", "more than 8 responses are informational"),
+        ("extensions", "header and framing are longer than 65536 octets"),
+    ],
+)
+async def test_what_is_no_answer(mode: str, why: str) -> None:
     with Receiver() as receiver:
         receiver.mode = mode
-        with pytest.raises(HttpError, match="without an answer"):
-            await post(client(), receiver.url())
+        with pytest.raises(HttpError, match=why):
+            await post(client(), receiver.url(), answer_bytes_max=4096)
