@@ -106,8 +106,8 @@ async def test_a_refused_token_is_replaced_once_a_minute(tmp_path):
 
 LIES = [
     ((200, b"<html>"), "the answer (200) is not one of a token server"),
-    ((200, b"{" * 100_000), "more than 65536 octets"),
-    ((200, b"x" * 1_048_576), "more than 65536 octets"),
+    ((200, b"{" * 100_000), "longer than 65536 octets"),
+    ((200, b"x" * 1_048_576), "longer than 65536 octets"),
     ((302, b""), "the answer (302) is not one"),
     (token("two words"), "the answer (200) is not one"),
     (token("line\r\nfeed"), "the answer (200) is not one"),
