@@ -45,7 +45,7 @@ class NodeRole(StrEnum):
 
 
 class Secret:
-    """Marks a text that is never shown in a fault."""
+    """Marks a text that no fault shows and that `relay config` hides."""
 
 
 # Metadata of a key: a reload applies it. The others need a restart.

@@ -244,11 +244,9 @@ def _application(
             if request.segments[2:] == ("usage",):
                 return json_response(_usage(request, principal, dependencies))
             if request.segments[2:] == ("configuration",) and principal is OPERATOR:
-                _query(
-                    request, "GET"
-                )  # it may have secrets: only for users who can read relay.toml
-                unread = {"text": "", "needs_restart": ()}
-                return json_response(dependencies.configuration() or unread)
+                # it may have secrets: only for users who can read relay.toml
+                _query(request, "GET")
+                return json_response(dependencies.configuration() or {"text": ""})
             return await _relay_v1(request, principal, handlers, principal_for=principal_for)
         except (SpoolError, StoreError) as error:
             raise service_unavailable(str(error), retry_after_s=5) from error

@@ -19,7 +19,6 @@ from contextlib import suppress
 from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -91,7 +90,6 @@ class Configuration(Struct, frozen=True):
     # the certificates whose files have changed, each with its new key pairs
     new_pairs: Sequence[tuple[ServerCertificate, Sequence[CheckedPair]]] = ()
     text: str = ""  # of relay.toml
-    needs_restart: Sequence[str] = ()  # the keys in it that are not in force
 
 
 class ListenerCertificates(Struct, frozen=True):
@@ -115,7 +113,7 @@ class ActiveConfiguration:
     ) -> None:
         """Load the configuration `file` and the files that it names. Raises SettingsError."""
         self._file, self._environ, self._clock, self._role = file, environ, clock, role
-        text = read_text(file)
+        text = self._text_at_start = read_text(file)
         settings = load(file, environ, role=role, text=text)
         self._last_good = LastGoodSets(settings.state_dir, CrashPoints(crash_at))
         self._now = replace(self._with_files(settings, {}), text=text)
@@ -130,9 +128,9 @@ class ActiveConfiguration:
         """The settings of the start, with the reloadable keys of the last reload."""
         return self._now.settings
 
-    def as_read(self) -> dict[str, Any]:
-        """The text of relay.toml as it was read, and which keys in it need a restart."""
-        return {"text": self._now.text, "needs_restart": self._now.needs_restart}
+    def as_read(self) -> dict[str, str]:
+        """The text of relay.toml as it was read last, and at the start."""
+        return {"text": self._now.text, "text_at_start": self._text_at_start}
 
     def rules(self) -> RuleBook:
         """The active rules."""
@@ -192,7 +190,7 @@ class ActiveConfiguration:
         pairs = self._new_pairs(settings)
         loaded = self._with_files(settings, self._now.tenants)
         self._last_good.keep_all(loaded.tenants, settings.policy.directory)
-        return replace(loaded, new_pairs=pairs, text=text, needs_restart=changes)
+        return replace(loaded, new_pairs=pairs, text=text)
 
     def use(self, read: Configuration) -> None:
         """Make this configuration the active one."""

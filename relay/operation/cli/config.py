@@ -1,5 +1,5 @@
 """`relay config show | diff`: the keys of relay.toml with their values, and what has changed in the
-file since the running service has read it (69 if none runs). No secret is printed.
+file since the running service read it (69 if none runs). No secret is printed.
 """
 
 import json
@@ -9,7 +9,7 @@ import click
 from relay.base.running_relay import ControlClient
 from relay.base.settings.document import read_text
 from relay.base.settings.environment import read_environment
-from relay.base.settings.listed_keys import DEFAULT, ListedKey, list_keys
+from relay.base.settings.listed_keys import DEFAULT, ListedKey, in_order, list_keys
 from relay.base.settings.reloadable_keys import apply_reloadable
 from relay.operation.cli.options import CommandContext, common_options
 
@@ -21,13 +21,15 @@ def config(_given: CommandContext) -> None:
 
 
 @config.command()
-@click.option("--origin", is_flag=True, help="With the line of each key, or that it is a default.")
+@click.option("--origin", is_flag=True, help='Add the line of each key, or "default".')
 @click.option("--changed", is_flag=True, help="Only the keys that the file has.")
 @common_options
 def show(context: CommandContext, *, origin: bool, changed: bool) -> None:
-    """Print all keys of relay.toml with their values, defaults too.
+    """Print all keys of relay.toml that have a value, defaults too.
 
-    Secrets are hidden; ${env:NAME} and ${file:PATH} are printed as they are written.
+    Secrets are hidden, and parts of URLs: the login in spool.url and delivery.proxy, what follows
+    the host in the URL of a webhook. ${env:NAME} and ${file:PATH} are hidden in these parts;
+    elsewhere they are printed as they are written.
     """
     context.settings()  # says where it has looked for the file
     file = context.found_config_file()
@@ -42,7 +44,7 @@ def show(context: CommandContext, *, origin: bool, changed: bool) -> None:
 @config.command()
 @common_options
 def diff(context: CommandContext) -> None:
-    """Print what has changed since the running service has read the file.
+    """Print what has changed since the running service read the file.
 
     What begins with - was read, what begins with + is in the file. The keys that need a restart
     follow, also those of earlier reloads; relay reload applies the others.
@@ -50,18 +52,18 @@ def diff(context: CommandContext) -> None:
     answer = ControlClient(context.settings().control_socket).get("/configuration")
     file, environ = context.found_config_file(), read_environment().variables
     text = read_text(file)
-    active, old = list_keys(file, answer["text"] or text, environ)
-    read, new = list_keys(file, text, environ)
-    before, after = ({key.key: key.raw for key in keys} for keys in (old, new))
-    changes = [("-", key) for key in old if after.get(key.key, key) != key.raw]
-    changes += [("+", key) for key in new if before.get(key.key, key) != key.raw]
-    changes.sort(key=lambda change: change[1].key)
-    restart = sorted({*answer["needs_restart"], *apply_reloadable(active, read)[1]})
+    read = answer["text"] or text  # a development relay has none
+    started, _ = list_keys(file, answer.get("text_at_start", read), environ)
+    _, old = list_keys(file, read, environ)
+    written, new = list_keys(file, text, environ)
+    before, after = ({key.key: key.parsed for key in keys} for keys in (old, new))
+    changes = [("-", key) for key in old if after.get(key.key, key) != key.parsed]
+    changes += [("+", key) for key in new if before.get(key.key, key) != key.parsed]
+    changes.sort(key=lambda change: in_order(change[1]))
+    restart = apply_reloadable(started, written)[1]
+    rows = [(sign, key.key, key.value) for sign, key in changes]
     context.show(
-        {
-            "changes": [(sign, key.key, key.value) for sign, key in changes],
-            "needs_restart": restart,
-        },
+        {"changes": rows, "needs_restart": restart},
         lambda: [
             *(f"{sign} {_line(key)}" for sign, key in changes),
             *(f"needs a restart: {key}" for key in restart),

@@ -1,5 +1,6 @@
 """`relay config`: what is in force and where it is written, without secrets; what has changed in the file."""
 
+import copy
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 from click.testing import CliRunner
 
 from relay.base.settings import tree
+from relay.base.settings.reader import load
 from relay.operation.cli.root import cli
 from tests.support.relay_config import keys_of
 from tests.support.relay_process import RelayProcess
@@ -33,7 +35,7 @@ tenant = "contoso.example"
 client_id = "1"
 client_secret = "{secret}"
 [[webhook]]
-url = "https://hooks.example.test/mail"
+url = "https://hooks.example.test/{secret}?{secret}"
 events = ["failed"]
 secret = "whsec_{secret}"
 """
@@ -70,6 +72,7 @@ def test_all_keys_are_shown_and_no_secret(tmp_path: Path) -> None:
         for words in ((), ("--origin",), ("--changed",), ("--json",)):
             output = shown(tmp_path, *words)
             assert MARKER not in output
+            assert "https://hooks.example.test/…" in output
             assert str(tmp_path / "state") not in output
         keys = {row["key"]: row["value"] for row in json.loads(shown(tmp_path, "--json"))}
         assert keys["oauth[0].client_secret"] == (secret if secret != MARKER else "(hidden)")
@@ -77,8 +80,9 @@ def test_all_keys_are_shown_and_no_secret(tmp_path: Path) -> None:
         assert keys["state_dir"] == "${env:STATE}"
         missing = set(keys_of()) - {key.replace("[0]", "") for key in keys}
         tables = (
-            "http.tls.",
-            "sendmail.",
+            "http.tls",  # has no value, as sendmail and observe.metrics
+            "observe.metrics",
+            "sendmail",
             "smtp.",
             "domain.",
             "route.",
@@ -101,10 +105,37 @@ def test_each_key_has_its_line_or_is_a_default(tmp_path: Path) -> None:
     assert len(changed) == text.count(" = ")
 
 
+def test_what_is_shown_is_what_the_file_takes(tmp_path: Path) -> None:
+    """A file of all lines is the same configuration."""
+    file = tmp_path / "relay.toml"
+    file.write_text(
+        'hostname = "relay.example.test"\nstate_dir = "state"\n'
+        "delivery.retry = [90.5]\ndelivery.expire_after = 12345678.0\n"
+    )
+    before = load(file, {})
+    lines = shown(tmp_path)
+    assert "delivery.retry = [90.5]\ndelivery.shutdown_grace" in lines
+    assert "delivery.expire_after = 12345678.0\n" in lines
+    assert 'reports.per_sender = "100/1h"\n' in lines
+    assert 'delivery.providers = ""\n' in lines
+    file.write_text(lines)
+    assert load(file, {}) == before
+
+
+def test_tables_are_in_the_order_of_the_file(tmp_path: Path) -> None:
+    routes = "".join(f'[[route]]\ndomain = "d{n}.test"\nnext_hop = "mx"\n' for n in range(12))
+    text = f'hostname = "relay.example.test"\nstate_dir = "state"\n{routes}'
+    (tmp_path / "relay.toml").write_text(text)
+    lines = [line for line in shown(tmp_path).splitlines() if ".domain = " in line]
+    assert lines == [f'route[{n}].domain = "d{n}.test"' for n in range(12)]
+
+
 def test_a_diff_names_what_a_reload_and_a_restart_would_change(remotes: Remotes) -> None:
     with remotes.relay() as relay:
         assert diff(relay) == {"changes": [], "needs_restart": []}
+        first = copy.deepcopy(relay.config)
         relay.config["delivery"]["expire_after"] = "1d"
+        relay.config["delivery"]["delay_warning_after"] = "4h"  # the default
         relay.config["reports"] = {"per_sender": "5/1h"}
         relay.config["observe"]["log"] = "logfmt"
         relay.write_config(relay.config)
@@ -114,10 +145,51 @@ def test_a_diff_names_what_a_reload_and_a_restart_would_change(remotes: Remotes)
         assert ["-", "delivery.expire_after", "2d"] in changes["changes"]
         assert ["+", "delivery.expire_after", "1d"] in changes["changes"]
         assert [change for change in changes["changes"] if change[1] == "observe.log"] == log
+        assert "delivery.delay_warning_after" not in {key for _, key, _ in changes["changes"]}
         assert relay.cli("reload").returncode == 0
         assert diff(relay) == {"changes": [], "needs_restart": ["observe.log"]}
+        relay.write_config(first)
+        changes = diff(relay)
+        assert [
+            [sign, *change] for sign, *change in changes["changes"] if change[0] == "observe.log"
+        ] == [
+            ["-", "observe.log", "logfmt"],
+            ["+", "observe.log", "json"],
+        ]
+        assert changes["needs_restart"] == []
         relay.stop()
         assert relay.cli("config", "diff").returncode == 69
+
+
+def test_a_diff_after_files_have_moved(remotes: Remotes) -> None:
+    """What the service read is faulty today: a directory is elsewhere, and a secret."""
+    with remotes.relay() as relay:
+        names = [relay.folder / name for name in ("old", "new")]
+        names[0].mkdir()
+        (names[0] / "secret").write_text(MARKER)
+        tables = [
+            {
+                "reports": {"templates": str(name)},
+                "webhook": [
+                    {
+                        "url": "https://hooks.example.test/",
+                        "events": ["failed"],
+                        "secret": f"whsec_${{file:{name}/secret}}",
+                    }
+                ],
+            }
+            for name in names
+        ]
+        relay.write_config(relay.config | tables[0])
+        assert relay.cli("reload").returncode == 0
+        names[0].rename(names[1])
+        relay.write_config(relay.config | tables[1])
+        assert diff(relay)["changes"] == [
+            ["-", "reports.templates", str(names[0])],
+            ["+", "reports.templates", str(names[1])],
+            ["-", "webhook[0].secret", "(hidden)"],
+            ["+", "webhook[0].secret", "(hidden)"],
+        ]
 
 
 def diff(relay: RelayProcess) -> Any:
