@@ -56,14 +56,13 @@ def list_keys(
     keys = []
     for path, table in [((), settings), *reader.read]:
         for name, hint in get_type_hints(type(table), include_extras=True).items():
-            raw, origin, marks = getattr(table, name), DEFAULT, set(get_args(hint))
-            parsed, has_value = raw, raw is not None or Path in marks
-            if not has_value or has_tables(raw) or name == "further":  # which is no key
+            # `further` is no key; None has no text, except of a path
+            parsed, marks, place = getattr(table, name), set(get_args(hint)), (*path, name)
+            if has_tables(parsed) or name == "further" or (parsed is None and Path not in marks):
                 continue
-            place = (*path, name)
-            if (written := document.value(place)) is not None:
-                raw, origin = written, f"{file}:{document.line(place)}"
-            value = _value(raw, marks, is_default=written is None)
+            is_default = (written := document.value(place)) is None
+            origin = DEFAULT if is_default else f"{file}:{document.line(place)}"
+            value = _value(parsed if is_default else written, marks, is_default=is_default)
             keys.append(ListedKey(dotted(place), value, origin, parsed))
     return settings, sorted(keys, key=in_order)
 
@@ -78,6 +77,8 @@ def _value(raw: Any, marks: set[Any], *, is_default: bool) -> Any:
             return f"{raw / _UNITS.get(unit, 1):g}{unit}"
         case int() | float():
             return raw
+        case dict():  # a table that this version does not take
+            return "(hidden)"
         case str() if is_default and raw and values.parse_rate in marks:
             count, _, seconds = raw.partition("/")
             return f"{count}/{_value(float(seconds), marks, is_default=True)}"
