@@ -11,7 +11,7 @@ RFC 3464 (message/delivery-status), RFC 6533 (the same beyond ASCII), RFC 8098
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from email.message import Message
 from itertools import chain, islice
 
@@ -22,7 +22,7 @@ from relay.base.message.content import Octets
 from relay.base.message.conversation import message_ids, own_message_id
 from relay.base.message.envelope import decode_utf8_address
 from relay.base.message.header import Header, cleaned, header_section, with_crlf
-from relay.base.message.status import find_statuses
+from relay.base.message.status import find_statuses, one_line
 from relay.formats.address_list import AddressBudget
 from relay.formats.encoded_words import decode_words
 from relay.formats.read_header import read_addresses, read_token
@@ -53,6 +53,8 @@ _RECIPIENT_FIELDS = ("original-recipient", "final-recipient")
 _RETURNED = ("message/rfc822", "message/global")
 _RETURNED_HEADERS = ("text/rfc822-headers", "message/rfc822-headers", "message/global-headers")
 _RETURNED_HEADER_OCTETS_MAX = 64 * 1024
+_TEXT_OCTETS_MAX = 64 * 1024  # of a report that is a text
+_LINES_BETWEEN_MAX = 5  # between an address in a text and its code
 _RETURNED_OCTETS_MAX = 2 * 1024 * 1024
 ORDINARY_CLASS = "IPM.Note"
 _CLASSES = {  # by kind; the worst first, which a report about several recipients has
@@ -69,6 +71,21 @@ _white = re.compile(rb"\s+")
 _type = re.compile(r"\A[!-'*-:<-~]+ *; *")
 _word = re.compile(r"[^\s;,()]+")
 _in_brackets = re.compile(r"<([^<>]+)>")
+_blank_in_name = re.compile(rb"(?im)^(final|original) (?=recipient[ \t]*:)")
+# The line above a copy of the message: of Exim, qmail, others, and old Gmail.
+_copy_line = re.compile(
+    r"^-{2,} ?(?:(?:This is|Below this line is) a copy of (?:the|your) message\b.*"
+    r"|Original message(?: follows)?\.?[ -]*)\n(?:[ -]*\n|-{2,} .*\n)*",
+    re.IGNORECASE | re.MULTILINE,
+)
+_text_address = re.compile(r"(?<![\w.+-])[\w.!#$%&'*/=?^`{|}~+-]{1,64}@[\w-]+(?:\.[\w-]+)*")
+# A code beside a status of its class, or what a host said; a telephone number is no code.
+_text_code = re.compile(
+    r"(?<![\w.+-])([45])[0-5]\d[ :#(-]{1,3}(?=\1\.\d{1,3}\.\d{1,3}(?![\d.]))"
+    r"|(?:(?:\b(?:host|server)|\]|[\w-]\.[\w-]\S{0,80}) said:|\bRemote host\b)[^\n\d]{0,80}\b"
+    r"([45])[0-5]\d(?![\w.]|[ -]\d)",
+    re.IGNORECASE,
+)
 
 ReportFields = tuple[tuple[str, str], ...]
 
@@ -150,7 +167,7 @@ def read_remote_report(content: Octets) -> RemoteReport | None:
     """Return what a DSN or MDN claims, None for other messages and for a report without claims.
 
     Some hosts send multipart/mixed instead of multipart/report. Exim sends neither, but a field
-    that names the recipients.
+    that names the recipients. Others send a text: see _report_in_text().
     """
     head = content.part(0, _REMOTE_OCTETS_MAX)
     structure = read_structure(head)
@@ -171,20 +188,67 @@ def read_remote_report(content: Octets) -> RemoteReport | None:
             return None
         return RemoteReport(
             _value(about, "original-envelope-id"),
-            own_message_id(_value(about, "original-message-id")) or _original_id(head, structure),
+            own_message_id(
+                _value(about, "original-message-id") or _value(about, "x-original-message-id")
+            )
+            or _original_id(head, structure),
             _first_word(reporter),
             claims,
         )
     fields = structure.message.fields
-    failed = read_addresses(fields, "x-failed-recipients", AddressBudget(_STATUS_OCTETS_MAX))
+    people = read_addresses(fields, "x-failed-recipients", AddressBudget(_STATUS_OCTETS_MAX))
+    failed = [person.address for person in people if person.address]
+    if report := _report_in_text(head, structure, failed):
+        return report
     if failed and _is_automatic(fields):
-        claims = tuple(
-            RemoteClaim("", recipient.address, "failure")
-            for recipient in failed
-            if recipient.address
-        )
+        claims = tuple(RemoteClaim("", address, "failure") for address in failed)
         return RemoteReport("", _original_id(head, structure), "", claims)
     return None
+
+
+def _report_in_text(
+    content: Octets, structure: Structure, failed: Sequence[str]
+) -> RemoteReport | None:
+    """Return what a text says of the recipients near the codes in it, and of those in `failed`.
+
+    The id is that of a returned message, or of a copy below a line that is known. An automatic
+    reply also has a null reverse-path and an In-Reply-To: these fields do not count.
+    """
+    leaves = (entity for entity in structure.entities if entity.is_leaf and not entity.is_forwarded)
+    entity = next((leaf for leaf in leaves if leaf.content_type == "text/plain"), None)
+    octets = _decoded(content, entity, _TEXT_OCTETS_MAX) if entity else b""
+    text = octets.replace(b"\r\n", b"\n").decode("utf-8", "replace")
+    copy = _copy_line.search(text)
+    message_id = _returned_message_id(content, structure)
+    if copy and not message_id:
+        message_id = _message_id_in(header_section(text[copy.end() :].encode()))
+    claims = {claim.final: claim for claim in _claims_in(text[: copy.start()] if copy else text)}
+    for address in failed:
+        claim = claims.get(address) or RemoteClaim("", address, "failure")
+        claims[address] = replace(claim, kind="failure")
+    first = tuple(islice(claims.values(), _REMOTE_RECIPIENTS_MAX))
+    return RemoteReport("", message_id, "", first) if message_id and first else None
+
+
+def _claims_in(text: str) -> Iterator[RemoteClaim]:
+    """Yield what each code in a text says of the addresses in its line, else in the nearest line
+    above, else in the nearest below.
+    """
+    lines = text.splitlines()
+    addresses = [_text_address.findall(line) for line in lines]
+    for number, line in enumerate(lines):
+        code = _text_code.search(line)
+        if not code or line.startswith(">"):  # a quotation
+            continue
+        start = code.start(1) if code[1] else code.start(2)
+        reply = one_line(line[start:])[:_VALUE_CHARACTERS_MAX]
+        kind = "failure" if reply[0] == "5" else "delayed"
+        above = range(number, max(number - _LINES_BETWEEN_MAX, 0) - 1, -1)
+        below = range(number + 1, min(number + _LINES_BETWEEN_MAX + 1, len(lines)))
+        nearest = next((place for place in chain(above, below) if addresses[place]), number)
+        for address in addresses[nearest]:
+            status = next(iter(find_statuses(reply)), "")
+            yield RemoteClaim("", address, kind, status, reply)
 
 
 def message_class(content: Octets, content_type: str) -> str:
@@ -225,17 +289,29 @@ def _is_automatic(fields: "Message[str, str]") -> bool:
 
 
 def _returned_message_id(content: Octets, structure: Structure) -> str:
-    """Return the Message-ID of the message that is returned, or of its header."""
+    """Return the Message-ID of the message that is returned, or of its header.
+
+    Some hosts return the header as text/plain, or have the id in a field of their report.
+    """
+    is_report = structure.message.content_type == "multipart/report"
     for entity in structure.entities[1:]:
-        if entity.is_forwarded or entity.content_type not in (*_RETURNED, *_RETURNED_HEADERS):
+        is_text = entity.content_type == "text/plain" and entity.parent == 0 and entity.number > 1
+        is_returned = entity.content_type in (*_RETURNED, *_RETURNED_HEADERS)
+        if entity.is_forwarded or not (is_returned or (is_report and is_text)):
             continue
         if entity.is_message:
             octets = structure.entities[entity.number + 1].header
         else:
             octets = header_section(_decoded(content, entity, _RETURNED_HEADER_OCTETS_MAX))
-        message_id = Header.parse(cleaned(octets)).first("message-id") or b""
-        return own_message_id(message_id[:_VALUE_CHARACTERS_MAX].decode("utf-8", "replace"))
-    return ""
+        if message_id := _message_id_in(octets):
+            return message_id
+    value = read_token(structure.message.fields, "x-original-message-id")
+    return own_message_id(value[:_VALUE_CHARACTERS_MAX])
+
+
+def _message_id_in(header: bytes) -> str:
+    message_id = Header.parse(cleaned(header)).first("message-id") or b""
+    return own_message_id(message_id[:_VALUE_CHARACTERS_MAX].decode("utf-8", "replace"))
 
 
 def _recipient_groups(fields: ReportFields) -> Iterator[ReportFields]:
@@ -344,6 +420,7 @@ def _groups(status: bytes, most: int) -> Iterator[bytes]:
 def _fields(group: bytes) -> ReportFields:
     """Return names and values, unfolded and decoded."""
     fields = []
+    group = _blank_in_name.sub(rb"\1-", group)
     for name, line in Header.parse(cleaned(group)).fields[:_FIELDS_MAX]:
         if name:
             written, _, value = line.partition(b":")

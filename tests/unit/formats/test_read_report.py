@@ -231,6 +231,103 @@ def test_a_report_of_exim_names_its_recipients_in_a_field() -> None:
     assert claimed(EXIM.removeprefix(AUTO) + text) is None
 
 
+COPY = b"Message-ID: <m@x>\r\nSubject: x\r\n\r\nx\r\n"
+NO_COPY = b"\r\nno original\r\n"
+X_ID = b"X-Original-Message-ID: <m@x>\r\n"
+
+
+@each_row(
+    "content",
+    [
+        outside(BLOCK.replace(b"Final-R", b"Final R")),
+        outside(BLOCK, returned=b"Content-Type: text/plain; name=headers.txt\r\n\r\n" + COPY),
+        X_ID + outside(BLOCK, returned=NO_COPY),
+        outside(BLOCK, returned=NO_COPY).replace(b"Original-Env", X_ID + b"Original-Env"),
+    ],
+)
+def test_a_report_names_the_original_in_other_ways(content: bytes) -> None:
+    assert claimed(content) == RemoteReport("d1.1", "<m@x>", "relay.y.test", (FAILED,))
+
+
+def text_report(text: str, kind: str) -> bytes:
+    """A report that is a text, its lines between " / "; or a multipart/`kind` that returns mail."""
+    octets = text.replace(" / ", "\r\n").encode()
+    if kind == "text":
+        return octets
+    head = f"Content-Type: multipart/{kind}; boundary=b\r\n\r\n--b\r\n\r\n".encode()
+    return head + octets + b"\r\n--b\r\n" + ORIGINAL + b"\r\n--b--\r\n"
+
+
+@each_row(
+    "text, kind, claim",
+    rows_of(
+        """
+        <b@y.test>: / 550: 5.1.1 no such user | report | failure ; 5.1.1 ; 550: 5.1.1 no such user
+        b@y.test / 550-5.1.1 no such user | report | failure ; 5.1.1 ; 550-5.1.1 no such user
+        host y.test said: 452 full (b@y.test) | mixed | delayed ;  ; 452 full (b@y.test)
+        Subject: x /  / b@y.test / 550 5.1.1 no / -- This is a copy of the message. -- / -- Only 9 octets. /  / Message-ID: <m@x> | text | failure ; 5.1.1 ; 550 5.1.1 no
+        X-Failed-Recipients: b@y.test /  / Sorry. / ------ This is a copy of your message. ------ /  / Message-ID: <m@x> | text | failure ;  ;
+        Subject: x /  / b@y.test / Remote host said: 550 no / --- Below this line is a copy of the message. /  / Message-ID: <m@x> | text | failure ;  ; 550 no
+        Subject: x /  / b@y.test /  / 550 5.1.1 no / --- Original message follows. /  / Message-ID: <m@x> | text | failure ; 5.1.1 ; 550 5.1.1 no
+        Subject: x /  / a@y.test: 250 ok / b@y.test: 550 5.1.1 no / ----- Original message ----- /  / Message-ID: <m@x> | text | failure ; 5.1.1 ; 550 5.1.1 no
+        X-Original-Message-ID: <m@x> /  / b@y.test: 550 5.1.1 no | text | failure ; 5.1.1 ; 550 5.1.1 no
+        """
+    ),
+)
+def test_a_report_in_a_text_names_the_original_and_the_recipient(
+    text: str, kind: str, claim: str
+) -> None:
+    fields = [field.strip() for field in claim.split(" ;")]
+    expected = RemoteReport("", "<m@x>", "", (RemoteClaim("", "b@y.test", *fields),))
+    assert claimed(text_report(text, kind)) == expected
+
+
+AUTOMATIC_REPLIES = rows_of("""
+    I am away until Monday. b@y.test | returned
+    I am away. Tel. 550 123 b@y.test | returned
+    b@y.test is away. Tel. 550-123-4567 | returned
+    b@y.test, phone: 5.1.1 550 | returned
+    Call me: +49 550 123, b@y.test | returned
+    Ticket 550 opened for b@y.test | returned
+    Ticket #5.1.1 opened for b@y.test | returned
+    b@y.test: release 5.1.1 of product 450 | returned
+    b@y.test: 450 5.1.1 | returned
+    b@y.test: 550 4.2.2 | returned
+    b@y.test: 550 5.1 | returned
+    b@y.test: 550 5.1.1.7 | returned
+    b@y.test: 1550 5.1.1 | returned
+    b@y.test: room 550, floor 5.1.1 | returned
+    As Anna said: 550 people came. b@y.test | returned
+    He said: 550 123 b@y.test | returned
+    The server said: 550 123 b@y.test | returned
+    The host said: 250 ok b@y.test | returned
+    Remote host 550-123 b@y.test | returned
+    550 5.1.1 no such user | returned
+    b@y.test / x / x / x / x / x / 550 5.1.1 | returned
+    I am away. You wrote: / > b@y.test: 550 5.1.1 no such user | returned
+    b@y.test: 550 5.1.1 | none
+    b@y.test: 550 5.1.1 | In-Reply-To: <m@x>
+    b@y.test: 550 5.1.1 | References: <m@x>
+    b@y.test: 550 5.1.1 | Original-Message-ID: <m@x>
+    b@y.test: 550 5.1.1 / Message-ID: <m@x> | none
+    b@y.test: 550 5.1.1 / > Message-ID: <m@x> | none
+    b@y.test: 550 5.1.1 / On Monday a@x wrote: / Message-ID: <m@x> | none
+    b@y.test: 550 5.1.1 / -----Original Message----- / From: a@x / Sent: <m@x> | none
+    -----Original Message----- / Message-ID: <m@x> / / b@y.test: 550 5.1.1 | none
+    I am away. -- b@y.test / ---- Original message ---- / Message-ID: <m@x> / / 550 5.1.1 b@y.test | none
+""")
+
+
+@each_row("text, named", AUTOMATIC_REPLIES)
+def test_an_automatic_reply_claims_nothing(text: str, named: str) -> None:
+    field = f"{named}\r\n".encode() if "<" in named else b""
+    is_text = named != "returned"
+    content = text_report(
+        f"Subject: x /  / {text}" if is_text else text, "text" if is_text else "mixed"
+    )
+    assert claimed(AUTO + field + content) is None
+
+
 @each_row(
     "disposition, kind",
     [
