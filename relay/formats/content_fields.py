@@ -124,7 +124,7 @@ def filename_of(fields: "Message[str, str]") -> str:
         field = read_content_field(fields, name)
         for parameter in parameters if field.parameters else ():
             if filename := next(filter(None, map(printable, field.all(parameter))), ""):
-                return filename
+                return filename.replace("\t", " ")
     return ""
 
 

@@ -435,7 +435,7 @@ def attachment_fields(part: StoredPart) -> list[tuple[str, str]]:
         ("Content-Disposition", disposition + filename),
     ]
     identity = part.content_id.strip("<> ")
-    if identity and identity.isascii() and " " not in identity:
+    if identity and identity.isascii():
         fields.append(("Content-ID", f"<{identity}>"))
     return fields
 

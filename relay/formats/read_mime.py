@@ -300,6 +300,10 @@ def _leaves(
     for entity in structure.entities:
         if entity.is_forwarded or not (entity.is_leaf or entity.is_message):
             continue
+        if not entity.header and entity.body_start == entity.end and entity.number > 1:
+            parts = structure.parts(structure.entities[entity.parent])
+            if len(parts) > 1 and parts[-1] is entity:
+                continue  # what some programs write before the closing delimiter
         above = structure.entities[entity.parent].content_type
         leaf = Leaf(entity, entity.fields, above, inside)
         if content is not None and depth < ENCODINGS_MAX and is_encoded_multipart(entity):

@@ -388,7 +388,7 @@ class StructureReader:
         values = fields.get_all("content-type", [default])
         value = str(values[-1 if reading is not None and reading.last else 0])
         kind = content_field(value).value
-        if reading is None and kind.count("/") != 1:
+        if reading is None and (kind.count("/") != 1 or kind.endswith(",")):
             kind = "text/plain"  # RFC 2045 5.2
         elif reading is None and not _VISIBLE.fullmatch(kind):
             kind = "application/octet-stream"

@@ -45,6 +45,7 @@ from relay.store.mailbox.attachments import ATTACHMENTS_MAX
 HEADERS_MAX = 100
 ITEMS_DEPTH_MAX = 10
 _SUBJECT_CHARACTERS = 2000
+_LINE_BREAKS = re.compile(r"[\r\n\t]+")
 _HEADER_NAME_CHARACTERS = 76
 _HEADER_CHARACTERS = 8000
 _CATEGORIES_MAX = 100
@@ -171,6 +172,11 @@ def read_item(value: object, path: str) -> bytes:
     return write_message(MessageProperties(**fields), mark="item", date_us=date_us)
 
 
+def _subject(value: object, path: str) -> str:
+    text = _LINE_BREAKS.sub(" ", read_string(value, path))
+    return read_header_text(text, path, longest=_SUBJECT_CHARACTERS)
+
+
 def _message_id(value: object, path: str) -> str:
     text = read_header_text(value, path, longest=MESSAGE_ID_CHARACTERS_MAX).strip(" ")
     if text and not is_message_id(text):
@@ -230,7 +236,7 @@ _OF_ANY_MESSAGE = frozenset(
 )
 # The field of MessageProperties, and how it is read; null is the field's default.
 _READERS: Mapping[str, tuple[str, Reader]] = {
-    "subject": ("subject", partial(read_header_text, longest=_SUBJECT_CHARACTERS)),
+    "subject": ("subject", _subject),
     "body": ("body", read_body),  # and its type
     "from": ("from_", read_recipient),
     "sender": ("sender", read_recipient),

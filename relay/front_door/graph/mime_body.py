@@ -107,6 +107,7 @@ async def receive_mime(
 
 async def _checked(content: bytes, *, to_send: bool, amend: Amend | None) -> MimeMessage:
     """Check MIME, and again after `amend`. `content` has at least the whole header."""
+    content = content.lstrip(b"\r\n")  # a template of JavaScript begins with an empty line
     message = await check_mime_content(content, to_send=to_send)
     if amend and (amended := amend(message)) is not content:
         message = await check_mime_content(amended, to_send=to_send)

@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from email.utils import formatdate
 from io import FileIO
@@ -35,6 +36,7 @@ _FIELDS = ("To", "Cc", "Bcc")
 _RESENT_FIELDS = ("Resent-To", "Resent-Cc", "Resent-Bcc")
 _GREETING_S = 30.0
 _BLOCK_BYTES = 65536
+_of_list = re.compile("[,<]")
 _bare_lf = re.compile(rb"(?<!\r)\n")
 
 
@@ -71,7 +73,9 @@ def prepare(text: bytes, options: SendmailOptions, *, clock: Clock) -> OutgoingM
         content = content.partition(b"\r\n")[2]
     parsed = ParsedContent.of(content)
     header = parsed.header
-    addresses = [*options.recipients, *(_recipients_in(header) if options.from_header else ())]
+    addresses = list(_recipients_in(header)) if options.from_header else []
+    for words in options.recipients:  # an address, or a list of them with names
+        addresses += _addresses("recipient", words) if _of_list.search(words) else [words]
     recipients = tuple(dict.fromkeys(_qualified(address, options.domain) for address in addresses))
     if not recipients:
         raise NoRecipientsError
@@ -134,12 +138,17 @@ def _recipients_in(header: Header) -> list[str]:
     for name in _RESENT_FIELDS if is_resent else _FIELDS:
         for octets in header.values(name):
             value = octets.decode("utf-8", "replace")
-            for mailbox in address_entries(value, unqualified=True):
-                if not mailbox.is_plain:
-                    unlike = " that all programs read alike" if mailbox.address else ""
-                    raise RejectedError(f"{name}: {mailbox.text[:200]!a} is not an address{unlike}")
-                addresses += filter(None, [mailbox.address])  # a comment has none
+            addresses += _addresses(name, value)
     return addresses
+
+
+def _addresses(name: str, value: str) -> Iterator[str]:
+    for mailbox in address_entries(value, unqualified=True):
+        if not mailbox.is_plain:
+            unlike = " that all programs read alike" if mailbox.address else ""
+            raise RejectedError(f"{name}: {mailbox.text[:200]!a} is not an address{unlike}")
+        if mailbox.address:  # a comment has none
+            yield mailbox.address
 
 
 def _qualified(address: str, domain: str) -> str:

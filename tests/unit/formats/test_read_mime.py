@@ -119,6 +119,9 @@ NAMED = "Content-Type: text/plain; name=a.txt\n\nnamed\n"
     "kind, parts, body, attached",
     [
         ("mixed", [NAMED, "Content-Type: application/pdf; name=a.pdf\n\nx\n"], "named", ["a.pdf"]),
+        ("mixed", [NAMED, "Content-Type: x/y; name=a\tb.y\n\nx\n", "\n"], "named", ["a b.y"]),
+        ("mixed", [NAMED, "Content-Type: x/y\n\n"], "named", ["attachment.bin"]),
+        ("mixed", ["Content-Type: text/html, text/plain\n\n<p>\n"], "<p>", []),
         ("mixed", ["Content-Disposition: inline; filename=a.txt\n" + NAMED], "named", []),
         ("mixed", ["Content-Disposition: attachment\n" + NAMED], "", ["a.txt"]),
         ("mixed", [NAMED, NAMED.replace("a.txt", "b.txt")], "named", ["b.txt"]),

@@ -101,7 +101,7 @@ _MESSAGE: tuple[Bad, ...] = (
     ({"categories": "red"}, _TYPE),
     ({"isReadReceiptRequested": "maybe"}, _TYPE),
     ({"flag": {"flagStatus": "blue"}}, _TYPE),
-    ({"subject": "a\nb"}, "ErrorInvalidRequest"),
+    ({"subject": "a\0b"}, "ErrorInvalidRequest"),
     ({"singleValueExtendedProperties": [{"id": "SystemTime 0x3FEF", "value": "soon"}]}, _TYPE),
     ({"singleValueExtendedProperties": [{"id": "Colour 0x1", "value": "x"}]}, _TYPE),
 )

@@ -71,6 +71,13 @@ def test_the_configuration_names_listener_and_domain(relay, sendmail):
     relay.mailbox("bob@example.test").wait_for(subject="c")
 
 
+def test_an_argument_may_have_names_and_several_addresses(relay, sendmail):
+    words = ["Bob B <bob@example.test>, ann@customer.example", '"C, D" <c@customer.example>']
+    assert sendmail("Subject: d\n\nx\n", "-i", *words).returncode == 0
+    for recipient in ("bob@example.test", "ann@customer.example", "c@customer.example"):
+        relay.mailbox(recipient).wait_for(subject="d")
+
+
 @each_row(
     "words, text, code, said",
     [
@@ -88,6 +95,7 @@ def test_the_configuration_names_listener_and_domain(relay, sendmail):
         (["-bz"], "", 64, 'found "-bz", expected -bm, -bs or -bp'),
         (["a b@c"], "x", 65, "sendmail: 'a b@c' is not an address: "),
         (["bob@example.test"], "Subject: refuse\n\nx", 65, "sendmail: 550 5.7.1 not here"),
+        (["a@b.test,c@d.test e"], "x", 65, "recipient: 'c@d.test e' is not an address"),
         (["bob@example.test"], "x\0y", 65, "sendmail: 5"),
         (["b@gone.test", "a@gone.test"], "x", 67, "sendmail: 550 5.1.1 <a@gone.test>: gone"),
     ],
