@@ -32,6 +32,7 @@ cp874 cp874 dos-874 iso-8859-11 iso8859-11 iso885911 tis-620 windows-874
 koi8_r cskoi8r koi koi8 koi8-r koi8_r
 koi8_u koi8-ru koi8-u
 mac_roman csmacintosh mac macintosh x-mac-roman
+mac_latin2 x-mac-ce
 mac_cyrillic x-mac-cyrillic x-mac-ukrainian
 gb18030 chinese csgb2312 csiso58gb231280 gb2312 gb_2312 gb_2312-80 gbk iso-ir-58 x-gbk gb18030
 gb18030 cp936
@@ -60,7 +61,7 @@ _CODECS = {
         for label in labels
     },
     **{f"{name}{page}": f"cp{page}" for page in range(1250, 1259) for name in ("cp", "x-cp")},
-    **{f"windows-{page}": f"cp{page}" for page in range(1250, 1259)},
+    **{f"{name}-{page}": f"cp{page}" for page in range(1250, 1259) for name in ("windows", "win")},
     **{
         f"{name}{part}": f"iso8859_{part}"
         for part in (*range(2, 9), 10, *range(13, 17))

@@ -60,6 +60,9 @@ _DAY_S = 86_400
 # Dates as programs write them, not only as in RFC 5322.
 _DATE_CHARACTERS_MAX = 1000
 _ZONE = re.compile(r"(?:GMT|UTC)?([+-]\d\d):?(\d\d)\b")
+_HOURS = re.compile(r"(?:(?:GMT|UTC) ?([+-]\d\d?)| ([+-]\d))\b(?!:)")
+_ZONES = {"CET": 1, "CEST": 2, "WEST": 1, "EET": 2, "EEST": 3, "JST": 9, "AEST": 10}
+_ZONE_NAME = re.compile(rf"(?<=[\d ] )({'|'.join(_ZONES)})\b(?! ?[+-])", re.IGNORECASE)
 _COMMENT = re.compile(r"\([^()]*+\)")
 _GAP = re.compile(r" ?(:) ?| (,)")
 _ISO_8601 = re.compile(r"\A(\d{4})-(0[1-9]|1[0-2])-(\d\d)[Tt ]")
@@ -435,7 +438,9 @@ def _plain_date(text: str) -> str:
         text, before = _COMMENT.sub(" ", text), text
     text = _GAP.sub(r"\1\2", _SPACES.sub(" ", text).strip())
     text = _ISO_8601.sub(lambda match: f"{match[3]} {MONTHS[int(match[2]) - 1]} {match[1]} ", text)
-    return _ZONE.sub(r"\1\2", _TIME.sub(_plain_time, text, count=1))
+    text = _ZONE.sub(r"\1\2", _TIME.sub(_plain_time, text, count=1))
+    text = _ZONE_NAME.sub(lambda match: f"+{_ZONES[match[1].upper()]:02}00", text)
+    return _HOURS.sub(lambda match: f" {int(match[1] or match[2]):+03}00", text)
 
 
 def _plain_time(match: re.Match[str]) -> str:

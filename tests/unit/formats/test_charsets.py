@@ -40,6 +40,8 @@ OF_ONE_OCTET = {
     "windows-1257": "abd51531",
     "windows-1258": "ded84db6",
     "x-mac-cyrillic": "ab39a8a6",
+    "win-1251": "153baf16",  # not in the standard, as the next
+    "x-mac-ce": "775846aa",
 }
 LOW, HIGH, EUC = [*range(0x40, 0x7F)], [*range(0x80, 0xFF)], [*range(0xA1, 0xFF)]
 # The same of the pairs of octets. Of Big5 the rows that Python's codec has as the standard has them.
