@@ -37,6 +37,7 @@ _DOMAIN = r'@(?:\[[\w:.-]*+\]|[^\x00-\x20\x7f@<>(),:;"\[\]\\]++)'
 _ADDRESS = re.compile(_LOCAL_PART + _DOMAIN, re.DOTALL | re.ASCII)
 _UNQUALIFIED = re.compile(f"{_LOCAL_PART}(?:{_DOMAIN})?", re.DOTALL | re.ASCII)
 _BEFORE_ADDRESS = re.compile(r'@[^:"]*+:|mailto:', re.IGNORECASE)  # a route; a pasted link
+_PASTED = re.compile(r"\[mailto:", re.IGNORECASE)
 _EMPTY = re.compile(r"<\s*+>")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")  # some readers drop them, or end there
 # Outside of quotes a backslash is not an escape (RFC 5322 3.2.3), but some readers take it for one.
@@ -110,6 +111,8 @@ def address_entries(
     left out.
     """
     value = budget.beginning(value) if budget else value
+    if '"' not in value:
+        value = _PASTED.sub("[", value)
     parts = value.split(",")
     usual = list(itertools.takewhile(bool, map(_USUAL.fullmatch, parts)))
     if len(usual) == len(parts):
@@ -309,7 +312,7 @@ def _address_in(text: str) -> str:
 
 
 def _name(tokens: list[_AddressToken]) -> str:
-    """Return the text of the tokens; a comment without other text loses its parentheses."""
+    """Return the text of the tokens without comments; of comments alone, without parentheses."""
     tokens = [token for token in tokens if not _EMPTY.fullmatch(token.text)]
     visible = [token for token in tokens if token.text.strip()]
     if all(token.kind is _TokenKind.COMMENT for token in visible):
@@ -318,6 +321,7 @@ def _name(tokens: list[_AddressToken]) -> str:
         [
             _plain(token.text[1:-1]) if token.kind is _TokenKind.QUOTED else token.text
             for token in tokens
+            if token.kind is not _TokenKind.COMMENT
         ]
     ).strip()
 

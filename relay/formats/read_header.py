@@ -60,6 +60,7 @@ _DAY_S = 86_400
 # Dates as programs write them, not only as in RFC 5322.
 _DATE_CHARACTERS_MAX = 1000
 _ZONE = re.compile(r"(?:GMT|UTC)?([+-]\d\d):?(\d\d)\b")
+_ENCODED_WORD = re.compile(r"\s*=\?[^?\s]+\?[bBqQ]\?[^?\s]*\?=\s*")
 _HOURS = re.compile(r"(?:(?:GMT|UTC) ?([+-]\d\d?)| ([+-]\d))\b(?!:)")
 _ZONES = {"CET": 1, "CEST": 2, "WEST": 1, "EET": 2, "EEST": 3, "JST": 9, "AEST": 10}
 _ZONE_NAME = re.compile(rf"(?<=[\d ] )({'|'.join(_ZONES)})\b(?! ?[+-])", re.IGNORECASE)
@@ -223,8 +224,8 @@ def read_addresses(
 ) -> tuple[EmailAddress, ...]:
     """Return the people in an address field; groups are flattened, names decoded.
 
-    The address is "" for text that is not an address. With `budget` only the whole entries at the
-    beginning of the fields are read.
+    The address is "" for text that is not an address. With `budget`, which is for what is shown,
+    only the whole entries at the beginning of the fields are read, and a From as _only_author().
     """
     values = _raw_values(message, name)[: budget.entries if budget else None]
     raw = _raw_charset(message, values)
@@ -233,7 +234,25 @@ def read_addresses(
     people = (
         EmailAddress(_address(parsed.address), decode_text(parsed.name, raw)) for parsed in first
     )
-    return tuple([person for person in people if person.address or person.name])
+    read = tuple([person for person in people if person.address or person.name])
+    return _only_author(values, read) if budget and name.lower() == "from" else read
+
+
+def _only_author(
+    values: Sequence[str], people: tuple[EmailAddress, ...]
+) -> tuple[EmailAddress, ...]:
+    """Return the author of a From whose name has a comma outside of quotes, or that is one encoded
+    word; else the same people. Who may send is not decided with this.
+    """
+    names = [person.name for person in people]
+    if len(people) == len(values) == 1 and _ENCODED_WORD.fullmatch(values[0]):
+        entries = [*address_entries(names[0])]
+        if len(entries) == 1 and entries[0].address:
+            return (EmailAddress(_address(entries[0].address), entries[0].name),)
+    is_only = [bool(person.address) for person in people] == [False] * (len(people) - 1) + [True]
+    if is_only and "@" not in "".join(names[:-1]):
+        return (EmailAddress(people[-1].address, ", ".join(filter(None, names))),)
+    return people
 
 
 def unreadable_addresses(message: "Message[str, str]", name: str) -> str:

@@ -279,7 +279,7 @@ def _addresses_in(fields: bytes, name: bytes, budget: AddressBudget) -> tuple[Em
 @functools.lru_cache(maxsize=4096)
 def _read_addresses(fields: bytes, name: bytes) -> tuple[EmailAddress, ...]:
     """Read address fields; cached, because they repeat within a mailbox."""
-    return read_addresses(parse_header(fields), name.decode())
+    return read_addresses(parse_header(fields), name.decode(), AddressBudget())
 
 
 def join_addresses(addresses: Iterable[EmailAddress]) -> str:
