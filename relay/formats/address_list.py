@@ -110,10 +110,9 @@ def address_entries(
     With `unqualified`, a local part without a domain is an address too. Entries beyond `budget` are
     left out.
     """
-    value = budget.beginning(value) if budget else value
-    if '"' not in value:
-        value = _PASTED.sub("[", value)
-    parts = value.split(",")
+    text = budget.beginning(value) if budget else value
+    text = text if '"' in text else _PASTED.sub("[", text)  # it may be quoted
+    parts = text.split(",")
     usual = list(itertools.takewhile(bool, map(_USUAL.fullmatch, parts)))
     if len(usual) == len(parts):
         for match in filter(None, usual):
@@ -121,7 +120,7 @@ def address_entries(
             yield Entry(name, address, match[0].strip(), is_plain=True)
         return
     pattern = _UNQUALIFIED if unqualified else _ADDRESS
-    read = list(itertools.islice(_tokens(value), budget.tokens if budget else None))
+    read = list(itertools.islice(_tokens(text), budget.tokens if budget else None))
     if budget:
         budget.tokens -= len(read)
     end = (_END,) if budget is None or budget.tokens else ()  # an entry that is cut is not whole

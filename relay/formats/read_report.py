@@ -305,8 +305,8 @@ def _returned_message_id(content: Octets, structure: Structure) -> str:
             octets = header_section(_decoded(content, entity, _RETURNED_HEADER_OCTETS_MAX))
         if message_id := _message_id_in(octets):
             return message_id
-    value = read_token(structure.message.fields, "x-original-message-id")
-    return own_message_id(value[:_VALUE_CHARACTERS_MAX])
+    named = read_token(structure.message.fields, "x-original-message-id")
+    return own_message_id(named[:_VALUE_CHARACTERS_MAX])
 
 
 def _message_id_in(header: bytes) -> str:

@@ -172,8 +172,8 @@ def read_item(value: object, path: str) -> bytes:
     return write_message(MessageProperties(**fields), mark="item", date_us=date_us)
 
 
-def _subject(value: object, path: str) -> str:
-    text = _LINE_BREAKS.sub(" ", read_string(value, path))
+def _subject(subject: object, path: str) -> str:
+    text = _LINE_BREAKS.sub(" ", read_string(subject, path))
     return read_header_text(text, path, longest=_SUBJECT_CHARACTERS)
 
 

@@ -142,8 +142,8 @@ def _recipients_in(header: Header) -> list[str]:
     return addresses
 
 
-def _addresses(name: str, value: str) -> Iterator[str]:
-    for mailbox in address_entries(value, unqualified=True):
+def _addresses(name: str, text: str) -> Iterator[str]:
+    for mailbox in address_entries(text, unqualified=True):
         if not mailbox.is_plain:
             unlike = " that all programs read alike" if mailbox.address else ""
             raise RejectedError(f"{name}: {mailbox.text[:200]!a} is not an address{unlike}")
