@@ -81,7 +81,7 @@ def test_files_of_other_programs_are_imported(relay: DevProcess, tmp_path: Path)
     assert found["theirs"]["id"] != "0123456789abcdef"
 
 
-def test_what_is_no_mail_is_named_and_passed_over(relay: DevProcess, tmp_path: Path) -> None:
+def test_what_is_no_mail_is_named_and_left_out(relay: DevProcess, tmp_path: Path) -> None:
     for name in ("a", "c"):
         (tmp_path / f"{name}.eml").write_text(f"Subject: {name}\n\nx\n")
     bad = {
@@ -94,11 +94,35 @@ def test_what_is_no_mail_is_named_and_passed_over(relay: DevProcess, tmp_path: P
     }
     for name, (octets, _) in bad.items():
         (tmp_path / name).write_bytes(octets)
-    (tmp_path / "aa.eml").mkdir()
     done = relay.cli("import", str(tmp_path), "--mailbox", CAROL, "--create")
-    told = "imported 3 messages, passed over 4: no mail\n"
+    told = "found 6: imported 3 messages, left out 3\n"
     assert (done.returncode, done.stdout) == (DATA, told)
     for name, (_, text) in bad.items():
         assert str(tmp_path / name) in done.stderr
         assert text in done.stderr
     assert [*relay.mailbox_of(CAROL).glob("tmp/*")] == []
+
+
+def test_folders_of_a_maildir_go_below_the_named_folder(relay: DevProcess, tmp_path: Path) -> None:
+    for folder in ("", ".Sent", ".Archive.2025"):
+        for directory in ("cur", "new"):
+            (tmp_path / folder / directory).mkdir(parents=True)
+        (tmp_path / folder / "cur/1.x.host:2,S").write_text(f"Subject: in {folder}\n\nx\n")
+    (tmp_path / ".Linked").symlink_to(tmp_path / ".Sent")
+    words = ("import", str(tmp_path), "--mailbox", CAROL, "--folder", "Archive")
+    done = relay.cli(*words)
+    told = "found 4: imported 3 messages, left out 1\n"
+    assert (done.returncode, done.stdout) == (DATA, told)
+    assert f"left out {tmp_path / '.Linked'}: found a symbolic link" in done.stderr
+    (tmp_path / ".Linked").unlink()
+    done = relay.cli(*words)
+    told = "found 3: imported 0 messages, 3 were there already\n"
+    assert (done.returncode, done.stdout) == (0, told)
+    root = relay.mailbox_of(CAROL)
+    for folder in (".Archive", ".Archive.Sent", ".Archive.Archive.2025"):
+        assert [*(root / folder / "cur").iterdir()]
+    below = relay.graph("GET", "/me/mailFolders/archive/childFolders", token="carol").json()
+    assert {(each["displayName"], each["totalItemCount"]) for each in below["value"]} == {
+        ("Sent", 1),
+        ("Archive", 0),
+    }

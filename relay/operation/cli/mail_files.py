@@ -1,7 +1,7 @@
-"""`relay import`: messages from .eml files, mbox files and Maildirs into a mailbox.
+"""`relay import`: messages from files, mbox files and Maildirs with folders into a mailbox.
 
 It writes into the directory of the mailbox, as mail programs do, whether a relay runs or not. Exits
-65 for a mailbox or folder that does not exist, and if a file had no mail, after all others were
+65 for a mailbox or folder that does not exist, and if something was left out, after all others were
 imported; 66 for a file that does not exist; 77 for a file that cannot be read, and for a user who
 does not own the mailboxes.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from relay.base.clock import Ids, SystemClock
 from relay.base.message.address import own_mailbox
 from relay.base.phrases import counted, shown
 from relay.operation.cli.errors import CommandError, ExitCode
@@ -26,47 +27,49 @@ from relay.store.mailbox.stored_message import Folder
 @click.command("import")
 @click.argument("paths", nargs=-1, required=True, type=InputPath(), metavar="PATH…")
 @click.option("--mailbox", required=True, metavar="ADDRESS", help="Where to put the messages.")
-@click.option(
-    "--folder",
-    default="inbox",
-    show_default=True,
-    metavar="NAME",
-    help="Its folder.",
-)
+@click.option("--folder", metavar="NAME", help="Its folder; default: Inbox, and by their names.")
 @click.option("--create", is_flag=True, help="Make the mailbox if it does not exist.")
 @common_options
 def import_mail(
-    context: CommandContext, paths: tuple[Path, ...], *, mailbox: str, folder: str, create: bool
+    context: CommandContext,
+    paths: tuple[Path, ...],
+    *,
+    mailbox: str,
+    folder: str | None,
+    create: bool,
 ) -> None:
-    """Put messages into a mailbox: .eml files, mbox files, Maildirs, directories with .eml files.
+    """Put messages into a mailbox: files of messages, mbox files, Maildirs, directories of these.
 
-    A message that was imported before is left out. Imported mail is new, but that of a Maildir
-    keeps its flags. What is no mail is named and passed over; then the exit status is 65.
+    The folders of a Maildir become those of the mailbox, or folders below --folder. A message that
+    was there already is not added. Imported mail is new, but that of a Maildir keeps its flags.
+    What is no mail is named and left out; then the exit status is 65.
     """
     settings = context.settings()
     hint = "; `relay import --create` makes it"
     place = _mailbox(settings.mailboxes.root, mailbox, create=create, hint=hint)
-    importing = MailImport(place, _folder(place, folder).path, hostname=settings.hostname)
+    base = None if folder is None else _folder(place, folder)
+    ids = Ids(SystemClock())
+    importing = MailImport(place, base, hostname=settings.hostname, ids=ids)
     bad = 0
 
-    def pass_over(error: BadMailError) -> None:
+    def leave_out(error: BadMailError) -> None:
         nonlocal bad
         bad += 1
-        _note(str(error))
+        click.echo(printable(f"relay import: left out {error}"), err=True)
 
     def add(mail: FoundMail) -> None:
         try:
             importing.add(mail)
         except BadMailError as error:
-            pass_over(error)
+            leave_out(error)
 
     try:
         for path in paths:
             try:
-                for mail in find_mail(path, _note, pass_over):
+                for mail in find_mail(path, leave_out):
                     add(mail)
             except BadMailError as error:
-                pass_over(error)
+                leave_out(error)
     finally:
         importing.finish()
     result = {"imported": importing.imported, "present": importing.present, "no_mail": bad}
@@ -75,14 +78,11 @@ def import_mail(
         raise CommandError(ExitCode.DATA)
 
 
-def _note(text: str) -> None:
-    click.echo(printable(f"relay import: {text}"), err=True)
-
-
 def _summary(importing: MailImport, bad: int) -> str:
-    number = counted(importing.imported, "message")
+    number = importing.imported + importing.present + bad
     present = f", {importing.present} were there already" if importing.present else ""
-    return f"imported {number}{present}{f', passed over {bad}: no mail' if bad else ''}"
+    left_out = f", left out {bad}" if bad else ""
+    return f"found {number}: imported {counted(importing.imported, 'message')}{present}{left_out}"
 
 
 def _mailbox(root: Path, address: str, *, create: bool = False, hint: str = "") -> Path:
@@ -94,14 +94,10 @@ def _mailbox(root: Path, address: str, *, create: bool = False, hint: str = "") 
         place = mailbox_directory(root, own_mailbox(address))
     except NoSuchItemError as error:
         raise CommandError(ExitCode.DATA, f"relay: {error}") from None
-    if create:
-        return Folders(lambda account: mailbox_directory(root, account)).mailbox(
-            own_mailbox(address)
-        )
-    if not (place / "cur").is_dir():
+    if not create and not (place / "cur").is_dir():
         text = f"relay: there is no mailbox {shown(address)}{hint}"
         raise CommandError(ExitCode.DATA, text)
-    return place
+    return Folders(lambda account: mailbox_directory(root, account)).mailbox(own_mailbox(address))
 
 
 def _folder(mailbox: Path, name: str) -> Folder:

@@ -1,8 +1,9 @@
 """Put messages from .eml, mbox and Maildir into a mailbox, as another mail program does.
 
-The file of a message is named by the digest of its content, so a repeated import adds nothing. Line
-ends become CRLF, and the fields X-Relay-* are removed; nothing else is changed. Messages of any
-size are read in blocks. No symbolic link is followed; links in a directory are noted. Raises
+The file of a message is named by the digest of its content and folder, so a repeated import adds
+nothing. Line ends become CRLF, and the fields X-Relay-* are removed; nothing else is changed.
+Messages of any size are read in blocks. A Maildir may have its folders as Maildir++ (`.A.B`) or as
+directories (`A/B`). No symbolic link is followed; links in a directory are reported. Raises
 BadMailError with file and position, and OSError; messages that were imported before are kept.
 """
 
@@ -13,14 +14,28 @@ import re
 import time
 from calendar import timegm
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from relay.store.mailbox.folders import list_folders
+from relay.base.clock import Ids
+from relay.store.mailbox.errors import FolderError
+from relay.store.mailbox.folder_tree import create_folder
+from relay.store.mailbox.folders import (
+    SEPARATOR,
+    checked_directory,
+    encode_folder_name,
+    find_folder,
+    imap_name,
+    list_folders,
+    same_name,
+)
 from relay.store.mailbox.maildir import list_names, open_message, place, remove, sync_directory
-from relay.store.mailbox.message_file import FLAGGED, SEEN
+from relay.store.mailbox.message_file import DRAFT, FLAGGED, SEEN
+from relay.store.mailbox.stored_message import Folder, WellKnown
 
 _LINE_BYTES = 64 * 1024  # of a longer line, at once
 _FROM = b"From "
@@ -33,31 +48,63 @@ _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
 _OWN_FIELD = b"x-relay-"
 _IMPORTED = re.compile(r"\d+\.I([0-9a-f]{32})\.")
 _SHOWN = 60
-_KEPT_FLAGS = frozenset((SEEN, FLAGGED, "R", "P"))
+_KEPT_FLAGS = frozenset((DRAFT, SEEN, FLAGGED, "R", "P"))  # DRAFT in Drafts only
+FOLDERS_MAX = 1000  # of one Maildir
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_MAILDIR = ("tmp", "new", "cur")
+# What mail servers keep next to mail, and hidden files.
+_NO_MAIL = re.compile(
+    r"\..*|dovecot(?:\.(?:index|list|mailbox)|-(?:acl|keywords|uid)).*|courierimap\w+"
+    r"|maildir(?:folder|size)|sieve|subscriptions"
+)
+_DOVECOT_DELETES = "..DOVECOT-TRASHED"
+_DOVECOT_LINK = ".dovecot.sieve"
+_HEADER_OCTETS_MAX = 256 * 1024
+_HEADER = re.compile(rb"(?:From .*\n)?(?:[!-9;-~]+[ \t]*:.*\n(?:[ \t].*\n)*)+\r?\n")
+_OF_MAIL = re.compile(rb"(?im)^(?:From|Date|Received|Message-ID|Return-Path)[ \t]*:")
+# What mail programs call the folders, and the display names of Relay's.
+_USUAL_NAMES = {
+    "sent": "Sent Items",
+    "sent mail": "Sent Items",
+    "sent messages": "Sent Items",
+    "draft": "Drafts",
+    "junk": "Junk Email",
+    "junk e-mail": "Junk Email",
+    "spam": "Junk Email",
+    "trash": "Deleted Items",
+    "deleted messages": "Deleted Items",
+    "archives": "Archive",
+}
 
 
 class BadMailError(Exception):
     """A file is not what was expected; the text names file and position."""
 
 
+_LeaveOut = Callable[[BadMailError], object]
+
+
 class FoundMail(Struct, frozen=True):
     """A message in a file: its octets from `start` to `end`, and its place for error messages.
 
     In an mbox file, `from_line` is the line before the message, and a > is removed from lines that
-    begin with >From (mboxrd). `flags` are the flags of Maildir, None for new mail.
+    begin with >From (mboxrd). `flags` are the flags of Maildir, None for new mail, `folder` the
+    names of its folder and those above it, () for the inbox. No link below `top` is followed.
     """
 
     path: Path
+    top: Path
     start: int
     end: int
     place: str
     at_s: int
     from_line: bytes = b""
     flags: str | None = None
+    folder: tuple[str, ...] = ()
 
     def lines(self) -> Iterator[bytes]:
         """Yield the lines, very long ones in pieces, with the line ends that they have."""
-        with open_message(self.path) as file:
+        with _opened(self.path, self.top) as file:
             file.seek(self.start)
             at_begin = True
             while file.tell() < self.end:
@@ -70,55 +117,134 @@ class FoundMail(Struct, frozen=True):
                 yield line
 
 
-def find_mail(
-    path: Path,
-    note: Callable[[str], object] = lambda _: None,
-    pass_over: Callable[[BadMailError], object] | None = None,
-) -> Iterator[FoundMail]:
-    """Yield the messages of a file or directory. `note` gets remarks for the user, `pass_over` the
-    error of each file in a directory that has no mail.
+def find_mail(path: Path, leave_out: _LeaveOut) -> Iterator[FoundMail]:
+    """Yield the messages of a file, a Maildir with its folders, or a directory of files.
 
+    `leave_out` gets the error of each link, and of each file in a directory that has no mail.
     Raises BadMailError, OSError.
     """
     if path.is_symlink():
         raise BadMailError(f"{path}: found a symbolic link, expected mail: name what it leads to")
     if not path.is_dir():
-        yield from _in_file(path)
-    elif (path / "cur").is_dir() or (path / "new").is_dir():
-        yield from _in_maildir(path, note)
-    else:
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() == ".eml")
-        if not files:
-            raise BadMailError(f"{path}: found no .eml file and no Maildir (cur, new)")
-        for file in files:
-            if file.is_symlink():
-                note(_left_out(file))
-            else:
-                try:
-                    yield from _in_file(file)
-                except BadMailError as error:
-                    if pass_over is None:
-                        raise
-                    pass_over(error)
+        yield from _in_file(path, path.parent)
+        return
+    waiting, number, is_empty = [path], 0, True
+    while waiting:
+        directory = waiting.pop()
+        below, files = _entries(directory, path.parent, leave_out)
+        places = [name for name in ("cur", "new") if name in below]
+        waiting += [
+            directory / name
+            for name in reversed(below)
+            if not (places and name in _MAILDIR) and not name.startswith(_DOVECOT_DELETES)
+        ]
+        number += bool(places)
+        if number > FOLDERS_MAX:
+            raise BadMailError(f"{path}: found more than {FOLDERS_MAX} folders")
+        for name in places:
+            folder = _folder_names(directory.relative_to(path))
+            _, messages = _entries(directory / name, path.parent, leave_out)
+            yield from _in_files(directory / name, path.parent, messages, leave_out, folder)
+        if not places and (directory == path or not _NO_MAIL.fullmatch(directory.name)):
+            yield from _in_files(directory, path.parent, files, leave_out, None)
+        is_empty = is_empty and not (places or files)
+    if is_empty:
+        raise BadMailError(f"{path}: found no file with mail and no Maildir (cur, new)")
 
 
-def _left_out(link: Path) -> str:
-    return f"left out {link}: a symbolic link"
+def _folder_names(path: Path) -> tuple[str, ...]:
+    """Return the names of a folder and of those above it, by its directory in the Maildir."""
+    return tuple(
+        imap_name(name)
+        for part in path.parts
+        for name in (part[1:].split(SEPARATOR) if part.startswith(SEPARATOR) else (part,))
+    )
 
 
-def _in_file(path: Path) -> Iterator[FoundMail]:
-    if not path.is_file():
-        raise BadMailError(f"{path}: found no regular file, expected mail")
-    with open_message(path) as file:
-        begin = file.read(len(_FROM))
-    if begin == _FROM:
-        yield from _in_mbox(path)
-    else:
-        status = path.stat()
-        yield FoundMail(path, 0, status.st_size, str(path), _mtime_s(status))
+@contextlib.contextmanager
+def _directory(path: Path, top: Path) -> Iterator[int]:
+    """Open a directory for the block. Raises BadMailError for a link below `top`, OSError."""
+    descriptor = os.open(top, _DIRECTORY)
+    try:
+        for part in path.relative_to(top).parts:
+            try:
+                below = os.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
+            except NotADirectoryError as error:
+                raise BadMailError(f"{path}: found no directory, expected mail") from error
+            os.close(descriptor)
+            descriptor = below
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
-def _in_mbox(path: Path) -> Iterator[FoundMail]:
+@contextlib.contextmanager
+def _opened(path: Path, top: Path) -> Iterator[BinaryIO]:
+    """Open a file for the block. Raises BadMailError for a link or another kind, OSError."""
+    with _directory(path.parent, top) as directory:
+        try:
+            file = open_message(Path(path.name), directory)
+        except FileNotFoundError as error:
+            raise BadMailError(f"{path}: found no regular file, expected mail") from error
+    with file:
+        yield file
+
+
+def _entries(directory: Path, top: Path, leave_out: _LeaveOut) -> tuple[list[str], list[str]]:
+    """Return the names of the directories, and of the files that may be mail, each sorted."""
+    directories, files = [], []
+    with _directory(directory, top) as descriptor, os.scandir(descriptor) as entries:
+        for entry in sorted(entries, key=attrgetter("name")):
+            if entry.is_dir(follow_symlinks=False):
+                directories.append(entry.name)
+            elif entry.is_symlink() and entry.name != _DOVECOT_LINK:
+                leave_out(BadMailError(f"{directory / entry.name}: found a symbolic link"))
+            elif not _NO_MAIL.fullmatch(entry.name):
+                files.append(entry.name)
+    return directories, files
+
+
+def _in_files(
+    directory: Path,
+    top: Path,
+    names: list[str],
+    leave_out: _LeaveOut,
+    folder: tuple[str, ...] | None,
+) -> Iterator[FoundMail]:
+    """Yield the messages of the files in a directory; `folder` is None outside a Maildir."""
+    for name in names:
+        file, flags = directory / name, None
+        if folder is not None and (directory.name == "cur" or ":2," in name):
+            flags = "".join(sorted(_KEPT_FLAGS & set(name.partition(":2,")[2])))
+        try:
+            if folder is None and file.suffix.lower() != ".eml":
+                _expect_mail(file, top)
+            for mail in _in_file(file, top):
+                yield replace(mail, flags=flags, folder=folder or ())
+        except BadMailError as error:
+            leave_out(error)
+
+
+def _expect_mail(path: Path, top: Path) -> None:
+    """Raise BadMailError if a file of any name does not begin with the header of a message."""
+    with _opened(path, top) as file:
+        header = _HEADER.match(file.read(_HEADER_OCTETS_MAX))
+    if header is None or not _OF_MAIL.search(header[0]):
+        raise BadMailError(f"{path}: found no header of a message, such as From: or Date:")
+
+
+def _in_file(path: Path, top: Path) -> Iterator[FoundMail]:
+    with _opened(path, top) as file:
+        status = os.fstat(file.fileno())
+        whole = FoundMail(path, top, 0, status.st_size, str(path), max(0, int(status.st_mtime)))
+        if file.read(len(_FROM)) != _FROM:
+            yield whole
+            return
+        file.seek(0)
+        yield from _in_mbox(whole, file)
+
+
+def _in_mbox(whole: FoundMail, file: BinaryIO) -> Iterator[FoundMail]:
     """Yield the messages of an mbox file. A separator is a line "From " at the begin of the file or
     after an empty line, which does not belong to the message before. Some programs write no empty
     line. Then the separator must have a date, or "-" for the sender, and a header must follow.
@@ -126,21 +252,20 @@ def _in_mbox(path: Path) -> Iterator[FoundMail]:
     begun: tuple[int, int, bytes] | None = None  # its line number, its start, its line
     number = position = last_start = 0
     was_empty = at_begin = True
-    with open_message(path) as file:
-        while line := file.readline(_LINE_BYTES):
-            after = position + len(line)
-            if (was_empty and line.startswith(_FROM)) or (
-                at_begin and _SEPARATOR.match(line) and _begins_with_field(file)
-            ):
-                if begun is not None:
-                    yield _of_mbox(path, begun, last_start if was_empty else position)
-                begun = (number + 1, after, line)
-            last_start, position = position, after
-            was_empty = at_begin and line in (b"\n", b"\r\n")
-            at_begin = line.endswith(b"\n")
-            number += at_begin
+    while line := file.readline(_LINE_BYTES):
+        after = position + len(line)
+        if (was_empty and line.startswith(_FROM)) or (
+            at_begin and _SEPARATOR.match(line) and _begins_with_field(file)
+        ):
+            if begun is not None:
+                yield _of_mbox(whole, begun, last_start if was_empty else position)
+            begun = (number + 1, after, line)
+        last_start, position = position, after
+        was_empty = at_begin and line in (b"\n", b"\r\n")
+        at_begin = line.endswith(b"\n")
+        number += at_begin
     if begun is not None:
-        yield _of_mbox(path, begun, last_start if was_empty else position)
+        yield _of_mbox(whole, begun, last_start if was_empty else position)
 
 
 def _begins_with_field(file: BinaryIO) -> bool:
@@ -151,46 +276,32 @@ def _begins_with_field(file: BinaryIO) -> bool:
     return match is not None
 
 
-def _of_mbox(path: Path, begun: tuple[int, int, bytes], end: int) -> FoundMail:
+def _of_mbox(whole: FoundMail, begun: tuple[int, int, bytes], end: int) -> FoundMail:
     number, start, line = begun
     words = line.decode("ascii", "replace").split()
-    at_s = _mtime_s(path.stat())
+    at_s = whole.at_s
     with contextlib.suppress(ValueError):
-        at_s = timegm(time.strptime(" ".join(words[-5:]), "%a %b %d %H:%M:%S %Y"))
-    return FoundMail(path, start, end, f"{path}:{number}", max(at_s, 0), from_line=line)
-
-
-def _in_maildir(path: Path, note: Callable[[str], object]) -> Iterator[FoundMail]:
-    for directory in ("cur", "new"):
-        if (path / directory).is_symlink():
-            note(_left_out(path / directory))
-            continue
-        for name in sorted(list_names(path / directory)):
-            file = path / directory / name
-            if file.is_symlink():
-                note(_left_out(file))
-                continue
-            if name.startswith(".") or not file.is_file():
-                continue
-            flags = None
-            if directory == "cur" or ":2," in name:
-                flags = "".join(sorted(_KEPT_FLAGS & set(name.partition(":2,")[2])))
-            status = file.stat()
-            yield FoundMail(file, 0, status.st_size, str(file), _mtime_s(status), flags=flags)
-
-
-def _mtime_s(status: os.stat_result) -> int:
-    return max(0, int(status.st_mtime))  # a name has no sign
+        at_s = max(0, timegm(time.strptime(" ".join(words[-5:]), "%a %b %d %H:%M:%S %Y")))
+    place = f"{whole.path}:{number}"
+    return replace(whole, start=start, end=end, place=place, at_s=at_s, from_line=line)
 
 
 class MailImport:
-    """Adds messages to a folder; `folder` is the directory of one of the folders of `mailbox`."""
+    """Adds messages to a mailbox: those of an inbox to the folder `base`, other folders below it.
 
-    def __init__(self, mailbox: Path, folder: Path, *, hostname: str) -> None:
-        self._folder = folder
+    Without a `base` these are the Inbox and the folders of the mailbox, by the usual names.
+    """
+
+    def __init__(
+        self, mailbox: Path, base: Folder | None = None, *, hostname: str, ids: Ids
+    ) -> None:
+        self._mailbox = mailbox
+        self._base = base
         self._hostname = hostname
-        self._present = {
-            match[1]
+        self._ids = ids
+        self._folders: dict[tuple[str, ...], Folder] = {}
+        self._present = {  # by digest: the directory of the folder
+            match[1]: stored.path
             for stored in list_folders(mailbox)
             for directory in ("new", "cur")
             for name in list_names(stored.path / directory)
@@ -199,8 +310,15 @@ class MailImport:
         self.imported = self.present = 0
 
     def add(self, mail: FoundMail) -> None:
-        """Add a message unless the mailbox has it. Raises BadMailError, OSError."""
-        temporary = self._folder / "tmp" / f"import.{os.getpid()}.{self._hostname}"
+        """Add a message unless it was added before from the same folder.
+
+        Raises BadMailError, OSError.
+        """
+        try:
+            folder = self._folder(mail.folder)
+        except FolderError as error:
+            raise BadMailError(f"{mail.place}: {error}") from error
+        temporary = folder.path / "tmp" / f"import.{os.getpid()}.{self._hostname}"
         digest = hashlib.sha256()
         try:
             with temporary.open("xb") as file:
@@ -211,23 +329,52 @@ class MailImport:
                 os.utime(file.fileno(), (mail.at_s, mail.at_s))
                 os.fsync(file.fileno())
                 size = file.tell()
-            name = digest.hexdigest()[:32]
-            if name in self._present:
+            name = content_name = digest.hexdigest()[:32]
+            if folder.well_known is not WellKnown.INBOX:  # a name, and so an id, for each folder
+                digest.update(folder.id.encode())
+                name = digest.hexdigest()[:32]
+            if name in self._present or self._present.get(content_name) == folder.path:
                 self.present += 1
                 return
             base_name = f"{mail.at_s}.I{name}.{self._hostname},S={size}"
-            is_new = mail.flags is None
-            target = f"new/{base_name}" if is_new else f"cur/{base_name}:2,{mail.flags}"
-            place(temporary, self._folder / target)
-            self._present.add(name)
+            flags = mail.flags
+            if flags and folder.well_known is not WellKnown.DRAFTS:
+                flags = flags.replace(DRAFT, "")
+            target = f"new/{base_name}" if flags is None else f"cur/{base_name}:2,{flags}"
+            place(temporary, folder.path / target)
+            self._present[name] = folder.path
             self.imported += 1
         finally:
             remove(temporary)
 
+    def _folder(self, names: tuple[str, ...]) -> Folder:
+        """Return the folder for a folder of the source; make it. Raises FolderError, OSError."""
+        folder = self._folders.get(names)
+        if folder is not None:
+            return folder
+        if any(".." in name or "/" in name for name in names):
+            raise FolderError(f"The name of the folder has '..' or '/': {names}.")
+        checked_directory(SEPARATOR.join(map(encode_folder_name, names)))
+        folder = self._base
+        for name in names:
+            known = name if folder else _USUAL_NAMES.get(name.casefold(), name)
+            parent_id = folder.id if folder else ""
+            folder = next(
+                (
+                    child
+                    for child in list_folders(self._mailbox)
+                    if child.parent_id == parent_id and same_name(child.display_name, known)
+                ),
+                None,
+            ) or create_folder(self._mailbox, name, parent_id, self._ids)
+        self._folders[names] = folder or find_folder(self._mailbox, WellKnown.INBOX)
+        return self._folders[names]
+
     def finish(self) -> None:
         """Make what was added durable. Raises OSError."""
-        for directory in ("new", "cur"):
-            sync_directory(self._folder / directory)
+        for folder in self._folders.values():
+            for directory in ("new", "cur"):
+                sync_directory(folder.path / directory)
 
 
 def _normalized(mail: FoundMail) -> Iterator[bytes]:

@@ -23,6 +23,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.base.clock import Ids
 from relay.base.observe.logs import get_logger
 from relay.store.mailbox.changes import FolderDeltaPage
 from relay.store.mailbox.draft_files import NewNames
@@ -220,16 +221,7 @@ class FolderTree(StorePart):
         """
         mailbox = self.folders.mailbox(account)
         with self._stripes.of(account):
-            parent = parent_folder(mailbox, parent_id)
-            reject_same_name(mailbox, parent, name)
-            if len(folder_directories(mailbox)) >= FOLDERS_MAX:
-                raise FolderError(f"The mailbox has reached the maximum of {FOLDERS_MAX} folders.")
-            directory = checked_directory(directory_within(parent, encode_folder_name(name)))
-            reject_existing(mailbox, [directory])
-            folder_id = f"f{self.names.ids.new()}"
-            make_folder(mailbox / directory, folder_id)
-            resubscribe(mailbox, added=[directory])
-            return find_folder(mailbox, folder_id)
+            return create_folder(mailbox, name, parent_id, self.names.ids)
 
     @_in_turn
     def rename(self, account: str, folder_id: str, name: str) -> Folder:
@@ -378,6 +370,20 @@ class FolderTree(StorePart):
         removed = {name: f"{DELETED_PREFIX}{self.names.ids.new()}" for name in names}
         _rename_all(mailbox, removed, subscribed=dict.fromkeys(names, ""))
         return [mailbox / name for name in removed.values()]
+
+
+def create_folder(mailbox: Path, name: str, parent_id: str, ids: Ids) -> Folder:
+    """Create a folder. Raises what FolderTree.create() raises, but OSError for the disk."""
+    parent = parent_folder(mailbox, parent_id)
+    reject_same_name(mailbox, parent, name)
+    if len(folder_directories(mailbox)) >= FOLDERS_MAX:
+        raise FolderError(f"The mailbox has reached the maximum of {FOLDERS_MAX} folders.")
+    directory = checked_directory(directory_within(parent, encode_folder_name(name)))
+    reject_existing(mailbox, [directory])
+    folder_id = f"f{ids.new()}"
+    make_folder(mailbox / directory, folder_id)
+    resubscribe(mailbox, added=[directory])
+    return find_folder(mailbox, folder_id)
 
 
 def _rename_all(

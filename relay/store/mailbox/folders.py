@@ -74,9 +74,13 @@ def as_single_name(name: str) -> str:
 
 def decode_folder_name(name: str) -> str:
     """Return the display name for (a part of) a directory's name."""
+    return imap_name(name).translate(_FROM_SUBSTITUTES)
+
+
+def imap_name(name: str) -> str:
+    """Return the name that IMAP clients show for (a part of) a directory's name."""
     text = os.fsencode(name).decode("utf-8", "replace")
-    name_text = SEPARATOR.join(_from_modified_utf7(part) for part in text.split(SEPARATOR))
-    return name_text.translate(_FROM_SUBSTITUTES)
+    return SEPARATOR.join(_from_modified_utf7(part) for part in text.split(SEPARATOR))
 
 
 def same_name(name: str, other: str) -> bool:

@@ -121,14 +121,14 @@ def place(source: AnyPath, target: AnyPath) -> None:
     os.link(source, target)
 
 
-def open_message(path: Path) -> BinaryIO:
-    """Open a message's file.
+def open_message(path: Path, directory: int | None = None) -> BinaryIO:
+    """Open a message's file; `path` may be relative to the descriptor of a directory.
 
     Raises FileNotFoundError also for a FIFO, a symbolic link or a directory.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        descriptor = os.open(path, flags)
+        descriptor = os.open(path, flags, dir_fd=directory)
     except OSError as error:
         if error.errno in _NO_FILE:
             raise FileNotFoundError(errno.ENOENT, "Not a regular file", str(path)) from error
