@@ -23,15 +23,15 @@ from msgspec.structs import replace
 
 from relay.base.clock import Ids
 from relay.store.mailbox.errors import FolderError
-from relay.store.mailbox.folder_tree import create_folder
+from relay.store.mailbox.folder_tree import create_folder, same_named
 from relay.store.mailbox.folders import (
+    DIRECTORIES,
     SEPARATOR,
     checked_directory,
     encode_folder_name,
     find_folder,
     imap_name,
     list_folders,
-    same_name,
 )
 from relay.store.mailbox.maildir import list_names, open_message, place, remove, sync_directory
 from relay.store.mailbox.message_file import DRAFT, FLAGGED, SEEN
@@ -51,14 +51,11 @@ _SHOWN = 60
 _KEPT_FLAGS = frozenset((DRAFT, SEEN, FLAGGED, "R", "P"))  # DRAFT in Drafts only
 FOLDERS_MAX = 1000  # of one Maildir
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_MAILDIR = ("tmp", "new", "cur")
 # What mail servers keep next to mail, and hidden files.
 _NO_MAIL = re.compile(
     r"\..*|dovecot(?:\.(?:index|list|mailbox)|-(?:acl|keywords|uid)).*|courierimap\w+"
     r"|maildir(?:folder|size)|sieve|subscriptions"
 )
-_DOVECOT_DELETES = "..DOVECOT-TRASHED"
-_DOVECOT_LINK = ".dovecot.sieve"
 _HEADER_OCTETS_MAX = 256 * 1024
 _HEADER = re.compile(rb"(?:From .*\n)?(?:[!-9;-~]+[ \t]*:.*\n(?:[ \t].*\n)*)+\r?\n")
 _OF_MAIL = re.compile(rb"(?im)^(?:From|Date|Received|Message-ID|Return-Path)[ \t]*:")
@@ -67,9 +64,7 @@ _USUAL_NAMES = {
     "sent": "Sent Items",
     "sent mail": "Sent Items",
     "sent messages": "Sent Items",
-    "draft": "Drafts",
     "junk": "Junk Email",
-    "junk e-mail": "Junk Email",
     "spam": "Junk Email",
     "trash": "Deleted Items",
     "deleted messages": "Deleted Items",
@@ -132,22 +127,19 @@ def find_mail(path: Path, leave_out: _LeaveOut) -> Iterator[FoundMail]:
     while waiting:
         directory = waiting.pop()
         below, files = _entries(directory, path.parent, leave_out)
-        places = [name for name in ("cur", "new") if name in below]
-        waiting += [
-            directory / name
-            for name in reversed(below)
-            if not (places and name in _MAILDIR) and not name.startswith(_DOVECOT_DELETES)
-        ]
+        places = [inner for inner in below if inner.name in ("cur", "new")]
         number += bool(places)
         if number > FOLDERS_MAX:
             raise BadMailError(f"{path}: found more than {FOLDERS_MAX} folders")
-        for name in places:
+        for inside in places:
             folder = _folder_names(directory.relative_to(path))
-            _, messages = _entries(directory / name, path.parent, leave_out)
-            yield from _in_files(directory / name, path.parent, messages, leave_out, folder)
+            _, messages = _entries(inside, path.parent, leave_out)
+            yield from _in_files(messages, path.parent, leave_out, folder)
         if not places and (directory == path or not _NO_MAIL.fullmatch(directory.name)):
-            yield from _in_files(directory, path.parent, files, leave_out, None)
+            yield from _in_files(files, path.parent, leave_out, None)
         is_empty = is_empty and not (places or files)
+        own = DIRECTORIES if places else ()
+        waiting += [sub for sub in reversed(below) if sub.name not in own]
     if is_empty:
         raise BadMailError(f"{path}: found no file with mail and no Maildir (cur, new)")
 
@@ -190,32 +182,30 @@ def _opened(path: Path, top: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _entries(directory: Path, top: Path, leave_out: _LeaveOut) -> tuple[list[str], list[str]]:
-    """Return the names of the directories, and of the files that may be mail, each sorted."""
+def _entries(directory: Path, top: Path, leave_out: _LeaveOut) -> tuple[list[Path], list[Path]]:
+    """Return the directories, and the files that may be mail, each sorted."""
     directories, files = [], []
     with _directory(directory, top) as descriptor, os.scandir(descriptor) as entries:
         for entry in sorted(entries, key=attrgetter("name")):
+            path = directory / entry.name
             if entry.is_dir(follow_symlinks=False):
-                directories.append(entry.name)
-            elif entry.is_symlink() and entry.name != _DOVECOT_LINK:
-                leave_out(BadMailError(f"{directory / entry.name}: found a symbolic link"))
+                if not entry.name.startswith("..DOVECOT-TRASHED"):
+                    directories.append(path)
+            elif entry.is_symlink() and entry.name != ".dovecot.sieve":
+                leave_out(BadMailError(f"{path}: found a symbolic link"))
             elif not _NO_MAIL.fullmatch(entry.name):
-                files.append(entry.name)
+                files.append(path)
     return directories, files
 
 
 def _in_files(
-    directory: Path,
-    top: Path,
-    names: list[str],
-    leave_out: _LeaveOut,
-    folder: tuple[str, ...] | None,
+    files: list[Path], top: Path, leave_out: _LeaveOut, folder: tuple[str, ...] | None
 ) -> Iterator[FoundMail]:
     """Yield the messages of the files in a directory; `folder` is None outside a Maildir."""
-    for name in names:
-        file, flags = directory / name, None
-        if folder is not None and (directory.name == "cur" or ":2," in name):
-            flags = "".join(sorted(_KEPT_FLAGS & set(name.partition(":2,")[2])))
+    for file in files:
+        flags = None
+        if folder is not None and (file.parent.name == "cur" or ":2," in file.name):
+            flags = "".join(sorted(_KEPT_FLAGS & set(file.name.partition(":2,")[2])))
         try:
             if folder is None and file.suffix.lower() != ".eml":
                 _expect_mail(file, top)
@@ -359,14 +349,9 @@ class MailImport:
         for name in names:
             known = name if folder else _USUAL_NAMES.get(name.casefold(), name)
             parent_id = folder.id if folder else ""
-            folder = next(
-                (
-                    child
-                    for child in list_folders(self._mailbox)
-                    if child.parent_id == parent_id and same_name(child.display_name, known)
-                ),
-                None,
-            ) or create_folder(self._mailbox, name, parent_id, self._ids)
+            folder = next(same_named(self._mailbox, parent_id, known), None) or create_folder(
+                self._mailbox, name, parent_id, self._ids
+            )
         self._folders[names] = folder or find_folder(self._mailbox, WellKnown.INBOX)
         return self._folders[names]
 

@@ -13,7 +13,7 @@ See Maildir++ and Graph's mailFolder.
 import errno
 import shutil
 import stat
-from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial, wraps
@@ -416,12 +416,16 @@ def reject_same_name(
     mailbox: Path, parent: Folder | None, display_name: str, *, but: Folder | None = None
 ) -> None:
     """Raise FolderExistsError if another folder in `parent` has that name, in any case."""
-    parent_id = "" if parent is None else parent.id
-    for folder in list_folders(mailbox):
-        if folder.parent_id != parent_id or (but is not None and folder.id == but.id):
-            continue
-        if same_name(folder.display_name, display_name):
+    for folder in same_named(mailbox, "" if parent is None else parent.id, display_name):
+        if but is None or folder.id != but.id:
             raise _existing(display_name)
+
+
+def same_named(mailbox: Path, parent_id: str, display_name: str) -> Iterator[Folder]:
+    """Yield the folders within a parent that have that name, in any case."""
+    for folder in list_folders(mailbox):
+        if folder.parent_id == parent_id and same_name(folder.display_name, display_name):
+            yield folder
 
 
 def reject_existing(mailbox: Path, directories: Iterable[str], *, but: Container[str] = ()) -> None:
