@@ -39,6 +39,7 @@ Header fields and encodings:
 
 - `headers`: Received, Date, X-Relay-Id, Subject prefix; a message's priority; Auto-Submitted, lists
 - `charsets`: octets as text for all readers: labels, damage, byte order marks, `<meta charset>`
+- `flowed`: the lines of a text with format=flowed and DelSp=yes, joined
 - `encoded_words`: RFC 2047 words: read and write
 - `transfer_encoding`: base64, quoted-printable, uuencode; which encoding a text gets
 

@@ -132,8 +132,13 @@ def fields_of_header(header: Header) -> "Message[str, str]":
 
 def body_charset(header: Header) -> str:
     """Return the charset that the Content-Type of a header names, "" if it names none."""
+    return charset_of(content_type_of(header))
+
+
+def content_type_of(header: Header) -> str:
+    """Return the value of the Content-Type of a header, "" if there is none."""
     value = header.first("Content-Type") or b""
-    return charset_of(value[:_CONTENT_FIELD_CHARACTERS_MAX].decode("latin-1"))
+    return value[:_CONTENT_FIELD_CHARACTERS_MAX].decode("latin-1")
 
 
 def check_mime(content: bytes) -> str | None:

@@ -26,6 +26,7 @@ from relay.formats.draft import (
     read_properties,
 )
 from relay.formats.encoded_words import decode_words
+from relay.formats.flowed import unflowed
 from relay.formats.html_tokens import content_ids
 from relay.formats.read_header import (
     HEADER_OCTETS_MAX,
@@ -343,13 +344,15 @@ def _read_text(octets: Octets, leaf: Leaf) -> _Text:
         if size > TEXT_OCTETS_MAX:
             break
     is_cut = size > TEXT_OCTETS_MAX
+    content_type = str(leaf.fields.get("content-type", ""))
     text, is_whole = decode_octets(
         b"".join(pieces),
-        charset_of(str(leaf.fields.get("content-type", ""))),
+        charset_of(content_type),
         is_html=leaf.entity.content_type == "text/html",
         is_cut=is_cut,
     )
     defects = [f"a text of more than {TEXT_OCTETS_MAX} octets"] if is_cut else []
+    text = unflowed(text, content_type)
     return _Text(text, defects if is_whole else [*defects, "a text that is not in its charset"])
 
 

@@ -48,8 +48,7 @@ def import_mail(
     hint = "; `relay import --create` makes it"
     place = _mailbox(settings.mailboxes.root, mailbox, create=create, hint=hint)
     base = None if folder is None else _folder(place, folder)
-    ids = Ids(SystemClock())
-    importing = MailImport(place, base, hostname=settings.hostname, ids=ids)
+    importing = MailImport(place, base, hostname=settings.hostname, ids=Ids(SystemClock()))
     bad = 0
 
     def leave_out(error: BadMailError) -> None:

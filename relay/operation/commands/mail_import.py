@@ -53,8 +53,7 @@ FOLDERS_MAX = 1000  # of one Maildir
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # What mail servers keep next to mail, and hidden files.
 _NO_MAIL = re.compile(
-    r"\..*|dovecot(?:\.(?:index|list|mailbox)|-(?:acl|keywords|uid)).*|courierimap\w+"
-    r"|maildir(?:folder|size)|sieve|subscriptions"
+    r"\..*|(dovecot|courier).*(?<!\.eml)|maildir(folder|size)|sieve|subscriptions"
 )
 _HEADER_OCTETS_MAX = 256 * 1024
 _HEADER = re.compile(rb"(?:From .*\n)?(?:[!-9;-~]+[ \t]*:.*\n(?:[ \t].*\n)*)+\r?\n")
@@ -138,8 +137,7 @@ def find_mail(path: Path, leave_out: _LeaveOut) -> Iterator[FoundMail]:
         if not places and (directory == path or not _NO_MAIL.fullmatch(directory.name)):
             yield from _in_files(files, path.parent, leave_out, None)
         is_empty = is_empty and not (places or files)
-        own = DIRECTORIES if places else ()
-        waiting += [sub for sub in reversed(below) if sub.name not in own]
+        waiting += [sub for sub in reversed(below) if not (places and sub.name in DIRECTORIES)]
     if is_empty:
         raise BadMailError(f"{path}: found no file with mail and no Maildir (cur, new)")
 
@@ -159,13 +157,12 @@ def _directory(path: Path, top: Path) -> Iterator[int]:
     descriptor = os.open(top, _DIRECTORY)
     try:
         for part in path.relative_to(top).parts:
-            try:
-                below = os.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
-            except NotADirectoryError as error:
-                raise BadMailError(f"{path}: found no directory, expected mail") from error
+            below = os.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
             os.close(descriptor)
             descriptor = below
         yield descriptor
+    except NotADirectoryError as error:
+        raise BadMailError(f"{path}: found no directory, expected mail") from error
     finally:
         os.close(descriptor)
 
@@ -173,13 +170,11 @@ def _directory(path: Path, top: Path) -> Iterator[int]:
 @contextlib.contextmanager
 def _opened(path: Path, top: Path) -> Iterator[BinaryIO]:
     """Open a file for the block. Raises BadMailError for a link or another kind, OSError."""
-    with _directory(path.parent, top) as directory:
-        try:
-            file = open_message(Path(path.name), directory)
-        except FileNotFoundError as error:
-            raise BadMailError(f"{path}: found no regular file, expected mail") from error
-    with file:
-        yield file
+    try:
+        with _directory(path.parent, top) as above, open_message(Path(path.name), above) as file:
+            yield file
+    except FileNotFoundError as error:
+        raise BadMailError(f"{path}: found no regular file, expected mail") from error
 
 
 def _entries(directory: Path, top: Path, leave_out: _LeaveOut) -> tuple[list[Path], list[Path]]:
@@ -339,9 +334,8 @@ class MailImport:
 
     def _folder(self, names: tuple[str, ...]) -> Folder:
         """Return the folder for a folder of the source; make it. Raises FolderError, OSError."""
-        folder = self._folders.get(names)
-        if folder is not None:
-            return folder
+        if names in self._folders:
+            return self._folders[names]
         if any(".." in name or "/" in name for name in names):
             raise FolderError(f"The name of the folder has '..' or '/': {names}.")
         checked_directory(SEPARATOR.join(map(encode_folder_name, names)))

@@ -16,8 +16,10 @@ from collections.abc import Callable, Sequence
 from relay.base.message.content import Octets, octets_of
 from relay.base.message.header import Header, ParsedContent, cleaned
 from relay.formats.charsets import decode_octets
+from relay.formats.content_fields import charset_of
+from relay.formats.flowed import unflowed
 from relay.formats.html_text import visible_text
-from relay.formats.read_header import body_charset
+from relay.formats.read_header import content_type_of
 from relay.formats.transfer_encoding import decoded_blocks
 from relay.transport.policy.folding import folded
 from relay.transport.policy.message_parts import MessagePart
@@ -27,6 +29,10 @@ ENCODED_OCTETS_MAX = 4 * BODY_OCTETS_MAX  # quoted-printable takes three octets 
 _MARKS = "".join(
     chr(code) for code in range(0x300, 0x1B00) if unicodedata.category(chr(code))[0] == "M"
 )
+# Thai, Lao, Burmese, Khmer, Chinese and Japanese have no blanks: one in a folded text may be a line
+# end inside a word.
+_NO_BLANKS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_IN_WORD = re.compile(rf" (?<=[{_NO_BLANKS}] )(?=[{_NO_BLANKS}])")
 _BETWEEN_WORDS = re.compile(rf"[^\w{_MARKS}]+")
 
 
@@ -50,7 +56,8 @@ class BodyText:
     def words(self) -> frozenset[str]:
         """All words."""
         if self._words is None:
-            self._in_words = in_words(self.small)
+            readings = dict.fromkeys((self.small, _IN_WORD.sub("", self.small)))
+            self._in_words = "".join(map(in_words, readings))
             self._words = frozenset(self._in_words.split())
         return self._words
 
@@ -74,24 +81,29 @@ def body_text(
 ) -> str:
     """Return the folded text of all bodies among the parts of a content, one after the other.
 
+    A text with DelSp=yes (RFC 3676) follows a second time, as it is shown.
+
     Only the first BODY_OCTETS_MAX octets count, and the text has no more characters than that.
     Reading blocks; raises OSError for a large body that cannot be read.
     """
     octets = octets_of(content.joined())
-    left, texts = BODY_OCTETS_MAX, []
+    left, texts = BODY_OCTETS_MAX, list[str]()
     for part in parts:
         for encoding in part.encodings if part.is_body else ():
             between_parts()
             body = part.body(octets)
             read = _first_octets(body.part(0, ENCODED_OCTETS_MAX), encoding, left)
             left -= len(read)
+            content_type = content_type_of(Header.parse(cleaned(part.header)))
             text, _ = decode_octets(
                 read,
-                body_charset(Header.parse(cleaned(part.header))),
+                charset_of(content_type),
                 is_html=part.content_type == "text/html",
                 is_cut=not left,
             )
-            texts.append(visible_text(text) if part.content_type == "text/html" else text)
+            text = visible_text(text) if part.content_type == "text/html" else text
+            # a rule matches in either reading
+            texts += dict.fromkeys((text, unflowed(text, content_type)))
     return folded("\n".join(texts), BODY_OCTETS_MAX)
 
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.base.message.content import BLOCK_BYTES, LargeContent
+from relay.base.message.content import BLOCK_BYTES, LargeContent, as_octets
 from relay.base.message.header import ParsedContent
+from relay.formats.read_mime import read_parts
 from relay.transport.policy.body_text import BODY_OCTETS_MAX, BodyText, body_text, in_words
 from relay.transport.policy.folding import folded
 from relay.transport.policy.message_parts import message_parts
@@ -35,6 +36,37 @@ def coded(octets, encoding=b"base64", kind=TEXT):
 
 ATTACHED = b"Content-Disposition: attachment\r\n" + TEXT + b"\r\nno"
 INNER = b"Content-Type: message/rfc822\r\n\r\nSubject: no\r\n" + TEXT + b"\r\nno"
+
+
+FLOWED = b"Content-Type: text/plain; charset=utf-8; format=flowed; delsp=yes\r\n\r\n"
+
+
+@each_row(
+    "content, phrase",
+    [
+        (FLOWED + b"ein gehei \r\nmes Projekt", "ein geheimes projekt"),
+        (FLOWED + b"ein geheimes \r\nProjekt", "geheimes projekt"),
+        (FLOWED + b"> gehei \r\n> mes", "geheimes"),
+        (TEXT + "\r\n\u6a5f\r\n\u5bc6 x".encode(), "\u6a5f\u5bc6"),
+        (TEXT + "\r\n\u6a5f\r\n\u5bc6 x".encode(), "\u5bc6 x"),
+        (
+            TEXT + "\r\n\u0e25\u0e31\u0e1a\r\n\u0e17\u0e35\u0e48".encode(),
+            "\u0e25\u0e31\u0e1a\u0e17\u0e35\u0e48",
+        ),
+    ],
+)
+def test_words_over_a_line_end_are_found(content, phrase):
+    assert BodyText(text_of(content)).has_phrase(in_words(phrase))
+
+
+LINES = st.text("> -a\u5bc6\r\n", max_size=40)
+
+
+@given(LINES)
+def test_what_a_page_shows_of_a_flowed_text_is_in_what_a_rule_sees(text):
+    content = FLOWED + text.encode()
+    shown = read_parts(as_octets(content)).bodies.text
+    assert folded(shown) in text_of(content)
 
 
 @pytest.mark.parametrize("form", [bytes, as_large], ids=["small", "large"])
