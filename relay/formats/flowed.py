@@ -18,10 +18,8 @@ def unflowed(text: str, content_type: str) -> str:
     """Return a text with its lines joined if the value of its Content-Type asks for it."""
     field = content_field(content_type)
     asked = (field.value, field.raw("format").lower(), field.raw("delsp").lower())
-    if (
-        asked != ("text/plain", "flowed", "yes")
-        or text.count("\n") + text.count("\r") > _LINE_ENDS_MAX
-    ):
+    line_ends = text.count("\n") + text.count("\r")
+    if asked != ("text/plain", "flowed", "yes") or line_ends > _LINE_ENDS_MAX:
         return text
     written = StringIO()
     depth, line_end = -1, ""  # the quote depth of a line that continues in the next one, else -1
