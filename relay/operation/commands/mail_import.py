@@ -82,19 +82,18 @@ class FoundMail(Struct, frozen=True):
     """A message in a file: its octets from `start` to `end`, and its place for error messages.
 
     In an mbox file, `from_line` is the line before the message, and a > is removed from lines that
-    begin with >From (mboxrd). `flags` are the flags of Maildir, None for new mail, `folder` the
-    names of its folder and those above it, () for the inbox. No link below `top` is followed.
+    begin with >From (mboxrd).
     """
 
-    path: Path
-    top: Path
-    start: int
-    end: int
-    place: str
-    at_s: int
-    from_line: bytes = b""
-    flags: str | None = None
-    folder: tuple[str, ...] = ()
+    path: Path  # of the file
+    top: Path  # the directory above what the user named; no link below it is followed
+    start: int  # in octets
+    end: int  # in octets
+    place: str  # the path, in an mbox file with the line
+    at_s: int  # when it came: the time of the file, or of the separator
+    from_line: bytes = b""  # the separator of an mbox file
+    flags: str | None = None  # of Maildir; None for new mail
+    folder: tuple[str, ...] = ()  # names of its folder and those above it; () for the inbox
 
     def lines(self) -> Iterator[bytes]:
         """Yield the lines, very long ones in pieces, with the line ends that they have."""
@@ -133,9 +132,9 @@ def find_mail(path: Path, leave_out: _LeaveOut) -> Iterator[FoundMail]:
         for inside in places:
             folder = _folder_names(directory.relative_to(path))
             _, messages = _entries(inside, path.parent, leave_out)
-            yield from _in_files(messages, path.parent, leave_out, folder)
+            yield from _in_files(messages, path.parent, leave_out, folder=folder)
         if not places and (directory == path or not _NO_MAIL.fullmatch(directory.name)):
-            yield from _in_files(files, path.parent, leave_out, None)
+            yield from _in_files(files, path.parent, leave_out, folder=None)
         is_empty = is_empty and not (places or files)
         waiting += [sub for sub in reversed(below) if not (places and sub.name in DIRECTORIES)]
     if is_empty:
@@ -194,7 +193,7 @@ def _entries(directory: Path, top: Path, leave_out: _LeaveOut) -> tuple[list[Pat
 
 
 def _in_files(
-    files: list[Path], top: Path, leave_out: _LeaveOut, folder: tuple[str, ...] | None
+    files: list[Path], top: Path, leave_out: _LeaveOut, *, folder: tuple[str, ...] | None
 ) -> Iterator[FoundMail]:
     """Yield the messages of the files in a directory; `folder` is None outside a Maildir."""
     for file in files:
@@ -285,9 +284,10 @@ class MailImport:
         self._hostname = hostname
         self._ids = ids
         self._folders: dict[tuple[str, ...], Folder] = {}
+        self._listed = list_folders(mailbox)
         self._present = {  # by digest: the directory of the folder
             match[1]: stored.path
-            for stored in list_folders(mailbox)
+            for stored in self._listed
             for directory in ("new", "cur")
             for name in list_names(stored.path / directory)
             if (match := _IMPORTED.match(name))
@@ -343,9 +343,10 @@ class MailImport:
         for name in names:
             known = name if folder else _USUAL_NAMES.get(name.casefold(), name)
             parent_id = folder.id if folder else ""
-            folder = next(same_named(self._mailbox, parent_id, known), None) or create_folder(
-                self._mailbox, name, parent_id, self._ids
-            )
+            while not (child := next(same_named(self._listed, parent_id, known), None)):
+                create_folder(self._mailbox, name, folder, folder_id=f"f{self._ids.new()}")
+                self._listed = list_folders(self._mailbox)
+            folder = child
         self._folders[names] = folder or find_folder(self._mailbox, WellKnown.INBOX)
         return self._folders[names]
 

@@ -23,7 +23,6 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.base.clock import Ids
 from relay.base.observe.logs import get_logger
 from relay.store.mailbox.changes import FolderDeltaPage
 from relay.store.mailbox.draft_files import NewNames
@@ -221,7 +220,9 @@ class FolderTree(StorePart):
         """
         mailbox = self.folders.mailbox(account)
         with self._stripes.of(account):
-            return create_folder(mailbox, name, parent_id, self.names.ids)
+            folder_id = f"f{self.names.ids.new()}"
+            create_folder(mailbox, name, parent_folder(mailbox, parent_id), folder_id=folder_id)
+            return find_folder(mailbox, folder_id)
 
     @_in_turn
     def rename(self, account: str, folder_id: str, name: str) -> Folder:
@@ -372,18 +373,15 @@ class FolderTree(StorePart):
         return [mailbox / name for name in removed.values()]
 
 
-def create_folder(mailbox: Path, name: str, parent_id: str, ids: Ids) -> Folder:
+def create_folder(mailbox: Path, name: str, parent: Folder | None, *, folder_id: str) -> None:
     """Create a folder. Raises what FolderTree.create() raises, but OSError for the disk."""
-    parent = parent_folder(mailbox, parent_id)
     reject_same_name(mailbox, parent, name)
     if len(folder_directories(mailbox)) >= FOLDERS_MAX:
         raise FolderError(f"The mailbox has reached the maximum of {FOLDERS_MAX} folders.")
     directory = checked_directory(directory_within(parent, encode_folder_name(name)))
     reject_existing(mailbox, [directory])
-    folder_id = f"f{ids.new()}"
     make_folder(mailbox / directory, folder_id)
     resubscribe(mailbox, added=[directory])
-    return find_folder(mailbox, folder_id)
 
 
 def _rename_all(
@@ -416,14 +414,15 @@ def reject_same_name(
     mailbox: Path, parent: Folder | None, display_name: str, *, but: Folder | None = None
 ) -> None:
     """Raise FolderExistsError if another folder in `parent` has that name, in any case."""
-    for folder in same_named(mailbox, "" if parent is None else parent.id, display_name):
+    parent_id = "" if parent is None else parent.id
+    for folder in same_named(list_folders(mailbox), parent_id, display_name):
         if but is None or folder.id != but.id:
             raise _existing(display_name)
 
 
-def same_named(mailbox: Path, parent_id: str, display_name: str) -> Iterator[Folder]:
+def same_named(folders: list[Folder], parent_id: str, display_name: str) -> Iterator[Folder]:
     """Yield the folders within a parent that have that name, in any case."""
-    for folder in list_folders(mailbox):
+    for folder in folders:
         if folder.parent_id == parent_id and same_name(folder.display_name, display_name):
             yield folder
 

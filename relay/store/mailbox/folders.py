@@ -370,7 +370,7 @@ def list_folders(mailbox: Path) -> list[Folder]:
     others = folder_directories(mailbox)
     existing = {_INBOX_AS_PARENT, *_BY_DIRECTORY, *others} - {""}
     ids = _ids(mailbox, others)
-    parents = {name: parent_directory(name, existing - {name}) for name in others}
+    parents = {name: parent_directory(name, existing) for name in others}
     children = Counter(ids[parent] for parent in parents.values() if parent)
     folders = [
         Folder(str(name), known.display_name, mailbox / known.directory, name)
