@@ -180,14 +180,14 @@ def _entries(directory: Path, top: Path, leave_out: _LeaveOut) -> tuple[list[Pat
     """Return the directories, and the files that may be mail, each sorted."""
     directories, files = [], []
     with _directory(directory, top) as descriptor, os.scandir(descriptor) as entries:
-        for entry in sorted(entries, key=attrgetter("name")):
-            path = directory / entry.name
-            if entry.is_dir(follow_symlinks=False):
-                if not entry.name.startswith("..DOVECOT-TRASHED"):
+        for listed in sorted(entries, key=attrgetter("name")):
+            path = directory / listed.name
+            if listed.is_dir(follow_symlinks=False):
+                if not listed.name.startswith("..DOVECOT-TRASHED"):
                     directories.append(path)
-            elif entry.is_symlink() and entry.name != ".dovecot.sieve":
+            elif listed.is_symlink() and listed.name != ".dovecot.sieve":
                 leave_out(BadMailError(f"{path}: found a symbolic link"))
-            elif not _NO_MAIL.fullmatch(entry.name):
+            elif not _NO_MAIL.fullmatch(listed.name):
                 files.append(path)
     return directories, files
 
