@@ -122,7 +122,10 @@ class HttpsClient:
                 if error.untrusted:
                     raise
                 failure = error
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # else it would be in a cycle with this frame
 
     async def _addresses(self, url: WebUrl) -> list[str]:
         """Return the addresses of a host that are allowed, at least one."""
