@@ -49,7 +49,9 @@ def test_without_the_kit_or_the_bench_it_says_so(tmp_path):
 def test_make_bench_takes_the_python_of_the_distribution(options, python):
     if run("env", "/usr/bin/python3", "-c", "import ensurepip, venv").returncode:
         pytest.skip("/usr/bin/python3 has no venv")
-    done = run("env", "-u", "PYTHON", "make", "-n", "bench", *options, MAKEFLAGS="")
+    of_make = ("MAKEFLAGS", "MAKELEVEL", "PYTHON", "VENV")  # of the make that runs the tests
+    without = [f"--unset={name}" for name in of_make]
+    done = run("env", *without, "make", "-n", "bench", *options)
     assert done.stdout.splitlines()[-1] == f"{python} -m tests.bench "
 
 
