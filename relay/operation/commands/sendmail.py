@@ -73,9 +73,10 @@ def prepare(text: bytes, options: SendmailOptions, *, clock: Clock) -> OutgoingM
         content = content.partition(b"\r\n")[2]
     parsed = ParsedContent.of(content)
     header = parsed.header
-    addresses = list(_recipients_in(header)) if options.from_header else []
+    addresses = list[str]()
     for words in options.recipients:  # an address, or a list of them with names
         addresses += _addresses("recipient", words) if _of_list.search(words) else [words]
+    addresses += _recipients_in(header) if options.from_header else ()
     recipients = tuple(dict.fromkeys(_qualified(address, options.domain) for address in addresses))
     if not recipients:
         raise NoRecipientsError

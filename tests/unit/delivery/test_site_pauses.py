@@ -19,7 +19,7 @@ HOUR_S = 3600.0
 
 def entry(text="blocked", kind=DeferralClass.SITE, **values) -> ProviderReplies:
     return ProviderReplies(
-        [ReplyEntry("e", None, None, None, Pattern.parse(text), kind=kind, **values)]
+        [ReplyEntry("e", "", None, None, None, Pattern.parse(text), kind=kind, **values)]
     )
 
 
