@@ -21,7 +21,7 @@ _READ_BYTES = 16 * 1024
 _HEADER_BYTES_MAX = 64 * 1024
 _WRITE_BYTES = 64 * 1024
 _INFORMATIONAL_MAX = 8  # responses before an answer (RFC 9110 15.2)
-_REST_S = 0.5  # for the rest of an answer whose body nobody needs
+_REST_S = 0.5  # for the rest of an answer whose body is not needed
 
 
 class HttpError(Exception):

@@ -403,11 +403,11 @@ def _check_strictly(items: Sequence[BatchItem]) -> None:
     """Raise ApiError 400 for a batch that Graph refuses: its ids, dependencies, Content-Types."""
     earlier: set[str] = set()
     for part in items:
-        shown = quoted(part.id)[1:-1]
+        request_id = quoted(part.id)[1:-1]
         if part.id.lower() in earlier:
-            raise errors.BATCH_ID_REPEATED("Found it in another case.", shown)
+            raise errors.BATCH_ID_REPEATED("Found it in another case.", request_id)
         if later := [name for name in part.depends_on if name.lower() not in earlier]:
-            raise errors.BATCH_DEPENDENCY(f"{quoted(later[0])} is not before it.", shown)
+            raise errors.BATCH_DEPENDENCY(f"{quoted(later[0])} is not before it.", request_id)
         if part.body and "content-type" not in part.headers:
             raise errors.BATCH_WITHOUT_TYPE("", quoted(part.id))
         earlier.add(part.id.lower())

@@ -551,13 +551,13 @@ async def get_mail_tips(request: GraphRequest) -> Response:
     if not running.has_room(caller, per_key=_TIPS_MAX, in_all=_TIPS_IN_ALL_MAX):
         message = "Too many mail tips are being looked up; try again."
         raise service_unavailable(message, retry_after_s=2)
-    shown, items = {"emailAddress", "error", *parameters["mailtipsoptions"]}, []
+    selected, items = {"emailAddress", "error", *parameters["mailtipsoptions"]}, []
     with running.counted(caller):
         for number, text in enumerate(parameters["emailaddresses"]):
             address = read_string(text, f"emailAddresses[{number}]")
             tips = {"emailAddress": {"name": "", "address": address}}
             tips |= await _mail_tips(request, address)
-            items.append({name: tip for name, tip in tips.items() if name in shown})
+            items.append({name: tip for name, tip in tips.items() if name in selected})
     return collection_response(request.context("Collection(microsoft.graph.mailTips)"), items)
 
 

@@ -300,7 +300,7 @@ async def wait_for_ports(settings: Settings, clock: Clock, *, notify_socket: str
         if tries % _TRIES_PER_LOG == 0:
             _log.warning("a port is in use: it is tried again every 10 s", ports=", ".join(users))
         tries += 1
-        await clock.sleep(_PORT_RETRY_S)  # sleeps: nothing tells when a port is free
+        await clock.sleep(_PORT_RETRY_S)  # sleeps: the system does not report a free port
 
 
 class BrokenRelayError(Exception):
