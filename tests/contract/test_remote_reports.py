@@ -96,6 +96,36 @@ async def test_a_report_is_an_event_of_its_original_and_changes_nothing_else(
     assert second.reported is None
 
 
+HOSTS = "0100018f-4711-000000"
+
+
+@pytest.mark.parametrize(
+    ("reply", "to", "message_id", "joined"),
+    [
+        (f"250 Ok {HOSTS}", "x@a.test", f"<{HOSTS}@eu-west-1.amazonses.com>", 1),
+        (f"250 2.0.0 Ok: queued as {HOSTS}", "x@a.test", f"<{HOSTS}@eu.test>", 1),
+        (f"250 2.6.0 <{HOSTS}@host.test> taken", "x@a.test", f"<{HOSTS}@host.test>", 1),
+        (f"250 Ok {HOSTS}", "x@a.test", f"<{HOSTS}.2@eu-west-1.amazonses.com>", 0),
+        (f"250 Ok {HOSTS}", "y@b.test", f"<{HOSTS}@eu-west-1.amazonses.com>", 0),
+        ("250 2.0.0 Ok: queued as 4bXyZ1", "x@a.test", "<4bXyZ1@host.test>", 0),
+        (f"250 2.1.5 recipient {HOSTS} fine", "x@a.test", f"<{HOSTS}@eu.test>", 0),
+    ],
+)
+async def test_the_id_of_the_host_that_accepted_leads_to_its_recipients(
+    spool, make, deliver, reply, to, message_id, joined
+) -> None:
+    accepted = await spool.accept(make({"mx:a.test": ["x@a.test"], "mx:b.test": ["y@b.test"]}))
+    taken = Relayed(Evidence("2.0.0", reply, "mx.a.test", remote=True))
+    for claim in accepted.claims:
+        outcome = taken if claim.next_hop.host == "a.test" else SENT
+        await spool.record(ClaimResult(claim, 5, {one.id: outcome for one in claim.recipients}))
+    claim = RemoteClaim("", to, "failure", "5.1.1", "550 5.1.1 no such user", "mx2.a.test")
+    await deliver(report(claim, message_id=message_id))
+    assert len(await claims(spool, accepted.queue_id)) == joined
+    await deliver(report(claim, message_id=message_id), to="other@example.test")
+    assert len(await claims(spool, accepted.queue_id)) == joined
+
+
 CLIENTS = {"submission_id": "", "envid": "QQ 314+159"}  # decoded, as the spool has it
 
 

@@ -22,6 +22,8 @@ AS_0_2_0 = """
 ALTER TABLE recipient RENAME COLUMN owed_report TO owed;
 DROP TABLE standing_hold;
 DROP TABLE usage;
+DROP INDEX recipient_remote_id;
+ALTER TABLE recipient DROP COLUMN remote_id;
 PRAGMA user_version = 1;
 """
 _CLOCK = SystemClock()

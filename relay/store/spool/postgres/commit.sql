@@ -18,7 +18,7 @@ WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS id), new_event AS (
     FROM own CROSS JOIN unnest($53::text[], $54::integer[], $55::bigint[], $56::text[]) AS k (
         message_id, step, at_us, detail)
 ), counted AS (
-    INSERT INTO counter SELECT $90, $91, * FROM unnest($82::text[], $83::bigint[])
+    INSERT INTO counter SELECT $91, $92, * FROM unnest($83::text[], $84::bigint[])
 )
 -- accepted:
 , new_message AS (
@@ -137,15 +137,16 @@ WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS id), new_event AS (
         SELECT
             coalesce(state, ($75::text[])[1]) AS state,
             coalesce(status, ($76::text[])[1]) AS status,
-            coalesce(reply, ($77::text[])[1]) AS reply, message_id,
-            coalesce(entry, ($79::integer[])[1]) AS entry,
-            coalesce(number, ($80::integer[])[1]) AS number,
-            coalesce(next_hop, ($81::text[])[1]) AS next_hop
+            coalesce(reply, ($77::text[])[1]) AS reply,
+            coalesce(remote_id, ($78::text[])[1]) AS remote_id, message_id,
+            coalesce(entry, ($80::integer[])[1]) AS entry,
+            coalesce(number, ($81::integer[])[1]) AS number,
+            coalesce(next_hop, ($82::text[])[1]) AS next_hop
         FROM unnest(
-            $75::text[], $76::text[], $77::text[], $78::text[], $79::integer[], $80::integer[],
-            $81::text[]
+            $75::text[], $76::text[], $77::text[], $78::text[], $79::text[], $80::integer[],
+            $81::integer[], $82::text[]
         ) AS k (
-            state, status, reply, message_id, entry, number, next_hop)
+            state, status, reply, remote_id, message_id, entry, number, next_hop)
     ) k
     CROSS JOIN LATERAL (
         SELECT ctid AS place FROM recipient
@@ -155,7 +156,8 @@ WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS id), new_event AS (
     ) r
 ), ended_recipient AS (
     UPDATE recipient r SET
-        state = k.state, status = k.status, reply = k.reply, next_hop = k.next_hop
+        state = k.state, status = k.status, reply = k.reply, remote_id = k.remote_id,
+        next_hop = k.next_hop
     FROM changed_recipient k WHERE r.ctid = k.place
 ), unneeded AS MATERIALIZED (
     SELECT c.place
@@ -177,8 +179,8 @@ WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS id), new_event AS (
 )
 -- noted:
 , noted AS (
-    INSERT INTO clock SELECT $92, * FROM unnest(
-        $84::bigint[], $85::bigint[], $86::bigint[], $87::text[], $88::bigint[], $89::bigint[])
+    INSERT INTO clock SELECT $93, * FROM unnest(
+        $85::bigint[], $86::bigint[], $87::bigint[], $88::text[], $89::bigint[], $90::bigint[])
     ON CONFLICT (node) DO UPDATE SET
         steady_us = excluded.steady_us, wall_us = excluded.wall_us,
         elapsed_us = excluded.elapsed_us, boot_id = excluded.boot_id,

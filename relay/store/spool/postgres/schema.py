@@ -4,7 +4,7 @@ from relay.store.spool.postgres.tables import ConnectionTables, statement
 from relay.store.spool.shared.columns import schema_difference
 from relay.store.spool.types import SpoolFormatError, SpoolInUseError
 
-SCHEMA = 3
+SCHEMA = 4
 _OF_0_2_0 = 1
 _MIGRATION_LOCK = 0x72656C6179_000002  # "relay" and the number of the lock, as a 64-bit key
 _TO_SCHEMA = {  # what leads to a schema from the one before it
@@ -15,6 +15,8 @@ _TO_SCHEMA = {  # what leads to a schema from the one before it
     ' changed_us bigint NOT NULL, counts text COLLATE "C" NOT NULL, PRIMARY KEY (account, node))'
     " WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);"
     " CREATE INDEX usage_changed ON usage (changed_us);",
+    4: "ALTER TABLE recipient ADD COLUMN remote_id text COLLATE \"C\" NOT NULL DEFAULT '';"
+    " CREATE INDEX recipient_remote_id ON recipient (remote_id) WHERE remote_id <> '';",
 }
 # A node that works on the tables.
 _AT_WORK = (

@@ -1,4 +1,4 @@
--- The spool in PostgreSQL, schema 3. Its tables and columns are those of relay/store/spool/sqlite/schema.sql,
+-- The spool in PostgreSQL, schema 4. Its tables and columns are those of relay/store/spool/sqlite/schema.sql,
 -- which explains them; what is different here is said here. Text is compared octet by octet.
 --
 -- Entries and contents are only those that live: an entry that has ended is deleted, and its next hop
@@ -112,8 +112,10 @@ CREATE TABLE recipient (
     successors  text COLLATE "C" NOT NULL,
     owed_report text COLLATE "C" NOT NULL DEFAULT '',
     next_hop    text COLLATE "C" NOT NULL DEFAULT '',
+    remote_id   text COLLATE "C" NOT NULL DEFAULT '',
     PRIMARY KEY (message_id, entry, number)
 ) WITH (fillfactor = 80);
+CREATE INDEX recipient_remote_id ON recipient (remote_id) WHERE remote_id <> '';
 
 -- The numbers of events: a transaction takes its own id before it takes any of them, so that a
 -- reader can tell which are final (relay/store/spool/postgres/spool.py). They go on from the time at

@@ -63,7 +63,7 @@ _SUBMISSION = "www"
 # Of an entry: its key, epoch, owner and content; whether it ends; of one that waits its state,
 # attempts and waiting_columns().
 _RECORDED = "wooooooonnooon"
-_OUTCOME = "ooowoo"
+_OUTCOME = "oooowoo"
 _COUNT = "ww"
 _ANCHOR = "wwwwww"
 

@@ -3,10 +3,13 @@
 A DSN or MDN from outside adds events to the message that it is about, in the transaction that
 delivers the report: a crash neither loses nor repeats them. The original is found by its submission
 id, which Relay sends as ENVID, by its Message-ID, or by the ENVID of a trusted client (decoded; its
-case counts: RFC 3464 2.2.1). It must have one of the reported recipients, and the report must have
-been delivered to its reverse-path. Its states and counters do not change.
+case counts: RFC 3464 2.2.1). A host that writes a Message-ID of its own, as Amazon SES does, has
+said it in its 250: then only the recipients that it accepted count. The message must have one of the
+reported recipients, and the report must have been delivered to its reverse-path. Its states and
+counters do not change.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -54,12 +57,13 @@ _ROWS_MAX = 20_000  # recipients of all messages with one Message-ID, or one ENV
 _RECIPIENTS = (
     "SELECT m.id, m.reverse_path, m.envid, m.message_id, r.address, r.orcpt FROM message m"
     " JOIN recipient r ON r.message_id = m.id"
-    " WHERE m.{0} >= ? AND m.{0} <= ? AND m.{0} <> ''{1} AND r.added_by = ''"
-    " ORDER BY m.{0} DESC, m.id DESC LIMIT ?"
+    " WHERE {0} >= ? AND {0} <= ? AND {0} <> ''{1} AND r.added_by = ''"
+    " ORDER BY {0} DESC, m.id DESC LIMIT ?"
 )
-_OF_SUBMISSION = _RECIPIENTS.format("submission_id", "")
-_OF_MESSAGE_ID = _RECIPIENTS.format("message_id", "")
-_OF_ENVID = _RECIPIENTS.format("envid", " AND m.submission_id = '' AND m.trusted = 1")
+_OF_REMOTE_ID = _RECIPIENTS.format("r.remote_id", "")
+_OF_SUBMISSION = _RECIPIENTS.format("m.submission_id", "")
+_OF_MESSAGE_ID = _RECIPIENTS.format("m.message_id", "")
+_OF_ENVID = _RECIPIENTS.format("m.envid", " AND m.submission_id = '' AND m.trusted = 1")
 _CLAIMS = (
     "SELECT sequence, detail FROM event WHERE message_id = ? AND step = ?"
     ' AND detail LIKE \'%"by":"remote"%\' ORDER BY sequence'
@@ -78,11 +82,15 @@ _OTHER_ENTRY = (
 _SET_DETAIL = "UPDATE event SET detail = ? WHERE message_id = ? AND sequence = ?"
 
 
+# "250 Ok ID", "queued as ID", or "<ID>", with an id that no other message has by chance
+_REMOTE_ID = re.compile(r"(?:\bok:?\s|queued as\s|<)\s?([^\s<>]{16,200})", re.IGNORECASE)
+
+
 class ResultRows(Struct, frozen=True):
     """The changes of a result. They hold only where the entry still has the epoch of the claim."""
 
-    # the recipients: state, status, reply; message, entry and number
-    recipients: Sequence[tuple[RecipientState, str, str, str, int, int]]
+    # the recipients: state, status, reply, remote id; message, entry and number
+    recipients: Sequence[tuple[RecipientState, str, str, str, str, int, int]]
     final: Sequence[RecipientState]  # of those that are final now
     is_finished: bool  # all recipients are final: the entry ends, its content if no entry needs it
     state: RecipientState  # of an entry that goes on
@@ -109,14 +117,15 @@ def result_rows(
 ) -> ResultRows:
     """Return what to write. Raises ValueError for a transition that is not allowed."""
     claim, key = claim_result.claim, claim_result.claim.key
-    changed: list[tuple[RecipientState, str, str, str, int, int]] = []
+    changed: list[tuple[RecipientState, str, str, str, str, int, int]] = []
     receipts: dict[str, tuple[int, ReceiptRequest]] = {}
     for number, outcome in claim_result.outcomes.items():
         state = _STATES[type(outcome)]
         if claim_result.held and state is RecipientState.DEFERRED:
             state = RecipientState.HELD
         evidence = outcome.evidence
-        changed.append((state, evidence.status, evidence.reply, *key, number))
+        remote_id = _remote_id(evidence.reply) if state is RecipientState.RELAYED else ""
+        changed.append((state, evidence.status, evidence.reply, remote_id, *key, number))
         if takes_receipts and evidence.receipt is not None:
             receipts.setdefault(evidence.graph_id, (number, evidence.receipt))
         if takes_receipts and evidence.owed_reply is not None:
@@ -124,7 +133,7 @@ def result_rows(
     for number, outcome in claim_result.expired.items():
         evidence = outcome.evidence
         state = RecipientState.EXPIRED
-        changed.append((state, evidence.status, evidence.reply, *key, number))
+        changed.append((state, evidence.status, evidence.reply, "", *key, number))
     for state in {row[0] for row in changed}:  # both live states allow the same
         check_transition(RecipientState.QUEUED, state)
     final = [state for state, *_ in changed if state in FINAL]
@@ -326,11 +335,22 @@ def _candidates(tables: Tables, report: RemoteReport) -> list[Any]:
     if rows := _recipients(tables, _OF_SUBMISSION, envid):
         return rows
     rows = _recipients(tables, _OF_MESSAGE_ID, message_id) + _recipients(tables, _OF_ENVID, envid)
-    return [row for row in rows if _agree(row[2], envid) and _agree(row[3], message_id)]
+    if rows := [row for row in rows if _agree(row[2], envid) and _agree(row[3], message_id)]:
+        return rows
+    whole = message_id.strip("<>")
+    names = dict.fromkeys((whole, whole.rpartition("@")[0]))
+    rows = [row for name in names for row in _recipients(tables, _OF_REMOTE_ID, name)]
+    return [row for row in rows if _agree(row[2], envid)]
 
 
 def _recipients(tables: Tables, sql: str, name: str) -> list[Any]:
     return tables.fetch(sql, (name, name, _ROWS_MAX)) if name else []
+
+
+def _remote_id(reply: str) -> str:
+    """Return the id in the reply to a final dot, if it is long enough for a Message-ID, else ""."""
+    match = _REMOTE_ID.search(reply)
+    return match[1] if match else ""
 
 
 def _agree(known: str, reported: str) -> bool:

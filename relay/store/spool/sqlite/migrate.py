@@ -34,7 +34,7 @@ from relay.store.spool.types import SpoolDamagedError, SpoolFormatError, SpoolFu
 
 _log = get_logger("spool")
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 COPIES_MAX = 2
 _COPIES_ROOM = 2  # the copy, and as much for what the migration writes
 _MIGRATION = r"\d{4}_\w+\.sql"

@@ -1,4 +1,4 @@
--- The spool, schema 3. Times are microseconds since 1970 UTC; message ids sort by time.
+-- The spool, schema 4. Times are microseconds since 1970 UTC; message ids sort by time.
 -- Clustered keys (WITHOUT ROWID) store the rows of one message together, so that only the indexes
 -- on due times and expiry are written in addition. migrate.py adds the table `migration`, which
 -- records the schemas that made the file. Each change here needs a migration, NNNN_NAME.sql.
@@ -78,7 +78,8 @@ CREATE INDEX entry_sender ON entry (sender, lane, due_us, message_id, number, ne
 
 -- `number` counts from 1 in the order of the envelope; `entry` is 0 for what was final at acceptance.
 -- `successors` are addresses, one per line. `owed_report` are the time and the host of a relay that
--- the report at the end of the attempt names; '' is none.
+-- the report at the end of the attempt names; '' is none. `remote_id` is the id under which the next
+-- host accepted the message for it, if it may be the Message-ID there; '' is none.
 CREATE TABLE recipient (
     message_id  TEXT NOT NULL,
     entry       INTEGER NOT NULL,
@@ -92,8 +93,10 @@ CREATE TABLE recipient (
     added_by    TEXT NOT NULL,
     successors  TEXT NOT NULL,
     owed_report TEXT NOT NULL DEFAULT '',
+    remote_id   TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (message_id, entry, number)
 ) WITHOUT ROWID;
+CREATE INDEX recipient_remote_id ON recipient (remote_id) WHERE remote_id <> '';
 
 -- Append-only. An attempt is an event of step 6 with the outcome of each recipient.
 CREATE TABLE event (

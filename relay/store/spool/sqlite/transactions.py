@@ -86,9 +86,9 @@ _ENTRY = (
     f"INSERT INTO entry ({','.join(ENTRY_COLUMNS)}, attempts, epoch)"
     f" VALUES ({','.join('?' * len(ENTRY_COLUMNS))}, 0, {FIRST_EPOCH})"
 )
-_RECIPIENT = "INSERT INTO recipient VALUES (?,?,?,?,?,?,?,?,?,?,?,'')"
+_RECIPIENT = "INSERT INTO recipient VALUES (?,?,?,?,?,?,?,?,?,?,?,'','')"
 _RECORD_ALL = (
-    "UPDATE recipient SET state = ?, status = ?, reply = ?"
+    "UPDATE recipient SET state = ?, status = ?, reply = ?, remote_id = ?"
     f" WHERE state IN {LIVE_STATES} AND message_id = ? AND entry = ?"
 )
 _RELEASE = (

@@ -32,7 +32,7 @@ from relay.store.spool.postgres.server import connect
 from relay.store.spool.postgres.tables import numbered
 from relay.store.spool.postgres.writer import PLANS
 from relay.store.spool.queue_commands import Operation, QueueCommand
-from relay.store.spool.shared.results import _OF_ENVID, _OF_MESSAGE_ID
+from relay.store.spool.shared.results import _OF_ENVID, _OF_MESSAGE_ID, _OF_REMOTE_ID
 from relay.store.spool.types import (
     ClaimResult,
     DueQuery,
@@ -301,7 +301,7 @@ async def test_a_name_that_most_messages_have_makes_no_other_one_slow(
     )
     connection = await connect(parse_postgres_url(postgres_url), purpose="plans")
     await connection.execute(PLANS)
-    for sql in (_OF_ENVID, _OF_MESSAGE_ID):
+    for sql in (_OF_ENVID, _OF_MESSAGE_ID, _OF_REMOTE_ID):
         assert list(faults_of(await planned(connection, numbered(sql)))) == []
     await connection.close()
 

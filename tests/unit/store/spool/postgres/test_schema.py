@@ -37,7 +37,7 @@ async def test_an_older_schema_is_completed_once_while_nodes_work(at, sql, monke
 
 TO_0_2_0 = (
     "ALTER TABLE recipient RENAME COLUMN owed_report TO owed; DROP TABLE standing_hold;"
-    " DROP TABLE usage;"
+    " DROP TABLE usage; ALTER TABLE recipient DROP COLUMN remote_id;"
     " DELETE FROM schema_version; INSERT INTO schema_version VALUES (1, 0)"
 )
 
