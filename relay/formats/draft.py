@@ -326,8 +326,10 @@ def _write_entity(
     if not attachments:
         pieces = [(header + body_fields + CRLF).encode(), body, b"\r\n"]
     else:
-        mixed = f'Content-Type: multipart/mixed; boundary="{boundary}"{CRLF}{CRLF}'
-        start = f"{header}{mixed}--{boundary}{CRLF}{body_fields}{CRLF}"
+        mixed = f'Content-Type: multipart/mixed; boundary="{boundary}"{CRLF}'
+        if any(part.eight_bit for part, _ in attachments) or not body.isascii():
+            mixed += f"Content-Transfer-Encoding: 8bit{CRLF}"  # RFC 2045 6.4
+        start = f"{header}{mixed}{CRLF}--{boundary}{CRLF}{body_fields}{CRLF}"
         pieces = [start.encode(), body]
     offset = _size(pieces[0])
     body_part = StoredPart(offset, len(body), base64_body)

@@ -148,7 +148,8 @@ class _Addition:
         """Add the part after all others."""
         message = self._structure.message
         is_mixed = message.content_type == "multipart/mixed" and message.boundary != b""
-        if is_mixed and not self._has(b"--" + message.boundary):
+        is_wide = message.encoding in _WIDER_ENCODINGS or not self._new.part.eight_bit
+        if is_mixed and is_wide and not self._has(b"--" + message.boundary):
             return self._insert(message)
         return self._wrap(message, b"mixed")
 
@@ -187,8 +188,11 @@ class _Addition:
         outer = b'Content-Type: multipart/%b;\r\n boundary="%b"\r\n' % (kind, delimiter[2:])
         if entity is self._structure.message and "MIME-Version" not in kept:
             outer = b"MIME-Version: 1.0\r\n" + outer
-        if entity.encoding in _WIDER_ENCODINGS:
-            outer += b"Content-Transfer-Encoding: " + entity.encoding.encode() + _CRLF
+        encoding = entity.encoding
+        if self._new.part.eight_bit and encoding not in _WIDER_ENCODINGS:
+            encoding = "8bit"
+        if encoding in _WIDER_ENCODINGS:
+            outer += b"Content-Transfer-Encoding: " + encoding.encode() + _CRLF
         follows = _line_end(self._content, entity.end)
         new = (
             kept.append(outer).octets + _CRLF + delimiter + _CRLF + b"".join(moved) + _CRLF,

@@ -129,6 +129,8 @@ def _tree(stored: Octets, block: PrivateBlock, *, length: int, text: bytes) -> _
     if files:
         parts = [file_part(file, inline=False) for file in files]
         root = _multipart("mixed", [root, *parts], f"{boundary}_mixed")
+        if any(file.eight_bit for file in files):
+            root.set_raw("Content-Transfer-Encoding", "8bit")  # RFC 2045 6.4
     return _Tree(root, leaves, texts)
 
 

@@ -403,7 +403,9 @@ def decoded_size(source: Octets, encoding: str) -> int:
 
 
 def whole_base64_size(source: Octets) -> int | None:
-    """Return the decoded size of base64 in one piece; None if other octets are in it."""
+    """Return the decoded size of base64 in one piece; None if other octets are in it, or if its
+    padding is missing.
+    """
     characters, padding, last = 0, b"", b""
     for block in octets_in_blocks([source]):
         padding += block.translate(None, _BASE64_AND_LINES)
@@ -412,7 +414,7 @@ def whole_base64_size(source: Octets) -> int | None:
         characters += len(block) - block.count(b"\r") - block.count(b"\n")
         last = block
     is_at_end = last.rstrip(b"\r\n").endswith(padding)
-    return (characters - len(padding)) * 3 // 4 if is_at_end else None
+    return characters // 4 * 3 - len(padding) if is_at_end and characters % 4 == 0 else None
 
 
 def _whole_base64(octets: bytes) -> bytes:

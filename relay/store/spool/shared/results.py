@@ -4,8 +4,8 @@ A DSN or MDN from outside adds events to the message that it is about, in the tr
 delivers the report: a crash neither loses nor repeats them. The original is found by its submission
 id, which Relay sends as ENVID, by its Message-ID, or by the ENVID of a trusted client (decoded; its
 case counts: RFC 3464 2.2.1). A host that writes a Message-ID of its own, as Amazon SES does, has
-said it in its 250: then only the recipients that it accepted count. The message must have one of the
-reported recipients, and the report must have been delivered to its reverse-path. Its states and
+said it in its 250: then only the recipients that it accepted count. The message must have one of
+the reported recipients, and the report must have been delivered to its reverse-path. Its states and
 counters do not change.
 """
 
