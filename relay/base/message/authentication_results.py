@@ -119,6 +119,20 @@ def checks_of(results: Sequence[AuthResult]) -> dict[str, Any] | None:
     }
 
 
+def check_words(checks: Mapping[str, Any]) -> str:
+    """Return the `checks` of a journey as text, such as "SPF pass for a.test, DMARC none"."""
+    rows = [("SPF", checks["spf"]), ("SPF of HELO", checks["helo"])]
+    rows += [("DKIM", signature) for signature in checks["dkim"]]
+    rows.append(("DMARC", checks["dmarc"]))
+    texts = []
+    for name, row in rows:
+        if row is not None:
+            domain = f" for {row['domain']}" if row["domain"] else ""
+            reason = f" ({row['reason']})" if row["reason"] else ""
+            texts.append(f"{name} {row['result']}{domain}{reason}")
+    return ", ".join(texts)
+
+
 def _first(
     results: Sequence[AuthResult], name: str, *, policy: bool = False
 ) -> dict[str, Any] | None:

@@ -108,6 +108,7 @@ class RecipientVerdict(Struct, frozen=True):
     next_hop: str = ""  # of a copy to DELIVER: "route:NAME" or a URL that a rule chose
     # of a copy to DELIVER into Junk Email: its hold if the mailbox is not on this relay
     junk: Hold | None = None
+    in_junk: bool = False  # a copy to DELIVER into Junk Email, if the mailbox is on this relay
     tenant: str = ""  # of the recipient, "" unless the rules of this tenant ran
 
     @property
@@ -115,7 +116,7 @@ class RecipientVerdict(Struct, frozen=True):
         """Where the copy is quarantined: a folder or an address, "" for one that is not."""
         if self.action is VerdictAction.QUARANTINE:
             return ", ".join(self.successors)
-        return JUNK_EMAIL if self.junk else ""
+        return JUNK_EMAIL if self.in_junk else ""
 
     def held(self, *, in_mailbox: bool) -> Hold | None:
         """Return the hold of the copy, which goes into a mailbox of this relay or leaves."""
@@ -325,6 +326,14 @@ class Verdict(Struct, frozen=True):
         ]
         return replace(self, recipients=tuple(recipients), additions=tuple(additions))
 
+    def into_junk(self) -> Self:
+        """Return the verdict in which copies for mailboxes go into Junk Email."""
+        recipients = [
+            replace(verdict, in_junk=verdict.action is VerdictAction.DELIVER)
+            for verdict in self.recipients
+        ]
+        return replace(self, recipients=tuple(recipients))
+
     def without_holds_of(
         self, tenant: str, status: str, text: str, *, in_mailboxes: Collection[str]
     ) -> Self:
@@ -347,6 +356,7 @@ class Verdict(Struct, frozen=True):
                 successors=(),
                 hold=None,
                 junk=None,
+                in_junk=False,
             )
             recipients.append(rejected)
         return replace(

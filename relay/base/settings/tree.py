@@ -159,6 +159,12 @@ class SmtpListener:
     max_rate_per_client: Rate = field(default="", metadata=RELOADED)
     # how long a client may be silent, in seconds
     timeout: PositiveSeconds = field(default=300.0, metadata=RELOADED)
+    # SPF, DKIM and DMARC of strangers' mail (the extra [checks]): recorded, or also enforced
+    sender_checks: Literal["off", "record", "enforce"] = field(default="off", metadata=RELOADED)
+    # clients, and domains that pass, whose mail is not refused and not put into Junk Email
+    sender_checks_except: tuple[Annotated[str, values.parse_network_or_domain], ...] = field(
+        default=(), metadata=RELOADED
+    )
     # of content; None: DATA rejects it, BDAT makes it CRLF
     bare_newline: Literal["reject", "normalize"] | None = field(default=None, metadata=RELOADED)
     tls: TlsSettings | None = None  # None: no TLS

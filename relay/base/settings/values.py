@@ -242,6 +242,15 @@ def parse_network(text: str) -> str:
     return str(network)
 
 
+def parse_network_or_domain(text: str) -> str:
+    """Return a network as ADDRESS/BITS, of any width, or a domain."""
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.ip_network(text))
+    with contextlib.suppress(ValueError):
+        return parse_domain(text)
+    raise ValueError('a network such as "192.0.2.0/24", or a domain such as "example.org"')
+
+
 def parse_next_hop(text: str) -> str:
     """Return a normalized next hop; RFC 5321 text for reject."""
     if text in ("mx", "local", "hold", "capture"):

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from relay.base.accounts.account import Expansion
 from relay.base.clock import Clock, rfc3339
-from relay.base.message.authentication_results import read_results
+from relay.base.message.authentication_results import checks_of, read_results
 from relay.base.message.content import MemoryOctets, read_all
 from relay.base.message.envelope import ForwardPath, Source, domain_of
 from relay.base.message.header import Header, ParsedContent
@@ -54,11 +54,13 @@ from relay.operation.app.tenant_sets import book_of, load_strictly
 from relay.operation.app.transport import Transport, resolver_of, retry_schedule, site_options
 from relay.store.journeys.details import MilterSaid
 from relay.store.mailbox.usage import Room
+from relay.transport.checks.checker import SenderChecker, SenderQuestion
 from relay.transport.ingress.acceptance import POLICY_TIMEOUT_S
 from relay.transport.ingress.arrival import NO_POLICY, TOO_MANY_PARTS
 from relay.transport.ingress.data import Submitter
 from relay.transport.ingress.forwarding import Forwarder, expand_recipients
 from relay.transport.ingress.message_limits import RateLimits
+from relay.transport.ingress.sender_checks import SenderChecks, judge
 from relay.transport.ingress.session_owner import RecipientChecks
 from relay.transport.milter.filtered_message import FilterVerdict, NewBodies
 from relay.transport.milter.filters import FilterClient, FilterSession, MilterSet
@@ -106,6 +108,9 @@ class Explainer:
     checks: RecipientChecks  # as at RCPT
     trusts: Callable[[str], bool]  # whether a client's address is in trusted_networks
     milters: MilterSet  # as acceptance asks them
+    checker: SenderChecker | None = None  # as acceptance uses it
+    sender_checks: SenderChecks | None = None  # of the first listener of role relay
+    hostname: str = ""  # in the results of sender checks
     # returns the present state of the site of these hosts; None: no relay runs
     state_of: Callable[[NextHop, Hosts], SiteState] | None
     # opens an SMTP session with these hosts, and ends it before MAIL; None: no relay runs
@@ -121,7 +126,7 @@ class Explainer:
         session = None
         if question.content is not None and question.ip:
             session = self.milters.session("relay")
-        document = await (self._filtered(question, session) if session else self._explain(question))
+        document = await (self._filtered(question, session) if session else self._checked(question))
         if question.probe and self.probe is not None:
             document["probe"] = await self._probed(document)
         return document
@@ -132,7 +137,23 @@ class Explainer:
         if asked.end:
             sender = Submitter(question.sender, is_trusted=False)
             return asked.added_to(self._replaced(question.address, sender, []))
-        return asked.added_to(await self._explain(asked.question))
+        return asked.added_to(await self._checked(asked.question, question.content))
+
+    async def _checked(self, question: Question, received: bytes | None = None) -> dict[str, Any]:
+        """Check the sender of the message as the client sent it, then explain the message."""
+        checks, content = self.sender_checks, received or question.content
+        is_checked = content is not None and question.ip and not self.trusts(question.ip)
+        if checks is None or self.checker is None or content is None or not is_checked:
+            return await self._explain(question)
+        asked = SenderQuestion(question.ip, f"[{question.ip}]", question.sender, self.hostname)
+        ours = await self.checker.check(asked, content)
+        checked = judge(checks, question.results, ours, ip=question.ip, hostname=self.hostname)
+        if checked.reply:
+            sender = Submitter(question.sender, is_trusted=False)
+            document = self._replaced(question.address, sender, []) | _rejected(checked.reply)
+        else:
+            document = await self._explain(replace(question, results=checked.results))
+        return document | {"checks": checks_of(checked.results)}
 
     async def _probed(self, document: Mapping[str, Any]) -> Any:
         """Connect to the hosts of the next hop. Return None for mail with several targets or
@@ -498,7 +519,15 @@ def explainer_of(base: Foundation, transport: Transport) -> Explainer:
         milters=base.milters,
         state_of=transport.scheduler.sites.state_of,
         probe=transport.scheduler.probe,
+        checker=transport.acceptance.checker,
+        sender_checks=_sender_checks(base.settings),
+        hostname=base.settings.hostname,
     )
+
+
+def _sender_checks(settings: Settings) -> SenderChecks | None:
+    of_relay = (listener for listener in settings.smtp if listener.role == "relay")
+    return SenderChecks.of(listener) if (listener := next(of_relay, None)) else None
 
 
 @contextmanager
@@ -510,6 +539,8 @@ def explainer_of_files(
     """
     boxes = settings.mailboxes
     accounts = accounts_of(settings, clock=clock, environ=environ)
+    resolver = resolver_of(settings, clock)
+    checker = SenderChecker(resolver.answers_for_clients, clock=clock)
     try:
         table = read_table(settings, accounts, file)
         srs = srs_in(settings) or Srs(secrets.token_bytes(), boxes.srs_domain)
@@ -518,7 +549,6 @@ def explainer_of_files(
         )
         schedule = retry_schedule(settings)
         rules = book_of(load_strictly(settings, file), settings)
-        resolver = resolver_of(settings, clock)
         explainer = Explainer(
             forwarding=forwarding,
             rules=lambda: rules,
@@ -531,9 +561,13 @@ def explainer_of_files(
             trusts=partial(is_trusted, settings.smtp),
             milters=MilterSet(settings.milter, hostname=settings.hostname),
             state_of=None,
+            checker=checker,
+            sender_checks=_sender_checks(settings),
+            hostname=settings.hostname,
         )
         yield explainer, resolver.close
     finally:
+        checker.close()
         accounts.close()
 
 

@@ -47,6 +47,7 @@ from relay.submission.pickup.conversion import ConversionPool
 from relay.submission.pickup.dispatch import Pickup
 from relay.submission.pickup.processing import SubmissionProcessor
 from relay.submission.pickup.start_limits import StartLimits
+from relay.transport.checks.checker import SenderChecker
 from relay.transport.gate.keeper import GateKeeper
 from relay.transport.gate.wire import ListenerSetup, LoadState, Setup
 from relay.transport.ingress.acceptance import Acceptance
@@ -104,7 +105,10 @@ def build_transport(base: Foundation) -> Transport:
     resolver = _resolver(base)
     policies = build_policies(base, resolver)
     scheduler = _scheduler(base, reporter, policies.resolve, connect=_connect(base, resolver))
-    acceptance = _acceptance(base, reporter, scheduler)
+    checker = None  # a development relay asks the DNS about nobody
+    if isinstance(resolver, Resolver):
+        checker = SenderChecker(resolver.answers_for_clients, clock=base.clock)
+    acceptance = _acceptance(base, reporter, scheduler, checker=checker)
     verifier = RecipientVerifier(
         base.table,
         policies.resolve,
@@ -468,7 +472,13 @@ def _connect(base: Foundation, resolver: Resolver | LoopbackResolver) -> Connect
     return renewed(lambda target: to_target(simulated(target)), resolver)
 
 
-def _acceptance(base: Foundation, reporter: Reporter, scheduler: DeliveryScheduler) -> Acceptance:
+def _acceptance(
+    base: Foundation,
+    reporter: Reporter,
+    scheduler: DeliveryScheduler,
+    *,
+    checker: SenderChecker | None,
+) -> Acceptance:
     def takes_claim(next_hop: NextHop, sender: int, level: PriorityLevel) -> bool:
         """Return whether delivery claims a message, with its content, when it is accepted."""
         if base.pressure.state.has(PressureReason.MEMORY):
@@ -502,6 +512,7 @@ def _acceptance(base: Foundation, reporter: Reporter, scheduler: DeliverySchedul
         forward_own_from=base.settings.mailboxes.forward_own_from,
         held_max=base.settings.policy.held_max,
         milters=base.milters,
+        checker=checker,
         usage=base.usage,
     )
 

@@ -11,6 +11,7 @@ import click
 from msgspec import convert
 
 from relay.base.clock import SystemClock
+from relay.base.message.authentication_results import check_words
 from relay.base.message.nexthop import BY_RULE
 from relay.base.message.tls_policy import DANE, MTA_STS
 from relay.base.phrases import counted, time_span
@@ -56,7 +57,8 @@ _WIDTH = 8
     "--ip",
     metavar="ADDRESS",
     default="",
-    help="The client; with --message, the milters are asked too. [default: one that has logged in]",
+    help="The client; with --message, the milters are asked and the sender is checked too. "
+    "[default: one that has logged in]",
 )
 @click.option(
     "--probe", is_flag=True, help="Connect to the hosts as delivery would, and stop before MAIL."
@@ -99,6 +101,8 @@ def explanation_lines(document: Mapping[str, Any], why_files: str = "") -> list[
     lines.append(_line("from", document["from"] or "<>, as a report; --from names another"))
     milters = convert(document.get("milters", ()), list[MilterSaid])
     lines += [_line("said", milter_words(milter)) for milter in milters]
+    if checks := document.get("checks"):
+        lines.append(_line("checks", check_words(checks)))
     if writers := document.get("writers"):
         lines.append(_line("writers", f"{writers['alias']}: {', '.join(writers['from'])}"))
     lines += [_line("alias", alias) for alias in document["aliases"]]

@@ -37,6 +37,7 @@ The content and its acceptance:
 - `stages`: the values that its stages hand on
 - `arrival`: a message before its rules: checks of its header, mail loops; when milters see it; the
   replies to the final dot; the log line about accepted mail
+- `sender_checks`: what SPF, DKIM and DMARC results do to a message of a stranger; exceptions
 - `filtering`: milters in a session, real or simulated; what their answers do to a message
 - `header_cleanup`: Received, Bcc, missing Date and Message-ID, Return-Path, Authentication-Results
 - `forwarding`: what an address leads to (alias, forward_to, SRS); who may write to an alias; the

@@ -56,6 +56,7 @@ from relay.store.spool.types import (
     SpoolFullError,
     SpoolUnavailableError,
 )
+from relay.transport.checks.checker import SenderChecker
 from relay.transport.ingress import header_cleanup
 from relay.transport.ingress.arrival import (
     HOLDS_FULL_OF_TENANT,
@@ -154,6 +155,7 @@ class Acceptance:
     has_room: Callable[[NextHop, int, PriorityLevel], bool] = lambda _next_hop, _sender, _level: (
         True
     )
+    checker: SenderChecker | None = None  # finds SPF, DKIM and DMARC results of strangers' mail
     policy_timeout_s: float = POLICY_TIMEOUT_S  # for all rules of one message; then 451
     held_max: int = 10_000  # entries that rules may hold; then 452
 
@@ -173,6 +175,7 @@ class Acceptance:
             self.any_sender,
             self.milters,
             self.spool.incoming_body,
+            self.checker,
         )
 
     def use(self, srs: Srs, *, forward_own_from: bool) -> None:
@@ -180,8 +183,10 @@ class Acceptance:
         self.forwarding = replace(self.forwarding, srs=srs, forward_own_from=forward_own_from)
 
     def close(self) -> None:
-        """Stop the threads without waiting for them."""
+        """Stop the threads without waiting for them, and end the processes of the checker."""
         self.threads.close()
+        if self.checker is not None:
+            self.checker.close()
 
     async def accept(
         self,
@@ -289,6 +294,8 @@ class Acceptance:
         verdict = await self._evaluate(
             rules, self._rule_input(examined), is_trusted=arrival.origin.trusted
         )
+        if arrival.filtered.in_junk:
+            verdict = verdict.into_junk()
         if hold := arrival.filtered.hold:
             verdict = verdict.with_holds(lambda _tenant: hold)
         sender, discarded = arrival.envelope.reverse_path, ""

@@ -7,6 +7,7 @@ RFC 5321 6.3 (loops).
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -21,6 +22,7 @@ from relay.base.message.status import own_reply
 from relay.base.message.verdict import Deferral
 from relay.base.observe.logs import get_logger
 from relay.store.spool.types import IncomingBody, NewMessage
+from relay.transport.checks.checker import SenderChecker, SenderQuestion
 from relay.transport.ingress import header_cleanup
 from relay.transport.ingress.data import (
     HEADER_BYTES_MAX,
@@ -32,9 +34,11 @@ from relay.transport.ingress.data import (
 from relay.transport.ingress.dropped_mail import FILE_BYTES_MAX
 from relay.transport.ingress.filtering import UNFILTERED, FilteredMessage, SessionFilters, decide
 from relay.transport.ingress.send_as import header_rejection, local_rejection
+from relay.transport.ingress.sender_checks import judge
 from relay.transport.milter.filtered_message import NewBodies
 from relay.transport.milter.filters import FilterSession, MilterSet
 from relay.transport.policy import engine
+from relay.transport.refusals.refusal import RefusalReason
 
 LOCAL_ERROR = DataReply(ContentRejection.LOCAL_ERROR)
 # RFC 3463 3.8
@@ -123,9 +127,44 @@ class Preparation(Struct, frozen=True):
     any_sender: bool  # a login may send from any address
     milters: MilterSet
     new_body: Callable[[], IncomingBody]  # makes a file for a body that a milter writes
+    checker: SenderChecker | None = None  # finds SPF, DKIM and DMARC results
 
     async def prepare(self, arrival: ArrivedMail) -> PreparedMail:
-        """Return the message as the milters made it. Raises RefusedError."""
+        """Return the message as the milters made it, with the results of our own checks.
+
+        The checks read the content as received, while the milters are asked. Raises RefusedError.
+        """
+        origin, checker = arrival.origin, self.checker
+        if origin.checks is None or checker is None or not origin.ip:
+            return await self._prepared(arrival)
+        sender = arrival.envelope.reverse_path
+        question = SenderQuestion(origin.ip, origin.helo, sender, self.hostname)
+        checking = asyncio.create_task(checker.check(question, arrival.content))
+        with ExitStack() as undo:
+            undo.callback(checking.cancel)
+            prepared = await self._prepared(arrival)
+            undo.callback(prepared.release)
+            arrival, content = prepared.arrival, prepared.content
+            filtered = arrival.filtered
+            checked = judge(
+                origin.checks,
+                filtered.results,
+                await checking,
+                ip=origin.ip,
+                hostname=self.hostname,
+            )
+            if checked.reply:
+                raise RefusedError(DataReply(checked.reply, reason=RefusalReason.CHECKS))
+            undo.pop_all()
+        filtered = replace(filtered, results=checked.results, in_junk=checked.in_junk)
+        header = content.header.prepend(checked.field)
+        return replace(
+            prepared,
+            arrival=replace(arrival, filtered=filtered),
+            content=ParsedContent(header, content.rest),
+        )
+
+    async def _prepared(self, arrival: ArrivedMail) -> PreparedMail:
         origin, filters = arrival.origin, arrival.filters
         session = filters.session if filters is not None else None
         if filters is None and (origin.is_promised or origin.user is not None):

@@ -29,7 +29,9 @@ from relay.formats.transfer_encoding import LINE_MAX, has_line_over
 from relay.store.spool.types import IncomingBody
 from relay.transport.ingress.listener_role import RELAY, ListenerRole
 from relay.transport.ingress.local_users import LocalUser
+from relay.transport.ingress.sender_checks import SenderChecks
 from relay.transport.ingress.session_limits import SessionLimits
+from relay.transport.refusals.refusal import RefusalReason
 
 HEADER_BYTES_MAX = LARGE_BYTES  # the header stays in memory and is read on the event loop
 _CRLF = b"\r\n"
@@ -85,6 +87,7 @@ class Origin(Struct, frozen=True):
     is_hidden: bool = False  # neither the message nor a report about it tells ip and helo
     key: str = ""  # of a file in the drop directory; the same if the file is taken again
     has_bare_lf: bool = False  # a bare LF of the message became CRLF
+    checks: SenderChecks | None = None  # of a stranger; None: SPF, DKIM and DMARC are not checked
 
     @property
     def is_promised(self) -> bool:
@@ -127,6 +130,7 @@ class DataReply(Struct, frozen=True):
     queue_id: str = ""
     rule: str = ""
     milter: str = ""
+    reason: RefusalReason | None = None  # None: the one that the reply has
 
 
 class RefusedError(Exception):

@@ -195,7 +195,7 @@ def fan_out(
         if decided.action is not VerdictAction.DELIVER:
             final.append(_final_state(start, decided, refused))
             continue
-        is_plain = not (forwarded_by or decided.hold or decided.junk)
+        is_plain = not (forwarded_by or decided.hold or decided.in_junk)
         if not is_plain or (bucket := plain.get((id(route), decided.content))) is None:
             key = key_of(route, path.address, decided, forwarded_by=forwarded_by)
             bucket = buckets.setdefault(key, [])
@@ -336,7 +336,7 @@ def _key(
     If both a rule and the route hold it, the hold of the rule is shown; a release ends both.
     """
     is_local, hold, folder = isinstance(examination, LocalRecipient), decided.hold, ""
-    if isinstance(decided, RecipientVerdict) and decided.junk:
+    if isinstance(decided, RecipientVerdict) and decided.in_junk:
         hold = decided.held(in_mailbox=is_local)
         folder = str(WellKnown.JUNK_EMAIL) if is_local else ""
     content = decided.content
@@ -464,6 +464,7 @@ def _quarantined(verdict: Verdict, junk: Collection[str]) -> dict[str, list[str]
     by_rule: dict[str, list[str]] = {}
     for recipient in verdict.recipients:
         if recipient.action is VerdictAction.QUARANTINE or recipient.address in junk:
-            text = f'rule "{recipient.rule}" ({recipient.quarantined})'
+            by = f'rule "{recipient.rule}"' if recipient.rule else "DMARC"
+            text = f"{by} ({recipient.quarantined})"
             by_rule.setdefault(text, []).append(recipient.address)
     return {text: names[:_NAMED_MAX] for text, names in by_rule.items()}

@@ -138,15 +138,16 @@ class FilteredMessage(Struct, frozen=True):
     """What the milters decided about a message that is accepted."""
 
     said: tuple[MilterSaid, ...] = ()
-    results: tuple[AuthResult, ...] = ()  # in the Authentication-Results that they added
+    results: tuple[AuthResult, ...] = ()  # in Authentication-Results that they added, and ours
     recipients: Mapping[int, NewRecipient] = {}  # in their final states, by their positions
     added: Mapping[str, str] = {}  # recipients by address, with "milter " and its name
     hold: Hold | None = None
     refused_by: str = ""  # the milter that refused recipients
+    in_junk: bool = False  # DMARC puts it into Junk Email
 
     def noted(self, event: Event) -> Event:
-        """Return the event of step 5 with what the milters said."""
-        if not self.said:
+        """Return the event of step 5 with what the milters said, and all results."""
+        if not (self.said or self.results):
             return event
         checks = checks_of(self.results)
         return replace(event, detail=replace(event.detail, milters=self.said, checks=checks))

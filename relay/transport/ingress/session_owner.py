@@ -55,6 +55,7 @@ from relay.transport.ingress.send_as import (
     null_mx_rejection,
     sender_rejection,
 )
+from relay.transport.ingress.sender_checks import SenderChecks
 from relay.transport.ingress.session_client import (
     LOGIN_ENDED,
     OfferedMail,
@@ -358,15 +359,17 @@ class SessionOwner:
 
     def _origin(self, claims: SessionClaims) -> Origin:
         user, helo = self._user, claims.helo
+        is_known = self.is_trusted or self._account is not None
         return Origin(
             self.ip,
             helo if user is None else user.name,
             claims.extended,
             claims.tls,
             self.login,
-            trusted=self.is_trusted or self._account is not None,
+            trusted=is_known,
             role=self._shared.role,
             user=user,
             is_hidden=self._account is not None and self._shared.settings.hide_client,
             has_bare_lf=claims.has_bare_lf,
+            checks=None if is_known else SenderChecks.of(self._shared.settings),
         )

@@ -560,7 +560,7 @@ class SmtpCommands:
                 recipients=tuple([path.address for path in offered.paths]),
                 subject=subject,
                 rule=decision.rule or decision.milter,
-                reason=RefusalReason.MILTER if decision.milter else None,
+                reason=RefusalReason.MILTER if decision.milter else decision.reason,
             )
         )
 

@@ -636,6 +636,7 @@ class Evaluation:
             hold=hold,
             next_hop=self._next_hops.get(place, ""),
             junk=junk,
+            in_junk=junk is not None,
             tenant=self._owners.get(place, ""),
         )
 

@@ -1,0 +1,81 @@
+"""What the results of SPF, DKIM and DMARC mean for a message of a stranger.
+
+relay/transport/checks finds them; the results of a milter of this relay count in place of ours by
+the same method. With `sender_checks = "enforce"` the message gets what the policy of its author's
+domain asks for, whoever found that it fails. A temporary error refuses nothing.
+RFC 8601 (the field), RFC 9989 (DMARC), RFC 7372 3.2 (5.7.26).
+"""
+
+from collections.abc import Sequence
+from ipaddress import ip_address, ip_network
+from typing import Self
+
+from msgspec import Struct
+
+from relay.base.message.authentication_results import AuthResult, checks_of
+from relay.base.message.envelope import domain_of
+from relay.base.settings.tree import SmtpListener
+from relay.transport.checks.field import results_field
+
+_DOMAINS = {"spf": "smtp.mailfrom", "dkim": "header.d"}  # that a pass is for
+
+
+class SenderChecks(Struct, frozen=True):
+    """What a listener does with the results: `sender_checks` and `sender_checks_except`."""
+
+    enforces: bool = False
+    excepted: tuple[str, ...] = ()  # networks and domains
+
+    @classmethod
+    def of(cls, listener: SmtpListener) -> Self | None:
+        """Return those of a listener, None if it checks nothing."""
+        if listener.sender_checks == "off":
+            return None
+        return cls(listener.sender_checks == "enforce", listener.sender_checks_except)
+
+
+class CheckedSender(Struct, frozen=True):
+    """All results for a message, and what follows from them."""
+
+    results: tuple[AuthResult, ...] = ()  # of milters and ours
+    field: bytes = b""  # Authentication-Results with ours, or b""
+    reply: str = ""  # that refuses the message, or ""
+    in_junk: bool = False  # copies for mailboxes of this relay go into Junk Email
+
+
+def judge(
+    checks: SenderChecks,
+    by_milters: Sequence[AuthResult],
+    ours: Sequence[AuthResult],
+    *,
+    ip: str,
+    hostname: str,
+) -> CheckedSender:
+    """Return what becomes of a message of the client `ip`."""
+    reported = {result.method for result in by_milters}
+    used = [result for result in ours if result.method not in reported]
+    results = (*by_milters, *used)
+    checked = CheckedSender(results, results_field(hostname, used) if used else b"")
+    dmarc = (checks_of(results) or {}).get("dmarc")
+    if not (checks.enforces and dmarc) or _is_excepted(checks.excepted, results, ip):
+        return checked
+    domain, reason = dmarc["domain"], dmarc["reason"]
+    reply, fails = "", dmarc["result"] == "fail"
+    if dmarc["result"] == "permerror" and "dmarc" not in reported:
+        reply = f"550 5.7.1 The author of the message cannot be checked: {reason}"
+    elif fails and dmarc["policy"] == "reject":
+        reply = f"550 5.7.26 The DMARC policy of {domain} refuses the message: {reason}"
+    in_junk = fails and dmarc["policy"] == "quarantine"
+    return CheckedSender(results, checked.field, reply, in_junk)
+
+
+def _is_excepted(excepted: Sequence[str], results: Sequence[AuthResult], ip: str) -> bool:
+    passed = {
+        domain_of(f"@{result.domain(name)}")
+        for result in results
+        if result.result == "pass" and (name := _DOMAINS.get(result.method))
+    }
+    address = ip_address(ip.partition("%")[0])
+    return any(
+        address in ip_network(entry) if "/" in entry else entry in passed for entry in excepted
+    )
