@@ -15,6 +15,7 @@ _TEXT_CHARACTERS_MAX = 200
 _TOKEN = re.compile(r'"(?P<quoted>(?:[^"\\]|\\.)*+)(?:"|\Z)|[();=]|[^\s();="]++', re.DOTALL)
 _IN_COMMENT = re.compile(r"\\.|[()]", re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_KEY_BITS = re.compile(r"\b(\d{3,5})-bit key\b")  # as filters write it in a comment
 _POLICY = re.compile(r"\b(?:p|policy)=([a-z]{1,20})\b", re.IGNORECASE | re.ASCII)
 _WORD = "word"
 _Token = tuple[str, str]  # its kind: a sign, "(" of a comment, or a word; its text
@@ -70,7 +71,7 @@ def _result(tokens: Sequence[_Token]) -> AuthResult | None:
     comments = [text for kind, text in tokens if kind == "("]
     rest = [token for token in tokens if token[0] != "("]
     pairs = [
-        (name.lower(), _cut(value))
+        (name.lower(), clipped(value))
         for (before, name), (sign, _), (after, value) in zip(rest, rest[1:], rest[2:], strict=False)
         if sign == "=" and before == after == _WORD
     ]
@@ -79,11 +80,12 @@ def _result(tokens: Sequence[_Token]) -> AuthResult | None:
     (method, result), *others = pairs
     properties = dict(others)
     said = [properties.pop("reason", ""), *comments]
-    reason = _cut(" ".join(" ".join(said).split()))
+    reason = clipped(" ".join(" ".join(said).split()))
     return AuthResult(method.partition("/")[0], result.lower(), reason, properties)
 
 
-def _cut(text: str) -> str:
+def clipped(text: str) -> str:
+    """Return the text of a result: at most 200 printable characters."""
     return "".join([char if char.isprintable() else "?" for char in text[:_TEXT_CHARACTERS_MAX]])
 
 
@@ -103,7 +105,7 @@ def checks_of(results: Sequence[AuthResult]) -> dict[str, Any] | None:
             "selector": result.properties.get("header.s", ""),
             "result": result.result,
             "reason": result.reason,
-            "key_bits": None,
+            "key_bits": int(bits[1]) if (bits := _KEY_BITS.search(result.reason)) else None,
         }
         for result in results
         if result.method == "dkim"

@@ -1,0 +1,230 @@
+"""DMARC: does a domain that SPF or DKIM shows belong to the author's, and what if none does.
+
+RFC 9989: the walk up the DNS (4.10), alignment (4.4), records and policies (4.7). Nothing is asked
+here: UnansweredError has the questions whose answers are needed.
+
+A temporary error of SPF or DKIM counts only if its domain is aligned: whoever forges a message
+chooses all other domains.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from msgspec import Struct
+
+from relay.base.message.address import AddressError, to_ascii_domain
+from relay.base.message.authentication_results import AuthResult, clipped
+from relay.base.message.header import Header
+from relay.formats.read_header import originators
+from relay.transport.routing.dns_cache import DnsQuestion
+from relay.transport.routing.mx_hosts import Answer, NoAnswer, NoName, Records
+
+DOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*+")  # with A-labels
+Answers = Mapping[DnsQuestion, Answer]
+_LABELS_MAX = 7  # of the names of a walk after the first
+_WEAKER = {"reject": "quarantine", "quarantine": "none", "none": "none"}  # what t=y makes of it
+_POLICY_TAGS = ("p", "sp", "np")
+_UNREAD = ("dkim", "none")
+
+
+class UnansweredError(Exception):
+    """These questions must be asked first."""
+
+    def __init__(self, *questions: DnsQuestion) -> None:
+        super().__init__(questions)
+        self.questions = questions
+
+
+class _NoAnswerError(Exception):
+    """The name servers gave no answer that is needed."""
+
+
+class Author(Struct, frozen=True):
+    """The domain of all addresses in From, with A-labels; or the fault of From."""
+
+    domain: str = ""
+    fault: str = ""
+
+
+class _Record(Struct, frozen=True):
+    """A DMARC record, and the domain that publishes it."""
+
+    domain: str
+    tags: Mapping[str, str]
+
+
+class _Policy(Struct, frozen=True):
+    """What the author's domain asks for, and how the record says it."""
+
+    action: str  # none, quarantine or reject
+    text: str
+
+
+def author_of(header: Header) -> Author:
+    """Return the author's domain (RFC 9989 5.3.1)."""
+    fields = tuple([field for field in header.fields if field[0] == b"from"])
+    if len(fields) != 1:
+        return Author(fault=f"the message has {len(fields) or 'no'} From field{'s'[: len(fields)]}")
+    [from_] = originators(Header(fields))
+    try:
+        domains = {to_ascii_domain(person.address.rpartition("@")[2]) for person in from_.addresses}
+    except AddressError as error:
+        return Author(fault=clipped(str(error)))
+    if from_.unread or not all(map(DOMAIN.fullmatch, domains)):
+        return Author(fault="From has what is no address with a domain")
+    if len(domains) != 1:
+        return Author(fault=f"From has {len(domains) or 'no'} domains")
+    return Author(*domains)
+
+
+def walk_questions(domain: str) -> list[DnsQuestion]:
+    """Return the questions of the walk from a domain to its top-level domain: at most eight."""
+    above = domain.split(".")[1:][-_LABELS_MAX:]
+    names = [domain, *[".".join(above[place:]) for place in range(len(above))]]
+    return [(f"_dmarc.{name}", "TXT") for name in names]
+
+
+def dmarc_result(author: Author, found: Sequence[AuthResult], answers: Answers) -> AuthResult:
+    """Return the result of DMARC from those of SPF for the sender and of DKIM.
+
+    Raises UnansweredError.
+    """
+    if author.fault:
+        return AuthResult("dmarc", "permerror", author.fault)
+    try:
+        result, policy, reason = _judged(author.domain, found, answers)
+    except _NoAnswerError as error:
+        result, policy, reason = "temperror", None, str(error)
+    properties = {"header.from": author.domain}
+    if policy:
+        properties["policy.dmarc"] = policy.action
+    return AuthResult("dmarc", result, clipped(reason), properties)
+
+
+def _judged(
+    author: str, found: Sequence[AuthResult], answers: Answers
+) -> tuple[str, _Policy | None, str]:
+    """Return the result, the policy and the reason."""
+    record = _record(author, answers) or _inherited(author, answers)
+    policy = _policy(record, author, ("sp", "p")) if record else None
+    if record is None or policy is None:
+        return "none", None, "no DMARC record"
+    notes, undecided = list[str](), ""
+    for result in sorted(found, key=lambda result: _domain_of(result) != author):
+        method, domain = result.method, _domain_of(result)
+        name = f"{method.upper()} {domain}".strip()
+        # a signature that was not looked at may be good
+        is_open = result.result in ("pass", "temperror") or (method, result.result) == _UNREAD
+        strict = record.tags.get(f"a{method}", "r") == "s"
+        if not (domain and is_open):
+            notes.append(f"{name} {result.result}")
+        elif not _is_aligned(domain, author, answers, strict=strict):
+            notes.append(f"{name} not aligned")
+        elif result.result == "pass":
+            return "pass", policy, f"{policy.text}, {name} aligned"
+        else:
+            undecided = undecided or f"{policy.text}, {name}: {result.reason}"
+    if undecided:
+        return "temperror", None, undecided
+    if "np" in record.tags and record.domain != author and not _exists(author, answers):
+        policy = _policy(record, author, ("np",)) or policy
+    return "fail", policy, ", ".join((policy.text, *notes))
+
+
+def _domain_of(result: AuthResult) -> str:
+    return result.domain("header.d" if result.method == "dkim" else "smtp.mailfrom")
+
+
+def _policy(record: _Record, author: str, of_subdomains: Sequence[str]) -> _Policy | None:
+    """Return what a record says for the author's domain, None if it says nothing (4.7, 4.10.1).
+
+    `of_subdomains` are the tags that count below the record's domain, the first one first.
+    """
+    stated = {name: record.tags[name] for name in _POLICY_TAGS if name in record.tags}
+    if "p" not in stated or not _WEAKER.keys() >= set(stated.values()):
+        is_reported = "mailto:" in record.tags.get("rua", "")
+        return _Policy("none", "p=none") if is_reported else None
+    is_below = record.domain != author
+    name = next(name for name in (of_subdomains if is_below else _POLICY_TAGS) if name in stated)
+    action, text = stated[name], f"{name}={stated[name]}"
+    if record.tags.get("t") == "y":
+        action, text = _WEAKER[action], f"{text}, t=y"
+    return _Policy(action, f"{text} of {record.domain}" if is_below else text)
+
+
+def _inherited(author: str, answers: Answers) -> _Record | None:
+    """Return the record above the author's domain that counts for it (4.10.1)."""
+    records = _walk(author, answers)
+    organization = _organization(author, answers)
+    own = [record for record in records if record.domain == organization]
+    public = [record for record in records[-1:] if record.tags.get("psd") == "y"]
+    return next(iter(own + public), None)
+
+
+def _is_aligned(domain: str, author: str, answers: Answers, *, strict: bool) -> bool:
+    """Return whether a domain belongs to the author's (4.4)."""
+    if strict or domain == author:
+        return domain == author
+    organization = _organization(author, answers)
+    is_inside = f".{domain}".endswith(f".{organization}")  # others need no walk
+    return is_inside and _organization(domain, answers) == organization
+
+
+def _organization(domain: str, answers: Answers) -> str:
+    """Return the organizational domain (4.10.2)."""
+    records = _walk(domain, answers)
+    for record in records:
+        if record.tags.get("psd") == "n":
+            return record.domain
+        if record.tags.get("psd") == "y" and record.domain != domain:
+            labels = record.domain.count(".") + 2
+            return ".".join(domain.split(".")[-labels:])
+    return records[-1].domain if records else domain
+
+
+def _walk(domain: str, answers: Answers) -> list[_Record]:
+    """Return the records from the longest name to the shortest (4.10)."""
+    questions = walk_questions(domain)
+    if missing := [question for question in questions if question not in answers]:
+        raise UnansweredError(*missing)
+    records = list[_Record]()
+    for name, _ in questions:
+        record = _record(name.removeprefix("_dmarc."), answers)
+        if record is not None:
+            records.append(record)
+            ends = ("n",) if record.domain == domain else ("n", "y")
+            if record.tags.get("psd") in ends:
+                break
+    return records
+
+
+def _record(domain: str, answers: Answers) -> _Record | None:
+    """Return the only DMARC record of a domain."""
+    answer = _answer((f"_dmarc.{domain}", "TXT"), answers)
+    texts = answer.values if isinstance(answer, Records) else ()
+    tags = [parsed for text in texts if (parsed := _tags(text))]
+    return _Record(domain, tags[0]) if len(tags) == 1 else None
+
+
+def _tags(text: str) -> dict[str, str]:
+    """Return the tags of a record, {} if it is not of DMARC (4.7)."""
+    tags = dict[str, str]()
+    for tag in text.split(";"):
+        name, _, value = tag.partition("=")
+        tags.setdefault(name.strip().lower(), value.strip())
+    is_dmarc = next(iter(tags)) == "v" and tags["v"] == "DMARC1"
+    return {name: value.lower() for name, value in tags.items()} if is_dmarc else {}
+
+
+def _exists(domain: str, answers: Answers) -> bool:
+    """Return whether the DNS has the name, or names below it (3.2.12)."""
+    return not isinstance(_answer((domain, "A"), answers), NoName)
+
+
+def _answer(question: DnsQuestion, answers: Answers) -> Answer:
+    if question not in answers:
+        raise UnansweredError(question)
+    answer = answers[question]
+    if isinstance(answer, NoAnswer):
+        raise _NoAnswerError(f"{question[1]} of {question[0]}: {answer.text}")
+    return answer
