@@ -124,6 +124,17 @@ _BY_ROLE: Final = ("",)  # stands for the default of the listener's role
 
 
 @dataclass(frozen=True, slots=True)
+class DnsBlocklist:
+    """A zone of the DNS that lists addresses of clients (RFC 5782)."""
+
+    zone: Domain
+    # which answers count, such as 127.0.0.2-11; (): all of 127.0.0.0/8 that are no errors
+    answers: tuple[Annotated[str, values.parse_blocklist_answers], ...] = ()
+    # the text of the 554; "": names the zone and the address
+    reply: Annotated[str, values.parse_reply_text] = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SmtpListener:
     """One SMTP listener: relay is port 25, submission 587, submissions 465 (TLS at once).
 
@@ -157,6 +168,12 @@ class SmtpListener:
     max_messages: Annotated[int, Between(0, 1_000_000)] = field(default=0, metadata=RELOADED)
     # messages accepted from such an address; then 450; "": no limit
     max_rate_per_client: Rate = field(default="", metadata=RELOADED)
+    # what refuses strangers at RCPT: a sender's domain without MX, A and AAAA
+    reject_unknown_sender_domain: bool = field(default=False, metadata=RELOADED)
+    # a name in EHLO that is no host name, or one without A and AAAA; "": none
+    reject_helo: Literal["", "invalid", "unknown"] = field(default="", metadata=RELOADED)
+    reject_no_ptr: bool = field(default=False, metadata=RELOADED)  # no name of the address
+    dnsbl: tuple[DnsBlocklist, ...] = field(default=(), metadata=RELOADED)  # lists the address
     # how long a client may be silent, in seconds
     timeout: PositiveSeconds = field(default=300.0, metadata=RELOADED)
     # SPF, DKIM and DMARC of strangers' mail (the extra [checks]): recorded, or also enforced

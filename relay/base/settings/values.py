@@ -271,13 +271,28 @@ def parse_next_hop(text: str) -> str:
         return _LMTP_SOCKET + _parse_socket_path(text.removeprefix(_LMTP_SOCKET))
     kind, separator, reason = text.partition(":")
     if separator and kind == "reject":
-        reason = reason.strip(" ")
-        if reason and reason.isascii() and reason.isprintable():
-            if len(reason) <= _REJECT_TEXT_LENGTH_MAX:
-                return f"reject:{reason}"
-            raise ValueError(f"a text of at most {_REJECT_TEXT_LENGTH_MAX} characters")
-        raise ValueError("reject:TEXT with one line of printable ASCII")
+        return f"reject:{parse_reply_text(reason)}"
     raise ValueError(NEXT_HOP_EXPECTED)
+
+
+def parse_reply_text(text: str) -> str:
+    """Return the text of a reply that rejects mail."""
+    text = text.strip(" ")
+    if not (text and text.isascii() and text.isprintable()):
+        raise ValueError("a text of one line of printable ASCII")
+    if len(text) > _REJECT_TEXT_LENGTH_MAX:
+        raise ValueError(f"a text of at most {_REJECT_TEXT_LENGTH_MAX} characters")
+    return text
+
+
+def parse_blocklist_answers(text: str) -> str:
+    """Return answers of a DNS blocklist: an address in 127.0.0.0/8, or a range of its last part."""
+    first, dash, last = text.partition("-")
+    with contextlib.suppress(ValueError):
+        address = ipaddress.IPv4Address(first)
+        if address.is_loopback and (not dash or address.packed[3] <= int(last) <= 255):
+            return text
+    raise ValueError('an address such as "127.0.0.2", or a range such as "127.0.0.2-11"')
 
 
 def _parse_socket_path(text: str) -> str:

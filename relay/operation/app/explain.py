@@ -62,6 +62,7 @@ from relay.transport.ingress.forwarding import Forwarder, expand_recipients
 from relay.transport.ingress.message_limits import RateLimits
 from relay.transport.ingress.sender_checks import SenderChecks, judge
 from relay.transport.ingress.session_owner import RecipientChecks
+from relay.transport.ingress.strangers import Stranger, StrangerChecks
 from relay.transport.milter.filtered_message import FilterVerdict, NewBodies
 from relay.transport.milter.filters import FilterClient, FilterSession, MilterSet
 from relay.transport.policy.archives import UnexaminedArchiveError
@@ -108,13 +109,15 @@ class Explainer:
     checks: RecipientChecks  # as at RCPT
     trusts: Callable[[str], bool]  # whether a client's address is in trusted_networks
     milters: MilterSet  # as acceptance asks them
-    checker: SenderChecker | None = None  # as acceptance uses it
-    sender_checks: SenderChecks | None = None  # of the first listener of role relay
-    hostname: str = ""  # in the results of sender checks
+    # returns the checks of a stranger's address, as at RCPT; None: there are none
+    strangers: Callable[[str], Stranger] | None
     # returns the present state of the site of these hosts; None: no relay runs
     state_of: Callable[[NextHop, Hosts], SiteState] | None
     # opens an SMTP session with these hosts, and ends it before MAIL; None: no relay runs
     probe: Callable[[NextHop, Hosts], Awaitable[SiteProbe]] | None = None
+    checker: SenderChecker | None = None  # as acceptance uses it
+    sender_checks: SenderChecks | None = None  # of the first listener of role relay
+    hostname: str = ""  # in the results of sender checks
 
     @property
     def table(self) -> RouteTable:
@@ -177,6 +180,9 @@ class Explainer:
         size_bytes = len(question.content or b"")
         answer = await self.checks.answer(question.address, sender, size_bytes=size_bytes)
         rejection = answer.reply
+        if not (rejection or sender.is_trusted or self.strangers is None):
+            stranger = self.strangers(question.ip)
+            rejection = (await stranger.refusal(question.address, question.sender, helo="")).reply
         if expansion is None:
             return await self._recipient(question.address, sender, question, rejection=rejection)
         if not expansion.targets:  # it has forwarded the message before
@@ -501,6 +507,14 @@ def _failure(outcome: Deferred | Failed | None, at: str) -> dict[str, str] | Non
     return {"at": at, "host": outcome.evidence.host, "reply": outcome.evidence.reply}
 
 
+def _strangers(
+    settings: Settings, checks: StrangerChecks | None
+) -> Callable[[str], Stranger] | None:
+    """Return the checks of the first listener of role relay."""
+    listener = next((smtp for smtp in settings.smtp if smtp.role == "relay"), None)
+    return partial(Stranger, checks, listener) if checks and listener else None
+
+
 def explainer_of(base: Foundation, transport: Transport) -> Explainer:
     """Return the explainer of a relay that runs."""
     forwarding, schedule = transport.acceptance.forwarding, retry_schedule(base.settings)
@@ -517,6 +531,7 @@ def explainer_of(base: Foundation, transport: Transport) -> Explainer:
         ),
         trusts=partial(is_trusted, base.settings.smtp),
         milters=base.milters,
+        strangers=_strangers(base.settings, transport.strangers),
         state_of=transport.scheduler.sites.state_of,
         probe=transport.scheduler.probe,
         checker=transport.acceptance.checker,
@@ -540,7 +555,9 @@ def explainer_of_files(
     boxes = settings.mailboxes
     accounts = accounts_of(settings, clock=clock, environ=environ)
     resolver = resolver_of(settings, clock)
-    checker = SenderChecker(resolver.answers_for_clients, clock=clock)
+    checker = SenderChecker(
+        lambda questions: resolver.answers_for_client(*questions), clock=clock
+    )
     try:
         table = read_table(settings, accounts, file)
         srs = srs_in(settings) or Srs(secrets.token_bytes(), boxes.srs_domain)
@@ -560,6 +577,12 @@ def explainer_of_files(
             checks=RecipientChecks(forwarding, _room_for_all, rules=lambda: rules),
             trusts=partial(is_trusted, settings.smtp),
             milters=MilterSet(settings.milter, hostname=settings.hostname),
+            strangers=_strangers(
+                settings,
+                StrangerChecks(
+                    resolver.answers_for_client, is_own=table.is_local_domain, clock=clock
+                ),
+            ),
             state_of=None,
             checker=checker,
             sender_checks=_sender_checks(settings),

@@ -56,6 +56,7 @@ from relay.transport.ingress.local_users import LocalUsers
 from relay.transport.ingress.maildrop import MailDrop
 from relay.transport.ingress.session_owner import IngressDependencies
 from relay.transport.ingress.smtp_server import SmtpServer, offers_auth_in_clear
+from relay.transport.ingress.strangers import StrangerChecks
 from relay.transport.routing.resolver import LoopbackResolver, Resolver
 from relay.transport.routing.routes import RouteChanges
 from relay.transport.routing.sts_policies import StsPolicies
@@ -75,6 +76,7 @@ class Transport:
     policies: StsPolicies  # of domains; resolves next hops under these policies
     scheduler: DeliveryScheduler  # step 6
     verifier: RecipientVerifier  # asks next hops at RCPT
+    strangers: StrangerChecks | None  # asks the DNS at RCPT; None: in a development relay
     acceptance: Acceptance  # step 5
     reporter: Reporter  # step 7
     smtp_servers: list[SmtpServer]  # one for each [[smtp]], and one for [sendmail]
@@ -107,7 +109,9 @@ def build_transport(base: Foundation) -> Transport:
     scheduler = _scheduler(base, reporter, policies.resolve, connect=_connect(base, resolver))
     checker = None  # a development relay asks the DNS about nobody
     if isinstance(resolver, Resolver):
-        checker = SenderChecker(resolver.answers_for_clients, clock=base.clock)
+        checker = SenderChecker(
+            lambda questions: resolver.answers_for_client(*questions), clock=base.clock
+        )
     acceptance = _acceptance(base, reporter, scheduler, checker=checker)
     verifier = RecipientVerifier(
         base.table,
@@ -120,7 +124,12 @@ def build_transport(base: Foundation) -> Transport:
         ),
         clock=base.clock,
     )
-    ingress = _ingress(base, acceptance, verifier, resolver=resolver)
+    strangers = None
+    if isinstance(resolver, Resolver):
+        strangers = StrangerChecks(
+            resolver.answers_for_client, is_own=base.table.is_local_domain, clock=base.clock
+        )
+    ingress = _ingress(base, acceptance, verifier, resolver=resolver, strangers=strangers)
     pickup = Pickup(
         _submission_processor(base, reporter),
         socket=settings.pickup_socket,
@@ -143,6 +152,7 @@ def build_transport(base: Foundation) -> Transport:
         policies=policies,
         scheduler=scheduler,
         verifier=verifier,
+        strangers=strangers,
         acceptance=acceptance,
         reporter=reporter,
         smtp_servers=_smtp_servers(base, ingress, gate) + local_servers,
@@ -305,6 +315,7 @@ def _ingress(
     verifier: RecipientVerifier,
     *,
     resolver: Resolver | LoopbackResolver,
+    strangers: StrangerChecks | None,
 ) -> IngressDependencies:
     settings, accounts = base.settings, base.sources.accounts
     return IngressDependencies(
@@ -319,6 +330,7 @@ def _ingress(
         verify=verifier.rejection,
         # a development relay sends no mail to other machines
         is_null_mx=resolver.is_null_mx if isinstance(resolver, Resolver) else None,
+        strangers=strangers,
     )
 
 

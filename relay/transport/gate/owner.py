@@ -167,7 +167,7 @@ class SessionsOfChild:
         owner = session.owner
         match call:
             case CheckRecipient(address=address, reverse_path=sender):
-                answer = await owner.check_recipient(address, sender, call.size_bytes)
+                answer = await owner.check_recipient(address, sender, call.size_bytes, call.helo)
                 session.take_recipient(sender, address, answer.reply)
                 return answer
             case Accept():

@@ -161,13 +161,15 @@ class RemoteOwner:
         )
 
     async def _check_recipient(
-        self, address: str, reverse_path: str, size_bytes: int
+        self, address: str, reverse_path: str, size_bytes: int, helo: str
     ) -> RecipientAnswer:
         key, kept = (address, reverse_path), self._calls.kept  # a reload replaces it
         if self._may_relay and (known := kept.get(key)) is not None:
             return known
         answer = await self._calls.ask(
-            lambda call: CheckRecipient(self._session, call, address, reverse_path, size_bytes),
+            lambda call: CheckRecipient(
+                self._session, call, address, reverse_path, size_bytes, helo
+            ),
             decode_recipient,
         )
         if self._may_relay and answer.may_keep:

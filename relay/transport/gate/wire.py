@@ -66,6 +66,7 @@ class CheckRecipient(_Call, frozen=True):
     address: _Address
     reverse_path: _Address
     size_bytes: int
+    helo: _Address = ""
 
 
 class OpenBody(_Call, frozen=True):

@@ -21,6 +21,8 @@ The session:
 - `esmtp_parameters`: the syntax of MAIL and RCPT: SIZE, BODY, SMTPUTF8, RET, ENVID, NOTIFY, ORCPT
 - `authentication`: AUTH: PLAIN, LOGIN, XOAUTH2, OAUTHBEARER; the replies to a failed login
 - `send_as`: which sender, From and Sender an account or a local user may use; null MX (5.7.27)
+- `strangers`: clients that are refused by what the DNS says: unknown sender domain (5.1.8), no PTR,
+  the name in EHLO, DNSBL; which zones are left out
 - `session_refusals`: which refused commands are recorded, with which reason
 
 Mail of the machine:

@@ -59,6 +59,11 @@ async def null_mx_rejection(
         return ""
     if table.is_local_domain(domain) or not await is_null_mx(domain):
         return ""
+    return null_mx_reply(domain)
+
+
+def null_mx_reply(domain: str) -> str:
+    """Return the reply to a sender whose domain accepts no mail."""
     # RFC 7505 4.2
     return f"550 5.7.27 The sender domain {_shown(domain)} accepts no mail (null MX)"
 

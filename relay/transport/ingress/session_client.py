@@ -55,6 +55,7 @@ class RecipientAnswer(Struct, frozen=True):
     # the answer holds for this address and sender, for each size and each client that may relay,
     # until accounts, routes, rules or settings change
     may_keep: bool = False
+    reason: RefusalReason | None = None  # None: the one that the reply has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +96,9 @@ class SessionClient(Struct, frozen=True):
     log_in: Callable[[str, str, bool], Awaitable[str]]
     # the reply if the login, the user of this machine or a stranger may not use a reverse-path
     sender_rejection: Callable[[str], Awaitable[str]]
-    # RCPT: whether an address is taken, from a reverse-path, with the size of MAIL
-    check_recipient: Callable[[str, str, int], Awaitable[RecipientAnswer]]
+    # RCPT: whether an address is taken, from a reverse-path, with the size of MAIL and the name of
+    # EHLO
+    check_recipient: Callable[[str, str, int, str], Awaitable[RecipientAnswer]]
     new_body: Callable[[], IncomingBody]  # a file for the body of a large content
     # the final dot: takes the responsibility for a message, or returns the reply that rejects it;
     # releases what was received in any case

@@ -5,7 +5,8 @@ RCPT is answered here (relaying, full mailboxes). A message is accepted in a sep
 Elsewhere: which addresses are valid, with the reply for an unknown user or domain:
 relay/transport/routing/route_table.py; what an alias or an SRS address leads to, and who may write
 to an alias: `forwarding`; whether a mailbox has room: relay/store/mailbox/quota.py; how a next hop
-is asked whether it takes an address: relay/delivery/recipient_verification.py.
+is asked whether it takes an address: relay/delivery/recipient_verification.py; strangers that the
+DNS refuses: `strangers`.
 
 A client that may not relay may send to local domains, also to those that a route sends elsewhere.
 An alias is accepted if any of its addresses is. These may be outside even if the client may not
@@ -65,6 +66,7 @@ from relay.transport.ingress.session_client import (
     SessionClient,
 )
 from relay.transport.ingress.session_refusals import ListenerRefusals
+from relay.transport.ingress.strangers import Stranger, StrangerChecks
 from relay.transport.policy.rule_book import RuleBook, unavailable
 from relay.transport.refusals.day_files import RefusalFiles
 from relay.transport.routing.routing_result import (
@@ -110,6 +112,7 @@ class IngressDependencies:
     refusals: RefusalFiles | None = None  # keeps what is refused; None: nothing does
     verify: Verify | None = None  # whether a next hop takes an address; None: none is asked
     is_null_mx: IsNullMx | None = None  # None: no domain is asked
+    strangers: StrangerChecks | None = None  # None: the DNS is not asked
 
 
 class OwnerDependencies(Struct, frozen=True):
@@ -249,6 +252,7 @@ class SessionOwner:
         self.login = ""  # the address of the account
         self._user: LocalUser | None = None
         self._filters: SessionFilters | None = None
+        self._stranger: Stranger | None = None  # once a recipient of a stranger was checked
 
     def client(self, uid: int | None = None) -> SessionClient:
         """Return the client for a session in this process, with the uid of a program."""
@@ -292,7 +296,7 @@ class SessionOwner:
         return await null_mx_rejection(reverse_path, shared.is_null_mx, shared.acceptance.router)
 
     async def check_recipient(
-        self, address: str, reverse_path: str, size_bytes: int
+        self, address: str, reverse_path: str, size_bytes: int, helo: str = ""
     ) -> RecipientAnswer:
         """See SessionClient."""
         if self._has_ended:
@@ -300,7 +304,14 @@ class SessionOwner:
         if self._shared.role.is_promised:
             return _TAKEN
         sender = self._origin(_NO_CLAIMS).sender(reverse_path)
-        return await self._checks.answer(address, sender, size_bytes=size_bytes)
+        answer = await self._checks.answer(address, sender, size_bytes=size_bytes)
+        checks = self._shared.listeners.strangers
+        if answer.reply or sender.is_trusted or checks is None:
+            return answer
+        if self._stranger is None:
+            self._stranger = Stranger(checks, self._shared.settings, self.ip)
+        refusal = await self._stranger.refusal(address, reverse_path, helo)
+        return refusal if refusal.reply else answer
 
     def new_body(self) -> LendableBody:
         """See SessionClient."""

@@ -74,8 +74,8 @@ class LineError(StrEnum):
     )
 
 
-class ContentRefusedError(SmtpRejection):
-    """A received content is rejected; `refused` is recorded."""
+class CommandRefusedError(SmtpRejection):
+    """A command or a received content is rejected; `refused` is recorded."""
 
     def __init__(self, refused: RefusedCommand) -> None:
         super().__init__(refused.reply)

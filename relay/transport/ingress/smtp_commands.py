@@ -49,7 +49,7 @@ from relay.transport.ingress.session_client import (
 )
 from relay.transport.ingress.session_limits import EXPANDED_MAX
 from relay.transport.ingress.session_refusals import (
-    ContentRefusedError,
+    CommandRefusedError,
     LineError,
     SessionRefusals,
     path_in,
@@ -158,7 +158,7 @@ class SmtpCommands:
         refused = None
         try:
             reply = await self._do(verb, argument.strip(" "))
-        except ContentRefusedError as rejection:
+        except CommandRefusedError as rejection:
             reply, refused = rejection.refused.reply, rejection.refused
         except FilterRefusedError as rejection:
             reply = str(rejection)
@@ -430,13 +430,14 @@ class SmtpCommands:
             # RFC 5321 4.5.3.1.8, 4.5.3.1.10
             return "452 4.5.3 Too many recipients, send the rest in another transaction"
         answer = await self._client.check_recipient(
-            path.address, mail.envelope.reverse_path, mail.size_bytes
+            path.address, mail.envelope.reverse_path, mail.size_bytes, self._helo
         )
         expanded = self._expanded + answer.expanded
         if expanded > EXPANDED_MAX:
             return "452 4.5.3 Too many recipients of aliases, send the rest in another transaction"
         if answer.reply:
-            return answer.reply
+            refused = self._refused("RCPT", answer.reply, argument)
+            raise CommandRefusedError(dataclasses.replace(refused, reason=answer.reason))
         if self.filters is not None:
             await self.filters.rcpt(path.address, argument)
         self._forward_paths[path.address] = path
@@ -542,7 +543,7 @@ class SmtpCommands:
     async def _take(
         self, offered: OfferedMail, content: ContentCollector, *, verb: str
     ) -> DataReply:
-        """Return the reply to a content. Raises ContentRefusedError."""
+        """Return the reply to a content. Raises CommandRefusedError."""
         if content.rejection is not None:
             decision = DataReply(content.rejection, milter=content.refused_by)
             subject = content.subject
@@ -552,7 +553,7 @@ class SmtpCommands:
             if decision.queue_id:
                 return decision
             subject = subject_in(memory_part(received.content))
-        raise ContentRefusedError(
+        raise CommandRefusedError(
             RefusedCommand(
                 command=verb,
                 reply=decision.reply,

@@ -27,7 +27,9 @@ class RefusalReason(StrEnum):
     """Why something was refused."""
 
     RULE = "rule"  # a mail-flow rule, or the rules could not be applied
-    SENDER = "sender"  # an address that the account may not use
+    SENDER = "sender"  # an address that the account may not use, or of an unknown domain
+    CLIENT = "client"  # its name in EHLO, or its address: without a name, or listed by a DNSBL
+    CHECKS = "checks"  # what DMARC says about the author
     RECIPIENT = "recipient"  # unknown, not for this client, or without room
     LOGIN = "login"  # missing, wrong, delayed or ended
     TLS = "tls"  # missing, or its handshake failed

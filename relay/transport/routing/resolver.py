@@ -123,27 +123,25 @@ class Resolver:
 
     async def is_null_mx(self, domain: str) -> bool:
         """Return whether a domain says that it accepts no mail (RFC 7505); False without an answer
-        within NULL_MX_S. Clients choose the domains, so their questions leave half of the queries
-        to delivery.
+        within NULL_MX_S.
         """
         now_s, question = self._clock.monotonic(), (domain, "MX")
-        is_free = now_s >= self._silent_until_s and not self._dns.is_half_full
-        if not is_free and self._dns.remembered(question) is None:
+        if now_s < self._silent_until_s and self._dns.remembered(question) is None:
             return False
         try:
             async with asyncio.timeout(NULL_MX_S):  # real time: a name server
-                [answer] = await self._dns.answers(question)
+                [answer] = await self.answers_for_client(question)
         except TimeoutError:
             self._silent_until_s = now_s + NULL_MX_S + _SILENT_S
             return False
         return isinstance(exchanges_of(domain, answer), NullMx)
 
-    async def answers_for_clients(self, questions: Sequence[DnsQuestion]) -> Sequence[Answer]:
-        """Return the answers to questions that a client chose, in their order. NoAnswer leaves half
-        of the queries to delivery.
+    async def answers_for_client(self, *questions: DnsQuestion) -> Sequence[Answer]:
+        """Return the answers to questions that a client has chosen. They leave half of the queries
+        to delivery: beyond it what is not in the cache is NoAnswer. The caller limits the time.
         """
-        full = NoAnswer("too many questions of clients wait")
         if self._dns.is_half_full:
+            full = NoAnswer("too many queries are in progress")
             return [self._dns.remembered(question) or full for question in questions]
         return await self._dns.answers(*questions)
 
