@@ -49,9 +49,7 @@ _log = get_logger("ingress")
 
 
 def sender_reply(domain: str, answers: Sequence[Answer]) -> str:
-    """Return the reply to a sender: `answers` are its MX records, or without these A and AAAA."""
-    if isinstance(exchanges_of(domain, answers[0]), NullMx):
-        return null_mx_reply(domain)
+    """Return the reply to a sender: `answers` are for MX, or if there is none for A and AAAA."""
     if has_none(answers):
         return f"550 5.1.8 The sender domain {domain} has no MX, A or AAAA record"  # RFC 3463 3.2
     if any(isinstance(answer, Records) for answer in answers):
@@ -122,8 +120,10 @@ class StrangerChecks:
         domain, until_s = domain_of(reverse_path), _in(_WAIT_S)
         if domain.startswith("[") or self._is_own(domain):
             return ""
-        answers = await self._answers(until_s, (domain, "MX"))
-        if isinstance(answers[0], NoRecords):  # RFC 5321 5.1
+        [mx] = answers = await self._answers(until_s, (domain, "MX"))
+        if isinstance(exchanges_of(domain, mx), NullMx):
+            return null_mx_reply(domain)
+        if isinstance(mx, NoRecords):  # RFC 5321 5.1
             answers = await self._answers(until_s, (domain, "A"), (domain, "AAAA"))
         return sender_reply(domain, answers)
 
