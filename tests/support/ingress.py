@@ -35,6 +35,7 @@ from relay.transport.ingress.session_limits import SessionLimits
 from relay.transport.ingress.session_owner import IngressDependencies
 from relay.transport.ingress.smtp_server import SmtpServer
 from relay.transport.ingress.smtp_sessions import SmtpSessions
+from relay.transport.ingress.strangers import StrangerChecks
 from relay.transport.milter.filters import MilterSet
 from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.rule_book import RuleBook
@@ -207,6 +208,7 @@ class Relay:
     keys: KeyRing = field(default_factory=KeyRing)
     srs: Srs = field(default_factory=lambda: Srs(b"a key for tests"))
     is_null_mx: Callable[[str], Awaitable[bool]] | None = None
+    strangers: StrangerChecks | None = None
     milters: MilterSet = field(default_factory=lambda: MilterSet((), hostname="relay.example.test"))
 
     @property
@@ -260,6 +262,7 @@ class Relay:
             pressure=self.pressure,
             refusals=SimpleNamespace(record=self.refused.append),
             is_null_mx=self.is_null_mx,
+            strangers=self.strangers,
         )
         settings = SmtpListener(**({"listen": Address("127.0.0.1", 0)} | listener))
         quick = limits or SessionLimits(auth_failure_delay_s=0.01, last_reply_s=0.2)
