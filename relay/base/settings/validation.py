@@ -12,6 +12,7 @@ import ssl
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ _OAUTH_MAX = 100
 _TENANT = re.compile(r"[A-Za-z0-9.-]+")  # a part of a URL
 # the actions that name addresses
 ADDRESS_ACTIONS = ("cc", "bcc", "redirect", "journal", "notify", "quarantine", "set_sender")
+_CHECKS = {"dkim": "dkimpy", "nacl": "pynacl", "spf": "pyspf"}  # of the extra [checks]
 _OR_DOMAIN = "or of a [[domain]] with"
 
 
@@ -167,6 +169,11 @@ def _socket_paths_too_long(state_dir: Path) -> Found:
 
 
 def _listener(path: KeyPath, listener: SmtpListener) -> Found:
+    if listener.sender_checks != "off":
+        missing = [name for module, name in _CHECKS.items() if find_spec(module) is None]
+        if missing:
+            install = "pip install 'graph-relay[checks]', or the Debian package, which has it"
+            yield (*path, "sender_checks"), f"{' and '.join(missing)} with this value: {install}"
     if listener.proxy_networks and listener.listen.path:
         yield (*path, "proxy_networks"), "HOST:PORT in listen: a Unix socket has no proxies"
     if listener.auth is False and listener.role != "relay" and not listener.trusted_networks:

@@ -40,7 +40,7 @@ from relay.base.message.verdict import (
     Verdict,
     VerdictAction,
 )
-from relay.base.settings.tree import Settings
+from relay.base.settings.tree import Settings, SmtpListener
 from relay.base.settings.validation import is_trusted
 from relay.delivery.retry import RetrySchedule
 from relay.delivery.site import SiteProbe, SiteState
@@ -511,7 +511,7 @@ def _strangers(
     settings: Settings, checks: StrangerChecks | None
 ) -> Callable[[str], Stranger] | None:
     """Return the checks of the first listener of role relay."""
-    listener = next((smtp for smtp in settings.smtp if smtp.role == "relay"), None)
+    listener = _relay_listener(settings)
     return partial(Stranger, checks, listener) if checks and listener else None
 
 
@@ -540,9 +540,13 @@ def explainer_of(base: Foundation, transport: Transport) -> Explainer:
     )
 
 
+def _relay_listener(settings: Settings) -> SmtpListener | None:
+    return next((listener for listener in settings.smtp if listener.role == "relay"), None)
+
+
 def _sender_checks(settings: Settings) -> SenderChecks | None:
-    of_relay = (listener for listener in settings.smtp if listener.role == "relay")
-    return SenderChecks.of(listener) if (listener := next(of_relay, None)) else None
+    listener = _relay_listener(settings)
+    return SenderChecks.of(listener) if listener else None
 
 
 @contextmanager
@@ -555,9 +559,7 @@ def explainer_of_files(
     boxes = settings.mailboxes
     accounts = accounts_of(settings, clock=clock, environ=environ)
     resolver = resolver_of(settings, clock)
-    checker = SenderChecker(
-        lambda questions: resolver.answers_for_client(*questions), clock=clock
-    )
+    checker = SenderChecker(lambda questions: resolver.answers_for_client(*questions), clock=clock)
     try:
         table = read_table(settings, accounts, file)
         srs = srs_in(settings) or Srs(secrets.token_bytes(), boxes.srs_domain)

@@ -1,6 +1,5 @@
 """Who really sent a message: SPF (RFC 7208), DKIM (RFC 6376) and DMARC (RFC 9989) of strangers.
 
 - `checker`: asks the DNS and the worker processes; the bounds of a message; the results
-- `libraries`: whether dkimpy and pyspf are installed
 - `field`: the Authentication-Results field of the results (RFC 8601)
 """

@@ -12,7 +12,7 @@ A zone that lists clients (DNSBL, RFC 5782) is used only while it lists 127.0.0.
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_network
 
 from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
@@ -44,6 +44,7 @@ _ZONES_MAX = 1000
 _NO_FAULT = ("", 0.0)
 _LISTINGS = IPv4Network("127.0.0.0/8")  # RFC 5782 2.3
 _ERRORS = IPv4Network("127.255.255.0/24")  # such as "too many queries", of Spamhaus and others
+_PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
 _LISTED, _UNLISTED = "2.0.0.127", "1.0.0.127"  # RFC 5782 5
 _log = get_logger("ingress")
 
@@ -151,7 +152,8 @@ class StrangerChecks:
     async def blocklists(self, settings: SmtpListener, ip: str) -> str:
         """Check that no zone lists the address of a client."""
         address, until_s = plain_ip(ip), _in(_BLOCKLISTS_S)
-        if not address.is_global:
+        is_near = address.is_loopback or address.is_link_local
+        if is_near or any(address in ip_network(network) for network in _PRIVATE):
             return ""
         asked = [self._listing(until_s, address, blocklist) for blocklist in settings.dnsbl]
         for blocklist, listing in zip(settings.dnsbl, await asyncio.gather(*asked), strict=True):

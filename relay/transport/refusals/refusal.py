@@ -38,7 +38,6 @@ class RefusalReason(StrEnum):
     LIMIT = "limit"  # of recipients, sessions, errors, hops, or what an account sends
     PRESSURE = "pressure"  # Relay takes no mail now, or stops
     MILTER = "milter"  # a milter, or one that is down
-    CHECKS = "checks"  # DMARC
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
