@@ -14,6 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.clock import time_us_of
+from relay.base.message.authentication_results import check_words
 from relay.base.message.lifecycle import AT_REST, FINAL
 from relay.base.phrases import counted
 from relay.front_door.pages.charts import duration_text
@@ -93,6 +94,7 @@ class JourneyView(Struct, frozen=True):
     journey: Journey
     subject: str  # on one line, "" if it is not known
     client: str  # the client that submitted it
+    checks: str  # of its sender
     steps: tuple[ShownStep, ...]  # 1 to 7
     recipients: tuple[ShownRecipient, ...]  # the first ones
     others: str  # how many recipients that are not listed have each state
@@ -113,6 +115,7 @@ def journey_view(
         journey=journey,
         subject=one_line(journey.subject),
         client=client_line(journey.known_client),
+        checks=check_words(journey.checks) if journey.checks else "",
         steps=tuple(_steps(journey, entries)),
         recipients=tuple(map(_recipient, listed)),
         others=", ".join(f"{number} {state}" for state, number in by_state.items()),

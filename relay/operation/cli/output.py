@@ -15,6 +15,7 @@ from typing import Any
 import click
 import msgspec
 
+from relay.base.message.authentication_results import check_words
 from relay.base.message.lifecycle import rule_or_milter
 from relay.base.phrases import counted, named, time_span
 from relay.store.journeys.document import Journey, JourneyStep, Recipient
@@ -65,6 +66,8 @@ def journey_lines(journey: Journey, answer: Sequence[str] = ()) -> list[str]:
     lines = [*answer, f"{headline}  {_state(journey)}"]
     if client := client_line(journey.known_client):
         lines.append(f"   {client}")
+    if journey.checks:
+        lines.append(f"   {check_words(journey.checks)}")
     for step in journey.steps:
         lines += step_lines(step, with_date=len(days) > 1)
     return lines + recipient_lines(journey.shown_recipients) + recipient_lines(journey.added or ())

@@ -179,7 +179,7 @@ class Journey(msgspec.Struct, frozen=True):
     client: dict[str, Any]  # as it is stored
     steps: tuple[JourneyStep, ...]
     recipients: tuple[Recipient, ...]
-    checks: dict[str, Any] | None = None  # what a milter found of the sender: checks_of()
+    checks: dict[str, Any] | None = None  # of the sender: checks_of()
     reached: bool | UnsetType = UNSET
     added: tuple[Recipient, ...] | UnsetType = UNSET
 

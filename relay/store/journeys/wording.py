@@ -7,7 +7,6 @@ have the characters of the message in them: the caller makes them safe for a ter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from relay.base.message.authentication_results import check_words
 from relay.base.message.envelope import Client
 from relay.base.phrases import counted, moment, named
 from relay.store.journeys import details
@@ -114,8 +113,6 @@ def _routed(detail: details.RoutedDetail) -> Iterator[str]:
     if detail.bare_lf:
         yield "lines ended in LF alone, which many servers refuse: Relay made it CRLF"
     yield from map(milter_words, detail.milters)
-    if detail.checks:
-        yield check_words(detail.checks)
     for hit in detail.rules:
         conditions = ", ".join(f'{match.condition} "{match.value}"' for match in hit.because)
         because = f" ({conditions})" if conditions else ""
