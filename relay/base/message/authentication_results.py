@@ -89,14 +89,32 @@ def clipped(text: str) -> str:
     return "".join([char if char.isprintable() else "?" for char in text[:_TEXT_CHARACTERS_MAX]])
 
 
+def is_of_helo(result: AuthResult) -> bool:
+    """Return whether this is SPF's result for the name in EHLO, not for the sender."""
+    return bool(result.domain("smtp.helo") and not result.domain("smtp.mailfrom"))
+
+
+def is_aligned(results: Sequence[AuthResult]) -> bool:
+    """Return whether DMARC passed, or SPF or DKIM for the author's very domain.
+
+    The second counts for domains without a DMARC record.
+    """
+    for result in results:
+        if result.method == "dmarc":
+            author = result.domain("header.from")
+            return result.result == "pass" or any(
+                found.result == "pass"
+                and author in (found.domain("smtp.mailfrom"), found.domain("header.d"))
+                for found in results
+                if author
+            )
+    return False
+
+
 def checks_of(results: Sequence[AuthResult]) -> dict[str, Any] | None:
     """Return the `checks` of a journey, None where none of its methods has a result."""
     spf = [result for result in results if result.method == "spf"]
-    of_helo = [
-        result
-        for result in spf
-        if result.domain("smtp.helo") and not result.domain("smtp.mailfrom")
-    ]
+    of_helo = [result for result in spf if is_of_helo(result)]
     of_sender = [result for result in spf if result not in of_helo]
     dmarc = [result for result in results if result.method == "dmarc"]
     dkim = [
@@ -117,7 +135,7 @@ def checks_of(results: Sequence[AuthResult]) -> dict[str, Any] | None:
         "helo": _first(of_helo, "smtp.helo"),
         "dkim": dkim,
         "dmarc": _first(dmarc, "header.from", policy=True),
-        "aligned": dmarc[0].result == "pass" if dmarc else None,
+        "aligned": is_aligned(results) if dmarc else None,
     }
 
 

@@ -12,7 +12,7 @@ return the first that matches.
 The vocabulary is that of Exchange's mail flow rules. RFC 5321 2.3.11 (addresses), RFC 5322 3.6.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
 from functools import reduce
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
@@ -21,6 +21,7 @@ from operator import or_
 from typing import Any, ClassVar, Self
 
 from relay.base.message.address import ascii_address, with_a_labels
+from relay.base.message.authentication_results import is_aligned, is_of_helo
 from relay.base.message.envelope import Source, domain_of
 from relay.base.phrases import shown
 from relay.base.settings.values import parse_size
@@ -39,7 +40,7 @@ from relay.transport.policy.table_reader import check_parts, part, parts, words_
 
 _GROUP = "group:"
 _NO_LOGIN = "<>"
-AUTH_METHODS = ("spf", "dkim", "dmarc")  # of the condition auth
+AUTH_METHODS = ("spf", "dkim", "dmarc", "aligned")  # of the condition auth
 _MAPPED_BITS = 96  # ::ffff:0:0/96
 _HEADER_EXPECTED = (
     "a table with a field's name and one of matches, pattern and over, "
@@ -338,7 +339,11 @@ class SubjectCondition(GlobCondition, frozen=True):
 
 
 class AuthCondition(BaseCondition, frozen=True):
-    """A milter of this relay added a result that matches a glob, for each of the methods."""
+    """A milter or a check of ours has a result that matches a glob, for each of the methods.
+
+    The method "aligned" passes if the author's domain passed, with or without a DMARC record. SPF
+    of the name in EHLO does not count: the client chooses it.
+    """
 
     methods: tuple[tuple[str, Globs], ...]
 
@@ -352,22 +357,24 @@ class AuthCondition(BaseCondition, frozen=True):
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
-        results = view.message.results
+        results = list(_results(view))
         return all(
-            any(result.method == method and globs.match(result.result) for result in results)
+            any(name == method and globs.match(result) for name, result in results)
             for method, globs in self.methods
         )
 
     def value_in(self, view: MessageView) -> str:
         """Return the results by these methods."""
         methods = dict(self.methods)
-        return " ".join(
-            [
-                f"{result.method}={result.result}"
-                for result in view.message.results
-                if result.method in methods
-            ]
-        )
+        return " ".join([f"{name}={result}" for name, result in _results(view) if name in methods])
+
+
+def _results(view: MessageView) -> Iterator[tuple[str, str]]:
+    """Yield the methods and results of a message."""
+    results = view.message.results
+    yield from ((result.method, result.result) for result in results if not is_of_helo(result))
+    if is_aligned(results):
+        yield "aligned", "pass"
 
 
 # The test of a field: globs, a pattern, or a number that the number in the field must exceed.
