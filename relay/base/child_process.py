@@ -53,3 +53,9 @@ class ChildProcess:
         if code is None:
             return "it ended"
         return f"it ended with signal {-code}" if code < 0 else f"it ended with exit code {code}"
+
+    def end(self) -> None:
+        """Kill the process, and reap it."""
+        self.process.kill()
+        self.socket.close()
+        self.process.wait()

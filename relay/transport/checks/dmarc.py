@@ -1,7 +1,7 @@
 """DMARC: does a domain that SPF or DKIM shows belong to the author's, and what if none does.
 
 RFC 9989: the walk up the DNS (4.10), alignment (4.4), records and policies (4.7). Nothing is asked
-here: UnansweredError has the questions whose answers are needed.
+here: Unanswered has the questions whose answers are needed.
 
 A temporary error of SPF or DKIM counts only if its domain is aligned: whoever forges a message
 chooses all other domains.
@@ -23,27 +23,16 @@ DOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*+")  
 Answers = Mapping[DnsQuestion, Answer]
 _LABELS_MAX = 7  # of the names of a walk after the first
 _WEAKER = {"reject": "quarantine", "quarantine": "none", "none": "none"}  # what t=y makes of it
-_POLICY_TAGS = ("p", "sp", "np")
-_UNREAD = ("dkim", "none")
+_POLICIES = ("p", "sp", "np")
+_UNCHECKED = ("dkim", "none")
 
 
-class UnansweredError(Exception):
-    """These questions must be asked first."""
-
-    def __init__(self, *questions: DnsQuestion) -> None:
-        super().__init__(questions)
-        self.questions = questions
+class Unanswered(BaseException):
+    """The arguments are questions that must be asked first. No handler of errors catches it."""
 
 
 class _NoAnswerError(Exception):
     """The name servers gave no answer that is needed."""
-
-
-class Author(Struct, frozen=True):
-    """The domain of all addresses in From, with A-labels; or the fault of From."""
-
-    domain: str = ""
-    fault: str = ""
 
 
 class _Record(Struct, frozen=True):
@@ -53,28 +42,19 @@ class _Record(Struct, frozen=True):
     tags: Mapping[str, str]
 
 
-class _Policy(Struct, frozen=True):
-    """What the author's domain asks for, and how the record says it."""
-
-    action: str  # none, quarantine or reject
-    text: str
-
-
-def author_of(header: Header) -> Author:
-    """Return the author's domain (RFC 9989 5.3.1)."""
+def author_of(header: Header) -> tuple[str, str]:
+    """Return the domain of all addresses in From, with A-labels; or "" and the fault of From."""
     fields = tuple([field for field in header.fields if field[0] == b"from"])
     if len(fields) != 1:
-        return Author(fault=f"the message has {len(fields) or 'no'} From field{'s'[: len(fields)]}")
+        return "", f"the message has {len(fields) or 'no'} From field{'s' if fields else ''}"
     [from_] = originators(Header(fields))
     try:
         domains = {to_ascii_domain(person.address.rpartition("@")[2]) for person in from_.addresses}
     except AddressError as error:
-        return Author(fault=clipped(str(error)))
-    if from_.unread or not all(map(DOMAIN.fullmatch, domains)):
-        return Author(fault="From has what is no address with a domain")
-    if len(domains) != 1:
-        return Author(fault=f"From has {len(domains) or 'no'} domains")
-    return Author(*domains)
+        return "", clipped(str(error))
+    if from_.unread or not domains or not all(map(DOMAIN.fullmatch, domains)):
+        return "", "From has what is no address with a domain"
+    return (*domains, "") if len(domains) == 1 else ("", "From has several domains")
 
 
 def walk_questions(domain: str) -> list[DnsQuestion]:
@@ -84,78 +64,72 @@ def walk_questions(domain: str) -> list[DnsQuestion]:
     return [(f"_dmarc.{name}", "TXT") for name in names]
 
 
-def dmarc_result(author: Author, found: Sequence[AuthResult], answers: Answers) -> AuthResult:
-    """Return the result of DMARC from those of SPF for the sender and of DKIM.
+def dmarc_result(author: str, found: Sequence[AuthResult], answers: Answers) -> AuthResult:
+    """Return the result of DMARC for an author's domain.
 
-    Raises UnansweredError.
+    `found` are the results of SPF for the sender and of DKIM. Raises Unanswered.
     """
-    if author.fault:
-        return AuthResult("dmarc", "permerror", author.fault)
+    properties = {"header.from": author}
     try:
-        result, policy, reason = _judged(author.domain, found, answers)
+        result, policy, reason = _judged(author, found, answers)
     except _NoAnswerError as error:
-        result, policy, reason = "temperror", None, str(error)
-    properties = {"header.from": author.domain}
+        result, policy, reason = "temperror", "", str(error)
     if policy:
-        properties["policy.dmarc"] = policy.action
+        properties["policy.dmarc"] = policy
     return AuthResult("dmarc", result, clipped(reason), properties)
 
 
-def _judged(
-    author: str, found: Sequence[AuthResult], answers: Answers
-) -> tuple[str, _Policy | None, str]:
+def _judged(author: str, found: Sequence[AuthResult], answers: Answers) -> tuple[str, str, str]:
     """Return the result, the policy and the reason."""
     record = _record(author, answers) or _inherited(author, answers)
-    policy = _policy(record, author, ("sp", "p")) if record else None
-    if record is None or policy is None:
-        return "none", None, "no DMARC record"
-    notes, undecided = list[str](), ""
+    policy, text = _policy(record, author, ("sp", "p")) if record else ("", "")
+    if record is None or not policy:
+        return "none", "", "no DMARC record"
+    reasons, undecided = [text], list[str]()
     for result in sorted(found, key=lambda result: _domain_of(result) != author):
         method, domain = result.method, _domain_of(result)
         name = f"{method.upper()} {domain}".strip()
-        # a signature that was not looked at may be good
-        is_open = result.result in ("pass", "temperror") or (method, result.result) == _UNREAD
-        strict = record.tags.get(f"a{method}", "r") == "s"
+        # a signature that was not checked may be good
+        is_open = result.result in ("pass", "temperror") or (method, result.result) == _UNCHECKED
+        strict = record.tags.get(f"a{method}") == "s"
         if not (domain and is_open):
-            notes.append(f"{name} {result.result}")
+            reasons.append(f"{name} {result.result}")
         elif not _is_aligned(domain, author, answers, strict=strict):
-            notes.append(f"{name} not aligned")
+            reasons.append(f"{name} not aligned")
         elif result.result == "pass":
-            return "pass", policy, f"{policy.text}, {name} aligned"
+            return "pass", policy, f"{text}, {name} aligned"
         else:
-            undecided = undecided or f"{policy.text}, {name}: {result.reason}"
+            undecided.append(f"{text}, {name}: {result.reason}")
     if undecided:
-        return "temperror", None, undecided
+        return "temperror", "", undecided[0]
     if "np" in record.tags and record.domain != author and not _exists(author, answers):
-        policy = _policy(record, author, ("np",)) or policy
-    return "fail", policy, ", ".join((policy.text, *notes))
+        policy, reasons[0] = _policy(record, author, ("np",))
+    return "fail", policy, ", ".join(reasons)
 
 
 def _domain_of(result: AuthResult) -> str:
-    return result.domain("header.d" if result.method == "dkim" else "smtp.mailfrom")
+    return result.domain("header.d" if result.method == "dkim" else "smtp.mailfrom").lower()
 
 
-def _policy(record: _Record, author: str, of_subdomains: Sequence[str]) -> _Policy | None:
-    """Return what a record says for the author's domain, None if it says nothing (4.7, 4.10.1).
+def _policy(record: _Record, author: str, of_subdomains: Sequence[str]) -> tuple[str, str]:
+    """Return what a record says for the author's domain, and how it says it (4.7, 4.10.1).
 
     `of_subdomains` are the tags that count below the record's domain, the first one first.
     """
-    stated = {name: record.tags[name] for name in _POLICY_TAGS if name in record.tags}
+    stated = {name: record.tags[name] for name in _POLICIES if name in record.tags}
     if "p" not in stated or not _WEAKER.keys() >= set(stated.values()):
-        is_reported = "mailto:" in record.tags.get("rua", "")
-        return _Policy("none", "p=none") if is_reported else None
+        return ("none", "p=none") if "mailto:" in record.tags.get("rua", "") else ("", "")
     is_below = record.domain != author
-    name = next(name for name in (of_subdomains if is_below else _POLICY_TAGS) if name in stated)
-    action, text = stated[name], f"{name}={stated[name]}"
+    name = next(name for name in (of_subdomains if is_below else _POLICIES) if name in stated)
+    policy, text = stated[name], f"{name}={stated[name]}"
     if record.tags.get("t") == "y":
-        action, text = _WEAKER[action], f"{text}, t=y"
-    return _Policy(action, f"{text} of {record.domain}" if is_below else text)
+        policy, text = _WEAKER[policy], f"{text}, t=y"
+    return policy, f"{text} of {record.domain}" if is_below else text
 
 
 def _inherited(author: str, answers: Answers) -> _Record | None:
     """Return the record above the author's domain that counts for it (4.10.1)."""
-    records = _walk(author, answers)
-    organization = _organization(author, answers)
+    organization, records = _organization(author, answers), _walk(author, answers)
     own = [record for record in records if record.domain == organization]
     public = [record for record in records[-1:] if record.tags.get("psd") == "y"]
     return next(iter(own + public), None)
@@ -186,7 +160,7 @@ def _walk(domain: str, answers: Answers) -> list[_Record]:
     """Return the records from the longest name to the shortest (4.10)."""
     questions = walk_questions(domain)
     if missing := [question for question in questions if question not in answers]:
-        raise UnansweredError(*missing)
+        raise Unanswered(*missing)
     records = list[_Record]()
     for name, _ in questions:
         record = _record(name.removeprefix("_dmarc."), answers)
@@ -223,7 +197,7 @@ def _exists(domain: str, answers: Answers) -> bool:
 
 def _answer(question: DnsQuestion, answers: Answers) -> Answer:
     if question not in answers:
-        raise UnansweredError(question)
+        raise Unanswered(question)
     answer = answers[question]
     if isinstance(answer, NoAnswer):
         raise _NoAnswerError(f"{question[1]} of {question[0]}: {answer.text}")

@@ -91,12 +91,6 @@ class _ArchiveProcess(ChildProcess):
                 received += octets
         return bytes(received)
 
-    def end(self) -> None:
-        """Kill the process, and reap it."""
-        self.process.kill()
-        self.socket.close()
-        self.process.wait()
-
 
 class ArchiveReader:
     """Sends files to child processes. Idle ones are kept for the next file."""
