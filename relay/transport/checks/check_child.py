@@ -9,13 +9,13 @@ import sys
 from msgspec import msgpack
 
 from relay.base.message.authentication_results import AuthResult
+from relay.base.message.header import Header
 from relay.base.process_limits import limit_cpu, limit_this_process
 from relay.transport.checks.checker import CheckReply, CheckRequest
-from relay.transport.checks.dkim_check import signature_result, signatures_of
-from relay.transport.checks.dmarc import Unanswered
+from relay.transport.checks.dkim_check import dkim_results
+from relay.transport.checks.dmarc import Unanswered, author_of, dmarc_result, walk_questions
 from relay.transport.checks.spf_check import spf_result
 from relay.transport.checks.workers import LENGTH_BYTES
-from relay.transport.routing.dns_cache import DnsQuestion
 
 MEMORY_BYTES_MAX = 200 << 20
 _CPU_S = 2  # of a request
@@ -23,21 +23,21 @@ _CPU_S = 2  # of a request
 
 def reply_to(request: CheckRequest) -> CheckReply:
     """Return what is lacking, or the results."""
-    known = dict(request.known)
-    lacking, results = list[DnsQuestion](), list[AuthResult]()
+    header, found = Header.parse(request.header), list[AuthResult]()
+    author, _ = author_of(header)
+    lacking = [name for name in walk_questions(author) if name not in request.known]
     for of_helo in (False, True):
         try:
-            results.append(spf_result(request.question, known, of_helo=of_helo))
+            found.append(spf_result(request, of_helo=of_helo))
         except Unanswered as error:
             lacking += error.args
-    message, signatures = signatures_of(request.header)
-    wanted = [] if request.is_large else [key.question for key in signatures if not key.fault]
-    lacking += [question for question in wanted if question not in known]
-    if lacking or request.body is None:
-        return CheckReply(lacking)
-    message.body = request.body
-    of_signatures = [signature_result(message, signature, known) for signature in signatures]
-    return CheckReply([], results + (of_signatures or [AuthResult("dkim", "none", "no signature")]))
+    try:
+        found += dkim_results(request, is_ready=not lacking)
+        if not lacking and request.body is not None:
+            return CheckReply((), (*found, dmarc_result(header, found, request.known)))
+    except Unanswered as error:
+        lacking += error.args
+    return CheckReply(lacking)
 
 
 def main() -> None:

@@ -1,29 +1,26 @@
 """Check SPF, DKIM and DMARC of a stranger's message.
 
-Workers judge SPF and DKIM by the DNS answers that they get; the DNS is asked here, so that a silent
-name server keeps no worker. What is not known in time is a temporary error.
+Workers judge by the DNS answers that they get. The DNS is asked here, so that a silent name server
+keeps no worker. What is not known in time is a temporary error.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from msgspec import Struct, msgpack
 
 from relay.base.blocks import next_block
 from relay.base.clock import Clock
-from relay.base.message.authentication_results import AuthResult, clipped
+from relay.base.message.authentication_results import AuthResult
 from relay.base.message.content import Content, octets_in_blocks
 from relay.base.message.header import ParsedContent
 from relay.base.observe.logs import ContainedErrors, get_logger
-from relay.transport.checks.dmarc import Unanswered, author_of, dmarc_result, walk_questions
 from relay.transport.checks.workers import CheckWorkers
 from relay.transport.routing.dns_cache import DnsQuestion
-from relay.transport.routing.mx_hosts import Answer, NoAnswer, Records
+from relay.transport.routing.mx_hosts import Answer, NoAnswer, NoName, Records
 
 # Returns the answers in the order of the questions.
 Ask = Callable[[Sequence[DnsQuestion]], Awaitable[Sequence[Answer]]]
-# Answers as a worker gets them: values, none if there are no records, None without an answer.
-Known = Mapping[DnsQuestion, Sequence[bytes] | None]
 
 TIME_LIMIT_S = 5.0  # of a message
 DNS_LIMIT_S = 4.0  # of a message; then what is not known stays so
@@ -43,13 +40,24 @@ class SenderQuestion(Struct, frozen=True):
     hostname: str  # of this relay
 
 
+class KnownAnswer(Struct, frozen=True):
+    """An answer as a worker gets it."""
+
+    values: Sequence[bytes] = ()  # of the records; for MX, preference and name
+    has_name: bool = True  # the name exists
+    failure: str = ""  # why there is no answer
+
+
+Known = Mapping[DnsQuestion, KnownAnswer]
+
+
 class CheckRequest(Struct, frozen=True):
     """What a worker gets: a message, and the DNS answers so far."""
 
     question: SenderQuestion
-    known: Sequence[tuple[DnsQuestion, Sequence[bytes] | None]]  # see Known
+    known: Known
     header: bytes
-    body: bytes | None  # None until all answers are known
+    body: bytes | None  # None until the answers for it are known
     is_large: bool  # its signatures are not checked
 
 
@@ -57,7 +65,7 @@ class CheckReply(Struct, frozen=True):
     """The questions that lack an answer; else the results, if the request has the body."""
 
     lacking: Sequence[DnsQuestion]
-    results: Sequence[AuthResult] = ()  # SPF of the sender, SPF of HELO, DKIM
+    results: tuple[AuthResult, ...] = ()  # SPF of the sender, SPF of HELO, DKIM, DMARC
 
 
 _read_reply = msgpack.Decoder(CheckReply).decode
@@ -67,35 +75,34 @@ class _Lookups:
     """The questions of a message and their answers."""
 
     def __init__(self, ask: Ask, clock: Clock) -> None:
-        self.answers: dict[DnsQuestion, Answer] = {}
+        self.known: dict[DnsQuestion, KnownAnswer] = {}
         self._ask, self._clock = ask, clock
         self._until_s = clock.real_s() + DNS_LIMIT_S
         self._tasks: dict[DnsQuestion, asyncio.Future[Sequence[Answer]]] = {}
 
-    def start(self, questions: Iterable[DnsQuestion]) -> None:
-        """Ask what was not asked before."""
-        for question in questions:
-            if len(self._tasks) < QUESTIONS_MAX:
-                if question not in self._tasks:
-                    self._tasks[question] = asyncio.ensure_future(self._ask([question]))
-            elif question not in self._tasks:
-                text = f"the message needs more than {QUESTIONS_MAX} questions"
-                self.answers[question] = NoAnswer(text)
-
     async def add_some(self, questions: Sequence[DnsQuestion]) -> None:
-        """Ask, and wait until one more of these answers is known."""
-        self.start(questions)
-        tasks = {name: task for name in questions if (task := self._tasks.get(name))}
+        """Ask what was not asked before, and wait until one more answer is known."""
+        for question in questions:
+            if question not in self._tasks and len(self._tasks) < QUESTIONS_MAX:
+                self._tasks[question] = asyncio.ensure_future(self._ask([question]))
+        tasks = {name: self._tasks[name] for name in questions if name in self._tasks}
+        left_s = self._until_s - self._clock.real_s()
         if len(tasks) == len(questions):
-            left_s = self._until_s - self._clock.real_s()
-            await asyncio.wait(
+            await asyncio.wait(  # real time: name servers
                 tasks.values(), timeout=left_s, return_when=asyncio.FIRST_COMPLETED
-            )  # real time: name servers
-        for question, task in tasks.items():
-            if task.done():
-                [self.answers[question]] = task.result()
-            elif self._clock.real_s() >= self._until_s:
-                self.answers[question] = NoAnswer(f"no answer within {DNS_LIMIT_S:g} s")
+            )
+        is_late = self._clock.real_s() >= self._until_s
+        for question in questions:
+            task = tasks.get(question)
+            if task is None:
+                failure = f"the message needs more than {QUESTIONS_MAX} questions"
+                self.known[question] = KnownAnswer(failure=failure)
+            elif task.done():
+                [answer] = task.result()
+                self.known[question] = _known(answer)
+            elif is_late:
+                failure = f"no answer within {DNS_LIMIT_S:g} s"
+                self.known[question] = KnownAnswer(failure=failure)
 
     def end(self) -> None:
         """Stop waiting for answers."""
@@ -115,43 +122,31 @@ class SenderChecker:
 
         Nothing raises.
         """
-        parsed = ParsedContent.of(content)
-        author, fault = author_of(parsed.header)
-        lookups = _Lookups(self._ask, self._clock)
-        found, dmarc, why = list[AuthResult](), None, "internal error"
+        lookups, why = _Lookups(self._ask, self._clock), "internal error"
         with ContainedErrors(_log, "a sender could not be checked"):
             try:
                 async with asyncio.timeout(TIME_LIMIT_S):  # real time: name servers, a child
-                    lookups.start(walk_questions(author) if author else ())
-                    found = [*await self._found(question, parsed, lookups)]
-                    dmarc = await _dmarc(author, found, lookups) if author else None
+                    return await self._results(question, ParsedContent.of(content), lookups)
             except OSError as error:
                 why = str(error) or f"no result within {TIME_LIMIT_S:g} s"
             finally:
                 lookups.end()
-        if not found:
-            sender = clipped(question.sender or f"postmaster@{question.helo}")
-            found.append(AuthResult("spf", "temperror", why, {"smtp.mailfrom": sender}))
-            found.append(AuthResult("dkim", "temperror", why))
-        if fault:
-            dmarc = AuthResult("dmarc", "permerror", fault)
-        return (*found, dmarc or AuthResult("dmarc", "temperror", why, {"header.from": author}))
+        return tuple([AuthResult(method, "temperror", why) for method in ("spf", "dkim", "dmarc")])
 
     def close(self) -> None:
         """End the worker processes."""
         self._workers.close()
 
-    async def _found(
+    async def _results(
         self, question: SenderQuestion, parsed: ParsedContent, lookups: _Lookups
-    ) -> Sequence[AuthResult]:
-        """Return the results of SPF and DKIM. Raises OSError."""
+    ) -> tuple[AuthResult, ...]:
+        """Return the results. Raises OSError."""
         is_large = parsed.size > SIGNED_OCTETS_MAX
         is_small = isinstance(parsed.rest, bytes) and len(parsed.rest) <= _SMALL_OCTETS
         body = b"" if is_large else await _body(parsed) if is_small else None
         header = parsed.header.octets
         while True:
-            known = [(name, _values(answer)) for name, answer in lookups.answers.items()]
-            request = CheckRequest(question, known, header, body, is_large)
+            request = CheckRequest(question, lookups.known, header, body, is_large)
             reply = _read_reply(await self._workers.ask(msgpack.encode(request)))
             if reply.results:
                 return reply.results
@@ -159,15 +154,6 @@ class SenderChecker:
                 await lookups.add_some(reply.lacking)
             else:
                 body = await _body(parsed)
-
-
-async def _dmarc(author: str, found: Sequence[AuthResult], lookups: _Lookups) -> AuthResult:
-    of_sender, _, *signatures = found
-    while True:
-        try:
-            return dmarc_result(author, (of_sender, *signatures), lookups.answers)
-        except Unanswered as error:
-            await lookups.add_some(error.args)
 
 
 async def _body(parsed: ParsedContent) -> bytes:
@@ -179,8 +165,9 @@ async def _body(parsed: ParsedContent) -> bytes:
     return b"".join(blocks)[len(_CRLF) :]
 
 
-def _values(answer: Answer) -> Sequence[bytes] | None:
+def _known(answer: Answer) -> KnownAnswer:
     if isinstance(answer, NoAnswer):
-        return None
+        return KnownAnswer(failure=answer.text)
     values = answer.values if isinstance(answer, Records) else ()
-    return [value.encode("utf-8", "surrogateescape") for value in values]
+    octets = [value.encode("utf-8", "surrogateescape") for value in values]
+    return KnownAnswer(octets, has_name=not isinstance(answer, NoName))

@@ -6,18 +6,17 @@ time and much memory, are replaced by those of `signing`.
 """
 
 import re
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping
 
 import dkim
 import dkim.canonicalization
-from msgspec import Struct
 
-from relay.base.message.address import AddressError, to_ascii_domain
+from relay.base.message.address import to_ascii_domain
 from relay.base.message.authentication_results import AuthResult, clipped
-from relay.transport.checks.checker import Known
-from relay.transport.checks.dmarc import DOMAIN
+from relay.transport.checks.checker import CheckRequest
+from relay.transport.checks.dmarc import DOMAIN, Unanswered
 from relay.transport.routing.dns_cache import DnsQuestion
-from relay.transport.signing.record import RecordError, parse_record
+from relay.transport.signing.record import parse_record
 from relay.transport.signing.signature import NAME, relaxed_body
 
 _SIGNATURES_MAX = 5
@@ -27,101 +26,99 @@ _KEY_BITS_MIN, _KEY_BITS_MAX = 1024, 4096  # of RSA (RFC 8301 3.2)
 _EXPONENT_MAX = 1 << 64
 
 
-class Signature(Struct, frozen=True):
-    """A signature of a message: its place among them, its tags, and why it is not checked."""
+def dkim_results(request: CheckRequest, *, is_ready: bool) -> list[AuthResult]:
+    """Return the results of the first signatures from the top.
 
-    number: int
-    tags: Mapping[str, str] = {}
-    domain: str = ""
-    fault: str = ""
-
-    @property
-    def question(self) -> DnsQuestion:
-        """The question for its key."""
-        return f"{self.tags['s'].lower()}._domainkey.{self.domain}", "TXT"
-
-    def result(self, result: str, reason: str) -> AuthResult:
-        """Return a result that names this signature."""
-        values = {"d": self.domain, **{tag: self.tags.get(tag, "") for tag in "sia"}}
-        values["b"] = "".join(self.tags.get("b", "").split())[:8]
-        properties = {f"header.{tag}": clipped(value) for tag, value in values.items() if value}
-        return AuthResult("dkim", result, clipped(reason), properties)
-
-
-def signatures_of(header: bytes) -> tuple[dkim.DKIM, list[Signature]]:
-    """Return a message for dkimpy, without its body, and its first signatures from the top."""
+    Unless `is_ready`, only their keys are looked for. Raises Unanswered.
+    """
     try:
-        message = dkim.DKIM(header)
+        message = dkim.DKIM(request.header)
     except (dkim.DKIMException, IndexError):  # the first line may continue a field
-        return dkim.DKIM(), [Signature(0, fault="the header has a line that is no field")]
-    name, fields = NAME.lower().encode(), message.headers
-    values = [value for field, value in fields if field.lower() == name][:_SIGNATURES_MAX]
-    return message, [_signature(number, value, fields) for number, value in enumerate(values)]
+        return [AuthResult("dkim", "permerror", "the header has a line that is no field")]
+    message.body = request.body if is_ready else None
+    name, results, lacking = NAME.lower().encode(), list[AuthResult](), list[DnsQuestion]()
+    fields = [value for field, value in message.headers if field.lower() == name]
+    for number, field in enumerate(fields[:_SIGNATURES_MAX]):
+        try:
+            results.append(_result(message, number, field, request=request))
+        except Unanswered as error:
+            lacking += error.args
+    if lacking:
+        raise Unanswered(*lacking)
+    return results or [AuthResult("dkim", "none", "no signature")]
 
 
-def _signature(number: int, field: bytes, fields: Sized) -> Signature:
+def _result(message: dkim.DKIM, number: int, field: bytes, *, request: CheckRequest) -> AuthResult:
+    tags, domain = dict[str, str](), ""
     try:
         tags = parse_record(field.decode("utf-8", "replace"))
-        domain = to_ascii_domain(tags.get("d", ""))
-    except (RecordError, AddressError) as error:
-        return Signature(number, fault=str(error))
-    signed = [name.strip().lower() for name in tags.get("h", "").split(":")]
-    fault = ""
-    if not (DOMAIN.fullmatch(domain) and DOMAIN.fullmatch(tags.get("s", "").lower())):
-        fault = "d= or s= is not a name of the DNS"
-    elif "from" not in signed:  # RFC 6376 5.4
-        fault = "h= does not have From"
-    elif _WHITE_RUN.search(field) or len(signed) * len(fields) > _STEPS_MAX:
-        fault = "the signature or the header is too long"
-    return Signature(number, tags, domain, fault)
-
-
-def signature_result(message: dkim.DKIM, signature: Signature, known: Known) -> AuthResult:
-    """Return the result for a signature; its key was asked for unless the message is too large."""
-    if signature.fault:
-        return signature.result("permerror", signature.fault)
-    if signature.question not in known:
-        return signature.result("none", "not checked: the message is too large")
-    records, (name, _) = known[signature.question], signature.question
-    if not records:
-        is_open = records is None
-        text = f"no answer for {name}" if is_open else f"no key at {name}"
-        return signature.result("temperror" if is_open else "permerror", text)
-    try:
-        return signature.result(*_judged(message, signature, records[0]))
+        domain = to_ascii_domain(tags["d"])
+        if _WHITE_RUN.search(field):
+            result, reason = "permerror", "the signature has too much white space"
+        else:
+            result, reason = _judged(message, number, tags | {"d": domain}, request=request)
     except MemoryError:
         raise
-    except dkim.ValidationError as error:
-        text, _, _ = str(error).partition(" (")
-        return signature.result("fail" if text.startswith("body hash") else "permerror", text)
     except Exception as error:  # noqa: BLE001 - dkimpy and what it calls raise many
-        return signature.result("permerror", f"the signature or its key cannot be used: {error}")
+        text, _, _ = str(error).partition(" (")
+        is_failure = text.startswith("body hash mismatch")
+        result, reason = ("fail", text) if is_failure else ("permerror", f"it is invalid: {text}")
+    values = {"d": domain, **{tag: tags.get(tag, "") for tag in "sia"}}
+    values["b"] = "".join(tags.get("b", "").split())[:8]
+    properties = {f"header.{tag}": clipped(value) for tag, value in values.items() if value}
+    return AuthResult("dkim", result, clipped(reason), properties)
 
 
-def _judged(message: dkim.DKIM, signature: Signature, record: bytes) -> tuple[str, str]:
-    """Return result and reason. Raises what dkimpy raises."""
-    tags, key = signature.tags, parse_record(record.decode("utf-8", "replace"))
-    kind, _, digest = tags["a"].partition("-")
-    if not key.get("p"):
+def _judged(
+    message: dkim.DKIM, number: int, tags: Mapping[str, str], *, request: CheckRequest
+) -> tuple[str, str]:
+    """Return result and reason. Raises Unanswered, and what dkimpy raises."""
+    name = f"{tags['s'].lower()}._domainkey.{tags['d']}"
+    if not DOMAIN.fullmatch(name):
+        return "permerror", "d= or s= is not a name of the DNS"
+    signed = [field.strip().lower() for field in tags["h"].split(":")]
+    if "from" not in signed or len(signed) * len(message.headers) > _STEPS_MAX:  # 5.4
+        return "permerror", "h= does not have From, or has too many names"
+    if request.is_large:
+        return "none", "not checked: the message is too large"
+    if (name, "TXT") not in request.known:
+        raise Unanswered((name, "TXT"))
+    answer = request.known[name, "TXT"]
+    if answer.failure:
+        return "temperror", f"{name}: {answer.failure}"
+    if not answer.values:
+        return "permerror", f"no key at {name}"
+    if message.body is None:
+        return "none", "not computed yet"
+    return _verified(message, number, tags, record=answer.values[0])
+
+
+def _verified(
+    message: dkim.DKIM, number: int, tags: Mapping[str, str], *, record: bytes
+) -> tuple[str, str]:
+    """Return result and reason by a key's record. Raises what dkimpy raises."""
+    key, (kind, _, digest) = (
+        parse_record(record.decode("utf-8", "replace")),
+        tags["a"].partition("-"),
+    )
+    if not key["p"]:
         return "permerror", "the key is revoked"
     if key.get("k", "rsa") != kind or digest not in key.get("h", digest).split(":"):
         return "permerror", f"the key is not for {tags['a']}"
-    identity = tags.get("i", signature.domain).rpartition("@")[2].lower()
-    if "s" in key.get("t", "").split(":") and identity != signature.domain:
+    identity = tags.get("i", tags["d"]).rpartition("@")[2].lower()
+    if "s" in key.get("t", "").split(":") and identity != tags["d"]:
         return "permerror", "the key is not for subdomains (t=s)"
-    public, bits, *_ = dkim.evaluate_pk(signature.question[0], record)
-    if kind == "rsa":
-        if bits > _KEY_BITS_MAX or public["publicExponent"] > _EXPONENT_MAX:
-            return "permerror", f"{bits}-bit key, expected at most {_KEY_BITS_MAX} bits"
-        if bits < _KEY_BITS_MIN or digest == "sha1":
-            return "policy", f"{tags['a']} with a {bits}-bit key is not accepted (RFC 8301)"
-    if not message.verify(signature.number, dnsfunc=lambda *_, **__: record):
+    public, bits, *_ = dkim.evaluate_pk("", record)
+    if kind == "rsa" and (bits > _KEY_BITS_MAX or public["publicExponent"] > _EXPONENT_MAX):
+        return "permerror", f"{bits}-bit key, expected at most {_KEY_BITS_MAX} bits"
+    if kind == "rsa" and (bits < _KEY_BITS_MIN or digest == "sha1"):
+        return "policy", f"{tags['a']} with a {bits}-bit key is not accepted (RFC 8301)"
+    if not message.verify(number, dnsfunc=lambda *_, **__: record):
         return "fail", f"it does not match the header, {bits}-bit key"
-    if "l" in tags:
-        is_relaxed = tags.get("c", "").endswith("/relaxed")
-        size = len(relaxed_body(message.body) if is_relaxed else _simple_body(message.body))
-        if int(tags["l"]) < size:
-            return "policy", f"only {tags['l']} of {size} octets of the body are signed (l=)"
+    is_relaxed = tags.get("c", "").endswith("/relaxed")
+    size = len(relaxed_body(message.body) if is_relaxed else _simple_body(message.body))
+    if int(tags.get("l", size)) < size:
+        return "policy", f"only {tags['l']} of {size} octets of the body are signed (l=)"
     return "pass", f"{bits}-bit key"
 
 

@@ -16,11 +16,10 @@ from relay.base.message.address import AddressError, to_ascii_domain
 from relay.base.message.authentication_results import AuthResult, clipped
 from relay.base.message.header import Header
 from relay.formats.read_header import originators
+from relay.transport.checks.checker import Known, KnownAnswer
 from relay.transport.routing.dns_cache import DnsQuestion
-from relay.transport.routing.mx_hosts import Answer, NoAnswer, NoName, Records
 
 DOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*+")  # with A-labels
-Answers = Mapping[DnsQuestion, Answer]
 _LABELS_MAX = 7  # of the names of a walk after the first
 _WEAKER = {"reject": "quarantine", "quarantine": "none", "none": "none"}  # what t=y makes of it
 _POLICIES = ("p", "sp", "np")
@@ -54,24 +53,27 @@ def author_of(header: Header) -> tuple[str, str]:
         return "", clipped(str(error))
     if from_.unread or not domains or not all(map(DOMAIN.fullmatch, domains)):
         return "", "From has what is no address with a domain"
-    return (*domains, "") if len(domains) == 1 else ("", "From has several domains")
+    return (min(domains), "") if len(domains) == 1 else ("", "From has several domains")
 
 
 def walk_questions(domain: str) -> list[DnsQuestion]:
     """Return the questions of the walk from a domain to its top-level domain: at most eight."""
     above = domain.split(".")[1:][-_LABELS_MAX:]
     names = [domain, *[".".join(above[place:]) for place in range(len(above))]]
-    return [(f"_dmarc.{name}", "TXT") for name in names]
+    return [(f"_dmarc.{name}", "TXT") for name in names if name]
 
 
-def dmarc_result(author: str, found: Sequence[AuthResult], answers: Answers) -> AuthResult:
-    """Return the result of DMARC for an author's domain.
+def dmarc_result(header: Header, found: Sequence[AuthResult], known: Known) -> AuthResult:
+    """Return the result of DMARC; `found` are those of SPF and of DKIM.
 
-    `found` are the results of SPF for the sender and of DKIM. Raises Unanswered.
+    Raises Unanswered.
     """
+    author, fault = author_of(header)
+    if fault:
+        return AuthResult("dmarc", "permerror", fault)
     properties = {"header.from": author}
     try:
-        result, policy, reason = _judged(author, found, answers)
+        result, policy, reason = _judged(author, found, known)
     except _NoAnswerError as error:
         result, policy, reason = "temperror", "", str(error)
     if policy:
@@ -79,14 +81,16 @@ def dmarc_result(author: str, found: Sequence[AuthResult], answers: Answers) -> 
     return AuthResult("dmarc", result, clipped(reason), properties)
 
 
-def _judged(author: str, found: Sequence[AuthResult], answers: Answers) -> tuple[str, str, str]:
+def _judged(author: str, found: Sequence[AuthResult], known: Known) -> tuple[str, str, str]:
     """Return the result, the policy and the reason."""
-    record = _record(author, answers) or _inherited(author, answers)
+    record = _record(author, known) or _inherited(author, known)
     policy, text = _policy(record, author, ("sp", "p")) if record else ("", "")
     if record is None or not policy:
         return "none", "", "no DMARC record"
     reasons, undecided = [text], list[str]()
     for result in sorted(found, key=lambda result: _domain_of(result) != author):
+        if "smtp.helo" in result.properties:
+            continue
         method, domain = result.method, _domain_of(result)
         name = f"{method.upper()} {domain}".strip()
         # a signature that was not checked may be good
@@ -94,7 +98,7 @@ def _judged(author: str, found: Sequence[AuthResult], answers: Answers) -> tuple
         strict = record.tags.get(f"a{method}") == "s"
         if not (domain and is_open):
             reasons.append(f"{name} {result.result}")
-        elif not _is_aligned(domain, author, answers, strict=strict):
+        elif not _is_aligned(domain, author, known, strict=strict):
             reasons.append(f"{name} not aligned")
         elif result.result == "pass":
             return "pass", policy, f"{text}, {name} aligned"
@@ -102,7 +106,11 @@ def _judged(author: str, found: Sequence[AuthResult], answers: Answers) -> tuple
             undecided.append(f"{text}, {name}: {result.reason}")
     if undecided:
         return "temperror", "", undecided[0]
-    if "np" in record.tags and record.domain != author and not _exists(author, answers):
+    if (
+        "np" in record.tags
+        and record.domain != author
+        and not _answer((author, "A"), known).has_name
+    ):
         policy, reasons[0] = _policy(record, author, ("np",))
     return "fail", policy, ", ".join(reasons)
 
@@ -127,26 +135,26 @@ def _policy(record: _Record, author: str, of_subdomains: Sequence[str]) -> tuple
     return policy, f"{text} of {record.domain}" if is_below else text
 
 
-def _inherited(author: str, answers: Answers) -> _Record | None:
+def _inherited(author: str, known: Known) -> _Record | None:
     """Return the record above the author's domain that counts for it (4.10.1)."""
-    organization, records = _organization(author, answers), _walk(author, answers)
+    organization, records = _organization(author, known), _walk(author, known)
     own = [record for record in records if record.domain == organization]
     public = [record for record in records[-1:] if record.tags.get("psd") == "y"]
     return next(iter(own + public), None)
 
 
-def _is_aligned(domain: str, author: str, answers: Answers, *, strict: bool) -> bool:
+def _is_aligned(domain: str, author: str, known: Known, *, strict: bool) -> bool:
     """Return whether a domain belongs to the author's (4.4)."""
     if strict or domain == author:
         return domain == author
-    organization = _organization(author, answers)
+    organization = _organization(author, known)
     is_inside = f".{domain}".endswith(f".{organization}")  # others need no walk
-    return is_inside and _organization(domain, answers) == organization
+    return is_inside and _organization(domain, known) == organization
 
 
-def _organization(domain: str, answers: Answers) -> str:
+def _organization(domain: str, known: Known) -> str:
     """Return the organizational domain (4.10.2)."""
-    records = _walk(domain, answers)
+    records = _walk(domain, known)
     for record in records:
         if record.tags.get("psd") == "n":
             return record.domain
@@ -156,14 +164,14 @@ def _organization(domain: str, answers: Answers) -> str:
     return records[-1].domain if records else domain
 
 
-def _walk(domain: str, answers: Answers) -> list[_Record]:
+def _walk(domain: str, known: Known) -> list[_Record]:
     """Return the records from the longest name to the shortest (4.10)."""
     questions = walk_questions(domain)
-    if missing := [question for question in questions if question not in answers]:
+    if missing := [question for question in questions if question not in known]:
         raise Unanswered(*missing)
     records = list[_Record]()
     for name, _ in questions:
-        record = _record(name.removeprefix("_dmarc."), answers)
+        record = _record(name.removeprefix("_dmarc."), known)
         if record is not None:
             records.append(record)
             ends = ("n",) if record.domain == domain else ("n", "y")
@@ -172,11 +180,10 @@ def _walk(domain: str, answers: Answers) -> list[_Record]:
     return records
 
 
-def _record(domain: str, answers: Answers) -> _Record | None:
+def _record(domain: str, known: Known) -> _Record | None:
     """Return the only DMARC record of a domain."""
-    answer = _answer((f"_dmarc.{domain}", "TXT"), answers)
-    texts = answer.values if isinstance(answer, Records) else ()
-    tags = [parsed for text in texts if (parsed := _tags(text))]
+    texts = _answer((f"_dmarc.{domain}", "TXT"), known).values
+    tags = [parsed for text in texts if (parsed := _tags(text.decode("utf-8", "replace")))]
     return _Record(domain, tags[0]) if len(tags) == 1 else None
 
 
@@ -190,15 +197,9 @@ def _tags(text: str) -> dict[str, str]:
     return {name: value.lower() for name, value in tags.items()} if is_dmarc else {}
 
 
-def _exists(domain: str, answers: Answers) -> bool:
-    """Return whether the DNS has the name, or names below it (3.2.12)."""
-    return not isinstance(_answer((domain, "A"), answers), NoName)
-
-
-def _answer(question: DnsQuestion, answers: Answers) -> Answer:
-    if question not in answers:
+def _answer(question: DnsQuestion, known: Known) -> KnownAnswer:
+    if question not in known:
         raise Unanswered(question)
-    answer = answers[question]
-    if isinstance(answer, NoAnswer):
-        raise _NoAnswerError(f"{question[1]} of {question[0]}: {answer.text}")
-    return answer
+    if failure := known[question].failure:
+        raise _NoAnswerError(f"{question[1]} of {question[0]}: {failure}")
+    return known[question]

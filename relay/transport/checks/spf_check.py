@@ -9,7 +9,7 @@ from typing import Any
 import spf
 
 from relay.base.message.authentication_results import AuthResult, clipped
-from relay.transport.checks.checker import Known, SenderQuestion
+from relay.transport.checks.checker import CheckRequest
 from relay.transport.checks.dmarc import DOMAIN, Unanswered
 from relay.transport.routing.dns_cache import DnsQuestion
 
@@ -17,42 +17,42 @@ _NAME_MAX = 253
 _TOO_LONG = re.compile(rb"v=spf1 (?:.*[^ ]{500}|.{16384})", re.IGNORECASE)  # quadratic in pyspf
 
 
-def spf_result(question: SenderQuestion, known: Known, *, of_helo: bool) -> AuthResult:
+def spf_result(request: CheckRequest, *, of_helo: bool) -> AuthResult:
     """Return the result for the sender, or for the name in HELO (2.3, 2.4).
 
     Raises Unanswered.
     """
+    question, known = request.question, request.known
     local_part, _, domain = question.sender.rpartition("@")
     if of_helo or not question.sender:
         local_part, domain = "postmaster", question.helo
     sender = f"{local_part}@{domain}"
-    name = {"smtp.helo": question.helo} if of_helo else {"smtp.mailfrom": sender}
-    properties = {key: clipped(value) for key, value in name.items()}
-    if "." not in domain or not DOMAIN.fullmatch(domain.lower()):  # 4.3
-        return AuthResult("spf", "none", "no domain name", properties)
+    name, value = ("smtp.helo", domain) if of_helo else ("smtp.mailfrom", sender)
 
     def look_up(name: str, kind: str, *_: object) -> list[tuple[DnsQuestion, Any]]:
         if len(name) > _NAME_MAX or not name.isascii():
             return []
         if (name, kind) not in known:
             raise Unanswered((name, kind))
-        values = known[name, kind]
-        if values is None:
-            raise spf.TempError(f"no answer for {kind} of {name}")
-        return [((name, kind), _as_pyspf(value, kind)) for value in values]
+        answer = known[name, kind]
+        if answer.failure:
+            raise spf.TempError(f"{kind} of {name}: {answer.failure}")
+        return [((name, kind), _as_pyspf(value, kind)) for value in answer.values]
 
     spf.DNSLookup = look_up
-    try:
-        query = spf.query(question.ip, f"x@{domain}", question.helo, receiver=question.hostname)
-        query.s, query.l = sender, local_part  # pyspf ends a local part at its first @
-        result, _, reason = query.check()
-        if result not in ("permerror", "temperror"):
-            reason = query.mechanism or ""
-    except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001 - pyspf raises many for strange records
-        result, reason = "permerror", f"the record cannot be used: {error}"
-    return AuthResult("spf", result, clipped(reason), properties)
+    result, reason = "none", "no domain name"
+    if "." in domain and DOMAIN.fullmatch(domain.lower()):  # 4.3
+        try:
+            query = spf.query(question.ip, f"x@{domain}", question.helo, receiver=question.hostname)
+            query.s, query.l = sender, local_part  # pyspf ends a local part at its first @
+            result, _, reason = query.check()
+            if result not in ("permerror", "temperror"):
+                reason = query.mechanism or ""
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - pyspf raises many for strange records
+            result, reason = "permerror", f"the record cannot be used: {error}"
+    return AuthResult("spf", result, clipped(reason), {name: clipped(value)})
 
 
 def _as_pyspf(value: bytes, kind: str) -> Any:
