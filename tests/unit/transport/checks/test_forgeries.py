@@ -1,0 +1,188 @@
+"""Forged messages, and messages that only look forged: the results of SPF, DKIM and DMARC."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from relay.base.message.authentication_results import AuthResult, checks_of
+from tests.support.dkim import DkimKeys, record_of
+from tests.support.dns_server import Zone
+from tests.support.sender_checks import open_checks, signed, txt
+from tests.support.tables import rows_of
+
+OURS, THEIRS = "192.0.2.1", "198.51.100.6"  # the hosts mx.bank.test and mx.attacker.test
+# of 512 bits
+TINY_KEY = (
+    "MFwwDQYJKoZIhvcNAQEBBQADSwAwSAJBAM6gJFjMtm/rZYyRW+fd/I1lqzTin5WWQF/hX8iw1O4Y"
+    "Py7JBbBMZEPubCc84g9QSbnEGCAHdBxbzmpcoyxN2IkCAwEAAQ=="
+)
+SPF = f"v=spf1 ip4:{OURS} -all"  # of all these domains
+DMARC = """
+bank.test | p=reject
+bank-one.test | p=quarantine
+two.test | p=reject
+lower.test | p=reject
+strict.test | p=reject; adkim=s; aspf=s
+trial.test | p=reject; t=y
+tree.test | p=reject; sp=quarantine; np=reject
+plain.test | p=quarantine
+public.test | p=quarantine; psd=y
+corp.test | p=reject
+unit.corp.test | p=reject; psd=n
+reported.test | p=bogus; rua=mailto:x@reported.test
+bogus.test | p=reject; sp=bogus
+xn--bcher-kva.test | p=reject
+down.test | p=reject
+silent.test | p=reject
+"""
+# what was done | From | sender | client | results of SPF and DKIM | of DMARC, its policy
+CASES = """
+nothing | a@bank.test | a@bank.test | ours | pass none | pass reject
+nothing | a@bank.test | a@bank.test | theirs | fail none | fail reject
+nothing | a@bank.test | a@attacker.test | theirs | pass none | fail reject
+nothing | A@BANK.TEST | a@Bank.Test | ours | pass none | pass reject
+nothing | "a@bank.test" <x@attacker.test> | x@attacker.test | theirs | pass none | none
+nothing | a@bank.test, b@bank.test | a@bank.test | ours | pass none | pass reject
+nothing | a@bank.test, b@attacker.test | b@attacker.test | theirs | pass none | permerror
+nothing | <a@attacker.test> <b@bank.test> | a@attacker.test | theirs | pass none | permerror
+nothing | no address | a@attacker.test | theirs | pass none | permerror
+second-from | a@bank.test | a@attacker.test | theirs | pass none | permerror
+no-from | a@bank.test | a@attacker.test | theirs | pass none | permerror
+bank.test | a@bank.test | a@attacker.test | theirs | pass pass | pass reject
+bank.test subject | a@bank.test | a@attacker.test | theirs | pass fail | fail reject
+bank.test body | a@bank.test | a@attacker.test | theirs | pass fail | fail reject
+bank.test second-from | a@bank.test | a@attacker.test | theirs | pass fail | permerror
+bank.test broken | a@bank.test | a@attacker.test | theirs | pass fail,pass | pass reject
+bank.test five-broken | a@bank.test | a@attacker.test | theirs | pass fail,fail,fail,fail,fail | fail reject
+attacker.test | a@bank.test | a@attacker.test | theirs | pass pass | fail reject
+evilbank.test | a@bank.test | a@attacker.test | theirs | pass pass | fail reject
+bank.test.attacker.test | a@bank.test | a@attacker.test | theirs | pass pass | fail reject
+mail.bank.test | a@bank.test | a@attacker.test | theirs | pass pass | pass reject
+length body | a@bank.test | a@attacker.test | theirs | pass policy | fail reject
+length | a@bank.test | a@attacker.test | theirs | pass pass | pass reject
+sha1 | a@bank.test | a@attacker.test | theirs | pass policy | fail reject
+tiny | a@bank.test | a@attacker.test | theirs | pass policy | fail reject
+no-h | a@bank.test | a@attacker.test | theirs | pass permerror | fail reject
+revoked | a@bank.test | a@attacker.test | theirs | pass permerror | fail reject
+subdomain | a@bank.test | a@attacker.test | theirs | pass permerror | fail reject
+ed25519-only | a@bank.test | a@attacker.test | theirs | pass permerror | fail reject
+no-key | a@bank.test | a@attacker.test | theirs | pass permerror | fail reject
+no-answer | a@bank.test | a@attacker.test | theirs | pass temperror | temperror
+no-answer-of-attacker | a@bank.test | a@attacker.test | theirs | pass temperror | fail reject
+fold-in-name | a@bank.test | a@attacker.test | theirs | pass permerror | fail reject
+nothing | a@bank.test | "x@bank.test"@attacker.test | theirs | pass none | fail reject
+nothing | a@bank.test | a@down.test | theirs | temperror none | fail reject
+nothing | a@down.test | a@down.test | theirs | temperror none | temperror
+nothing | a@silent.test | a@silent.test | theirs | fail none | temperror
+nothing | a@bank.test |  | ours | pass none | pass reject
+nothing | a@bank.test |  | theirs | pass none | fail reject
+nothing | a@bank-one.test | a@bank.test | ours | pass none | fail quarantine
+bank-one.test | a@bank-one.test | a@bank.test | ours | pass pass | pass quarantine
+nothing | a@two.test | a@two.test | theirs | fail none | none
+nothing | a@lower.test | a@lower.test | theirs | fail none | none
+nothing | a@strict.test | a@x.strict.test | ours | pass none | fail reject
+nothing | a@trial.test | a@trial.test | theirs | fail none | fail quarantine
+nothing | a@x.tree.test | a@x.tree.test | theirs | fail none | fail quarantine
+nothing | a@missing.tree.test | a@bank.test | ours | pass none | fail reject
+nothing | a@x.plain.test | a@plain.test | ours | pass none | pass quarantine
+nothing | a@1.2.3.4.5.6.7.8.9.x.plain.test | a@plain.test | ours | pass none | pass quarantine
+nothing | a@one.public.test | a@two.public.test | ours | pass none | fail quarantine
+nothing | a@one.public.test | a@x.one.public.test | ours | pass none | pass quarantine
+nothing | a@corp.test | a@x.unit.corp.test | ours | pass none | fail reject
+nothing | a@reported.test | a@reported.test | theirs | fail none | fail none
+nothing | a@bogus.test | a@bogus.test | theirs | fail none | none
+nothing | a@bücher.test | a@bank.test | ours | pass none | fail reject
+nothing | a@bücher.test | a@xn--bcher-kva.test | ours | pass none | pass reject
+"""
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> DkimKeys:
+    domains = "bank.test attacker.test evilbank.test bank.test.attacker.test mail.bank.test bank-one.test"
+    made = {(domain, "s1"): "rsa" for domain in domains.split()}
+    return DkimKeys.made(tmp_path_factory.mktemp("keys"), made)
+
+
+def zone_of(keys: DkimKeys) -> Zone:
+    policies = dict(rows_of(DMARC))
+    record = record_of(keys.ring.of_domain("bank.test")[0]).decode()
+    zone: Zone = {f"_dmarc.{name}": txt(f"v=DMARC1; {tags}") for name, tags in policies.items()}
+    names = "mx.bank.test x.strict.test x.tree.test two.public.test x.one.public.test x.unit.corp.test"
+    return {
+        **zone,
+        **{name: txt(SPF) for name in [*policies, *names.split()]},
+        **{name: txt(text) for name, text in keys.records.items()},
+        "attacker.test": txt(f"v=spf1 ip4:{THEIRS} -all"),
+        "mx.attacker.test": txt(f"v=spf1 ip4:{THEIRS} -all"),
+        "_dmarc.two.test": txt("v=DMARC1; p=reject", "v=DMARC1; p=none"),
+        "_dmarc.lower.test": txt("v=dmarc1; p=reject"),
+        "down.test": "SERVFAIL",
+        "_dmarc.silent.test": "SERVFAIL",
+        "tiny._domainkey.bank.test": txt(f"p={TINY_KEY}"),
+        "revoked._domainkey.bank.test": txt("v=DKIM1; p="),
+        "subdomain._domainkey.bank.test": txt(f"t=s; {record}"),
+        "ed25519-only._domainkey.bank.test": txt(record.replace("k=rsa", "k=ed25519")),
+        "no-answer._domainkey.bank.test": "SERVFAIL",
+        "no-answer._domainkey.attacker.test": "SERVFAIL",
+    }
+
+
+def forged(from_: str, done: Sequence[str], keys: DkimKeys) -> bytes:
+    """A message to which these things were done, one after the other."""
+    content = f"From: {from_}\r\nSubject: money\r\n\r\nSend it.\r\n".encode()
+    by_domain = {key.domain: key for key in keys.ring.keys}
+    bank = by_domain["bank.test"]
+    for step in done:
+        match step:
+            case "subject":
+                content = content.replace(b"money", b"honey")
+            case "body":
+                content += b"More.\r\n"
+            case "second-from":
+                content = b"From: b@bank.test\r\n" + content
+            case "no-from":
+                content = content.partition(b"\r\n")[2]
+            case "broken" | "five-broken":
+                for _ in range(5 if step == "five-broken" else 1):
+                    content = signed(content, bank).replace(b"c=relaxed", b"c=simple", 1)
+            case "length":
+                content = signed(content, bank, length=True)
+            case "sha1":
+                content = signed(content, bank, signature_algorithm=b"rsa-sha1")
+            case "no-h":
+                content = signed(content, bank).replace(b"h=from", b"h=to", 1)
+            case "fold-in-name":
+                content = signed(content, bank).replace(b"d=bank", b"d=ba\r\n nk", 1)
+            case "subdomain":
+                content = signed(content, bank, identity=b"@x.bank.test")
+                content = content.replace(b"s=s1;", b"s=subdomain;", 1)
+            case "no-answer-of-attacker":
+                signature = signed(content, by_domain["attacker.test"])
+                content = signature.replace(b"s=s1;", b"s=no-answer;", 1)
+            case _ if step in by_domain:
+                content = signed(content, by_domain[step])
+            case _ if step != "nothing":
+                content = signed(content, bank).replace(b"s=s1;", f"s={step};".encode(), 1)
+    return content
+
+
+async def test_forgeries_have_the_verdict_of_the_standards(keys: DkimKeys) -> None:
+    wrong, seen = [], list[AuthResult]()
+    async with open_checks(zone_of(keys)) as checks:
+        for case in rows_of(CASES):
+            done, from_, sender, client, results, verdict = case
+            is_ours = client == "ours"
+            ip, host = (OURS, "mx.bank.test") if is_ours else (THEIRS, "mx.attacker.test")
+            content = forged(from_, done.split(), keys)
+            spf, helo, *dkim, dmarc = await checks(content, sender, ip=ip, helo=host)
+            policy = dmarc.properties.get("policy.dmarc", "")
+            found = f"{spf.result} {','.join(each.result for each in dkim)}"
+            judged = f"{dmarc.result} {policy}".strip()
+            if (helo.result, found, judged) != ("pass", results, verdict):
+                wrong.append((*case, helo.result, found, judged, dmarc.reason, dkim))
+            seen += dkim
+    assert not wrong, "\n".join(map(str, wrong))
+    checks_of_pass = checks_of([each for each in seen if each.result == "pass"])
+    assert checks_of_pass is not None
+    assert {each["key_bits"] for each in checks_of_pass["dkim"]} == {2048}
