@@ -110,7 +110,7 @@ class Explainer:
     trusts: Callable[[str], bool]  # whether a client's address is in trusted_networks
     milters: MilterSet  # as acceptance asks them
     # returns the checks of a stranger's address, as at RCPT; None: there are none
-    strangers: Callable[[str], Stranger] | None
+    strangers: Callable[[str], Stranger] | None = None
     # returns the present state of the site of these hosts; None: no relay runs
     state_of: Callable[[NextHop, Hosts], SiteState] | None
     # opens an SMTP session with these hosts, and ends it before MAIL; None: no relay runs

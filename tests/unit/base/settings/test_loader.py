@@ -353,6 +353,14 @@ max_connections = 0
             "6: smtp[1].listen: found",
         ),
         (
+            "[[smtp]]\nlisten = '127.0.0.1:25'\ndnsbl = [{ zone = 'a b' }]",
+            '5: smtp[0].dnsbl[0].zone: found "a b", expected a domain such as',
+        ),
+        (
+            "[[smtp]]\nlisten = '127.0.0.1:25'\ndnsbl = [{ zone = 'a.test', answers = ['127.0.0.9-2'] }]",
+            '5: smtp[0].dnsbl[0].answers[0]: found "127.0.0.9-2", expected an address such as',
+        ),
+        (
             "[[smtp]]\nlisten = '127.0.0.1:25'\ntrusted_networks = ['0.0.0.0/0']",
             '5: smtp[0].trusted_networks[0]: found "0.0.0.0/0", expected a network of your own',
         ),

@@ -92,6 +92,8 @@ async def test_what_a_session_has_asked_it_does_not_ask_again(relay, resolver, d
 
 async def test_silent_name_servers_refuse_nothing_but_a_sender_for_now(relay, resolver, dns):
     zones = [f"list{number}.test" for number in range(3)]
+    dns.zone["null.test"] = {"MX": ["0 ."]}  # for which MAIL has got no answer in time
+    assert (await reply_to(relay, sender="ann@null.test"))[:10] == "550 5.7.27"
     for name in ("2.0.0.11.in-addr.arpa", "silent.test", *(f"2.0.0.127.{zone}" for zone in zones)):
         dns.zone[name] = "TIMEOUT"
     async with asyncio.timeout(10):
