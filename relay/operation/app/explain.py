@@ -582,7 +582,7 @@ def explainer_of_files(
             strangers=_strangers(
                 settings,
                 StrangerChecks(
-                    resolver.answers_for_client, is_own=table.is_local_domain, clock=clock
+                    resolver.answers_for_clients, is_own=table.is_local_domain, clock=clock
                 ),
             ),
             state_of=None,

@@ -127,7 +127,7 @@ def build_transport(base: Foundation) -> Transport:
     strangers = None
     if isinstance(resolver, Resolver):
         strangers = StrangerChecks(
-            resolver.answers_for_client, is_own=base.table.is_local_domain, clock=base.clock
+            resolver.answers_for_clients, is_own=base.table.is_local_domain, clock=base.clock
         )
     ingress = _ingress(base, acceptance, verifier, resolver=resolver, strangers=strangers)
     pickup = Pickup(

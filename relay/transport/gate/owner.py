@@ -167,7 +167,9 @@ class SessionsOfChild:
         owner = session.owner
         match call:
             case CheckRecipient(address=address, reverse_path=sender):
-                answer = await owner.check_recipient(address, sender, call.size_bytes, call.helo)
+                answer = await owner.check_recipient(
+                    address, sender, call.size_bytes, helo=call.helo
+                )
                 session.take_recipient(sender, address, answer.reply)
                 return answer
             case Accept():

@@ -161,7 +161,7 @@ class RemoteOwner:
         )
 
     async def _check_recipient(
-        self, address: str, reverse_path: str, size_bytes: int, helo: str
+        self, address: str, reverse_path: str, size_bytes: int, *, helo: str
     ) -> RecipientAnswer:
         key, kept = (address, reverse_path), self._calls.kept  # a reload replaces it
         if self._may_relay and (known := kept.get(key)) is not None:

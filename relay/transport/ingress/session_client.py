@@ -10,7 +10,7 @@ ListenerDependencies has what the sessions of a listener share.
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 from msgspec import Meta, Struct
 
@@ -58,6 +58,17 @@ class RecipientAnswer(Struct, frozen=True):
     reason: RefusalReason | None = None  # None: the one that the reply has
 
 
+class CheckAddress(Protocol):
+    """Checks the address of RCPT."""
+
+    def __call__(
+        self, address: str, reverse_path: str, size_bytes: int, *, helo: str
+    ) -> Awaitable[RecipientAnswer]:
+        """Return whether an address is taken: `size_bytes` is SIZE of MAIL, `helo` the name in EHLO
+        or HELO.
+        """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedCommand:
     """A command and the reply that refused it; the other fields are as in Refusal."""
@@ -96,9 +107,7 @@ class SessionClient(Struct, frozen=True):
     log_in: Callable[[str, str, bool], Awaitable[str]]
     # the reply if the login, the user of this machine or a stranger may not use a reverse-path
     sender_rejection: Callable[[str], Awaitable[str]]
-    # RCPT: whether an address is taken, from a reverse-path, with the size of MAIL and the name of
-    # EHLO
-    check_recipient: Callable[[str, str, int, str], Awaitable[RecipientAnswer]]
+    check_recipient: CheckAddress  # RCPT
     new_body: Callable[[], IncomingBody]  # a file for the body of a large content
     # the final dot: takes the responsibility for a message, or returns the reply that rejects it;
     # releases what was received in any case

@@ -296,7 +296,7 @@ class SessionOwner:
         return await null_mx_rejection(reverse_path, shared.is_null_mx, shared.acceptance.router)
 
     async def check_recipient(
-        self, address: str, reverse_path: str, size_bytes: int, helo: str = ""
+        self, address: str, reverse_path: str, size_bytes: int, *, helo: str = ""
     ) -> RecipientAnswer:
         """See SessionClient."""
         if self._has_ended:
@@ -310,7 +310,7 @@ class SessionOwner:
             return answer
         if self._stranger is None:
             self._stranger = Stranger(checks, self._shared.settings, self.ip)
-        refusal = await self._stranger.refusal(address, reverse_path, helo)
+        refusal = await self._stranger.refusal(address, reverse_path, helo=helo)
         return refusal if refusal.reply else answer
 
     def new_body(self) -> LendableBody:

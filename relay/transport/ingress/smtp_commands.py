@@ -430,7 +430,7 @@ class SmtpCommands:
             # RFC 5321 4.5.3.1.8, 4.5.3.1.10
             return "452 4.5.3 Too many recipients, send the rest in another transaction"
         answer = await self._client.check_recipient(
-            path.address, mail.envelope.reverse_path, mail.size_bytes, self._helo
+            path.address, mail.envelope.reverse_path, mail.size_bytes, helo=self._helo
         )
         expanded = self._expanded + answer.expanded
         if expanded > EXPANDED_MAX:

@@ -36,7 +36,8 @@ from relay.transport.routing.mx_hosts import (
     exchanges_of,
 )
 
-Ask = Callable[..., Awaitable[Sequence[Answer]]]  # Resolver.answers_for_client()
+# as Resolver.answers_for_clients() does
+Ask = Callable[[Sequence[DnsQuestion]], Awaitable[Sequence[Answer]]]
 _WAIT_S = 5.0  # a client waits for it
 _BLOCKLISTS_S = 3.0
 _LEFT_OUT_S = 10.0  # then a zone that cannot be used is asked again
@@ -187,7 +188,7 @@ class StrangerChecks:
     async def _answers(self, until_s: float, *questions: DnsQuestion) -> Sequence[Answer]:
         try:
             async with asyncio.timeout_at(until_s):  # real time: name servers
-                return await self._ask(*questions)
+                return await self._ask(questions)
         except TimeoutError:
             return [NoAnswer("no answer in time")] * len(questions)
 
@@ -209,7 +210,7 @@ class Stranger:
         self._ip = ip.partition("%")[0]
         self._known: dict[_Check, tuple[str, str]] = {}  # what was checked last, and the reply
 
-    async def refusal(self, address: str, reverse_path: str, helo: str) -> RecipientAnswer:
+    async def refusal(self, address: str, reverse_path: str, *, helo: str) -> RecipientAnswer:
         """Return the answer to RCPT; `helo` is "" where it is not known."""
         if address.partition("@")[0].lower() == "postmaster":  # RFC 5321 4.5.1
             return RecipientAnswer()

@@ -29,7 +29,6 @@ class RefusalReason(StrEnum):
     RULE = "rule"  # a mail-flow rule, or the rules could not be applied
     SENDER = "sender"  # an address that the account may not use, or of an unknown domain
     CLIENT = "client"  # its name in EHLO, or its address: without a name, or listed by a DNSBL
-    CHECKS = "checks"  # what DMARC says about the author
     RECIPIENT = "recipient"  # unknown, not for this client, or without room
     LOGIN = "login"  # missing, wrong, delayed or ended
     TLS = "tls"  # missing, or its handshake failed
@@ -38,6 +37,7 @@ class RefusalReason(StrEnum):
     LIMIT = "limit"  # of recipients, sessions, errors, hops, or what an account sends
     PRESSURE = "pressure"  # Relay takes no mail now, or stops
     MILTER = "milter"  # a milter, or one that is down
+    CHECKS = "checks"  # DMARC
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):

@@ -130,18 +130,18 @@ class Resolver:
             return False
         try:
             async with asyncio.timeout(NULL_MX_S):  # real time: a name server
-                [answer] = await self.answers_for_client(question)
+                [answer] = await self.answers_for_clients([question])
         except TimeoutError:
             self._silent_until_s = now_s + NULL_MX_S + _SILENT_S
             return False
         return isinstance(exchanges_of(domain, answer), NullMx)
 
-    async def answers_for_client(self, *questions: DnsQuestion) -> Sequence[Answer]:
-        """Return the answers to questions that a client has chosen. They leave half of the queries
-        to delivery: beyond it what is not in the cache is NoAnswer. The caller limits the time.
+    async def answers_for_clients(self, questions: Sequence[DnsQuestion]) -> Sequence[Answer]:
+        """Return the answers to questions that a client chose, in their order. NoAnswer leaves half
+        of the queries to delivery.
         """
+        full = NoAnswer("too many questions of clients wait")
         if self._dns.is_half_full:
-            full = NoAnswer("too many queries are in progress")
             return [self._dns.remembered(question) or full for question in questions]
         return await self._dns.answers(*questions)
 

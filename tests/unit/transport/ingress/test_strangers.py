@@ -53,7 +53,7 @@ async def resolver(relay, dns, monkeypatch):
     settings, rng = DnsSettings((dns.address,), timeout=60.0), Random(1)
     made = Resolver(settings, clock=relay.clock, rng=rng, hostname="relay.test")
     relay.strangers = StrangerChecks(
-        made.answers_for_client, is_own=relay.router.is_local_domain, clock=relay.clock
+        made.answers_for_clients, is_own=relay.router.is_local_domain, clock=relay.clock
     )
     yield made
     await made.close()
@@ -63,7 +63,7 @@ async def reply_to(relay, *, zones=(), sender: str = SENDER, helo: str = "[11.0.
     """The reply to RCPT in a new session of the client, "" if the recipient is taken."""
     blocklists = tuple(DnsBlocklist(zone) for zone in zones)
     owner = relay.server(**ALL, dnsbl=blocklists)._owner(CLIENT)
-    return (await owner.check_recipient(BOB, sender, 0, helo)).reply
+    return (await owner.check_recipient(BOB, sender, 0, helo=helo)).reply
 
 
 async def test_no_question_for_a_trusted_client_a_login_or_an_unknown_user(relay, resolver, dns):
@@ -71,9 +71,9 @@ async def test_no_question_for_a_trusted_client_a_login_or_an_unknown_user(relay
     trusted, login, other = (server._owner(ip) for ip in ("192.0.2.9", CLIENT, CLIENT))
     assert await login.log_in("alice@example.test", "alice", False)
     for owner, address in ((trusted, BOB), (login, BOB), (other, "nobody@example.test")):
-        await owner.check_recipient(address, "ann@nowhere.test", 0, "localhost")
+        await owner.check_recipient(address, "ann@nowhere.test", 0, helo="localhost")
     assert not dns.queries
-    answer = await other.check_recipient(BOB, "ann@nowhere.test", 0, "localhost")
+    answer = await other.check_recipient(BOB, "ann@nowhere.test", 0, helo="localhost")
     assert (answer.reply[:3], answer.reason) == ("550", "client")
     assert dns.queries
 
@@ -83,7 +83,7 @@ async def test_what_a_session_has_asked_it_does_not_ask_again(relay, resolver, d
     dns.server.ttl_s = dns.server.negative_ttl_s = 0
     owner = server._owner(CLIENT)
     for sender in (SENDER, SENDER, "ann@nowhere.test", "ann@nowhere.test"):
-        answer = await owner.check_recipient(BOB, sender, 0, "[11.0.0.2]")
+        answer = await owner.check_recipient(BOB, sender, 0, helo="[11.0.0.2]")
     assert answer.reply[:9] == "550 5.1.8"
     asked = {"good.test": 1, "nowhere.test": 1, "2.0.0.127.list.test": 1}
     assert {name: dns.asked(name, "A" if "list" in name else "MX") for name in asked} == asked
