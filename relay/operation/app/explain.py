@@ -559,7 +559,7 @@ def explainer_of_files(
     boxes = settings.mailboxes
     accounts = accounts_of(settings, clock=clock, environ=environ)
     resolver = resolver_of(settings, clock)
-    checker = SenderChecker(lambda questions: resolver.answers_for_client(*questions), clock=clock)
+    checker = SenderChecker(resolver.answers_for_clients, clock=clock)
     try:
         table = read_table(settings, accounts, file)
         srs = srs_in(settings) or Srs(secrets.token_bytes(), boxes.srs_domain)

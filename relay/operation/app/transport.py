@@ -109,9 +109,7 @@ def build_transport(base: Foundation) -> Transport:
     scheduler = _scheduler(base, reporter, policies.resolve, connect=_connect(base, resolver))
     checker = None  # a development relay asks the DNS about nobody
     if isinstance(resolver, Resolver):
-        checker = SenderChecker(
-            lambda questions: resolver.answers_for_client(*questions), clock=base.clock
-        )
+        checker = SenderChecker(resolver.answers_for_clients, clock=base.clock)
     acceptance = _acceptance(base, reporter, scheduler, checker=checker)
     verifier = RecipientVerifier(
         base.table,
