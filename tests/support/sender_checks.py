@@ -1,7 +1,7 @@
 """Sender checks with real worker processes, and a name server with the zone of a test.
 
-    async with open_checks({"bank.test": txt("v=spf1 -all")}) as checks:
-        spf, helo, dkim, dmarc = await checks(content, "alice@bank.test", ip="192.0.2.1")
+async with open_checks({"bank.test": txt("v=spf1 -all")}) as checks:
+    spf, helo, dkim, dmarc = await checks(content, "alice@bank.test", ip="192.0.2.1")
 """
 
 import contextlib

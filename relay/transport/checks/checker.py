@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from msgspec import Struct, msgpack
+from msgspec.structs import replace
 
 from relay.base.blocks import next_block
 from relay.base.clock import Clock
@@ -15,7 +16,7 @@ from relay.base.message.authentication_results import AuthResult
 from relay.base.message.content import Content, octets_in_blocks
 from relay.base.message.header import ParsedContent
 from relay.base.observe.logs import ContainedErrors, get_logger
-from relay.transport.checks.workers import CheckWorkers
+from relay.transport.checks.workers import WORKERS_MAX, CheckWorkers
 from relay.transport.routing.dns_cache import DnsQuestion
 from relay.transport.routing.mx_hosts import Answer, NoAnswer, NoName, Records
 
@@ -116,6 +117,7 @@ class SenderChecker:
     def __init__(self, ask: Ask, *, clock: Clock) -> None:
         self._ask, self._clock = ask, clock
         self._workers = CheckWorkers()
+        self._bodies = asyncio.Semaphore(WORKERS_MAX)  # large ones in memory
 
     async def check(self, question: SenderQuestion, content: Content) -> tuple[AuthResult, ...]:
         """Return the results within TIME_LIMIT_S: SPF of the sender and of HELO, DKIM, DMARC.
@@ -144,16 +146,20 @@ class SenderChecker:
         is_large = parsed.size > SIGNED_OCTETS_MAX
         is_small = isinstance(parsed.rest, bytes) and len(parsed.rest) <= _SMALL_OCTETS
         body = b"" if is_large else await _body(parsed) if is_small else None
-        header = parsed.header.octets
+        request = CheckRequest(question, lookups.known, parsed.header.octets, body, is_large)
         while True:
-            request = CheckRequest(question, lookups.known, header, body, is_large)
-            reply = _read_reply(await self._workers.ask(msgpack.encode(request)))
+            reply = await self._reply(request)
             if reply.results:
                 return reply.results
             if reply.lacking:
                 await lookups.add_some(reply.lacking)
-            else:
-                body = await _body(parsed)
+                continue
+            async with self._bodies:
+                whole = replace(request, body=await _body(parsed))
+                return (await self._reply(whole)).results
+
+    async def _reply(self, request: CheckRequest) -> CheckReply:
+        return _read_reply(await self._workers.ask(msgpack.encode(request)))
 
 
 async def _body(parsed: ParsedContent) -> bytes:

@@ -1,7 +1,6 @@
 """Forged messages, and messages that only look forged: the results of SPF, DKIM and DMARC."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
@@ -99,7 +98,9 @@ nothing | a@bücher.test | a@xn--bcher-kva.test | ours | pass none | pass reject
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> DkimKeys:
-    domains = "bank.test attacker.test evilbank.test bank.test.attacker.test mail.bank.test bank-one.test"
+    domains = (
+        "bank.test attacker.test evilbank.test bank.test.attacker.test mail.bank.test bank-one.test"
+    )
     made = {(domain, "s1"): "rsa" for domain in domains.split()}
     return DkimKeys.made(tmp_path_factory.mktemp("keys"), made)
 
@@ -108,7 +109,9 @@ def zone_of(keys: DkimKeys) -> Zone:
     policies = dict(rows_of(DMARC))
     record = record_of(keys.ring.of_domain("bank.test")[0]).decode()
     zone: Zone = {f"_dmarc.{name}": txt(f"v=DMARC1; {tags}") for name, tags in policies.items()}
-    names = "mx.bank.test x.strict.test x.tree.test two.public.test x.one.public.test x.unit.corp.test"
+    names = (
+        "mx.bank.test x.strict.test x.tree.test two.public.test x.one.public.test x.unit.corp.test"
+    )
     return {
         **zone,
         **{name: txt(SPF) for name in [*policies, *names.split()]},

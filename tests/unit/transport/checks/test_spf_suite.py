@@ -1,7 +1,6 @@
 """The public test suite of SPF, as pyspf ships it: rfc7208-tests.json has its source and its licence."""
 
 import json
-from collections import defaultdict
 from pathlib import Path
 
 from relay.transport.checks.checker import CheckRequest, KnownAnswer, SenderQuestion
