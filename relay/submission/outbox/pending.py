@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 from relay.base.clock import Clock, sleep_in_step
 from relay.base.observe.logs import RepeatedError, get_logger
@@ -28,27 +28,21 @@ _LISTINGS_OF_ONE_STATE = 2  # the second finds changes within one tick of the fi
 _log = get_logger("outbox")
 
 
+@dataclass(eq=False)
 class PendingSubmissions:
     """The submissions that pickup processes or that wait for it.
 
-    Only offer() may be called outside the event loop.
+    Only offer() may be called outside the event loop. The queries of ready/ run in threads.
     """
 
-    def __init__(
-        self,
-        changed_ns: Callable[[], Awaitable[int]],
-        list_ready: Callable[[frozenset[str], int], Awaitable[list[PendingSubmission]]],
-        *,
-        clock: Clock,
-        interval_s: float = LISTING_INTERVAL_S,
-        submissions_max: int = SUBMISSIONS_IN_MEMORY_MAX,
-    ) -> None:
-        """`changed_ns` and `list_ready` query the directory in a thread."""
-        self._changed_ns = changed_ns
-        self._list_ready = list_ready
-        self._clock = clock
-        self._interval_s = interval_s
-        self._submissions_max = submissions_max
+    changed_ns: Callable[[], Awaitable[int]]  # when it last changed
+    list_ready: Callable[[frozenset[str], int], Awaitable[list[PendingSubmission]]]
+    _: KW_ONLY
+    clock: Clock
+    interval_s: float = LISTING_INTERVAL_S
+    submissions_max: int = SUBMISSIONS_IN_MEMORY_MAX
+
+    def __post_init__(self) -> None:
         self._waiting: RoundRobinQueue[str, PendingSubmission] = RoundRobinQueue()  # by account
         self._known: dict[str, str] = {}  # the account by submission id
         self._of_account: Counter[str] = Counter()
@@ -76,7 +70,7 @@ class PendingSubmissions:
         self._on_ready = on_ready
         while True:
             await self._list()
-            await sleep_in_step(self._interval_s)  # real time: other processes do not notify
+            await sleep_in_step(self.interval_s)  # real time: other processes do not notify
 
     def take(self, may_start: Callable[[str], bool]) -> PendingSubmission | None:
         """Hand out the next submission of an account that may start one.
@@ -97,7 +91,7 @@ class PendingSubmissions:
         """Hand a submission in progress out again after `delay_s` seconds."""
         if submission.submission_id in self._known:
             self._delayed.add(submission.submission_id)
-            self._clock.call_later(delay_s, self._put_back, submission)
+            self.clock.call_later(delay_s, self._put_back, submission)
 
     def done(self, submission: PendingSubmission) -> None:
         """Forget a submission that was removed."""
@@ -124,13 +118,13 @@ class PendingSubmissions:
     async def _list(self) -> None:
         """List ready/ if it changed, or if it had more entries than memory may hold."""
         try:
-            changed_ns = await self._changed_ns()
+            changed_ns = await self.changed_ns()
             if changed_ns != self._listed_ns:
                 self._listed_ns, self._listings = changed_ns, 0
-            room = self._submissions_max - len(self._known)
+            room = self.submissions_max - len(self._known)
             if room <= 0 or self._listings >= _LISTINGS_OF_ONE_STATE:
                 return
-            submissions = await self._list_ready(frozenset(self._known), room)
+            submissions = await self.list_ready(frozenset(self._known), room)
         except StoreError as error:
             if self._fault.is_new(error):
                 _log.error("submissions not listed", reason=str(error))
@@ -156,10 +150,10 @@ class PendingSubmissions:
         self._on_ready()
 
     def _has_room(self, account: str) -> bool:
-        if len(self._known) < self._submissions_max:
+        if len(self._known) < self.submissions_max:
             return True
         is_modest = self._of_account[account] < _SUBMISSIONS_PER_ACCOUNT_MAX
-        return is_modest and len(self._known) < 2 * self._submissions_max
+        return is_modest and len(self._known) < 2 * self.submissions_max
 
     def _put_back(self, submission: PendingSubmission) -> None:
         self._delayed.discard(submission.submission_id)

@@ -27,7 +27,7 @@ from relay.store.mailbox.store_part import in_thread
 from relay.store.mailbox.stored_message import WellKnown
 from relay.submission.outbox.on_disk import FIRST_SUBMISSION, OutboxPart, content_of, draft_of
 from relay.submission.outbox.pending import PendingSubmissions, RushMeter
-from relay.submission.outbox.scheduled import ScheduledDirectory, ScheduledSends, ScheduleTimer
+from relay.submission.outbox.scheduled import ScheduledSends, ScheduleTimer
 
 _REMOVALS = 3
 
@@ -48,11 +48,9 @@ class ReadySubmissions(OutboxPart):
             clock=self.clock,
         )
         self.timer = ScheduleTimer(
-            ScheduledDirectory(
-                in_threads(self.directory.scheduled_changed_ns),
-                in_threads(self.directory.list_scheduled),
-                in_threads(self.scheduled.make_due_ready),
-            ),
+            changed_ns=in_threads(self.directory.scheduled_changed_ns),
+            listed=in_threads(self.directory.list_scheduled),
+            make_due_ready=in_threads(self.scheduled.make_due_ready),
             clock=self.clock,
             on_ready=self.pending.offer,
         )

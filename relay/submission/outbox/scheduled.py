@@ -361,36 +361,22 @@ _BATCH_SUBMISSIONS = 256
 _LISTINGS_OF_ONE_STATE = 2  # the second finds changes within one tick of the file system's clock
 
 
-class ScheduledDirectory(Struct, frozen=True):
-    """The queries of deferred/ by the timer, run in threads.
+@dataclass(kw_only=True, eq=False)
+class ScheduleTimer:
+    """Makes scheduled sends ready at their time. Only add() may be called outside the loop.
 
-    `changed_ns` returns when it last changed, `listed` (due time in µs, name) of each submission.
-    `make_due_ready` makes the submissions with these names ready, if possible.
+    The queries of deferred/ run in threads.
     """
 
-    changed_ns: Callable[[], Awaitable[int]]
-    listed: Callable[[], Awaitable[list[tuple[int, str]]]]
-    make_due_ready: Callable[[Sequence[str]], Awaitable[DueSubmissions]]
+    changed_ns: Callable[[], Awaitable[int]]  # when it last changed
+    listed: Callable[[], Awaitable[list[tuple[int, str]]]]  # due time in µs and name of each
+    make_due_ready: Callable[[Sequence[str]], Awaitable[DueSubmissions]]  # those with these names
+    clock: Clock
+    on_ready: Callable[[PendingSubmission], None]  # called with each that became ready
+    wait_s_max: float = _WAIT_S_MAX
+    names_max: int = NAMES_IN_MEMORY_MAX
 
-
-class ScheduleTimer:
-    """Makes scheduled sends ready at their time. Only add() may be called outside the loop."""
-
-    def __init__(
-        self,
-        scheduled: ScheduledDirectory,
-        *,
-        clock: Clock,
-        on_ready: Callable[[PendingSubmission], None],
-        wait_s_max: float = _WAIT_S_MAX,
-        names_max: int = NAMES_IN_MEMORY_MAX,
-    ) -> None:
-        """`on_ready` is called with each submission that became ready."""
-        self._scheduled = scheduled
-        self._clock = clock
-        self._on_ready = on_ready
-        self._wait_s_max = wait_s_max
-        self._names_max = names_max
+    def __post_init__(self) -> None:
         self._earliest: list[tuple[int, str]] = []
         self._beyond_us: int | None = None  # from this time on, deferred/ may have more entries
         self._listed_ns = -1
@@ -406,7 +392,7 @@ class ScheduleTimer:
     @property
     def is_busy(self) -> bool:
         """Whether a scheduled send is due, or may be, before deferred/ was listed."""
-        is_due = bool(self._earliest) and self._earliest[0][0] <= self._clock.time_us()
+        is_due = bool(self._earliest) and self._earliest[0][0] <= self.clock.time_us()
         return is_due or self._wake.is_set() or not self._is_waiting
 
     def add(self, submission: PendingSubmission) -> None:
@@ -432,50 +418,50 @@ class ScheduleTimer:
                 _log.error("scheduled sends not listed", reason=str(error))
                 wait_s = _RETRY_S
             if wait_s > 0:
-                check_s = min(wait_s, self._wait_s_max)
+                check_s = min(wait_s, self.wait_s_max)
                 self._is_waiting = True
-                await self._clock.wait(self._wake, check_s, slack_s=wait_s - check_s)
+                await self.clock.wait(self._wake, check_s, slack_s=wait_s - check_s)
                 self._is_waiting = False
 
     async def _refresh(self) -> None:
         """List deferred/ periodically if it changed, and when all known entries are done."""
-        now_s = self._clock.monotonic()
+        now_s = self.clock.monotonic()
         exhausted = self._beyond_us is not None and not self._earliest
         if now_s < self._next_refresh_s and not exhausted:
             return
-        changed_ns = await self._scheduled.changed_ns()
+        changed_ns = await self.changed_ns()
         if changed_ns != self._listed_ns:
             self._listed_ns, self._listings = changed_ns, 0
         if self._listings < _LISTINGS_OF_ONE_STATE or exhausted:
             await self._list()
-        self._next_refresh_s = now_s + self._wait_s_max
+        self._next_refresh_s = now_s + self.wait_s_max
 
     async def _list(self) -> None:
         self._missed, self._listing = [], True
         try:
-            listed = {*await self._scheduled.listed(), *self._missed}
+            listed = {*await self.listed(), *self._missed}
         finally:
             self._listing = False
         self._listings += 1
         self.count = len(listed)
-        self._know(listed, complete=len(listed) <= self._names_max)
+        self._know(listed, complete=len(listed) <= self.names_max)
 
     def _know(self, names: Iterable[tuple[int, str]], *, complete: bool) -> None:
-        self._earliest = heapq.nsmallest(self._names_max, names)
+        self._earliest = heapq.nsmallest(self.names_max, names)
         self._beyond_us = None if complete else self._earliest[-1][0]
 
     async def _release_due(self) -> float:
         """Make the first due sends ready. Return the time to the next, 0 when more may be due."""
-        now_us = self._clock.time_us()
+        now_us = self.clock.time_us()
         due: list[tuple[int, str]] = []
         while self._earliest and self._earliest[0][0] <= now_us and len(due) < _BATCH_SUBMISSIONS:
             due.append(heapq.heappop(self._earliest))
         if not due:
             if self._earliest:
                 return (self._earliest[0][0] - now_us) / 1_000_000
-            return math.inf if self._beyond_us is None else self._wait_s_max
+            return math.inf if self._beyond_us is None else self.wait_s_max
         try:
-            result = await self._scheduled.make_due_ready([name for _, name in due])
+            result = await self.make_due_ready([name for _, name in due])
         except BaseException:
             for due_send in due:
                 heapq.heappush(self._earliest, due_send)
@@ -483,12 +469,12 @@ class ScheduleTimer:
         self.count = max(0, self.count - len(due) + len(result.kept))
         self._retry(result.kept)
         for submission in result.submissions:
-            self._on_ready(submission)
+            self.on_ready(submission)
         return 0.0
 
     def _retry(self, kept: Iterable[str]) -> None:
         """Retry failed sends after some seconds. Sends that are due earlier go first."""
-        next_us = self._clock.time_us() + int(_RETRY_S * 1_000_000)
+        next_us = self.clock.time_us() + int(_RETRY_S * 1_000_000)
         for name in kept:
             heapq.heappush(self._earliest, (next_us, name))
             self._listings = 0  # list deferred/ again: only retried sends may be left in memory
@@ -500,6 +486,6 @@ class ScheduleTimer:
         heapq.heappush(self._earliest, (due_us, name))
         if self._listing:
             self._missed.append((due_us, name))
-        if len(self._earliest) > 2 * self._names_max:
+        if len(self._earliest) > 2 * self.names_max:
             self._know(self._earliest, complete=False)
         self._wake.set()

@@ -15,6 +15,7 @@ import os
 import pickle
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass
 from weakref import WeakValueDictionary
 
 from relay.base.child_process import ChildProcess
@@ -54,26 +55,17 @@ class ConversionUnfinishedError(Exception):
         self.fault = fault
 
 
+@dataclass(eq=False)
 class ConversionPool:
     """Converts submissions in child processes, which a conversion may crash."""
 
-    def __init__(
-        self,
-        convert: Callable[..., ConvertedMessage],
-        *,
-        hostname: str,
-        clock: Clock,
-        in_threads: bool = False,
-    ) -> None:
-        """`convert` is relay.formats.convert.convert, by its name in the child processes.
+    function: Callable[..., ConvertedMessage]  # relay.formats.convert.convert, there by its name
+    _: KW_ONLY
+    hostname: str
+    clock: Clock
+    in_threads: bool = False  # the first attempt has no limits: only for content that is trusted
 
-        With `in_threads` the first attempt runs in a thread without limits: only for content that
-        is trusted.
-        """
-        self._convert = convert
-        self._in_threads = in_threads
-        self._hostname = hostname
-        self._clock = clock
+    def __post_init__(self) -> None:
         self._shared = asyncio.Semaphore(_SHARED_MAX)
         self._alone = asyncio.Lock()
         self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
@@ -89,7 +81,7 @@ class ConversionPool:
         submission uses the separate process: waiting would delay other submissions.
         """
         if is_plain(content):
-            return self._convert(content, now_us=self._clock.time_us(), hostname=self._hostname)
+            return self.function(content, now_us=self.clock.time_us(), hostname=self.hostname)
         try:
             return await self._convert_usually(pending, content)
         except ConversionUnfinishedError as error:
@@ -111,7 +103,7 @@ class ConversionPool:
     async def _convert_usually(
         self, pending: PendingSubmission, content: Octets
     ) -> ConvertedMessage:
-        if self._in_threads:
+        if self.in_threads:
             return await asyncio.to_thread(self._convert_here, content)
         share = self._shares.setdefault(pending.account, asyncio.Semaphore(_SHARE_OF_ACCOUNT))
         async with share, self._shared:
@@ -125,12 +117,12 @@ class ConversionPool:
     async def _convert_in(
         self, child: "_ConversionProcess", pending: PendingSubmission, limit_s: float
     ) -> ConvertedMessage:
-        now_us = self._clock.time_us()
+        now_us = self.clock.time_us()
         return _read_answer(await child.ask(pending, now_us=now_us, limit_s=limit_s))
 
     def _convert_here(self, content: Octets) -> ConvertedMessage:
         try:
-            return self._convert(content, now_us=self._clock.time_us(), hostname=self._hostname)
+            return self.function(content, now_us=self.clock.time_us(), hostname=self.hostname)
         except (ConversionError, OSError):
             raise
         except Exception as error:
@@ -184,8 +176,8 @@ class ConversionPool:
 
     async def _start(self) -> "_ConversionProcess":
         """Start a process and wait until it is ready. Raises OSError."""
-        function = f"{self._convert.__module__}:{self._convert.__name__}"
-        child = _ConversionProcess(function, self._hostname)
+        function = f"{self.function.__module__}:{self.function.__name__}"
+        child = _ConversionProcess(function, self.hostname)
         try:
             async with asyncio.timeout(_START_LIMIT_S):  # real time: a child starts
                 await child.started()

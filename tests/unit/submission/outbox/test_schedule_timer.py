@@ -7,7 +7,7 @@ import pytest
 
 from relay.store.mailbox.errors import StoreUnavailableError
 from relay.store.mailbox.pending_submission import PendingSubmission, SendOptions
-from relay.submission.outbox.scheduled import DueSubmissions, ScheduledDirectory, ScheduleTimer
+from relay.submission.outbox.scheduled import DueSubmissions, ScheduleTimer
 from tests.support.manual_clock import ManualClock
 
 SECOND_US = 1_000_000
@@ -58,9 +58,13 @@ class Directory:
         self.came.set()
 
     def timer(self, **more) -> ScheduleTimer:
-        asked = ScheduledDirectory(self.changed_ns, self.listed, self.make_due_ready)
         return ScheduleTimer(
-            asked, clock=self.clock, on_ready=self.on_ready, **({"wait_s_max": 0.01} | more)
+            changed_ns=self.changed_ns,
+            listed=self.listed,
+            make_due_ready=self.make_due_ready,
+            clock=self.clock,
+            on_ready=self.on_ready,
+            **({"wait_s_max": 0.01} | more),
         )
 
     async def until_ready(self, count: int) -> list[str]:
