@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from html import escape
 
+from relay.base.phrases import words_in
 from relay.formats.html_tokens import (
     INVISIBLE_TEXTS,
     TEXTS,
@@ -32,28 +33,22 @@ _URL_CHARACTERS_MAX = 2000
 
 _INVISIBLE = frozenset(("head", "template", "noscript", "svg", "math", "object", "select"))
 _VOID = frozenset(
-    (
-        *("area", "base", "basefont", "bgsound", "br", "col", "embed", "frame", "hr", "img"),
-        *("input", "keygen", "link", "meta", "param", "source", "track", "wbr"),
+    words_in(
+        "area base basefont bgsound br col embed frame hr img input keygen link meta param source "
+        "track wbr"
     )
 )
 _BLOCKS = frozenset(
-    (
-        *("address", "article", "aside", "body", "center", "dd", "div", "dt", "fieldset", "figure"),
-        *("figcaption", "footer", "form", "header", "html", "li", "main", "nav", "section", "tr"),
-        *("caption", "tbody", "thead", "tfoot", "details", "dialog", "dir", "hgroup", "search"),
-        *("summary", "listing", "menu", "xmp"),
+    words_in(
+        "address article aside body center dd div dt fieldset figure figcaption footer form header "
+        "html li main nav section tr caption tbody thead tfoot details dialog dir hgroup search "
+        "summary listing menu xmp"
     )
 )
 _HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
 _PARAGRAPHS = _HEADINGS | {"p", "ul", "ol", "dl", "blockquote", "table", "pre", "hr"}
 # formatting elements: their end tags work across paragraphs
-_FORMATS = frozenset(
-    (
-        *("a", "b", "big", "code", "em", "font", "i", "nobr", "s", "small", "strike", "strong"),
-        *("tt", "u"),
-    )
-)
+_FORMATS = frozenset(words_in("a b big code em font i nobr s small strike strong tt u"))
 _LEFT_OPEN = frozenset(("html", "body"))  # content after their end tags still belongs to them
 _IN_HEAD = TEXTS | {"base", "basefont", "bgsound", "link", "meta", "noscript", "template", "head"}
 _PART_OF_TABLE = frozenset(("caption", "tbody", "thead", "tfoot", "tr", "td", "th"))

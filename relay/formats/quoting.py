@@ -20,6 +20,7 @@ from html import escape
 
 from relay.base.message.properties import EmailAddress, MessageProperties
 from relay.base.message.status import one_line
+from relay.base.phrases import words_in
 from relay.formats.html_tokens import HtmlToken, attribute_value, split_html, tag_attributes
 from relay.formats.read_mime import TEXT_OCTETS_MAX
 from relay.formats.safe_markup import ATTRIBUTES, ELEMENTS, safe_style
@@ -35,9 +36,8 @@ _HTML_START = (
 )
 _HTML_RULE = '<hr tabindex="-1" style="display:inline-block; width:98%">'
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-_MONTHS = (
-    *("January", "February", "March", "April", "May", "June", "July", "August", "September"),
-    *("October", "November", "December"),
+_MONTHS = words_in(
+    "January February March April May June July August September October November December"
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECONDS_MAX = 253_370_764_800  # in the year 9999, so that any time zone can be added

@@ -28,6 +28,7 @@ from relay.base.message.header import (
     with_first_fields,
 )
 from relay.base.message.properties import EmailAddress, MessageProperties
+from relay.base.phrases import words_in
 from relay.formats.address_list import AddressBudget, address_entries
 from relay.formats.content_fields import charset_of
 from relay.formats.encoded_words import decode_words
@@ -45,10 +46,7 @@ _PLAIN_AUTHOR = re.compile(
     rb"(?:[A-Za-z0-9 -]*<" + _PLAIN_ADDRESS + rb">|" + _PLAIN_ADDRESS + rb")"
 )
 _ADDRESSES_MAX = 2000
-_ADDRESS_FIELDS = (
-    *("from", "sender", "reply-to", "to", "cc", "bcc"),
-    "disposition-notification-to",
-)
+_ADDRESS_FIELDS = words_in("from sender reply-to to cc bcc disposition-notification-to")
 ORIGINATORS_OCTETS_MAX = 4096  # more than a hundred authors; takes at most some milliseconds
 _DECODED_CHARACTERS_MAX = 16 * 1024  # in the values of all fields
 _FIELD_COSTS = 64  # characters that each field counts in addition

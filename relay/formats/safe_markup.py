@@ -21,22 +21,19 @@ from collections.abc import Callable
 from relay.base.phrases import words_in
 
 ELEMENTS = frozenset(
-    (
-        *("a", "abbr", "acronym", "address", "article", "aside", "b", "bdi", "bdo", "big"),
-        *("blockquote", "br", "caption", "center", "cite", "code", "col", "colgroup", "dd", "del"),
-        *("details", "dfn", "dir", "div", "dl", "dt", "em", "figcaption", "figure", "font"),
-        *("footer", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "i", "img", "ins", "kbd"),
-        *("li", "main", "mark", "menu", "nav", "nobr", "ol", "p", "pre", "q", "s", "samp"),
-        *("section", "small", "span", "strike", "strong", "sub", "summary", "sup", "table"),
-        *("tbody", "td", "tfoot", "th", "thead", "time", "tr", "tt", "u", "ul", "var", "wbr"),
+    words_in(
+        "a abbr acronym address article aside b bdi bdo big blockquote br caption center cite code "
+        "col colgroup dd del details dfn dir div dl dt em figcaption figure font footer h1 h2 h3 "
+        "h4 h5 h6 header hr i img ins kbd li main mark menu nav nobr ol p pre q s samp section "
+        "small span strike strong sub summary sup table tbody td tfoot th thead time tr tt u ul "
+        "var wbr"
     )
 )
 ATTRIBUTES = frozenset(
-    (
-        *("align", "alt", "bgcolor", "border", "cellpadding", "cellspacing", "class", "color"),
-        *("cols", "colspan", "compact", "dir", "face", "headers", "height", "hspace", "lang"),
-        *("noshade", "nowrap", "reversed", "rows", "rowspan", "rules", "scope", "size", "span"),
-        *("start", "summary", "title", "type", "valign", "value", "vspace", "width"),
+    words_in(
+        "align alt bgcolor border cellpadding cellspacing class color cols colspan compact dir "
+        "face headers height hspace lang noshade nowrap reversed rows rowspan rules scope size "
+        "span start summary title type valign value vspace width"
     )
 )
 # Drawings, for a document in a separate frame: elements that do not run, load or change by
