@@ -1,6 +1,6 @@
 """Sign outgoing mail with DKIM (RFC 6376), before it is committed.
 
-- `signer`: which messages are signed, for which domain (the domain in From); the signing thread
+- `signer`: which messages are signed, for which domain (the domain in From)
 - `keys`: which key signs for a domain, also for those below it, and until which day (`until`)
 - `key_files`: reads the keys of all [[dkim]] entries; faults of entries
 - `private_keys`: RSA and Ed25519 keys: their lengths, PEM, new keys, the signature itself

@@ -8,8 +8,6 @@ author. RFC 6376 3.11 allows d= to differ from the domain in From, but DMARC wan
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 from msgspec import Struct
 
@@ -31,9 +29,7 @@ from relay.transport.signing.signature import (
     unsigned_field,
 )
 
-# A smaller message is read on the event loop, and signed there if its keys are quick.
-_QUICK_BYTES = 64 * 1024
-_QUICK_KIND = "ed25519"
+_QUICK_BYTES = 64 * 1024  # a smaller message is read and signed on the event loop
 # How many large messages are signed at a time. Each occupies a thread for 0.1 s per 100 MB, and
 # these threads also write, read and send all other mail.
 _LARGE_AT_ONCE = 2
@@ -57,80 +53,6 @@ class SignedContents(Struct, frozen=True):
         return [SignedWith(key.domain, key.selector, key.private.algorithm) for key in self.keys]
 
 
-class _Draft(Struct, frozen=True):
-    """A signature field without its signature, and the octets that the key signs."""
-
-    key: SigningKey
-    field: bytes
-    octets: bytes
-
-
-class SigningThread:
-    """One thread that signs.
-
-    Drafts that arrive while it works are signed next, in one call: a call of a thread for each
-    message takes more time than signing with an RSA key.
-    """
-
-    def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="signing")
-        self._waiting: list[tuple[Sequence[_Draft], asyncio.Future[list[bytes]]]] = []
-        self._is_working = False
-
-    async def sign(self, drafts: Sequence[_Draft]) -> list[bytes]:
-        """Return the signature of each draft. Raises SigningError."""
-        signed: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
-        self._waiting.append((drafts, signed))
-        if not self._is_working:
-            self._begin()
-        return await signed
-
-    def _begin(self) -> None:
-        batch, self._waiting, self._is_working = self._waiting, [], True
-        loop = asyncio.get_running_loop()
-        call = loop.run_in_executor(self._executor, _signed_each, [drafts for drafts, _ in batch])
-        call.add_done_callback(partial(self._end, [signed for _, signed in batch]))
-
-    def _end(
-        self,
-        batch: Sequence[asyncio.Future[list[bytes]]],
-        call: asyncio.Future[list[list[bytes] | SigningError]],
-    ) -> None:
-        self._is_working = False
-        if self._waiting:
-            self._begin()
-        if call.cancelled():  # the event loop ends
-            return
-        for signed, result in zip(batch, call.result(), strict=True):
-            if signed.done():  # its caller was cancelled
-                continue
-            if isinstance(result, SigningError):
-                signed.set_exception(result)
-            else:
-                signed.set_result(result)
-
-
-def _signed_each(batch: Sequence[Sequence[_Draft]]) -> list[list[bytes] | SigningError]:
-    results: list[list[bytes] | SigningError] = []
-    for drafts in batch:
-        try:
-            results.append(_signatures(drafts))
-        except SigningError as error:
-            results.append(error)
-    return results
-
-
-def _signatures(drafts: Sequence[_Draft]) -> list[bytes]:
-    """Return the signature of each draft. Raises SigningError."""
-    signatures = []
-    for draft in drafts:
-        try:
-            signatures.append(draft.key.private.sign(draft.octets))
-        except Exception as error:  # a library may raise any
-            raise _failed(draft.key.name, error) from error
-    return signatures
-
-
 def _failed(signer: str, error: Exception) -> SigningError:
     return SigningError(f"{signer}: {type(error).__name__}: {error}")
 
@@ -143,12 +65,11 @@ class Signer:
         self._clock = clock
         self._metrics = metrics
         self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
-        self._thread = SigningThread()
 
     async def sign(self, contents: Sequence[ParsedContent], *, trusted: bool) -> SignedContents:
         """Sign each content of a message; only mail of a `trusted` client is signed.
 
-        Large bodies and slow keys are handled in threads. Raises SigningError.
+        Large bodies are read in threads. Raises SigningError.
         """
         ring = self._keys()
         if not ring:  # nearly always
@@ -162,11 +83,7 @@ class Signer:
             if size > _QUICK_BYTES:
                 async with self._large if size > LARGE_BYTES else contextlib.nullcontext():
                     return await asyncio.to_thread(_signed, plans, now_us)
-            drafts = _drafts(plans, now_us)
-            every = [draft for group in drafts for draft in group]
-            is_quick = all(draft.key.private.kind == _QUICK_KIND for draft in every)
-            signatures = _signatures(every) if is_quick else await self._thread.sign(every)
-            return _completed(plans, drafts, signatures)
+            return _signed(plans, now_us)  # the library keeps the interpreter: no thread helps
 
     def has_signed(self, value: bytes) -> bool:
         """Return whether the value of a DKIM-Signature names one of the keys."""
@@ -200,48 +117,35 @@ class Signer:
 
 def _signed(plans: Sequence["_Plan"], now_us: int) -> SignedContents:
     """Sign in this thread. Raises SigningError."""
-    drafts = _drafts(plans, now_us)
-    return _completed(plans, drafts, _signatures([draft for group in drafts for draft in group]))
-
-
-def _drafts(plans: Sequence["_Plan"], now_us: int) -> list[list[_Draft]]:
-    """Return a draft for each key of each plan. Raises SigningError."""
-    drafts: list[list[_Draft]] = []
-    hashes: dict[int, bytes] = {}  # by the id() of a body, which copies share
-    for plan in plans:
-        drafts.append([])
-        if not plan.keys:
-            continue
-        content, form = plan.content, body_form(plan.content)
-        body = id(content.rest)
-        if body not in hashes:
-            try:
-                hashes[body] = body_hash(content, form)
-            except Exception as error:  # of the disk with a large body
-                raise _failed(plan.domain, error) from error
-        covered = covered_fields(content.header)
-        for key in plan.keys:
-            field = unsigned_field(
-                covered, key, body_hash=hashes[body], form=form, time_s=now_us // 1_000_000
-            )
-            drafts[-1].append(_Draft(key, field, to_sign(covered, field)))
-    return drafts
-
-
-def _completed(
-    plans: Sequence["_Plan"], drafts: Sequence[Sequence[_Draft]], signatures: Sequence[bytes]
-) -> SignedContents:
-    """Return the contents with the signatures, which are in the order of the drafts."""
-    remaining, contents = iter(signatures), []
-    for plan, group in zip(plans, drafts, strict=True):
-        fields = b"".join([complete_field(draft.field, next(remaining)) for draft in group])
-        content = plan.content
-        if fields:
-            content = ParsedContent(content.header.prepend(fields), content.rest)
-        contents.append(content)
+    hashes: dict[int, bytes] = {}
+    contents = [_with_signatures(plan, hashes, now_us) for plan in plans]
     used = {key.name: key for plan in plans for key in plan.keys}
     unsigned = next((plan.unsigned for plan in plans if plan.unsigned), "")
     return SignedContents(tuple(contents), tuple(used.values()), unsigned)
+
+
+def _with_signatures(plan: "_Plan", hashes: dict[int, bytes], now_us: int) -> ParsedContent:
+    """Return the content with a signature of each key; `hashes`: by the id() of a shared body."""
+    content = plan.content
+    if not plan.keys:
+        return content
+    form, body = body_form(content), id(content.rest)
+    if body not in hashes:
+        try:
+            hashes[body] = body_hash(content, form)
+        except Exception as error:  # of the disk with a large body
+            raise _failed(plan.domain, error) from error
+    covered, fields = covered_fields(content.header), b""
+    for key in plan.keys:
+        field = unsigned_field(
+            covered, key, body_hash=hashes[body], form=form, time_s=now_us // 1_000_000
+        )
+        try:
+            signature = key.private.sign(to_sign(covered, field))
+        except Exception as error:  # a library may raise any
+            raise _failed(key.name, error) from error
+        fields += complete_field(field, signature)
+    return ParsedContent(content.header.prepend(fields), content.rest)
 
 
 class _Plan(Struct, frozen=True):

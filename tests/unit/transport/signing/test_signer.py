@@ -168,26 +168,20 @@ async def test_each_of_the_messages_that_are_signed_at_once_has_its_own_result()
     ring = KeyRing([good, SigningKey("bad.test", "s1", Broken(), Path("x"))])
     signer = Signer(lambda: ring, clock=ManualClock(NOW_US // 2), metrics=Metrics())
 
-    def signing(number: int) -> asyncio.Task[SignedContents]:
+    async def signing(number: int) -> SignedContents:
         domain = "bad.test" if number % 3 == 1 else "good.test"
         text = f"From: a@{domain}\r\nSubject: {number}\r\n\r\nhi\r\n".encode()
-        return asyncio.create_task(signer.sign([ParsedContent.of(text)], trusted=True))
+        return await signer.sign([ParsedContent.of(text)], trusted=True)
 
-    tasks = [signing(number) for number in range(30)]
-    await asyncio.sleep(0)
-    tasks[6].cancel()
-    found = await asyncio.gather(*tasks, return_exceptions=True)
+    found = await asyncio.gather(*map(signing, range(6)), return_exceptions=True)
     for number, one in enumerate(found):
-        if number == 6:
-            assert isinstance(one, asyncio.CancelledError)
-        elif number % 3 == 1:
+        if number % 3 == 1:
             assert str(one) == "s1._domainkey.bad.test: RuntimeError: no"
         else:
             assert isinstance(one, SignedContents)
             octets = read_all(one.contents[0].joined())
             assert f"Subject: {number}\r\n".encode() in octets
             assert verified(octets, {good.name: record_of(good)}) == [("good.test", "s1")]
-    assert (await signing(0)).keys == (good,)  # and it goes on
 
 
 def test_without_keys_nothing_is_signed() -> None:
