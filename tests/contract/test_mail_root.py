@@ -34,14 +34,3 @@ async def test_no_store_is_without_the_node_that_holds_it(spool, make, settings)
     assert list(spool.maintenance.stores_without_node) == []
     assert list(await spool.maintenance.claim_without_node()) == []
     assert list(storage(settings).warnings()) == []
-
-
-async def test_the_nodes_that_live_are_those_of_a_spool_that_is_shared(
-    open_spool, settings
-) -> None:
-    spool = open_spool()
-    await spool.start()
-    own = [settings.node_of_many] if settings.node_of_many else []
-    assert list(storage(settings).living_nodes()) == own
-    await spool.stop()
-    assert list(storage(settings).living_nodes()) == []

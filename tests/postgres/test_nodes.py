@@ -53,8 +53,6 @@ def test_nodes_share_one_queue(remotes: Remotes, node: StartNode) -> None:
     done = two.cli("check")
     checked = done.stdout + done.stderr
     assert f"nodes differ in what must be equal: {differ}" in checked
-    assert "2 nodes live (one, two), each with limits of its own" in checked
-    assert "delivery.max_connections: 2 x 200 = 400\n" in checked
     for equal in ("rules", "routes", "DKIM keys"):
         assert f"{equal}: not the same" not in one.log + checked
     for relay in (one, two):

@@ -8,7 +8,7 @@ import os
 import pwd
 import socket
 import stat
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,7 +43,6 @@ from relay.operation.commands.check_network import (
     check_gate,
     check_milters,
     doubts_of_validation,
-    limits_of_all,
     mail_loops,
     needs_of_dns,
     port_fault,
@@ -432,7 +431,6 @@ def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
     """Check that the spool can be opened; `relay storage verify` checks its content."""
     stored, exists, fault = spool.storage(settings), False, ""
     failures, warnings = list[str](), list[str]()
-    nodes: Sequence[str] = ()
     try:
         fault = spool.left_behind(settings)
         exists = not fault and stored.exists()
@@ -440,7 +438,6 @@ def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
             stored.check(has_owner=is_running(settings.run_dir))
         failures += stored.faults()
         warnings += stored.warnings() if exists else ()
-        nodes = stored.living_nodes() if exists else ()
     except SpoolUnavailableError as error:
         failures = [str(error)]
     except (SpoolError, OSError) as error:
@@ -460,8 +457,6 @@ def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
     if not failures:
         made = "" if exists else " (will be created)"
         yield CheckFinding("spool", CheckResult.OK, f"{stored}{made}")
-    for text in limits_of_all(settings, nodes) if len(nodes) > 1 else ():
-        yield CheckFinding("nodes", CheckResult.OK, text)
 
 
 async def _dns(

@@ -1,6 +1,5 @@
 """The checks of `relay check` that ask the machine and the network: whether an address is free (the
-check does not listen there), whether the name servers and the milters answer. It also computes the
-limits of all nodes of a spool together, because the limits of the settings are for one node.
+check does not listen there), whether the name servers and the milters answer.
 """
 
 import asyncio
@@ -19,19 +18,15 @@ from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.phrases import named
 from relay.base.settings.document import Document, Fault
 from relay.base.settings.tree import OwnDomain, Settings
-from relay.base.settings.validation import as_fallback, domain_matches, host_of, name_of
+from relay.base.settings.validation import as_fallback, domain_matches, host_of
 from relay.base.socket_address import Address
 from relay.base.sockets import LACKING_ADDRESS, bind_error, places_of, process_at
 from relay.operation.app.state_dir import is_running
-from relay.operation.app.tenant_sets import load_set
 from relay.operation.app.transport import resolver_of, why_in_process
 from relay.store import spool
 from relay.store.spool.types import SpoolError
 from relay.transport.gate.sandbox import available
 from relay.transport.milter.connection import fault_of_milter
-from relay.transport.policy.recipient_actions import RateLimitAction
-from relay.transport.policy.rule_files import PolicyError
-from relay.transport.policy.rules import RuleMode
 from relay.transport.routing.dns_client import validated
 from relay.transport.routing.mx_hosts import NO_MX, THIS_RELAY, Hosts, TemporaryFailure
 
@@ -238,36 +233,3 @@ def check_gate(settings: Settings) -> CheckFinding:
     elif missing := available():
         text = f"{text}, without what this kernel lacks of its sandbox: {' and '.join(missing)}"
     return CheckFinding("smtp_gate", CheckResult.OK, text)
-
-
-def limits_of_all(settings: Settings, nodes: Sequence[str]) -> Iterator[str]:
-    """Yield a line for each limit, with its value for all living nodes together."""
-    number = len(nodes)
-    names = named(nodes, most=10)
-    yield f"{number} nodes live ({names}), each with limits of its own; together at most:"
-    for name, limit in _limits(settings):
-        if isinstance(limit, int):
-            yield f"{name}: {number} x {limit} = {number * limit}"
-        elif limit:
-            count, _, seconds = limit.partition("/")
-            yield f"{name}: {number} x {count} = {number * int(count)} in {float(seconds):g} s"
-
-
-def _limits(settings: Settings) -> Iterator[tuple[str, int | str | None]]:
-    """Yield the key and value of each limit: a number of connections, or a rate as COUNT/SECONDS,
-    "" for no limit.
-    """
-    delivery = settings.delivery
-    yield "delivery.max_connections", delivery.max_connections
-    yield "delivery.max_connections_per_next_hop", delivery.max_connections_per_next_hop
-    yield "delivery.max_rate_per_next_hop", delivery.max_rate_per_next_hop
-    yield "reports.per_sender", settings.reports.per_sender
-    for route in settings.route:
-        yield f'route "{name_of(route)}" max_connections', route.max_connections
-        yield f'route "{name_of(route)}" max_rate', route.max_rate
-    with suppress(PolicyError):  # it is reported elsewhere
-        sets = [load_set(settings, tenant, runs_tests=False) for tenant in (None, *settings.tenant)]
-        for rule in (rule for rules in sets for rule in rules.rules):
-            for action in rule.actions if rule.mode is RuleMode.ENFORCE else ():
-                if isinstance(action, RateLimitAction):
-                    yield f'rule "{rule.name}" rate_limit', f"{action.allowed}/{action.period_s}"

@@ -559,10 +559,6 @@ class SpoolStorage(Protocol):
         """Return what keeps some mail waiting, for an operator to decide."""
         return ()
 
-    def living_nodes(self) -> Sequence[str]:
-        """Return the names of the living nodes that share it; none if it cannot be shared."""
-        return ()
-
     def other_domains(self) -> Sequence[str]:
         """Return the local domains of other mail roots, also of nodes that have ended."""
         return ()

@@ -81,16 +81,6 @@ class PostgresStorage(SpoolStorage):
 
         return self._ask(query)
 
-    def living_nodes(self) -> Sequence[str]:
-        """SpoolStorage.living_nodes."""
-
-        def query(tables: "ConnectionTables") -> Sequence[str]:
-            from relay.store.spool.postgres.nodes import read_nodes  # noqa: PLC0415 - see above
-
-            return sorted(node.identity.name for node in read_nodes(tables) if node.is_alive)
-
-        return self._ask(query)
-
     def other_domains(self) -> Sequence[str]:
         """SpoolStorage.other_domains."""
         from relay.store.spool.postgres.nodes import other_domains  # noqa: PLC0415 - see above
