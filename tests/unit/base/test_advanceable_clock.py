@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.base.advanceable_clock import AdvanceableClock, AdvanceError, ClockTimer
+from relay.base.advanceable_clock import AdvanceableClock, ClockTimer
 from relay.base.clock import ADVANCED_S_MAX, Anchor, Clock, Machine, this_machine
 from tests.support.tables import each_row
 
@@ -144,18 +144,6 @@ async def test_a_timer_of_before_the_advance_is_called_in_the_rest_of_its_time()
     assert not called.is_set()
     async with asyncio.timeout(30):
         await called.wait()
-
-
-async def test_timers_that_start_again_at_once_end_the_advance():
-    clock = StoppedClock()
-
-    def again() -> None:
-        clock.call_later(0, again)
-
-    clock.call_later(5, again)
-    with pytest.raises(AdvanceError, match=r"last 5 seconds.* at last .*again; expected at most"):
-        await clock.advance(10, nothing)
-    assert clock.advanced_s == 5
 
 
 async def test_an_error_of_a_timer_does_not_stop_the_others():
