@@ -11,7 +11,7 @@ import fcntl
 import os
 import signal
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import copyfileobj
@@ -261,6 +261,29 @@ def rewrite_file(path: Path) -> None:
         os.close(descriptor)
 
 
+def create_file(
+    path: Path,
+    octets: bytes,
+    *,
+    mode: int,
+    prepare: Callable[[int], object] = lambda _: None,
+) -> None:
+    """Create a file and sync it, but not its directory; after an error there is no file.
+
+    `prepare` gets the open file, e.g. to change its owner. Raises FileExistsError, OSError.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        write_all(descriptor, octets)
+        prepare(descriptor)
+        os.fsync(descriptor)
+    except BaseException:
+        path.unlink()
+        raise
+    finally:
+        os.close(descriptor)
+
+
 def replace_file(path: Path, octets: bytes, *, mode: int) -> None:
     """Create or replace a file durably; after a crash it is complete, old or new. Raises OSError.
 
@@ -268,13 +291,8 @@ def replace_file(path: Path, octets: bytes, *, mode: int) -> None:
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.unlink(missing_ok=True)
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
-        try:
-            write_all(descriptor, octets)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        create_file(part, octets, mode=mode)
         part.replace(path)
     except OSError:
         part.unlink(missing_ok=True)
@@ -306,11 +324,11 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 @contextmanager
 def locked_directory(directory: Path) -> Iterator[None]:
-    """Exclude other processes that hold the same lock, a file in `directory` (flock(2)). Blocks.
+    """Exclude other processes that hold the lock of `directory` (flock(2)). Blocks.
 
     Raises OSError.
     """
-    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

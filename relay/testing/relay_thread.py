@@ -63,7 +63,7 @@ def _parent() -> Path:
 def _remove_abandoned(parent: Path) -> None:
     """Remove the directories that no relay has locked."""
     for path in parent.iterdir():
-        if path.name == "lock" or not path.is_dir():
+        if not path.is_dir():
             continue
         lock = OwnerLock(path / "run")
         try:

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from relay.base.clock import Clock, rfc3339
 from relay.base.crashpoints import CrashPoint, CrashPoints
-from relay.base.files import fsync_path, write_all
+from relay.base.files import create_file, fsync_path
 from relay.base.observe.logs import get_logger
 from relay.base.phrases import named, shown
 from relay.base.settings.document import Fault, SettingsError, read_document, read_text
@@ -143,15 +143,7 @@ def _copy(rules: RuleSet, source: Path, part: Path) -> None:
     groups.mkdir(mode=0o700, parents=True)
     for folder, files in ((part, rules.files), (groups, group_files(source, []))):
         for file in files:
-            octets = read_text(file).encode()
-            descriptor = os.open(
-                folder / file.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
-            )
-            try:
-                write_all(descriptor, octets)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            create_file(folder / file.name, read_text(file).encode(), mode=0o600)
     fsync_path(groups)
     fsync_path(part)
 

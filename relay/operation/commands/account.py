@@ -18,7 +18,6 @@ the line above.
 
 import csv
 import dataclasses
-import fcntl
 import io
 import os
 import re
@@ -28,7 +27,6 @@ import tomllib
 import uuid
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -41,7 +39,7 @@ from relay.base.accounts.account import AccountError
 from relay.base.accounts.accounts_file import FILE_BYTES_MAX
 from relay.base.accounts.passwords import digest_of
 from relay.base.clock import Clock
-from relay.base.files import fsync_path, write_all
+from relay.base.files import create_file, fsync_path, locked_directory
 from relay.base.message.address import own_mailbox
 from relay.base.phrases import shown, words_in
 from relay.base.settings.document import Fault, SettingsError, locate
@@ -209,7 +207,7 @@ class AccountFile:
         """Replace the text by the result of `edit`. Its accounts must be `expected`; its aliases
         must begin with the old aliases. With `is_trial`, only check it.
         """
-        with _locked(self._path.parent):
+        with locked_directory(self._path.parent):
             before = self._path.read_text() if self._path.exists() else ""
             if before.startswith(MARK):
                 raise AccountError("the development relay makes accounts by itself, for any token")
@@ -228,14 +226,8 @@ class AccountFile:
 
     def _replace(self, text: str, *, is_trial: bool) -> None:
         part = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        create_file(part, text.encode(), mode=0o600, prepare=self._give_owner)
         try:
-            try:
-                write_all(descriptor, text.encode())
-                self._give_owner(descriptor)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
             self._check(part)
             if not is_trial:
                 part.replace(self._path)
@@ -293,17 +285,6 @@ def new_client_secret() -> tuple[str, str]:
 def hash_of(password: str) -> str:
     """Return the form of a password in the file. Takes a tenth of a second."""
     return argon2.PasswordHasher().hash(password)
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Wait for other processes that change a file of this directory."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _parse(text: str) -> list[_Table]:

@@ -12,7 +12,7 @@ from typing import Any
 import tomlkit
 from msgspec import Struct
 
-from relay.base.files import fsync_path, write_all
+from relay.base.files import create_file, fsync_path
 from relay.base.settings.document import Document, Fault
 from relay.base.settings.tree import Settings
 from relay.base.socket_address import Address
@@ -45,13 +45,24 @@ def write_key(pem: bytes, files: Sequence[Path], settings: Settings) -> Path:
     Raises FileExistsError if all files exist, OSError.
     """
     owner = _owner_of_state(settings) if not os.geteuid() else None
-    _make_folder(files[0].parent, owner)
-    for file in files[:-1]:
-        with suppress(FileExistsError):
-            _create(file, pem, owner)
-            return file
-    _create(files[-1], pem, owner)
-    return files[-1]
+
+    def give(file: int | Path) -> None:
+        if owner is not None:
+            os.chown(file, *owner)
+
+    folder = files[0].parent
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+        give(folder)
+        fsync_path(folder.parent)
+    try:
+        create_file(files[0], pem, mode=0o600, prepare=give)
+    except FileExistsError:
+        if len(files) == 1:
+            raise
+        return write_key(pem, files[1:], settings)
+    fsync_path(files[0].parent)
+    return files[0]
 
 
 def _owner_of_state(settings: Settings) -> _Owner | None:
@@ -60,32 +71,6 @@ def _owner_of_state(settings: Settings) -> _Owner | None:
     except FileNotFoundError:
         return None
     return status.st_uid, status.st_gid
-
-
-def _make_folder(folder: Path, owner: _Owner | None) -> None:
-    try:
-        folder.mkdir(mode=0o700)
-    except FileExistsError:
-        return
-    if owner is not None:
-        os.chown(folder, *owner)
-    fsync_path(folder.parent)
-
-
-def _create(file: Path, octets: bytes, owner: _Owner | None) -> None:
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            write_all(descriptor, octets)
-            if owner is not None:
-                os.fchown(descriptor, *owner)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        fsync_path(file.parent)
-    except BaseException:
-        file.unlink()
-        raise
 
 
 def unreadable_for_service(file: Path, settings: Settings) -> str:

@@ -72,7 +72,7 @@ def test_files_are_private_and_made_once(directory):
     assert directory.stat().st_mode & 0o777 == 0o700
     assert (directory / "ca.key").stat().st_mode & 0o777 == 0o600
     assert open_once(directory) == first
-    assert sorted(one.name for one in directory.iterdir()) == ["ca.key", "ca.pem", "lock"]
+    assert sorted(one.name for one in directory.iterdir()) == ["ca.key", "ca.pem"]
 
 
 def test_processes_that_start_at_once_share_one_authority(directory):
