@@ -8,9 +8,7 @@ from typing import Any
 
 from relay.base.clock import rfc3339
 from relay.development.internet.behaviour import Action, ReceivedMail
-from relay.development.internet.scenario import RateLimit, RemoteDomain
 from relay.development.internet.scenario_file import reply_names
-from relay.development.internet.scenario_state import UsedReply
 from relay.development.internet.simulator import SimulatedInternet
 from relay.development.internet.smtp_host import GIVEN_MAX, GivenReply, SmtpHost
 from relay.development.internet.test_recipients import EXAMPLES
@@ -19,84 +17,21 @@ _ADDRESSES_MAX = 5  # of one message
 
 
 def overview(internet: SimulatedInternet) -> dict[str, Any]:
-    """Return `domains` of the scenario, `graph` (its faults) and `hosts`, as docs/internet.md says,
-    the `shipped` scenarios and the test `recipients`.
+    """Return `domains` of the scenario, each with its replies, and `graph` (its faults), with how
+    often each was used; `hosts`, the `shipped` scenarios and the test `recipients`.
 
     Hosts are those of the scenario in its order, then others that listen.
     """
-    used = list(internet.state.used())
-    domains = []
-    for domain in internet.state.scenario.domain:
-        of_domain, used = used[: len(domain.reply)], used[len(domain.reply) :]
-        domains.append(_domain(domain, of_domain))
-    faults = internet.state.scenario.graph
+    scenario, used = internet.state.scenario, iter(internet.state.used())
     return {
-        "domains": domains,
-        "graph": [
-            {
-                "status": fault.status,
-                "method": fault.method,
-                "path": fault.path,
-                "account": fault.account,
-                "used": use.used,
-                "left": use.left,
-            }
-            for fault, use in zip(faults, used, strict=True)
+        "domains": [
+            (domain, list(zip(domain.reply, used, strict=False))) for domain in scenario.domain
         ],
+        "graph": list(zip(scenario.graph, used, strict=True)),
         "hosts": _hosts(internet),
         "shipped": reply_names(),
         "recipients": EXAMPLES,
     }
-
-
-def _domain(domain: RemoteDomain, used: Sequence[UsedReply]) -> dict[str, Any]:
-    return {
-        "name": domain.name,
-        "aliases": list(domain.aliases),
-        "null_mx": domain.null_mx,
-        "mx": [
-            {
-                "host": host.host,
-                "preference": host.preference,
-                "addresses": host.addresses,
-                "latency_s": host.latency + domain.latency,
-            }
-            for host in domain.hosts
-        ],
-        "tls": domain.tls,
-        "certificate": domain.certificate,
-        "mta_sts": domain.mta_sts or "",
-        "dane": domain.dane,
-        "greylist_s": domain.greylist,
-        "limits": [_limit(limit) for limit in domain.limit],
-        "replies": [
-            {
-                "verb": rule.verb,
-                "name": rule.name,
-                "recipient": rule.recipient,
-                "sender": rule.sender,
-                "host": rule.host,
-                "reply": rule.reply,
-                "action": rule.action,
-                "delay_s": rule.delay,
-                "chance": rule.chance,
-                "times": rule.times,
-                "used": use.used,
-                "left": use.left,
-            }
-            for rule, use in zip(domain.reply, used, strict=True)
-        ],
-    }
-
-
-def _limit(limit: RateLimit) -> dict[str, Any]:
-    counted = {
-        "BANNER": "connections",
-        "MAIL": "messages",
-        "RCPT": "recipients",
-    }[limit.verb]
-    count, seconds = limit.rate
-    return {"of": counted, "count": count, "seconds": seconds, "reply": limit.reply}
 
 
 def _hosts(internet: SimulatedInternet) -> list[dict[str, Any]]:

@@ -129,8 +129,8 @@ async def test_a_reply_that_is_added_is_used_at_once_and_can_be_removed(relay):
     [octets] = await until(lambda: mailbox(relay, SENDER))
     assert b"550 5.1.1 not here" in octets
     assert 'reply = "550 5.1.1 not here"' in relay.scenario_toml
-    [domain] = relay.internet_overview()["domains"]
-    assert [one["used"] for one in domain["replies"]] == [1]
+    [(_, replies)] = relay.internet_overview()["domains"]
+    assert [use.used for _, use in replies] == [1]
     await relay.remove_reply(0, 0)
     await send(relay, "y@b.test")
     [mail] = await until(lambda: relay.internet.received)
