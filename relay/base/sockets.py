@@ -12,8 +12,8 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -233,13 +233,19 @@ async def wait_readable(connection: socket.socket) -> None:
 
 def _reserved(address: Address, kind: socket.SocketKind) -> socket.socket:
     made = socket.socket(socket.AF_INET, kind)
-    try:
+    with _closed_on_error(made):
         made.bind((address.host, address.port))
         made.setblocking(False)
+    return made
+
+
+@contextmanager
+def _closed_on_error(made: socket.socket) -> Iterator[None]:
+    try:
+        yield
     except OSError:
         made.close()
         raise
-    return made
 
 
 def _tcp_sockets(address: Address, backlog: int) -> list[socket.socket]:
@@ -276,26 +282,20 @@ def places_of(address: Address) -> Sequence[tuple[int, int, int, str, tuple[Any,
 
 def _tcp_socket(family: int, place: tuple[object, ...], backlog: int) -> socket.socket:
     made = _bound(family, place)
-    try:
+    with _closed_on_error(made):
         made.listen(backlog)  # now, so that a port in use is detected before services start
         made.setblocking(False)
-    except OSError:
-        made.close()
-        raise
     return made
 
 
 def _bound(family: int, place: tuple[object, ...]) -> socket.socket:
     # with IPPROTO_TCP: asyncio sets TCP_NODELAY only then, and responses would wait 40 ms
     made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
+    with _closed_on_error(made):
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         made.bind(place)
-    except OSError:
-        made.close()
-        raise
     return made
 
 
@@ -306,14 +306,11 @@ def _port(bound: socket.socket) -> int:
 def _unix_socket(path: Path, backlog: int, mode: int) -> socket.socket:
     _remove_stale(path)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
+    with _closed_on_error(made):
         made.bind(str(path))
         path.chmod(mode)  # no client can connect before listen()
         made.listen(backlog)
         made.setblocking(False)
-    except OSError:
-        made.close()
-        raise
     return made
 
 

@@ -5,13 +5,14 @@ environment or from files of the user. The password goes to the server, and into
 repr() leave out what stands before the hosts. See RFC 3986 2.1 (the percent-encoding of each part).
 """
 
-import ipaddress
 import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 from urllib.parse import unquote_to_bytes
 
 from msgspec import Struct
+
+from relay.base.socket_address import is_loopback
 
 SCHEME = "postgresql://"
 POSTGRES_EXPECTED = '"postgresql://USER@HOST/DATABASE"'
@@ -173,12 +174,7 @@ def _tls(parameters: dict[str, str], hosts: Iterable[tuple[str, int]]) -> str:
 
 
 def _is_here(host: str) -> bool:
-    if host.startswith("/") or host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return host.startswith("/") or host.lower() == "localhost" or is_loopback(host)
 
 
 def _seconds(text: str) -> float:

@@ -440,9 +440,7 @@ def parse_webhook_url(text: str) -> str:
     except UrlError as error:
         problem, _, expected = str(error).rpartition("expected ")
         raise ValueError(f"{expected} ({problem.rstrip(' ,;')})") from None
-    is_here = f".{url.host}".endswith(".localhost")
-    if is_ip(url.host):
-        is_here = ipaddress.ip_address(url.host).is_loopback
+    is_here = f".{url.host}".endswith(".localhost") or is_loopback(url.host)
     if url.scheme == "http" and not is_here:
         raise ValueError("https://, or http:// to 127.0.0.1, [::1] or localhost")
     return text
