@@ -1,8 +1,8 @@
 """Pages for users who sign in to a development relay, and the way back to a program.
 
-A code goes only to this machine: to loopback, to the scheme of an application (msal…://), to a page
-from which it is copied (urn:ietf:wg:oauth:2.0:oob), or to the blank page of native clients under
-the name by which the relay was asked. No page is ever shown in a frame.
+A code goes only to this machine: to loopback, to the scheme of an application (msal…://), or to the
+blank page of native clients under the name by which the relay was asked. No page is ever shown in a
+frame.
 RFC 6749 4.1.2; RFC 8252 7; OAuth 2.0 Form Post Response Mode.
 """
 
@@ -20,7 +20,6 @@ from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.sign_in.token_endpoint import NO_STORE, SignInError
 
 NATIVE_CLIENT = "oauth2/nativeclient"
-OUT_OF_BAND = "urn:ietf:wg:oauth:2.0:oob"
 MODES = ("query", "fragment", "form_post")
 _PATH = r"[A-Za-z0-9._~!$%&'()*+,;=:@/-]*"
 _LOOPBACK = re.compile(
@@ -40,10 +39,12 @@ def require_own_redirect(redirect_uri: str, base_url: str) -> None:
     `base_url` is that of the request: a URI below it comes back to this relay.
     """
     allowed = _LOOPBACK.fullmatch(redirect_uri) or _OF_APPLICATION.fullmatch(redirect_uri)
-    if not allowed and redirect_uri not in (OUT_OF_BAND, f"{base_url}/common/{NATIVE_CLIENT}"):
+    if not allowed and redirect_uri != f"{base_url}/common/{NATIVE_CLIENT}":
         text = f"The redirect URI {quoted(redirect_uri)} specified in the request is not allowed: "
-        text += f"expected loopback, msal…://, {OUT_OF_BAND}, or …/common/{NATIVE_CLIENT} of the "
-        text += f"host that was asked, {base_url}."
+        text += (
+            f"expected loopback, msal…://, or …/common/{NATIVE_CLIENT} of the host that was asked, "
+        )
+        text += f"{base_url}."
         raise SignInError("invalid_request", text, number=50011)
 
 
@@ -65,10 +66,6 @@ def is_of_another_site(request: HttpRequest) -> bool:
 
 def redirect_response(redirect_uri: str, mode: str, fields: Mapping[str, str]) -> Response:
     """Return the response that passes a code or an error to the program."""
-    if redirect_uri == OUT_OF_BAND:
-        answer = fields.get("code") or fields.get("error_description", "")
-        body = f"<p>Copy this into the program:</p><p><code>{escape(answer)}</code></p>"
-        return _page("Success" if "code" in fields else "Not signed in", body)
     scheme = redirect_uri.partition(":")[0].lower()
     if mode == "form_post" and scheme in ("http", "https"):
         inputs = "".join(_hidden(name, value) for name, value in fields.items())
