@@ -41,10 +41,8 @@ def require_own_redirect(redirect_uri: str, base_url: str) -> None:
     allowed = _LOOPBACK.fullmatch(redirect_uri) or _OF_APPLICATION.fullmatch(redirect_uri)
     if not allowed and redirect_uri != f"{base_url}/common/{NATIVE_CLIENT}":
         text = f"The redirect URI {quoted(redirect_uri)} specified in the request is not allowed: "
-        text += (
-            f"expected loopback, msal…://, or …/common/{NATIVE_CLIENT} of the host that was asked, "
-        )
-        text += f"{base_url}."
+        text += f"expected loopback, msal…://, or …/common/{NATIVE_CLIENT} of the host that was "
+        text += f"asked, {base_url}."
         raise SignInError("invalid_request", text, number=50011)
 
 

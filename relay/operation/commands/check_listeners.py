@@ -158,17 +158,10 @@ def check_listeners(settings: Settings, place: Document, clock: Clock) -> Iterat
     for listener in http:
         if listener.is_open and listener.tls is None:
             text = (
-                f'found "{listener.address}", where tokens and mail are sent in clear text; '
-                "expected http.tls, or loopback with a TLS proxy in front"
+                f'found "{listener.address}", where passwords, tokens and mail are sent in clear '
+                "text; expected http.tls, or loopback with a TLS proxy in front"
             )
             yield warning_of("listeners", place.fault(listener.key, text))
-    for listener in http if settings.http.pages else ():
-        if listener.is_open and listener.tls is None and listener.key[0] == "http":
-            text = (
-                f'found true with the address "{listener.address}", where passwords of logins are '
-                "sent in clear text; expected http.tls, or loopback with a TLS proxy in front"
-            )
-            yield warning_of("pages", place.fault(("http", "pages"), text))
     yield from _proxies(settings, place)
     yield from _certificates(settings, place, clock)
     if is_free:

@@ -308,10 +308,6 @@ WARNINGS = [
     ],
     (instead(LOOPBACK, f'{ANYWHERE}, "[::1]:0", "unix:http.sock"'), ["http.listen[0]"]),
     (instead("[policy]", '[observe]\nmetrics = "0.0.0.0:0"\n[policy]'), ["observe.metrics"]),
-    (
-        {"relay": http("pages = true")["relay"].replace(LOOPBACK, ANYWHERE)},
-        ["http.listen[0]", "http.pages"],
-    ),
     *[
         ({"relay": http(NAMED)["relay"].replace(LOOPBACK, listen)}, ["http.public_url"])
         for listen in (LOOPBACK, '"unix:http.sock"')
