@@ -1,6 +1,6 @@
 """How values and numbers are written in messages to people."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 _SHOWN_LENGTH_MAX = 80
 
@@ -64,6 +64,20 @@ def named(names: Sequence[str], count: int | None = None, *, most: int = 5) -> s
     """Return the first names and the number of others; `count` is the total if it is larger."""
     more = (count or len(names)) - len(names[:most])
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def table_lines(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
+    """Return a line for each row of a table, with columns as wide as their longest cell. `right`
+    are the numbers of the columns that end together.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if number in right else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def moment(at: str, now: str) -> str:

@@ -68,8 +68,8 @@ def test_hold_reports_entries_in_flight_and_holds_the_others(remotes: Remotes, s
     assert (group["name"], group["accepted"], group["delivered"]) == ("slow.test", 3, 3)
     head, columns, row = relay.cli("stats", "--by", "route", "--since", "30d").stdout.splitlines()
     assert head.endswith("spool.keep keeps nothing older")
-    assert columns.startswith("ROUTE     ACCEPTED    DELIVERED     DEFERRED       FAILED  ")
-    assert row.startswith("mx               3            3            0            0  ")
+    assert columns.split()[:5] == ["ROUTE", "ACCEPTED", "DELIVERED", "DEFERRED", "FAILED"]
+    assert row.split()[:5] == ["mx", "3", "3", "0", "0"]
     assert relay.faults() == []
 
 

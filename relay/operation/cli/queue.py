@@ -18,7 +18,7 @@ import msgspec
 from relay.base.clock import SystemClock
 from relay.base.message.lifecycle import hold_text
 from relay.base.pauses import Pause, Paused
-from relay.base.phrases import counted, shown, time_span
+from relay.base.phrases import counted, shown, table_lines, time_span
 from relay.base.running_relay import (
     ControlClient,
     ControlError,
@@ -298,20 +298,12 @@ def _say_if_cut(entries: list[dict[str, Any]]) -> None:
 def entry_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return entries as a table, and a line with their number."""
     head = ("ID", "STATE", "BYTES", "ATTEMPTS", "NEXT ATTEMPT (UTC)", "SENDER -> NEXT HOP")
-    rows = [head, *map(_entry_cells, entries)] if entries else []
-    widths = [max(len(row[column]) for row in rows) if rows else 0 for column in range(5)]
-    lines = []
-    for number, row in enumerate(rows):
-        name, state, size, tries, due = (
-            cell.rjust(width) if column in (2, 3) else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=False))
-        )
-        lines.append(f"{name}  {state}  {size}  {tries}  {due}  {row[5]}")
-        if number:
-            entry = entries[number - 1]
-            lines += [f"    {remark}" for remark in _remarks(entry)]
-            recipients = msgspec.convert(entry["recipients"], list[Recipient])
-            lines += recipient_lines(recipients, indent="    ", most=10)
+    first, *rows = table_lines([head, *map(_entry_cells, entries)], right=(2, 3))
+    lines = [first] if entries else []
+    for entry, row in zip(entries, rows, strict=True):
+        lines += [row, *(f"    {remark}" for remark in _remarks(entry))]
+        recipients = msgspec.convert(entry["recipients"], list[Recipient])
+        lines += recipient_lines(recipients, indent="    ", most=10)
     return [*lines, _count(entries)]
 
 
@@ -345,30 +337,22 @@ def stats_lines(stats: Mapping[str, Any], *, now_us: int) -> list[str]:
     lines += [f"paused       {line}" for line in pause_lines(stats.get("paused", {}))]
     for site in stats.get("paused_sites", ()):
         lines.append(f"paused       {site['site']} until {site['until'][:19]}Z, by {site['by']}")
-    hops = stats["next_hops"]
-    rows = [("NEXT HOP", "ENTRIES", "ACTIVE", "DEFERRED", "OLDEST")] + [
-        (
-            hop["next_hop"],
-            str(hop["entries"]),
-            str(hop["in_delivery"]),
-            str(hop["deferred"]),
-            _age(hop["oldest"], now_us),
-        )
-        for hop in hops
-    ]
-    width = max(len(row[0]) for row in rows)
-    table = [f"{hop:<{width}}  {'  '.join(f'{cell:>11}' for cell in rest)}" for hop, *rest in rows]
-    table[0] += "  LAST REPLY"
-    for number, hop in enumerate(hops, 1):
-        if last := hop["last"]:
-            host = f"{last['host']}, " if last["host"] else ""
-            age = _age(last["at"], now_us)
-            table[number] += f"  {age} ago, {host}for {last['domain']}: {last['reply']}"
-    if hops:
-        lines += ["", *table]
+    if hops := stats["next_hops"]:
+        head = ("NEXT HOP", "ENTRIES", "ACTIVE", "DEFERRED", "OLDEST", "LAST REPLY")
+        rows = [head, *(_hop_cells(hop, now_us) for hop in hops)]
+        lines += ["", *table_lines(rows, right=range(1, 5))]
     if nodes := stats.get("nodes"):
         lines += ["", *_node_lines(nodes)]
     return lines
+
+
+def _hop_cells(hop: Mapping[str, Any], now_us: int) -> tuple[str, ...]:
+    counts = (str(hop[name]) for name in ("entries", "in_delivery", "deferred"))
+    reply = ""
+    if last := hop["last"]:
+        host = f"{last['host']}, " if last["host"] else ""
+        reply = f"{_age(last['at'], now_us)} ago, {host}for {last['domain']}: {last['reply']}"
+    return hop["next_hop"], *counts, _age(hop["oldest"], now_us), reply
 
 
 def pause_lines(pauses: Mapping[str, Any]) -> list[str]:
@@ -389,11 +373,7 @@ def _node_lines(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
         )
         for node in nodes
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]])
-        for row in rows
-    ]
+    lines = table_lines(rows)
     versions = sorted({node["version"] for node in nodes if node["state"] == "alive"})
     if len(versions) > 1:
         lines.append(f"living nodes have several versions: {', '.join(versions)}")

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from relay.base.phrases import time_span
+from relay.base.phrases import table_lines, time_span
 from relay.base.running_relay import ControlClient
 from relay.base.settings.values import parse_duration
 from relay.operation.cli.options import CommandContext, Parsed, common_options
@@ -40,17 +40,17 @@ def stats_lines(answer: Mapping[str, Any]) -> list[str]:
     groups = answer["groups"]
     if not groups:
         return ["no delivery was attempted"]
-    width = max(len(name) for name in (answer["by"], *(group["name"] for group in groups)))
-
-    def row(name: str, *cells: str) -> str:
-        return f"{name or '-':<{width}}  {'  '.join(f'{cell:>11}' for cell in cells)}"
-
-    lines = [row(answer["by"], *COUNTS, "median", "95 %").upper()]
-    for group in groups:
-        counts = [str(group[column]) for column in COUNTS]
-        lines.append(row(group["name"], *counts, _span(group["median_s"]), _span(group["p95_s"])))
-        lines += [f"    {reply['times']}x {reply['reply']}" for reply in group["replies"]]
+    head = [name.upper() for name in (answer["by"], *COUNTS, "median", "95 %")]
+    first, *rows = table_lines([head, *map(_cells, groups)], right=range(1, len(head)))
+    lines = [first]
+    for group, row in zip(groups, rows, strict=True):
+        lines += [row, *(f"    {reply['times']}x {reply['reply']}" for reply in group["replies"])]
     return lines
+
+
+def _cells(group: Mapping[str, Any]) -> list[str]:
+    counts = (str(group[column]) for column in COUNTS)
+    return [group["name"] or "-", *counts, _span(group["median_s"]), _span(group["p95_s"])]
 
 
 def _span(seconds: float | None) -> str:

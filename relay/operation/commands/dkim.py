@@ -13,6 +13,7 @@ import tomlkit
 from msgspec import Struct
 
 from relay.base.files import create_file, fsync_path
+from relay.base.phrases import table_lines
 from relay.base.settings.document import Document, Fault
 from relay.base.settings.tree import Settings
 from relay.base.socket_address import Address
@@ -178,16 +179,12 @@ def _shown(key: SigningKey, compared: ComparedRecord | NoAnswer) -> ShownKey:
 def shown_lines(keys: Sequence[ShownKey], *, now_us: int) -> list[str]:
     """Return the keys as a table, with the file and the record of each."""
     head = ("DOMAIN", "SELECTOR", "ALGORITHM", "BITS", "UNTIL", "PUBLISHED")
-    rows = [head, *(_cells(key, now_us) for key in keys)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for number, row in enumerate(rows):
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        lines.append("  ".join(cells).rstrip())
-        if number:
-            status = keys[number - 1]
-            record = zone_line(status.key.name, key_record(status.key.private))
-            lines += [f"    {text}" for text in (*status.reasons, str(status.key.file), record)]
+    first, *rows = table_lines([head, *(_cells(key, now_us) for key in keys)])
+    lines = [first]
+    for status, row in zip(keys, rows, strict=True):
+        record = zone_line(status.key.name, key_record(status.key.private))
+        remarks = (*status.reasons, str(status.key.file), record)
+        lines += [row, *(f"    {text}" for text in remarks)]
     return lines
 
 
