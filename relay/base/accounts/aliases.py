@@ -9,7 +9,6 @@ RFC 5321 3.9.1.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
@@ -116,20 +115,20 @@ class AliasTable:
     # -- faults
 
     def check(self, document: Document) -> Iterator[Fault]:
-        """Yield the faults of the whole table: rings, and aliases that lead too far.
+        """Yield the faults of the whole table: the first ring, and aliases that lead too far.
 
         An alias that names a faulty alias is not reported again.
         """
         nodes = self._nodes()
-        left = dict(nodes)
         order = TopologicalSorter({name: node.inner for name, node in nodes.items()})
-        with suppress(CycleError):  # the order is complete except for rings
+        try:
             order.prepare()
+        except CycleError as error:  # the order is complete except for rings
+            yield _ring_fault(error.args[1][::-1], nodes, document)
         while ready := order.get_ready():
             for name in ready:
-                yield from self._check_forwarding(left.pop(name), nodes, document)
+                yield from self._check_forwarding(nodes[name], nodes, document)
             order.done(*ready)
-        yield from _rings(left, document)
 
     def _nodes(self) -> dict[str, _Node]:
         nodes = {}
@@ -165,22 +164,11 @@ class AliasTable:
             yield document.fault(forwarding.place, f"found {chain}, expected at most {TARGETS_MAX}")
 
 
-def _rings(left: dict[str, _Node], document: Document) -> Iterator[Fault]:
-    """Yield a fault for each ring. `left` are the forwardings in a ring or that lead to a ring."""
-    seen: set[str] = set()
-    for start in left:
-        path: dict[str, None] = {}
-        name = start
-        while name not in seen:
-            seen.add(name)
-            path[name] = None
-            name = next(alias for alias in left[name].inner if alias in left)
-        if name not in path:
-            continue  # it leads to a forwarding that was visited already
-        names = list(path)
-        ring = [*names[names.index(name) :], name]
-        ring_path = " -> ".join(
-            f"{alias} (line {document.line(left[alias].forwarding.place)})" for alias in ring
-        )
-        message = f"found the ring {ring_path}, expected addresses that do not lead back"
-        yield document.fault(left[name].forwarding.place, message)
+def _ring_fault(names: Sequence[str], nodes: dict[str, _Node], document: Document) -> Fault:
+    """Return the fault of a ring. Each of the names leads to the next, the last is the first."""
+    places = [nodes[name].forwarding.place for name in names]
+    ring = " -> ".join(
+        f"{name} (line {document.line(place)})" for name, place in zip(names, places, strict=True)
+    )
+    message = f"found the ring {ring}, expected addresses that do not lead back"
+    return document.fault(places[0], message)
