@@ -22,6 +22,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.message.nexthop import HopKind, NextHop
+from relay.base.phrases import words_in
 from relay.base.settings.environment import shipped
 from relay.base.settings.tree import MilterRole, Route, RouteAuth
 from relay.base.settings.values import is_ip, parse_domain
@@ -35,13 +36,9 @@ from relay.operation.app.development_folder import DevelopmentFolder
 
 ANY = "0.0.0.0"  # noqa: S104 - only with listen_all
 # The hosts of programs that are not set up for Relay: CONNECT to them ends at the relay.
-PROXY_HOSTS = (
-    "login.microsoftonline.com",
-    "login.windows.net",
-    "login.microsoft.com",
-    "graph.microsoft.com",
-    "outlook.office.com",
-    "outlook.office365.com",
+PROXY_HOSTS = words_in(
+    "login.microsoftonline.com login.windows.net login.microsoft.com graph.microsoft.com "
+    "outlook.office.com outlook.office365.com"
 )
 # known to everybody: a receiver can try its verification
 WEBHOOK_KEY = "whsec_cmVsYXktZGV2ZWxvcG1lbnQtc2VjcmV0"

@@ -8,6 +8,8 @@ The names are in docs/names.md (Steps and states). RFC 5321 6.1.
 
 from enum import StrEnum
 
+from relay.base.phrases import words_in
+
 
 class RecipientState(StrEnum):
     """The state of one recipient of one message."""
@@ -81,19 +83,9 @@ def message_state(states: list[RecipientState]) -> RecipientState:
     return min(states, key=_ORDER_OF_IMPORTANCE.index, default=RecipientState.DISCARDED)
 
 
-_ORDER_OF_IMPORTANCE = (
-    RecipientState.DEFERRED,
-    RecipientState.QUEUED,
-    RecipientState.HELD,
-    RecipientState.FAILED,
-    RecipientState.EXPIRED,
-    RecipientState.CANCELLED,
-    RecipientState.CAPTURED,
-    RecipientState.DISCARDED,
-    RecipientState.RELAYED,
-    RecipientState.DELIVERED,
-    RecipientState.REDIRECTED,
-    RecipientState.EXPANDED,
+_ORDER_OF_IMPORTANCE = words_in(
+    "deferred queued held failed expired cancelled captured discarded relayed delivered redirected "
+    "expanded"
 )
 
 

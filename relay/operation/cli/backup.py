@@ -54,12 +54,7 @@ def check(context: CommandContext, role: NodeRole, *, online: bool) -> None:
     file = context.found_config_file()
     findings = check_file(file, environ, SystemClock(), role=role, online=online)
     if context.json:
-        print_json(
-            [
-                {"check": finding.what, "verdict": finding.verdict, "text": finding.text}
-                for finding in findings
-            ]
-        )
+        print_json(findings)
     else:
         for finding in findings:
             show_finding(finding)

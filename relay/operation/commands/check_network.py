@@ -40,7 +40,7 @@ class CheckResult(StrEnum):
     FAILED = "failed"  # it starts, but does not work as configured
 
 
-class CheckFinding(Struct, frozen=True):
+class CheckFinding(Struct, frozen=True, rename={"what": "check"}):
     """One line of the output."""
 
     what: str
