@@ -7,9 +7,10 @@ time and much memory, are replaced by those of `signing`.
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 import dkim
-import dkim.canonicalization
+from dkim.canonicalization import Relaxed, Simple
 
 from relay.base.message.address import to_ascii_domain
 from relay.base.message.authentication_results import AuthResult, clipped
@@ -115,8 +116,8 @@ def _verified(
         return "policy", f"{tags['a']} with a {bits}-bit key is not accepted (RFC 8301)"
     if not message.verify(number, dnsfunc=lambda *_, **__: record):
         return "fail", f"it does not match the header, {bits}-bit key"
-    is_relaxed = tags.get("c", "").endswith("/relaxed")
-    size = len(relaxed_body(message.body) if is_relaxed else _simple_body(message.body))
+    form = Relaxed if tags.get("c", "").endswith("/relaxed") else Simple
+    size = len(form.canonicalize_body(message.body))
     if int(tags.get("l", size)) < size:
         return "policy", f"only {tags['l']} of {size} octets of the body are signed (l=)"
     return "pass", f"{bits}-bit key"
@@ -126,5 +127,6 @@ def _simple_body(body: bytes) -> bytes:
     return body.rstrip(b"\r\n") + b"\r\n"
 
 
-dkim.canonicalization.Relaxed.canonicalize_body = staticmethod(relaxed_body)
-dkim.canonicalization.Simple.canonicalize_body = staticmethod(_simple_body)
+# all signatures of a message have the same body
+Relaxed.canonicalize_body = staticmethod(lru_cache(maxsize=1)(relaxed_body))
+Simple.canonicalize_body = staticmethod(_simple_body)

@@ -12,7 +12,7 @@ from relay.base.task_set import TaskSet
 WORKERS_MAX = 2
 WAITING_MAX = 500  # requests that wait for a worker
 LENGTH_BYTES = 4  # before each request and reply
-_REQUEST_S = 2.0
+_REQUEST_S = 3.0
 _FIRST_REQUEST_S = 20.0  # with the start, on a busy machine
 _log = get_logger("checks")
 

@@ -1,0 +1,134 @@
+"""Hostile messages and records, silent name servers, workers that fail: each check has its bounds."""
+
+import asyncio
+import base64
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+from msgspec import msgpack
+
+from relay.base.message.authentication_results import AuthResult
+from relay.transport.checks.check_child import MEMORY_BYTES_MAX
+from relay.transport.checks.checker import CheckReply, CheckRequest, KnownAnswer, SenderQuestion
+from relay.transport.checks.workers import LENGTH_BYTES
+from tests.support.dns_server import Zone
+from tests.support.sender_checks import Checks, open_checks, txt
+
+NUMBER = b"\x02\x82\x08\x00\x7f" + b"\xff" * 2047  # of 16,383 bits, in DER
+HUGE_KEY = base64.b64encode(b"\x30\x82\x10\x08" + 2 * NUMBER).decode()
+PLAIN = b"From: a@bank.test\r\nSubject: x\r\n\r\nHello.\r\n"
+TAGS = b"DKIM-Signature: v=1; a=rsa-sha256; d=bank.test; s=s1; bh=YQ==; b=YQ==; h=from"
+KEY = "s1._domainkey.bank.test"
+LOOP: Zone = {
+    f"{name}.test": txt(f"v=spf1 include:{other}.test -all")
+    for name, other in (("bank", "b"), ("b", "c"), ("c", "bank"))
+}
+MX = {f"m{n}.test": {"MX": [f"10 h{m}.m{n}.test" for m in range(10)]} for n in range(10)}
+HOSTS: Zone = {f"h{m}.m{n}.test": {"A": ["192.0.2.9"]} for m in range(10) for n in range(10)}
+MANY_MX = {"bank.test": txt("v=spf1 " + "".join(f"mx:m{n}.test " for n in range(10))), **MX, **HOSTS}
+
+
+def spf(text: str) -> Zone:
+    return {"bank.test": txt(text)}
+
+
+# the zone, fields before those of PLAIN, the results of SPF and of DKIM
+HOSTILE: list[tuple[Zone, bytes, str, str]] = [
+    (spf("v=spf1 " + "a:x.test " * 500), b"", "permerror", "none"),
+    (spf("v=spf1 " + "ip4:192.0.2.9 " * 4000), b"", "permerror", "none"),
+    (MANY_MX, b"", "temperror", "none"),
+    (LOOP, b"", "permerror", "none"),
+    (spf("v=spf1 a:." + "a" * 50_000 + "!"), b"", "permerror", "none"),
+    (spf("v=spf1 a:%{d" + "9" * 400 + "}"), b"", "permerror", "none"),
+    ({}, TAGS + b"; x=" + b"1" * 65_536 + b"\r\n", "none", "permerror"),
+    ({}, TAGS.replace(b"YQ==; h", b"YQ" + b"\r\n " * 2500 + b"!; h") + b"\r\n", "none", "permerror"),
+    ({}, TAGS + b"".join(b":%d" % n for n in range(1200)) + b"\r\n" + b"X:\r\n" * 8000, "none", "permerror"),
+    ({}, (TAGS + b"\r\n") * 200, "none", "permerror"),
+    ({KEY: txt(f"p={HUGE_KEY}")}, TAGS + b"\r\n", "none", "permerror"),
+    ({KEY: txt("p=" + "A" * 60_000)}, TAGS + b"\r\n", "none", "permerror"),
+    ({"bank.test": "SERVFAIL", KEY: "SERVFAIL"}, TAGS + b"\r\n", "temperror", "temperror"),
+    ({"bank.test": "TIMEOUT", KEY: "TIMEOUT"}, TAGS + b"\r\n", "temperror", "temperror"),
+]
+
+
+async def timed(checks: Checks, content: bytes) -> tuple[float, tuple[AuthResult, ...]]:
+    began_s = time.monotonic()
+    results = await checks(content, "a@bank.test")
+    return time.monotonic() - began_s, results
+
+
+async def test_hostile_messages_and_records_have_a_result_within_the_time() -> None:
+    for number, (zone, fields, of_sender, of_dkim) in enumerate(HOSTILE):
+        policy: Zone = {"_dmarc.bank.test": txt("v=DMARC1; p=reject")}
+        async with open_checks({**policy, **zone}) as checks:
+            took_s, (spf, _, *dkim, dmarc) = await timed(checks, fields + PLAIN)
+            results = spf.result, {result.result for result in dkim}
+            assert results == (of_sender, {of_dkim}), (number, spf, dkim)
+            assert dmarc.result == ("temperror" if "temperror" in (of_sender, of_dkim) else "fail")
+            assert took_s < 6, number
+            assert len(dkim) <= 5
+            assert sum(checks.dns.queries.values()) <= 40
+
+
+async def test_messages_that_wait_for_silent_name_servers_delay_no_others() -> None:
+    async with open_checks({"bank.test": "TIMEOUT", "quick.test": txt("v=spf1 -all")}) as checks:
+        await checks(PLAIN, "a@quick.test")
+        silent = [asyncio.create_task(timed(checks, PLAIN)) for _ in range(50)]
+        began_s = time.monotonic()
+        quick = await asyncio.gather(*[checks(PLAIN, "a@quick.test") for _ in range(200)])
+        took_s = time.monotonic() - began_s
+        assert {results[0].result for results in quick} == {"fail"}
+        assert not any(task.done() for task in silent), "the others came first"
+        for task in silent:
+            waited_s, (spf, *_) = await task
+            assert (spf.result, waited_s < 6) == ("temperror", True)
+    assert took_s < 4
+
+
+async def test_a_worker_that_hangs_or_grows_is_killed_and_replaced() -> None:
+    large = PLAIN + b"Hello again.\r\n" * 600_000
+    async with open_checks({"bank.test": txt("v=spf1 -all")}) as checks:
+        await checks(PLAIN, "a@bank.test")
+        [worker] = checks.checker._workers._idle
+        pid = worker.process.pid
+        assert resource.prlimit(pid, resource.RLIMIT_AS) == (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX)
+        os.kill(pid, signal.SIGSTOP)
+        took_s, results = await timed(checks, PLAIN)
+        assert ([result.result for result in results], took_s < 6) == (["temperror"] * 3, True)
+        assert worker.process.returncode == -signal.SIGKILL
+        assert (await checks(PLAIN, "a@bank.test"))[0].result == "fail"
+        [worker] = checks.checker._workers._idle
+        resource.prlimit(worker.process.pid, resource.RLIMIT_AS, (1 << 20, 1 << 20))
+        results = (await timed(checks, large))[1]
+        assert [result.result for result in results] == ["temperror"] * 3
+        assert worker.process.returncode is not None
+        assert (await checks(large, "a@bank.test"))[0].result == "fail"
+
+
+def test_a_worker_opens_no_socket() -> None:
+    program = """
+import socket, sys
+def refused(*_, **__): raise AssertionError("a socket")
+socket.socket = socket.create_connection = socket.getaddrinfo = refused
+from relay.transport.checks.check_child import main
+main()
+"""
+    question = SenderQuestion("192.0.2.1", "mx.bank.test", "a@bank.test", "relay.test")
+    known = {("bank.test", "TXT"): KnownAnswer([b"v=spf1 mx -all"])}
+    request = msgpack.encode(
+        CheckRequest(question, known, TAGS + b"\r\n" + PLAIN[:-8], b"Hello.\r\n", is_large=False)
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=len(request).to_bytes(LENGTH_BYTES) + request,
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    reply = msgpack.decode(done.stdout[LENGTH_BYTES:], type=CheckReply)
+    asked = {("bank.test", "MX"), ("mx.bank.test", "TXT"), (KEY, "TXT"), ("_dmarc.bank.test", "TXT")}
+    assert asked <= {tuple(question) for question in reply.lacking}
