@@ -26,11 +26,18 @@ class Checks:
 
     def __init__(self, dns: DnsThread) -> None:
         self.dns = dns
-        self.cache = DnsCache(StubResolver((dns.address,), timeout_s=10).ask, clock=SystemClock())
+        self.resolver = StubResolver((dns.address,), timeout_s=10)
+        self.cache = DnsCache(self.resolver.ask, clock=SystemClock())
         self.checker = SenderChecker(self.ask, clock=SystemClock())
 
     async def ask(self, questions: Sequence[tuple[str, str]]) -> Any:
         return await self.cache.answers(*questions)
+
+    def use(self, zone: Zone) -> None:
+        """Answer from another zone."""
+        self.dns.zone = zone
+        self.dns.queries.clear()
+        self.cache = DnsCache(self.resolver.ask, clock=SystemClock())
 
     async def __call__(
         self, content: Content, sender: str, *, ip: str = "192.0.2.1", helo: str = "mx.bank.test"
@@ -40,7 +47,7 @@ class Checks:
 
 
 @contextlib.asynccontextmanager
-async def open_checks(zone: Zone) -> AsyncIterator[Checks]:
+async def open_checks(zone: Zone | None = None) -> AsyncIterator[Checks]:
     with DnsThread(zone) as dns:
         checks = Checks(dns)
         try:

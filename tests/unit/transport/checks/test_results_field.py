@@ -1,0 +1,30 @@
+"""The Authentication-Results field has the results that are read from it."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.base.message.authentication_results import AuthResult, clipped, read_results
+from relay.transport.checks.field import results_field
+
+TEXTS = st.text(max_size=80).map(clipped)
+PROPERTIES = st.dictionaries(
+    st.sampled_from(["smtp.mailfrom", "smtp.helo", "header.d", "header.from"]), TEXTS
+)
+REASONS = TEXTS.map(lambda text: " ".join(text.split()))
+RESULTS = st.builds(
+    AuthResult, st.sampled_from(["spf", "dkim"]), st.just("pass"), REASONS, PROPERTIES
+)
+
+
+@given(st.lists(RESULTS, max_size=4))
+def test_results_are_read_as_they_were_written(results: list[AuthResult]) -> None:
+    field = results_field("relay.test", results)
+    name, _, value = field.partition(b":")
+    assert (name, field[-2:]) == (b"Authentication-Results", b"\r\n")
+    assert read_results([value.replace(b"\r\n", b"")]) == tuple(results)
+    lines = field.decode().split("\r\n")
+    assert all(line.startswith("\t") for line in lines[1:-1])
+
+
+def test_a_field_without_results_says_so() -> None:
+    assert results_field("relay.test", []) == b"Authentication-Results: relay.test; none\r\n"
