@@ -22,6 +22,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope
 
 from relay.base.clock import Clock, rfc3339
+from relay.base.phrases import words_in
 from relay.base.pressure import MemoryBudget, Pressure, PressureReason, describe
 from relay.front_door.graph import errors, strict_profile
 from relay.front_door.graph.admission import key_of_part, read_key
@@ -49,23 +50,15 @@ _FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")  # RFC 9110 5.6.2
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _WHITE_SPACE = re.compile(r"\s+")
 # Fields that a request of a batch must not set: the fields of the batch apply.
-_NOT_OF_AN_ITEM = frozenset(
-    ("authorization", "host", "connection", "content-length", "transfer-encoding", "expect")
-)
-_INHERITED = (
-    "authorization",
-    "host",
-    "client-request-id",
-    "retry-attempt",
-    "accept-language",
-    "user-agent",
+_NOT_OF_AN_ITEM = words_in("authorization host connection content-length transfer-encoding expect")
+_INHERITED = words_in(
+    "authorization host client-request-id retry-attempt accept-language user-agent"
 )
 _BASE64_TEXT = re.compile(rb"[A-Za-z0-9+/=\s]*")
 _SPELLING = {
     name.lower(): name
-    for name in (
-        *("Allow", "Content-Type", "ETag", "Location", "Preference-Applied", "Retry-After"),
-        "WWW-Authenticate",
+    for name in words_in(
+        "Allow Content-Type ETag Location Preference-Applied Retry-After WWW-Authenticate"
     )
 }
 

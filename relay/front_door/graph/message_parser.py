@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from relay.base.accounts.account import Account
 from relay.base.message.extended_properties import FLAG_STATUS, FLAG_STATUSES, merged
 from relay.base.message.properties import Attachment, EmailAddress, MessageProperties
+from relay.base.phrases import words_in
 from relay.formats.draft import write_message
 from relay.formats.read_header import DATE_US_MIN
 from relay.formats.write_header import MESSAGE_ID_CHARACTERS_MAX, is_message_id
@@ -228,11 +229,8 @@ def _attachments(value: object, path: str) -> tuple[Attachment, ...]:
 
 
 # What may change of any message; the rest only while it is a draft.
-_OF_ANY_MESSAGE = frozenset(
-    (
-        *("isRead", "flag", "categories", "importance", _CLASSIFICATION, SINGLE, MULTIPLE),
-        *("isReadReceiptRequested", "isDeliveryReceiptRequested"),
-    )
+_OF_ANY_MESSAGE = {_CLASSIFICATION, SINGLE, MULTIPLE}.union(
+    words_in("isRead flag categories importance isReadReceiptRequested isDeliveryReceiptRequested")
 )
 # The field of MessageProperties, and how it is read; null is the field's default.
 _READERS: Mapping[str, tuple[str, Reader]] = {

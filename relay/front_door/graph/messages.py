@@ -22,6 +22,7 @@ from relay.base.message.extended_properties import (
     sets_send_time,
 )
 from relay.base.message.properties import MessageProperties
+from relay.base.phrases import words_in
 from relay.base.sliding_window import NOTHING, Reservation
 from relay.formats.draft import DraftAttachment
 from relay.front_door.graph import errors, strict_profile
@@ -64,9 +65,7 @@ from relay.store.mailbox.query import NEWEST_FIRST, PAGE_BYTES_MAX, AllOf, Condi
 from relay.store.mailbox.stored_message import MessageChange, Page, StoredMessage
 from relay.store.spool.types import SpoolError
 
-_LIST_OPTIONS = (
-    *("select", "expand", "filter", "search", "orderby", "count", "top", "skip", "skiptoken"),
-)
+_LIST_OPTIONS = words_in("select expand filter search orderby count top skip skiptoken")
 _RECEIPT = "relay.read-receipt"  # a preference
 _ATTACHMENTS = "attachments"
 _ORIGINATORS = {"from", "sender"}

@@ -10,6 +10,7 @@ from urllib.parse import quote, urlencode
 
 from msgspec import Struct
 
+from relay.base.phrases import words_in
 from relay.front_door.graph import errors
 from relay.front_door.http.errors import bad_request, quoted
 
@@ -19,11 +20,8 @@ _SKIP_MAX = 2**31 - 1
 _ANY_TOP = ("mailFolder", "attachment", "outlookCategory")
 _FORMATS = ("json", "application/json")
 # Graph takes these without the dollar sign as well.
-_SYSTEM = frozenset(
-    (
-        *("select", "top", "skip", "filter", "orderby", "search", "count", "expand", "format"),
-        *("skiptoken", "deltatoken", "apply", "compute"),
-    )
+_SYSTEM = words_in(
+    "select top skip filter orderby search count expand format skiptoken deltatoken apply compute"
 )
 
 

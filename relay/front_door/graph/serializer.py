@@ -161,10 +161,7 @@ MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
 }
 _OF_BODY = frozenset(("body", "bodyPreview", "uniqueBody"))
 _OF_ADDRESSES = frozenset(
-    (
-        *("sender", "from", "toRecipients", "ccRecipients", "bccRecipients", "replyTo"),
-        "isReadReceiptRequested",
-    )
+    words_in("sender from toRecipients ccRecipients bccRecipients replyTo isReadReceiptRequested")
 )
 _FIELDS = "internetMessageHeaders"
 _ALWAYS = ("@odata.etag", "id")
@@ -211,11 +208,10 @@ USER_PROPERTIES: Mapping[str, Callable[[Account], Any]] = {
     "proxyAddresses": _proxy_addresses,
     "userType": lambda _: "Member",
     **dict.fromkeys(
-        (
-            *("assignedLicenses", "assignedPlans", "identities", "imAddresses", "interests"),
-            *("licenseAssignmentStates", "onPremisesProvisioningErrors", "otherMails"),
-            *("pastProjects", "provisionedPlans", "responsibilities", "schools"),
-            *("serviceProvisioningErrors", "skills"),
+        words_in(
+            "assignedLicenses assignedPlans identities imAddresses interests "
+            "licenseAssignmentStates onPremisesProvisioningErrors otherMails pastProjects "
+            "provisionedPlans responsibilities schools serviceProvisioningErrors skills"
         ),
         lambda _: [],
     ),

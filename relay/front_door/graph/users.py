@@ -38,6 +38,7 @@ from relay.base.message.address import AddressError, parse_mailbox
 from relay.base.message.envelope import domain_of
 from relay.base.message.rest_id import read_rest_id, rest_id
 from relay.base.message.time_zones import WINDOWS_ZONES, time_zone
+from relay.base.phrases import words_in
 from relay.front_door.graph import errors
 from relay.front_door.graph.follow_up_flags import date_time_json, read_date_time
 from relay.front_door.graph.graph_request import GraphRequest
@@ -74,7 +75,6 @@ from relay.transport.routing.routing_result import InvalidRecipient, LocalRecipi
 
 MAY_READ = (Scope.MAILBOX_SETTINGS_READ, Scope.MAILBOX_SETTINGS_READ_WRITE)
 MAY_CHANGE = (Scope.MAILBOX_SETTINGS_READ_WRITE,)
-_RESOURCE = "microsoft.graph.mailboxSettings"
 _TEXT_CHARACTERS = 64
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(?:-[A-Za-z0-9]{2,8}){0,4}")
 _TIME_OF_DAY = re.compile(r"(\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,12}))?)?", re.ASCII)
@@ -107,10 +107,9 @@ _OWN_TYPES = ("restid", "restimmutableentryid")
 _TYPES = (*_OWN_TYPES, "entryid", "ewsid", "immutableentryid")
 ADDRESSES_MAX = 100
 _TIPS_MAX, _TIPS_IN_ALL_MAX = 2, 8  # requests for mail tips at once, of an account and in all
-_TIPS = (
-    *("automaticReplies", "mailboxFullStatus", "totalMemberCount", "externalMemberCount"),
-    *("recipientScope", "customMailTip", "deliveryRestriction", "maxMessageSize"),
-    *("moderationStatus", "recipientSuggestions"),
+_TIPS = words_in(
+    "automaticReplies mailboxFullStatus totalMemberCount externalMemberCount recipientScope "
+    "customMailTip deliveryRestriction maxMessageSize moderationStatus recipientSuggestions"
 )
 _PARAMETERS: Parameters = {
     "inputids": ("inputIds", partial(read_array, most=IDS_MAX)),

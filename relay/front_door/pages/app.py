@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 
 from starlette.responses import Response
 
+from relay.base.phrases import words_in
 from relay.base.pressure import ConcurrencyCounter
 from relay.front_door.api.dependencies import ApiDependencies
 from relay.front_door.api.request_parameters import require_method
@@ -39,17 +40,7 @@ from relay.store.spool.types import SpoolError
 # The first segments of the paths of pages; "" is the first page.
 PREFIXES = (
     "",
-    "messages",
-    "refused",
-    "queue",
-    "internet",
-    "clock",
-    "health",
-    "login",
-    "logout",
-    "static",
-    "help",
-    "compose",
+    *words_in("messages refused queue internet clock health login logout static help compose"),
 )
 REQUESTS_OF_VISITOR_MAX = 32  # at once, so that the searches of one visitor do not delay the others
 _TOO_MANY = "Too many pages of this account are being read at once. Try again in a moment."

@@ -33,6 +33,7 @@ from urllib.parse import quote, unquote, urlsplit
 import nh3
 from msgspec import Struct
 
+from relay.base.phrases import words_in
 from relay.formats.html_tokens import (
     HtmlToken,
     attribute_value,
@@ -97,12 +98,9 @@ _MISSED = re.compile(
     r"a|animate.*|applet|audio|canvas|embed|filter|foreignobject|i?frame|image|marker|marquee|mask"
     r"|math|object|pattern|script|select|set|switch|symbol|textarea|use|video"
 )
-_ENDS_P = frozenset(
-    (
-        *("address", "article", "aside", "blockquote", "center", "details", "dir", "div", "dl"),
-        *("figcaption", "figure", "footer", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr"),
-        *("main", "menu", "nav", "ol", "p", "pre", "section", "summary", "table", "ul"),
-    )
+_ENDS_P = words_in(
+    "address article aside blockquote center details dir div dl figcaption figure footer h1 h2 h3 "
+    "h4 h5 h6 header hr main menu nav ol p pre section summary table ul"
 )
 _CELLS = frozenset(("caption", "td", "th"))
 _ROWS = _CELLS | {"tr"}
