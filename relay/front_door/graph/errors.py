@@ -24,9 +24,7 @@ class GraphError(Struct, frozen=True):
     code: str
     sentence: str = ""
 
-    def __call__(
-        self, detail: str = "", *values: str, headers: Mapping[str, str] | None = None
-    ) -> ApiError:
+    def __call__(self, detail: str = "", *values: str, headers: Mapping[str, str] = {}) -> ApiError:
         """Return the error to raise; `values` are as the sentence has them, in quotes.
 
         `detail` is the message if there is no sentence.

@@ -58,4 +58,4 @@ def api_error(error: StoreError, request: HttpRequest) -> ApiError:
     is_read = request.method == "GET" and ("/messages/" in path or "/messages('" in path)
     if kind is NoSuchItemError and is_read:
         graph_error = errors.MESSAGE_NOT_FOUND
-    return graph_error(str(error), headers={"retry-after": seconds} if seconds else None)
+    return graph_error(str(error), headers={"retry-after": seconds} if seconds else {})

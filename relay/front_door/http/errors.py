@@ -6,6 +6,7 @@ with Graph's (relay/front_door/graph/errors.py), `detail` names them instead.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from msgspec import Struct
@@ -15,24 +16,19 @@ from relay.base.phrases import without_login
 _QUOTED_MAX = 100
 
 
+@dataclass(eq=False)
 class ApiError(Exception):
     """An error response with an HTTP status, Graph's error code, and extra header fields."""
 
-    def __init__(
-        self,
-        status: int,
-        code: str,
-        message: str,
-        *,
-        headers: Mapping[str, str] | None = None,
-        detail: str = "",
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.message = message
-        self.detail = detail
-        self.headers = dict(headers or {})
+    status: int
+    code: str
+    message: str
+    _: KW_ONLY
+    headers: Mapping[str, str] = field(default_factory=dict)
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class UnansweredError(Exception):

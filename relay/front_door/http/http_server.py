@@ -43,6 +43,7 @@ _TURNS_TO_CLOSE = 3  # rounds of the event loop until a closed connection is gon
 _log = get_logger("http")
 
 
+@dataclass(eq=False, repr=False)
 class TlsConnection(asyncio.Protocol, asyncio.Transport):
     """TLS between a connection and its BoundedProtocol.
 
@@ -50,24 +51,15 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
     BoundedProtocol it is the transport.
     """
 
-    def __init__(
-        self,
-        context: ssl.SSLContext,
-        connection_table: ConnectionTable,
-        *,
-        new_protocol: Callable[[], BoundedProtocol],
-        handshakes: set["TlsConnection"],
-    ) -> None:
-        """`new_protocol` is called after the handshake; until then `handshakes` contains this
-        object.
-        """
+    context: ssl.SSLContext
+    table: ConnectionTable
+    new_protocol: Callable[[], BoundedProtocol]  # is called after the handshake
+    handshakes: set["TlsConnection"]  # contains this object until then
+
+    def __post_init__(self) -> None:
         super().__init__()
-        self._context = context
-        self.table = connection_table
-        self._new_protocol = new_protocol
-        self.handshakes = handshakes
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._tls = self.context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._connection: HttpConnection | None = None
         self._protocol: asyncio.Protocol | None = None  # None: the handshake is not over
         self._timer: asyncio.TimerHandle | None = None
@@ -149,7 +141,7 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
         self._flush()
         self._end_handshake()
         assert self._connection is not None
-        self._protocol = made = self._new_protocol()
+        self._protocol = made = self.new_protocol()
         made.admit(self._connection)
         made.connection_made(self)
         if self._is_writing_paused:
@@ -187,7 +179,7 @@ class TlsConnection(asyncio.Protocol, asyncio.Transport):
     # -- the transport
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return a fact about the connection."""
-        own = {"sslcontext": self._context, "ssl_object": self._tls}
+        own = {"sslcontext": self.context, "ssl_object": self._tls}
         return own[name] if name in own else self._raw.get_extra_info(name, default)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -127,7 +127,7 @@ def _next_block(blocks: Iterator[bytes]) -> bytes:
 
 
 def json_response(
-    value: Any, *, status: int = 200, headers: dict[str, str] | None = None
+    value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     """Return a JSON response."""
     return Response(

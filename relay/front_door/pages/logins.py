@@ -241,26 +241,19 @@ class Visitor(Struct, frozen=True):
     may_log_out: bool = False
 
 
+@dataclass(eq=False, repr=False)
 class Logins:
     """Checks logins, and finds the session of a request."""
 
-    def __init__(
-        self,
-        accounts: AccountDirectory,
-        clock: Clock,
-        *,
-        relay: str,
-        public_url: str = "",
-    ) -> None:
-        """`clock` has the real time.
+    accounts: AccountDirectory
+    clock: Clock  # has the real time
+    relay: str  # in the cookie's name: relays with the same host name do not share a cookie
+    public_url: str = ""  # the configured one
 
-        `relay` is part of the cookie's name, so that relays with the same host name do not share a
-        cookie. `public_url` is the configured one.
-        """
-        self._accounts = accounts
-        self._sessions = Sessions(accounts, clock)
-        self._is_public_secure = public_url.lower().startswith("https:")
-        self._name = f"relay-{hashlib.sha256(relay.encode()).hexdigest()[:10]}"
+    def __post_init__(self) -> None:
+        self._sessions = Sessions(self.accounts, self.clock)
+        self._is_public_secure = self.public_url.lower().startswith("https:")
+        self._name = f"relay-{hashlib.sha256(self.relay.encode()).hexdigest()[:10]}"
 
     def session(self, request: HttpRequest, *, is_use: bool = True) -> Session | None:
         """Return the session of a request, None without one. `is_use` prolongs it."""
@@ -276,10 +269,10 @@ class Logins:
         user = user.strip()[:_USER_LENGTH_MAX]
         client, address = _client(request), request.counted_address
         try:
-            of_token = self._accounts.by_token(secret, client=address) if secret else None
+            of_token = self.accounts.by_token(secret, client=address) if secret else None
             if of_token is not None and _is_named(user, of_token):
                 return of_token
-            account = await self._accounts.by_password(user, secret, client=address)
+            account = await self.accounts.by_password(user, secret, client=address)
         except LoginDelayedError as error:
             if error.__cause__ is not None:
                 _log.error("password not checked", client=client, error=error.__cause__)

@@ -10,7 +10,7 @@ import base64
 import binascii
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Protocol
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus, urlsplit
@@ -81,24 +81,19 @@ NO_STORE = {"cache-control": "no-store", "pragma": "no-cache"}  # RFC 6749 5.1
 _log = get_logger("sign_in")
 
 
+@dataclass(eq=False)
 class SignInError(Exception):
     """An error response of the token endpoint; `number` is Entra's error number, 0 for none."""
 
-    def __init__(
-        self,
-        error: str,
-        text: str,
-        *,
-        number: int = 0,
-        status: int = 400,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(text)
-        self.error = error
-        self.text = text
-        self.number = number
-        self.status = status
-        self.headers = dict(headers or {})
+    error: str
+    text: str
+    _: KW_ONLY
+    number: int = 0
+    status: int = 400
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class SignInRequest(Struct, frozen=True):
