@@ -20,6 +20,7 @@ from relay.base.settings.values import parse_domain, parse_domain_pattern, parse
 from relay.front_door.api.explain import read_question
 from relay.front_door.graph.odata.resources import message_condition, select_users
 from relay.front_door.graph.odata.search import search_condition
+from relay.front_door.graph.query_options import QueryOptions
 from relay.store.journeys.message_list import MessageSearch
 from relay.transport.ingress.esmtp_parameters import parse_mail, parse_rcpt
 from relay.transport.ingress.send_as import header_rejection
@@ -115,9 +116,8 @@ def test_accounts_logins_aliases_and_routes(tmp_path_factory, here, other, form)
         header = [Header.parse(content.format(one).encode()) for one in here]
         assert {header_rejection(accounts, ann.address, one)[:3] for one in header} == {reply}
     for one in here:
-        (found,) = select_users(
-            [ann], filter_=f"mail eq 'Ann@{one}'", search=f'"mail:ann@{one}"', orderby=None
-        )
+        options = QueryOptions(filter=f"mail eq 'Ann@{one}'", search=f'"mail:ann@{one}"')
+        (found,) = select_users([ann], options)
         assert found is ann
 
     table = RouteTable(

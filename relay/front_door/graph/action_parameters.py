@@ -1,6 +1,7 @@
 """The parameters of sendMail, and of the actions that reply and forward."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
@@ -53,9 +54,6 @@ def parse_answer(
     known = _OF_FORWARD if is_forward else _OF_REPLY
     parameters = read_parameters(body, known, action)
     comment = parameters.get("comment") or ""
-    if len(comment) > COMMENT_CHARACTERS_MAX:
-        expected = f"expected at most {COMMENT_CHARACTERS_MAX}; use message.body"
-        raise errors.INVALID_REQUEST(f"comment: found {len(comment)} characters, {expected}.")
     fields = parameters.get("message") or {}
     fields = {name: value for name, value in fields.items() if name != "body" or value is not None}
     has_body = "body" in fields
@@ -75,7 +73,7 @@ _OF_SEND_MAIL: Parameters = {
     "savetosentitems": ("saveToSentItems", read_boolean),
 }
 _OF_REPLY: Parameters = {
-    "comment": ("comment", read_body_text),
+    "comment": ("comment", partial(read_body_text, longest=COMMENT_CHARACTERS_MAX)),
     "message": ("message", read_object),
 }
 _OF_FORWARD: Parameters = {**_OF_REPLY, "torecipients": ("toRecipients", read_recipients)}

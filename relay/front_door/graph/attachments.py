@@ -74,7 +74,7 @@ async def list_attachments(request: GraphRequest) -> Response:
     """GET attachments: return all of them, or a page with $top."""
     options = request.options(_LIST_OPTIONS, ATTACHMENT_PROPERTIES, "attachment", page_size=TOP_MAX)
     opened = await open_message(request)
-    attachments = select_attachments(opened.attachments, options.filter, options.orderby)
+    attachments = select_attachments(opened.attachments, options)
     end = options.skip + options.top
     page = attachments[options.skip : end]
     head: dict[str, Any] = _context(request, opened, "")
@@ -223,7 +223,7 @@ def expanded(
     attachments: Sequence[AttachedOctets], options: QueryOptions
 ) -> Sequence[AttachedOctets]:
     """Return the attachments that $expand shows. Raises ApiError 400 for an invalid $filter."""
-    selected = select_attachments(attachments, options.filter, options.orderby)
+    selected = select_attachments(attachments, options)
     return selected[options.skip : options.skip + options.top]
 
 
@@ -259,7 +259,7 @@ def message_pieces(
     options: QueryOptions,
 ) -> Iterator[bytes]:
     """Yield the JSON of a message with its attachments, and the link to those that follow."""
-    selected = select_attachments(opened.attachments, options.filter, options.orderby)
+    selected = select_attachments(opened.attachments, options)
     if (end := options.skip + options.top) < len(selected):
         link = options.next_link(f"{request.root_url()}/{_path(request, opened)}", skip=end)
         resource = {**resource, "attachments@odata.nextLink": link}

@@ -36,6 +36,7 @@ from relay.base.message.extended_properties import (
 from relay.base.message.properties import ExtendedProperty
 from relay.front_door.graph import errors
 from relay.front_door.graph.json_values import (
+    check_length,
     invalid_value,
     missing_property,
     read_array,
@@ -105,9 +106,8 @@ def _property(value: object, path: str, *, multiple: bool) -> ExtendedProperty:
 
 
 def _value(identity: str, value: object, path: str) -> str:
-    if isinstance(value, str) and len(value) > VALUE_CHARACTERS_MAX:
-        detail = f"found {len(value)} characters, expected at most {VALUE_CHARACTERS_MAX}"
-        raise errors.INVALID_REQUEST(f"{path}: {detail}.")
+    if isinstance(value, str):
+        check_length(value, path, VALUE_CHARACTERS_MAX)
     try:
         return canonical_value(identity, value)
     except ExtendedPropertyError as error:
@@ -138,27 +138,18 @@ def _conversation_index(value: str, path: str) -> dict[str, Any]:
     return {"conversation_index": value}
 
 
-def _references(value: str, path: str) -> dict[str, Any]:
+def _message_ids(value: str, path: str) -> tuple[str, ...]:
     ids = message_ids(value)
     if value.strip() and not ids:
-        raise invalid_value(
-            path, value, "ids such as <unique@example.com>, with spaces between them"
-        )
-    return {"references": ids}
-
-
-def _in_reply_to(value: str, path: str) -> dict[str, Any]:
-    ids = message_ids(value)
-    if value.strip() and not ids:
-        raise invalid_value(path, value, "an id such as <unique@example.com>")
-    return {"in_reply_to": ids[0] if ids else ""}
+        raise invalid_value(path, value, "ids such as <unique@example.com>, with spaces between")
+    return ids
 
 
 _FIELDS = {
     SENSITIVITY: _sensitivity,
     CONVERSATION_INDEX: _conversation_index,
-    INTERNET_REFERENCES: _references,
-    IN_REPLY_TO_ID: _in_reply_to,
+    INTERNET_REFERENCES: lambda value, path: {"references": _message_ids(value, path)},
+    IN_REPLY_TO_ID: lambda value, path: {"in_reply_to": next(iter(_message_ids(value, path)), "")},
 }
 
 

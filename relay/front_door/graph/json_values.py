@@ -8,6 +8,7 @@ Text for a header field contains no control character, line separator or lone su
 
 import codecs
 import re
+import sys
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from itertools import islice
@@ -261,15 +262,20 @@ def read_header_text(value: object, path: str, *, longest: int) -> str:
     text = read_string(value, path)
     if match := _FORBIDDEN.search(text):
         raise _forbidden(path, match, "; control characters and line breaks are not allowed here.")
+    return check_length(text, path, longest)
+
+
+def check_length(text: str, path: str, longest: int) -> str:
+    """Return a text that has at most `longest` characters."""
     if len(text) > longest:
         limit = f"found {len(text)} characters, expected at most {longest}"
         raise errors.INVALID_REQUEST(f"{path}: {limit}.")
     return text
 
 
-def read_body_text(value: object, path: str) -> str:
+def read_body_text(value: object, path: str, *, longest: int = sys.maxsize) -> str:
     """Read a string for a message body: no NUL and no lone surrogate."""
-    text = read_string(value, path)
+    text = check_length(read_string(value, path), path, longest)
     if text.isascii() and "\0" not in text:
         return text  # most texts; the search takes 100 ms for 30 MB
     if match := _FORBIDDEN_IN_BODY.search(text):

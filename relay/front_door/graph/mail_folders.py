@@ -52,7 +52,7 @@ async def list_folders(request: GraphRequest) -> Response:
     """GET mailFolders, the top level, or childFolders."""
     every, folders = await _folders_in(request)
     options = request.collection_options(_LIST_OPTIONS, FOLDER_PROPERTIES, "mailFolder")
-    selected = select_folders(folders, filter_=options.filter, orderby=options.orderby)
+    selected = select_folders(folders, options)
     within = f"('{quote(request.folder_id)}')/childFolders" if request.folder_id else ""
     to_json = _json_function(request, options.expand, every)
     return request.page(selected, options, to_json, context=f"{_context(request)}{within}")
@@ -62,8 +62,8 @@ async def count_folders(request: GraphRequest) -> Response:
     """GET $count of mailFolders or childFolders: return the number of folders as text."""
     options = request.options({"filter"})
     _, folders = await _folders_in(request)
-    selected = select_folders(folders, filter_=options.filter, orderby=None)
-    return Response(str(len(selected)), headers={"content-type": "text/plain"})
+    count = len(select_folders(folders, options))
+    return Response(str(count), headers={"content-type": "text/plain"})
 
 
 async def get_folder(request: GraphRequest) -> Response:
@@ -176,7 +176,7 @@ def _json_function(
         child_json = _json_function(
             request, options.expand, every, levels=levels - 1, bytes_max=bytes_max
         )
-        for child in select_folders(every, filter_=options.filter, orderby=options.orderby):
+        for child in select_folders(every, options):
             by_parent.setdefault(child.parent_id or ROOT_FOLDER_ID, []).append(child)
 
     def to_json(folder: Folder, selected: Collection[str]) -> Mapping[str, Any]:

@@ -338,14 +338,7 @@ def _automatic_replies(before: AutomaticReplies, value: object) -> AutomaticRepl
     return replies
 
 
-def _reply_text(value: object, path: str) -> str:
-    text = read_body_text(value, path)
-    if len(text) > _REPLY_CHARACTERS:
-        limit = f"found {len(text)} characters, expected at most {_REPLY_CHARACTERS}"
-        raise errors.INVALID_REQUEST(f"{path}: {limit}.")
-    return text
-
-
+_reply_text = partial(read_body_text, longest=_REPLY_CHARACTERS)
 _REPLIES: Mapping[str, tuple[str, Callable[[object, str], Any]]] = {
     "status": ("status", partial(one_of, choices=("disabled", "alwaysEnabled", "scheduled"))),
     "externalAudience": ("audience", partial(one_of, choices=("none", "contactsOnly", "all"))),
@@ -479,10 +472,7 @@ async def list_users(request: GraphRequest) -> Response:
     options = request.collection_options(_LIST_OPTIONS, USER_PROPERTIES, "user")
     caller, accounts = request.caller, request.dependencies.accounts
     visible = [account for account in accounts.every() if _may_open(accounts, caller, account)]
-    users = select_users(
-        visible, filter_=options.filter, search=options.search, orderby=options.orderby
-    )
-    return request.page(users, options, user_json, context="users")
+    return request.page(select_users(visible, options), options, user_json, context="users")
 
 
 async def translate_ids(request: GraphRequest) -> Response:

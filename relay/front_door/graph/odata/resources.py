@@ -43,6 +43,7 @@ from relay.front_door.graph.odata.filter import (
     Value,
     bind_filter,
 )
+from relay.front_door.graph.query_options import QueryOptions
 from relay.front_door.graph.serializer import FOLDER_PROPERTIES, MESSAGE_PROPERTIES, USER_PROPERTIES
 from relay.front_door.http.errors import quoted
 from relay.store.mailbox.query import (
@@ -405,43 +406,24 @@ class _RecordType(Generic[_Record]):
     readers: Mapping[str, Callable[[_Record], Any]]
     resource: Resource[_Matches]
 
-    def selected(
-        self, records: Sequence[_Record], filter_: str | None, orderby: str | None
-    ) -> Sequence[_Record]:
-        if filter_ is not None:
-            matches = bind_filter(parse_expression(filter_), self.resource)
+    def selected(self, records: Sequence[_Record], options: QueryOptions) -> Sequence[_Record]:
+        """Return the records that match $filter, sorted by $orderby. Raises ApiError 400."""
+        if options.filter is not None:
+            matches = bind_filter(parse_expression(options.filter), self.resource)
             records = [record for record in records if matches(record)]
-        if orderby is not None:
-            keys = order_keys(orderby, tuple(self.readers), kind=self.resource.kind)
+        if options.orderby is not None:
+            keys = order_keys(options.orderby, tuple(self.readers), kind=self.resource.kind)
             for name, descending in reversed(keys):
                 records = sorted(records, key=self.readers[name], reverse=descending)
         return records
 
 
-def select_folders(
-    folders: Sequence[Folder], *, filter_: str | None, orderby: str | None
-) -> Sequence[Folder]:
-    """Return the folders that match a $filter, sorted by $orderby. Raises ApiError 400."""
-    return _FOLDERS.selected(folders, filter_, orderby)
-
-
-def select_attachments(
-    attachments: Sequence[AttachedOctets], filter_: str | None, orderby: str | None
-) -> Sequence[AttachedOctets]:
-    """Return the attachments that match a $filter, sorted by $orderby. Raises ApiError 400."""
-    return _ATTACHMENTS.selected(attachments, filter_, orderby)
-
-
-def select_users(
-    users: Sequence[Account], *, filter_: str | None, search: str | None, orderby: str | None
-) -> Sequence[Account]:
-    """Return the users that match a $filter and a $search, sorted by $orderby. Raises ApiError
-    400.
-    """
-    selected = _USERS.selected(users, filter_, orderby)
-    if search is None:
+def select_users(users: Sequence[Account], options: QueryOptions) -> Sequence[Account]:
+    """Return the users that match $filter and $search, sorted by $orderby. Raises ApiError 400."""
+    selected = _USERS.selected(users, options)
+    if options.search is None:
         return selected
-    matches = _user_search(search)
+    matches = _user_search(options.search)
     return [user for user in selected if matches(user)]
 
 
@@ -563,11 +545,13 @@ _FOLDERS = _record_type(
     FOLDER_PROPERTIES,
     items={SINGLE.lower(): CollectionField(_EXTENDED_OF_FOLDERS, _any_of_folder)},
 )
+select_folders = _FOLDERS.selected
 _ATTACHMENTS: _RecordType[AttachedOctets] = _record_type(
     "attachment",
     _ATTACHMENT_TYPES,
     {name: attrgetter(f"facts.{_OF_FACTS.get(name, name)}") for name in _ATTACHMENT_TYPES},
 )
+select_attachments = _ATTACHMENTS.selected
 _USERS = _record_type(
     "user",
     _USER_TYPES,
