@@ -22,7 +22,6 @@ from relay.formats.read_mime import AttachedOctets, read_mime
 from relay.formats.transfer_encoding import decoded_blocks
 from relay.front_door.graph.attachment_parser import read_attachment, read_upload
 from relay.front_door.graph.entity_tags import etag_field
-from relay.front_door.graph.extended_properties import ExpandOptions
 from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.json_values import (
     COMMON_PROPERTIES,
@@ -32,7 +31,6 @@ from relay.front_door.graph.json_values import (
 )
 from relay.front_door.graph.message_parser import read_item
 from relay.front_door.graph.odata.resources import select_attachments
-from relay.front_door.graph.preferred_body import show_preferred_body
 from relay.front_door.graph.query_options import TOP_MAX, QueryOptions
 from relay.front_door.graph.reference_attachments import (
     REFERENCE_BYTES_MAX,
@@ -42,7 +40,7 @@ from relay.front_door.graph.reference_attachments import (
     reference_json,
 )
 from relay.front_door.graph.responses import minimal_response
-from relay.front_door.graph.serializer import MESSAGE_PROPERTIES, graph_date, message_json
+from relay.front_door.graph.serializer import MESSAGE_PROPERTIES, graph_date
 from relay.front_door.graph.upload_sessions import upload_url
 from relay.front_door.http.errors import bad_request, quoted
 from relay.front_door.http.responses import StreamedResponse, json_response
@@ -182,21 +180,16 @@ async def create_upload_session(request: GraphRequest) -> Response:
     return json_response(session, status=201)
 
 
-async def get_with_attachments(
-    request: GraphRequest, options: QueryOptions, expand: ExpandOptions, *, context: str
+async def expanded_response(
+    request: GraphRequest,
+    resource: Mapping[str, Any],
+    opened: OpenedMessage,
+    *,
+    options: QueryOptions,
 ) -> Response:
-    """GET a message with $expand=attachments."""
-    opened = await open_message(request)
-    if unchanged := request.not_modified(opened.message.change_key):
-        return unchanged
-    url, shown_id = request.pages_url, request.shown_id
-    resource = message_json(opened.message, options.select, pages_url=url, shown_id=shown_id)
-    resource |= expand.to_json(opened.message)
-    await show_preferred_body(request, resource)
-    of_attachments = expand.attachments or QueryOptions()
-    resource = {**request.context(context), **resource}
-    pieces = message_pieces(request, resource, opened, options=of_attachments)
-    size = _size(expanded(opened.attachments, of_attachments), of_attachments.select)
+    """Return the response with a message and the attachments that $expand shows."""
+    pieces = message_pieces(request, resource, opened, options=options)
+    size = _size(expanded(opened.attachments, options), options.select)
     return await _response(pieces, size, headers=etag_field(opened.message.change_key))
 
 

@@ -32,7 +32,7 @@ from relay.front_door.graph.query_options import (
     preferences,
 )
 from relay.front_door.graph.responses import collection_response, fitting, minimal_response
-from relay.front_door.graph.serializer import OF_BETA
+from relay.front_door.graph.serializer import OF_BETA, message_json
 from relay.front_door.http.errors import quoted, unsupported_media_type
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.http.responses import json_response
@@ -282,6 +282,10 @@ class GraphRequest(Struct, frozen=True):
             return ""
         base = self.dependencies.base_url(self.http)
         return self.http.server_url if _OF_MICROSOFT.search(base) else base
+
+    def message_json(self, message: StoredMessage, select: Collection[str] = ()) -> dict[str, Any]:
+        """Return a message's JSON with the id and the page that this client sees."""
+        return message_json(message, select, pages_url=self.pages_url, shown_id=self.shown_id)
 
     def context(self, what: str) -> dict[str, Any]:
         """Return the JSON's @odata.context."""

@@ -30,7 +30,7 @@ from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.preferred_body import convert_body, preferred_body_type, show_body_as
 from relay.front_door.graph.query_options import QueryOptions
 from relay.front_door.graph.responses import collection_response
-from relay.front_door.graph.serializer import extent_of, message_json
+from relay.front_door.graph.serializer import extent_of
 from relay.store.mailbox.stored_message import StoredMessage
 
 MessageItem = StoredMessage | Mapping[str, Any]  # a message, or the JSON of something else
@@ -95,10 +95,10 @@ class MessagePage(Struct, frozen=True):
         self, request: GraphRequest, items: Sequence[MessageItem], left_bytes: int
     ) -> Response:
         encoded: list[msgspec.Raw] = []
-        url, body_type = request.pages_url, preferred_body_type(request)
+        body_type = preferred_body_type(request)
         for message in items:
             if isinstance(message, StoredMessage):
-                resource = self._json(request, message, url)
+                resource = self._json(request, message)
             else:
                 resource = dict(message)
             await show_body_as(request, resource, body_type)
@@ -119,12 +119,8 @@ class MessagePage(Struct, frozen=True):
             delta_link="" if is_cut else self.delta_link,
         )
 
-    def _json(
-        self, request: GraphRequest, message: StoredMessage, pages_url: str
-    ) -> dict[str, Any]:
-        shown_id = request.shown_id
-        resource = message_json(message, self.select, pages_url=pages_url, shown_id=shown_id)
-        return resource | self.expand.to_json(message)
+    def _json(self, request: GraphRequest, message: StoredMessage) -> dict[str, Any]:
+        return request.message_json(message, self.select) | self.expand.to_json(message)
 
     def _expanded_bytes(self, request: GraphRequest, item: MessageItem) -> int:
         """Estimate the JSON of an item with its attachments."""
@@ -132,7 +128,7 @@ class MessagePage(Struct, frozen=True):
             return len(msgspec.json.encode(item))
         options = self.expand.attachments or QueryOptions()
         has_content = shows_content(options.select)
-        size_bytes = len(msgspec.json.encode(self._json(request, item, "")))
+        size_bytes = len(msgspec.json.encode(self._json(request, item)))
         if options.top < len(item.attachments):
             size_bytes += len(options.next_link(""))
         for attachment in item.attachments:
@@ -156,7 +152,7 @@ class MessagePage(Struct, frozen=True):
                 folder_id=request.folder_id,
                 extent=extent_of(self.select, is_expanded=bool(self.expand.single)),
             ):
-                resource = self._json(request, opened.message, request.pages_url)
+                resource = self._json(request, opened.message)
                 convert_body(resource, body_type)
                 yield separator
                 options = self.expand.attachments or QueryOptions()

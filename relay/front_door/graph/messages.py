@@ -26,7 +26,11 @@ from relay.base.phrases import words_in
 from relay.base.sliding_window import NOTHING, Reservation
 from relay.formats.draft import DraftAttachment
 from relay.front_door.graph import errors, strict_profile
-from relay.front_door.graph.attachments import ATTACHMENT_PROPERTIES, get_with_attachments
+from relay.front_door.graph.attachments import (
+    ATTACHMENT_PROPERTIES,
+    expanded_response,
+    open_message,
+)
 from relay.front_door.graph.entity_tags import etag_field
 from relay.front_door.graph.extended_properties import COMPUTED, parse_expand, shown_extended
 from relay.front_door.graph.follow_up_flags import changed_flag
@@ -50,7 +54,7 @@ from relay.front_door.graph.odata.search import search_condition
 from relay.front_door.graph.preferred_body import show_preferred_body
 from relay.front_door.graph.query_options import QueryOptions
 from relay.front_door.graph.send_mail import check_rights, named_in, originators_of, reserve
-from relay.front_door.graph.serializer import MESSAGE_PROPERTIES, extent_of, message_json
+from relay.front_door.graph.serializer import MESSAGE_PROPERTIES, extent_of
 from relay.front_door.http.errors import bad_request, service_unavailable
 from relay.front_door.http.responses import BLOCK_BYTES, StreamedResponse, json_response
 from relay.store.mailbox.errors import (
@@ -133,18 +137,16 @@ async def get_message(request: GraphRequest) -> Response:
     expand = parse_expand(options.expand, of_attachments=ATTACHMENT_PROPERTIES)
     if ARTICLE_NUMBER in expand.single:
         await request.store.lists.number(request.mailbox, [request.message_id])
-    if expand.attachments is not None:
-        context = messages_context(request) + "/$entity"
-        return await get_with_attachments(request, options, expand, context=context)
-    message = await request.find_message()
+    opened = None if expand.attachments is None else await open_message(request)
+    message = opened.message if opened else await request.find_message()
     if unchanged := request.not_modified(message.change_key):
         return unchanged
-    url, shown_id = request.pages_url, request.shown_id
-    resource = message_json(message, options.select, pages_url=url, shown_id=shown_id)
-    resource |= expand.to_json(message)
+    resource = request.context(messages_context(request) + "/$entity")
+    resource |= request.message_json(message, options.select) | expand.to_json(message)
     await show_preferred_body(request, resource)
-    head = request.context(messages_context(request) + "/$entity")
-    return json_response({**head, **resource}, headers=etag_field(message.change_key))
+    if opened and expand.attachments:
+        return await expanded_response(request, resource, opened, options=expand.attachments)
+    return json_response(resource, headers=etag_field(message.change_key))
 
 
 async def change_message(request: GraphRequest) -> Response:
@@ -329,7 +331,7 @@ def message_response(
     request: GraphRequest, message: StoredMessage, *, is_new: bool = True
 ) -> Response:
     """Return the response to a change of a message, or to its creation."""
-    resource = message_json(message, pages_url=request.pages_url, shown_id=request.shown_id)
+    resource = request.message_json(message)
     return request.changed(
         f"messages/{resource['id']}",
         f"{messages_context(request)}/$entity",

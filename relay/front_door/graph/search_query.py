@@ -5,7 +5,6 @@ come before them. `total` counts the hits of the page. Graph: search-query, sear
 Microsoft Search API to search Outlook messages".
 """
 
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -25,7 +24,6 @@ from relay.front_door.graph.json_values import (
 from relay.front_door.graph.messages import SLOW_SEARCH, find_page
 from relay.front_door.graph.odata.expression import CHARACTERS_MAX, clause_error
 from relay.front_door.graph.odata.search import keyword_condition
-from relay.front_door.graph.serializer import message_json
 from relay.front_door.http.errors import bad_request, quoted
 from relay.front_door.http.responses import json_response
 from relay.store.mailbox.query import (
@@ -125,10 +123,9 @@ async def _hits(request: GraphRequest, query: MessageQuery, room: int) -> tuple[
     """
     query = msgspec.structs.replace(query, bytes_max=room)
     hits: list[dict[str, Any]] = []
-    to_json = partial(message_json, pages_url=request.pages_url, shown_id=request.shown_id)
     while True:
         page = await find_page(request, query, SLOW_SEARCH)
-        hits += [_TYPE | to_json(message, _SHOWN) for message in page.messages]
+        hits += [_TYPE | request.message_json(message, _SHOWN) for message in page.messages]
         room -= len(msgspec.json.encode(hits[len(hits) - len(page.messages) :]))
         left, after = query.top - len(page.messages), page.next_after
         if not after or left <= 0 or room <= 0:
