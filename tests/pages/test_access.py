@@ -60,7 +60,7 @@ ROWS = {
     ),
     "messages/{key}": Row("/messages/{id}", "303 200 404 200 200"),
     **{
-        f"messages/{{key}}/{view}/...": Row(f"/messages/{{id}}/{view}", CONTENT)
+        f"messages/{{key}}/{view}": Row(f"/messages/{{id}}/{view}", CONTENT)
         for view in ("html", "text", "headers", "properties", "source")
     },
     "messages/{key}/attachments/...": Row("/messages/{id}/attachments/1", CONTENT),
@@ -85,8 +85,8 @@ ROWS = {
         for route in ("clock", "compose", "internet", *(f"internet/{change}" for change in CHANGES))
     },
     "help": Row("/help", ALL_MAY_READ),
-    "help/programs": Row("/help/programs", DEVELOPMENT_ONLY),
-    "help/example": Row("/help/example?key=k", "303 405 405 405 405", post="303 403 403 403 404"),
+    "help/programs": Row("/help/programs", DEVELOPMENT_ONLY, post="303 404 404 404 404"),
+    "help/example": Row("/help/example?key=k", DEVELOPMENT_ONLY, post="303 404 404 404 404"),
     "queue/{operation}": Row(
         "/queue/hold?id={id}",
         "303 403 403 403 200",
@@ -96,9 +96,9 @@ ROWS = {
 }
 # What only a development relay has, with a token: nobody, a user, the operator.
 DEVELOPMENT = {
-    "internet": Row("/internet", "303 403 200", post="303 403 405"),
+    "internet": Row("/internet", "303 403 200", post="303 405 405"),
     **{
-        f"internet/{change}": Row(f"/internet/{change}", "303 403 405", post=f"303 403 {refused}")
+        f"internet/{change}": Row(f"/internet/{change}", "303 405 405", post=f"303 403 {refused}")
         for change, refused in zip(CHANGES, (400, 409, 400, 409), strict=True)
     },
     "clock": Row("/clock", "303 200 200", post="303 403 400", fields={"by": "own", "own": "x"}),

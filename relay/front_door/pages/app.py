@@ -5,6 +5,7 @@ is a POST of a form with the visitor's CSRF token, answered with 303. The form o
 GET is read, and its token checked, before its handler is called.
 """
 
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from starlette.responses import Response
@@ -19,7 +20,13 @@ from relay.front_door.http.errors import ApiError, quoted, service_unavailable
 from relay.front_door.http.gateway import Gateway
 from relay.front_door.http.http_request import HttpRequest, RequestLimits
 from relay.front_door.pages.compose import FORM_BYTES_MAX, compose_page
-from relay.front_door.pages.development import change_internet, clock_page, internet_page
+from relay.front_door.pages.content_pages import CONTENT_VIEWS
+from relay.front_door.pages.development import (
+    CHANGES,
+    change_internet,
+    clock_page,
+    internet_page,
+)
 from relay.front_door.pages.health import health_page
 from relay.front_door.pages.help import help_page, send_example, snippets_page
 from relay.front_door.pages.live import LiveViews
@@ -106,57 +113,49 @@ def _counted(running: ConcurrencyCounter, name: str) -> AbstractContextManager[N
     return running.counted(name)
 
 
+async def _content(request: PageRequest) -> Response:
+    return await request.site.contents.response(request.http, request.visitor, request.key)
+
+
+Handler = Callable[[PageRequest], Awaitable[Response]]
+_READ, _POST, _BOTH = ("GET",), ("POST",), ("GET", "POST")
+# The methods and the handler of a page, by its path; "*" is the id of a message.
+PAGES: Mapping[tuple[str, ...], tuple[Sequence[str], Handler]] = {
+    (): (_READ, message_list),
+    ("messages",): (_BOTH, marked_messages),
+    ("messages", "*"): (_READ, message_page),
+    ("messages", "*", "send-now"): (_POST, change_scheduled),
+    ("messages", "*", "cancel-send"): (_POST, change_scheduled),
+    ("messages", "*", "advance"): (_POST, advance_to_next),
+    **{("messages", "*", view): (_READ, _content) for view in CONTENT_VIEWS},
+    ("messages", "*", "attachments", "*"): (_READ, _content),
+    ("refused",): (_READ, refused_page),
+    ("health",): (_READ, health_page),
+    ("queue",): (_READ, queue_page),
+    **{("queue", operation): (_BOTH, queue_change) for operation in Operation},
+    ("help",): (_READ, help_page),
+}
+DEVELOPMENT_PAGES: Mapping[tuple[str, ...], tuple[Sequence[str], Handler]] = {
+    ("messages", "*", "release"): (_POST, release),
+    ("messages", "*", "tags"): (_POST, set_tags),
+    ("clock",): (_BOTH, clock_page),
+    ("internet",): (_READ, internet_page),
+    **{("internet", change): (_POST, change_internet) for change in CHANGES},
+    ("compose",): (_BOTH, compose_page),
+    ("help", "programs"): (_READ, snippets_page),
+    ("help", "example"): (_POST, send_example),
+}
+
+
 async def _page(request: PageRequest) -> Response:
-    http, site = request.http, request.site
-    match http.segments:
-        case ():
-            require_method(http, "GET")
-            return await message_list(request)
-        case ("messages",) if http.method == "GET" and "action" not in dict(http.query):
-            return request.redirect()  # the list is the first page
-        case ("messages",):
-            return await marked_messages(request)
-        case ("messages", key):
-            return await message_page(request, key)
-        case ("messages", key, "release") if site.handlers.is_development:
-            return await release(request, key)
-        case ("messages", key, "send-now" | "cancel-send"):
-            return await change_scheduled(request, key)
-        case ("messages", key, "tags") if site.handlers.is_development:
-            return await set_tags(request, key)
-        case ("messages", key, "advance"):
-            return await advance_to_next(request, key)
-        case (
-            "messages",
-            key,
-            "html" | "text" | "headers" | "source" | "properties" | "attachments",
-            *_,
-        ):
-            return await site.contents.response(http, request.visitor, key)
-        case ("refused",):
-            return await refused_page(request)
-        case ("health",):
-            return await health_page(request)
-        case ("queue",):
-            return await queue_page(request)
-        case ("queue", operation) if operation in tuple(Operation):
-            return await queue_change(request, Operation(operation))
-        case ("clock",) if (controls := site.dependencies.development) is not None:
-            return await clock_page(request, controls)
-        case ("internet",) if (controls := site.dependencies.development) is not None:
-            return internet_page(request, controls)
-        case ("internet", "add" | "remove" | "shipped" | "scenario") if (
-            controls := site.dependencies.development
-        ) is not None:
-            return await change_internet(request, controls)
-        case ("compose",) if site.graph is not None:
-            return await compose_page(request, site.graph)
-        case ("help",):
-            return await help_page(request)
-        case ("help", "programs"):
-            return await snippets_page(request)
-        case ("help", "example"):
-            return await send_example(request)
-        case _:
-            path = "/".join(http.segments)
-            raise ApiError(404, "ResourceNotFound", f"There is no page {quoted(path)}.")
+    """Return the page of a path. Raises ApiError 404, 405."""
+    path = request.http.segments
+    pages = {**PAGES, **(DEVELOPMENT_PAGES if request.site.handlers.is_development else {})}
+    if path[:1] == ("messages",):
+        path = tuple("*" if place in (1, 3) else name for place, name in enumerate(path))
+    if path not in pages:
+        path_text = quoted("/".join(request.http.segments))
+        raise ApiError(404, "ResourceNotFound", f"There is no page {path_text}.")
+    methods, handler = pages[path]
+    require_method(request.http, *methods)
+    return await handler(request)

@@ -15,7 +15,7 @@ from msgspec import Struct
 from starlette.responses import Response
 
 from relay.formats.address_list import address_entries
-from relay.front_door.api.request_parameters import require_method, single_values
+from relay.front_door.api.request_parameters import single_values
 from relay.front_door.graph.admission import check_pressure
 from relay.front_door.graph.dependencies import GraphDependencies
 from relay.front_door.graph.graph_request import GraphRequest
@@ -54,9 +54,10 @@ class Answered(Struct, frozen=True):
     begun: Answer
 
 
-async def compose_page(request: PageRequest, means: GraphDependencies) -> Response:
+async def compose_page(request: PageRequest) -> Response:
     """GET /compose, with the id of a message in ?reply=, ?reply-all= or ?forward=; POST sends."""
-    require_method(request.http, "GET", "POST")
+    means = request.site.graph
+    assert means is not None, "a service has no such page"
     request.principal.check_may_operate()
     answered = await _answered(request, means)
     form, status, faults = request.form, 200, dict[str, str]()

@@ -35,7 +35,6 @@ from relay.formats.read_mime import ReadParts, read_parts
 from relay.formats.read_report import DeliveryReport, read_report
 from relay.front_door.api.dependencies import ClientSettings, DevelopmentControls, Principal
 from relay.front_door.api.handlers import Handlers
-from relay.front_door.api.request_parameters import require_method
 from relay.front_door.graph.serializer import MESSAGE_PROPERTIES
 from relay.front_door.http.errors import ApiError, quoted, service_unavailable
 from relay.front_door.http.http_request import HttpRequest
@@ -69,6 +68,7 @@ from relay.store.mailbox.stored_message import StoredMessage
 
 View = Literal["html", "text", "headers", "source", "attachments", "links", "checks"]
 VIEWS: tuple[View, ...] = get_args(View)
+CONTENT_VIEWS = ("html", "text", "headers", "source", "properties")  # that have an address
 SOURCE_OCTETS_MAX = 1024 * 1024
 _SOURCE_IN_PAGE_OCTETS_MAX = 64 * 1024
 _THREADS = 2
@@ -144,7 +144,6 @@ class ContentPages:
 
     async def response(self, request: HttpRequest, visitor: Visitor, key: str) -> Response:
         """GET /messages/{key}/...: one view of a content, or a part of it."""
-        require_method(request, "GET")
         view = request.segments[2]
         journey = await self._handlers.message(key, visitor.principal)
         if view == "properties":
@@ -154,19 +153,16 @@ class ContentPages:
         match request.segments[2:]:
             case ("source",):
                 return _source(request, journey, content)
-            case ("html",):
-                remote_url = self._remote_url(request, visitor, journey)
-                is_dark = ("scheme", "dark") in request.query
-                answer = partial(html_response, remote_url=remote_url, is_dark=is_dark)
             case ("text",):
                 answer = _text
             case ("headers",):
                 answer = _header
-            case ("attachments", number):
+            case (_, number):
                 answer = partial(_attachment, number, shows=("show", "1") in request.query)
             case _:
-                path = "/".join(request.segments)
-                raise ApiError(404, "ResourceNotFound", f"There is no page {quoted(path)}.")
+                remote_url = self._remote_url(request, visitor, journey)
+                is_dark = ("scheme", "dark") in request.query
+                answer = partial(html_response, remote_url=remote_url, is_dark=is_dark)
         return await self.in_thread(
             visitor.principal, lambda: answer(read_parts(octets_of(content)))
         )

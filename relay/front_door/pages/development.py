@@ -24,7 +24,7 @@ from relay.base.phrases import words_in
 from relay.base.settings.document import Fault, SettingsError
 from relay.base.settings.values import WRITTEN_DURATION_EXPECTED, parse_duration
 from relay.front_door.api.dependencies import DevelopmentControls
-from relay.front_door.api.request_parameters import require_method, single_values
+from relay.front_door.api.request_parameters import single_values
 from relay.front_door.http.errors import ApiError, quoted
 from relay.front_door.pages.charts import duration_text
 from relay.front_door.pages.logins import PageForm
@@ -39,6 +39,7 @@ ACTIONS = {
     "servfail": "answers SERVFAIL (DNS)",
     "nxdomain": "answers that the domain does not exist (DNS)",
 }
+CHANGES = ("add", "remove", "shipped", "scenario")
 _FIELDS = ("domain", "verb", "recipient", "reply", "action", "delay", "times")
 _FAULTS_MAX = 20
 _VERSION_DIGITS = 16
@@ -65,27 +66,24 @@ class RefusedChange(Struct, frozen=True):
     faults: Sequence[Fault] = ()
 
 
-def internet_page(request: PageRequest, controls: DevelopmentControls) -> Response:
+async def internet_page(request: PageRequest) -> Response:
     """GET /internet; with `?part=hosts` the part that changes."""
     request.principal.check_may_read()
-    require_method(request.http, "GET")
     part = single_values(request.http.query, ("part",)).get("part")
     name = "_hosts.html" if part == "hosts" else "internet.html"
-    return request.page(name, **_values(controls))
+    return request.page(name, **_values(request.controls))
 
 
-async def change_internet(request: PageRequest, controls: DevelopmentControls) -> Response:
+async def change_internet(request: PageRequest) -> Response:
     """POST /internet/{change}."""
-    request.principal.check_may_read()
-    require_method(request.http, "POST")
     request.principal.check_may_operate()
     if request.http.client_address and not request.http.is_local:
         message = "The scenario can be changed only from the machine of the relay."
         raise ApiError(403, "ErrorAccessDenied", message)
-    refused = await _change(request.http.segments[1], request.form, controls)
+    refused = await _change(request.http.segments[1], request.form, request.controls)
     if refused is None:
         return request.redirect("internet")
-    values = _values(controls, refused)
+    values = _values(request.controls, refused)
     return request.page("internet.html", status=refused.status, **values)
 
 
@@ -181,15 +179,14 @@ def _fault_line(fault: Fault) -> str:
     return ": ".join(filter(None, [str(fault.line or ""), fault.key, fault.message]))
 
 
-async def clock_page(request: PageRequest, controls: DevelopmentControls) -> Response:
+async def clock_page(request: PageRequest) -> Response:
     """GET /clock; with `?part=state` the part that changes. POST /clock advances the clock."""
-    require_method(request.http, "GET", "POST")
     if request.http.method == "GET":
         part = single_values(request.http.query, ("part",)).get("part")
         name = "_clock.html" if part == "state" else "clock.html"
         return request.page(name, fault="", own="")
     request.principal.check_may_operate()
-    form = request.form
+    form, controls = request.form, request.controls
     status, fault = await _advance(form, controls)
     if fault:
         return request.page("clock.html", status=status, fault=fault, own=form.text("own"))

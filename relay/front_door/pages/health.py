@@ -15,7 +15,7 @@ from relay.base.clock import rfc3339
 from relay.base.observe.metric_samples import Sample, minutes, quantile
 from relay.base.pressure import PressureLevel, describe
 from relay.front_door.api.dependencies import ApiDependencies
-from relay.front_door.api.request_parameters import require_method, single_values
+from relay.front_door.api.request_parameters import single_values
 from relay.front_door.pages.charts import Chart, Series, draw, duration_text, number_text
 from relay.front_door.pages.site import PageRequest
 
@@ -51,7 +51,6 @@ async def health_page(request: PageRequest) -> Response:
     """GET /health; with `?part=figures` the part that changes, with `?part=providers` the table.
     Raises ApiError 403 for an account of the role user.
     """
-    require_method(request.http, "GET")
     request.principal.check_may_read()
     part = single_values(request.http.query, ("part",)).get("part")
     if part == "providers":

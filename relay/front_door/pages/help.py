@@ -16,7 +16,6 @@ from starlette.responses import Response
 
 from relay.base.settings.environment import shipped
 from relay.front_door.api.dependencies import ClientSettings
-from relay.front_door.api.request_parameters import require_method
 from relay.front_door.http.errors import ApiError, service_unavailable
 from relay.front_door.pages.site import PageRequest
 
@@ -67,22 +66,17 @@ def first_minute(request: PageRequest) -> FirstMinute:
 
 async def help_page(request: PageRequest) -> Response:
     """GET /help."""
-    require_method(request.http, "GET")
     return request.page("help.html", first=first_minute(request))
 
 
 async def send_example(request: PageRequest) -> Response:
     """POST /help/example?key=: send one message to this relay, as a client does."""
-    require_method(request.http, "POST")
     request.principal.check_may_operate()
-    development = request.site.dependencies.development
-    if development is None:
-        raise ApiError(404, "ResourceNotFound", "Only the development relay sends an example.")
     key = dict(request.http.query).get("key", "")
     if not (0 < len(key) <= _KEY_CHARACTERS_MAX and key.isascii() and key.isprintable()):
         message = f"key: expected 1 to {_KEY_CHARACTERS_MAX} characters of ASCII."
         raise ApiError(400, "BadRequest", message)
-    reason = await development.send_example(key)
+    reason = await request.controls.send_example(key)
     if reason:
         raise service_unavailable(f"The example was not sent: {reason}", retry_after_s=1)
     return request.redirect()
@@ -122,11 +116,8 @@ class Snippet(Struct, frozen=True):
 
 async def snippets_page(request: PageRequest) -> Response:
     """GET /help/programs."""
-    require_method(request.http, "GET")
-    development = request.site.dependencies.development
-    if development is None:
-        raise ApiError(404, "ResourceNotFound", "Only the development relay has these programs.")
-    snippets = [with_ports(snippet, development.clients) for snippet in read_snippets()]
+    clients = request.controls.clients
+    snippets = [with_ports(snippet, clients) for snippet in read_snippets()]
     return request.page("snippets.html", snippets=snippets)
 
 

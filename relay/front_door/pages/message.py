@@ -19,7 +19,6 @@ from relay.base.message.lifecycle import SubmissionState
 from relay.delivery.reports.bounces import POSTMASTER
 from relay.formats.read_report import DeliveryReport
 from relay.front_door.api import tags as api_tags
-from relay.front_door.api.request_parameters import require_method
 from relay.front_door.http.errors import ApiError, service_unavailable
 from relay.front_door.pages.content import MessageHead
 from relay.front_door.pages.journey_view import journey_view
@@ -40,13 +39,12 @@ _STILL_US = 60_000_000
 _MARGIN_S = 0.01
 
 
-async def message_page(request: PageRequest, key: str) -> Response:
+async def message_page(request: PageRequest) -> Response:
     """GET /messages/{id}; with `live`, the stream of its journey."""
     http, site = request.http, request.site
-    require_method(http, "GET")
     if ("part", "list") in http.query:
         return await list_pane(request)
-    values = await _journey_values(request, key)
+    values = await _journey_values(request, request.key)
     journey = values["journey"]
 
     async def render() -> str:
@@ -239,11 +237,10 @@ async def _original_of(request: PageRequest, report: DeliveryReport) -> str:
     return ""
 
 
-async def advance_to_next(request: PageRequest, key: str) -> Response:
+async def advance_to_next(request: PageRequest) -> Response:
     """POST /messages/{id}/advance in a development relay: to the time of the next event."""
-    require_method(request.http, "POST")
     request.principal.check_may_operate()
-    values = await _journey_values(request, key)
+    values = await _journey_values(request, request.key)
     dependencies = request.site.dependencies
     controls = dependencies.development
     if controls is None or not values["due"]:
@@ -259,10 +256,9 @@ async def advance_to_next(request: PageRequest, key: str) -> Response:
     return request.redirect(f"messages/{values['journey'].key}")
 
 
-async def set_tags(request: PageRequest, key: str) -> Response:
+async def set_tags(request: PageRequest) -> Response:
     """POST /messages/{id}/tags in a development relay: replace the tags by `tags`."""
-    require_method(request.http, "POST")
-    journey = await request.site.handlers.message(key, request.principal)
+    journey = await request.site.handlers.message(request.key, request.principal)
     tags = {journey.key: request.form.text("tags")}
     await api_tags.set_tags(request.site.dependencies, tags, request.principal)
     return request.redirect(f"messages/{journey.key}", list=request.form.text("list") or None)
@@ -275,14 +271,13 @@ _SENT = {
 }
 
 
-async def change_scheduled(request: PageRequest, key: str) -> Response:
+async def change_scheduled(request: PageRequest) -> Response:
     """POST /messages/{id}/send-now: send a scheduled message now; or cancel-send: cancel it and
     keep the draft.
     """
     did = _CANCELLED if request.http.segments[2] == "cancel-send" else _SENT_NOW
-    require_method(request.http, "POST")
     request.principal.check_may_operate()
-    journey = await request.site.handlers.message(key, request.principal)
+    journey = await request.site.handlers.message(request.key, request.principal)
     submissions, name = request.site.dependencies.submissions, journey.submission_id or ""
     is_cancelled = did == _CANCELLED
     change = submissions.cancel_scheduled if is_cancelled else submissions.send_scheduled_now

@@ -28,7 +28,7 @@ from relay.base.message.lifecycle import RecipientState, SubmissionState
 from relay.front_door.api.dependencies import Principal
 from relay.front_door.api.handlers import Handlers
 from relay.front_door.api.message_source import RowFacts
-from relay.front_door.api.request_parameters import MESSAGE_STATES, require_method
+from relay.front_door.api.request_parameters import MESSAGE_STATES
 from relay.front_door.api.search_text import SearchTextError, parse_search
 from relay.front_door.api.tags import tags_of
 from relay.front_door.http.errors import ApiError, quoted
@@ -355,7 +355,6 @@ def result_sentence(query: Mapping[str, str]) -> str:
 
 async def refused_page(request: PageRequest) -> Response:
     """GET /refused?address=&before=; fields that are not known are ignored."""
-    require_method(request.http, "GET")
     fields = dict(request.http.query)
     address = fields.get("address", "").strip()[:_ADDRESS_CHARACTERS_MAX]
     before = fields.get("before", "") if is_cursor(fields.get("before", "")) else ""
@@ -393,9 +392,9 @@ async def marked_messages(request: PageRequest) -> Response:
 
     GET /messages?action=&q=&mailbox=&state= asks about all that match.
     """
-    require_method(request.http, "GET", "POST")
     if request.http.method == "GET":
-        return await _all_that_match(request)
+        action = dict(request.http.query).get("action")
+        return request.redirect() if action is None else await _all_that_match(request, action)
     form = request.form
     names = form.every("id")[:ROWS] + form.text("names").split(_SEPARATOR)
     names = list(dict.fromkeys(filter(None, names)))[:NAMES_MAX]
@@ -445,8 +444,8 @@ def _checked(action: str, request: PageRequest) -> str:
     return action
 
 
-async def _all_that_match(request: PageRequest) -> Response:
-    action = _checked(dict(request.http.query).get("action", ""), request)
+async def _all_that_match(request: PageRequest, action: str) -> Response:
+    action = _checked(action, request)
     view = view_of(request.http.query)
     if view.fault:
         raise ApiError(400, "BadRequest", view.fault)

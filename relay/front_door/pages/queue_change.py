@@ -29,7 +29,7 @@ from relay.front_door.api.release import (
     parse_addresses,
     release_host,
 )
-from relay.front_door.api.request_parameters import TEXT_CONDITIONS, require_method
+from relay.front_door.api.request_parameters import TEXT_CONDITIONS
 from relay.front_door.http.errors import ApiError, quoted
 from relay.front_door.pages.site import PageRequest
 from relay.store.journeys.wording import changed_line
@@ -154,9 +154,9 @@ def choices_for(
     return choices
 
 
-async def queue_change(request: PageRequest, operation: Operation) -> Response:
+async def queue_change(request: PageRequest) -> Response:
     """GET and POST /queue/{operation}."""
-    require_method(request.http, "GET", "POST")
+    operation = Operation(request.http.segments[1])
     request.principal.check_may_operate()
     if request.http.method == "POST":
         return await _change(request, operation)
@@ -259,12 +259,11 @@ def _text(pairs: Collection[tuple[str, str]], name: str) -> str:
     return next((text.strip() for key, text in pairs if key == name), "")
 
 
-async def release(request: PageRequest, key: str) -> Response:
+async def release(request: PageRequest) -> Response:
     """Show to whom a copy goes; send it after confirmation."""
     site, form, principal = request.site, request.form, request.principal
-    require_method(request.http, "POST")
     principal.check_may_operate()
-    journey = await site.handlers.message(key, principal)
+    journey = await site.handlers.message(request.key, principal)
     entries = await site.handlers.captured_entries(journey)
     entry, development = entries[0], site.dependencies.development
     values: dict[str, Any] = {

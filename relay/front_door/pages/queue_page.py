@@ -10,7 +10,7 @@ from starlette.responses import Response
 from relay.base.accounts.account import Role
 from relay.base.clock import id_time_us
 from relay.base.message.lifecycle import FINAL, RecipientState, hold_text
-from relay.front_door.api.request_parameters import require_method, selector_of_query
+from relay.front_door.api.request_parameters import selector_of_query
 from relay.front_door.http.errors import ApiError
 from relay.front_door.pages.queue_change import (
     EFFECTS,
@@ -40,7 +40,6 @@ FIELDS = (
 async def queue_page(request: PageRequest) -> Response:
     """GET /queue?CONDITION=&after=ENTRY; with `live`, the stream of its entries."""
     site, query, principal = request.site, request.http.query, request.principal
-    require_method(request.http, "GET")
     principal.check_may_read()
     selection, after = _without_captured(selection_of(query), site), _entry_name(query)
     fault = ""

@@ -185,6 +185,18 @@ class PageRequest(Struct, frozen=True):
         """The visitor as a principal of the API."""
         return self.visitor.principal
 
+    @property
+    def key(self) -> str:
+        """The id of the message in the path."""
+        return self.http.segments[1]
+
+    @property
+    def controls(self) -> DevelopmentControls:
+        """The controls of a development relay, for a page that only it has."""
+        controls = self.site.dependencies.development
+        assert controls is not None, "a service has no such page"
+        return controls
+
     def page(self, template: str, *, status: int = 200, **values: Any) -> Response:
         """Return a whole page, or a part of it for htmx."""
         return self.site.page(self.http, self.visitor, template, status=status, **values)

@@ -18,7 +18,7 @@ async def test_the_requests_of_one_visitor_are_limited(pages: PageReader, monkey
         await may_end.wait()
         return Response("done")
 
-    monkeypatch.setattr(app, "help_page", slow)
+    monkeypatch.setattr(app, "PAGES", {**app.PAGES, ("help",): (("GET",), slow)})
     monkeypatch.setattr(app, "REQUESTS_OF_VISITOR_MAX", 2)
     slow_ones = [asyncio.ensure_future(pages.get("/help")) for _ in range(2)]
     async with asyncio.timeout(30):
