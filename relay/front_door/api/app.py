@@ -41,7 +41,6 @@ from relay.front_door.api.request_parameters import (
     QUEUE_PARAMETERS,
     REFUSED_PARAMETERS,
     read_body,
-    read_table,
     require_method,
     single_values,
 )
@@ -180,7 +179,7 @@ async def _replace(request: HttpRequest, controls: DevelopmentControls) -> None:
 
 def _content(body: bytes, *, is_json: bool) -> str | dict[str, Any]:
     if is_json:
-        return read_table(body)
+        return read_body(body, dict[str, Any])
     try:
         return body.decode()
     except UnicodeDecodeError as error:

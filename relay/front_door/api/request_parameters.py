@@ -6,11 +6,12 @@ expected.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import unquote
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.base.clock import Clock
 from relay.base.message.envelope import domain_of
@@ -32,7 +33,7 @@ from relay.store.spool.queue_commands import LIVE, Operation, QueueCommand, Rout
 from relay.store.spool.types import WAITING, Selector
 from relay.transport.refusals.refusal import PAGE_MAX, RefusalSearch, is_cursor
 
-Body = TypeVar("Body", bound=msgspec.Struct)
+Body = TypeVar("Body")
 
 _LIMIT = 100
 _LIMIT_MAX = 10_000
@@ -48,14 +49,6 @@ def read_body(octets: bytes, kind: type[Body]) -> Body:
     """Decode a JSON body as `kind`; an empty body is {}. Raises ApiError 400."""
     try:
         return msgspec.json.decode(octets or b"{}", type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError(400, "UnableToDeserializePostBody", f"The body: {error}.") from None
-
-
-def read_table(octets: bytes) -> dict[str, Any]:
-    """Decode a JSON body that is any object. Raises ApiError 400."""
-    try:
-        return msgspec.json.decode(octets, type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, "UnableToDeserializePostBody", f"The body: {error}.") from None
 
@@ -117,15 +110,7 @@ def message_search_of(query: Mapping[str, str]) -> MessageSearch:
         except ValueError:
             expected = 'the "cursor" of an earlier answer'
             raise bad_request(f"after: found {quoted(text)}, expected {expected}.") from None
-    return MessageSearch(
-        to=texts["to"],
-        sender=texts["sender"],
-        subject=texts["subject"],
-        mailbox=texts["mailbox"],
-        kind=kind,
-        state=state,
-        after=after,
-    )
+    return replace(MessageSearch(kind=kind, state=state, after=after), **texts)
 
 
 def list_position_of(query: Mapping[str, str]) -> ListPosition | None:

@@ -145,7 +145,7 @@ def _message_ids(value: str, path: str) -> tuple[str, ...]:
     return ids
 
 
-_FIELDS = {
+_FIELDS: Mapping[str, Callable[[str, str], dict[str, Any]]] = {
     SENSITIVITY: _sensitivity,
     CONVERSATION_INDEX: _conversation_index,
     INTERNET_REFERENCES: lambda value, path: {"references": _message_ids(value, path)},
