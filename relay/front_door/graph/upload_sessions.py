@@ -51,13 +51,9 @@ async def serve_upload(
     """
     if request.method not in _METHODS:
         raise method_not_allowed(_METHODS)
-    query_token = dict(request.query).get(_TOKEN)
-    token = (
-        attachment_id if query_token is None else query_token
-    )  # older URLs have the token in the path
+    token = dict(request.query).get(_TOKEN, "")
     upload = await dependencies.store.uploads.find(token)
-    is_its_own = query_token is None or upload.attachment_id == attachment_id
-    if not is_its_own or not _is_open(upload, dependencies.accounts):
+    if upload.attachment_id != attachment_id or not _is_open(upload, dependencies.accounts):
         raise NoSuchItemError("The upload session is unknown, or it has expired.")
     if request.method == "GET":
         return _status(upload)
