@@ -132,8 +132,6 @@ async def _allow(request: HttpRequest) -> Response:
     }
     if fields:
         headers["access-control-allow-headers"] = fields
-    if "access-control-request-private-network" in request.headers:
-        headers["access-control-allow-private-network"] = "true"
     return Response(status_code=204, headers=headers)
 
 
