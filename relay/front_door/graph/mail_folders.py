@@ -6,6 +6,7 @@ Well-known folders cannot be moved or deleted (403); a name that exists already 
 
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -128,16 +129,6 @@ async def list_rules(request: GraphRequest) -> Response:
     return collection_response(context, ())
 
 
-async def delete_folder(request: GraphRequest) -> Response:
-    """DELETE: move the folder to Deleted Items; delete it permanently if it is there already."""
-    return await _delete(request, permanently=False)
-
-
-async def remove_folder(request: GraphRequest) -> Response:
-    """POST permanentDelete: delete the folder and its content permanently."""
-    return await _delete(request, permanently=True)
-
-
 async def _folders_in(request: GraphRequest) -> tuple[Sequence[Folder], Sequence[Folder]]:
     """Return all folders, and the children of the folder in the path, or the top level
     without one.
@@ -198,11 +189,16 @@ def _json_function(
     return to_json
 
 
-async def _delete(request: GraphRequest, *, permanently: bool) -> Response:
+async def delete_folder(request: GraphRequest, *, permanently: bool = False) -> Response:
+    """DELETE: move the folder to Deleted Items; delete it permanently if it is there already."""
     folders, folder_id = request.store.folders, request.folder_id
     async with _required_version(request):
         await folders.delete(request.mailbox, folder_id, permanently=permanently)
     return Response(status_code=204)
+
+
+# The handler of POST permanentDelete.
+remove_folder = partial(delete_folder, permanently=True)
 
 
 @asynccontextmanager

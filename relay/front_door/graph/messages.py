@@ -5,6 +5,7 @@ none overwrites a field that another one changed. A draft that is being sent is 
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -211,14 +212,6 @@ async def _send_receipt(request: GraphRequest, message: StoredMessage) -> None:
         request.applied.append(f"{_RECEIPT}=send")
 
 
-async def delete_message(request: GraphRequest) -> Response:
-    """DELETE: move to Deleted Items; delete permanently if the message is there already."""
-    await request.store.messages.delete(
-        request.mailbox, request.message_id, condition=request.condition
-    )
-    return Response(status_code=204)
-
-
 async def get_mime(request: GraphRequest) -> Response:
     """GET $value: return the message as MIME."""
     request.options()
@@ -359,12 +352,17 @@ async def copy_message(request: GraphRequest) -> Response:
     return message_response(request, copy)
 
 
-async def remove_message(request: GraphRequest) -> Response:
-    """POST permanentDelete: delete the message permanently, in any folder."""
+async def delete_message(request: GraphRequest, *, permanently: bool = False) -> Response:
+    """DELETE: move to Deleted Items; delete permanently if the message is there already."""
+    mailbox, message_id, condition = request.mailbox, request.message_id, request.condition
     await request.store.messages.delete(
-        request.mailbox, request.message_id, condition=request.condition, permanently=True
+        mailbox, message_id, condition=condition, permanently=permanently
     )
     return Response(status_code=204)
+
+
+# The handler of POST permanentDelete: in any folder.
+remove_message = partial(delete_message, permanently=True)
 
 
 # -- lists

@@ -360,7 +360,7 @@ async def list_categories(request: GraphRequest) -> Response:
 
 async def create_category(request: GraphRequest) -> Response:
     """POST outlook/masterCategories: add a category with a unique name."""
-    resource = await _read(request)
+    resource = await request.json_object("outlookCategory")
     name = read_category(resource.get("displayName"), "displayName")
     if not name:
         raise missing_property("displayName")
@@ -387,7 +387,7 @@ async def get_category(request: GraphRequest) -> Response:
 
 async def change_category(request: GraphRequest) -> Response:
     """PATCH a category: its colour."""
-    resource = await _read(request)
+    resource = await request.json_object("outlookCategory")
     async with request.patch_lock:
         settings = await request.store.settings.read(request.mailbox)
         category = _find(request, settings)
@@ -410,10 +410,6 @@ async def delete_category(request: GraphRequest) -> Response:
         kept = (other for other in settings.categories if other != category)
         await _write(request, settings, tuple(kept))
     return Response(status_code=204)
-
-
-async def _read(request: GraphRequest) -> Mapping[str, Any]:
-    return await request.json_object("outlookCategory")
 
 
 def _color(resource: Mapping[str, Any]) -> str:

@@ -86,6 +86,10 @@ class HttpRequest:
         self.segments = _segments(self.path)
         self.query = _query(self.scope["query_string"])
         self.is_idempotent = False
+        # the id of a request that is part of a batch; None for any other
+        self.part_id: str | None = self.scope.get(_PART_ID)
+        # the octets that a page of a list may have in the response to this part of a batch
+        self.page_bytes: int | None = self.scope.get(_PAGE_BYTES)
         self._held_bytes = 0
         self._complete = False
         self._body_requested = False
@@ -109,18 +113,6 @@ class HttpRequest:
         """
         host, port = self.scope["server"]
         return f"{'https' if port == _HTTPS_PORT else 'http'}://{Address(host, port)}"
-
-    @property
-    def part_id(self) -> str | None:
-        """The id of a request that is part of a batch; None for any other."""
-        identifier: str | None = self.scope.get(_PART_ID)
-        return identifier
-
-    @property
-    def page_bytes(self) -> int | None:
-        """The octets that a page of a list may have in the response to this part of a batch."""
-        size_bytes: int | None = self.scope.get(_PAGE_BYTES)
-        return size_bytes
 
     @property
     def target(self) -> bytes:

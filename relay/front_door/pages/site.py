@@ -101,17 +101,9 @@ class PageSite:
         **values: Any,
     ) -> Response:
         """Return a whole page, or a part of one."""
-        return self.html(self.render(request, visitor, template, **values), status=status)
-
-    @staticmethod
-    def html(content: str, *, status: int = 200) -> Response:
-        """Return a rendered page, or a part of one."""
-        return Response(
-            content,
-            status_code=status,
-            headers=_PAGE_HEADERS,
-            media_type="text/html; charset=utf-8",
-        )
+        content = self.render(request, visitor, template, **values)
+        kind = "text/html; charset=utf-8"
+        return Response(content, status_code=status, headers=_PAGE_HEADERS, media_type=kind)
 
     def render(
         self, request: HttpRequest, visitor: Visitor | None, template: str, **values: Any
