@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import copy_context
+from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
@@ -30,25 +31,18 @@ _Result = TypeVar("_Result")
 _Job = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[[], Any]]
 
 
+@dataclass(eq=False, repr=False)
 class ThreadPool:
     """A thread pool. concurrent.futures needs a second future, which costs a fifth more CPU."""
 
-    def __init__(
-        self,
-        threads_max: int,
-        name: str,
-        *,
-        check_root: Callable[[], None] = lambda: None,
-        on_failure: Callable[[OSError], None] = lambda _: None,
-    ) -> None:
-        """`check_root` raises OSError while no call may begin, or complete (begin_work()).
+    threads_max: int
+    name: str
+    # raises OSError while no call may begin, or complete (begin_work())
+    check_root: Callable[[], None] = lambda: None
+    # called in the thread with the OSError of a call
+    on_failure: Callable[[OSError], None] = lambda _: None
 
-        `on_failure` is called in the thread with the OSError of a call.
-        """
-        self._check_root = check_root
-        self._on_failure = on_failure
-        self._threads_max = threads_max
-        self._name = name
+    def __post_init__(self) -> None:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._pending = 0
@@ -80,10 +74,10 @@ class ThreadPool:
         def call() -> _Result:
             with storage_errors():
                 try:
-                    begin_work(self._check_root)
+                    begin_work(self.check_root)
                     return function(*args, **kwargs)
                 except OSError as error:
-                    self._on_failure(error)
+                    self.on_failure(error)
                     raise
 
         while self._alone is not None:
@@ -119,7 +113,7 @@ class ThreadPool:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_Result] = loop.create_future()
         self._pending += 1
-        if self._pending > len(self._threads) < self._threads_max:
+        if self._pending > len(self._threads) < self.threads_max:
             self._start_thread()
         self._jobs.put((loop, future, call))
         return await future
@@ -133,7 +127,7 @@ class ThreadPool:
             thread.join()
 
     def _start_thread(self) -> None:
-        name = f"{self._name}-{len(self._threads)}"
+        name = f"{self.name}-{len(self._threads)}"
         run = copy_context().run  # for the log
         thread = threading.Thread(target=run, args=(self._work,), name=name, daemon=True)
         self._threads.append(thread)

@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -47,24 +48,19 @@ _T = TypeVar("_T")
 _log = get_logger("mailbox")
 
 
+@dataclass(eq=False, repr=False)
 class MailboxIndex:
     """One mailbox's index. Blocking; any thread may call it."""
 
-    def __init__(
-        self,
-        mailbox: Path,
-        *,
-        clock: Clock,
-        watcher: InotifyWatcher,
-        is_stopping: Callable[[], bool] = lambda: False,
-    ) -> None:
-        """`is_stopping` ends the first reading of a large mailbox."""
-        self._mailbox = mailbox
-        self._is_stopping = is_stopping
-        self._path = mailbox / FILE_NAME
-        self.states = StateFile(mailbox)
-        self._clock = clock
-        self._watch = watcher.for_mailbox()
+    mailbox: Path
+    clock: Clock
+    watcher: InotifyWatcher
+    is_stopping: Callable[[], bool] = lambda: False  # ends the first reading of a large mailbox
+
+    def __post_init__(self) -> None:
+        self._path = self.mailbox / FILE_NAME
+        self.states = StateFile(self.mailbox)
+        self._watch = self.watcher.for_mailbox()
         self.lock = threading.RLock()  # held by each update
         self._connection: apsw.Connection | None = None
         self._file_id = ""
@@ -205,8 +201,8 @@ class MailboxIndex:
             self._connection = open_database(None if is_in_memory else self._path)
             self._file_id = "memory" if is_in_memory else str(self._path.stat().st_ino)
             self._updater = IndexUpdater(
-                self._mailbox,
-                clock=self._clock,
+                self.mailbox,
+                clock=self.clock,
                 watch=self._watch,
                 states=self.states,
                 transaction=self.transaction,
@@ -217,7 +213,7 @@ class MailboxIndex:
         if not get_meta(cursor, READY):
             try:
                 with self.transaction() as cursor:
-                    self._updater.build(cursor, self._is_stopping)
+                    self._updater.build(cursor, self.is_stopping)
                     finish_schema(cursor)
                     set_meta(cursor, READY, "1")
             except StoreUnavailableError:
@@ -227,16 +223,16 @@ class MailboxIndex:
 
     def _use_memory(self, reason: str) -> None:
         self._log("index in memory", reason)
-        self._memory_until_s = self._clock.real_s() + _IN_MEMORY_S
+        self._memory_until_s = self.clock.real_s() + _IN_MEMORY_S
 
     def _log(self, event: str, reason: str) -> None:
-        _log.warning(event, mailbox=str(self._mailbox), reason=reason)
+        _log.warning(event, mailbox=str(self.mailbox), reason=reason)
 
     def _must_open(self) -> bool:
         if self._connection is None:
             return True
         if self._memory_until_s is not None:
-            if self._clock.real_s() < self._memory_until_s:
+            if self.clock.real_s() < self._memory_until_s:
                 return False
             self._memory_until_s = None
             return True

@@ -7,7 +7,8 @@ Raises apsw's exceptions.
 
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Self
 
@@ -108,6 +109,7 @@ class IndexedMessage(Struct, frozen=True):
     article: int | None = None  # the article number in its folder, None if unknown
 
 
+@dataclass(eq=False, repr=False)
 class MessageTable:
     """The table `message` within a transaction.
 
@@ -115,20 +117,13 @@ class MessageTable:
     stored state of a message.
     """
 
-    def __init__(
-        self,
-        cursor: apsw.Cursor,
-        folders: Iterable[FolderRow],
-        *,
-        is_first: bool,
-        now_us: int,
-        state_of: Callable[[str], bytes],
-    ) -> None:
-        self.now_us = now_us
-        self._state_of = state_of
-        self.is_first = is_first
-        self.cursor = cursor
-        self._folders = {folder.number: folder.folder for folder in folders}
+    cursor: apsw.Cursor
+    folders: FolderRows
+    is_first: bool
+    now_us: int
+    state_of: Callable[[str], bytes]
+
+    def __post_init__(self) -> None:
         self.unmerged: list[UnmergedState] = []
         self._full_us: dict[int, int] = {}  # where the uids of a full microsecond continue
 
@@ -162,7 +157,7 @@ class MessageTable:
     def is_draft(self, location: FileLocation) -> bool:
         """Return whether the file at a location is a draft."""
         _, _, info = os.fsdecode(location.file_name).partition(":2,")
-        return is_draft_file(info, self._folders[location.folder])
+        return is_draft_file(info, self.folders[location.folder].folder)
 
     def names_in(self, folder: int, *, in_new: bool) -> dict[bytes, int]:
         """Return the names of the files of a directory, with their inodes."""
@@ -174,7 +169,7 @@ class MessageTable:
         """Insert a message."""
         row = self._row(file, message_id, claimed_id=claimed_id, generation=generation)
         ids = state_ids(self.cursor, message_id, file.name)
-        state = reduce(united, map(self._state_of, ids))
+        state = reduce(united, map(self.state_of, ids))
         original = b"" if state or self.is_first else self._state_of_original(file, claimed_id)
         if original:
             state = original
@@ -240,7 +235,7 @@ class MessageTable:
         self._note_unmerged(tuple(dict.fromkeys((*ids, before))), row.state)
 
     def _note_unmerged(self, ids: tuple[str, ...], state: bytes) -> None:
-        if {self._state_of(message_id) for message_id in ids} != {state}:
+        if {self.state_of(message_id) for message_id in ids} != {state}:
             self.unmerged.append((ids, state))
 
     def is_claimed(self, message_id: str) -> bool:
@@ -300,7 +295,7 @@ class MessageTable:
         self.cursor.execute("DELETE FROM message WHERE uid = ?", (row.uid,))
 
     def _values(self, row: IndexedMessage) -> tuple[Any, ...]:
-        folder, stat_data = self._folders[row.location.folder], row.stat_data
+        folder, stat_data = self.folders[row.location.folder].folder, row.stat_data
         return (
             *(row.uid, row.message_id, row.claimed_id),
             *(row.location.folder, row.location.in_new, row.location.file_name),
@@ -337,8 +332,10 @@ class MessageTable:
                 self.cursor,
                 kind,
                 row.message_id,
-                folder_id=self._folders[row.location.folder].id,
-                previous_folder_id=self._folders[previous.location.folder].id if previous else "",
+                folder_id=self.folders[row.location.folder].folder.id,
+                previous_folder_id=self.folders[previous.location.folder].folder.id
+                if previous
+                else "",
             )
 
     def _one(self, where: str, values: Sequence[Any]) -> IndexedMessage | None:

@@ -154,27 +154,21 @@ class _ScanScope:
     times: dict[Directory, int] = field(default_factory=dict)
 
 
+@dataclass(eq=False, repr=False)
 class IndexUpdater:
     """Updates the index of one mailbox while it is open. `transaction` begins a transaction."""
 
-    def __init__(
-        self,
-        mailbox: Path,
-        *,
-        clock: Clock,
-        watch: MailboxWatch,
-        states: StateFile,
-        transaction: Callable[[], AbstractContextManager[apsw.Cursor]],
-    ) -> None:
+    mailbox: Path
+    clock: Clock
+    watch: MailboxWatch
+    states: StateFile
+    transaction: Callable[[], AbstractContextManager[apsw.Cursor]]
+
+    def __post_init__(self) -> None:
         self.folders: dict[int, FolderRow] = {}
-        self._mailbox = mailbox
-        self._clock = clock
-        self._watch = watch
-        self._states = states
-        self._transaction = transaction
         self._root_ns = 0
         self._is_stale = True  # the list of folders may have changed
-        self._checked_s = clock.real_s()
+        self._checked_s = self.clock.real_s()
         self._is_reliable = True  # the watch; False once a change came without an event
         # Directories whose time is not stored yet, with the time up to which the index is current,
         # or _BY_NAME if there were events since.
@@ -196,7 +190,7 @@ class IndexUpdater:
         self._update_folders(cursor)
         table = self._table(cursor, is_first=True)
         with suppress(StoreUnavailableError):
-            record_position(cursor, self._states.position())
+            record_position(cursor, self.states.position())
         foreign: list[FileLocation] = []
         times = {}
         for directory, path in self._directories():
@@ -248,34 +242,34 @@ class IndexUpdater:
         If they cannot be read, the index keeps the states that it has.
         """
         with suppress(StoreUnavailableError):
-            known, position = known_position(cursor), self._states.position()
+            known, position = known_position(cursor), self.states.position()
             if position == known:
                 return
             is_all = position.inode != known.inode or position.version < known.version
             at = (0 if is_all else known.version + 1, "")
-            while rows := self._states.since(*at):
+            while rows := self.states.since(*at):
                 self._record_states({message_id: state for _, message_id, state in rows})
                 at = rows[-1][:2]
             if is_all:
                 self._record_states(dict.fromkeys(self._without_state(cursor), b""))
-            with self._transaction() as writing:
+            with self.transaction() as writing:
                 if is_all:  # another file may give the article numbers to other messages
                     writing.execute("UPDATE message SET article = NULL WHERE article IS NOT NULL")
                 record_position(writing, position)
 
     def _record_states(self, states: Mapping[str, bytes]) -> None:
-        with self._transaction() as writing:
+        with self.transaction() as writing:
             copy_states(self._table(writing), states)
 
     def _without_state(self, cursor: apsw.Cursor) -> list[str]:
         """Return the messages that have a state in the index, and none in the file."""
         rows = fetch(cursor, "SELECT message_id FROM message WHERE state_bytes > 0")
-        return [message_id for (message_id,) in rows if not self._states.find(message_id)]
+        return [message_id for (message_id,) in rows if not self.states.find(message_id)]
 
     def unmerged(self, cursor: apsw.Cursor, merged: Sequence[UnmergedState]) -> list[UnmergedState]:
         """Forget the ids that are merged; return some of those whose states must be merged."""
         if merged:
-            with self._transaction() as writing:
+            with self.transaction() as writing:
                 sql = "DELETE FROM unmerged_state WHERE ids = ? AND state = ?"
                 writing.executemany(sql, map(_unmerged_row, merged))
         rows = fetch(cursor, f"SELECT ids, state FROM unmerged_state LIMIT {_UNMERGED_AT_ONCE}")
@@ -291,8 +285,8 @@ class IndexUpdater:
 
     def _take_events(self) -> dict[Path, set[bytes]]:
         """Take the events of the watch. Events about folders are noted for the next run."""
-        events = self._watch.take()
-        in_root = events.names.pop(self._mailbox, set())
+        events = self.watch.take()
+        in_root = events.names.pop(self.mailbox, set())
         if any(name.startswith(b".") or name in (b"new", b"cur") for name in in_root):
             self._is_stale = True
         if events.overflowed or events.removed:
@@ -310,9 +304,9 @@ class IndexUpdater:
     def _have_folders_changed(self) -> bool:
         if any((path / "cur").is_dir() for path in self._incomplete):
             return True
-        if self._is_stale or self._watch.is_watching(self._mailbox):
+        if self._is_stale or self.watch.is_watching(self.mailbox):
             return self._is_stale
-        changed_ns = _changed_ns(self._mailbox)
+        changed_ns = _changed_ns(self.mailbox)
         return changed_ns != self._root_ns or not self._is_old(changed_ns)
 
     def _find_scope(
@@ -324,7 +318,7 @@ class IndexUpdater:
             if path in names:
                 scope.locations |= {FileLocation(*directory, name) for name in names[path]}
                 self._pending_times[directory] = _BY_NAME
-            if self._watch.is_watching(path) and (
+            if self.watch.is_watching(path) and (
                 not all_directories or directory in self._pending_times
             ):
                 continue
@@ -335,7 +329,7 @@ class IndexUpdater:
         return scope
 
     def _is_check_due(self) -> bool:
-        now_s = self._clock.real_s()
+        now_s = self.clock.real_s()
         if now_s - self._checked_s < _CHECK_INTERVAL_S or not self._is_reliable:
             return False
         self._checked_s = now_s
@@ -349,7 +343,7 @@ class IndexUpdater:
         watched = {
             directory: path
             for directory, path in self._directories()
-            if self._watch.is_watching(path)
+            if self.watch.is_watching(path)
         }
         times = {directory: _changed_ns(path) for directory, path in watched.items()}
         names = (
@@ -383,7 +377,7 @@ class IndexUpdater:
         self._add_listed(self._table(cursor), scope)
         is_large = len(scope.locations) > _FILES_AT_ONCE
         if is_large or scan(self._table(cursor), self.folders, scope.locations):
-            with self._transaction() as writing:
+            with self.transaction() as writing:
                 table = self._table(writing)
                 self._match_files(table, self._scan_until_stable(writing, table, scope))
                 self._store_unmerged(writing, table)
@@ -420,7 +414,7 @@ class IndexUpdater:
         reported = self._take_events().get(dict(self._directories())[directory], set())
         if any(location.file_name not in reported for location in listed):
             self._is_reliable = False
-            self._watch.close()
+            self.watch.close()
             self._pending_times.clear()
             self._is_stale = True  # the next run compares all times
 
@@ -438,16 +432,16 @@ class IndexUpdater:
     def _table(self, cursor: apsw.Cursor, *, is_first: bool = False) -> MessageTable:
         def state_of(message_id: str) -> bytes:
             try:
-                return self._states.find(message_id)
+                return self.states.find(message_id)
             except StoreUnavailableError:
                 forget_position(cursor)  # it is copied when it can be read
                 return b""
 
         return MessageTable(
             cursor,
-            self.folders.values(),
+            self.folders,
             is_first=is_first,
-            now_us=self._clock.time_us(),
+            now_us=self.clock.time_us(),
             state_of=state_of,
         )
 
@@ -456,13 +450,13 @@ class IndexUpdater:
     def _update_folders(self, cursor: apsw.Cursor) -> None:
         """Read the list of folders. A removed folder stays until its messages are removed."""
         self._is_stale = False
-        self._watch_directory(self._mailbox)
-        self._root_ns = _changed_ns(self._mailbox)
+        self._watch_directory(self.mailbox)
+        self._root_ns = _changed_ns(self.mailbox)
         stored = fetch(cursor, "SELECT id, number, directory FROM folder")
         known = {folder_id: (number, directory) for folder_id, number, directory in stored}
         before, self.folders = self.folders, {}
-        self._incomplete = _incomplete(self._mailbox)
-        for folder in list_folders(self._mailbox):
+        self._incomplete = _incomplete(self.mailbox)
+        for folder in list_folders(self.mailbox):
             number, was = known.pop(folder.id, (0, b""))
             directory = os.fsencode(folder.path)
             if was != directory:
@@ -474,7 +468,7 @@ class IndexUpdater:
         self._watch_all(before)
 
     def _store_folder(self, number: int, folder_id: str, directory: bytes) -> int:
-        with self._transaction() as cursor:
+        with self.transaction() as cursor:
             cursor.execute(
                 "INSERT INTO folder (number, id, directory) VALUES (?, ?, ?) ON CONFLICT (number)"
                 " DO UPDATE SET directory = excluded.directory, new_ns = 0, cur_ns = 0",
@@ -485,7 +479,7 @@ class IndexUpdater:
     def _delete_removed_folders(self) -> None:
         removed = [number for number, folder in self.folders.items() if folder.is_removed]
         if removed:
-            with self._transaction() as cursor:
+            with self.transaction() as cursor:
                 for number in removed:
                     cursor.execute("DELETE FROM folder WHERE number = ?", (number,))
                     del self.folders[number]
@@ -501,15 +495,15 @@ class IndexUpdater:
             for in_new in (True, False):
                 path = directory_path(folder, in_new=in_new)
                 if paths.get((number, in_new)) != path:
-                    self._watch.remove(path)
+                    self.watch.remove(path)
         for directory, path in paths.items():
-            if not self._watch.is_watching(path):
+            if not self.watch.is_watching(path):
                 self._pending_times.pop(directory, None)
                 self._watch_directory(path)
 
     def _watch_directory(self, path: Path) -> None:
         if self._is_reliable:
-            self._watch.add(path)
+            self.watch.add(path)
 
     # -- times
 
@@ -530,14 +524,14 @@ class IndexUpdater:
         recorded = self._recorded(cursor) if old else {}
         old = {directory: ns for directory, ns in old.items() if recorded.get(directory, ns) != ns}
         if old:
-            with self._transaction() as writing:
+            with self.transaction() as writing:
                 for (number, in_new), changed_ns in old.items():
                     sql = f"UPDATE folder SET {'new' if in_new else 'cur'}_ns = ? WHERE number = ?"
                     writing.execute(sql, (changed_ns, number))
 
     def _is_old(self, changed_ns: int) -> bool:
         """Return whether any later change gets another time."""
-        return is_old(changed_ns, now_us=self._clock.file_time_us())
+        return is_old(changed_ns, now_us=self.clock.file_time_us())
 
 
 def _unmerged_row(unmerged: UnmergedState) -> tuple[str, bytes]:

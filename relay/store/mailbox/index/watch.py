@@ -53,17 +53,14 @@ class WatchEvents:
             self.names.setdefault(directory, set()).add(os.fsencode(name))
 
 
+@dataclass(eq=False, repr=False)
 class InotifyWatcher:
     """The process's inotify instance, opened on first use."""
 
-    def __init__(
-        self,
-        make: Callable[[], INotify] = lambda: INotify(nonblocking=True),
-        *,
-        watches_max: int = _WATCHES_MAX,
-    ) -> None:
-        self._make = make
-        self._watches_max = watches_max
+    make: Callable[[], INotify] = lambda: INotify(nonblocking=True)
+    watches_max: int = _WATCHES_MAX
+
+    def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._inotify: INotify | None = None
         self._is_unavailable = False
@@ -85,11 +82,11 @@ class InotifyWatcher:
     def add(self, owner: "MailboxWatch", directory: Path) -> int | None:
         """Start to watch a directory; return None if that is impossible."""
         with self._lock:
-            if self._is_unavailable or len(self._owners) >= self._watches_max:
+            if self._is_unavailable or len(self._owners) >= self.watches_max:
                 return None
             try:
                 if self._inotify is None:
-                    self._inotify = self._make()
+                    self._inotify = self.make()
             except (OSError, AttributeError, TypeError):  # the system has no inotify
                 self._is_unavailable = True
                 return None

@@ -9,6 +9,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -45,34 +46,21 @@ _CHANNEL = "relay_spool"
 _log = get_logger("spool")
 
 
+@dataclass(eq=False, repr=False)
 class NodeKeeper:
     """Runs in the event loop of the daemon."""
 
-    def __init__(
-        self,
-        writer: WriteConnection,
-        options: ServerOptions,
-        *,
-        metrics: Metrics,
-        take_over: Callable[[], Awaitable[int]],
-        on_news: Callable[[News], None],
-        agreed: AgreedParts,
-        on_lost: Callable[[SpoolError], None],
-        maintenance: PostgresMaintenance,
-    ) -> None:
-        """`take_over` releases the claims of dead nodes. `agreed` returns a digest of each part
-        that must be equal on all nodes. `on_news` is called with what other nodes may have done,
-        `on_lost` when another node has this node's name.
-        """
-        self._writer = writer
-        self._options = options
-        self._metrics = metrics
-        self._take_over = take_over
-        self._on_news = on_news
-        self._on_lost = on_lost
-        self._maintenance = maintenance
+    writer: WriteConnection  # writes the beats
+    options: ServerOptions  # of the server
+    metrics: Metrics  # counts nodes
+    take_over: Callable[[], Awaitable[int]]  # releases the claims of dead nodes
+    on_news: Callable[[News], None]  # called with what other nodes may have done
+    agreed: AgreedParts  # returns a digest of each part that must be equal on all nodes
+    on_lost: Callable[[SpoolError], None]  # called when another node has this node's name
+    maintenance: PostgresMaintenance  # learns which stores have no node
+
+    def __post_init__(self) -> None:
         self._watch = Watch()
-        self._agreed = agreed
         self._said: Mapping[str, str] = {}  # the parts of which these are the digests
         self._digests = ""
         self._salt = ""
@@ -108,7 +96,7 @@ class NodeKeeper:
                 if fault.is_new(error):
                     _log.warning("the other nodes do not hear of this one", error=str(error))
             # a message may have been lost
-            self._on_news(News.RECORDED | News.DUE | News.HOLDS)
+            self.on_news(News.RECORDED | News.DUE | News.HOLDS)
             await asyncio.sleep(BEAT_S)  # real time: no clock that jumps may end a lease
 
     async def beat(self) -> None:
@@ -116,39 +104,39 @@ class NodeKeeper:
         Raises SpoolError.
         """
         digests = await self._digests_now()
-        sent_s = self._writer.elapsed_s()
+        sent_s = self.writer.elapsed_s()
         try:
-            seen = await self._writer.submit(partial(self._look, digests), alone=True)
+            seen = await self.writer.submit(partial(self._look, digests), alone=True)
         except NodeNameError as error:
-            self._on_lost(error)
+            self.on_lost(error)
             raise
         if seen is None:
-            self._maintenance.forget()
-            await self._writer.rejoin()
+            self.maintenance.forget()
+            await self.writer.rejoin()
             return
-        self._writer.confirm(sent_s)
+        self.writer.confirm(sent_s)
         self.nodes, has_dead, without_node = seen
-        self._maintenance.seen(without_node, now_s=self._writer.elapsed_s())
+        self.maintenance.seen(without_node, now_s=self.writer.elapsed_s())
         states = Counter(row.state for row in self.nodes)
         for state in STATES:
-            self._metrics.nodes.labels(state).set(states[state])
+            self.metrics.nodes.labels(state).set(states[state])
         self._compare()
-        now_s = self._writer.elapsed_s()
-        silent = self._watch.silent(self.nodes, self._writer.incarnation, now_s=now_s)
+        now_s = self.writer.elapsed_s()
+        silent = self._watch.silent(self.nodes, self.writer.incarnation, now_s=now_s)
         if silent:
-            died = await self._writer.submit(partial(declare_dead, seen=silent), alone=True)
+            died = await self.writer.submit(partial(declare_dead, seen=silent), alone=True)
             for row in died:
                 _log.warning("a node is dead", name=row.identity.name, incarnation=row.incarnation)
         if silent or has_dead:
-            entries = await self._take_over()
+            entries = await self.take_over()
             if entries:
                 _log.warning("claims of dead nodes taken over", entries=entries)
 
     async def _digests_now(self) -> str:
         """Return the digests of the parts. They are computed only when a part has changed."""
-        parts = self._agreed()
+        parts = self.agreed()
         if parts != self._said:
-            self._salt = self._salt or await self._writer.submit(_read_salt, alone=True)
+            self._salt = self._salt or await self.writer.submit(_read_salt, alone=True)
             self._digests = await asyncio.to_thread(salted, parts, self._salt)
             self._said = parts
         return self._digests
@@ -166,21 +154,21 @@ class NodeKeeper:
     def _look(
         self, digests: str, transaction: WriteTransaction
     ) -> tuple[Sequence[NodeRow], bool, Mapping[int, str]] | None:
-        own = self._writer.own
+        own = self.writer.own
         assert own is not None
         rows = beat(transaction, own, digests)
-        self._writer.sample_wall(transaction)
+        self.writer.sample_wall(transaction)
         if rows is None:
             return None
-        self._writer.other_domains = exchange_domains(transaction, own.identity, self._said)
+        self.writer.other_domains = exchange_domains(transaction, own.identity, self._said)
         return rows, bool(dead_owners(transaction)), stores_without_node(transaction)
 
     async def _keep_in_touch(self) -> None:
         fault = RepeatedError()
         while True:
             try:
-                with translate_postgres_errors(self._options):
-                    connection = await connect(self._options, purpose="messages")
+                with translate_postgres_errors(self.options):
+                    connection = await connect(self.options, purpose="messages")
                     try:
                         await self._talk(connection, fault)
                     finally:
@@ -193,7 +181,7 @@ class NodeKeeper:
         ended = asyncio.Event()
         connection.add_termination_listener(lambda _: ended.set())
         try:
-            with translate_postgres_errors(self._options):
+            with translate_postgres_errors(self.options):
                 await connection.add_listener(_CHANNEL, self._heard)
             fault.clear()
         except SpoolError as error:
@@ -210,14 +198,14 @@ class NodeKeeper:
             await self._has_news.wait()
             news, self._news = self._news, News(0)
             self._has_news.clear()
-            with suppress(SpoolError), translate_postgres_errors(self._options):
+            with suppress(SpoolError), translate_postgres_errors(self.options):
                 await connection.execute("SELECT pg_notify($1, $2)", _CHANNEL, str(news.value))
             await asyncio.sleep(1 / NOTIFY_PER_S)  # real time: so often at most
 
     def _heard(self, *message: Any) -> None:
         connection, pid, _, text = message
         if pid != connection.get_server_pid():
-            self._on_news(News(int(text)))
+            self.on_news(News(int(text)))
 
 
 def _read_salt(transaction: WriteTransaction) -> str:

@@ -162,26 +162,20 @@ def held_by_restore(tables: Tables, keys: Sequence[Key]) -> list[Key]:
     return [key for key in keys if key in loaded.facts and not _held_before(loaded, release, key)]
 
 
+@dataclass(eq=False, repr=False)
 class _EntryChanger:
     """Decides on the entries of one transaction, one after the other."""
 
-    def __init__(
-        self,
-        loaded: LoadedEntries,
-        command: QueueCommand,
-        *,
-        taken: Collection[Key],
-        now_us: int,
-        at_us: int,
-    ) -> None:
+    loaded: LoadedEntries
+    command: QueueCommand
+    taken: Collection[Key]
+    now_us: int
+    at_us: int
+
+    def __post_init__(self) -> None:
         self.changes = EntryChanges()
-        self._loaded = loaded
-        self._command = command
-        self._taken = taken
-        self._now_us = now_us
-        self._at_us = at_us
         self._work = ChangeResult()
-        self._last_numbers = dict(loaded.last_numbers)
+        self._last_numbers = dict(self.loaded.last_numbers)
 
     def changed_since(
         self, planned: Mapping[Key, int | None], keys: Sequence[Key]
@@ -191,11 +185,11 @@ class _EntryChanger:
         """
         changed = set()
         for key, epoch in planned.items():
-            facts = self._loaded.facts.get(key)
-            is_ours = facts is not None and (not facts.is_claimed or key in self._taken)
+            facts = self.loaded.facts.get(key)
+            is_ours = facts is not None and (not facts.is_claimed or key in self.taken)
             if not is_ours or (facts is not None and epoch not in (None, facts.epoch)):
                 changed.add(key[0])
-        new = set(self._loaded.to_be_planned).difference(planned)
+        new = set(self.loaded.to_be_planned).difference(planned)
         return frozenset(key for key in keys if key in new or key[0] in changed)
 
     def run(self, keys: Sequence[Key], *, passed_over: Collection[Key]) -> ChangeResult:
@@ -204,7 +198,7 @@ class _EntryChanger:
             facts = self._facts(key)
             if facts is None:  # it has ended meanwhile
                 continue
-            if facts.is_claimed and key not in self._taken:
+            if facts.is_claimed and key not in self.taken:
                 self._result(key, CommandResult.IN_FLIGHT)
             elif self._is_awaited(facts):
                 self._result(key, CommandResult.IN_FLIGHT, _AWAITED.format(*key))
@@ -212,7 +206,7 @@ class _EntryChanger:
             elif key in passed_over:
                 self._result(key, CommandResult.IN_FLIGHT)
                 self._put_back(key, facts)
-            elif note := self._command.inapplicable_reason(facts.state) or self._do(key, facts):
+            elif note := self.command.inapplicable_reason(facts.state) or self._do(key, facts):
                 self._result(key, CommandResult.UNCHANGED, note)
                 self._put_back(key, facts)
             else:
@@ -221,12 +215,12 @@ class _EntryChanger:
 
     def _is_awaited(self, facts: EntryFacts) -> bool:
         """Whether Microsoft Graph may have the message, so that only an attempt may decide."""
-        is_other = self._command.operation not in (Operation.RETRY, Operation.RELEASE)
-        return is_other and self._command.backed_up_us is None and facts.is_awaited
+        is_other = self.command.operation not in (Operation.RETRY, Operation.RELEASE)
+        return is_other and self.command.backed_up_us is None and facts.is_awaited
 
     def _facts(self, key: Key) -> EntryFacts | None:
         """Return the facts, with the expiry that this command has given to the message so far."""
-        facts = self._loaded.facts.get(key)
+        facts = self.loaded.facts.get(key)
         expires_us = self.changes.expiries.get(key[0])
         if facts is None or expires_us is None or facts.ends_alone:
             return facts
@@ -234,14 +228,14 @@ class _EntryChanger:
 
     def _do(self, key: Key, facts: EntryFacts) -> str:
         """Change the entry, or return why nothing is to be changed."""
-        match self._command.operation:
+        match self.command.operation:
             case Operation.RETRY:
                 return self._retry(key, facts)
             case Operation.HOLD:
                 return self._hold(key, facts)
-            case Operation.RELEASE if self._command.copy_to:
+            case Operation.RELEASE if self.command.copy_to:
                 return self._release_copy(key, facts)
-            case Operation.RELEASE if not self._command.is_rerouting(facts.state):
+            case Operation.RELEASE if not self.command.is_rerouting(facts.state):
                 return self._release(key, facts)
             case Operation.CANCEL:
                 return self._cancel(key, facts)
@@ -250,26 +244,26 @@ class _EntryChanger:
 
     def _retry(self, key: Key, facts: EntryFacts) -> str:
         self._due_now(facts.next_hop)
-        if note := _unchanged_reason(self._command, facts, now_us=self._now_us):
+        if note := _unchanged_reason(self.command, facts, now_us=self.now_us):
             return note
-        self._wait(key, facts, retry_us=self._now_us)
+        self._wait(key, facts, retry_us=self.now_us)
         self._record(key)
         return ""
 
     def _hold(self, key: Key, facts: EntryFacts) -> str:
-        until_us = self._command.until_us
-        if note := _unchanged_reason(self._command, facts, now_us=self._now_us):
+        until_us = self.command.until_us
+        if note := _unchanged_reason(self.command, facts, now_us=self.now_us):
             return note
         was_held_for_good = facts.state is RecipientState.HELD and facts.retry_us is None
-        if self._command.backed_up_us is not None:
-            facts = self._without_end(key, facts, self._command.backed_up_us)
+        if self.command.backed_up_us is not None:
+            facts = self._without_end(key, facts, self.command.backed_up_us)
         elif facts.rule:  # the operator's hold replaces the hold of the rule
             facts = self._with_lifetime(key, facts)
         self._wait(key, facts, retry_us=until_us)
-        if self._command.backed_up_us is not None and was_held_for_good:
+        if self.command.backed_up_us is not None and was_held_for_good:
             return "it was held before"
         detail = self._record(key)
-        reason = ": ".join(filter(None, (self._command.who, self._command.why)))
+        reason = ": ".join(filter(None, (self.command.who, self.command.why)))
         self._note_hold(key, facts, reason)
         self.changes.held_by_rules[facts.rule] -= 1
         before = facts.retry_us
@@ -289,7 +283,7 @@ class _EntryChanger:
 
     def _with_end(self, key: Key, facts: EntryFacts) -> EntryFacts:
         """Let the message of a restored entry expire again, after the time that was left."""
-        expires_us = self._now_us + facts.due_us - RESTORED_US
+        expires_us = self.now_us + facts.due_us - RESTORED_US
         if facts.expires_us < RESTORED_US:
             expires_us = max(expires_us, facts.expires_us)
         self._expire_at(key, facts, expires_us)
@@ -298,7 +292,7 @@ class _EntryChanger:
     def _with_lifetime(self, key: Key, facts: EntryFacts) -> EntryFacts:
         """Let an entry that a rule has held expire as late as new mail."""
         assert facts.extra is not None
-        expires_us = self._now_us + facts.extra.lifetime_us
+        expires_us = self.now_us + facts.extra.lifetime_us
         self._change_extra(key, facts, expires_us=expires_us)
         return replace(facts, expires_us=expires_us, due_us=expires_us, ends_alone=True)
 
@@ -309,11 +303,11 @@ class _EntryChanger:
             self.changes.expiries[key[0]] = expires_us
 
     def _release(self, key: Key, facts: EntryFacts) -> str:
-        now_us = self._now_us
-        if note := _held_before(self._loaded, self._command, key):
+        now_us = self.now_us
+        if note := _held_before(self.loaded, self.command, key):
             self.changes.due.append((self._with_end(key, facts).due_us, *key))
             return note
-        before_us = self._due_before(key) if self._command.as_before else now_us
+        before_us = self._due_before(key) if self.command.as_before else now_us
         self._wait(key, facts, retry_us=max(before_us, now_us))
         self._due_now(facts.next_hop)
         detail = self._record(key)
@@ -326,10 +320,10 @@ class _EntryChanger:
 
         The message has further recipients then. Its sender does not know them and gets no reports.
         """
-        assert self._command.to is not None
+        assert self.command.to is not None
         onward: dict[Destination, list[str]] = {}
-        for address in self._command.copy_to:
-            to = self._command.to(address, "")
+        for address in self.command.copy_to:
+            to = self.command.to(address, "")
             assert to is not None
             onward.setdefault(to, []).append(address)
         made = []
@@ -338,12 +332,12 @@ class _EntryChanger:
             made.append(copy)
             for address in addresses:
                 self._add_recipient(copy, NewRecipient(ForwardPath(address, _NEVER)))
-            self._wait(copy, facts, retry_us=self._now_us)
+            self._wait(copy, facts, retry_us=self.now_us)
             self._due_now(to.next_hop.key)
         self._work.made[key] = made
         detail = self._record(*made)
         self._record_next_hops(detail, made[0], before=facts.next_hop, onward=onward)
-        detail.copies.extend(self._command.copy_to)
+        detail.copies.extend(self.command.copy_to)
         self._put_back(key, facts)
         return ""
 
@@ -356,14 +350,14 @@ class _EntryChanger:
         return ""
 
     def _reroute(self, key: Key, facts: EntryFacts) -> str:
-        targets, reason = _reroute_targets(self._loaded, key, self._command)
+        targets, reason = _reroute_targets(self.loaded, key, self.command)
         if reason:
             return reason
-        retry_us = facts.retry_us if facts.state is RecipientState.HELD else self._now_us
+        retry_us = facts.retry_us if facts.state is RecipientState.HELD else self.now_us
         apart = onward = list(targets)
-        if sum(map(len, targets.values())) == len(self._loaded.recipients[key]):
+        if sum(map(len, targets.values())) == len(self.loaded.recipients[key]):
             # no recipient stays: the entry gets the first next hop
-            keeps = int(not self._command.forgets)
+            keeps = int(not self.command.forgets)
             self.changes.next_hops.append((onward[0].next_hop.key, keeps, keeps, *key))
             self._change_extra(key, facts, chosen=onward[0].chosen, fallback_us=0)
             self._arrive(key, facts, onward[0], retry_us=retry_us)
@@ -376,7 +370,7 @@ class _EntryChanger:
             self._arrive(new_key, facts, to, retry_us=retry_us)
         self._work.made[key] = made
         self._record_next_hops(self._record(key, *made), key, before=facts.next_hop, onward=onward)
-        for to in onward if self._command.forgets else ():
+        for to in onward if self.command.forgets else ():
             self._due_now(to.next_hop.key)
         return ""
 
@@ -425,13 +419,13 @@ class _EntryChanger:
         """Record why an entry is held; no rule holds it now."""
         extras = self.changes.extras
         text = extras.get(key, facts.extra_text)
-        extras[key] = held_extra(text, reason, since_us=self._at_us)
+        extras[key] = held_extra(text, reason, since_us=self.at_us)
 
     def _wait(
         self, key: Key, facts: EntryFacts, *, retry_us: int | None, is_held: bool = False
     ) -> None:
         """Set the new state and times of the entry, and the state of its recipients."""
-        operation, was_deferred = self._command.operation, self._is_deferred_again(facts)
+        operation, was_deferred = self.command.operation, self._is_deferred_again(facts)
         after = state_after(operation, facts.state, was_deferred=was_deferred)
         if is_held:
             after = RecipientState.HELD
@@ -462,11 +456,11 @@ class _EntryChanger:
 
     def _is_deferred_again(self, facts: EntryFacts) -> bool:
         was_held = facts.state is RecipientState.HELD
-        return self._command.as_before and was_held and facts.attempts > 0
+        return self.command.as_before and was_held and facts.attempts > 0
 
     def _due_before(self, key: Key) -> int:
         """Return when an entry was due before its hold, 0 where that is not known."""
-        for detail in self._loaded.operations_on(key):
+        for detail in self.loaded.operations_on(key):
             recorded = detail.due.get(str(key[1]))
             if detail.operation == Operation.HOLD and recorded:
                 with suppress(ValueError):
@@ -479,9 +473,9 @@ class _EntryChanger:
 
     def _detail_of(self, key: Key) -> CommandDetail:
         """Return the detail of the event of the message."""
-        command, until = self._command, ""
+        command, until = self.command, ""
         if command.until_us is not None:
-            ahead_us = offset_us(wall_us=self._at_us, queue_us=self._now_us)
+            ahead_us = offset_us(wall_us=self.at_us, queue_us=self.now_us)
             until = rfc3339(command.until_us + ahead_us)
         detail = CommandDetail(
             operation=str(command.operation),

@@ -5,6 +5,7 @@ its start. See docs/names.md (Commands).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from relay.base.clock import ID_LENGTH, id_time_us
@@ -23,22 +24,17 @@ _DUE = f"entry INDEXED BY entry_due WHERE {WAITS}"
 _HOP = f"entry INDEXED BY entry_hop WHERE {WAITS}"
 
 
+@dataclass(eq=False, repr=False)
 class EntrySelection:
     """One scan of the queue for a selector."""
 
-    def __init__(
-        self,
-        selector: Selector,
-        *,
-        now_us: int,
-        keys_at_once: int,
-        after: Key = FIRST_KEY,
-    ) -> None:
-        """`now_us` is queue time. Without ids, the scan begins after the entry `after`."""
-        self._selector = selector
-        self._keys_at_once = keys_at_once
-        self._condition, self._values = _condition(selector, now_us)
-        self._after = after
+    selector: Selector
+    now_us: int  # queue time
+    keys_at_once: int
+    after: Key = FIRST_KEY  # without ids, the scan begins, and continues, after this entry
+
+    def __post_init__(self) -> None:
+        self._condition, self._values = _condition(self.selector, self.now_us)
         self._newest_id: str | None = None
         self._keys: list[Key] = []
         self._is_last = False
@@ -62,11 +58,11 @@ class EntrySelection:
                 f" WHERE e.message_id = ? AND e.number = ?{self._condition}",
                 [(*key, *self._values) for key in keys],
             )
-            if not self._selector.route or is_of_route(self._selector.route, *row[2:])
+            if not self.selector.route or is_of_route(self.selector.route, *row[2:])
         ]
 
     def _fetch_keys(self, tables: Tables) -> None:
-        if self._selector.ids:
+        if self.selector.ids:
             self._keys = self._named(tables)
             self._is_last = True
             return
@@ -75,21 +71,21 @@ class EntrySelection:
                 self._newest_id = tables.fetch("SELECT max(message_id) FROM entry")[0][0] or ""
             keys = {
                 (str(row[0]), int(row[1]))
-                for table, values in _tables(self._selector)
+                for table, values in _tables(self.selector)
                 for row in tables.fetch(
                     f"SELECT message_id, number FROM {table} AND (message_id, number) > (?, ?)"
                     " AND message_id <= ? ORDER BY message_id, number LIMIT ?",
-                    (*values, *self._after, self._newest_id, self._keys_at_once),
+                    (*values, *self.after, self._newest_id, self.keys_at_once),
                 )
             }
-        self._keys = sorted(keys)[: self._keys_at_once]
-        self._is_last = len(self._keys) < self._keys_at_once
+        self._keys = sorted(keys)[: self.keys_at_once]
+        self._is_last = len(self._keys) < self.keys_at_once
         if self._keys:
-            self._after = self._keys[-1]
+            self.after = self._keys[-1]
 
     def _named(self, tables: Tables) -> list[Key]:
         named: dict[Key, None] = {}
-        for name in self._selector.ids:
+        for name in self.selector.ids:
             keys = _entries_of(tables, name)
             if not keys:
                 self.unknown.append(name)

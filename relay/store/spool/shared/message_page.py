@@ -7,6 +7,7 @@ query is bounded; messages that a page did not reach are on the next page.
 import heapq
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from relay.base.clock import ID_LENGTH, first_id_after, id_time_us
@@ -131,70 +132,65 @@ class _Matching:
         return recipients
 
 
+@dataclass(eq=False, repr=False)
 class _PageSearch:
     """Reads messages in the order of their ids, and orders them by their places.
 
     No message has a place behind its id, so that those before the next id are complete.
     """
 
-    def __init__(
-        self,
-        tables: Tables,
-        search: MessageSearch,
-        *,
-        account: str | None,
-        before: ListPosition | None,
-        limit: int,
-    ) -> None:
-        self._tables = tables
-        self._matching = _Matching(tables, search, account)
-        self._from_us = search.from_us
-        self._indexed = search.indexed
-        self._kind = search.kind
-        self._before = before
-        self._limit = limit
+    tables: Tables
+    search: MessageSearch
+    account: str | None
+    before: ListPosition | None
+    limit: int
+
+    def __post_init__(self) -> None:
+        self._matching = _Matching(self.tables, self.search, self.account)
         self._waiting: list[tuple[tuple[int, str], FoundMessage]] = []
         self._found: list[FoundMessage] = []
 
     def find(self) -> FoundPage:
         """Return the messages that match, from the place `before` on."""
         begin = _LATEST
-        if self._before is not None:
-            begin = first_id_after(self._before.at_us)
-            late = self._tables.fetch(_LATE, (begin, SCAN_MAX, begin))
-            self._take([row for row in late if _is_before(row[4], begin, self._before.at_us)])
+        if self.before is not None:
+            begin = first_id_after(self.before.at_us)
+            late = self.tables.fetch(_LATE, (begin, SCAN_MAX, begin))
+            self._take([row for row in late if _is_before(row[4], begin, self.before.at_us)])
         read = 0
         for chunk in self._chunks(begin):
             read += len(chunk)
             self._take(chunk)
             last_us = id_time_us(chunk[-1][0]) or 0
             self._move(last_us)
-            if len(self._found) >= self._limit:
-                return FoundPage(tuple(self._found[: self._limit]), None)
-            if last_us < self._from_us:
+            if len(self._found) >= self.limit:
+                return FoundPage(tuple(self._found[: self.limit]), None)
+            if last_us < self.search.from_us:
                 break  # the places of all further messages are earlier
             if self._matching.recipients_left <= 0 or read >= SCAN_MAX:
                 return FoundPage(tuple(self._found), ListPosition(last_us, ""))
         self._move(-1)
-        return FoundPage(tuple(self._found[: self._limit]), None)
+        return FoundPage(tuple(self._found[: self.limit]), None)
 
     def _chunks(self, begin: str) -> Iterator[list[_Row]]:
         """Yield the rows with ids before `begin`, newest first."""
-        size = min(self._limit + _SPARE, _CHUNK)  # enough if all match
-        if self._indexed is not None:
-            reports = self._tables.fetch(_REPORTS, (begin, SCAN_MAX)) if self._kind != MAIL else ()
+        size = min(self.limit + _SPARE, _CHUNK)  # enough if all match
+        if (indexed := self.search.indexed) is not None:
+            reports = (
+                self.tables.fetch(_REPORTS, (begin, SCAN_MAX)) if self.search.kind != MAIL else ()
+            )
             # in this order, which sorts fast
-            ids = [queue_id for queue_id in self._indexed if queue_id < begin]
+            ids = [queue_id for queue_id in indexed if queue_id < begin]
             ids = sorted(ids + [queue_id for (queue_id,) in reports], reverse=True)
             for at, end in pairwise((0, *range(size, len(ids), _CHUNK), len(ids))):
-                where, values = self._tables.among("id", ids[at:end])
+                where, values = self.tables.among("id", ids[at:end])
                 sql = f"SELECT {_FACTS} FROM message WHERE {where} ORDER BY id DESC"
-                if rows := self._tables.fetch(sql, values):
+                if rows := self.tables.fetch(sql, values):
                     yield rows
             return
         while True:
-            rows = self._tables.fetch(
-                f"SELECT {_FACTS} FROM message WHERE {_OF_KIND[self._kind]}id < ?"
+            rows = self.tables.fetch(
+                f"SELECT {_FACTS} FROM message WHERE {_OF_KIND[self.search.kind]}id < ?"
                 " ORDER BY id DESC LIMIT ?",
                 (begin, size),
             )
@@ -207,13 +203,13 @@ class _PageSearch:
     def _take(self, rows: Sequence[_Row]) -> None:
         for message in self._matching.among(rows):
             position = position_of(message.queue_id, message.submission_id)
-            if self._before is None or position.order > self._before.order:
+            if self.before is None or position.order > self.before.order:
                 heapq.heappush(self._waiting, (position.order, message))
 
     def _move(self, until_us: int) -> None:
         """Move the messages whose places are after `until_us` into the page."""
         while self._waiting and -self._waiting[0][0][0] > until_us:
-            if len(self._found) >= self._limit:
+            if len(self._found) >= self.limit:
                 return
             self._found.append(heapq.heappop(self._waiting)[1])
 

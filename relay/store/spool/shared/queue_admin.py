@@ -17,7 +17,7 @@ See docs/design.md 4; docs/names.md (Commands).
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import groupby
@@ -189,25 +189,18 @@ class CancelReports:
         return sorted(claims, key=lambda claim: claim.key), epochs
 
 
+@dataclass(eq=False, repr=False)
 class QueueAdmin:
     """Lists and changes the queue, on what a QueueEngine supplies."""
 
-    def __init__(
-        self,
-        engine: QueueEngine,
-        *,
-        follow: Callable[[QueueCommand], Awaitable[None]],
-        clock: Clock,
-        metrics: Metrics,
-        shown_times: Callable[[], ShownTimes],
-    ) -> None:
-        """`follow` is called with each command that is done."""
-        self._engine = engine
-        self._follow = follow
-        self._clock = clock
-        self._metrics = metrics
-        self._shown_times = shown_times
-        self._reports = CancelReports(engine)
+    engine: QueueEngine
+    follow: Callable[[QueueCommand], Awaitable[None]]  # called with each command that is done
+    clock: Clock
+    metrics: Metrics
+    shown_times: Callable[[], ShownTimes]
+
+    def __post_init__(self) -> None:
+        self._reports = CancelReports(self.engine)
         self._delivery: ActiveClaims | None = None  # none where no delivery runs
         self._releasing = TaskSet()
         self._hold_rules: Sequence[HoldRule] = ()  # as they were read last
@@ -215,11 +208,11 @@ class QueueAdmin:
 
     async def read_hold_rules(self) -> None:
         """Read for which domains new mail is held. Raises SpoolError."""
-        self._hold_rules = await self._engine.read(stored_hold_rules)
+        self._hold_rules = await self.engine.read(stored_hold_rules)
 
     def hold_rules(self) -> Sequence[HoldRule]:
         """Return the hold rules that have not ended."""
-        now_us = self._clock.queue_us()
+        now_us = self.clock.queue_us()
         rules = self._hold_rules
         return [rule for rule in rules if rule.until_us is None or rule.until_us > now_us]
 
@@ -242,18 +235,18 @@ class QueueAdmin:
 
     async def _change_hold_rules(self, command: QueueCommand) -> Sequence[str]:
         """Change the hold rules as the command says; return the domains."""
-        selector, now_us = command.selector, self._clock.queue_us()
+        selector, now_us = command.selector, self.clock.queue_us()
         domain = with_a_labels(f"@{selector.domain}").removeprefix("@").lower()
         change: Callable[[OpenTransaction], Sequence[str]]
         if command.operation is Operation.HOLD and command.new:
             reason = f"{command.who}: {command.why or f'all mail for {domain}'}"
-            hold = HoldRule(domain, reason, self._clock.time_us(), command.until_us)
+            hold = HoldRule(domain, reason, self.clock.time_us(), command.until_us)
             change = partial(hold_new, hold=hold, now_us=now_us)
         elif command.new:
             change = partial(end_new, pattern=like(domain))
         else:
             return ()
-        changed = await self._engine.change(change)
+        changed = await self.engine.change(change)
         await self.read_hold_rules()
         return changed
 
@@ -268,10 +261,10 @@ class QueueAdmin:
     async def list(self, selector: Selector, *, limit: int, after: Key = FIRST_KEY) -> EntryList:
         """Return live entries, oldest first. Without ids, begin after the entry `after`."""
         selection = EntrySelection(
-            selector, now_us=self._clock.queue_us(), keys_at_once=2 * limit, after=after
+            selector, now_us=self.clock.queue_us(), keys_at_once=2 * limit, after=after
         )
         listing = EntryListBuilder(
-            self._shown_times(), entries_max=limit, recipients_max=RECIPIENTS_MAX
+            self.shown_times(), entries_max=limit, recipients_max=RECIPIENTS_MAX
         )
 
         def look(tables: Tables) -> None:
@@ -281,15 +274,15 @@ class QueueAdmin:
             listing.add(tables, keys)
 
         while not (selection.has_ended or listing.is_full):
-            await self._engine.read(look)
+            await self.engine.read(look)
         return EntryList(listing.entries, unknown=selection.unknown)
 
     async def execute(self, command: QueueCommand) -> CommandReport:
         """Execute a command in slices, each of which is durable. Raises SpoolError between them."""
         selection = EntrySelection(
-            command.selector, now_us=self._clock.queue_us(), keys_at_once=KEYS_AT_ONCE
+            command.selector, now_us=self.clock.queue_us(), keys_at_once=KEYS_AT_ONCE
         )
-        listing = partial(EntryListBuilder, self._shown_times())
+        listing = partial(EntryListBuilder, self.shown_times())
         if command.operation is Operation.RELEASE and self._ends_hold_rule(command.selector):
             command = replace(command, new=True)
         answer = _ReportBuilder(command, listing)
@@ -297,7 +290,7 @@ class QueueAdmin:
             answer.report.new = await asyncio.shield(self._change_hold_rules(command))
         left: list[Key] = []
         while not selection.has_ended:
-            keys = left + await self._engine.read(selection.step)
+            keys = left + await self.engine.read(selection.step)
             left = []
             # the next step may have more entries of the last message
             if command.bounce and not selection.has_ended:
@@ -309,7 +302,7 @@ class QueueAdmin:
                 else:
                     # a cancelled request must not lose withdrawn claims
                     await asyncio.shield(self._do(chunk, answer))
-        await self._follow(command)
+        await self.follow(command)
         answer.report.unknown = tuple(selection.unknown)
         return answer.report
 
@@ -321,11 +314,11 @@ class QueueAdmin:
             command=answer.command,
             keys=keys,
             waiting=waiting,
-            now_us=self._clock.queue_us(),
+            now_us=self.clock.queue_us(),
             listed=listed,
-            engine=self._engine,
+            engine=self.engine,
         )
-        results = await self._engine.read(rehearse)
+        results = await self.engine.read(rehearse)
         reports = await self._reports.count(keys, taken=waiting) if answer.command.bounce else 0
         answer.add(results, listed, reports=reports)
 
@@ -344,14 +337,14 @@ class QueueAdmin:
                     change,
                     command=answer.command,
                     keys=left,
-                    engine=self._engine,
+                    engine=self.engine,
                     taken=taken,
-                    now_us=self._clock.queue_us(),
-                    at_us=self._clock.time_us(),
+                    now_us=self.clock.queue_us(),
+                    at_us=self.clock.time_us(),
                     planned=planned,
                 )
-                write = partial(_write, make=make, engine=self._engine, listing=answer.listing)
-                result, listed = await self._engine.change(write)
+                write = partial(_write, make=make, engine=self.engine, listing=answer.listing)
+                result, listed = await self.engine.change(write)
             except Exception:
                 self._release_later(taken)
                 await self._discard(planned, ())
@@ -366,8 +359,8 @@ class QueueAdmin:
                 return
             notes = {key: result.results[key][1] for key in left}
         listed = answer.listing()
-        show = partial(_show_in_flight, notes=notes, listed=listed, engine=self._engine)
-        await self._engine.read(show)
+        show = partial(_show_in_flight, notes=notes, listed=listed, engine=self.engine)
+        await self.engine.read(show)
         answer.add([CommandResult.IN_FLIGHT] * len(left), listed)
 
     async def _discard(self, planned: PlannedReports, made: Sequence[NewMessage]) -> None:
@@ -375,10 +368,10 @@ class QueueAdmin:
         ids = {report.facts.id for report in made}
         for plan, stored in planned[1].values():
             if any(report.facts.id in ids for report in plan.messages):
-                self._engine.committed(stored)
-                self._metrics.accepted.labels(Source.REPORT).inc(len(plan.messages))
+                self.engine.committed(stored)
+                self.metrics.accepted.labels(Source.REPORT).inc(len(plan.messages))
             else:
-                await self._engine.discard(stored)
+                await self.engine.discard(stored)
 
     def _take(self, command: QueueCommand, keys: Sequence[Key]) -> frozenset[Key]:
         """Withdraw the claims that wait for an attempt, and return them; with --dry-run only return
@@ -392,11 +385,11 @@ class QueueAdmin:
     def _follow_up(self, result: ChangeResult) -> None:
         """Do what follows a durable change: counters, files, delivery."""
         if result.cancelled:
-            self._metrics.recipients.labels(str(RecipientState.CANCELLED)).inc(result.cancelled)
+            self.metrics.recipients.labels(str(RecipientState.CANCELLED)).inc(result.cancelled)
         for mail in result.given_back:
             self.give_back(mail)
         if result.left:
-            self._engine.remove(result.left)
+            self.engine.remove(result.left)
         if self._delivery is None:
             return
         if result.next_hops:
@@ -413,13 +406,13 @@ class QueueAdmin:
         pause_s = _PAUSE_S_FIRST
         while True:
             try:
-                await self._engine.change(partial(_put_back, keys=taken, engine=self._engine))
+                await self.engine.change(partial(_put_back, keys=taken, engine=self.engine))
             except Exception as error:  # noqa: BLE001 - any: nothing else gives them back
                 # The next start releases them at the latest.
                 _log.warning(
                     "withdrawn claims not released yet", claims=len(taken), error=str(error)
                 )
-                await self._clock.sleep(pause_s)  # sleeps: limits retries after a fault
+                await self.clock.sleep(pause_s)  # sleeps: limits retries after a fault
                 pause_s = min(pause_s * 2, _PAUSE_S_MAX)
             else:
                 if self._delivery is not None:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -154,6 +155,7 @@ def write_anchor(cursor: apsw.Cursor, anchor: Anchor) -> None:
     )
 
 
+@dataclass(eq=False, repr=False)
 class Reader:
     """A read-only connection in a separate thread. Queries run in order; a snapshot that one query
     begins remains for the next.
@@ -162,16 +164,12 @@ class Reader:
     is called in the thread when pages cannot be read, with what repeats the query.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        on_damage: Callable[[SpoolDamagedError, Callable[[], object]], None] = lambda *_: None,
-    ) -> None:
-        self._path = path
-        self._on_damage = on_damage
+    path: Path
+    on_damage: Callable[[SpoolDamagedError, Callable[[], object]], None] = lambda *_: None
+
+    def __post_init__(self) -> None:
         self._lock = threading.Lock()  # held while the connection is used
-        self._connection = open_database(path, read_only=True)
+        self._connection = open_database(self.path, read_only=True)
         self._executor = ThreadPoolExecutor(
             1, thread_name_prefix="spool-reader", initializer=inherit()
         )
@@ -183,7 +181,7 @@ class Reader:
             try:
                 return self._ask(query)
             except SpoolDamagedError as error:
-                self._on_damage(error, lambda: self._repeat(query))
+                self.on_damage(error, lambda: self._repeat(query))
                 raise
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, ask)
@@ -202,7 +200,7 @@ class Reader:
 
     def open(self) -> None:
         """Open the connection again. Raises SpoolError."""
-        self._connection = open_database(self._path, read_only=True)
+        self._connection = open_database(self.path, read_only=True)
 
     def close(self) -> None:
         """Interrupt the running query, then close."""
@@ -211,7 +209,7 @@ class Reader:
         self._connection.close()
 
     def _ask(self, query: Callable[[SqliteTables], T]) -> T:
-        with self._lock, translate_sqlite_errors(self._path):
+        with self._lock, translate_sqlite_errors(self.path):
             return query(SqliteTables(self._connection.cursor()))
 
     def _repeat(self, query: Callable[[SqliteTables], object]) -> None:

@@ -9,6 +9,7 @@ See docs/names.md (Commands) and docs/operation-backup.md (Verify the spool).
 
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,28 +88,19 @@ _COUNTS = {
 _ALL_COUNTS = (*_COUNTS, "unaccounted")
 
 
+@dataclass(eq=False, repr=False)
 class SpoolVerifier:
     """Verifies one spool. It blocks; `report` is called for each finding."""
 
-    def __init__(
-        self,
-        database: Path,
-        *,
-        is_owner: bool,
-        full: bool,
-        report: Callable[[SpoolFinding], None],
-        recount: bool = False,
-    ) -> None:
-        """With `is_owner` the caller holds the owner's lock. Only with `recount` counters are
-        corrected: until then they are evidence of a loss.
-        """
-        self._database = database
-        self._contents = contents_of(database)
-        self._is_owner = is_owner
-        self._full = full
-        self._recount = recount
-        self._may_write = is_owner and recount
-        self._report = report
+    database: Path
+    is_owner: bool  # the caller holds the owner's lock
+    full: bool
+    report: Callable[[SpoolFinding], None]
+    recount: bool = False  # counters are corrected: until then they are evidence of a loss
+
+    def __post_init__(self) -> None:
+        self._contents = contents_of(self.database)
+        self._may_write = self.is_owner and self.recount
 
     def run(self) -> dict[str, int]:
         """Verify everything; return the counts. A file with damaged pages is not verified further.
@@ -116,7 +108,7 @@ class SpoolVerifier:
         Raises SpoolFormatError for another schema.
         """
         try:
-            with closing(self._opened()) as connection, translate_sqlite_errors(self._database):
+            with closing(self._opened()) as connection, translate_sqlite_errors(self.database):
                 if not self._pages_are_whole(connection):
                     return dict.fromkeys(_ALL_COUNTS, 0)
                 counts = self._look_into(connection)
@@ -126,22 +118,22 @@ class SpoolVerifier:
         return counts
 
     def _opened(self) -> apsw.Connection:
-        connection = open_database(self._database, read_only=True)
+        connection = open_database(self.database, read_only=True)
         if not self._may_write:
             return connection
         connection.close()  # the schema is current: nothing is migrated here
-        connection = open_database(self._database)
+        connection = open_database(self.database)
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
         return connection
 
     def _pages_are_whole(self, connection: apsw.Connection) -> bool:
-        mark = damage_mark_of(self._database)
+        mark = damage_mark_of(self.database)
         is_marked = mark.exists()
-        faults = integrity_errors(connection, full=self._full or is_marked)
+        faults = integrity_errors(connection, full=self.full or is_marked)
         for fault in faults:
             self._report_damage(fault)
-        if is_marked and not faults and self._is_owner:
-            with translate_os_errors(self._database.parent):
+        if is_marked and not faults and self.is_owner:
+            with translate_os_errors(self.database.parent):
                 mark.unlink()
         return not faults
 
@@ -163,7 +155,7 @@ class SpoolVerifier:
             )
         for row in connection.execute(_FILES):
             self._check_file(*row)
-        if self._full:
+        if self.full:
             for row in connection.execute(_INLINE):
                 self._check_inline(*row)
         unaccounted = self._check_counters()
@@ -176,7 +168,7 @@ class SpoolVerifier:
         expected = f"{expected_bytes} bytes"
         try:
             actual = f"{path.stat().st_size} bytes"
-            if self._full and actual == expected:
+            if self.full and actual == expected:
                 blocks = octets_in_blocks((FileOctets(path, 0, expected_bytes),))
                 actual = _checksum_text(checksum_of(blocks, header))
                 expected = _checksum_text(checksum)
@@ -227,15 +219,15 @@ class SpoolVerifier:
         where: str = "",
     ) -> None:
         """Report what --recount corrects, and do it if it may be done."""
-        action = _STOP_FIRST if self._recount else _RECOUNT
+        action = _STOP_FIRST if self.recount else _RECOUNT
         if self._may_write:
             action = "corrected"
-            with translate_os_errors(self._database.parent):
+            with translate_os_errors(self.database.parent):
                 act()
-        self._report(
+        self.report(
             SpoolFinding(
                 kind,
-                where or str(self._database),
+                where or str(self.database),
                 actual,
                 str(expected),
                 repaired=self._may_write,
@@ -245,10 +237,10 @@ class SpoolVerifier:
 
     def _report_damage(self, fault: str) -> None:
         expected = "pages that can be read"
-        self._report_fault("damaged-spool", self._database, fault, expected=expected)
+        self._report_fault("damaged-spool", self.database, fault, expected=expected)
 
     def _report_fault(self, kind: str, where: Path | str, actual: str, *, expected: str) -> None:
-        self._report(SpoolFinding(kind, str(where), actual, expected))
+        self.report(SpoolFinding(kind, str(where), actual, expected))
 
 
 def _checksum_text(checksum: int) -> str:
