@@ -273,6 +273,7 @@ def _end_begun(data: bytes) -> int:
     return next(len(begun) for begun in _BEGUN if data.endswith(begun))
 
 
+@dataclass(eq=False, repr=False)
 class ContentCollector:
     """Takes the content in blocks of any size and processes whole blocks, never single lines.
 
@@ -281,20 +282,13 @@ class ContentCollector:
     is larger than `limits.large_bytes`, or earlier while other messages take much memory.
     """
 
-    def __init__(
-        self,
-        *,
-        size_max_bytes: int,
-        limits: SessionLimits,
-        budget: MemoryBudget,
-        arrival: Callable[[], IncomingBody],
-    ) -> None:
-        """`arrival` opens a file for the body of a large content."""
-        self._size_max_bytes = size_max_bytes
-        self._line_max_bytes = limits.text_line_bytes
-        self._budget = budget
-        self._new_arrival = arrival
-        self._limits = limits
+    size_max_bytes: int
+    limits: SessionLimits
+    budget: MemoryBudget
+    arrival: Callable[[], IncomingBody]  # opens a file for the body of a large content
+
+    def __post_init__(self) -> None:
+        self._line_max_bytes = self.limits.text_line_bytes
         self._chunks: list[bytes] = []
         self._line_bytes = 0  # of the line that is not complete yet
         self._held_bytes = 0
@@ -328,7 +322,7 @@ class ContentCollector:
     def _is_spill_due(self, *, is_last: bool) -> bool:
         """Whether the content has become large, or a block of a large body is full or the last."""
         if self._header is None:
-            limits = self._limits
+            limits = self.limits
             is_small = self.size_bytes <= min(limits.crowded_bytes, limits.large_bytes)
             return not is_small and self.size_bytes > self._memory_bytes
         block_bytes = min(BLOCK_BYTES, self._memory_bytes)
@@ -337,8 +331,8 @@ class ContentCollector:
     @property
     def _memory_bytes(self) -> int:
         """How much of a message may be in memory now; less if other sessions take much."""
-        limits = self._limits
-        is_calm = self._budget.taken_bytes <= limits.calm_bytes
+        limits = self.limits
+        is_calm = self.budget.taken_bytes <= limits.calm_bytes
         return limits.large_bytes if is_calm else min(limits.crowded_bytes, limits.large_bytes)
 
     async def spill(self, in_thread: InThread) -> None:
@@ -351,7 +345,7 @@ class ContentCollector:
             if self._header is None:
                 return
         if self._arrival is None:
-            self._arrival = self._new_arrival()
+            self._arrival = self.arrival()
         chunks, self._chunks = self._chunks, []
         await self._arrival.write(chunks)
         self._hold(len(self._header or b""))
@@ -371,7 +365,7 @@ class ContentCollector:
                 self._header, (self._arrival.octets(),), self._eight_bit, self._long_lines
             )
         self._chunks = []  # the content must not be in memory twice
-        budget, held_bytes, arrival = self._budget, self._held_bytes, self._arrival
+        budget, held_bytes, arrival = self.budget, self._held_bytes, self._arrival
         self._held_bytes, self._arrival = 0, None
 
         def release() -> None:
@@ -385,7 +379,7 @@ class ContentCollector:
         """Release memory and disk, unless hand_over() was called. The collector is finished."""
         self._chunks.clear()
         self._header = None
-        self._budget.release(self._held_bytes)
+        self.budget.release(self._held_bytes)
         self._held_bytes = self.size_bytes = 0
         if self._arrival is not None:
             self._arrival.discard()
@@ -427,9 +421,9 @@ class ContentCollector:
         # A small chunk is extended: a client may send octet by octet.
         extends = bool(self._chunks) and len(self._chunks[-1]) < _CHUNK_BYTES
         held_bytes = len(octets) if extends else len(octets) + _CHUNK_BYTES
-        if self.size_bytes + len(octets) > self._size_max_bytes:
+        if self.size_bytes + len(octets) > self.size_max_bytes:
             self.reject(ContentRejection.TOO_BIG, octets)
-        elif not self._budget.take(held_bytes):
+        elif not self.budget.take(held_bytes):
             self.reject(ContentRejection.NO_ROOM, octets)
         else:
             self._held_bytes += held_bytes
@@ -453,7 +447,7 @@ class ContentCollector:
         end = fields_end(section) if is_quick else await in_thread(fields_end, section)
         known = len(begun) if end and blank < 0 else end  # octets of the header
         if known > self._memory_bytes:
-            is_too_long = known > self._limits.large_bytes
+            is_too_long = known > self.limits.large_bytes
             self.reject(ContentRejection.LONG_HEADER if is_too_long else ContentRejection.NO_ROOM)
             return
         body = begun[end:]
@@ -464,7 +458,7 @@ class ContentCollector:
 
     def _hold(self, size_bytes: int) -> None:
         """Release memory, except for `size_bytes`."""
-        self._budget.release(self._held_bytes - size_bytes)
+        self.budget.release(self._held_bytes - size_bytes)
         self._held_bytes = size_bytes
 
 
