@@ -50,13 +50,18 @@ from relay.store.spool.shared import (
     message_rows,
     recent_messages,
 )
-from relay.store.spool.shared.accepted import CapturedMail, accepted_as
+from relay.store.spool.shared.accepted import CapturedMail, NewMail, accepted_as
 from relay.store.spool.shared.claimed import late_recipients
 from relay.store.spool.shared.group_commit import WAITING_MAX, GroupWriter
 from relay.store.spool.shared.maintenance import SpoolMaintenance
 from relay.store.spool.shared.queue_admin import QueueAdmin
 from relay.store.spool.shared.receipts import ReceiptLedger
-from relay.store.spool.shared.results import Recorded, is_first_with, note_requests
+from relay.store.spool.shared.results import (
+    NewResult,
+    Recorded,
+    is_first_with,
+    note_requests,
+)
 from relay.store.spool.shared.tables import (
     OpenTransaction,
     QueueEngine,
@@ -223,11 +228,9 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         expires_us = self._clock.queue_us() + self._submission_keep_us if submission_key else 0
         try:
             accepted = await self._accept(
-                messages,
-                stored,
-                submission=(submission_key, expires_us),
-                claim=claim,
-                receipt=receipt,
+                NewMail(
+                    messages, stored, self._captured, submission_key, expires_us, claim, receipt
+                )
             )
         except Exception:
             await self.discard(stored)
@@ -252,18 +255,8 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         """
 
     @abstractmethod
-    async def _accept(
-        self,
-        messages: Sequence[NewMessage],
-        stored: StoredContents,
-        *,
-        submission: tuple[str, int],
-        claim: bool,
-        receipt: SentReceipt | None,
-    ) -> Accepted | HoldsFullError:
-        """Make a message, and the reports that follow it, durable. `submission` is the submission
-        key, and when it expires, in queue time.
-        """
+    async def _accept(self, new: NewMail) -> Accepted | HoldsFullError:
+        """Make a message, and the reports that follow it, durable."""
 
     async def record(
         self, claim_result: ClaimResult, *, claim_reports: bool = True
@@ -275,7 +268,7 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         now_us = self._clock.queue_us() if self.receipts.has_room else NEVER_US
         try:
             recorded = await self._record(
-                claim_result, stored, claim_reports=claim_reports, now_us=now_us
+                NewResult(claim_result, stored, self._captured, claim_reports, now_us)
             )
         except Exception:
             await self.discard(stored)
@@ -293,12 +286,8 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         return True, recorded.claims
 
     @abstractmethod
-    async def _record(
-        self, claim_result: ClaimResult, stored: StoredContents, *, claim_reports: bool, now_us: int
-    ) -> Recorded | None:
-        """Make a result durable; None if the claim's epoch has ended. `now_us` is queue time, or
-        NEVER_US if no read receipts are to be recorded.
-        """
+    async def _record(self, new: NewResult) -> Recorded | None:
+        """Make a result durable; None if the claim's epoch has ended."""
 
     async def note_requests(
         self, claim: Claim, requests: Sequence[CloudRequest], *, before: int

@@ -39,22 +39,20 @@ from relay.store.spool.postgres.transactions import KnownKeyError, StaleClaimErr
 from relay.store.spool.postgres.writer import WriteConnection
 from relay.store.spool.queue_commands import ShownTimes
 from relay.store.spool.shared import event_log
-from relay.store.spool.shared.accepted import CapturedMail
+from relay.store.spool.shared.accepted import CapturedMail, NewMail
 from relay.store.spool.shared.columns import NO_EVENTS
 from relay.store.spool.shared.receipts import count_receipts
-from relay.store.spool.shared.results import Recorded
+from relay.store.spool.shared.results import NewResult, Recorded
 from relay.store.spool.shared.tables import StoredBodies, StoredContents, Tables
 from relay.store.spool.types import (
     Accepted,
     Claim,
-    ClaimResult,
     ContentKey,
     DueBatch,
     DueQuery,
     HoldsFullError,
     Key,
     NewMessage,
-    SentReceipt,
     SpoolError,
     SpoolUnavailableError,
 )
@@ -280,41 +278,19 @@ class PostgresSpool(SpoolEngine):
             return root_id, was_used
         return "", False  # other mail roots were used
 
-    async def _accept(
-        self,
-        messages: Sequence[NewMessage],
-        stored: StoredContents,
-        *,
-        submission: tuple[str, int],
-        claim: bool,
-        receipt: SentReceipt | None,
-    ) -> Accepted | HoldsFullError:
-        key, expires_us = submission
-
-        def write(transaction: WriteTransaction) -> Accepted | HoldsFullError:
-            return transactions.accept(
-                transaction,
-                messages,
-                stored,
-                submission_key=key,
-                submission_expires_us=expires_us,
-                captured=self._captured,
-                claim=claim,
-                receipt=receipt,
-            )
-
+    async def _accept(self, new: NewMail) -> Accepted | HoldsFullError:
+        reads = transactions.reads_first(new) or transactions.reads_for(new.messages, new.stored)
         try:
             return await self._writer.submit(
-                write,
+                partial(transactions.accept, new=new),
                 accepts=True,
-                size=_size_of(messages),
-                alone=transactions.reads_first(messages[0], receipt)
-                or transactions.reads_for(messages, stored),
+                size=_size_of(new.messages),
+                alone=reads,
             )
         except KnownKeyError:
-            return await self._known(key)
+            return await self._known(new.submission_key)
         except asyncio.CancelledError:
-            await self.discard(stored)
+            await self.discard(new.stored)
             raise
 
     async def _known(self, submission_key: str) -> Accepted:
@@ -323,27 +299,18 @@ class PostgresSpool(SpoolEngine):
             raise SpoolUnavailableError("the submission key is being removed")
         return Accepted(queue_id, repeated=True)
 
-    async def _record(
-        self, claim_result: ClaimResult, stored: StoredContents, *, claim_reports: bool, now_us: int
-    ) -> Recorded | None:
+    async def _record(self, new: NewResult) -> Recorded | None:
         self._check_usable()
-        record = partial(
-            transactions.record,
-            claim_result=claim_result,
-            bodies=stored,
-            captured=self._captured,
-            claim_reports=claim_reports,
-            now_us=now_us,
-        )
-        is_alone = transactions.runs_statements(claim_result)
-        is_alone = is_alone or transactions.reads_for(claim_result.reports, stored)
-        size = _size_of(claim_result.reports)
+        reports = new.claim_result.reports
+        is_alone = transactions.runs_statements(new.claim_result)
+        is_alone = is_alone or transactions.reads_for(reports, new.stored)
+        record = partial(transactions.record, new=new)
         try:
-            return await self._writer.submit(record, alone=is_alone, size=size)
+            return await self._writer.submit(record, alone=is_alone, size=_size_of(reports))
         except StaleClaimError:
             return None
         except asyncio.CancelledError:
-            await self.discard(stored)
+            await self.discard(new.stored)
             raise
 
     def _tell(self, news: News) -> None:

@@ -24,6 +24,7 @@ from relay.store.spool.postgres.tables import ConnectionTables, statement
 from relay.store.spool.shared.accepted import (
     AcceptedRows,
     CapturedMail,
+    NewMail,
     accepted,
     accepted_rows,
     decided_before,
@@ -31,16 +32,20 @@ from relay.store.spool.shared.accepted import (
 )
 from relay.store.spool.shared.columns import json_text, message_row
 from relay.store.spool.shared.holds import as_held_now, count_holds, is_held_as_it_comes
-from relay.store.spool.shared.results import Recorded, record_effects, result_rows, waiting_columns
+from relay.store.spool.shared.results import (
+    NewResult,
+    Recorded,
+    record_effects,
+    result_rows,
+    waiting_columns,
+)
 from relay.store.spool.shared.tables import StoredBodies, StoredBody, StoredContents
 from relay.store.spool.types import (
-    NEVER_US,
     Accepted,
     Claim,
     ClaimResult,
     HoldsFullError,
     NewMessage,
-    SentReceipt,
     SpoolError,
     SpoolUnavailableError,
 )
@@ -211,43 +216,29 @@ def reads_for(messages: Sequence[NewMessage], stored: StoredContents) -> bool:
     return any(stored) or is_held_as_it_comes(messages)
 
 
-def reads_first(message: NewMessage, receipt: SentReceipt | None) -> bool:
+def reads_first(new: NewMail) -> bool:
     """Whether an acceptance has to run alone, because it reads rows before it decides."""
-    return receipt is not None or (message.held_max is not None and bool(message.held_by_rules))
+    first = new.messages[0]
+    return new.receipt is not None or (first.held_max is not None and bool(first.held_by_rules))
 
 
-def accept(
-    transaction: WriteTransaction,
-    messages: Sequence[NewMessage],
-    bodies: StoredContents,
-    *,
-    submission_key: str,
-    submission_expires_us: int,
-    captured: CapturedMail,
-    claim: bool,
-    receipt: SentReceipt | None = None,
-) -> Accepted | HoldsFullError:
-    """Write messages[0] and the reports that follow it. Where rules would hold more entries than
+def accept(transaction: WriteTransaction, new: NewMail) -> Accepted | HoldsFullError:
+    """Write a message and the reports that follow it. Where rules would hold more entries than
     they may, write nothing and return the error. The commit raises KnownKeyError for a known key.
     """
-    first = messages[0]
-    answer = None
-    if reads_first(first, receipt):
-        answer = decided_before(transaction, first, submission_key=submission_key, receipt=receipt)
+    answer = decided_before(transaction, new) if reads_first(new) else None
     if answer is not None:
         return answer
-    if submission_key:
-        row = (submission_key, first.facts.id, submission_expires_us)
-        if any(submission[0] == submission_key for submission in transaction.rows.submissions):
+    first, key = new.messages[0], new.submission_key
+    if key:
+        if any(submission[0] == key for submission in transaction.rows.submissions):
             raise KnownKeyError("the submission key is used twice in one commit")
-        transaction.rows.submissions.append(row)
-    return accepted(
-        first,
-        [
-            add_message(transaction, message, stored, claim=claim, captured=captured)
-            for message, stored in zip(messages, bodies, strict=True)
-        ],
-    )
+        transaction.rows.submissions.append((key, first.facts.id, new.key_expires_us))
+    added = [
+        add_message(transaction, message, bodies, claim=new.claim, captured=new.captured)
+        for message, bodies in zip(new.messages, new.stored, strict=True)
+    ]
+    return accepted(first, added)
 
 
 def add_message(
@@ -312,20 +303,10 @@ def _check_parts(transaction: WriteTransaction, bodies: StoredBodies) -> None:
         raise SpoolUnavailableError("the server has lost a part of the message")
 
 
-def record(
-    transaction: WriteTransaction,
-    claim_result: ClaimResult,
-    bodies: StoredContents,
-    *,
-    captured: CapturedMail,
-    claim_reports: bool,
-    now_us: int,
-) -> Recorded:
-    """Record outcomes; the commit raises StaleClaimError where the claim has ended. `now_us` is
-    queue time, or NEVER_US if no read receipts are to be recorded.
-    """
-    claim, rows = claim_result.claim, transaction.rows
-    changed = result_rows(claim_result, captured=captured, takes_receipts=now_us != NEVER_US)
+def record(transaction: WriteTransaction, new: NewResult) -> Recorded:
+    """Record outcomes; the commit raises StaleClaimError where the claim has ended."""
+    claim_result, claim, rows = new.claim_result, new.claim_result.claim, transaction.rows
+    changed = result_rows(new)
     ends = _GOES_ON if claim_result.goes_on else _WAITS
     if changed.is_finished:
         ends = _ENDS
@@ -343,11 +324,16 @@ def record(
     )
     rows.outcomes += changed.recipients
     rows.hops += [claim.next_hop.key] * len(changed.recipients)
-    record_effects(transaction, claim_result, changed, now_us=now_us, store=claim.store)
+    record_effects(transaction, new, changed, store=claim.store)
     claims: list[Claim] = []
-    for message, stored in zip(claim_result.reports, bodies, strict=True):
+    for message, bodies in zip(claim_result.reports, new.stored, strict=True):
         claims += add_message(
-            transaction, message, stored, claim=claim_reports, captured=captured, store=claim.store
+            transaction,
+            message,
+            bodies,
+            claim=new.claim_reports,
+            captured=new.captured,
+            store=claim.store,
         ).claims
     return Recorded(tuple(claims), owes=bool(changed.receipts))
 

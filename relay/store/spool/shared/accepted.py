@@ -14,7 +14,7 @@ from relay.base.message.nexthop import HopKind, NextHop
 from relay.store.spool.shared.columns import ACCEPTED_COUNTER, recipient_row
 from relay.store.spool.shared.holds import lack_of_room
 from relay.store.spool.shared.receipts import note_receipt, record_sent
-from relay.store.spool.shared.tables import OpenTransaction, Tables
+from relay.store.spool.shared.tables import OpenTransaction, StoredContents, Tables
 from relay.store.spool.types import (
     FIRST_EPOCH,
     NEVER_US,
@@ -90,25 +90,31 @@ def accepted_as(tables: Tables, submission_key: str) -> str:
     return str(known[0]) if known else ""
 
 
-def decided_before(
-    transaction: OpenTransaction,
-    message: NewMessage,
-    *,
-    submission_key: str,
-    receipt: SentReceipt | None,
-) -> Accepted | HoldsFullError | None:
+class NewMail(Struct, frozen=True):
+    """A message to accept, and the reports that follow it."""
+
+    messages: Sequence[NewMessage]
+    stored: StoredContents  # of each message
+    captured: CapturedMail
+    submission_key: str
+    key_expires_us: int  # in queue time
+    claim: bool  # whether the queued entries are claimed
+    receipt: SentReceipt | None  # what is recorded if the message is a read receipt
+
+
+def decided_before(transaction: OpenTransaction, new: NewMail) -> Accepted | HoldsFullError | None:
     """Return the answer of an acceptance that adds nothing: the submission key is known, or rules
     would hold more entries than they may. None: the message is to be added. A read receipt is
     recorded as sent.
     """
-    if receipt is not None:
-        record_sent(transaction, receipt)
-    queue_id = accepted_as(transaction, submission_key) if submission_key else ""
+    if new.receipt is not None:
+        record_sent(transaction, new.receipt)
+    queue_id = accepted_as(transaction, new.submission_key) if new.submission_key else ""
     if queue_id:
         return Accepted(queue_id, repeated=True)
-    full = lack_of_room(transaction, message)
-    if full is None and receipt is not None:
-        note_receipt(transaction, receipt)
+    full = lack_of_room(transaction, new.messages[0])
+    if full is None and new.receipt is not None:
+        note_receipt(transaction, new.receipt)
     return full
 
 

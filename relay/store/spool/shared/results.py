@@ -37,8 +37,15 @@ from relay.store.spool.shared.accepted import CapturedMail
 from relay.store.spool.shared.columns import PAY_REPORTS, json_text
 from relay.store.spool.shared.holds import changed_extra, count_holds, note_extra, note_hold
 from relay.store.spool.shared.receipts import add_receipts
-from relay.store.spool.shared.tables import OpenTransaction, Tables
-from relay.store.spool.types import Claim, ClaimResult, CloudRequest, EntrySchedule, PriorityLevel
+from relay.store.spool.shared.tables import OpenTransaction, StoredContents, Tables
+from relay.store.spool.types import (
+    NEVER_US,
+    Claim,
+    ClaimResult,
+    CloudRequest,
+    EntrySchedule,
+    PriorityLevel,
+)
 
 _OWE = "UPDATE recipient SET owed_report = ? WHERE message_id = ? AND entry = ? AND number = ?"
 _END_WARNING = "UPDATE entry SET warn_us = NULL WHERE message_id = ? AND warn_us IS NOT NULL"
@@ -102,6 +109,16 @@ class ResultRows(Struct, frozen=True):
     held: str = ""  # why the relay holds the entry from now on
 
 
+class NewResult(Struct, frozen=True):
+    """The result of a claim that is to be recorded."""
+
+    claim_result: ClaimResult
+    stored: StoredContents  # of its reports
+    captured: CapturedMail
+    claim_reports: bool
+    now_us: int  # queue time, or NEVER_US if no read receipts are to be recorded
+
+
 class Recorded(Struct, frozen=True):
     """What follows a result: claims of its reports, and a content file to be removed, or "".
     `owes`: it has added read receipts or automatic replies that are owed.
@@ -112,10 +129,9 @@ class Recorded(Struct, frozen=True):
     owes: bool = False
 
 
-def result_rows(
-    claim_result: ClaimResult, *, captured: CapturedMail, takes_receipts: bool
-) -> ResultRows:
+def result_rows(new: NewResult) -> ResultRows:
     """Return what to write. Raises ValueError for a transition that is not allowed."""
+    claim_result, takes_receipts = new.claim_result, new.now_us != NEVER_US
     claim, key = claim_result.claim, claim_result.claim.key
     changed: list[tuple[RecipientState, str, str, str, str, int, int]] = []
     receipts: dict[str, tuple[int, ReceiptRequest]] = {}
@@ -143,7 +159,7 @@ def result_rows(
         details = (event.detail for event in claim_result.events)
         holds = [detail for detail in details if isinstance(detail, AttemptDetail) and detail.held]
         held = f"relay: {holds[0].held}" if holds else "relay"
-    state, waiting = _waiting(claim_result, captured)
+    state, waiting = _waiting(claim_result, new.captured)
     return ResultRows(
         changed,
         final,
@@ -172,18 +188,13 @@ def _waiting(
 
 
 def record_effects(
-    transaction: OpenTransaction,
-    claim_result: ClaimResult,
-    rows: ResultRows,
-    *,
-    now_us: int,
-    store: int,
+    transaction: OpenTransaction, new: NewResult, rows: ResultRows, *, store: int
 ) -> None:
     """Record counts and events. Most mail has nothing else: reports and read receipts that are
-    owed, a hold, attempts without an answer, what a report from outside says. `now_us` is queue
-    time, `store` is Claim.store.
+    owed, a hold, attempts without an answer, what a report from outside says. `store` is
+    Claim.store.
     """
-    claim = claim_result.claim
+    claim_result, claim = new.claim_result, new.claim_result.claim
     transaction.counts.update(rows.final)
     if rows.is_finished and claim.is_held_by_rule:  # its hold has expired
         count_holds(transaction, {claim.extra.rule: -1})
@@ -195,7 +206,7 @@ def record_effects(
         note_extra(transaction, claim.key, unanswered=claim_result.unanswered)
     if claim_result.fallback_us != claim.extra.fallback_us:
         note_extra(transaction, claim.key, fallback_us=claim_result.fallback_us)
-    add_receipts(transaction, claim.message.id, rows.receipts, now_us=now_us, store=store)
+    add_receipts(transaction, claim.message.id, rows.receipts, now_us=new.now_us, store=store)
     if claim_result.remote_report is not None:
         report, to = claim_result.remote_report
         join_report(transaction, claim_result, report, to=to)

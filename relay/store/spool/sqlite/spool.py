@@ -24,10 +24,10 @@ from relay.base.observe.metrics import Metrics
 from relay.base.pressure import Disk
 from relay.base.settings.tree import Settings
 from relay.store.spool.engine import SUBMISSION_KEEP_S, SpoolEngine
-from relay.store.spool.shared.accepted import CapturedMail
+from relay.store.spool.shared.accepted import CapturedMail, NewMail
 from relay.store.spool.shared.columns import inline_content
 from relay.store.spool.shared.receipts import count_receipts
-from relay.store.spool.shared.results import Recorded
+from relay.store.spool.shared.results import NewResult, Recorded
 from relay.store.spool.shared.tables import StoredBodies, StoredContents, Tables
 from relay.store.spool.sqlite import transactions
 from relay.store.spool.sqlite.content_files import (
@@ -59,14 +59,12 @@ from relay.store.spool.sqlite.writer import Batch, Writer
 from relay.store.spool.types import (
     Accepted,
     Claim,
-    ClaimResult,
     ContentKey,
     DueBatch,
     DueQuery,
     HoldsFullError,
     Key,
     NewMessage,
-    SentReceipt,
     SpoolDamagedError,
     SpoolError,
     SpoolFullError,
@@ -235,33 +233,15 @@ class SqliteSpool(SpoolEngine):
         self._last_commit.forget()
         self._crash.reached(CrashPoint.SPOOL_COMMIT_FORGOTTEN)
 
-    async def _accept(
-        self,
-        messages: Sequence[NewMessage],
-        stored: StoredContents,
-        *,
-        submission: tuple[str, int],
-        claim: bool,
-        receipt: SentReceipt | None,
-    ) -> Accepted | HoldsFullError:
-        key, expires_us = submission
+    async def _accept(self, new: NewMail) -> Accepted | HoldsFullError:
         inline_bytes = sum(
             len(memory_part(content))
-            for index, content in enumerate(messages[0].contents)
-            if index not in stored[0] or isinstance(content, LargeContent)
+            for index, content in enumerate(new.messages[0].contents)
+            if index not in new.stored[0] or isinstance(content, LargeContent)
         )
 
         def write(batch: Batch) -> Accepted | HoldsFullError:
-            accepted = transactions.accept(
-                batch,
-                messages,
-                stored,
-                submission_key=key,
-                submission_expires_us=expires_us,
-                captured=self._captured,
-                claim=claim,
-                receipt=receipt,
-            )
+            accepted = transactions.accept(batch, new)
             # a repetition needs no room
             if not isinstance(accepted, HoldsFullError) and not accepted.repeated:
                 batch.new_bytes.append(inline_bytes)
@@ -272,18 +252,8 @@ class SqliteSpool(SpoolEngine):
         except SpoolDamagedError as error:
             raise SpoolUnavailableError(str(error)) from error
 
-    async def _record(
-        self, claim_result: ClaimResult, stored: StoredContents, *, claim_reports: bool, now_us: int
-    ) -> Recorded | None:
-        record = partial(
-            transactions.record,
-            claim_result=claim_result,
-            files=stored,
-            claim_reports=claim_reports,
-            captured=self._captured,
-            now_us=now_us,
-        )
-        recorded = await self._writer.submit(record)
+    async def _record(self, new: NewResult) -> Recorded | None:
+        recorded = await self._writer.submit(partial(transactions.record, new=new))
         if recorded is not None and recorded.unneeded:
             self._delivery.later(partial(self._files.remove, (recorded.unneeded,)))
         return recorded

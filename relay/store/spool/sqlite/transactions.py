@@ -28,6 +28,7 @@ from relay.store.spool.shared.accepted import (
     ENTRY_COLUMNS,
     AcceptedRows,
     CapturedMail,
+    NewMail,
     accepted,
     accepted_rows,
     decided_before,
@@ -51,19 +52,19 @@ from relay.store.spool.shared.columns import (
 )
 from relay.store.spool.shared.holds import as_held_now, count_holds, end_hold, hold_damaged
 from relay.store.spool.shared.results import (
+    NewResult,
     Recorded,
     ResultRows,
     record_effects,
     result_rows,
     waiting_columns,
 )
-from relay.store.spool.shared.tables import StoredBodies, StoredBody, StoredContents
+from relay.store.spool.shared.tables import StoredBodies, StoredBody
 from relay.store.spool.sqlite.database import SqliteTables
 from relay.store.spool.sqlite.writer import Batch
 from relay.store.spool.types import (
     FIRST_EPOCH,
     FIRST_POSITION,
-    NEVER_US,
     Accepted,
     Claim,
     ClaimResult,
@@ -74,7 +75,6 @@ from relay.store.spool.types import (
     Key,
     NewMessage,
     PriorityLevel,
-    SentReceipt,
 )
 
 _MESSAGE = (
@@ -129,50 +129,28 @@ _TAKE = (
 )
 
 
-def accept(
-    batch: Batch,
-    messages: Sequence[NewMessage],
-    files: StoredContents,
-    *,
-    submission_key: str,
-    submission_expires_us: int,
-    captured: CapturedMail,
-    claim: bool,
-    receipt: SentReceipt | None = None,
-) -> Accepted | HoldsFullError:
-    """Write messages[0] and the reports that follow it. Where rules would hold more entries than
-    they may, write nothing and return the error. `files` are the files of each message.
+def accept(batch: Batch, new: NewMail) -> Accepted | HoldsFullError:
+    """Write a message and the reports that follow it. Where rules would hold more entries than
+    they may, write nothing and return the error.
     """
-    first = messages[0]
-    answer = decided_before(batch, first, submission_key=submission_key, receipt=receipt)
+    answer = decided_before(batch, new)
     if answer is not None:
         return answer
-    if submission_key:
-        row = (submission_key, first.facts.id, submission_expires_us)
+    first = new.messages[0]
+    if new.submission_key:
+        row = (new.submission_key, first.facts.id, new.key_expires_us)
         batch.execute("INSERT INTO submission VALUES (?,?,?)", row)
-    return accepted(
-        first,
-        [
-            add_message(batch, message, names, claim=claim, captured=captured)
-            for message, names in zip(messages, files, strict=True)
-        ],
-    )
+    added = [
+        add_message(batch, message, files, claim=new.claim, captured=new.captured)
+        for message, files in zip(new.messages, new.stored, strict=True)
+    ]
+    return accepted(first, added)
 
 
-def record(
-    batch: Batch,
-    claim_result: ClaimResult,
-    files: StoredContents,
-    *,
-    captured: CapturedMail,
-    claim_reports: bool,
-    now_us: int,
-) -> Recorded | None:
-    """Record outcomes. If the claim's epoch has ended, do nothing and return None. `now_us` is
-    queue time, or NEVER_US if no read receipts are to be recorded.
-    """
-    claim = claim_result.claim
-    rows = result_rows(claim_result, captured=captured, takes_receipts=now_us != NEVER_US)
+def record(batch: Batch, new: NewResult) -> Recorded | None:
+    """Record outcomes. If the claim's epoch has ended, do nothing and return None."""
+    claim_result, claim = new.claim_result, new.claim_result.claim
+    rows = result_rows(new)
     if not _leave(batch, claim_result, rows):
         return None
     is_for_all = len(rows.recipients) == len(claim.recipients)  # the claim has all live ones
@@ -183,10 +161,12 @@ def record(
     unneeded = ""
     if rows.is_finished:
         unneeded = drop_content(batch, claim.message.id, claim.content_id)
-    record_effects(batch, claim_result, rows, now_us=now_us, store=0)
+    record_effects(batch, new, rows, store=0)
     claims: list[Claim] = []
-    for message, names in zip(claim_result.reports, files, strict=True):
-        claims += add_message(batch, message, names, claim=claim_reports, captured=captured).claims
+    for message, files in zip(claim_result.reports, new.stored, strict=True):
+        claims += add_message(
+            batch, message, files, claim=new.claim_reports, captured=new.captured
+        ).claims
     return Recorded(tuple(claims), unneeded, owes=bool(rows.receipts))
 
 
