@@ -26,6 +26,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.base.phrases import words_in
 from relay.store.mailbox.errors import FolderError, NoSuchItemError
 from relay.store.mailbox.maildir import (
     DirectorySync,
@@ -184,9 +185,9 @@ _SUBSCRIPTIONS = "V\t2\n\n" + "".join(
 )
 # Graph's other well-known folders, for Exchange's own functions or for former clients.
 _UNSUPPORTED = frozenset(
-    (
-        *("clutter", "conflicts", "conversationhistory", "localfailures", "scheduled"),
-        *("recoverableitemsdeletions", "searchfolders", "serverfailures", "syncissues"),
+    words_in(
+        "clutter conflicts conversationhistory localfailures scheduled recoverableitemsdeletions"
+        " searchfolders serverfailures syncissues"
     )
 )
 WELL_KNOWN_NAMES = _UNSUPPORTED | {*_IDS, ROOT_ID}

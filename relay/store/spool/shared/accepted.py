@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from relay.base.message.content import size_of
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import HopKind, NextHop
+from relay.base.phrases import words_in
 from relay.store.spool.shared.columns import ACCEPTED_COUNTER, recipient_row
 from relay.store.spool.shared.holds import lack_of_room
 from relay.store.spool.shared.receipts import note_receipt, record_sent
@@ -31,20 +32,9 @@ from relay.store.spool.types import (
 
 # The columns of a new entry, in the order of AcceptedRows.entries. The others: no attempts, the
 # first epoch, no cause.
-ENTRY_COLUMNS = (
-    "message_id",
-    "number",
-    "next_hop",
-    "content_id",
-    "state",
-    "claimed",
-    "due_us",
-    "retry_us",
-    "lane",
-    "sender",
-    "warn_us",
-    "priority",
-    "extra",
+ENTRY_COLUMNS = words_in(
+    "message_id number next_hop content_id state claimed due_us retry_us lane sender warn_us"
+    " priority extra"
 )
 # Of submission keys: the history of a message may be gone before its key.
 RECIPIENTS_OF_KEYS = (

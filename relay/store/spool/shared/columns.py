@@ -12,28 +12,14 @@ from msgspec.structs import replace
 from relay.base.message.address import ascii_address
 from relay.base.message.envelope import Envelope, MessageFacts, Source
 from relay.base.message.lifecycle import FINAL, RecipientState
+from relay.base.phrases import words_in
 from relay.store.spool.types import NewRecipient, SpoolError, extra_text, parse_message_extra
 
 T = TypeVar("T")
 # The columns of a message, in the order of message_row() and read_facts().
-MESSAGE_COLUMNS = (
-    "id",
-    "reverse_path",
-    "source",
-    "trusted",
-    "received_us",
-    "expires_us",
-    "size",
-    "account",
-    "submission_id",
-    "envid",
-    "ret",
-    "smtputf8",
-    "eight_bit",
-    "client",
-    "message_id",
-    "subject",
-    "extra",
+MESSAGE_COLUMNS = words_in(
+    "id reverse_path source trusted received_us expires_us size account submission_id envid ret"
+    " smtputf8 eight_bit client message_id subject extra"
 )
 # Who logged in to send a message, "" if nobody did; {} is the table and a point, or nothing.
 LOGIN = (
