@@ -22,6 +22,8 @@ from fnmatch import fnmatchcase
 from functools import partial
 from itertools import groupby
 
+from msgspec import Struct
+
 from relay.base.accounts.usage import CancelledMail
 from relay.base.clock import Clock
 from relay.base.message.address import with_a_labels
@@ -50,8 +52,8 @@ from relay.store.spool.shared.decisions import (
     held_by_restore,
     in_flight_note,
 )
-from relay.store.spool.shared.entry_changes import PUT_BACK, store_changes
-from relay.store.spool.shared.entry_facts import load_entries, to_be_planned
+from relay.store.spool.shared.entry_changes import PUT_BACK, EntryChanges, store_changes
+from relay.store.spool.shared.entry_facts import LoadedEntries, load_entries, to_be_planned
 from relay.store.spool.shared.entry_list import EntryListBuilder
 from relay.store.spool.shared.entry_selection import EntrySelection, like
 from relay.store.spool.shared.holds import HoldRule, end_new, hold_new, stored_hold_rules
@@ -307,18 +309,10 @@ class QueueAdmin:
         return answer.report
 
     async def _dry_run(self, keys: Sequence[Key], answer: "_ReportBuilder") -> None:
-        listed = answer.listing()
         waiting = self._take(answer.command, keys)
-        rehearse = partial(
-            _dry_run,
-            command=answer.command,
-            keys=keys,
-            waiting=waiting,
-            now_us=self.clock.queue_us(),
-            listed=listed,
-            engine=self.engine,
-        )
-        results = await self.engine.read(rehearse)
+        now_us, at_us = self.clock.queue_us(), self.clock.time_us()
+        part = _Slice(answer, keys, waiting, self.engine, now_us, at_us)
+        results, listed = await self.engine.read(part.rehearse)
         reports = await self._reports.count(keys, taken=waiting) if answer.command.bounce else 0
         answer.add(results, listed, reports=reports)
 
@@ -333,18 +327,9 @@ class QueueAdmin:
             try:
                 if answer.command.operation is Operation.CANCEL:
                     planned = await self._reports.plan(left, answer.command, taken=taken)
-                make = partial(
-                    change,
-                    command=answer.command,
-                    keys=left,
-                    engine=self.engine,
-                    taken=taken,
-                    now_us=self.clock.queue_us(),
-                    at_us=self.clock.time_us(),
-                    planned=planned,
-                )
-                write = partial(_write, make=make, engine=self.engine, listing=answer.listing)
-                result, listed = await self.engine.change(write)
+                now_us, at_us = self.clock.queue_us(), self.clock.time_us()
+                part = _Slice(answer, left, taken, self.engine, now_us, at_us, planned)
+                result, listed = await self.engine.change(part.write)
             except Exception:
                 self._release_later(taken)
                 await self._discard(planned, ())
@@ -450,73 +435,92 @@ class _ReportBuilder:
             self.report.reports += reports
 
 
-def _write(
-    transaction: OpenTransaction,
-    *,
-    make: Callable[[OpenTransaction], ChangeResult],
-    engine: QueueEngine,
-    listing: Callable[[], EntryListBuilder],
-) -> tuple[ChangeResult, EntryListBuilder]:
-    """Change and list in one transaction, so that the list has the entries after the change."""
-    result = make(transaction)
-    listed = listing()
-    fields = {
-        entry: _fields(outcome, note)
-        for key, (outcome, note) in result.results.items()
-        if outcome is not CommandResult.IN_FLIGHT
-        for entry in (key, *result.made.get(key, ()))
-    }
-    listed.add(transaction, list(fields), fields)
-    if result.ended:
-        result.left = engine.entries_ended(transaction, result.ended)
-    return result, listed
+class _Slice(Struct, frozen=True):
+    """Some entries of a command, which one transaction changes."""
 
+    answer: _ReportBuilder
+    keys: Sequence[Key]
+    taken: Collection[Key]  # whose claims were withdrawn, or in a dry run could be
+    engine: QueueEngine
+    now_us: int  # queue time
+    at_us: int  # wall time
+    planned: PlannedReports = NOTHING_PLANNED
 
-def change(
-    transaction: OpenTransaction,
-    command: QueueCommand,
-    keys: Sequence[Key],
-    *,
-    engine: QueueEngine,
-    taken: Collection[Key],
-    now_us: int,
-    at_us: int,
-    planned: PlannedReports = NOTHING_PLANNED,
-) -> ChangeResult:
-    """Apply `command` to these entries; `taken` are entries whose claims were withdrawn.
+    def write(self, transaction: OpenTransaction) -> tuple[ChangeResult, EntryListBuilder]:
+        """Change the entries, and list them as they are then.
 
-    A withdrawn entry that is not changed is released; it is due as before. A cancel changes a
-    message with reports only if its entries have the epochs in `planned`. Entries that another node
-    has claimed are left alone.
-    """
-    epochs, plans = planned
-    loaded = load_entries(transaction, command, keys)
-    # another node may have taken a withdrawn entry over since, and be delivering it
-    elsewhere = engine.elsewhere(transaction, taken) if taken else {}
-    result, changes = decide(
-        loaded,
-        command,
-        keys,
-        taken=[key for key in taken if key not in elsewhere],
-        now_us=now_us,
-        at_us=at_us,
-        planned=epochs,
-    )
-    result.cancelled = store_changes(transaction, changes, at_us=at_us)
-    if result.ended:
-        offset_us = at_us - now_us
-        result.given_back = list(_cancelled_mail(transaction, result.ended, offset_us=offset_us))
-    done = [key[0] for key, (outcome, _) in result.results.items() if outcome is CommandResult.DONE]
-    for message_id in dict.fromkeys(done):
-        if (made := plans.get(message_id)) is not None:
-            plan, stored = made
-            engine.add_reports(transaction, plan.messages, stored, original=message_id)
-            transaction.append_events(message_id, plan.events)
-            paid = [key for key in epochs if key[0] == message_id]
-            transaction.execute_each(PAY_REPORTS, paid)
-            result.reports += plan.messages
-            result.due_us = now_us
-    return result
+        A withdrawn entry that is not changed is released; it is due as before. A cancel changes a
+        message with reports only if its entries have the epochs in `planned`. Entries that another
+        node has claimed are left alone.
+        """
+        epochs, _ = self.planned
+        loaded = load_entries(transaction, self.answer.command, self.keys)
+        # another node may have taken a withdrawn entry over since, and be delivering it
+        elsewhere = self.engine.elsewhere(transaction, self.taken) if self.taken else {}
+        taken = [key for key in self.taken if key not in elsewhere]
+        result, changes = self._decided(loaded, taken, epochs)
+        result.cancelled = store_changes(transaction, changes, at_us=self.at_us)
+        if result.ended:
+            offset_us = self.at_us - self.now_us
+            mail = _cancelled_mail(transaction, result.ended, offset_us=offset_us)
+            result.given_back = list(mail)
+        self._add_reports(transaction, result)
+        listed = self.answer.listing()
+        fields = {
+            entry: _fields(outcome, note)
+            for key, (outcome, note) in result.results.items()
+            if outcome is not CommandResult.IN_FLIGHT
+            for entry in (key, *result.made.get(key, ()))
+        }
+        listed.add(transaction, list(fields), fields)
+        if result.ended:
+            result.left = self.engine.entries_ended(transaction, result.ended)
+        return result, listed
+
+    def _add_reports(self, transaction: OpenTransaction, result: ChangeResult) -> None:
+        """Add the planned reports on messages whose entries were cancelled."""
+        epochs, plans = self.planned
+        outcomes = result.results.items()
+        done = [key[0] for key, (outcome, _) in outcomes if outcome is CommandResult.DONE]
+        for message_id in dict.fromkeys(done):
+            if (made := plans.get(message_id)) is not None:
+                plan, stored = made
+                self.engine.add_reports(transaction, plan.messages, stored, original=message_id)
+                transaction.append_events(message_id, plan.events)
+                paid = [key for key in epochs if key[0] == message_id]
+                transaction.execute_each(PAY_REPORTS, paid)
+                result.reports += plan.messages
+                result.due_us = self.now_us
+
+    def rehearse(self, tables: Tables) -> tuple[list[CommandResult], EntryListBuilder]:
+        """Return the results of a dry run, and the entries."""
+        loaded = load_entries(tables, self.answer.command, self.keys)
+        claimed = [key for key, facts in loaded.facts.items() if facts.is_claimed]
+        elsewhere = self.engine.elsewhere(tables, claimed) if claimed else {}
+        taken = [key for key in self.taken if key not in elsewhere]
+        busy = set(claimed).difference(taken)
+        planned = dict.fromkeys(key for key in loaded.to_be_planned if key not in busy)
+        result, _ = self._decided(loaded, taken, planned)
+        fields = {
+            key: _in_flight(elsewhere.get(key, "")) if key in busy else _fields(outcome, note)
+            for key, (outcome, note) in result.results.items()
+        }
+        listed = self.answer.listing()
+        listed.add(tables, list(fields), fields)
+        return [outcome for outcome, _ in result.results.values()], listed
+
+    def _decided(
+        self, loaded: LoadedEntries, taken: Collection[Key], planned: Mapping[Key, int | None]
+    ) -> tuple[ChangeResult, EntryChanges]:
+        return decide(
+            loaded,
+            self.answer.command,
+            self.keys,
+            taken=taken,
+            now_us=self.now_us,
+            at_us=self.at_us,
+            planned=planned,
+        )
 
 
 def _cancelled_mail(
@@ -544,34 +548,6 @@ def _cancelled_mail(
         account = rows[0][0]
         if account and never_sent:
             yield CancelledMail(account, rows[0][1] + offset_us, never_sent, others)
-
-
-def _dry_run(
-    tables: Tables,
-    *,
-    command: QueueCommand,
-    keys: Sequence[Key],
-    waiting: Collection[Key],
-    now_us: int,
-    listed: EntryListBuilder,
-    engine: QueueEngine,
-) -> list[CommandResult]:
-    """Return the results of a dry run. The claims of entries in `waiting` could be withdrawn."""
-    loaded = load_entries(tables, command, keys)
-    claimed = [key for key, facts in loaded.facts.items() if facts.is_claimed]
-    elsewhere = engine.elsewhere(tables, claimed) if claimed else {}
-    taken = [key for key in waiting if key not in elsewhere]
-    busy = set(claimed).difference(taken)
-    planned = dict.fromkeys(key for key in loaded.to_be_planned if key not in busy)
-    result, _ = decide(
-        loaded, command, keys, taken=taken, now_us=now_us, at_us=now_us, planned=planned
-    )
-    fields = {
-        key: _in_flight(elsewhere.get(key, "")) if key in busy else _fields(outcome, note)
-        for key, (outcome, note) in result.results.items()
-    }
-    listed.add(tables, list(fields), fields)
-    return [outcome for outcome, _ in result.results.values()]
 
 
 def _show_in_flight(
