@@ -16,6 +16,7 @@ from typing import Any
 
 import asyncpg
 
+from relay.base.phrases import words_in
 from relay.base.settings.postgres_url import ServerOptions
 from relay.store.spool.types import (
     SpoolDamagedError,
@@ -77,21 +78,7 @@ _TEXTS = {
     "08P01": "what answers does not speak PostgreSQL's protocol as a server does",
     "0A000": "the server does not support what the spool needs",
 }
-_UNAVAILABLE = (
-    "26000",
-    "42P05",
-    "3D000",
-    "42501",
-    "3F",
-    "08",
-    "25",
-    "28",
-    "40",
-    "53",
-    "55",
-    "57",
-    "58",
-)
+_UNAVAILABLE = words_in("26000 42P05 3D000 42501 3F 08 25 28 40 53 55 57 58")
 _KINDS: Mapping[str, type[SpoolError]] = {
     **dict.fromkeys(_UNAVAILABLE, SpoolUnavailableError),
     "53100": SpoolFullError,
