@@ -15,6 +15,7 @@ any lost connection (RFC 1047).
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import asyncpg
@@ -102,32 +103,23 @@ class _LostError(Exception):
         self.answers = answers
 
 
+@dataclass(eq=False, repr=False)
 class WriteConnection(GroupWriter):
     """Writes in a thread. submit() belongs to the event loop in which start() ran."""
 
-    def __init__(
-        self,
-        options: ServerOptions,
-        *,
-        identity: NodeIdentity,
-        clock: Clock,
-        crash: CrashPoints,
-        metrics: Metrics,
-        on_lost_ownership: Callable[[SpoolError], None],
-        on_dropped: Callable[[Sequence[str]], None],
-    ) -> None:
-        """`on_lost_ownership` is called in the event loop when another node has this node's name or
-        the whole spool: this node must end. `on_dropped` is called there with the bodies of removed
-        contents.
-        """
-        super().__init__(clock, self._run_to_end)
-        self._options = options
-        self.identity = identity
+    options: ServerOptions
+    identity: NodeIdentity
+    clock: Clock
+    crash: CrashPoints
+    metrics: Metrics
+    # called in the event loop when another node has this node's name or the whole spool: this node
+    # must end
+    on_lost_ownership: Callable[[SpoolError], None]
+    on_dropped: Callable[[Sequence[str]], None]  # called there with the bodies of removed contents
+
+    def __post_init__(self) -> None:
+        super().__init__(self.clock, self._run_to_end)
         self.elapsed_s: Callable[[], float] = boot_s  # counts a lease: no suspend stops it
-        self._crash = crash
-        self._metrics = metrics
-        self._on_lost_ownership = on_lost_ownership
-        self._on_dropped = on_dropped
         self.own: NodeRow | None = None  # this incarnation
         self._lease_until_s = 0.0
         self.other_domains: frozenset[str] | None = None  # local ones of other mail roots
@@ -223,7 +215,7 @@ class WriteConnection(GroupWriter):
                 leased or accepts,
                 alone,
                 is_order,
-                self._clock.real_s(),
+                self.clock.real_s(),
             )
         )
         return future
@@ -236,7 +228,7 @@ class WriteConnection(GroupWriter):
         except Exception as error:  # noqa: BLE001 - the node must end: nothing is written now
             _log.exception("internal error of the spool")
             self._has_lost_ownership, self.fault = True, "internal error"
-            self._call(self._on_lost_ownership, SpoolError(f"internal error: {error!r}"))
+            self._call(self.on_lost_ownership, SpoolError(f"internal error: {error!r}"))
             self._fail_queued()
 
     def _run(self) -> None:
@@ -276,7 +268,7 @@ class WriteConnection(GroupWriter):
         return batch
 
     def _write(self, batch: Sequence[WaitingOperation], *, times: int = 0) -> None:
-        began_s = self._clock.real_s()
+        began_s = self.clock.real_s()
         try:
             answers = self._commit(batch)
         except _LostError as error:
@@ -290,8 +282,8 @@ class WriteConnection(GroupWriter):
             else:
                 self._answer([(batch[0].future, None, error)])
             return
-        self._metrics.commit_seconds.observe(self.commit_ended(began_s))
-        self._metrics.commit_batch.observe(len(batch))
+        self.metrics.commit_seconds.observe(self.commit_ended(began_s))
+        self.metrics.commit_batch.observe(len(batch))
         answered = zip(batch, answers, strict=True)
         self._answer([(job.future, answer, None) for job, answer in answered])
 
@@ -312,7 +304,7 @@ class WriteConnection(GroupWriter):
                     transaction.wait(self._connection.execute(_BEGIN[batch[0].is_order]))
                 answers += [job.operation(transaction) for job in batch]
                 if accepts:
-                    self._crash.reached(CrashPoint.SPOOL_BEFORE_COMMIT)
+                    self.crash.reached(CrashPoint.SPOOL_BEFORE_COMMIT)
                 if not transaction.has_changed:
                     transaction.wait(self._connection.execute("ROLLBACK"))
                     return answers
@@ -326,19 +318,19 @@ class WriteConnection(GroupWriter):
                 raise
         self.commits += 1
         if accepts:
-            self._crash.reached(CrashPoint.SPOOL_COMMITTED)
+            self.crash.reached(CrashPoint.SPOOL_COMMITTED)
         return answers
 
     def _send(self, transaction: WriteTransaction) -> None:
         rows = transaction.rows
         rows.counts[COMMITS] = 1
-        now_s = self._clock.monotonic()
+        now_s = self.clock.monotonic()
         is_anchored = now_s - self._anchored_s >= ANCHOR_S
         sql, values = rows.statement(
             incarnation=self.incarnation,
             name=self.identity.name,
             number=self.commits + 1,
-            anchor=self._clock.anchor() if is_anchored else None,
+            anchor=self.clock.anchor() if is_anchored else None,
         )
         send = self._connection.fetchrow
         if self._connection.is_in_transaction():  # an error would end the transaction
@@ -350,7 +342,7 @@ class WriteConnection(GroupWriter):
                 raise
             row = transaction.wait(send(sql, *without_nul(values), timeout=_STATEMENT_S))
         if len(row) > 1 and row[1]:
-            self._call(self._on_dropped, row[1])
+            self._call(self.on_dropped, row[1])
         if is_anchored:
             self._anchored_s = now_s
 
@@ -360,7 +352,7 @@ class WriteConnection(GroupWriter):
         _LostError.
         """
         try:
-            with translate_postgres_errors(self._options), self._limited():
+            with translate_postgres_errors(self.options), self._limited():
                 try:
                     yield
                 except asyncpg.DivisionByZeroError:
@@ -436,7 +428,7 @@ class WriteConnection(GroupWriter):
         self, waiting: list[tuple[int, WaitingOperation]], lost: _LostError
     ) -> list[tuple[int, WaitingOperation]]:
         """Answer the acceptances that have waited too long, and return the other operations."""
-        before_s = self._clock.real_s() - _ANSWER_S
+        before_s = self.clock.real_s() - _ANSWER_S
         error = SpoolUnavailableError(self.fault or "the database of the spool was away too long")
         expired = [pair for pair in waiting if pair[1].accepts and pair[1].since_s < before_s]
         self._answer([(job.future, None, error) for _, job in expired])
@@ -452,7 +444,7 @@ class WriteConnection(GroupWriter):
 
         This comes before any other claim by this incarnation, which could have the same epoch.
         """
-        with translate_postgres_errors(self._options):
+        with translate_postgres_errors(self.options):
             release_claims(tables, self._unanswered)
         self._unanswered.clear()
 
@@ -468,7 +460,7 @@ class WriteConnection(GroupWriter):
         """
         assert self.own is not None
         try:
-            with translate_postgres_errors(self._options):
+            with translate_postgres_errors(self.options):
                 tables = self._connect()
                 with self._limited():
                     self.sample_wall(tables)
@@ -476,7 +468,7 @@ class WriteConnection(GroupWriter):
         except (NodeNameError, SpoolInUseError) as error:
             self.fault = str(error)
             self._has_lost_ownership = True
-            self._call(self._on_lost_ownership, error)
+            self._call(self.on_lost_ownership, error)
             return False
         except SpoolError as error:
             self.fault = str(error)
@@ -489,7 +481,7 @@ class WriteConnection(GroupWriter):
         return True
 
     def _return(self, tables: ConnectionTables, own: NodeRow) -> None:
-        at_us = self._clock.time_us()
+        at_us = self.clock.time_us()
         there = return_to(tables, own, at_us=at_us)
         self._release_unanswered(tables)
         known, self._commits_there = self.commits, _read_commits(tables, own.incarnation)
@@ -500,13 +492,13 @@ class WriteConnection(GroupWriter):
             self.own, self.commits = there, self._commits_there
         if lost > 0:  # a promoted standby may have lost them
             _log.error("the database of the spool has lost commits", commits=lost)
-            self._metrics.lost_commits.inc(lost)
+            self.metrics.lost_commits.inc(lost)
 
     def _join(
         self, tables: ConnectionTables, *, own: int = 0, silent: Sequence[NodeRow] = ()
     ) -> None:
         sent_s = self.elapsed_s()
-        at_us = self._clock.time_us()
+        at_us = self.clock.time_us()
         self.own = join(tables, self.identity, at_us=at_us, silent=silent, own=own)
         self.commits = self._added_up_to = 0
         self.confirm(sent_s)
@@ -522,13 +514,13 @@ class WriteConnection(GroupWriter):
 
     def _open(self) -> None:
         """Connect, bring the tables to this schema, join, and read the clock."""
-        with translate_postgres_errors(self._options):
+        with translate_postgres_errors(self.options):
             tables = self._connect()
             try:
                 self.sample_wall(tables)
                 self._tell_difference()
                 lock_shared(tables, self.identity)
-                bring_to_schema(tables, now_us=self._clock.time_us())
+                bring_to_schema(tables, now_us=self.clock.time_us())
                 tables.wait(self._connection.execute(PLANS))
                 left = namesakes(tables, self.identity)
                 silent = still_alive(tables, left)
@@ -536,17 +528,17 @@ class WriteConnection(GroupWriter):
                 self.stores = stores_of(tables, self.identity)
                 self.other_domains = other_domains(tables, self.identity.store)
                 rows = tables.fetch(_ANCHORS, (self.identity.name,))
-                self._clock.resume_as_node([Anchor(*row) for row in rows])
+                self.clock.resume_as_node([Anchor(*row) for row in rows])
             except BaseException:
                 self._connection.terminate()
                 raise
 
     def sample_wall(self, tables: ConnectionTables) -> None:
         """Set the clock by the server's clock, which all nodes use; in the writer's thread."""
-        self._clock.sample_wall(lambda: int(tables.fetch_one(f"SELECT {WALL}")[0]))
+        self.clock.sample_wall(lambda: int(tables.fetch_one(f"SELECT {WALL}")[0]))
 
     def _tell_difference(self) -> None:
-        ahead_s = (self._clock.file_time_us() - self._clock.time_us()) / 1_000_000
+        ahead_s = (self.clock.file_time_us() - self.clock.time_us()) / 1_000_000
         if abs(ahead_s) > _CLOCK_DIFFERS_S:
             _log.warning(
                 "this machine's clock differs from the database's, which counts", seconds=ahead_s
@@ -556,7 +548,7 @@ class WriteConnection(GroupWriter):
         if self._connection is not None and not self._connection.is_closed():
             self._connection.terminate()
         self._loop = self._loop or uvloop.new_event_loop()
-        opened = connect(self._options, purpose="writer")
+        opened = connect(self.options, purpose="writer")
         self._connection = self._loop.run_until_complete(opened)
         tables = self._tables()
         if self.own is not None:

@@ -48,7 +48,7 @@ class GroupWriter:
 
     def __init__(self, clock: Clock, run: Callable[[], None]) -> None:
         """`run` is what the thread does."""
-        self._clock = clock
+        self.clock = clock
         self._commits: deque[tuple[float, float]] = deque(maxlen=_COMMITS_MAX)  # end, duration
         self._began_s: float | None = None  # of the running commit
         self._turn: list[WaitingOperation] = []  # of the loop's present iteration
@@ -82,7 +82,7 @@ class GroupWriter:
     @contextmanager
     def timed_commit(self) -> Iterator[None]:
         """Time the block as one commit."""
-        began_s = self._began_s = self._clock.real_s()
+        began_s = self._began_s = self.clock.real_s()
         try:
             yield
         finally:
@@ -91,7 +91,7 @@ class GroupWriter:
 
     def commit_ended(self, began_s: float) -> float:
         """Count a commit that has ended now; return how long it took."""
-        now_s = self._clock.real_s()
+        now_s = self.clock.real_s()
         self._commits.append((now_s, now_s - began_s))
         return now_s - began_s
 
@@ -99,7 +99,7 @@ class GroupWriter:
         """Return the 95th percentile of the durations of recent commits, or the time of the running
         commit if that is longer. A single slow commit does not count after its end.
         """
-        now_s, began_s = self._clock.real_s(), self._began_s
+        now_s, began_s = self.clock.real_s(), self._began_s
         running_s = now_s - began_s if began_s is not None else 0.0
         times = sorted(took for ended, took in self._commits.copy() if now_s - ended <= _LAST_S)
         took_s = times[int(_PART * (len(times) - 1))] if len(times) > 1 else 0.0

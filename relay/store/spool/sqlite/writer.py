@@ -14,6 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import apsw
@@ -93,41 +94,29 @@ class Batch(SqliteTables):
 Operation = Callable[[Batch], T]
 
 
+@dataclass(eq=False, repr=False)
 class Writer(GroupWriter):
     """Writes by the connection of a log. submit() belongs to the event loop that start() ran in."""
 
-    def __init__(
-        self,
-        log: WriteAheadLog,
-        *,
-        clock: Clock,
-        crash: CrashPoints,
-        metrics: Metrics,
-        inline: bool = False,
-        damage: Damage,
-        reopen: Callable[[], WriteAheadLog],
-        reserve_file: ReserveFile,
-    ) -> None:
-        """With `inline` there is no thread: the event loop gathers and writes.
+    log: WriteAheadLog  # the connection that writes
+    clock: Clock  # for the times of commits
+    crash: CrashPoints  # for crash tests
+    metrics: Metrics  # of commits
+    damage: Damage  # of the spool, which is retried here
+    # called in the thread when pages could not be read: it closes all connections and opens them
+    reopen: Callable[[], WriteAheadLog]
+    reserve_file: ReserveFile  # released for operations that do not accept mail
+    inline: bool = False  # there is no thread: the event loop gathers and writes
 
-        `reserve_file` is released for operations that do not accept mail. `reopen` is called in the
-        thread when pages could not be read: it closes all connections and opens them again.
-        """
-        super().__init__(clock, self._run)
-        self.log = log
-        self._inline = inline
-        self._crash = crash
-        self._metrics = metrics
-        self._reserve_file = reserve_file
-        self._damage = damage
-        self._reopen = reopen
+    def __post_init__(self) -> None:
+        super().__init__(self.clock, self._run)
         self._anchored_s = -math.inf
         self._timer: Timer | None = None  # without a thread
 
     def start(self) -> None:
         """Start the thread; the running loop gets the results."""
         self._home_loop = asyncio.get_running_loop()
-        if not self._inline:
+        if not self.inline:
             self._thread.start()
 
     async def stop(self) -> None:
@@ -138,7 +127,7 @@ class Writer(GroupWriter):
 
     def wake(self) -> None:
         """Have the writer handle damage that another thread has found."""
-        if not self._inline:
+        if not self.inline:
             self._wake.release()
         elif self._home_loop is not None:
             self._call(self._do_idle_work)
@@ -154,7 +143,7 @@ class Writer(GroupWriter):
 
     def _end_turn(self) -> None:
         super()._end_turn()
-        if self._inline:
+        if self.inline:
             self._write_all()
             self._schedule_idle_work()
 
@@ -168,7 +157,7 @@ class Writer(GroupWriter):
         """Without a thread: run the idle work later, as the waiting thread would."""
         timeout_s = self._idle_timeout_s
         if timeout_s is not None and self._timer is None and not self._stopping:
-            self._timer = self._clock.call_later(timeout_s, self._do_idle_work)
+            self._timer = self.clock.call_later(timeout_s, self._do_idle_work)
 
     def _do_idle_work(self) -> None:
         if self._timer is not None:
@@ -177,13 +166,13 @@ class Writer(GroupWriter):
         if not self._stopping:
             self._try_to_confirm_writable()
             self.log.checkpoint_if_grown(is_idle=True)
-            self._damage.retry(self._open_again)
+            self.damage.retry(self._open_again)
             self._schedule_idle_work()
 
     @property
     def _idle_timeout_s(self) -> float | None:
         """After what time to work, although nothing is to be committed; None: never."""
-        times = (self.log.idle_timeout_s, self._damage.retry_in_s)
+        times = (self.log.idle_timeout_s, self.damage.retry_in_s)
         return min((time_s for time_s in times if time_s is not None), default=None)
 
     def _run(self) -> None:
@@ -192,7 +181,7 @@ class Writer(GroupWriter):
             self._write_all()
             self._try_to_confirm_writable()
             self.log.checkpoint_if_grown(is_idle=is_idle)
-            self._damage.retry(self._open_again)
+            self.damage.retry(self._open_again)
             if self._stopping and not self._jobs:
                 return
 
@@ -204,14 +193,14 @@ class Writer(GroupWriter):
         return batch
 
     def _write(self, batch: Sequence[WaitingOperation], *, again: bool = False) -> None:
-        began = self._clock.real_s()
+        began = self.clock.real_s()
         self._rounds += 1
         try:
             self.log.confirm_writable()
             answers = self._commit(batch)
         except SpoolFullError as error:
             if again:
-                if not batch[0].accepts and self._reserve_file.release():
+                if not batch[0].accepts and self.reserve_file.release():
                     self._write(batch, again=True)
                     return
                 self._answer([(job.future, None, error) for job in batch])
@@ -232,8 +221,8 @@ class Writer(GroupWriter):
             else:
                 self._answer([(batch[0].future, None, error)])
             return
-        self._metrics.commit_seconds.observe(self._clock.real_s() - began)
-        self._metrics.commit_batch.observe(len(batch))
+        self.metrics.commit_seconds.observe(self.clock.real_s() - began)
+        self.metrics.commit_batch.observe(len(batch))
         self._answer(
             [(job.future, answer, None) for job, answer in zip(batch, answers, strict=True)]
         )
@@ -247,13 +236,13 @@ class Writer(GroupWriter):
                 shared = Batch(cursor)
                 answers = [job.operation(shared) for job in batch]
                 if shared.new_bytes:  # once for all of them: it releases the interpreter lock
-                    self._reserve_file.check_free_space(sum(shared.new_bytes))
-                now_s = self._clock.monotonic()
+                    self.reserve_file.check_free_space(sum(shared.new_bytes))
+                now_s = self.clock.monotonic()
                 if is_anchored := now_s - self._anchored_s >= ANCHOR_S:
-                    write_anchor(cursor, self._clock.anchor())
+                    write_anchor(cursor, self.clock.anchor())
                 shared.write_counts()
                 if accepts:
-                    self._crash.reached(CrashPoint.SPOOL_BEFORE_COMMIT)
+                    self.crash.reached(CrashPoint.SPOOL_BEFORE_COMMIT)
                 self.log.commit(cursor)
             except BaseException:
                 if self.log.connection.in_transaction:
@@ -263,17 +252,17 @@ class Writer(GroupWriter):
         if is_anchored:
             self._anchored_s = now_s
         if accepts:
-            self._crash.reached(CrashPoint.SPOOL_COMMITTED)
+            self.crash.reached(CrashPoint.SPOOL_COMMITTED)
         return answers
 
     def _is_readable_again(self, job: WaitingOperation, error: SpoolDamagedError) -> bool:
-        self._damage.found(error, lambda: self._rehearse(job))
-        return self._damage.retry(self._open_again)
+        self.damage.found(error, lambda: self._rehearse(job))
+        return self.damage.retry(self._open_again)
 
     def _open_again(self) -> None:
         """Replace the connections of the spool. Raises SpoolError; then there may be none."""
         self.log.leave()
-        self.log = self._reopen()
+        self.log = self.reopen()
 
     def _rehearse(self, job: WaitingOperation) -> None:
         """Read and write the pages that an operation needs, and change nothing."""
@@ -293,7 +282,7 @@ class Writer(GroupWriter):
             self.log.confirm_writable()
 
     def _answer(self, answers: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
-        if self._inline:
+        if self.inline:
             answer_futures(answers)
         else:
             super()._answer(answers)
