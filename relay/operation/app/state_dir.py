@@ -158,7 +158,8 @@ def unusable_state(settings: Settings) -> str:
             f"state_dir: a restoration in {settings.state_dir} was cut short or is in progress:"
             f" empty it and {settings.mailboxes.root}, then repeat relay restore"
         )
-    for file in (*spool.storage(settings).files(), settings.run_dir / "lock"):
+    files = spool.storage(settings).files() if settings.spool.is_file else ()
+    for file in (*files, settings.run_dir / "lock"):
         if file.is_file() and not os.access(file, os.R_OK | os.W_OK, effective_ids=True):
             return f"state_dir: {file} cannot be written by this user"
     return ""

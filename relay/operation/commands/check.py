@@ -429,9 +429,10 @@ def _sendmail(settings: Settings, place: Document) -> Iterator[CheckFinding]:
 
 def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
     """Check that the spool can be opened; `relay storage verify` checks its content."""
-    stored, exists, fault = spool.storage(settings), False, ""
+    exists, fault = False, ""
     failures, warnings = list[str](), list[str]()
     try:
+        stored = spool.storage(settings)
         fault = spool.left_behind(settings)
         exists = not fault and stored.exists()
         if exists:

@@ -108,10 +108,14 @@ def storage(
     settings: "Settings", *, as_owner: Callable[[], AbstractContextManager[None]] = nullcontext
 ) -> "SpoolStorage":
     """Return the stored form of the spool; nothing is opened. `as_owner` returns a context in which
-    the process has the user of the service: it connects to a server as this user.
+    the process has the user of the service: it connects to a server as this user. Raises
+    SpoolFormatError.
     """
     if not settings.spool.is_file:
-        from relay.store.spool.postgres.storage import PostgresStorage  # noqa: PLC0415 - see above
+        from relay.store.spool.postgres import require_driver  # noqa: PLC0415 - see above
+
+        require_driver()
+        from relay.store.spool.postgres.storage import PostgresStorage  # noqa: PLC0415
 
         return PostgresStorage(
             settings.spool.url,

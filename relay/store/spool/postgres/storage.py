@@ -1,7 +1,7 @@
 """The stored form of a spool on a PostgreSQL server, as far as it is Relay's and not the server's.
 
 See relay.store.spool.engine.SpoolStorage. Checks and repairs of a database are the business of
-PostgreSQL's own tools. asyncpg is imported when the server is asked for something.
+PostgreSQL's own tools.
 """
 
 import asyncio
@@ -9,16 +9,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from relay.base.settings.postgres_url import parse_postgres_url
 from relay.store.spool.engine import BackupResult, SpoolStorage, without_node_text
-from relay.store.spool.postgres import require_driver
+from relay.store.spool.postgres import backup, nodes, schema, server
+from relay.store.spool.postgres.maintenance import stores_without_node
+from relay.store.spool.postgres.tables import ConnectionTables
 from relay.store.spool.shared.accepted import RECIPIENTS_OF_KEYS
 from relay.store.spool.types import SpoolError, SpoolUnsupportedError
-
-if TYPE_CHECKING:
-    from relay.store.spool.postgres.tables import ConnectionTables
 
 AsOwner = Callable[[], AbstractContextManager[None]]
 _DUMP = "spool.dump"
@@ -44,20 +43,12 @@ class PostgresStorage(SpoolStorage):
 
     def exists(self) -> bool:
         """SpoolStorage.exists."""
-
-        def is_there(tables: "ConnectionTables") -> bool:
-            from relay.store.spool.postgres.schema import tables_there  # noqa: PLC0415 - see above
-
-            return bool(tables_there(tables))
-
-        return self._ask(is_there)
+        return bool(self._ask(schema.tables_there))
 
     def faults(self) -> Sequence[str]:
         """SpoolStorage.faults."""
 
-        def query(tables: "ConnectionTables") -> Sequence[str]:
-            from relay.store.spool.postgres import schema, server  # noqa: PLC0415 - see above
-
+        def query(tables: ConnectionTables) -> Sequence[str]:
             faults = tables.wait(server.server_faults(self._options, tables.connection))
             return [*faults, *schema.missing_rights(tables)]
 
@@ -69,10 +60,7 @@ class PostgresStorage(SpoolStorage):
     def warnings(self) -> Sequence[str]:
         """SpoolStorage.warnings."""
 
-        def query(tables: "ConnectionTables") -> Sequence[str]:
-            from relay.store.spool.postgres import nodes, schema  # noqa: PLC0415 - see above
-            from relay.store.spool.postgres.maintenance import stores_without_node  # noqa: PLC0415
-
+        def query(tables: ConnectionTables) -> Sequence[str]:
             if not schema.tables_there(tables):
                 return ()
             without_node = map(without_node_text, stores_without_node(tables).values())
@@ -83,19 +71,11 @@ class PostgresStorage(SpoolStorage):
 
     def other_domains(self) -> Sequence[str]:
         """SpoolStorage.other_domains."""
-        from relay.store.spool.postgres.nodes import other_domains  # noqa: PLC0415 - see above
-
-        return self._ask(lambda tables: sorted(other_domains(tables, self._store)))
+        return self._ask(lambda tables: sorted(nodes.other_domains(tables, self._store)))
 
     def check(self, *, has_owner: bool) -> None:  # noqa: ARG002 - the server knows it
         """SpoolStorage.check: whether the tables are of this schema, or an older one."""
-
-        def look(tables: "ConnectionTables") -> None:
-            from relay.store.spool.postgres.schema import check_schema  # noqa: PLC0415 - see above
-
-            check_schema(tables)
-
-        self._ask(look)
+        self._ask(schema.check_schema)
 
     def require_tools(self) -> NoReturn:
         """SpoolStorage.require_tools."""
@@ -110,18 +90,13 @@ class PostgresStorage(SpoolStorage):
 
     def back_up(self, folder: Path) -> BackupResult:
         """SpoolStorage.back_up, by one run of pg_dump."""
-        from relay.store.spool.postgres.backup import dump  # noqa: PLC0415 - see above
-
         with (folder / _DUMP).open("xb") as file:
-            counts = self._ask(lambda tables: dump(self._options, tables, file))
+            counts = self._ask(lambda tables: backup.dump(self._options, tables, file))
         return BackupResult(folder / _DUMP, folder, counts)
 
     @contextmanager
     def restored(self, folder: Path) -> Iterator[None]:
         """SpoolStorage.restored."""
-        require_driver()
-        from relay.store.spool.postgres import backup, nodes, server  # noqa: PLC0415 - see above
-
         with ExitStack() as until_end:
             with (folder / _DUMP).open("rb") as file, self._as_owner():
                 tables = until_end.enter_context(self._connected())
@@ -140,33 +115,25 @@ class PostgresStorage(SpoolStorage):
 
     def accepted_since(self, folder: Path | None, keys: Iterable[str]) -> Iterator[tuple[str, str]]:
         """SpoolStorage.accepted_since."""
-        from relay.store.spool.postgres.backup import keys_in  # noqa: PLC0415 - see above
-
         missing = set(keys)
         if folder is not None and missing:
             with (folder / _DUMP).open("rb") as file:
-                missing -= keys_in(self._options, file, missing)
+                missing -= backup.keys_in(self._options, file, missing)
         sql = RECIPIENTS_OF_KEYS.format("s.key = ANY(?)")
         return map(tuple, self._ask(lambda tables: tables.fetch(sql, (list(missing),))))
 
-    def _ask(self, question: "Callable[[ConnectionTables], T]") -> T:
+    def _ask(self, question: Callable[[ConnectionTables], T]) -> T:
         """Run a query on a separate connection. Raises SpoolError."""
-        require_driver()
         # An event loop may run in the caller's thread.
         with self._as_owner(), ThreadPoolExecutor(1) as thread:
             return thread.submit(self._answer, question).result()
 
-    def _answer(self, question: "Callable[[ConnectionTables], T]") -> T:
-        from relay.store.spool.postgres import server  # noqa: PLC0415 - see above
-
+    def _answer(self, question: Callable[[ConnectionTables], T]) -> T:
         with self._connected() as tables, server.translate_postgres_errors(self._options):
             return question(tables)
 
     @contextmanager
-    def _connected(self) -> "Iterator[ConnectionTables]":
-        from relay.store.spool.postgres import server  # noqa: PLC0415 - see above
-        from relay.store.spool.postgres.tables import ConnectionTables  # noqa: PLC0415
-
+    def _connected(self) -> Iterator[ConnectionTables]:
         with closing(asyncio.new_event_loop()) as loop:
             connection = loop.run_until_complete(server.connect(self._options, purpose="command"))
             try:
