@@ -2,6 +2,8 @@
 
 import pytest
 
+from relay.store.spool.engine import VerifyRequest
+
 LARGE = b"Subject: large\r\n\r\n" + b"x" * 200_000
 
 
@@ -14,7 +16,7 @@ def postgres_url(empty_database: str) -> str:
 def verified(tools, *, is_owner: bool):
     """Return what was checked, and the findings."""
     findings = []
-    checked = tools.verify(is_owner=is_owner, full=True, recount=False, report=findings.append)
+    checked = tools.verify(VerifyRequest(findings.append, is_owner=is_owner, full=True))
     return checked, findings
 
 

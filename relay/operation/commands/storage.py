@@ -29,7 +29,7 @@ from relay.store import spool
 from relay.store.journeys.submission_log import read_accepted
 from relay.store.mailbox.mail_root import NEW_ID, read_id, write_id
 from relay.store.mailbox.maildir import DirectorySync, list_names
-from relay.store.spool.engine import SpoolFinding, SpoolStorage
+from relay.store.spool.engine import SpoolFinding, SpoolStorage, VerifyRequest
 from relay.store.spool.types import SpoolDamagedError, SpoolUnsupportedError
 from relay.submission.outbox.on_disk import SubmissionDirectory
 from relay.submission.pickup.decisions import KEY_MARGIN_S
@@ -71,7 +71,8 @@ def verify(
                 for lost in _lost_messages(settings, stored, clock):
                     add(lost)
             with suppress(SpoolUnsupportedError):  # the tools of the database check it
-                in_spool = stored.verify(is_owner=is_owner, full=full, recount=recount, report=add)
+                request = VerifyRequest(add, is_owner=is_owner, full=full, recount=recount)
+                in_spool = stored.verify(request)
         submissions = SubmissionDirectory(root / ".submissions", DirectorySync())
         waiting = {
             "ready": len(list_names(submissions.ready)),

@@ -514,6 +514,15 @@ class SpoolFinding(Struct, frozen=True):
     action: str = ""
 
 
+class VerifyRequest(Struct, frozen=True):
+    """What SpoolStorage.verify() does."""
+
+    report: Callable[[SpoolFinding], None]  # called with each finding
+    is_owner: bool  # no relay can start: the caller holds the owner's lock
+    full: bool = False  # check every octet of the contents
+    recount: bool = False  # correct the counters, which are evidence of a loss, if `is_owner`
+
+
 class BackupResult(Struct, frozen=True):
     """What a backup contains. `missing` are contents that the spool had lost before."""
 
@@ -563,18 +572,8 @@ class SpoolStorage(Protocol):
         """
         return
 
-    def verify(
-        self,
-        *,
-        is_owner: bool,
-        full: bool,
-        recount: bool,
-        report: Callable[[SpoolFinding], None],
-    ) -> dict[str, int]:
-        """Check references, contents (with `full` every octet) and counters; call `report` with
-        each finding; return how many of each were checked. With `recount` counters are corrected,
-        if no relay can start (`is_owner`).
-        """
+    def verify(self, request: VerifyRequest) -> dict[str, int]:
+        """Check references, contents and counters; return how many of each were checked."""
 
     def back_up(self, folder: Path) -> BackupResult:
         """Copy one snapshot, with its contents, into `folder`, an empty directory, while the owner

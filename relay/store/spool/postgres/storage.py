@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from relay.base.settings.postgres_url import parse_postgres_url
-from relay.store.spool.engine import BackupResult, SpoolStorage, without_node_text
+from relay.store.spool.engine import BackupResult, SpoolStorage, VerifyRequest, without_node_text
 from relay.store.spool.postgres import backup, nodes, schema, server
 from relay.store.spool.postgres.maintenance import stores_without_node
 from relay.store.spool.postgres.tables import ConnectionTables
@@ -84,7 +84,7 @@ class PostgresStorage(SpoolStorage):
             " relay backup copies it"
         )
 
-    def verify(self, **_options: object) -> NoReturn:
+    def verify(self, request: VerifyRequest) -> NoReturn:  # noqa: ARG002 - for any
         """SpoolStorage.verify."""
         self.require_tools()
 

@@ -6,7 +6,7 @@ open in the snapshot becomes an indeterminate attempt when the copy is started.
 See relay.store.spool.engine.SpoolStorage, and docs/operation-backup.md (Back up).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import apsw
 
 from relay.base.files import disk_of, fsync_path, link_or_copy
-from relay.store.spool.engine import BackupResult, SpoolFinding, SpoolStorage
+from relay.store.spool.engine import BackupResult, SpoolStorage, VerifyRequest
 from relay.store.spool.shared import stats
 from relay.store.spool.shared.accepted import RECIPIENTS_OF_KEYS
 from relay.store.spool.sqlite.database import SqliteTables, open_database
@@ -66,18 +66,9 @@ class SqliteStorage(SpoolStorage):
         """SpoolStorage.check."""
         check_files(self._database, has_owner=has_owner)
 
-    def verify(
-        self,
-        *,
-        is_owner: bool,
-        full: bool,
-        recount: bool,
-        report: Callable[[SpoolFinding], None],
-    ) -> dict[str, int]:
+    def verify(self, request: VerifyRequest) -> dict[str, int]:
         """SpoolStorage.verify."""
-        return SpoolVerifier(
-            self._database, is_owner=is_owner, full=full, recount=recount, report=report
-        ).run()
+        return SpoolVerifier(self._database, request).run()
 
     def back_up(self, folder: Path) -> BackupResult:
         """SpoolStorage.back_up."""

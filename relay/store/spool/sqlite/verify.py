@@ -18,7 +18,7 @@ import apsw
 
 from relay.base.files import FileOctets
 from relay.base.message.content import octets_in_blocks
-from relay.store.spool.engine import SpoolFinding
+from relay.store.spool.engine import SpoolFinding, VerifyRequest
 from relay.store.spool.shared import stats
 from relay.store.spool.shared.columns import ACCEPTED_COUNTER, LIVE_STATES
 from relay.store.spool.shared.holds import counted
@@ -90,17 +90,14 @@ _ALL_COUNTS = (*_COUNTS, "unaccounted")
 
 @dataclass(eq=False, repr=False)
 class SpoolVerifier:
-    """Verifies one spool. It blocks; `report` is called for each finding."""
+    """Verifies one spool. It blocks."""
 
     database: Path
-    is_owner: bool  # the caller holds the owner's lock
-    full: bool
-    report: Callable[[SpoolFinding], None]
-    recount: bool = False  # counters are corrected: until then they are evidence of a loss
+    request: VerifyRequest
 
     def __post_init__(self) -> None:
         self._contents = contents_of(self.database)
-        self._may_write = self.is_owner and self.recount
+        self._may_write = self.request.is_owner and self.request.recount
 
     def run(self) -> dict[str, int]:
         """Verify everything; return the counts. A file with damaged pages is not verified further.
@@ -129,10 +126,10 @@ class SpoolVerifier:
     def _pages_are_whole(self, connection: apsw.Connection) -> bool:
         mark = damage_mark_of(self.database)
         is_marked = mark.exists()
-        faults = integrity_errors(connection, full=self.full or is_marked)
+        faults = integrity_errors(connection, full=self.request.full or is_marked)
         for fault in faults:
             self._report_damage(fault)
-        if is_marked and not faults and self.is_owner:
+        if is_marked and not faults and self.request.is_owner:
             with translate_os_errors(self.database.parent):
                 mark.unlink()
         return not faults
@@ -155,7 +152,7 @@ class SpoolVerifier:
             )
         for row in connection.execute(_FILES):
             self._check_file(*row)
-        if self.full:
+        if self.request.full:
             for row in connection.execute(_INLINE):
                 self._check_inline(*row)
         unaccounted = self._check_counters()
@@ -168,7 +165,7 @@ class SpoolVerifier:
         expected = f"{expected_bytes} bytes"
         try:
             actual = f"{path.stat().st_size} bytes"
-            if self.full and actual == expected:
+            if self.request.full and actual == expected:
                 blocks = octets_in_blocks((FileOctets(path, 0, expected_bytes),))
                 actual = _checksum_text(checksum_of(blocks, header))
                 expected = _checksum_text(checksum)
@@ -219,12 +216,12 @@ class SpoolVerifier:
         where: str = "",
     ) -> None:
         """Report what --recount corrects, and do it if it may be done."""
-        action = _STOP_FIRST if self.recount else _RECOUNT
+        action = _STOP_FIRST if self.request.recount else _RECOUNT
         if self._may_write:
             action = "corrected"
             with translate_os_errors(self.database.parent):
                 act()
-        self.report(
+        self.request.report(
             SpoolFinding(
                 kind,
                 where or str(self.database),
@@ -240,7 +237,7 @@ class SpoolVerifier:
         self._report_fault("damaged-spool", self.database, fault, expected=expected)
 
     def _report_fault(self, kind: str, where: Path | str, actual: str, *, expected: str) -> None:
-        self.report(SpoolFinding(kind, str(where), actual, expected))
+        self.request.report(SpoolFinding(kind, str(where), actual, expected))
 
 
 def _checksum_text(checksum: int) -> str:

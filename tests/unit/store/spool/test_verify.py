@@ -8,7 +8,7 @@ from zlib import crc32
 import apsw
 import pytest
 
-from relay.store.spool.engine import SpoolFinding
+from relay.store.spool.engine import SpoolFinding, VerifyRequest
 from relay.store.spool.sqlite.content_files import INLINE_BYTES_MAX
 from relay.store.spool.sqlite.spool_files import damage_mark_of
 from relay.store.spool.sqlite.verify import SpoolVerifier
@@ -33,8 +33,8 @@ async def filled(path: Path, make, running, clock) -> str:
 
 def verify(path: Path, **more: bool) -> list[SpoolFinding]:
     findings: list[SpoolFinding] = []
-    options = {"full": False, "is_owner": True, **more}
-    SpoolVerifier(path, report=findings.append, **options).run()
+    request = VerifyRequest(findings.append, **{"is_owner": True, **more})
+    SpoolVerifier(path, request).run()
     return findings
 
 
@@ -47,7 +47,8 @@ def by_hand(path: Path, sql: str, *values: object) -> None:
 @pytest.mark.parametrize("is_owner", [True, False])
 @pytest.mark.parametrize("full", [True, False])
 def test_a_sound_spool_has_no_findings(path: Path, filled, is_owner, full) -> None:
-    counts = SpoolVerifier(path, is_owner=is_owner, full=full, report=pytest.fail).run()
+    request = VerifyRequest(pytest.fail, is_owner=is_owner, full=full)
+    counts = SpoolVerifier(path, request).run()
     assert counts == {
         "messages": 3,
         "entries": 2,
