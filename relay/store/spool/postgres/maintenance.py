@@ -1,6 +1,7 @@
 """Maintain the spool on PostgreSQL: counts, and mail for mail roots that no living node holds."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from msgspec.structs import replace
@@ -48,22 +49,18 @@ _WAITING = (RecipientState.QUEUED, RecipientState.DEFERRED)
 _log = get_logger("spool")
 
 
+@dataclass(eq=False, repr=False)
 class PostgresMaintenance(SpoolMaintenance):
     """A SpoolMaintenance."""
 
+    engine: QueueEngine
+    clock: Clock
+    writer: WriteConnection
+    bodies: BodyStore
     scans = stats.WHOLE
 
-    def __init__(
-        self,
-        engine: QueueEngine,
-        writer: WriteConnection,
-        bodies: BodyStore,
-        *,
-        clock: Clock,
-    ) -> None:
-        super().__init__(engine, clock)
-        self._writer = writer
-        self._bodies = bodies
+    def __post_init__(self) -> None:
+        super().__init__(self.engine, self.clock)
         self.heard = 0  # rises when other nodes may have done something, and at each beat
         self._since_s: dict[int, float] = {}  # of stores without a node, by their numbers
         self._logged: set[str] = set()  # their names
@@ -71,7 +68,7 @@ class PostgresMaintenance(SpoolMaintenance):
 
     async def change(self, operation: Operation[T]) -> T:
         """SpoolMaintenance.change, in a separate transaction."""
-        return await self._writer.submit(operation, alone=True)
+        return await self.writer.submit(operation, alone=True)
 
     def take_over_some(self, transaction: Any, *, now_us: int, at_us: int) -> int:
         """SpoolMaintenance.take_over_some."""
@@ -79,12 +76,12 @@ class PostgresMaintenance(SpoolMaintenance):
 
     async def happened(self) -> tuple[int, int] | None:
         """SpoolMaintenance.happened."""
-        return None if self._writer.fault else (self._writer.commits, self.heard)
+        return None if self.writer.fault else (self.writer.commits, self.heard)
 
     async def claim_without_node(self) -> Sequence[Claim]:
         """SpoolMaintenance.claim_without_node."""
-        now_us, at_us = self._clock.confirmed_us(), self._clock.time_us()
-        if not (lasting := self._lasting(self._writer.elapsed_s())):
+        now_us, at_us = self.clock.confirmed_us(), self.clock.time_us()
+        if not (lasting := self._lasting(self.writer.elapsed_s())):
             return ()
 
         def claim(transaction: WriteTransaction) -> DueBatch:
@@ -100,7 +97,7 @@ class PostgresMaintenance(SpoolMaintenance):
             transaction.has_changed = False
             return DueBatch()
 
-        return (await self._writer.submit(claim, leased=True, alone=True)).claims
+        return (await self.writer.submit(claim, leased=True, alone=True)).claims
 
     def seen(self, stores: Mapping[int, str], *, now_s: float) -> None:
         """Take a reading of stores_without_node() at `now_s`, seconds since the boot.
@@ -127,7 +124,7 @@ class PostgresMaintenance(SpoolMaintenance):
 
     async def sweep(self) -> int:
         """SpoolMaintenance.sweep."""
-        return await self._bodies.sweep()
+        return await self.bodies.sweep()
 
     def remove_rows(self, transaction: OpenTransaction, queue_ids: Sequence[str]) -> None:
         """SpoolMaintenance.remove_rows."""
@@ -145,7 +142,7 @@ class PostgresMaintenance(SpoolMaintenance):
 
     async def stats(self) -> dict[str, Any]:
         """The JSON of `queue stats`, with the nodes."""
-        nodes = await self._engine.read(lambda tables: node_list(tables, self._writer.incarnation))
+        nodes = await self.engine.read(lambda tables: node_list(tables, self.writer.incarnation))
         return await super().stats() | {"nodes": nodes}
 
 

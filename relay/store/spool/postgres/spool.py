@@ -170,7 +170,7 @@ class PostgresSpool(SpoolEngine):
         self._reading_holds: asyncio.Task[None] | None = None
         self._queries = ReadConnection(options, purpose="queries")
         self._counting = ReadConnection(options, purpose="counting")
-        self.maintenance = PostgresMaintenance(self, self._writer, self._bodies, clock=clock)
+        self.maintenance = PostgresMaintenance(self, clock, self._writer, self._bodies)
         self.keeper = NodeKeeper(
             self._writer,
             options,

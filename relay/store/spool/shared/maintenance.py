@@ -42,8 +42,8 @@ class SpoolMaintenance(ABC):
     stores_without_node: Sequence[str] = ()
 
     def __init__(self, engine: QueueEngine, clock: Clock) -> None:
-        self._engine = engine
-        self._clock = clock
+        self.engine = engine
+        self.clock = clock
         self._pruned_to = ""
         self._counts: QueueCounts | None = None  # the most recent ones
         self._counted: Any = None  # what had happened before that
@@ -72,11 +72,11 @@ class SpoolMaintenance(ABC):
 
     async def change(self, operation: Callable[[OpenTransaction], T]) -> T:
         """Run an operation, as QueueEngine.change."""
-        return await self._engine.change(operation)
+        return await self.engine.change(operation)
 
     async def take_over(self) -> int:
         """Release the claims of dead owners; return their number."""
-        now_us, at_us = self._clock.queue_us(), self._clock.time_us()
+        now_us, at_us = self.clock.queue_us(), self.clock.time_us()
         released = 0
         while number := await self.change(
             lambda transaction: self.take_over_some(transaction, now_us=now_us, at_us=at_us)
@@ -90,7 +90,7 @@ class SpoolMaintenance(ABC):
 
         The age is by Clock.confirmed_us: doubtful time does not count.
         """
-        now_us = self._clock.confirmed_us()
+        now_us = self.clock.confirmed_us()
         before_us = now_us - int(age_s * 1_000_000)
         keys = await self.change(lambda transaction: prune_keys(transaction, now_us))
         while True:
@@ -120,9 +120,9 @@ class SpoolMaintenance(ABC):
         expired submission keys; with `dry_run` count them. Repeat until `ended` is true.
         """
         if dry_run:
-            now_us = self._clock.confirmed_us()
+            now_us = self.clock.confirmed_us()
             before_us = now_us - int(age_s * 1_000_000)
-            would = await self._engine.read(
+            would = await self.engine.read(
                 lambda tables: self._removable(tables, before_us, now_us=now_us)
             )
             return would | {"ended": True}
@@ -144,7 +144,7 @@ class SpoolMaintenance(ABC):
         """Return the id at which a scan of messages received before `before_us` can stop: ids are
         ordered by wall time.
         """
-        return first_id_after(before_us + max(0, wall_offset_us(self._clock)))
+        return first_id_after(before_us + max(0, wall_offset_us(self.clock)))
 
     @property
     def entries(self) -> int:
@@ -165,13 +165,13 @@ class SpoolMaintenance(ABC):
         an open snapshot keeps the database from reusing dead rows or its log.
         """
         count = stats.QueueCounter(self.scans)
-        deadline_s = self._clock.real_s() + _COUNT_S_MAX
+        deadline_s = self.clock.real_s() + _COUNT_S_MAX
         try:
-            while await self._engine.count(count.step):
-                if self._clock.real_s() > deadline_s:
+            while await self.engine.count(count.step):
+                if self.clock.real_s() > deadline_s:
                     raise SpoolUnavailableError(f"not counted within {_COUNT_S_MAX:g} s")
         finally:
-            await self._engine.count(count.end)
+            await self.engine.count(count.end)
         if count.snapshots > 1:
             raise SpoolUnavailableError("the count was cut off")
         return count.result()
@@ -179,15 +179,15 @@ class SpoolMaintenance(ABC):
     async def stats(self) -> dict[str, Any]:
         """The JSON of `queue stats`; `unaccounted` is from the most recent count."""
         unaccounted = (self._counts or await self.counts()).unaccounted
-        now_us, offset_us = self._clock.queue_us(), wall_offset_us(self._clock)
-        figures = await self._engine.read(
+        now_us, offset_us = self.clock.queue_us(), wall_offset_us(self.clock)
+        figures = await self.engine.read(
             lambda tables: stats.stats(tables, now_us=now_us, offset_us=offset_us)
         )
         return figures | {"unaccounted": unaccounted}
 
     async def count_traffic(self, counter: TrafficCounter) -> None:
         """Run the steps of a count; other queries come between them."""
-        while await self._engine.read(counter.step):
+        while await self.engine.read(counter.step):
             pass
 
 

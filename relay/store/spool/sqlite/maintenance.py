@@ -4,6 +4,7 @@ A file that is being written is never removed.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -110,20 +111,17 @@ def _remove_rows(batch: Batch, queue_ids: Sequence[str]) -> None:
         batch.execute_each(f"DELETE FROM {table} WHERE {column} = ?", ids)
 
 
+@dataclass(eq=False, repr=False)
 class Maintenance(SpoolMaintenance):
     """A SpoolMaintenance, and a DevelopmentSpool."""
 
-    def __init__(
-        self,
-        engine: QueueEngine,
-        writer: Writer,
-        files: ContentFiles,
-        *,
-        clock: Clock,
-    ) -> None:
-        super().__init__(engine, clock)
-        self._writer = writer
-        self._files = files
+    engine: QueueEngine
+    clock: Clock
+    writer: Writer
+    files: ContentFiles
+
+    def __post_init__(self) -> None:
+        super().__init__(self.engine, self.clock)
         self._accepted: tuple[object, frozenset[str]] = None, frozenset()  # see accepted_ids()
 
     def take_over_some(self, transaction: OpenTransaction, *, now_us: int, at_us: int) -> int:
@@ -134,7 +132,7 @@ class Maintenance(SpoolMaintenance):
 
     async def happened(self) -> tuple[apsw.Connection, int]:
         """SpoolMaintenance.happened."""
-        return await self._engine.count(_data_version)
+        return await self.engine.count(_data_version)
 
     def remove_rows(self, transaction: Any, queue_ids: Sequence[str]) -> None:
         """SpoolMaintenance.remove_rows."""
@@ -143,8 +141,8 @@ class Maintenance(SpoolMaintenance):
     async def sweep(self) -> int:
         """SpoolMaintenance.sweep."""
         removed = 0
-        sweep = partial(self._sweep_some, self._files.listed())
-        while (number := await self._engine.read(sweep)) is not None:
+        sweep = partial(self._sweep_some, self.files.listed())
+        while (number := await self.engine.read(sweep)) is not None:
             removed += number
         return removed
 
@@ -154,12 +152,12 @@ class Maintenance(SpoolMaintenance):
             f"SELECT id, CASE WHEN {IS_IN_QUEUE} THEN size ELSE 0 END FROM message m"
             " ORDER BY id DESC LIMIT ?"
         )
-        rows = await self._engine.read(lambda tables: tables.fetch(sql, (limit,)))
+        rows = await self.engine.read(lambda tables: tables.fetch(sql, (limit,)))
         return [(id_time_us(queue_id) or 0, size) for queue_id, size in rows]
 
     async def accepted_ids(self) -> frozenset[str]:
         """DevelopmentSpool.accepted_ids."""
-        self._accepted = await self._engine.read(self._accepted_now)
+        self._accepted = await self.engine.read(self._accepted_now)
         return self._accepted[1]
 
     def _accepted_now(self, tables: Any) -> tuple[object, frozenset[str]]:
@@ -175,9 +173,7 @@ class Maintenance(SpoolMaintenance):
         sql = "SELECT message_id, address FROM recipient WHERE message_id = ? AND added_by = ''"
         ids = [(queue_id,) for queue_id in queue_ids]
         recipients: dict[str, list[str]] = {}
-        for queue_id, address in await self._engine.read(
-            lambda tables: tables.fetch_each(sql, ids)
-        ):
+        for queue_id, address in await self.engine.read(lambda tables: tables.fetch_each(sql, ids)):
             recipients.setdefault(queue_id, []).append(address)
         return recipients
 
@@ -197,9 +193,9 @@ class Maintenance(SpoolMaintenance):
 
     async def _remove_with_files(self, operation: Callable[[Batch], tuple[T, list[str]]]) -> T:
         """Run an operation, and remove the files that it returns once it is durable."""
-        result, files = await self._writer.submit(operation)
+        result, files = await self.writer.submit(operation)
         if files:
-            self._engine.remove(files)
+            self.engine.remove(files)
         return result
 
     def _sweep_some(self, listed: Iterator[tuple[str, ...]], tables: Any) -> int | None:
@@ -207,6 +203,6 @@ class Maintenance(SpoolMaintenance):
         if names is None:
             return None
         # In this order: a name that is not in use now has a row already, or never gets one.
-        idle = [name for name in names if not self._files.is_in_use(name)]
+        idle = [name for name in names if not self.files.is_in_use(name)]
         left = [name for name in idle if not is_file_needed(tables, name)]
-        return self._files.remove(left)  # a file that was just completed has another name
+        return self.files.remove(left)  # a file that was just completed has another name

@@ -164,7 +164,7 @@ class SqliteSpool(SpoolEngine):
         # Reads whole large bodies; nothing else waits in this thread.
         threads = partial(ThreadPoolExecutor, 1, initializer=inherit())
         self._checking = threads(thread_name_prefix="spool-check")
-        self.maintenance = Maintenance(self, self._writer, self._files, clock=clock)
+        self.maintenance = Maintenance(self, clock, self._writer, self._files)
         self.development = self.maintenance
         with translate_sqlite_errors(path):
             self.receipts.count = count_receipts(SqliteTables(self._connection.cursor()))
