@@ -124,9 +124,7 @@ class Journeys:
         after the cursor.
         """
         if search.after is not None:
-            return await self._behind(
-                search, search.after, account=account, limit=limit, lookup_s=lookup_s
-            )
+            return await self._behind(search, account=account, limit=limit, lookup_s=lookup_s)
         cursor = await self._feed.now()
         page = await self.page(
             search, account=account, before=before, limit=limit, lookup_s=lookup_s
@@ -372,18 +370,14 @@ class Journeys:
         return new, after
 
     async def _behind(
-        self,
-        search: MessageSearch,
-        after: EventCursor,
-        *,
-        account: str | None,
-        limit: int,
-        lookup_s: float | None,
+        self, search: MessageSearch, *, account: str | None, limit: int, lookup_s: float | None
     ) -> MessageList:
-        """Return the oldest messages after a cursor that match, and the cursor after them.
+        """Return the oldest messages after the cursor that match, and the cursor after them.
 
         If their contents cannot be read in time, return none, and the same cursor.
         """
+        assert search.after is not None
+        after = search.after
         new, end = await self._new(after)
         if not new:
             return MessageList([], end)
