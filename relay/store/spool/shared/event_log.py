@@ -12,7 +12,7 @@ from collections.abc import Collection, Container, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
 from relay.base.clock import rfc3339
@@ -88,20 +88,7 @@ def journey(tables: Tables, queue_id: str, times: ShownTimes, *, added: bool) ->
     visible = [recipient for recipient in recipients if recipient[0] not in hidden]
     copied = [recipient for recipient in recipients if added and recipient[5]]
     reasons = _reasons({(row[2], row[8], row[11] or "") for row in (*visible, *copied)}, steps)
-
-    def listed(rows: Sequence[Sequence[Any]]) -> tuple[Recipient, ...]:
-        return tuple(
-            _recipient(
-                row,
-                attempts.get(row[0], ()),
-                reason=reasons.get((row[2], row[8])),
-                graph_id=copies.get(row[0]),
-                facts=facts,
-                times=times,
-            )
-            for row in rows
-        )
-
+    history = _History(facts, times, attempts, copies, reasons)
     return Journey(
         id=facts.id,
         graph_id=None,
@@ -112,8 +99,8 @@ def journey(tables: Tables, queue_id: str, times: ShownTimes, *, added: bool) ->
         state=str(message_state([RecipientState(row[2]) for row in visible])),
         client={},
         steps=tuple(steps),
-        recipients=listed(visible),
-        added=listed(copied) or UNSET,
+        recipients=tuple(map(history.recipient, visible)),
+        added=tuple(map(history.recipient, copied)) or UNSET,
     )
 
 
@@ -149,36 +136,42 @@ def _contents(
     return contents
 
 
-def _recipient(
-    row: Sequence[Any],
-    attempts: Sequence[Attempt],
-    *,
-    reason: str | None,
-    graph_id: str | None,
-    facts: MessageFacts,
-    times: ShownTimes,
-) -> Recipient:
-    _, address, state, status, reply, added_by, successors, hop, _, retry_us, due_us, text = row
-    extra = readable_extra(text or "") or NO_EXTRA
-    expires_us = extra.expires_us or facts.expires_us
-    next_hop, route = text_and_route(hop) if hop is not None else (None, "")
-    return Recipient(
-        address=address,
-        state=state,
-        reason=reason,
-        next_attempt=None if retry_us is None or state in FINAL else times.wall_time(retry_us),
-        expires=times.end(
-            state, due_us=due_us, expires_us=expires_us, received_us=facts.received_us
-        ),
-        next_hop=next_hop,
-        route=route or None,
-        status=status,
-        reply=reply,
-        successors=tuple(successors.split("\n")) if successors else UNSET,
-        attempts=tuple(attempts),
-        graph_id=graph_id,
-        added_by=added_by or UNSET,
-    )
+class _History(Struct, frozen=True):
+    """What became of a message, of which each recipient has a part."""
+
+    facts: MessageFacts
+    times: ShownTimes
+    attempts: Mapping[int, Sequence[Attempt]]  # by the number of the recipient
+    copies: Mapping[int, str]  # the Graph ids, by the number of the recipient
+    reasons: Mapping[tuple[str, int], str]  # by the state and the number of the entry
+
+    def recipient(self, row: Sequence[Any]) -> Recipient:
+        """Return the recipient in a row of _JOURNEY_RECIPIENTS."""
+        number, address, state, status, reply, added_by, successors, hop, entry = row[:9]
+        retry_us, due_us, text = row[9:]
+        extra = readable_extra(text or "") or NO_EXTRA
+        next_hop, route = text_and_route(hop) if hop is not None else (None, "")
+        is_planned = retry_us is not None and state not in FINAL
+        return Recipient(
+            address=address,
+            state=state,
+            reason=self.reasons.get((state, entry)),
+            next_attempt=self.times.wall_time(retry_us) if is_planned else None,
+            expires=self.times.end(
+                state,
+                due_us=due_us,
+                expires_us=extra.expires_us or self.facts.expires_us,
+                received_us=self.facts.received_us,
+            ),
+            next_hop=next_hop,
+            route=route or None,
+            status=status,
+            reply=reply,
+            successors=tuple(successors.split("\n")) if successors else UNSET,
+            attempts=tuple(self.attempts.get(number, ())),
+            graph_id=self.copies.get(number),
+            added_by=added_by or UNSET,
+        )
 
 
 def _reasons(
