@@ -43,7 +43,7 @@ from relay.store.spool.shared.accepted import CapturedMail, NewMail
 from relay.store.spool.shared.columns import NO_EVENTS
 from relay.store.spool.shared.receipts import count_receipts
 from relay.store.spool.shared.results import NewResult, Recorded
-from relay.store.spool.shared.tables import StoredBodies, StoredContents, Tables
+from relay.store.spool.shared.tables import StoredBodies, StoredContents, StoredReports, Tables
 from relay.store.spool.types import (
     Accepted,
     Claim,
@@ -457,17 +457,10 @@ class PostgresSpool(SpoolEngine):
             raise
         return stored
 
-    def add_reports(
-        self,
-        transaction: Any,
-        reports: Sequence[NewMessage],
-        stored: StoredContents,
-        *,
-        original: str,
-    ) -> None:
+    def add_reports(self, transaction: Any, reports: StoredReports) -> None:
         """QueueEngine.add_reports."""
-        (store,) = transaction.fetch_one(_STORE, (original,))
-        for report, bodies in zip(reports, stored, strict=True):
+        (store,) = transaction.fetch_one(_STORE, (reports.original,))
+        for report, bodies in zip(reports.plan.messages, reports.stored, strict=True):
             transactions.add_message(
                 transaction, report, bodies, claim=False, captured=self._captured, store=store
             )

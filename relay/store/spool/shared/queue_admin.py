@@ -57,7 +57,7 @@ from relay.store.spool.shared.entry_facts import LoadedEntries, load_entries, to
 from relay.store.spool.shared.entry_list import EntryListBuilder
 from relay.store.spool.shared.entry_selection import EntrySelection, like
 from relay.store.spool.shared.holds import HoldRule, end_new, hold_new, stored_hold_rules
-from relay.store.spool.shared.tables import OpenTransaction, QueueEngine, StoredContents, Tables
+from relay.store.spool.shared.tables import OpenTransaction, QueueEngine, StoredReports, Tables
 from relay.store.spool.types import (
     FIRST_KEY,
     Claim,
@@ -95,7 +95,7 @@ _log = get_logger("spool")
 
 # The reports about cancelled entries: the epoch of each entry that was planned for, None if it is
 # damaged; and by message the plan, with the stored contents of its reports.
-PlannedReports = tuple[Mapping[Key, int | None], Mapping[str, tuple[ReportPlan, StoredContents]]]
+PlannedReports = tuple[Mapping[Key, int | None], Mapping[str, StoredReports]]
 NOTHING_PLANNED: PlannedReports = ({}, {})
 
 
@@ -120,7 +120,7 @@ class CancelReports:
             plan = await self._plan(tuple(group), command)
             if plan.messages or plan.events:
                 stored = await self._engine.store_contents(plan.messages)
-                by_message[message_id] = plan, stored
+                by_message[message_id] = StoredReports(message_id, plan, stored)
         return epochs, by_message
 
     async def count(self, keys: Sequence[Key], *, taken: Collection[Key]) -> int:
@@ -351,12 +351,13 @@ class QueueAdmin:
     async def _discard(self, planned: PlannedReports, made: Sequence[NewMessage]) -> None:
         """Keep the files of the reports that were committed, and remove the files of the others."""
         ids = {report.facts.id for report in made}
-        for plan, stored in planned[1].values():
-            if any(report.facts.id in ids for report in plan.messages):
-                self.engine.committed(stored)
-                self.metrics.accepted.labels(Source.REPORT).inc(len(plan.messages))
+        for reports in planned[1].values():
+            messages = reports.plan.messages
+            if any(report.facts.id in ids for report in messages):
+                self.engine.committed(reports.stored)
+                self.metrics.accepted.labels(Source.REPORT).inc(len(messages))
             else:
-                await self.engine.discard(stored)
+                await self.engine.discard(reports.stored)
 
     def _take(self, command: QueueCommand, keys: Sequence[Key]) -> frozenset[Key]:
         """Withdraw the claims that wait for an attempt, and return them; with --dry-run only return
@@ -483,13 +484,12 @@ class _Slice(Struct, frozen=True):
         outcomes = result.results.items()
         done = [key[0] for key, (outcome, _) in outcomes if outcome is CommandResult.DONE]
         for message_id in dict.fromkeys(done):
-            if (made := plans.get(message_id)) is not None:
-                plan, stored = made
-                self.engine.add_reports(transaction, plan.messages, stored, original=message_id)
-                transaction.append_events(message_id, plan.events)
+            if (reports := plans.get(message_id)) is not None:
+                self.engine.add_reports(transaction, reports)
+                transaction.append_events(message_id, reports.plan.events)
                 paid = [key for key in epochs if key[0] == message_id]
                 transaction.execute_each(PAY_REPORTS, paid)
-                result.reports += plan.messages
+                result.reports += reports.plan.messages
                 result.due_us = self.now_us
 
     def rehearse(self, tables: Tables) -> tuple[list[CommandResult], EntryListBuilder]:

@@ -24,7 +24,7 @@ from msgspec import Struct
 
 from relay.base.message.content import Content
 from relay.store.journeys.events import Event
-from relay.store.spool.types import Claim, ContentKey, Key, NewMessage
+from relay.store.spool.types import Claim, ContentKey, Key, NewMessage, ReportPlan
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,6 +41,14 @@ class StoredBody(Struct, frozen=True):
 
 StoredBodies = Mapping[int, StoredBody]  # by the index of the content in its message
 StoredContents = Sequence[StoredBodies]  # of some messages
+
+
+class StoredReports(Struct, frozen=True):
+    """Planned reports about a message, with their stored contents."""
+
+    original: str  # the queue id of the message
+    plan: ReportPlan
+    stored: StoredContents
 
 
 class Tables(Protocol):
@@ -150,15 +158,8 @@ class QueueEngine(Protocol):
     async def store_contents(self, reports: Sequence[NewMessage]) -> StoredContents:
         """Store the contents of reports that must be there before the transaction."""
 
-    def add_reports(
-        self,
-        transaction: OpenTransaction,
-        reports: Sequence[NewMessage],
-        stored: StoredContents,
-        *,
-        original: str,
-    ) -> None:
-        """Add reports about the message `original`, which wait unclaimed, to the transaction."""
+    def add_reports(self, transaction: OpenTransaction, reports: StoredReports) -> None:
+        """Add reports, which wait unclaimed, to the transaction."""
 
     def committed(self, stored: StoredContents) -> None:
         """Note that the transaction with these contents is durable."""

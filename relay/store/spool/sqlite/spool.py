@@ -28,7 +28,7 @@ from relay.store.spool.shared.accepted import CapturedMail, NewMail
 from relay.store.spool.shared.columns import inline_content
 from relay.store.spool.shared.receipts import count_receipts
 from relay.store.spool.shared.results import NewResult, Recorded
-from relay.store.spool.shared.tables import StoredBodies, StoredContents, Tables
+from relay.store.spool.shared.tables import StoredBodies, StoredContents, StoredReports, Tables
 from relay.store.spool.sqlite import transactions
 from relay.store.spool.sqlite.content_files import (
     ContentFiles,
@@ -397,16 +397,9 @@ class SqliteSpool(SpoolEngine):
         """QueueEngine.read_claims."""
         return read_claims(tables, keys)
 
-    def add_reports(
-        self,
-        transaction: Any,
-        reports: Sequence[NewMessage],
-        stored: StoredContents,
-        *,
-        original: str,  # noqa: ARG002 - there is one mail root
-    ) -> None:
+    def add_reports(self, transaction: Any, reports: StoredReports) -> None:
         """QueueEngine.add_reports."""
-        for report, files in zip(reports, stored, strict=True):
+        for report, files in zip(reports.plan.messages, reports.stored, strict=True):
             transactions.add_message(
                 transaction, report, files, claim=False, captured=self._captured
             )
