@@ -179,7 +179,7 @@ async def _replace(request: HttpRequest, controls: DevelopmentControls) -> None:
 
 def _content(body: bytes, *, is_json: bool) -> str | dict[str, Any]:
     if is_json:
-        return read_body(body, dict[str, Any])
+        return read_body(body or b"null", dict[str, Any])  # no body is no scenario
     try:
         return body.decode()
     except UnicodeDecodeError as error:
