@@ -44,7 +44,6 @@ def development(dev_module) -> DevProcess:
 @pytest.mark.parametrize(
     ("name", "printed"),
     [
-        ("msgraph-sdk", r"\["),
         ("azure-identity", r"\w{10,}\n"),
         ("msal", "202\n"),
         ("O365", "True\n"),
