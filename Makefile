@@ -10,7 +10,7 @@
 #   make docs        writes the tables of docs/ that are made from the code
 #   make release     sdist, wheel, manual pages and completions in dist/; a start of the wheel in an empty environment
 #   make clean       removes what the others have made
-# docs/recipes.md describes the rest: test-long, crash, clients, deb, sisimai, screenshots, requirements.
+# docs/recipes.md describes the rest: test-long, crash, clients, deb, screenshots, requirements.
 
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
@@ -25,7 +25,6 @@ SEED0 ?= 0
 SEED ?=
 TRACE ?=
 TESTS ?=
-FOLDER ?=
 # Some tests wait rather than compute, but each worker loads all tests and starts servers of its own (20 s of CPU).
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
 	echo $$((cores < 4 ? 4 : cores > 8 ? 8 : cores)))
@@ -34,7 +33,7 @@ SYSTEM_PACKAGES ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help run venv test test-suites test-long check quick quick-tests lint types layers unused rules subjects bench \
-	bench-here simulate docs clients sisimai screenshots crash requirements release deb clean
+	bench-here simulate docs clients screenshots crash requirements release deb clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -146,11 +145,6 @@ simulate: $(VENV)/development
 clients: .clients/installed
 	@SYSTEM_PACKAGES=$(SYSTEM_PACKAGES) tests/system-packages.sh languages
 	.clients/venv/bin/python -m pytest -m "" -n 2 --dist loadscope tests/clients $(ARGS)
-
-sisimai: $(VENV)/development
-	@[ -d "$(FOLDER)" ] || { echo "sisimai: FOLDER=a copy of sisimai/set-of-emails is missing" >&2; exit 64; }
-	@perl -MSisimai -e 1 || { echo "sisimai: Debian's libsisimai-perl is missing" >&2; exit 69; }
-	$(BIN)/python -m tests.interop.sisimai "$(FOLDER)"
 
 screenshots: $(VENV)/development
 	$(BIN)/python -m tests.pages.screenshots

@@ -16,7 +16,6 @@ BENCHES = {
     "versions": [RUN, "versions"],
     "mail": [sys.executable, "-m", "tests.bench.sendmail"],
     "queue": [sys.executable, "-m", "tests.bench.queued"],
-    "pages": [sys.executable, "-m", "tests.bench.pages"],
     "calls": [sys.executable, "-m", "tests.bench.calls"],
 }
 
