@@ -229,19 +229,19 @@ def test_no_stored_header_takes_long(tmp_path: Path, header: bytes) -> None:
     """50 ms where a header with 1,000 recipients as programs write them takes 3 ms."""
     people = ",\r\n ".join(f"Ann Bar <ann{n}.bar@example{n}.test>" for n in range(1000))
 
-    def least_s(read: Callable[[], object]) -> float:
-        times = []
-        for _ in range(5):
-            started = time.process_time()
-            read()
-            times.append(time.process_time() - started)
-        return min(times)
+    def took_s(read: Callable[[], object]) -> float:
+        started = time.process_time()
+        read()
+        return time.process_time() - started
 
-    usual_s = least_s(lambda: read_mime(f"To: {people}\r\n\r\nx".encode()))
-    assert least_s(lambda: read_mime(header + b"\r\nx")) < 25 * usual_s
+    usual_s = min(took_s(lambda: read_mime(f"To: {people}\r\n\r\nx".encode())) for _ in range(5))
     file = tmp_path / "stored"
     file.write_bytes(header + b"\r\nx")
-    assert least_s(lambda: read_header_data(file, message_id="x")) < 25 * usual_s  # for a search
+    for read in (
+        lambda: read_mime(header + b"\r\nx"),
+        lambda: read_header_data(file, message_id="x"),  # for a search
+    ):
+        assert any(took_s(read) < 25 * usual_s for _ in range(5))
 
 
 def test_what_select_does_not_name_is_not_read() -> None:
