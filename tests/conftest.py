@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import certifi
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 
 from tests.support.disks import MEMORY, short_place
 
@@ -32,6 +33,8 @@ settings.register_profile(
 )
 settings.register_profile("search", deadline=None, max_examples=5000)
 settings.load_profile("same")
+# Each process would look for constants in all modules, and another one would change the examples.
+providers._get_local_constants = lambda: providers._local_constants
 
 collect_ignore = ["sample_project"]  # a project of its own: tests/clients/test_sample_project.py
 
