@@ -55,6 +55,8 @@ async def test_all_properties_that_any_message_may_change(on_disk: OnDisk, path:
     changed = await patched(on_disk, path, change)
     assert {name: changed[name] for name in change} == change
     assert changed["subject"] == "order"
+    focused = await patched(on_disk, path, {"inferenceClassification": "focused"})
+    assert focused["inferenceClassification"] == "focused"
 
 
 async def test_extended_properties_are_merged(on_disk: OnDisk, path: str) -> None:
