@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import asyncpg
 import pytest
@@ -14,6 +15,7 @@ from relay.base.message.receipt import ReceiptRequest
 from relay.store.journeys.event_feed import EventFeed
 from relay.store.journeys.events import EventCursor, Step
 from relay.store.journeys.log_reader import LogReader
+from relay.store.spool.postgres import claims
 from relay.store.spool.postgres.nodes import BEAT_S, DEAD_S, NO_DOT_S
 from relay.store.spool.queue_commands import CommandResult, Operation, QueueCommand
 from relay.store.spool.shared.queue_admin import _put_back
@@ -100,6 +102,39 @@ async def test_a_row_of_a_node_that_somebody_has_deleted(at, sql) -> None:
     assert (await one.counts()).unaccounted == 0
 
 
+async def test_a_node_that_was_dead_while_its_connection_was_lost_comes_back_as_another(
+    at, sql
+) -> None:
+    """As itself it would claim what others take over at once."""
+    times = Elapsed(), Elapsed()
+    one, two = await at("one.test", elapsed=times[0]), await at("two.test", elapsed=times[1])
+    before = one._writer.incarnation
+    (claim,) = (await one.accept(new_message(TO_A))).claims
+    sql(f"SELECT pg_terminate_backend({one._writer.own.session.pid}, 5000)")
+    await beats(two, times[1], DEAD_S + BEAT_S)
+    assert not (await one.record(ClaimResult(claim, 5, {1: OK})))[0]
+    assert one._writer.incarnation > before
+    (taken,) = (await one.claim_due(NOW, 10, DueQuery())).claims
+    await two.keeper.beat()
+    assert (await one.record(ClaimResult(taken, 5, {1: OK})))[0]
+
+
+async def test_what_another_node_claims_between_a_look_and_a_claim_is_left_to_it(
+    at, sql, monkeypatch
+) -> None:
+    one, two = await at("one.test"), await at("two.test")
+    await one.accept(new_message(TO_A), claim=False)
+    claim_keys = claims.claim_keys
+
+    def later(*args: Any, **more: Any) -> Any:
+        changes = f"claimed = 1, owner = {two._writer.incarnation}, epoch = epoch + 1"
+        sql(f"UPDATE entry SET {changes}")
+        return claim_keys(*args, **more)
+
+    monkeypatch.setattr(claims, "claim_keys", later)
+    assert (await one.claim_due(NOW, 10, DueQuery())).claims == ()
+
+
 async def test_orders_and_claims_of_other_nodes_do_not_meet(at) -> None:
     """Each entry is either claimed or held, whichever was first."""
     one, two = await at("one.test"), await at("two.test")
@@ -122,6 +157,7 @@ async def test_events_and_attempts_name_their_node(at) -> None:
     (claim,) = (await one.accept(new_message(TO_A, events=(ROUTED,)))).claims
     await beats(two, times[1], DEAD_S + BEAT_S)
     (taken,) = (await two.claim_due(NOW, 10, DueQuery())).claims
+    await one.release([claim])
     again = {
         "entry": 1,
         "recipients": [
