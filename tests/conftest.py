@@ -41,6 +41,7 @@ collect_ignore = ["sample_project"]  # a project of its own: tests/clients/test_
 # Where slow tests are, the slowest first. A line that is out of date costs time and nothing else.
 _SLOW = (
     "tests/host/test_install_page.py",
+    "tests/pages/",  # in two processes, each to its end
     "tests/security/test_hostile_text.py",
     "tests/host/",
     "tests/postgres/",
@@ -52,7 +53,6 @@ _SLOW = (
     "tests/crash/",
     "tests/integration/",
     "tests/unit/operation/cli/test_process.py",
-    "tests/pages/",
     "tests/interop/",
 )
 
