@@ -145,6 +145,8 @@ TIME_ZONE_UNKNOWN = _400(
     "TimeZoneNotSupportedException",
     "A valid TimeZone value must be specified. The following TimeZone value is not supported: {}.",
 )
+# docs, mailboxSettings
+TIMES_INVALID = _400("ErrorInvalidTimeSettings", "Start Time should occur before End Time.")
 # exchangelib#617
 REPLIES_DURATION_INVALID = _400(
     "ErrorInvalidScheduledOofDuration",

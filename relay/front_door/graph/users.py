@@ -20,6 +20,7 @@ Exchange (entryId, ewsId, immutableEntryId) do not exist here: 501.
 import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from datetime import time
 from functools import partial
 from typing import Any
 
@@ -45,7 +46,6 @@ from relay.front_door.graph.item_ids import folder_id_of
 from relay.front_door.graph.json_values import (
     Parameters,
     invalid_value,
-    is_same_json,
     missing_property,
     one_of,
     read_array,
@@ -67,6 +67,7 @@ from relay.store.mailbox.settings_file import (
     AutomaticReplies,
     MasterCategory,
     UserSettings,
+    WorkingHours,
 )
 from relay.store.mailbox.stored_message import WellKnown
 from relay.store.mailbox.usage import Room
@@ -76,8 +77,9 @@ MAY_READ = (Scope.MAILBOX_SETTINGS_READ, Scope.MAILBOX_SETTINGS_READ_WRITE)
 MAY_CHANGE = (Scope.MAILBOX_SETTINGS_READ_WRITE,)
 _TEXT_CHARACTERS = 64
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(?:-[A-Za-z0-9]{2,8}){0,4}")
+_TIME_OF_DAY = re.compile(r"(\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,12}))?)?", re.ASCII)
+_WEEK = ("sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday")
 _MEETINGS = "sendToDelegateOnly"
-_NO_CALENDARS = "calendars and their delegates are not implemented"
 _LANGUAGES = {
     "da-DK": "Danish",
     "de-DE": "German (Germany)",
@@ -187,12 +189,12 @@ def _context(request: GraphRequest) -> str:
 
 
 def _working_hours_json(settings: UserSettings) -> dict[str, Any]:
-    """Return Exchange's default."""
+    hours = settings.working_hours
     return {
-        "daysOfWeek": ["monday", "tuesday", "wednesday", "thursday", "friday"],
-        "startTime": "08:00:00.0000000",
-        "endTime": "17:00:00.0000000",
-        "timeZone": {"name": settings.time_zone},
+        "daysOfWeek": list(hours.days),
+        "startTime": f"{hours.start:%H:%M:%S.%f}0",
+        "endTime": f"{hours.end:%H:%M:%S.%f}0",
+        "timeZone": {"name": hours.time_zone or settings.time_zone},
     }
 
 
@@ -236,13 +238,12 @@ def changed_settings(before: UserSettings, body: Mapping[str, Any]) -> UserSetti
             case "language":
                 fields |= _language(value)
             case "workingHours":
-                if value is not None and not is_same_json(value, _working_hours_json(before)):
-                    raise unsupported(name, _NO_CALENDARS)
+                fields["working_hours"] = _working_hours(before.working_hours, value)
             case "automaticRepliesSetting":
                 fields["automatic_replies"] = _automatic_replies(before.automatic_replies, value)
             case "delegateMeetingMessageDeliveryOptions":
                 if read_string(value, name).lower() not in ("", _MEETINGS.lower()):
-                    raise unsupported(name, _NO_CALENDARS)
+                    raise unsupported(name, "calendars and their delegates are not implemented")
     return replace(before, **fields)
 
 
@@ -277,6 +278,47 @@ def _language(value: object) -> dict[str, str]:
         "language": locale,
         "language_name": name or (_DEFAULTS.language_name if is_default else locale),
     }
+
+
+def _working_hours(before: WorkingHours, value: object) -> WorkingHours:
+    if value is None:
+        return WorkingHours()
+    path = "workingHours"
+    resource = read_object(value, path)
+    fields: dict[str, Any] = {}
+    if "daysOfWeek" in resource:
+        days = read_array(resource["daysOfWeek"], f"{path}.daysOfWeek", most=len(_WEEK))
+        named = [one_of(day, f"{path}.daysOfWeek[{at}]", _WEEK) for at, day in enumerate(days)]
+        fields["days"] = tuple(dict.fromkeys(named))
+    for name, field in (("startTime", "start"), ("endTime", "end")):
+        if resource.get(name) is not None:
+            fields[field] = _time_of_day(resource[name], f"{path}.{name}")
+    if "timeZone" in resource:
+        fields["time_zone"] = _working_zone(resource["timeZone"], f"{path}.timeZone")
+    hours = replace(before, **fields)
+    if hours.start >= hours.end:
+        raise errors.TIMES_INVALID(f"{path}: found {hours.start} to {hours.end}.")
+    return hours
+
+
+def _working_zone(value: object, path: str) -> str:
+    if value is None:
+        return ""
+    zone = read_object(value, path)
+    if str(zone.get("@odata.type", "")).endswith("customTimeZone") or "bias" in zone:
+        raise unsupported(path, "customTimeZone is not implemented, only zones with a name")
+    return _zone(zone.get("name"), f"{path}.name")
+
+
+def _time_of_day(value: object, path: str) -> time:
+    text = read_string(value, path)
+    if match := _TIME_OF_DAY.fullmatch(text):
+        microsecond = int((match[4] or "").ljust(6, "0")[:6])
+        try:
+            return time(int(match[1]), int(match[2]), int(match[3] or 0), microsecond)
+        except ValueError:
+            pass
+    raise invalid_value(path, text, "a time such as 08:00:00", kind="TimeOfDay")
 
 
 def _automatic_replies(before: AutomaticReplies, value: object) -> AutomaticReplies:

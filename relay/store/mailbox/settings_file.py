@@ -8,6 +8,7 @@ knows the files. Graph's mailboxSettings.
 
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import time
 from pathlib import Path
 
 import msgspec
@@ -30,6 +31,15 @@ _KNOWN_MAX = 100_000  # mailboxes
 _BYTES_MAX = 1024 * 1024  # 200 categories with the longest names take 400 KiB, two texts as much
 
 _log = get_logger("mailbox")
+
+
+class WorkingHours(Struct, frozen=True):
+    """The hours of a working day; `time_zone` "" is that of the mailbox."""
+
+    days: tuple[str, ...] = ("monday", "tuesday", "wednesday", "thursday", "friday")
+    start: time = time(8)
+    end: time = time(17)
+    time_zone: str = ""
 
 
 class MasterCategory(Struct, frozen=True):
@@ -76,6 +86,7 @@ class UserSettings(Struct, frozen=True):
     language_name: str = "English (United States)"  # that clients show
     date_format: str = "M/d/yyyy"  # for clients only
     time_format: str = "h:mm tt"  # for clients only
+    working_hours: WorkingHours = WorkingHours()  # for clients only
     categories: tuple[MasterCategory, ...] = ()  # masterCategories, for clients only
     automatic_replies: AutomaticReplies = AutomaticReplies()  # that the mailbox sends
 
@@ -111,7 +122,8 @@ class SettingsFiles(StorePart):
             return UserSettings()
         try:
             settings = msgspec.json.decode(octets, type=UserSettings)
-            time_zone(settings.time_zone)
+            for name in (settings.time_zone, settings.working_hours.time_zone or "UTC"):
+                time_zone(name)
         except ValueError as error:  # msgspec's errors are ValueErrors
             _log.warning("settings unreadable", file=str(path), reason=str(error))
             return UserSettings()

@@ -71,7 +71,17 @@ async def test_the_settings_of_a_new_mailbox(graph: WatchedGraph) -> None:
             {"dateFormat": "dd.MM.yyyy", "timeFormat": "HH:mm", "@odata.context": "x"},
             {"dateFormat": "dd.MM.yyyy", "timeFormat": "HH:mm"},
         ),
-        ({"workingHours": FROM_8_TO_5}, {"workingHours": FROM_8_TO_5}),
+        (
+            {"workingHours": {"startTime": "07:30", "daysOfWeek": ["Sunday", "MONDAY"]}},
+            {
+                "workingHours": FROM_8_TO_5
+                | {"startTime": "07:30:00.0000000", "daysOfWeek": ["sunday", "monday"]}
+            },
+        ),
+        (
+            {"workingHours": {"timeZone": {"name": "Pacific Standard Time"}}},
+            {"workingHours": FROM_8_TO_5 | {"timeZone": {"name": "Pacific Standard Time"}}},
+        ),
         (
             {"timeZone": "Asia/Tokyo"},
             {"workingHours": FROM_8_TO_5 | {"timeZone": {"name": "Asia/Tokyo"}}},
@@ -96,14 +106,14 @@ async def test_null_sets_the_default(graph: WatchedGraph) -> None:
         "dateFormat": "d",
         "timeFormat": "H",
     }
-    objects = {"automaticRepliesSetting": AWAY}
+    objects = {"workingHours": {"startTime": "01:00"}, "automaticRepliesSetting": AWAY}
     assert await changed(graph, change | objects) != before
     assert await changed(graph, dict.fromkeys(change | objects)) == before
 
 
 async def test_what_relay_does_not_do_is_refused(graph: WatchedGraph) -> None:
     for change, says in (
-        ({"workingHours": {"startTime": "07:30"}}, "calendars"),
+        ({"workingHours": {"timeZone": {"bias": 5}}}, "customTimeZone"),
         ({"delegateMeetingMessageDeliveryOptions": "sendToDelegateAndPrincipal"}, "delegate"),
     ):
         answer = await graph.http.patch(SETTINGS, json=change)
@@ -118,10 +128,13 @@ async def test_settings_are_kept_in_the_mailbox(on_disk: OnDisk) -> None:
     http, path = on_disk.http, on_disk.root / "example.test/alice" / FILE_NAME
     assert (await http.get("/mailboxSettings/timeZone")).json()["value"] == "UTC"
     assert not path.exists()
-    change = {"timeZone": "Asia/Tokyo", "timeFormat": "HH:mm"}
+    change = {"timeZone": "Asia/Tokyo", "workingHours": {"startTime": "09:00:00.0000000"}}
     assert (await http.patch("/mailboxSettings", json=change)).status_code == 200
     shown = (await http.get("/mailboxSettings")).json()
-    assert (shown["timeZone"], shown["timeFormat"]) == ("Asia/Tokyo", "HH:mm")
+    assert (shown["timeZone"], shown["workingHours"]["startTime"]) == (
+        "Asia/Tokyo",
+        "09:00:00.0000000",
+    )
     assert not path.with_name(FILE_NAME + ".new").exists()
     assert path.stat().st_mode & 0o777 == 0o600
 
