@@ -4,9 +4,13 @@ All of this happens before the body is read. `routes` decides which scopes a req
 `admission` which requests are carried out.
 """
 
+import asyncio
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 from starlette.responses import Response
 
 from relay.base.accounts.account import Account
@@ -27,6 +31,8 @@ from relay.store.mailbox.errors import OutcomeUnknownError, StoreError
 
 _HELD_BODIES = 4  # bodies of the maximum size that may be in memory at once
 _READY_RETRY_S = 5
+_NO_METADATA = re.compile(r"odata\.metadata\s*+=\s*+none", re.IGNORECASE)
+_KEPT_ANNOTATIONS = (".nextLink", ".deltaLink", ".count")
 _METADATA = Path(__file__).with_name("metadata.xml")  # what Graph's schema says of mail
 _UPLOAD = ("v1.0", "uploads", "{attachment}")
 
@@ -71,6 +77,9 @@ def create_app(
             raise UnansweredError(str(error)) from error
         except StoreError as error:
             raise api_error(error, request) from error
+        accepted = request.headers.getlist("accept") if request.method == "GET" else ()
+        if any(_NO_METADATA.search(media_types) for media_types in accepted):
+            response = await asyncio.to_thread(_without_metadata, response)
         return graph_request.add_applied(response)
 
     limits = RequestLimits(body_bytes=max_body, held_bytes=_HELD_BODIES * max_body)
@@ -105,3 +114,28 @@ def _find_operation(
     )
     graph_request.check_scopes(match.operation.scopes)
     return match, graph_request
+
+
+def _without_metadata(response: Response) -> Response:
+    """Return a response without annotations except links and counts (odata.metadata=none).
+
+    A streamed response does not change.
+    """
+    if type(response) is not Response or response.headers.get("content-type") != "application/json":
+        return response
+    value = _without_annotations(msgspec.json.decode(response.body))
+    headers = {name: text for name, text in response.headers.items() if name != "content-length"}
+    headers["content-type"] = "application/json;odata.metadata=none"
+    return Response(msgspec.json.encode(value), status_code=response.status_code, headers=headers)
+
+
+def _without_annotations(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_annotations(child) for child in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: _without_annotations(child)
+        for name, child in value.items()
+        if "@odata." not in name or name.endswith(_KEPT_ANNOTATIONS)
+    }

@@ -173,6 +173,18 @@ async def test_a_byte_order_mark_before_json_is_ignored(on_disk: OnDisk) -> None
     assert answer.json()["subject"] == "x"
 
 
+async def test_without_metadata(on_disk: OnDisk, reply: str) -> None:
+    none = {"accept": "application/json; ODATA.metadata=none"}
+    page = await read(on_disk, "/messages?$top=1&$count=true&$expand=attachments", **none)
+    assert set(page) == {"@odata.count", "value"}
+    assert not [name for name in page["value"][0] if "@" in name]
+    answer = await on_disk.http.get(reply, headers=none)
+    assert answer.headers["content-type"] == "application/json;odata.metadata=none"
+    assert "W/" in answer.headers["etag"]
+    links = await read(on_disk, "/mailFolders?$top=1", **none)
+    assert set(links) == {"value", "@odata.nextLink"}
+
+
 async def test_the_schema_needs_no_token_and_has_each_property(on_disk: OnDisk) -> None:
     url = "https://mail.example.test/v1.0/$metadata"
     answer = await on_disk.http.get(url, headers={"authorization": ""})
