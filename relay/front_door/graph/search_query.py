@@ -1,8 +1,8 @@
 """POST /search/query: messages of the caller's own mailbox, by keywords.
 
-Hits are sorted newest first, as in Graph; enableTopResults has no effect. `total` counts the hits
-of the page. Graph: search-query, searchRequest, "Use the Microsoft Search API to search Outlook
-messages".
+Hits are sorted newest first, as in Graph. With enableTopResults, three hits whose subject matches
+come before them. `total` counts the hits of the page. Graph: search-query, searchRequest, "Use the
+Microsoft Search API to search Outlook messages".
 """
 
 from typing import Any
@@ -10,12 +10,14 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
+from relay.base.message.rest_id import read_rest_id
 from relay.front_door.graph import errors
 from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.json_values import (
     invalid_value,
     missing_property,
     read_array,
+    read_boolean,
     read_object,
     read_string,
 )
@@ -24,12 +26,21 @@ from relay.front_door.graph.odata.expression import CHARACTERS_MAX, clause_error
 from relay.front_door.graph.odata.search import keyword_condition
 from relay.front_door.http.errors import bad_request, quoted
 from relay.front_door.http.responses import json_response
-from relay.store.mailbox.query import MessageQuery
+from relay.store.mailbox.query import (
+    AllOf,
+    AnyOf,
+    Compare,
+    MessageQuery,
+    Negation,
+    Operator,
+    Property,
+)
 
 SEARCHES_MAX = 5  # of a request
 SIZE_MAX = 500
 _SIZE_DEFAULT = 25
 _FROM_MAX = 2**31 - 1
+_TOP_RESULTS = 3
 _SHOWN = (
     *("id", "createdDateTime", "lastModifiedDateTime", "receivedDateTime", "sentDateTime"),
     *("hasAttachments", "internetMessageId", "subject", "bodyPreview", "importance", "categories"),
@@ -76,10 +87,18 @@ async def _search_response(
     keywords = template.replace("{searchTerms}", terms) if template else terms
     skip = _number(search.get("from"), f"{path}.from", (0, _FROM_MAX), default=0)
     size = _number(search.get("size"), f"{path}.size", (1, SIZE_MAX), default=_SIZE_DEFAULT)
-    matches = keyword_condition(keywords, now_us=request.dependencies.clock.time_us())
+    now_us = request.dependencies.clock.time_us()
+    matches = keyword_condition(keywords, now_us=now_us)
+    top: list[dict[str, Any]] = []
+    if read_boolean(search.get("enableTopResults") or False, f"{path}.enableTopResults"):
+        both = AllOf((matches, keyword_condition(keywords, now_us=now_us, within="subject")))
+        top, _ = await _hits(request, MessageQuery(condition=both, top=_TOP_RESULTS), room)
+        ids = [Compare(Property.ID, Operator.EQ, read_rest_id(hit["id"])[0]) for hit in top]
+        matches = AllOf((matches, Negation(AnyOf(tuple(ids)))))
     # One hit beyond the page shows that further hits follow.
-    page = MessageQuery(condition=matches, skip=skip, top=size + 1)
-    ranked, is_cut = await _hits(request, page, room)
+    rest = MessageQuery(condition=matches, skip=max(skip - len(top), 0), top=size + 1)
+    others, is_cut = await _hits(request, rest, room)
+    ranked = [*top[skip:], *others]
     hits = [
         {"hitId": hit["id"], "rank": rank, "summary": hit["bodyPreview"], "resource": hit}
         for rank, hit in enumerate(ranked[:size], skip + 1)

@@ -81,12 +81,22 @@ async def hits(on_disk: OnDisk, **search: object) -> tuple[list[str], bool]:
     ]
 
 
-async def test_a_search_request_has_pages(filled: OnDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_search_request_has_pages_and_puts_relevant_hits_first(
+    filled: OnDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     newest_first = ["html", "one", "far", "near"]
     assert await hits(filled, words="red") == (newest_first, False)
     assert await hits(filled, words='"one two"') == (["near"], False)
     pages = [await hits(filled, words="red", size=3, **{"from": skip}) for skip in (0, 3, 6)]
     assert pages == [(newest_first[:3], True), (newest_first[3:], False), ([], False)]
+    top = {"words": "red OR near OR far", "enableTopResults": True, "size": 3}
+    pages = [await hits(filled, **top, **{"from": skip}) for skip in (0, 1, 3)]
+    relevant_first = ["far", "near", "html", "one"]
+    assert pages == [
+        (relevant_first[:3], True),
+        (relevant_first[1:], False),
+        (relevant_first[3:], False),
+    ]
     monkeypatch.setattr(graph_request, "PAGE_BYTES_MAX", 1)
     assert await hits(filled, words="red") == (newest_first[:1], True), "memory is bounded"
 
