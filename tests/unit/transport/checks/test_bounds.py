@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import hashlib
 import os
 import resource
 import signal
@@ -9,27 +10,45 @@ import subprocess
 import sys
 import time
 
+import pytest
 from msgspec import msgpack
 
 from relay.base.message.authentication_results import AuthResult
+from relay.transport.checks import workers
 from relay.transport.checks.check_child import MEMORY_BYTES_MAX
 from relay.transport.checks.checker import CheckReply, CheckRequest, KnownAnswer, SenderQuestion
 from relay.transport.checks.workers import LENGTH_BYTES
 from tests.support.dns_server import Zone
 from tests.support.sender_checks import Checks, open_checks, txt
 
-NUMBER = b"\x02\x82\x08\x00\x7f" + b"\xff" * 2047  # of 16,383 bits, in DER
-HUGE_KEY = base64.b64encode(b"\x30\x82\x10\x08" + 2 * NUMBER).decode()
 PLAIN = b"From: a@bank.test\r\nSubject: x\r\n\r\nHello.\r\n"
-TAGS = b"DKIM-Signature: v=1; a=rsa-sha256; d=bank.test; s=s1; bh=YQ==; b=YQ==; h=from"
+BODY_HASH = base64.b64encode(hashlib.sha256(b"Hello.\r\n").digest())
+TAGS = b"DKIM-Signature: v=1; a=rsa-sha256; d=bank.test; s=s1; b=YQ==; bh=%b; h=from" % BODY_HASH
+
+
+def number(octets: int) -> bytes:
+    return b"\x02\x82" + octets.to_bytes(2) + b"\x7f" + b"\xff" * (octets - 1)  # in DER
+
+
+def rsa(modulus: bytes, exponent: bytes) -> Zone:
+    both = modulus + exponent
+    octets = b"\x30\x82" + len(both).to_bytes(2) + both
+    return {KEY: txt(f"p={base64.b64encode(octets).decode()}")}
+
+
 KEY = "s1._domainkey.bank.test"
+GOOD_KEY, HUGE_KEY = rsa(number(256), b"\x02\x03\x01\x00\x01"), rsa(number(2048), number(2048))
 LOOP: Zone = {
     f"{name}.test": txt(f"v=spf1 include:{other}.test -all")
     for name, other in (("bank", "b"), ("b", "c"), ("c", "bank"))
 }
 MX = {f"m{n}.test": {"MX": [f"10 h{m}.m{n}.test" for m in range(10)]} for n in range(10)}
 HOSTS: Zone = {f"h{m}.m{n}.test": {"A": ["192.0.2.9"]} for m in range(10) for n in range(10)}
-MANY_MX = {"bank.test": txt("v=spf1 " + "".join(f"mx:m{n}.test " for n in range(10))), **MX, **HOSTS}
+MANY_MX = {
+    "bank.test": txt("v=spf1 " + "".join(f"mx:m{n}.test " for n in range(10))),
+    **MX,
+    **HOSTS,
+}
 
 
 def spf(text: str) -> Zone:
@@ -44,11 +63,27 @@ HOSTILE: list[tuple[Zone, bytes, str, str]] = [
     (LOOP, b"", "permerror", "none"),
     (spf("v=spf1 a:." + "a" * 50_000 + "!"), b"", "permerror", "none"),
     ({}, TAGS + b"; x=" + b"1" * 65_536 + b"\r\n", "none", "permerror"),
-    ({}, TAGS.replace(b"YQ==; h", b"YQ" + b"\r\n " * 2500 + b"!; h") + b"\r\n", "none", "permerror"),
-    ({}, TAGS + b"".join(b":%d" % n for n in range(1200)) + b"\r\n" + b"X:\r\n" * 8000, "none", "permerror"),
-    ({}, (TAGS + b"\r\n") * 200, "none", "permerror"),
-    ({KEY: txt(f"p={HUGE_KEY}")}, TAGS + b"\r\n", "none", "permerror"),
+    (
+        GOOD_KEY,
+        5 * (TAGS.replace(b"YQ==", b"Y" + b"\r\n " * 2500 + b"!") + b"\r\n"),
+        "none",
+        "permerror",
+    ),
+    (
+        GOOD_KEY,
+        5 * (TAGS + b":%x" * 1500 % (*range(1500),) + b"\r\n") + b"X:\r\n" * 9000,
+        "none",
+        "permerror",
+    ),
+    ({}, 200 * (TAGS + b"\r\n"), "none", "permerror"),
+    (HUGE_KEY, TAGS + b"\r\n", "none", "permerror"),
     ({KEY: txt("p=" + "A" * 60_000)}, TAGS + b"\r\n", "none", "permerror"),
+    (
+        {**spf("v=spf1 include:b.test"), "b.test": txt("v=spf1 -all"), KEY: "TIMEOUT"},
+        TAGS + b"\r\n",
+        "neutral",
+        "temperror",
+    ),
     ({"bank.test": "SERVFAIL", KEY: "SERVFAIL"}, TAGS + b"\r\n", "temperror", "temperror"),
     ({"bank.test": "TIMEOUT", KEY: "TIMEOUT"}, TAGS + b"\r\n", "temperror", "temperror"),
 ]
@@ -88,6 +123,14 @@ async def test_messages_that_wait_for_silent_name_servers_delay_no_others() -> N
     assert took_s < 4
 
 
+async def test_too_many_messages_at_once_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "WAITING_MAX", 1)
+    async with open_checks({"bank.test": txt("v=spf1 -all")}) as checks:
+        first, second = await asyncio.gather(timed(checks, PLAIN), timed(checks, PLAIN))
+        assert (first[1][0].result, second[1][0].result) == ("fail", "temperror")
+        assert second[0] < first[0]
+
+
 async def test_a_worker_that_hangs_or_grows_is_killed_and_replaced() -> None:
     large = PLAIN + b"Hello again.\r\n" * 600_000
     async with open_checks({"bank.test": txt("v=spf1 -all")}) as checks:
@@ -113,6 +156,7 @@ def test_a_worker_opens_no_socket() -> None:
 import socket, sys
 def refused(*_, **__): raise AssertionError("a socket")
 socket.socket.__init__ = socket.getaddrinfo = refused
+from relay.transport.checks import workers
 from relay.transport.checks.check_child import main
 main()
 """
@@ -129,5 +173,10 @@ main()
         timeout=60,
     )
     reply = msgpack.decode(done.stdout[LENGTH_BYTES:], type=CheckReply)
-    asked = {("bank.test", "MX"), ("mx.bank.test", "TXT"), (KEY, "TXT"), ("_dmarc.bank.test", "TXT")}
+    asked = {
+        ("bank.test", "MX"),
+        ("mx.bank.test", "TXT"),
+        (KEY, "TXT"),
+        ("_dmarc.bank.test", "TXT"),
+    }
     assert asked <= {tuple(question) for question in reply.lacking}
