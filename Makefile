@@ -171,16 +171,20 @@ release: $(VENV)/development
 deb: $(VENV)/made
 	packaging/debian/build.sh $(BIN)/python
 
-# The build backend is among them, so that nothing else is needed to install without build isolation.
+# The build backends are among them, so that nothing else is needed to install without build isolation.
 BUILD_REQUIREMENTS = import tomllib; \
-	print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], "editables", sep="\n")
+	print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], "editables", "setuptools", sep="\n")
+CHECKS = import tomllib; \
+	print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["checks"], sep="\n")
+COMPILE = $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --annotation-style line --quiet \
+	--no-config --custom-compile-command "make requirements" $(ARGS)
 
-# The lock file, which says so in its first line.
+# The lock files. The first one says so in its first line; the second one has the libraries without wheels.
 requirements: $(VENV)/development
 	$(BIN)/python $(PIP_INSTALL) uv
-	$(BIN)/python -c '$(BUILD_REQUIREMENTS)' | $(BIN)/uv pip compile pyproject.toml - --extra postgres --universal \
-	    --python-version 3.11 --generate-hashes --annotation-style line --quiet --no-config \
-	    --custom-compile-command "make requirements" $(ARGS) --output-file requirements.txt
+	$(BIN)/python -c '$(BUILD_REQUIREMENTS)' | $(COMPILE) pyproject.toml - --extra postgres --extra checks \
+	    --no-emit-package dkimpy --no-emit-package pyspf --output-file requirements.txt
+	$(BIN)/python -c '$(CHECKS)' | $(COMPILE) - --no-deps --output-file requirements-archives.txt
 	sed -i '1i # A lock file: the version and hashes of each package that an installation gets.' requirements.txt
 
 clean:

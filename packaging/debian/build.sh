@@ -39,9 +39,10 @@ package() {
     mkdir -p "$opt/bin" "$site" "$share/examples" "$root/DEBIAN" "$root/usr/bin"
     wheels "$site" --implementation cp --python-version "$number" --platform "manylinux_2_28_$machine" \
         --platform "manylinux_2_27_$machine" --platform "manylinux_2_17_$machine"
-    "$python" -m zipfile -e "$work"/*.whl "$site"
+    for wheel in "$work"/*.whl; do "$python" -m zipfile -e "$wheel" "$site"; done
     # tools and tests of libraries, of no use here
-    rm -rf "$site"/bin "$site"/*/tests "$site/apsw/sqlite_extra_binaries" "$site/aiosmtpd/docs"
+    rm -rf "$site"/bin "$site"/*/tests "$site/apsw/sqlite_extra_binaries" "$site/aiosmtpd/docs" "$site"/*.data \
+        "$site"/{setuptools,pkg_resources,_distutils_hack,distutils-precedence}*
     # Debian removes these from its own packages: they name the build, and are of use to pip alone.
     find "$site" \( -path '*.dist-info/RECORD' -o -path '*.dist-info/REQUESTED' \) -delete
     printf 'home = /usr/bin\ninclude-system-site-packages = false\n' >"$opt/pyvenv.cfg"
@@ -98,7 +99,12 @@ pack() {
     dpkg-deb --root-owner-group -Zxz -z3 --build "$root" dist
 }
 
-wheels "$work/tools" # the build backend is among them
+wheels "$work/tools" # the build backends are among them
+# libraries that have no wheels: pure Python, built without a network
+PYTHONPATH=$work/tools "$python" -m pip download --quiet --disable-pip-version-check --require-hashes --no-deps \
+    --no-build-isolation --requirement "$work/source/requirements-archives.txt" --dest "$work/archives"
+PYTHONPATH=$work/tools "$python" -m pip wheel --quiet --disable-pip-version-check --no-deps --no-index \
+    --no-build-isolation --wheel-dir "$work" "$work"/archives/*.tar.gz
 (cd "$work/source" && PYTHONPATH=$work/tools "$python" -m hatchling build -t wheel -d "$work" >/dev/null)
 PYTHONPATH=$work/tools "$python" "$work/source/packaging/manual.py" "$work/share"
 for each in "${releases[@]}"; do

@@ -187,11 +187,13 @@ def test_the_unit_fits_the_settings():
 
 def test_pinned_requirements_are_those_of_the_project():
     project = tomllib.loads((TOP / "pyproject.toml").read_text())
-    text = (TOP / "requirements.txt").read_text()
+    files = [TOP / "requirements.txt", TOP / "requirements-archives.txt"]
+    text = "".join([file.read_text() for file in files])
     pinned = dict(re.findall(r"^([\w.-]+)==(\S+).*\\\n +--hash", text, re.MULTILINE))
     assert len(pinned) == len(re.findall(r"^[^\s#]", text, re.MULTILINE)), "each has its hashes"
-    extra = project["project"]["optional-dependencies"]["postgres"]
-    for one in [*project["project"]["dependencies"], *extra, *project["build-system"]["requires"]]:
+    extras = project["project"]["optional-dependencies"]
+    needed_by_all = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    for one in [*needed_by_all, *extras["postgres"], *extras["checks"]]:
         needed = Requirement(one)
         assert pinned[canonicalize_name(needed.name)] in needed.specifier, "make requirements"
 
