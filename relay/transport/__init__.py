@@ -6,6 +6,7 @@ refuses it, and a record of that.
 
 - `ingress`: SMTP sessions: replies, limits, AUTH; recipients; acceptance, which asks the others
 - `gate`: the process of the SMTP sessions, apart from the owner of the mail, and its sandbox
+- `checks`: SPF, DKIM and DMARC of strangers' mail, in worker processes
 - `milter`: milters: the protocol, and what they may change
 - `policy`: mail-flow rules: read, tried, applied; what they find in a message
 - `routing`: own domains, aliases, routes; asks the DNS: MX hosts, MTA-STS, TLSA

@@ -172,7 +172,7 @@ def _listener(path: KeyPath, listener: SmtpListener) -> Found:
     if listener.sender_checks != "off":
         missing = [name for module, name in _CHECKS.items() if find_spec(module) is None]
         if missing:
-            install = "pip install 'graph-relay[checks]', or the Debian package, which has it"
+            install = "in a checkout: pip install '.[checks]'; the Debian package has it"
             yield (*path, "sender_checks"), f"{' and '.join(missing)} with this value: {install}"
     if listener.proxy_networks and listener.listen.path:
         yield (*path, "proxy_networks"), "HOST:PORT in listen: a Unix socket has no proxies"

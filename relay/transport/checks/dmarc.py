@@ -3,7 +3,7 @@
 RFC 9989: the walk up the DNS (4.10), alignment (4.4), records and policies (4.7). Nothing is asked
 here: Unanswered has the questions whose answers are needed.
 
-A temporary error of SPF or DKIM counts only if its domain is aligned: whoever forges a message
+A temporary error of SPF or DKIM counts only if its domain is aligned: who forges a message
 chooses all other domains.
 """
 

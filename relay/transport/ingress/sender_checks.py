@@ -2,7 +2,7 @@
 
 relay/transport/checks finds them; the results of a milter of this relay count in place of ours by
 the same method. With `sender_checks = "enforce"` the message gets what the policy of its author's
-domain asks for, whoever found that it fails. A temporary error refuses nothing.
+domain asks for, also where a milter found that it fails. A temporary error refuses nothing.
 RFC 8601 (the field), RFC 9989 (DMARC), RFC 7372 3.2 (5.7.26).
 """
 
