@@ -328,7 +328,7 @@ class Node:
         self.policies.open()
         await self.maintenance.measure()
         if self._commit_s:
-            self.spool._writer._loop = _SlowDisk(self._world, self._commit_s)
+            self.spool._writer._home_loop = _SlowDisk(self._world, self._commit_s)
         self._tasks.append(asyncio.create_task(self.scheduler.run()))
         self._tasks.append(asyncio.create_task(self.maintenance.run()))
         for task in self._tasks:
