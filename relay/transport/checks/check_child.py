@@ -23,8 +23,8 @@ _CPU_S = 2  # of a request
 
 def reply_to(request: CheckRequest) -> CheckReply:
     """Return what is lacking, or the results."""
-    header, found = Header.parse(request.header), list[AuthResult]()
-    author, _ = author_of(header)
+    author, fault = author_of(Header.parse(request.header))
+    found = list[AuthResult]()
     lacking = [name for name in walk_questions(author) if name not in request.known]
     for of_helo in (False, True):
         try:
@@ -34,7 +34,8 @@ def reply_to(request: CheckRequest) -> CheckReply:
     try:
         found += dkim_results(request, is_ready=not lacking)
         if not lacking and request.body is not None:
-            return CheckReply((), (*found, dmarc_result(header, found, request.known)))
+            found.append(dmarc_result(author, fault, found, known=request.known))
+            return CheckReply((), tuple(found))
     except Unanswered as error:
         lacking += error.args
     return CheckReply(lacking)

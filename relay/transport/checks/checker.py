@@ -6,14 +6,14 @@ keeps no worker. What is not known in time is a temporary error.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 
 from msgspec import Struct, msgpack
-from msgspec.structs import replace
 
-from relay.base.blocks import next_block
+from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
 from relay.base.message.authentication_results import AuthResult
-from relay.base.message.content import Content, octets_in_blocks
+from relay.base.message.content import Content, LargeContent, octets_in_blocks
 from relay.base.message.header import ParsedContent
 from relay.base.observe.logs import ContainedErrors, get_logger
 from relay.transport.checks.workers import WORKERS_MAX, CheckWorkers
@@ -28,7 +28,10 @@ DNS_LIMIT_S = 4.0  # of a message; then what is not known stays so
 QUESTIONS_MAX = 40  # of a message
 SIGNED_OCTETS_MAX = 10_000_000  # of a message whose signatures are checked
 _SMALL_OCTETS = 64 * 1024  # a body that is sent with each request
+_NEEDED_MAX = 1000  # clients and domains
 _CRLF = b"\r\n"
+_TOO_MANY = f"the message needs more than {QUESTIONS_MAX} questions"
+_TOO_LATE = f"no answer within {DNS_LIMIT_S:g} s"
 _log = get_logger("checks")
 
 
@@ -94,16 +97,10 @@ class _Lookups:
             )
         is_late = self._clock.real_s() >= self._until_s
         for question in questions:
-            task = tasks.get(question)
-            if task is None:
-                failure = f"the message needs more than {QUESTIONS_MAX} questions"
-                self.known[question] = KnownAnswer(failure=failure)
-            elif task.done():
-                [answer] = task.result()
-                self.known[question] = _known(answer)
-            elif is_late:
-                failure = f"no answer within {DNS_LIMIT_S:g} s"
-                self.known[question] = KnownAnswer(failure=failure)
+            if (task := tasks.get(question)) and task.done():
+                self.known[question] = _known(*task.result())
+            elif task is None or is_late:
+                self.known[question] = KnownAnswer(failure=_TOO_MANY if task is None else _TOO_LATE)
 
     def end(self) -> None:
         """Stop waiting for answers."""
@@ -118,6 +115,8 @@ class SenderChecker:
         self._ask, self._clock = ask, clock
         self._workers = CheckWorkers()
         self._bodies = asyncio.Semaphore(WORKERS_MAX)  # large ones in memory
+        # what the last message of a client and its sender's domain needed: saves most rounds
+        self._needed = BoundedDict[tuple[str, ...], tuple[DnsQuestion, ...]](_NEEDED_MAX)
 
     async def check(self, question: SenderQuestion, content: Content) -> tuple[AuthResult, ...]:
         """Return the results within TIME_LIMIT_S: SPF of the sender and of HELO, DKIM, DMARC.
@@ -129,8 +128,10 @@ class SenderChecker:
             try:
                 async with asyncio.timeout(TIME_LIMIT_S):  # real time: name servers, a child
                     return await self._results(question, ParsedContent.of(content), lookups)
+            except TimeoutError:
+                why = f"no result within {TIME_LIMIT_S:g} s"
             except OSError as error:
-                why = str(error) or f"no result within {TIME_LIMIT_S:g} s"
+                why = str(error)
             finally:
                 lookups.end()
         return tuple([AuthResult(method, "temperror", why) for method in ("spf", "dkim", "dmarc")])
@@ -145,30 +146,31 @@ class SenderChecker:
         """Return the results. Raises OSError."""
         is_large = parsed.size > SIGNED_OCTETS_MAX
         is_small = isinstance(parsed.rest, bytes) and len(parsed.rest) <= _SMALL_OCTETS
-        body = b"" if is_large else await _body(parsed) if is_small else None
-        request = CheckRequest(question, lookups.known, parsed.header.octets, body, is_large)
-        while True:
-            reply = await self._reply(request)
-            if reply.results:
-                return reply.results
-            if reply.lacking:
-                await lookups.add_some(reply.lacking)
-                continue
-            async with self._bodies:
-                whole = replace(request, body=await _body(parsed))
-                return (await self._reply(whole)).results
+        body = b"" if is_large else _body(parsed.rest) if is_small else None
+        header = parsed.header.octets
+        key = (question.ip, question.helo, question.sender.rpartition("@")[2])
+        if needed := self._needed.get(key):
+            await lookups.add_some(needed)
+        async with AsyncExitStack() as held:
+            while True:
+                request = CheckRequest(question, lookups.known, header, body, is_large)
+                reply = _read_reply(await self._workers.ask(msgpack.encode(request)))
+                if reply.results:
+                    # what leaves too few questions for the next message is not remembered
+                    is_usual = len(lookups.known) <= QUESTIONS_MAX // 2
+                    self._needed[key] = tuple(lookups.known) if is_usual else ()
+                    return reply.results
+                if reply.lacking:
+                    await lookups.add_some(reply.lacking)
+                else:
+                    await held.enter_async_context(self._bodies)
+                    body = await asyncio.to_thread(_body, parsed.rest)
 
-    async def _reply(self, request: CheckRequest) -> CheckReply:
-        return _read_reply(await self._workers.ask(msgpack.encode(request)))
 
-
-async def _body(parsed: ParsedContent) -> bytes:
+def _body(rest: bytes | LargeContent) -> bytes:
     """Return the body without the blank line before it. Raises UnreadableError."""
-    rest, blocks = parsed.rest, list[bytes]()
-    coming = iter([rest]) if isinstance(rest, bytes) else octets_in_blocks(rest.body, on_loop=True)
-    while block := await next_block(coming):
-        blocks.append(block)
-    return b"".join(blocks)[len(_CRLF) :]
+    octets = rest if isinstance(rest, bytes) else b"".join(octets_in_blocks(rest.body))
+    return octets[len(_CRLF) :]
 
 
 def _known(answer: Answer) -> KnownAnswer:

@@ -3,7 +3,7 @@
 RFC 9989: the walk up the DNS (4.10), alignment (4.4), records and policies (4.7). Nothing is asked
 here: Unanswered has the questions whose answers are needed.
 
-A temporary error of SPF or DKIM counts only if its domain is aligned: who forges a message
+A temporary error of SPF or DKIM counts only if its domain is aligned: the forger of a message
 chooses all other domains.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
-from relay.base.message.address import AddressError, to_ascii_domain
+from relay.base.message.address import ascii_address
 from relay.base.message.authentication_results import AuthResult, clipped
 from relay.base.message.header import Header
 from relay.formats.read_header import originators
@@ -47,13 +47,13 @@ def author_of(header: Header) -> tuple[str, str]:
     if len(fields) != 1:
         return "", f"the message has {len(fields) or 'no'} From field{'s' if fields else ''}"
     [from_] = originators(Header(fields))
-    try:
-        domains = {to_ascii_domain(person.address.rpartition("@")[2]) for person in from_.addresses}
-    except AddressError as error:
-        return "", clipped(str(error))
-    if from_.unread or not domains or not all(map(DOMAIN.fullmatch, domains)):
-        return "", "From has what is no address with a domain"
-    return (min(domains), "") if len(domains) == 1 else ("", "From has several domains")
+    addresses = [ascii_address(person.address) for person in from_.addresses]
+    domains = {address.rpartition("@")[2].lower() for address in addresses}
+    # a name with an odd sign is no fault if no program can read another address
+    is_unclear = from_.unread and fields[0][1].count(b"@") != 1
+    if is_unclear or len(domains) != 1 or not DOMAIN.fullmatch(min(domains)):
+        return "", "From has no author, an unclear one, or authors of several domains"
+    return min(domains), ""
 
 
 def walk_questions(domain: str) -> list[DnsQuestion]:
@@ -63,12 +63,13 @@ def walk_questions(domain: str) -> list[DnsQuestion]:
     return [(f"_dmarc.{name}", "TXT") for name in names if name]
 
 
-def dmarc_result(header: Header, found: Sequence[AuthResult], known: Known) -> AuthResult:
-    """Return the result of DMARC; `found` are those of SPF and of DKIM.
+def dmarc_result(
+    author: str, fault: str, found: Sequence[AuthResult], *, known: Known
+) -> AuthResult:
+    """Return the result of DMARC for what author_of() returned.
 
-    Raises Unanswered.
+    `found` are the results of SPF and DKIM. Raises Unanswered.
     """
-    author, fault = author_of(header)
     if fault:
         return AuthResult("dmarc", "permerror", fault)
     properties = {"header.from": author}

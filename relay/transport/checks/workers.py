@@ -14,6 +14,7 @@ WAITING_MAX = 500  # requests that wait for a worker
 LENGTH_BYTES = 4  # before each request and reply
 _REQUEST_S = 3.0
 _FIRST_REQUEST_S = 20.0  # with the start, on a busy machine
+_MODULE = "relay.transport.checks.check_child"
 _log = get_logger("checks")
 
 
@@ -41,7 +42,8 @@ class CheckWorkers:
     async def _reply(self, request: bytes) -> bytes:
         async with self._slots:
             limit_s = _REQUEST_S if self._idle else _FIRST_REQUEST_S
-            worker = self._idle.pop() if self._idle else _started()
+            worker = self._idle.pop() if self._idle else ChildProcess(_MODULE)
+            worker.socket.setblocking(False)
             try:
                 async with asyncio.timeout(limit_s):  # real time: a child
                     reply = await _exchanged(worker.socket, request)
@@ -54,12 +56,6 @@ class CheckWorkers:
                 if worker not in self._idle:
                     worker.end()
         return reply
-
-
-def _started() -> ChildProcess:
-    worker = ChildProcess("relay.transport.checks.check_child")
-    worker.socket.setblocking(False)
-    return worker
 
 
 async def _exchanged(channel: socket.socket, request: bytes) -> bytes:

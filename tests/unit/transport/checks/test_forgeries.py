@@ -1,6 +1,8 @@
 """Forged messages, and messages that only look forged: the results of SPF, DKIM and DMARC."""
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -17,83 +19,8 @@ TINY_KEY = (
     "Py7JBbBMZEPubCc84g9QSbnEGCAHdBxbzmpcoyxN2IkCAwEAAQ=="
 )
 SPF = f"v=spf1 ip4:{OURS} -all"  # of all these domains
-DMARC = """
-bank.test | p=reject
-bank-one.test | p=quarantine
-two.test | p=reject
-lower.test | p=reject
-strict.test | p=reject; adkim=s; aspf=s
-trial.test | p=reject; t=y
-tree.test | p=reject; sp=quarantine; np=reject
-plain.test | p=quarantine
-public.test | p=quarantine; psd=y
-corp.test | p=reject
-unit.corp.test | p=reject; psd=n
-reported.test | p=bogus; rua=mailto:x@reported.test
-bogus.test | p=reject; sp=bogus
-xn--bcher-kva.test | p=reject
-down.test | p=reject
-silent.test | p=reject
-"""
-# what was done | From | sender | client | results of SPF and DKIM | of DMARC, its policy
-CASES = """
-nothing | a@bank.test | a@bank.test | ours | pass none | pass reject
-nothing | a@bank.test | a@bank.test | theirs | fail none | fail reject
-nothing | a@bank.test | a@attacker.test | theirs | pass none | fail reject
-nothing | A@BANK.TEST | a@Bank.Test | ours | pass none | pass reject
-nothing | "a@bank.test" <x@attacker.test> | x@attacker.test | theirs | pass none | none
-nothing | a@bank.test, b@bank.test | a@bank.test | ours | pass none | pass reject
-nothing | a@bank.test, b@attacker.test | b@attacker.test | theirs | pass none | permerror
-nothing | <a@attacker.test> <b@bank.test> | a@attacker.test | theirs | pass none | permerror
-nothing | no address | a@attacker.test | theirs | pass none | permerror
-second-from | a@bank.test | a@attacker.test | theirs | pass none | permerror
-no-from | a@bank.test | a@attacker.test | theirs | pass none | permerror
-bank.test | a@bank.test | a@attacker.test | theirs | pass pass | pass reject
-bank.test subject | a@bank.test | a@attacker.test | theirs | pass fail | fail reject
-bank.test body | a@bank.test | a@attacker.test | theirs | pass fail | fail reject
-bank.test second-from | a@bank.test | a@attacker.test | theirs | pass fail | permerror
-bank.test broken | a@bank.test | a@attacker.test | theirs | pass fail,pass | pass reject
-bank.test five-broken | a@bank.test | a@attacker.test | theirs | pass fail,fail,fail,fail,fail | fail reject
-attacker.test | a@bank.test | a@attacker.test | theirs | pass pass | fail reject
-evilbank.test | a@bank.test | a@attacker.test | theirs | pass pass | fail reject
-bank.test.attacker.test | a@bank.test | a@attacker.test | theirs | pass pass | fail reject
-mail.bank.test | a@bank.test | a@attacker.test | theirs | pass pass | pass reject
-length body | a@bank.test | a@attacker.test | theirs | pass policy | fail reject
-length | a@bank.test | a@attacker.test | theirs | pass pass | pass reject
-sha1 | a@bank.test | a@attacker.test | theirs | pass policy | fail reject
-tiny | a@bank.test | a@attacker.test | theirs | pass policy | fail reject
-no-h | a@bank.test | a@attacker.test | theirs | pass permerror | fail reject
-revoked | a@bank.test | a@attacker.test | theirs | pass permerror | fail reject
-subdomain | a@bank.test | a@attacker.test | theirs | pass permerror | fail reject
-ed25519-only | a@bank.test | a@attacker.test | theirs | pass permerror | fail reject
-no-key | a@bank.test | a@attacker.test | theirs | pass permerror | fail reject
-no-answer | a@bank.test | a@attacker.test | theirs | pass temperror | temperror
-no-answer-of-attacker | a@bank.test | a@attacker.test | theirs | pass temperror | fail reject
-fold-in-name | a@bank.test | a@attacker.test | theirs | pass permerror | fail reject
-nothing | a@bank.test | "x@bank.test"@attacker.test | theirs | pass none | fail reject
-nothing | a@bank.test | a@down.test | theirs | temperror none | fail reject
-nothing | a@down.test | a@down.test | theirs | temperror none | temperror
-nothing | a@silent.test | a@silent.test | theirs | fail none | temperror
-nothing | a@bank.test |  | ours | pass none | pass reject
-nothing | a@bank.test |  | theirs | pass none | fail reject
-nothing | a@bank-one.test | a@bank.test | ours | pass none | fail quarantine
-bank-one.test | a@bank-one.test | a@bank.test | ours | pass pass | pass quarantine
-nothing | a@two.test | a@two.test | theirs | fail none | none
-nothing | a@lower.test | a@lower.test | theirs | fail none | none
-nothing | a@strict.test | a@x.strict.test | ours | pass none | fail reject
-nothing | a@trial.test | a@trial.test | theirs | fail none | fail quarantine
-nothing | a@x.tree.test | a@x.tree.test | theirs | fail none | fail quarantine
-nothing | a@missing.tree.test | a@bank.test | ours | pass none | fail reject
-nothing | a@x.plain.test | a@plain.test | ours | pass none | pass quarantine
-nothing | a@1.2.3.4.5.6.7.8.9.x.plain.test | a@plain.test | ours | pass none | pass quarantine
-nothing | a@one.public.test | a@two.public.test | ours | pass none | fail quarantine
-nothing | a@one.public.test | a@x.one.public.test | ours | pass none | pass quarantine
-nothing | a@corp.test | a@x.unit.corp.test | ours | pass none | fail reject
-nothing | a@reported.test | a@reported.test | theirs | fail none | fail none
-nothing | a@bogus.test | a@bogus.test | theirs | fail none | none
-nothing | a@bücher.test | a@bank.test | ours | pass none | fail reject
-nothing | a@bücher.test | a@xn--bcher-kva.test | ours | pass none | pass reject
-"""
+# each part after a line that names its columns
+_, DMARC, CASES = re.split(r"(?m)^# .*\n", (Path(__file__).parent / "forgeries.txt").read_text())
 
 
 @pytest.fixture(scope="module")
