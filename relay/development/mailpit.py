@@ -453,7 +453,7 @@ def _ok() -> Response:
 
 CHARACTERS_MAX = 2000
 TERMS_MAX = 100
-_TERM = re.compile(r'(?:"[^"]*+(?:"|\Z)|[^\s"])++')
+_TERM = re.compile(r'(?>"[^"]*+(?:"|\Z)|[^\s"])++')
 _SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([km]?)b?", re.ASCII)
 _BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20}
 _FIELDS: Mapping[str, tuple[str, ...]] = {

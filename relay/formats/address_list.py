@@ -15,15 +15,15 @@ from enum import Enum, auto
 
 from msgspec import Struct
 
-_QUOTED = r'"(?:[^"\\]|\\.)*+"'
-_TEXT = r'(?P<text>(?:[^"<>(,;:=@]|=(?!\?)|@(?!\[))++|@\[[\w:.-]*+\])'
+_QUOTED = r'"(?>[^"\\]|\\.)*+"'
+_TEXT = r'(?P<text>(?>[^"<>(,;:=@]|=(?!\?)|@(?!\[))++|@\[[\w:.-]*+\])'
 _WORD = r"(?P<word>=\?[\w.:*+-]{1,60}\?[bBqQ]\?[^?]*+\?=)"
 _TOKEN = re.compile(rf"{_TEXT}|{_WORD}|(?P<quoted>{_QUOTED})|(?P<other>.)", re.DOTALL | re.ASCII)
 _UNQUOTED = re.compile(rf"{_TEXT}|{_WORD}|(?P<other>.)", re.DOTALL | re.ASCII)
 _IN_COMMENT = re.compile(r"\\.|[()]", re.DOTALL)
 _MARKS = re.compile("[@<>,;:]")
 # Most entries: `Name <local@domain>`, or the address alone.
-_USUAL_ADDRESS = r"[\w+-]++(?:\.[\w+-]++)*+@[\w-]++(?:\.[\w-]++)*+"
+_USUAL_ADDRESS = r"[\w+-]++(?>\.[\w+-]++)*+@[\w-]++(?>\.[\w-]++)*+"
 _USUAL = re.compile(
     r"""[ \t]*+(?:(?P<name>[\w .'-]*+|"[\w .'-]*+")[ \t]*+"""
     rf"<(?P<named>{_USUAL_ADDRESS})>|(?P<bare>{_USUAL_ADDRESS}))[ \t]*+",

@@ -20,10 +20,10 @@ from relay.formats.charsets import decode_octets
 from relay.formats.encoded_words import printable, text_of_words
 
 _PIECE = re.compile(
-    r'"(?P<quoted>(?:[^"\\]|\\.?)*+)(?:"|\Z)|(?P<white>\s++)|(?P<mark>[;=(])|(?P<text>[^";=(\s]++)',
+    r'"(?P<quoted>(?>[^"\\]|\\.?)*+)(?:"|\Z)|(?P<white>\s++)|(?P<mark>[;=(])|(?P<text>[^";=(\s]++)',
     re.DOTALL,
 )
-_IN_COMMENT = re.compile(r"[^\\()]*+(?:\\.[^\\()]*+)*+([()])", re.DOTALL)
+_IN_COMMENT = re.compile(r"[^\\()]*+(?>\\.[^\\()]*+)*+([()])", re.DOTALL)
 _ESCAPED = re.compile(r"\\(.?)", re.DOTALL)
 # A parameter after a value without a semicolon: after a token only if its name is known.
 _NEXT = re.compile(r"[A-Za-z][\w.-]{0,60}+[*0-9]{0,9}+\s{0,9}=")

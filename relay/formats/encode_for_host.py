@@ -59,9 +59,9 @@ UNKNOWN = "unknown-8bit"
 _BLANKS = b" \t\r\n"
 _COLUMN_MAX = 40  # a word further to the right begins a line
 _WORDS = re.compile(rb"[ \t\r\n]++|[^ \t\r\n]++")
-_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[ \t\r\n]++|[()<>,:;]|[^ \t\r\n"()<>,:;]++', re.DOTALL)
+_TOKENS = re.compile(rb'"(?>[^"\\]|\\.)*+"?|[ \t\r\n]++|[()<>,:;]|[^ \t\r\n"()<>,:;]++', re.DOTALL)
 _PARAMETER = re.compile(
-    rb';[ \t\r\n]*+([^ \t\r\n;="]++)[ \t\r\n]*+=[ \t\r\n]*+("(?:[^"\\]|\\.)*+"?|[^;]*+)', re.DOTALL
+    rb';[ \t\r\n]*+([^ \t\r\n;="]++)[ \t\r\n]*+=[ \t\r\n]*+("(?>[^"\\]|\\.)*+"?|[^;]*+)', re.DOTALL
 )
 _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
 _SEGMENT = re.compile(r"(?:%..|[^%]){1,20}")

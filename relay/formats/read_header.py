@@ -37,8 +37,8 @@ HEADER_OCTETS_MAX = 128 * 1024  # Postfix's message_header limit is 100 KB
 _CONTENT_FIELD_CHARACTERS_MAX = 8192
 _UNFOLD = re.compile(r"[\r\n]+")
 _SPACES = re.compile(r"\s+")
-_PHRASE = re.compile(r'(?:"(?:[^"\\]|\\.?)*+(?:"|\Z)|[^",]++)++', re.DOTALL)
-_QUOTED = re.compile(r'"((?:[^"\\]|\\.?)*+)(?:"|\Z)', re.DOTALL)
+_PHRASE = re.compile(r'(?>"(?>[^"\\]|\\.?)*+(?:"|\Z)|[^",]++)++', re.DOTALL)
+_QUOTED = re.compile(r'"((?>[^"\\]|\\.?)*+)(?:"|\Z)', re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)")
 # The only author of most messages: `Name <local@domain>`, or the address alone.
 _PLAIN_ADDRESS = rb"([A-Za-z0-9_+-]+(?:\.[A-Za-z0-9_+-]+)*@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*)"

@@ -88,7 +88,7 @@ _FUNCTIONS = (
 )
 _WORDS = rf"""(?:{_FUNCTIONS})?\(|\)|[\w.#%-]++(?!\()|[\s,+!]|\*(?!/)|/(?![*/])|\[[\w\s-]*+\]"""
 _STRING = r""""[^"'\\<@(){};/\n]*+"|'[^"'\\<@(){};/\n]*+'"""
-_FRAMED_VALUE = re.compile(rf"(?:{_WORDS}|{_STRING})++", re.IGNORECASE)
+_FRAMED_VALUE = re.compile(rf"(?>{_WORDS}|{_STRING})++", re.IGNORECASE)
 _BRACKET = re.compile(r"[()\[\]]")
 _NESTING_MAX = 16
 _PAINT_URL = re.compile(r"""(?<![\w-])url\(\s*+(["']?)#([\w.-]{1,100}+)\1\s*+\)""", re.IGNORECASE)
@@ -99,7 +99,7 @@ _BACKGROUND = re.compile(r"background(?:-image)?")
 _BACKGROUND_URL = re.compile(
     r"""(?<![\w-])url\(\s*(?:"([^"\\\n]*)"|'([^'\\\n]*)'|([^\s"'()\\]+))\s*\)""", re.IGNORECASE
 )
-_BESIDE_URLS = re.compile(rf"(?:{_WORDS})*+", re.IGNORECASE)
+_BESIDE_URLS = re.compile(rf"(?>{_WORDS})*+", re.IGNORECASE)
 _BACKGROUNDS_MAX = 20  # in one declaration
 
 ImageUrl = Callable[[str], str | None]  # returns the URL to write instead of a URL; None: no image
@@ -109,13 +109,13 @@ STYLE_SHEET_CHARACTERS_MAX = 500_000
 _RULES_MAX = 5000
 _CONDITIONS_MAX = 3
 _COMMENT = re.compile(r"/\*.*?(?:\*/|\Z)|<!--|-->", re.DOTALL)
-_PIECE = re.compile(r"""((?:[^{};"']++|"[^"\n]*+(?:"|\n|\Z)|'[^'\n]*+(?:'|\n|\Z))*+)([{};]|\Z)""")
+_PIECE = re.compile(r"""((?>[^{};"']++|"[^"\n]*+(?:"|\n|\Z)|'[^'\n]*+(?:'|\n|\Z))*+)([{};]|\Z)""")
 _SELECTOR = re.compile(
-    r"(?::(?:(?:not|is|where|has|lang|dir|nth-[a-z-]+)\()?|\)|[\w.#-]++(?!\()|[\s,>+~*=\[\]^$|]"
+    r"(?>:(?:(?:not|is|where|has|lang|dir|nth-[a-z-]+)\()?|\)|[\w.#-]++(?!\()|[\s,>+~*=\[\]^$|]"
     rf"|{_STRING})++",
     re.IGNORECASE,
 )
-_CONDITION = re.compile(rf"@(?:media|supports)(?=[\s(])(?:{_WORDS}|[:>=])++", re.IGNORECASE)
+_CONDITION = re.compile(rf"@(?:media|supports)(?=[\s(])(?>{_WORDS}|[:>=])++", re.IGNORECASE)
 _SCHEME = re.compile(r"\(\s*+prefers-color-scheme\s*+(?::\s*+([\w-]*+)\s*+)?\)", re.IGNORECASE)
 
 

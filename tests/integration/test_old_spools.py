@@ -4,7 +4,7 @@ tests/spools/README.md says what is in the archives and how they are made.
 """
 
 import json
-import tarfile
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,8 @@ def opened(
             remotes.start(domain)
         remotes.start("a.test", extensions=WITHOUT_DSN)
         relay = remotes.relay(config=CONFIG)
-        with tarfile.open(Path(__file__).parents[1] / f"spools/{release}.{engine}.tar.gz") as tar:
-            tar.extractall(relay.folder, filter="data")
+        file = Path(__file__).parents[1] / f"spools/{release}.{engine}.tar.gz"
+        subprocess.run(["tar", "-xzf", file, "-C", relay.folder], check=True)
         load_tables(relay.config["spool"].get("url", ""), relay.folder / TABLES)
         expected = json.loads((relay.folder / "expected.json").read_text())
         with relay:

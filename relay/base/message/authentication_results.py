@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, ValidationError, convert
 
 RESULTS_MAX = 50  # of a message
 _OCTETS_MAX = 16384  # of a value
 _TEXT_CHARACTERS_MAX = 200
-_TOKEN = re.compile(r'"(?P<quoted>(?:[^"\\]|\\.)*+)(?:"|\Z)|[();=]|[^\s();="]++', re.DOTALL)
+_TOKEN = re.compile(r'"(?P<quoted>(?>[^"\\]|\\.)*+)(?:"|\Z)|[();=]|[^\s();="]++', re.DOTALL)
 _IN_COMMENT = re.compile(r"\\.|[()]", re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _KEY_BITS = re.compile(r"\b(\d{3,5})-bit key\b")  # as filters write it in a comment
@@ -139,17 +139,39 @@ def checks_of(results: Sequence[AuthResult]) -> dict[str, Any] | None:
     }
 
 
+class _Check(Struct, frozen=True):
+    """A result in the `checks` of a journey; others wrote those that are stored."""
+
+    result: str = ""
+    domain: str = ""
+    reason: str = ""
+
+
+class _Checks(Struct, frozen=True):
+    """The `checks` of a journey."""
+
+    spf: _Check | None = None
+    helo: _Check | None = None
+    dkim: tuple[_Check, ...] = ()
+    dmarc: _Check | None = None
+
+
 def check_words(checks: Mapping[str, Any]) -> str:
-    """Return the `checks` of a journey as text, such as "SPF pass for a.test, DMARC none"."""
-    rows = [("SPF", checks["spf"]), ("SPF of HELO", checks["helo"])]
-    rows += [("DKIM", signature) for signature in checks["dkim"]]
-    rows.append(("DMARC", checks["dmarc"]))
+    """Return the `checks` of a journey as text, such as "SPF pass for a.test, DMARC none"; "" for
+    what is none.
+    """
+    try:
+        read = convert(checks, _Checks)
+    except ValidationError:
+        return ""
+    signatures = [("DKIM", signature) for signature in read.dkim]
+    rows = (("SPF", read.spf), ("SPF of HELO", read.helo), *signatures, ("DMARC", read.dmarc))
     texts = []
     for name, row in rows:
         if row is not None:
-            domain = f" for {row['domain']}" if row["domain"] else ""
-            reason = f" ({row['reason']})" if row["reason"] else ""
-            texts.append(f"{name} {row['result']}{domain}{reason}")
+            domain = f" for {row.domain}" if row.domain else ""
+            reason = f" ({row.reason})" if row.reason else ""
+            texts.append(f"{name} {row.result}{domain}{reason}")
     return ", ".join(texts)
 
 

@@ -35,10 +35,10 @@ _SEARCHED_OCTETS_MAX = 4 * 1024 * 1024  # much more than a message's header that
 _QUICK_OCTETS_MAX = 64 * 1024  # split by one call, during which other threads wait
 _STAYS_FIRST = (*MBOX_LINES, *_WHITE)  # after a field, white space continues the field
 _MBOX_FIELD = b"X-Mailbox-Line: "  # as Postfix names such a line
-_FIELD_START = re.compile(rb"(?:\xef\xbb\xbf)?([!-9;-~]++)(?:[ \t]|(?:\r\n?+|\n)[ \t])*+:")
+_FIELD_START = re.compile(rb"(?:\xef\xbb\xbf)?([!-9;-~]++)(?>[ \t]|(?:\r\n?+|\n)[ \t])*+:")
 # The form of a field in almost all messages.
 _PLAIN_FIELD = re.compile(
-    rb"^(([!-9;-~]++)[ \t]*+:[^\r\n\0]*+\r\n(?:[ \t][^\r\n\0]*+\r\n)*+)", re.MULTILINE
+    rb"^(([!-9;-~]++)[ \t]*+:[^\r\n\0]*+\r\n(?>[ \t][^\r\n\0]*+\r\n)*+)", re.MULTILINE
 )
 _FIELD_END = re.compile(rb"(?>\r\n|[\r\n])(?!\0*[ \t])")
 # Lines that programs do not read as fields, although the author meant recipients.

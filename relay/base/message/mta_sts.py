@@ -21,7 +21,7 @@ _RECORD = re.compile(r"v=STSv1;")
 _ID = re.compile(r"id=([A-Za-z0-9]{1,32})")
 _FIELD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}=[!-:<>-~]++")
 _LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,31}):[ \t]*+([^\r\n]*+)")
-_NAME = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*+")
+_NAME = re.compile(r"[a-z0-9_-]{1,63}(?>\.[a-z0-9_-]{1,63})*+")
 _MAX_AGE = re.compile(r"[0-9]{1,10}")
 
 

@@ -17,7 +17,7 @@ URL_CHARACTERS_MAX = 2048
 _IN_BRACKETS = re.compile(r"\[[^\[\]]+\](?::[0-9]*)?")
 _NOT_IN_URLS = re.compile(r"[\x00-\x20\x7f\\]")
 _LABEL = r"[a-z0-9_][a-z0-9_-]{0,62}+"
-_HOST = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*+", re.IGNORECASE)
+_HOST = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?>\.{_LABEL})*+", re.IGNORECASE)
 _PORTS = {"https": 443, "http": 80}
 
 

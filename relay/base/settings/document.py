@@ -67,8 +67,8 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 # Blanks and comments; strings of four kinds, of which those on several lines may end in quotes of
 # their own; and what stands for itself, where values without quotes may come in several pieces.
 _LEXEME = re.compile(
-    r"""[ \t\r]++|#[^\n]*+|"{3}(?:[^"\\]|\\.|"{1,2}(?!"))*+"{3,5}+"""
-    r"""|'{3}(?:[^']|'{1,2}(?!'))*+'{3,5}+|"(?:[^"\\]|\\.)*+"|'[^']*+'"""
+    r"""[ \t\r]++|#[^\n]*+|"{3}(?>[^"\\]|\\.|"{1,2}(?!"))*+"{3,5}+"""
+    r"""|'{3}(?>[^']|'{1,2}(?!'))*+'{3,5}+|"(?>[^"\\]|\\.)*+"|'[^']*+'"""
     r"""|[\[\]{},.=\n]|[^][{},.=\s#"']++""",
     re.DOTALL,
 )
@@ -163,7 +163,7 @@ FILE_BYTES_MAX = 1024 * 1024
 # A key of so many parts: tomllib takes time and memory by the square of their number. Shorter keys
 # match without a group, so that no part is looked at again.
 _PART = r"""(?:(?<![\w-])[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
-_LONG_KEY = re.compile(f"((?:{_PART}){{130}})|(?:{_PART})++", re.ASCII)
+_LONG_KEY = re.compile(f"((?:{_PART}){{130}})|(?>{_PART})++", re.ASCII)
 _PLACE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 _KEY_OF_LINE = re.compile(r"[ \t]*+([a-z_]{1,40})[ \t]*+=")  # as Relay's keys are: never a secret
 _TABLE_OF_LINE = re.compile(r"[ \t]*+\[++([a-z_.]{1,80})\]")

@@ -38,7 +38,7 @@ _BYTES = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3}
 _FIELDS = ("sender", "to", "subject", "state", "key")  # conditions that are also parameters
 # A prefix, then a value or a word. In quotes a quote is twice; the last one may be missing.
 _TOKEN = re.compile(
-    r'(?:(-?|!(?=(?i:tag:|is:tagged)))([A-Za-z_]+):(?=[^\s/]))?(?:"((?:[^"]|"")*+)(?:"|$)|(\S+))'
+    r'(?:(-?|!(?=(?i:tag:|is:tagged)))([A-Za-z_]+):(?=[^\s/]))?(?:"((?>[^"]|"")*+)(?:"|$)|(\S+))'
 )
 
 

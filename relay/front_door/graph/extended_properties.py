@@ -223,11 +223,11 @@ def extended_properties_json(
 
 
 _IDS_MAX = 100
-_PIECE = re.compile(r"'(?:[^']|'')*+'|[(),;']|[^(),;']++")
+_PIECE = re.compile(r"'(?>[^']|'')*+'|[(),;']|[^(),;']++")
 _DEPTHS = {"(": 1, ")": -1}
 _OF_LISTS = ("select", "filter", "orderby", "top", "skip", "expand")
 _ZEROS = re.compile("0x0+(?=.)")
-_TERM = re.compile(r"\s*+(?:\w+/)?id\s++eq\s++'((?:[^']|'')*+)'\s*+(or\b|$)", re.IGNORECASE)
+_TERM = re.compile(r"\s*+(?:\w+/)?id\s++eq\s++'((?>[^']|'')*+)'\s*+(or\b|$)", re.IGNORECASE)
 ATTACHMENTS, CHILD_FOLDERS = "attachments", "childFolders"
 _NAMES = {name.lower(): name for name in (SINGLE, MULTIPLE, ATTACHMENTS, CHILD_FOLDERS)}
 

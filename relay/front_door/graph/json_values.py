@@ -102,7 +102,7 @@ _KNOWN = frozenset(_PROPERTIES)
 _BY_LOWER_CASE = {name.lower(): name for name in _PROPERTIES}
 # Small values take many times their size in memory; the largest messages have a few thousand.
 _VALUES_MAX = 100_000
-_STRING_OR_SIGN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{,]', re.DOTALL)
+_STRING_OR_SIGN = re.compile(rb'"(?>[^"\\]++|\\.)*+"?|[\[{,]', re.DOTALL)
 
 
 def invalid_value(path: str, actual: object, expected: str, *, kind: str = "") -> ApiError:

@@ -7,7 +7,7 @@ from relay.front_door.graph import errors
 from relay.front_door.http.errors import quoted
 
 _KEY = r"\((?:userPrincipalName=)?'"
-_WITH_KEY = re.compile(rf"(.(?:(?!{_KEY}).)*+){_KEY}(.*)'\)", re.IGNORECASE | re.DOTALL)
+_WITH_KEY = re.compile(rf"(.(?>(?!{_KEY}).)*+){_KEY}(.*)'\)", re.IGNORECASE | re.DOTALL)
 
 
 def with_keys(segments: tuple[str, ...]) -> tuple[str, ...]:

@@ -145,8 +145,8 @@ def _truth(options: dict[str, str], name: str) -> bool:
 
 
 _PREFERENCE = re.compile(
-    r'[ \t,]*+([^\s,;="]++)(?:[ \t]*+=[ \t]*+("(?:[^"\\]|\\.)*+"|[^\s,;"]*+))?+'
-    r'((?:[^,"]|"(?:[^"\\]|\\.)*+")*+)'  # parameters, which are ignored
+    r'[ \t,]*+([^\s,;="]++)(?>[ \t]*+=[ \t]*+("(?>[^"\\]|\\.)*+"|[^\s,;"]*+))?+'
+    r'((?>[^,"]|"(?>[^"\\]|\\.)*+")*+)'  # parameters, which are ignored
 )
 _DIGITS_MAX = 9  # of a number; a longer one is over the maximum
 _ESCAPED = re.compile(r"\\(.)")

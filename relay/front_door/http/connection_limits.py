@@ -28,11 +28,11 @@ _X_FORWARDED_FOR, _FORWARDED = b"x-forwarded-for", b"forwarded"
 
 # An address, with its port, which may be obfuscated (RFC 7239 6); IPv6 without a port as it is.
 _NODE = re.compile(r"(?:\[([^\]]+)\]|([0-9.]+))(?::(?:[0-9]{1,5}|_[A-Za-z0-9._-]+))?")
-_QUOTED = rb'"(?:[^"\\]++|\\.)*+"'
-_LIST = re.compile(rb'(?:[^"]++|%b)*+' % _QUOTED, re.DOTALL)
-_ELEMENT = re.compile(rb'(?:[^",]++|%b)++' % _QUOTED, re.DOTALL)
+_QUOTED = rb'"(?>[^"\\]++|\\.)*+"'
+_LIST = re.compile(rb'(?>[^"]++|%b)*+' % _QUOTED, re.DOTALL)
+_ELEMENT = re.compile(rb'(?>[^",]++|%b)++' % _QUOTED, re.DOTALL)
 _PAIR = rb'[ \t]*+([^"=;, \t]++)=(%b|[^"; \t]++)[ \t]*+(?:;|\Z)' % _QUOTED
-_PAIRS = re.compile(rb"(?:%b)++" % _PAIR, re.DOTALL)
+_PAIRS = re.compile(rb"(?>%b)++" % _PAIR, re.DOTALL)
 _EACH_PAIR = re.compile(_PAIR, re.DOTALL)
 _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
 

@@ -38,7 +38,7 @@ _KINDS = {
 }
 # The fields of the form have Graph's JSON names, with which the texts of errors begin.
 _RECIPIENTS = ("toRecipients", "ccRecipients", "bccRecipients")
-_PATH = re.compile(r"(?:message\.)?+(from|\w+Recipients|subject|body|attachments)\b[\w.\[\]]*+: ")
+_PATH = re.compile(r"(?>message\.)?+(from|\w+Recipients|subject|body|attachments)\b[\w.\[\]]*+: ")
 _RECIPIENTS_MAX = 50  # recipients whose copies are looked for: some may be deleted
 
 

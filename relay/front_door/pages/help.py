@@ -23,7 +23,7 @@ _KEY_BYTES = 16
 _KEY_CHARACTERS_MAX = 64
 _SUBJECT, _TEXT = "Hello", "It works."
 _SECTION = re.compile(r"^## (.+)\n((?:(?!## ).*\n)*)", re.MULTILINE)
-_PROGRAM = re.compile(r"^```\w+\n((?:(?!```).*\n)*+)```$", re.MULTILINE)
+_PROGRAM = re.compile(r"^```\w+\n((?>(?!```).*\n)*+)```$", re.MULTILINE)
 _NAME = re.compile(r"^\*\*([^*]+?)\.?\*\*", re.MULTILINE)
 _PORT = re.compile(r"\b(?:1025|1587|1465|8025|8443)\b")
 

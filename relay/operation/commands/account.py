@@ -58,7 +58,7 @@ _CREDENTIALS = ("password", "token", "client_secret", "client_certificate", "cli
 _OTHER = re.compile(r"((?:account|alias)\S*) in line (\d+)")  # in faults about an address twice
 _OF_RING = re.compile(r"(?<=\()line (\d+)(?=\))")
 _ALIAS = re.compile(r'("[^"\\]*+"(?:@[^\s:]++)?|[^\s:"]++)\s*+(:|(?<=\s))(.*)', re.DOTALL)
-_TARGET = re.compile(r'(?:"(?:\\.?|[^"\\])*+(?:"|\Z)|[^\s,"])++')
+_TARGET = re.compile(r'(?>"(?>\\.?|[^"\\])*+(?:"|\Z)|[^\s,"])++')
 _UNFIT = re.compile(r'"?(?:[|/@]|:include:)', re.IGNORECASE)
 _Table = dict[str, Any]
 COLUMNS = ("address", "hash", "quota", "aliases")

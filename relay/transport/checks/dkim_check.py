@@ -38,7 +38,7 @@ def dkim_results(request: CheckRequest, *, is_ready: bool) -> list[AuthResult]:
         return [AuthResult("dkim", "permerror", "the header has a line that is no field")]
     message.body = request.body if is_ready else None
     name, results, lacking = NAME.lower().encode(), list[AuthResult](), list[DnsQuestion]()
-    fields = [value for field, value in message.headers if field.lower() == name]
+    fields = [octets for field, octets in message.headers if field.lower() == name]
     for number, field in enumerate(fields[:_SIGNATURES_MAX]):
         try:
             results.append(_result(message, number, field, request=request))

@@ -19,7 +19,7 @@ from relay.formats.read_header import originators
 from relay.transport.checks.checker import Known, KnownAnswer
 from relay.transport.routing.dns_cache import DnsQuestion
 
-DOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*+")  # with A-labels
+DOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(?>\.[a-z0-9_-]{1,63})*+")  # with A-labels
 _LABELS_MAX = 7  # of the names of a walk after the first
 _WEAKER = {"reject": "quarantine", "quarantine": "none", "none": "none"}  # what t=y makes of it
 _POLICIES = ("p", "sp", "np")
@@ -192,10 +192,10 @@ def _tags(text: str) -> dict[str, str]:
     """Return the tags of a record, {} if it is not of DMARC (4.7)."""
     tags = dict[str, str]()
     for tag in text.split(";"):
-        name, _, value = tag.partition("=")
-        tags.setdefault(name.strip().lower(), value.strip())
+        name, _, stated = tag.partition("=")
+        tags.setdefault(name.strip().lower(), stated.strip())
     is_dmarc = next(iter(tags)) == "v" and tags["v"] == "DMARC1"
-    return {name: value.lower() for name, value in tags.items()} if is_dmarc else {}
+    return {name: stated.lower() for name, stated in tags.items()} if is_dmarc else {}
 
 
 def _answer(question: DnsQuestion, known: Known) -> KnownAnswer:

@@ -19,7 +19,7 @@ def results_field(hostname: str, results: Sequence[AuthResult]) -> bytes:
 def _words(result: AuthResult) -> Iterator[str]:
     yield f"{result.method}={result.result}"
     pairs = [("reason", result.reason)] if result.reason else []
-    for name, value in (*pairs, *result.properties.items()):
-        text = clipped(value)
+    for name, stated in (*pairs, *result.properties.items()):
+        text = clipped(stated)
         quoted = '"' + _ESCAPED.sub(r"\\\g<0>", text) + '"'
         yield f"{name}={text if _PLAIN.fullmatch(text) else quoted}"

@@ -27,7 +27,7 @@ def spf_result(request: CheckRequest, *, of_helo: bool) -> AuthResult:
     if of_helo or not question.sender:
         local_part, domain = "postmaster", question.helo
     sender = f"{local_part}@{domain}"
-    name, value = ("smtp.helo", domain) if of_helo else ("smtp.mailfrom", sender)
+    property_name, checked = ("smtp.helo", domain) if of_helo else ("smtp.mailfrom", sender)
 
     def look_up(name: str, kind: str, *_: object) -> list[tuple[DnsQuestion, Any]]:
         if len(name) > _NAME_MAX or not name.isascii():
@@ -37,7 +37,7 @@ def spf_result(request: CheckRequest, *, of_helo: bool) -> AuthResult:
         answer = known[name, kind]
         if answer.failure:
             raise spf.TempError(f"{kind} of {name}: {answer.failure}")
-        return [((name, kind), _as_pyspf(value, kind)) for value in answer.values]
+        return [((name, kind), _as_pyspf(record, kind)) for record in answer.values]
 
     spf.DNSLookup = look_up
     result, reason = "none", "no domain name"
@@ -52,13 +52,13 @@ def spf_result(request: CheckRequest, *, of_helo: bool) -> AuthResult:
             raise
         except Exception as error:  # noqa: BLE001 - pyspf raises many for strange records
             result, reason = "permerror", f"the record cannot be used: {error}"
-    return AuthResult("spf", result, clipped(reason), {name: clipped(value)})
+    return AuthResult("spf", result, clipped(reason), {property_name: clipped(checked)})
 
 
-def _as_pyspf(value: bytes, kind: str) -> Any:
+def _as_pyspf(record: bytes, kind: str) -> Any:
     if kind == "TXT":
-        if _TOO_LONG.match(value):
+        if _TOO_LONG.match(record):
             raise spf.PermError("the record is too long")
-        return (value,)
-    preference, _, name = value.decode().rpartition(" ")
+        return (record,)
+    preference, _, name = record.decode().rpartition(" ")
     return (int(preference), name) if kind == "MX" else name.rstrip(".")

@@ -32,11 +32,11 @@ _DROPPED = (*BCC_FIELDS, "Content-Length", "Return-Path")
 _PRIVATE_PREFIX = "X-Relay-"  # a client could forge them
 _RESULTS = "Authentication-Results"
 _PARENTHESES = re.compile(r"\\.|\(+|\)+", re.DOTALL)
-_QUOTED = r'"(?P<quoted>(?:[^"\\]|\\.)*+)"'
-_COMMENT = r"\((?:[^()\\]|\\.)*+\)"  # without another one inside
+_QUOTED = r'"(?P<quoted>(?>[^"\\]|\\.)*+)"'
+_COMMENT = r"\((?>[^()\\]|\\.)*+\)"  # without another one inside
 _WORD = r"(?P<word>[^\s()<>@,;:\\\"/\[\]?=]++)"
-_TOKEN = re.compile(rf'{_QUOTED}|(?:{_COMMENT}|[\s)])++|"|(?P<open>\()|{_WORD}', re.DOTALL)
-_TOKEN_AFTER_UNCLOSED = re.compile(rf'{_QUOTED}|(?:{_COMMENT}|[\s()])++|"|{_WORD}', re.DOTALL)
+_TOKEN = re.compile(rf'{_QUOTED}|(?>{_COMMENT}|[\s)])++|"|(?P<open>\()|{_WORD}', re.DOTALL)
+_TOKEN_AFTER_UNCLOSED = re.compile(rf'{_QUOTED}|(?>{_COMMENT}|[\s()])++|"|{_WORD}', re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _IDEOGRAPHIC_STOPS = re.compile("[\u3002\uff0e\uff61]")  # dots between labels (RFC 3490 3.1)
 

@@ -76,6 +76,4 @@ def _is_excepted(excepted: Sequence[str], results: Sequence[AuthResult], ip: str
         if result.result == "pass" and (name := _DOMAINS.get(result.method))
     }
     address = ip_address(ip.partition("%")[0])
-    return any(
-        address in ip_network(entry) if "/" in entry else entry in passed for entry in excepted
-    )
+    return any(address in ip_network(name) if "/" in name else name in passed for name in excepted)

@@ -216,8 +216,8 @@ class Stranger:
             return RecipientAnswer()
         checks, settings = self._checks, self._settings
         asked = [
-            (self._reply(check, value), reason)
-            for is_on, check, value, reason in (
+            (self._reply(check, subject), reason)
+            for is_on, check, subject, reason in (
                 (settings.dnsbl, checks.blocklists, self._ip, RefusalReason.CLIENT),
                 (settings.reject_helo, checks.helo, helo, RefusalReason.CLIENT),
                 (
@@ -228,7 +228,7 @@ class Stranger:
                 ),
                 (settings.reject_no_ptr, checks.pointer, self._ip, RefusalReason.CLIENT),
             )
-            if is_on and value
+            if is_on and subject
         ]
         replies = await asyncio.gather(*(reply for reply, _ in asked))
         for reply, (_, reason) in zip(replies, asked, strict=True):
@@ -236,8 +236,8 @@ class Stranger:
                 return RecipientAnswer(reply, reason=reason)
         return RecipientAnswer()
 
-    async def _reply(self, check: _Check, value: str) -> str:
+    async def _reply(self, check: _Check, subject: str) -> str:
         known = self._known.get(check)
-        if known is None or known[0] != value:
-            known = self._known[check] = value, await check(self._settings, value)
+        if known is None or known[0] != subject:
+            known = self._known[check] = subject, await check(self._settings, subject)
         return known[1]

@@ -20,13 +20,13 @@ NAME_CHARACTERS_MAX = 255  # the last ones, with the file extension
 _NAMES = ("name", "filename")
 # A field that all programs read in the same way, unless it has a parameter twice.
 _PLAIN = re.compile(
-    r"\s*[\w.+/-]++\s*(?:;\s*(?:(?:[\w-]++(?:\*[0-9])?=(?:[\w.+-]++|\"[^\"\\%\0]*+\"))"
+    r"\s*[\w.+/-]++\s*(?>;\s*(?:(?:[\w-]++(?:\*[0-9])?=(?:[\w.+-]++|\"[^\"\\%\0]*+\"))"
     r"|[\w-]++(?:\*[0-9])?\*=[\w.+/%'-]++)?)*+",
     re.ASCII,
 )
 _NAME = re.compile(r"(?:file)?name[\s\"'0-9]{0,20}+(?:\*[^=;]{0,20}+)?=", re.IGNORECASE)
 _SECTION = re.compile(r"\*\s*([0-9]{1,4})")
-_QUOTED = re.compile(r'\s*"((?:[^"\\]|\\.?)*+)', re.DOTALL)
+_QUOTED = re.compile(r'\s*"((?>[^"\\]|\\.?)*+)', re.DOTALL)
 _ENDS = tuple(
     map(re.compile, (r"[;\r\n\0]", r'["\'(),;\s]', r'["(),;\s]', r'["(),;\s/:<>@?=\[\]]'))
 )

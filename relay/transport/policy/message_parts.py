@@ -69,14 +69,14 @@ _MORE_IN_TYPE = re.compile(rb"(?!text/|multipart/)|.*(?:name|=\?|\()", re.IGNORE
 # A "content-" that begins no field, or the field of a text without a name.
 _NO_FILE = re.compile(
     rb"content-(?:(?<=[!-~]content-)|(?<=[!-~] content-)|(?<=\ncontent-)"
-    rb"(?:type: text/(?:plain|html)(?:; ?(?:charset|format)=\"?[\w-]++\"?)*+"
+    rb"(?:type: text/(?:plain|html)(?>; ?(?:charset|format)=\"?[\w-]++\"?)*+"
     rb"|transfer-encoding: [78]bit)\r\n(?=\r\n|[!-9;-~]++:))"
 )
 _TEXTS_OCTETS_MAX, _TEXTS_MAX = 65536, 100  # more must not be read on the event loop
 _NO_BOUNDARY = re.compile(rb"^--(?=[ \t]*\r?$)", re.MULTILINE)
 _ANY_BOUNDARY = b"--=_any"
 _BLANKS = b" \t"  # before the first field of a part, which some programs read
-_NO_BREAK = re.compile(rb"^(?:\xc2?\xa0)*+([!-9;-~]++)(?:\xc2?\xa0)*+(?=[ \t]*+:)", re.MULTILINE)
+_NO_BREAK = re.compile(rb"^(?>\xc2?\xa0)*+([!-9;-~]++)(?>\xc2?\xa0)*+(?=[ \t]*+:)", re.MULTILINE)
 # How often the size of the message may be read again, decoded or with another boundary.
 _READ_AGAIN_MAX = 8
 

@@ -50,7 +50,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SPACE = re.compile(r"\s*+")
 _TOKEN = re.compile(r'"(?P<phrase>[^"]*+)"|(?P<sign>[()])|(?P<word>[^\s()"]++)')
 _RESTRICTION = re.compile(r"(\w++)(:|<>|<=|>=|=|<|>)(.*)", re.DOTALL)
-_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*+)"', re.DOTALL)
+_QUOTED = re.compile(r'"((?>[^"\\]|\\.)*+)"', re.DOTALL)
 _ESCAPED = re.compile(r'\\(["\\])')
 _DATE_FORMATS = (
     re.compile(r"(?P<year>\d{4})-(?P<month>\d\d?)-(?P<day>\d\d?)", re.ASCII),
