@@ -61,7 +61,7 @@ ROWS = {
     "messages/{key}": Row("/messages/{id}", "303 200 404 200 200"),
     **{
         f"messages/{{key}}/{view}": Row(f"/messages/{{id}}/{view}", CONTENT)
-        for view in ("html", "text", "headers", "source")
+        for view in ("html", "text", "headers", "properties", "source")
     },
     "messages/{key}/attachments/...": Row("/messages/{id}/attachments/1", CONTENT),
     "messages/{key}/advance": Row(

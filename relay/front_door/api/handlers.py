@@ -65,6 +65,7 @@ from relay.store.journeys.message_list import (
     nearest,
 )
 from relay.store.journeys.sentences import are_failures_reported, has_new, needed_reports
+from relay.store.mailbox.stored_message import StoredMessage
 from relay.store.spool.queue_commands import (
     BEFORE_QUEUE_HEADER,
     UNKNOWN_HEADER,
@@ -104,6 +105,7 @@ _NOT_YOURS = (
     "The content of messages of others is shown to accounts with the role operate. The journey of "
     "this message is shown to you, its content is not."
 )
+_NO_COPY = "The sender has no copy of this message in Drafts or Sent Items (any more)."
 _log = get_logger("api")
 
 
@@ -273,6 +275,19 @@ class Handlers:
         if content is None:
             raise ApiError(404, "ErrorItemNotFound", f"{_GONE} {quoted(journey.key)}.")
         return content
+
+    async def sent_message(
+        self, journey: Journey, principal: Principal, *, view: str
+    ) -> tuple[str, StoredMessage]:
+        """Return the sender's copy of a message that the principal may see, and its mailbox.
+
+        Raises ApiError 403, and 404 if it is gone.
+        """
+        await self._check_may_see(journey, principal, view)
+        message = await self._dependencies.sources.original(journey)
+        if message is None:
+            raise ApiError(404, "ErrorItemNotFound", _NO_COPY)
+        return message
 
     async def _check_may_see(self, journey: Journey, principal: Principal, view: str) -> None:
         """Log access to the content of others. Raises ApiError 403 without the role operate, and

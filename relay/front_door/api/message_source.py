@@ -42,6 +42,7 @@ from relay.store.journeys.spool_history import SpoolHistory
 from relay.store.mailbox.errors import NoSuchItemError, StoreError
 from relay.store.mailbox.message_file import delivered_id
 from relay.store.mailbox.messages import Messages
+from relay.store.mailbox.stored_message import StoredMessage
 from relay.store.spool.types import SpoolError
 
 _KEPT = (  # the states in which a development relay has a copy
@@ -248,6 +249,17 @@ class MessageSources:
                 if returned is not None:
                     return returned
         return None
+
+    async def original(self, journey: Journey) -> tuple[str, StoredMessage] | None:
+        """Return the sender's draft or copy and its mailbox; None if it is gone, or by SMTP."""
+        if not (submission_id := journey.submission_id):
+            return None
+        mailbox = await self.journeys.mailbox_of(submission_id)
+        try:
+            message = await self.mailboxes.get(mailbox, submission_id.partition(".")[0])
+        except NoSuchItemError:
+            return None
+        return mailbox, message
 
     async def _of_sender(self, submission_id: str, *, reader: str | None) -> Content | None:
         mailbox = await self.journeys.mailbox_of(submission_id)

@@ -15,29 +15,34 @@ neither a link nor another site can make a browser load images. CSP Level 3 6.3.
 import asyncio
 import contextlib
 import hmac
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
 from typing import Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 from starlette.responses import Response
 
 from relay.base.message.content import Content, blocks, octets_of, size_of
+from relay.base.phrases import words_in
 from relay.base.pressure import ConcurrencyCounter
 from relay.formats.body_checks import Checks, check_bodies
 from relay.formats.read_mime import ReadParts, read_parts
 from relay.formats.read_report import DeliveryReport, read_report
 from relay.front_door.api.dependencies import ClientSettings, DevelopmentControls, Principal
 from relay.front_door.api.handlers import Handlers
+from relay.front_door.graph.serializer import MESSAGE_PROPERTIES
 from relay.front_door.http.errors import ApiError, quoted, service_unavailable
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.http.responses import BLOCK_BYTES, StreamedResponse
 from relay.front_door.pages.content import (
+    ATTACHMENTS_MAX,
     HEADER_OCTETS_MAX,
+    TEXT_CHARACTERS_MAX,
     MessageContent,
     content_disposition,
     decoded,
@@ -59,10 +64,11 @@ from relay.front_door.pages.sanitize import (
 )
 from relay.store.journeys.document import Journey
 from relay.store.mailbox.errors import StoreError
+from relay.store.mailbox.stored_message import StoredMessage
 
 View = Literal["html", "text", "headers", "source", "attachments", "links", "checks"]
 VIEWS: tuple[View, ...] = get_args(View)
-CONTENT_VIEWS = ("html", "text", "headers", "source")  # that have an address
+CONTENT_VIEWS = ("html", "text", "headers", "source", "properties")  # that have an address
 SOURCE_OCTETS_MAX = 1024 * 1024
 _SOURCE_IN_PAGE_OCTETS_MAX = 64 * 1024
 _THREADS = 2
@@ -114,6 +120,14 @@ class ContentPanel(Struct, frozen=True):
     checks: Checks | None = None  # in the view checks
 
 
+# What a client may send; "id" and the rest are the store's.
+_PROPERTIES_FOR_OTHERS = words_in(
+    "subject importance body from sender toRecipients ccRecipients replyTo categories "
+    "internetMessageHeaders isDeliveryReceiptRequested isReadReceiptRequested"
+)
+_PROPERTIES = (*_PROPERTIES_FOR_OTHERS, "bccRecipients")
+
+
 class ContentPages:
     """Serves contents. One object for the whole application, because it limits the work in
     progress.
@@ -132,6 +146,8 @@ class ContentPages:
         """GET /messages/{key}/...: one view of a content, or a part of it."""
         view = request.segments[2]
         journey = await self._handlers.message(key, visitor.principal)
+        if view == "properties":
+            return await self._properties(journey, visitor.principal)
         content = await self._handlers.content(journey, visitor.principal, view=view)
         answer: Callable[[ReadParts], Response]
         match request.segments[2:]:
@@ -189,6 +205,13 @@ class ContentPages:
         if self._development is None or not is_asked:
             return None
         return partial(remote_image_url, own=_own_places(request, self._development.clients))
+
+    async def _properties(self, journey: Journey, principal: Principal) -> Response:
+        """Return the draft's properties as Graph's JSON; only its owner sees Bcc."""
+        mailbox, message = await self._handlers.sent_message(journey, principal, view="properties")
+        select = _PROPERTIES if mailbox == principal.name else _PROPERTIES_FOR_OTHERS
+        properties = await self.in_thread(principal, lambda: _properties_json(message, select))
+        return Response(properties, headers=TEXT_HEADERS)
 
     async def in_thread(self, principal: Principal, work: Callable[[], _Result]) -> _Result:
         """Run blocking work in one of the threads.
@@ -294,6 +317,30 @@ def _attachment(number: str, parts: ReadParts, *, shows: bool) -> Response:
         "content-disposition": disposition,
     }
     return StreamedResponse(decoded(attachment), headers=headers)
+
+
+def _properties_json(message: StoredMessage, select: Collection[str]) -> bytes:
+    known = [name for name in select if name in MESSAGE_PROPERTIES]
+    properties = {name: MESSAGE_PROPERTIES[name](message) for name in known}
+    fields = properties["internetMessageHeaders"]  # for MIME, all header fields
+    properties["internetMessageHeaders"] = [
+        header for header in fields if header["name"][:2].lower() == "x-"
+    ]
+    body = properties["body"]["content"]
+    if len(body) > TEXT_CHARACTERS_MAX:
+        cut = f"{body[:TEXT_CHARACTERS_MAX]}… {len(body) - TEXT_CHARACTERS_MAX:,} characters more"
+        properties["body"] = properties["body"] | {"content": cut}
+    properties["attachments"] = [
+        {
+            "name": attachment.name,
+            "contentType": attachment.content_type,
+            "size": attachment.size,
+            "isInline": attachment.inline,
+        }
+        for attachment in message.attachments[:ATTACHMENTS_MAX]
+    ]
+    non_empty = {name: value for name, value in properties.items() if value not in (None, "", [])}
+    return msgspec.json.format(msgspec.json.encode(non_empty), indent=2)
 
 
 def _source(request: HttpRequest, journey: Journey, content: Content) -> Response:

@@ -17,6 +17,7 @@ from relay.store.journeys.document import (
     Journey,
     JourneyStep,
     attempts_in,
+    details_in,
 )
 from relay.store.journeys.sentences import claim_words, remote_report
 from relay.store.journeys.wording import client_line, describe
@@ -83,6 +84,11 @@ def _created(journey: Journey) -> Iterator[StepFact]:
     yield StepFact("Graph id", str(journey.graph_id))
     if journey.message_id:
         yield StepFact("Message-ID", journey.message_id)
+    if not any(
+        converted.draft == "MIME"
+        for converted in details_in(journey.steps, details.ConvertedDetail)
+    ):
+        yield StepFact("Content", "the properties (Graph JSON)", view="properties")
 
 
 def _notified(detail: details.NotifiedDetail) -> StepEvidence:

@@ -2,6 +2,7 @@
 
 import re
 import smtplib
+from base64 import b64encode
 from datetime import timedelta
 from html.parser import HTMLParser
 from typing import Any
@@ -276,6 +277,42 @@ def test_without_an_envid_the_message_id_leads_to_the_message(relay):
     assert report.journey["id"] in about.links
 
 
+def test_the_properties_are_shown_as_they_were_sent(relay):
+    message = {
+        "subject": "<b>",
+        "body": {"contentType": "html", "content": "<script>x</script>"},
+        "toRecipients": [{"emailAddress": {"address": BOB}}],
+        "bccRecipients": [{"emailAddress": {"address": "hidden@example.test"}}],
+    }
+    httpx.post(
+        f"{relay.http_url}/v1.0/me/sendMail",
+        json={"message": message},
+        headers={"authorization": f"Bearer {relay.token(ALICE)}"},
+    )
+    relay.settle()
+    page = get(relay, "messages/last")
+    answer = httpx.get(page.follow("the properties (Graph JSON)"))
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert "sandbox" in answer.headers["content-security-policy"]
+    shown = answer.json()
+    assert {name: shown[name] for name in ("subject", "body")} == {
+        "subject": "<b>",
+        "body": {"contentType": "html", "content": "<script>x</script>"},
+    }
+    assert "hidden@example.test" not in answer.text, "Bcc is its owner's"
+
+    mime = f"X-Tag: shown\nTo: {BOB}\nBcc: hidden@example.test\nSubject: MIME\n\nx"
+    httpx.post(
+        f"{relay.http_url}/v1.0/me/sendMail",
+        content=b64encode(mime.encode()),
+        headers={"authorization": f"Bearer {relay.token(ALICE)}", "content-type": "text/plain"},
+    )
+    relay.settle()
+    answer = httpx.get(f"{relay.http_url}/messages/last/properties")
+    assert answer.json()["internetMessageHeaders"] == [{"name": "X-Tag", "value": "shown"}]
+    assert "hidden@example.test" not in answer.text
+
+
 def test_a_web_link_leads_to_the_page_of_the_message(relay):
     def shown(user: str, path: str) -> list[dict[str, Any]]:
         headers = {"authorization": f"Bearer {relay.token(user)}"}
@@ -296,6 +333,18 @@ def test_a_web_link_leads_to_the_page_of_the_message(relay):
         assert (page.status, "linked" in page.text) == (200, True)
     expand = "mailFolders/sentitems/messages?$filter=subject eq 'linked'&$expand=attachments"
     assert shown(ALICE, expand)[0]["webLink"] == sent["webLink"]
+
+
+def test_without_a_copy_there_are_no_properties(relay):
+    message = {"subject": "x", "toRecipients": [{"emailAddress": {"address": BOB}}]}
+    httpx.post(
+        f"{relay.http_url}/v1.0/me/sendMail",
+        json={"message": message, "saveToSentItems": False},
+        headers={"authorization": f"Bearer {relay.token(ALICE)}"},
+    )
+    relay.settle()
+    gone = get(relay, "messages/last/properties")
+    assert (gone.status, "The sender has no copy" in gone.text) == (404, True)
 
 
 def test_the_page_of_a_message_begins_with_what_became_of_it(relay, deferred):
