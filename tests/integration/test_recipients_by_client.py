@@ -20,7 +20,7 @@ def test_each_recipient_of_the_page_has_a_row() -> None:
     def kind(address: str) -> tuple[object, ...]:
         found = find_test_recipient(address)
         assert found is not None, f"{address} is no test recipient"
-        return found.manner, found.reply, found.times
+        return found.manner, found.stage, found.reply, found.times
 
     section = PAGE.read_text().partition("\n## Test recipients\n")[2].partition("\n## ")[0]
     cells = "\n".join(re.findall(r"^\| (`.*?) \|", section, re.MULTILINE))

@@ -15,6 +15,8 @@ BOUNCES = {  # recipient: status and a part of the reply
     "x+550@one.test": ("5.1.1", "550 5.1.1 "),
     "x+554-5.7.1@one.test": ("5.7.1", "554 5.7.1 "),
     "bounce+552+too+big@two.test": ("5.2.2", "552 too big"),
+    "permerror@two.test": ("5.1.1", "550 "),
+    "rcptto550@two.test": ("5.1.1", "550 "),
     "bounce@simulator.amazonses.com": ("5.1.1", "550 5.1.1 "),
     "suppressionlist@simulator.amazonses.com": ("5.1.1", "550 5.1.1 "),
     "bounced@resend.dev": ("5.1.1", "550 5.1.1 "),
@@ -23,6 +25,7 @@ DEFERRALS = {  # recipient: status and a part of the reply
     "x+450@one.test": ("4.2.1", "450 4.2.1 "),
     "x+full@one.test": ("4.2.2", "452 4.2.2 "),
     "x+drop@three.test": ("4.4.2", "closed the connection"),
+    "temperror@eight.test": ("4.3.0", "451 "),
 }
 DELIVERIES = {  # recipient: outcomes of the attempts
     "x+451x1@four.test": ["deferred", "relayed"],

@@ -26,6 +26,7 @@ from relay.development.internet.scenario import (
 from relay.development.internet.test_recipients import (
     GREYLISTED_S,
     Manner,
+    TestRecipient,
     find_test_recipient,
 )
 
@@ -190,8 +191,18 @@ class ScenarioState:
     # -- test recipients
 
     def _for_test_recipient(self, moment: Moment) -> Action | None:
-        recipient = find_test_recipient(moment.recipient) if moment.stage == "RCPT" else None
-        if recipient is None:
+        if moment.stage == "RCPT":
+            test_recipient = find_test_recipient(moment.recipient)
+            return self._action_of(test_recipient, moment) if test_recipient else None
+        if moment.stage == "DOT":
+            for recipient in moment.recipients:
+                test_recipient = find_test_recipient(recipient)
+                if test_recipient and (action := self._action_of(test_recipient, moment)):
+                    return action
+        return None
+
+    def _action_of(self, recipient: TestRecipient, moment: Moment) -> Action | None:
+        if recipient.stage != moment.stage:
             return None
         pair = moment.sender, moment.recipient.lower()
         match recipient.manner:

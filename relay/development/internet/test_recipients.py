@@ -26,6 +26,7 @@ EXAMPLES = (
     ("bounce+550+no+such+user@example.org", "replies 550 no such user (as in Mailtrap)"),
     ("bounce@simulator.amazonses.com", "replies 550 5.1.1 (as in Amazon SES)"),
     ("bounced@resend.dev", "replies 550 5.1.1 (as in Resend)"),
+    ("temperror@example.org", "replies 451 after the content (as in mox)"),
 )
 
 MARK = "test recipient of relay dev"
@@ -43,6 +44,11 @@ _own_code = re.compile(
 _own_slow = re.compile(r"slow(?P<seconds>[0-9]{1,3})").fullmatch
 _own_later = re.compile(rf"later(?P<code>{_CODE})").fullmatch
 _mailtrap = re.compile(rf"bounce\+(?P<code>{_CODE})(?:\+(?P<text>.+))?", re.IGNORECASE).fullmatch
+# mox takes any local part with these ends; a code alone at the end is also an ordinary address.
+_mox = re.compile(
+    rf"(?P<stage>mailfrom|rcptto|queue)?.*?(?P<end>temperror|permerror|timeout|{_CODE})"
+).fullmatch
+_mox_plain = re.compile(rf"{_CODE}|timeout|.*(?:temperror|permerror)").fullmatch
 
 # The enhanced status of a code, and its text; "" for the general one.
 _USUAL = {
@@ -83,11 +89,12 @@ class Manner(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TestRecipient:
-    """What a test recipient asks for."""
+    """What a test recipient asks for. `stage` is where the host replies, drops or stalls."""
 
     __test__ = False  # its name looks like a class of tests to pytest
     manner: Manner
     reply: str = ""
+    stage: str = "RCPT"
     times: int = 0
     delay_s: float = 0.0
 
@@ -101,7 +108,9 @@ def find_test_recipient(address: str) -> TestRecipient | None:
     if match := _mailtrap(address.rpartition("@")[0]):  # its text in its own case
         return _bounced(match["code"], match["text"])
     _, plus, tag = local.rpartition("+")
-    return _own(tag) if plus else None
+    if plus and (own := _own(tag)):
+        return own
+    return _of_mox(local)
 
 
 def _own(tag: str) -> TestRecipient | None:
@@ -113,10 +122,26 @@ def _own(tag: str) -> TestRecipient | None:
             return None  # RFC 2034 4: the class of the status is that of the code
         return TestRecipient(Manner.REPLY, _reply(code, status), times=int(match["times"] or 0))
     if match := _own_later(tag):
-        return TestRecipient(Manner.LATER, _reply(match["code"]))
+        return TestRecipient(Manner.LATER, _reply(match["code"]), "DOT")
     if (match := _own_slow(tag)) and 0 < int(match["seconds"]) <= DELAY_S_MAX:
         return TestRecipient(Manner.DELAY, delay_s=float(match["seconds"]))
     return None
+
+
+def _of_mox(local: str) -> TestRecipient | None:
+    """Return what mox localserve does for this recipient.
+
+    mox replies to the content, or to the command that the beginning names. Before MAIL a host does
+    not know the recipient, so that "mailfrom" is treated as "rcptto".
+    """
+    match = _mox(local)
+    if not match or not (match["stage"] or _mox_plain(local)):
+        return None
+    stage = "RCPT" if match["stage"] in ("mailfrom", "rcptto") else "DOT"
+    if match["end"] == "timeout":
+        return TestRecipient(Manner.STALL, stage=stage)
+    code = {"temperror": "451", "permerror": "550"}.get(match["end"], match["end"])
+    return TestRecipient(Manner.REPLY, _reply(code), stage)
 
 
 def _bounced(code: str, text: str | None) -> TestRecipient:
