@@ -48,7 +48,6 @@ ELSEWHERE = {
     "Several certificates",
     "HTTPS of `relay dev`",
     "HTTP behind a proxy",
-    "TLS to other hosts",
     "Dovecot and mutt on the same mailboxes",
 }
 
