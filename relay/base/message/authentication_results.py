@@ -101,14 +101,19 @@ def is_aligned(results: Sequence[AuthResult]) -> bool:
     """
     for result in results:
         if result.method == "dmarc":
-            author = result.domain("header.from")
-            return result.result == "pass" or any(
-                found.result == "pass"
-                and author in (found.domain("smtp.mailfrom"), found.domain("header.d"))
-                for found in results
-                if author
+            author = result.domain("header.from").lower()
+            return result.result == "pass" or (
+                result.result == "none"
+                and author != ""
+                and any(author in _passed(other) for other in results)
             )
     return False
+
+
+def _passed(result: AuthResult) -> set[str]:
+    """Return the domain for which SPF of the sender, or DKIM, passed."""
+    names = ("smtp.mailfrom", "header.d") if result.result == "pass" else ()
+    return {result.domain(name).lower() for name in names}
 
 
 def checks_of(results: Sequence[AuthResult]) -> dict[str, Any] | None:

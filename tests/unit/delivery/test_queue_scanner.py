@@ -53,7 +53,8 @@ class Queue:
             (name, hop, due_us, due_us, level, sender_key(sender)),
         )
         self.cursor.execute(
-            "INSERT INTO recipient VALUES (?,1,1,'x@a.test','','','queued','','','','','')", (name,)
+            "INSERT INTO recipient VALUES (?,1,1,'x@a.test','','','queued','','','','','','')",
+            (name,),
         )
         return message_of(
             [(hop, ["x@a.test"])],

@@ -310,7 +310,7 @@ def test_while_others_take_much_memory_a_smaller_body_goes_into_a_file(
         one.feed(sent[at : at + 50])
         if one.needs_spill:
             asyncio.run(one.spill(asyncio.to_thread))
-        held.append(one._budget.taken_bytes - others_bytes)
+        held.append(one.budget.taken_bytes - others_bytes)
     feed_in_blocks(one, b".\r\n", 5)
     content = one.hand_over().content
     assert isinstance(content, LargeContent) is is_large

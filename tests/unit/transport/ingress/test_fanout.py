@@ -108,7 +108,7 @@ def test_what_a_rule_holds_has_an_entry_beside_the_others_of_its_route():
         keep("a@b.test"),
         RecipientVerdict("b@b.test", hold=hold),
         keep("c@b.test", content=1),
-        RecipientVerdict("d@b.test", junk=hold),
+        RecipientVerdict("d@b.test", junk=hold, in_junk=True),
         keep("e@b.test"),
     ]
     result = fan_out(
