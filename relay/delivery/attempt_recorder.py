@@ -138,7 +138,7 @@ class AttemptRecorder:
         took_s: float | None = None,
         unanswered_s: float | None = None,
     ) -> None:
-        """Record an attempt; `reached` and `took_s` as in result_of_attempt(). `unanswered_s`: for
+        """Record an attempt; `reached` and `took_s` as for result_of_attempt(). `unanswered_s`: for
         how long no host has answered; None: one did.
         """
         lookup, fallback = self.lookup_of(claim), self.fallback_for(claim.next_hop)
@@ -149,15 +149,8 @@ class AttemptRecorder:
             schedule = replace(schedule, fallback_us=when_us)
 
         def result() -> AttemptResult:
-            return result_of_attempt(
-                claim,
-                outcomes,
-                time=self._time(),
-                schedule=schedule,
-                reached=reached,
-                lookup=lookup,
-                took_s=took_s,
-            )
+            time = self._time(took_s, lookup)
+            return result_of_attempt(claim, outcomes, time=time, schedule=schedule, reached=reached)
 
         await self._end(claim, result, outcomes, reached=reached)
 
@@ -253,9 +246,8 @@ class AttemptRecorder:
     async def _record_some(
         self, claim: Claim, outcomes: Mapping[int, Outcome], took_s: float | None
     ) -> EndedClaim:
-        result = partial_result(
-            claim, outcomes, time=self._time(), lookup=self.lookup_of(claim), took_s=took_s
-        )
+        time = self._time(took_s, self.lookup_of(claim))
+        result = partial_result(claim, outcomes, time=time)
         in_time, _ = await self._write(result.commit)
         if in_time:
             if result.commit.owed:
@@ -264,8 +256,8 @@ class AttemptRecorder:
             self._count_and_log(claim, result)
         return _UNKNOWN_END
 
-    def _time(self) -> AttemptTime:
-        return AttemptTime(now_us=self.clock.queue_us(), at_us=self.clock.time_us())
+    def _time(self, took_s: float | None = None, lookup: Lookup | None = None) -> AttemptTime:
+        return AttemptTime(self.clock.queue_us(), self.clock.time_us(), took_s, lookup)
 
     async def _record(self, claim: Claim, result: AttemptResult) -> EndedClaim:
         own = result.late

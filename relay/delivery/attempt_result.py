@@ -65,17 +65,6 @@ _NOT_RECORDED = "a host may have the message; look at the log, then release or c
 _UNSURE_EXPIRY_US = 600_000_000  # until the next check of an expiry that may not have passed
 
 
-class AttemptTime(Struct, frozen=True):
-    """The same moment on both clocks: `now_us` is queue time, `at_us` is wall time."""
-
-    now_us: int
-    at_us: int
-
-    def wall_time(self, queue_us: int) -> str:
-        """A queue time as RFC 3339 wall time."""
-        return rfc3339(queue_us + self.at_us - self.now_us)
-
-
 _PUBLISHED = {MTA_STS: "MTA-STS policy", DANE: "TLSA records"}
 _NO_DECISION = TlsDecision(TlsPolicy())  # where nothing was looked up
 
@@ -103,6 +92,20 @@ class Lookup(Struct, frozen=True):
 _NO_LOOKUP = Lookup()
 
 
+class AttemptTime(Struct, frozen=True):
+    """When an attempt ended: `now_us` is queue time, `at_us` the same moment as wall time."""
+
+    now_us: int
+    at_us: int
+    # since a worker took the claim; None if it shares the outcome of another one
+    took_s: float | None = None
+    lookup: Lookup | None = None  # what came first, and how long that took
+
+    def wall_time(self, queue_us: int) -> str:
+        """A queue time as RFC 3339 wall time."""
+        return rfc3339(queue_us + self.at_us - self.now_us)
+
+
 class AttemptResult(Struct, frozen=True):
     """What to commit after an attempt, without the reports, and whom they are about. A report of
     success is one that no other host makes.
@@ -122,12 +125,9 @@ def result_of_attempt(
     time: AttemptTime,
     schedule: RetrySchedule,
     reached: bool = True,
-    lookup: Lookup | None = None,
-    took_s: float | None = None,
 ) -> AttemptResult:
     """Sort the outcomes of one attempt; keys are recipients' ids. Unless `reached`, no host of the
-    next hop answered, and the mail waits at the unreachable priority level. `took_s` is the time
-    since a worker took the claim, None if the claim shares the outcome of another one.
+    next hop answered, and the mail waits at the unreachable priority level.
 
     If some recipients failed and none of the others was attempted, the others are due now. A
     recipient fails after as many attempts without an answer to the final dot as `schedule` allows.
@@ -152,7 +152,7 @@ def result_of_attempt(
     }
     left = [to for to in claim.recipients if isinstance(outcomes.get(to.id), _PENDING)]
     if not left:
-        event = _attempt_event(claim, outcomes, time.at_us, lookup=lookup, took_s=took_s)
+        event = _attempt_event(claim, outcomes, time)
         return AttemptResult(_commit(claim, time, outcomes, event=event), time, kinds)
     outcomes = {
         number: outcome for number, outcome in outcomes.items() if not isinstance(outcome, Captured)
@@ -178,9 +178,7 @@ def result_of_attempt(
     event = _attempt_event(
         claim,
         outcomes,
-        time.at_us,
-        lookup=lookup,
-        took_s=took_s,
+        time,
         held=_NOT_READ if held else "",
         retry="" if held else time.wall_time(retry_us),
     )
@@ -270,15 +268,10 @@ def _no_answer(evidence: Evidence, *, attempts: int) -> Evidence:
 
 
 def partial_result(
-    claim: Claim,
-    outcomes: Mapping[int, Outcome],
-    *,
-    time: AttemptTime,
-    lookup: Lookup | None = None,
-    took_s: float | None = None,
+    claim: Claim, outcomes: Mapping[int, Outcome], *, time: AttemptTime
 ) -> AttemptResult:
     """The result for recipients that are done while the attempt goes on with the others."""
-    event = _attempt_event(claim, outcomes, time.at_us, lookup=lookup, took_s=took_s)
+    event = _attempt_event(claim, outcomes, time)
     reported = _successes(claim, outcomes, at_us=time.at_us)
     owed = {recipient.path for group in reported.values() for recipient in group}
     commit = replace(
@@ -349,7 +342,7 @@ def unrecorded_result(
         cause_attempts=claim.cause_attempts + 1,
     )
     reason = _NOT_RECORDED if may_be_delivered else ""
-    event = _attempt_event(claim, concluded, time.at_us, held=reason)
+    event = _attempt_event(claim, concluded, time, held=reason)
     commit = _commit(claim, time, concluded, event=event, waiting=waiting)
     return AttemptResult(replace(commit, held=may_be_delivered), time)
 
@@ -544,10 +537,8 @@ def _expiry_evidence(claim: Claim, recipient: ClaimedRecipient) -> Evidence:
 def _attempt_event(
     claim: Claim,
     outcomes: Mapping[int, Outcome],
-    at_us: int,
+    time: AttemptTime,
     *,
-    lookup: Lookup | None = None,
-    took_s: float | None = None,
     held: str = "",
     retry: str = "",
 ) -> Event:
@@ -560,8 +551,8 @@ def _attempt_event(
         if (outcome := outcomes.get(recipient.id)) is not None
     ]
     first = next(iter(outcomes.values())).evidence if outcomes else _NO_REPLY
-    session, looked_up = first.session if lookup else None, lookup or _NO_LOOKUP
-    policy = looked_up.policy(first.host, session) if session else ""
+    session, lookup = first.session if time.lookup else None, time.lookup or _NO_LOOKUP
+    policy = lookup.policy(first.host, session) if session else ""
     detail = AttemptDetail(
         entry=claim.entry_id,
         attempt=claim.attempts + 1,
@@ -576,15 +567,15 @@ def _attempt_event(
         encoded=first.encoded,
         left_out=_left_out(outcomes),
         # what is usual is left out: attempts_in() knows it
-        policy="" if policy == USUAL_POLICY and took_s is not None else policy,
+        policy="" if policy == USUAL_POLICY and time.took_s is not None else policy,
         verified=session.verified if session and session.verified != "none" else "",
-        durations=_durations(session, looked_up, took_s) if lookup else {},
-        mx=looked_up.mx,
-        mx_more=looked_up.mx_more,
+        durations=_durations(session, lookup, time.took_s) if time.lookup else {},
+        mx=lookup.mx,
+        mx_more=lookup.mx_more,
         held=held,
         retry=retry,
     )
-    return Event(at_us, detail)
+    return Event(time.at_us, detail)
 
 
 def _left_out(outcomes: Mapping[int, Outcome]) -> tuple[str, ...]:

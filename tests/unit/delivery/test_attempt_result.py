@@ -39,11 +39,11 @@ LOST_REPLY = Indeterminate(Evidence("4.4.2", "lost"), unanswered=True)
 DOUBT = Indeterminate(Evidence("4.4.2", "lost"))
 
 
-def concluded(claim, outcomes, *, now_us: int = 0, wall_offset_us: int = 0, **further):
+def concluded(claim, outcomes, *, now_us=0, wall_offset_us=0, took_s=None, lookup=None, **further):
     return result_of_attempt(
         claim,
         outcomes,
-        time=AttemptTime(now_us, now_us + wall_offset_us),
+        time=AttemptTime(now_us, now_us + wall_offset_us, took_s, lookup),
         schedule=RetrySchedule((60, 300), lambda: 0.5),
         **further,
     )
