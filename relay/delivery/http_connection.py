@@ -10,6 +10,7 @@ import ssl
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass
 from urllib.parse import unquote, urlsplit
 
 import h11
@@ -24,23 +25,17 @@ _INFORMATIONAL_MAX = 8  # responses before an answer (RFC 9110 15.2)
 _REST_S = 0.5  # for the rest of an answer whose body is not needed
 
 
+@dataclass(eq=False)
 class HttpError(Exception):
     """There is no answer. `may_have_arrived`: the request, or a part of it, was written.
     `timed_out`: the time limit has passed. `untrusted`: the certificate is refused.
     """
 
-    def __init__(
-        self,
-        text: str,
-        *,
-        may_have_arrived: bool = False,
-        timed_out: bool = False,
-        untrusted: bool = False,
-    ) -> None:
-        super().__init__(text)
-        self.may_have_arrived = may_have_arrived
-        self.timed_out = timed_out
-        self.untrusted = untrusted
+    text: str
+    _: KW_ONLY
+    may_have_arrived: bool = False
+    timed_out: bool = False
+    untrusted: bool = False
 
 
 class HttpResponse(Struct, frozen=True):

@@ -249,12 +249,8 @@ class OutboundSession(SessionState):
         requests = None
         if claim.next_hop.kind is HopKind.GRAPH:
             content = self._contents.without_own_signatures(content)
-            requests = ClaimRequests(
-                self._recorder.spool,
-                claim,
-                now_us=self._site.clock.queue_us,
-                hostname=self._recorder.hostname,
-            )
+            recorder, clock = self._recorder, self._site.clock
+            requests = ClaimRequests(recorder.spool, claim, clock, recorder.hostname)
         for _ in range(_AGAIN_MAX):
             paths = tuple([recipient.path for recipient in left])
             if requests is not None:

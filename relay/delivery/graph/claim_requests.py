@@ -1,44 +1,41 @@
 """The requests of a claim to Microsoft Graph, as they are in the spool."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+from relay.base.clock import Clock
 from relay.store.spool.engine import SpoolEngine
 from relay.store.spool.types import Claim, CloudRequest, SpoolError
 
 
+@dataclass(eq=False)
 class ClaimRequests:
     """The CloudRequests of a transaction (relay.delivery.smtp.transaction)."""
 
-    def __init__(
-        self,
-        spool: SpoolEngine,
-        claim: Claim,
-        *,
-        now_us: Callable[[], int],
-        hostname: str,
-    ) -> None:
-        self.now_us = now_us
-        live = {recipient.id for recipient in claim.recipients}
+    spool: SpoolEngine
+    claim: Claim
+    clock: Clock  # for queue time
+    hostname: str
+    recipients: tuple[int, ...] = ()
+    ended: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        extra, live = self.claim.extra, {recipient.id for recipient in self.claim.recipients}
         self.requests = tuple(
-            request for request in claim.extra.requests if live.intersection(request.recipients)
+            request for request in extra.requests if live.intersection(request.recipients)
         )
-        self.recipients: tuple[int, ...] = ()
-        self.ended: set[str] = set()
-        self._spool = spool
-        self._claim = claim
-        self._before = claim.extra.requests_before
-        self._hostname = hostname
+        self._before = extra.requests_before
 
     async def note(self, requests: Sequence[CloudRequest], *, new: int = 0) -> None:
         """CloudRequests.note."""
         before = self._before + new
-        if not await self._spool.note_requests(self._claim, requests, before=before):
+        if not await self.spool.note_requests(self.claim, requests, before=before):
             raise SpoolError("the claim has another owner")
         self.requests, self._before = tuple(requests), before
 
     async def message_id(self, own_id: str) -> str:
         """CloudRequests.message_id."""
-        if own_id and not self._before and await self._spool.is_first_with(self._claim, own_id):
+        if own_id and not self._before and await self.spool.is_first_with(self.claim, own_id):
             return own_id
-        queue_id, number = self._claim.key
-        return f"<{queue_id}.{number}.{self._before + 1}@{self._hostname}>"
+        queue_id, number = self.claim.key
+        return f"<{queue_id}.{number}.{self._before + 1}@{self.hostname}>"

@@ -316,7 +316,7 @@ class _GraphTransaction:
     # -- requests of earlier attempts
     async def _resume(self, request: CloudRequest, numbers: Sequence[int]) -> Outcome | None:
         """Return the outcome for these recipients of a request; None if they need another one."""
-        message, now_us = await self._look(request), self._requests.now_us()
+        message, now_us = await self._look(request), self._requests.clock.queue_us()
         if message is None:
             if now_us < max(request.posted_us, request.sent_us) + LOOKED_FOR_US:
                 return self._deferred("the message is looked for in Drafts and Sent Items")
@@ -368,7 +368,7 @@ class _GraphTransaction:
         request = replace(request, message_id=message_id)
         body = await self._body(request)
         await self._before_post()
-        request = replace(request, posted_us=requests.now_us())
+        request = replace(request, posted_us=requests.clock.queue_us())
         await self._note(request, new=1)
         try:
             answer = await self._ask("POST", request, "messages", body=body)
@@ -385,7 +385,7 @@ class _GraphTransaction:
     async def _send(self, request: CloudRequest, draft: str) -> Outcome:
         """Send a draft."""
         await self._before_post()
-        sent = replace(request, draft=draft, sent_us=self._requests.now_us())
+        sent = replace(request, draft=draft, sent_us=self._requests.clock.queue_us())
         await self._note(sent, without=request)
         answer = await self._ask("POST", request, f"{_path(draft)}/send")
         if answer.status in TAKEN:

@@ -186,10 +186,9 @@ async def connect(
     ends_s = asyncio.get_running_loop().time() + timeouts.session_s  # real time: a peer
     knows_ehlo = True
     while True:
-        setup = _SessionSetup(target, ehlo_name, timeouts, stopwatch=stopwatch)
-        setup.get_token = get_token
+        setup = _SessionSetup(target, ehlo_name, timeouts, stopwatch, get_token, knows_ehlo)
         try:
-            return await setup.session(ends_s, knows_ehlo=knows_ehlo)
+            return await setup.session(ends_s)
         except ConnectError as error:
             if asked.tls.testing and not stopwatch.mismatch and (error.tls_result or setup.hung_up):
                 stopwatch.mismatch, stopwatch.verified = error.tls_result or _NO_STARTTLS, "none"
@@ -252,30 +251,30 @@ class _Stopwatch:
         return SessionEvidence(self.verified, self._level, connect_ms, tls_ms, self.mismatch)
 
 
+@dataclass(eq=False, repr=False)
 class _SessionSetup:
     """One session being set up; `_stage` is the step that a failure belongs to."""
 
-    def __init__(
-        self, target: Target, ehlo_name: str, timeouts: Timeouts, *, stopwatch: _Stopwatch
-    ) -> None:
-        self._target = target
-        self._timeouts = timeouts
-        self._stopwatch = stopwatch
-        self._ehlo_name = ehlo_name
+    target: Target
+    ehlo_name: str
+    timeouts: Timeouts
+    stopwatch: _Stopwatch
+    get_token: GetToken
+    knows_ehlo: bool
+    hung_up: bool = False  # the host closed the connection in place of a reply to EHLO
+
+    def __post_init__(self) -> None:
         self._stage = SmtpStage.CONNECT
-        self._knows_ehlo = True
-        self.get_token: GetToken = _no_token
-        self.hung_up = False  # the host closed the connection in place of a reply to EHLO
         self._client = aiosmtplib.SMTP(
-            local_hostname=ehlo_name,
-            timeout=timeouts.command_s,
+            local_hostname=self.ehlo_name,
+            timeout=self.timeouts.command_s,
             start_tls=False,
             tls_context=self._context(),
         )
 
     def _context(self) -> ssl.SSLContext:
         """Raises ConnectError if the CA file cannot be read (any more)."""
-        target = self._target
+        target = self.target
         if target.tls.level != "verify":
             return unverified_context()
         try:
@@ -285,15 +284,14 @@ class _SessionSetup:
             why = "it holds no certificates" if is_read else reason(error)
             raise self._no_tls(f"the CA file {target.tls.ca} cannot be used: {why}") from error
 
-    async def session(self, ends_s: float, *, knows_ehlo: bool) -> Connection:
+    async def session(self, ends_s: float) -> Connection:
         """Return the session, before the loop's time `ends_s`. Raises ConnectError."""
-        self._knows_ehlo = knows_ehlo
         try:
             async with asyncio.timeout_at(ends_s):  # real time: a peer
                 return await self._session()
         except TimeoutError:
-            text = f"no session within {self._timeouts.session_s:g} s"
-            text = f"{self._target}: {self._stage}: {text}"
+            text = f"no session within {self.timeouts.session_s:g} s"
+            text = f"{self.target}: {self._stage}: {text}"
             raise self._trouble(SessionFailure.SLOW, text) from None
 
     async def _session(self) -> Connection:
@@ -318,45 +316,45 @@ class _SessionSetup:
 
     async def _open(self) -> None:
         """Connect by TCP or Unix socket, with implicit TLS if required, and read the banner."""
-        target, loop = self._target, asyncio.get_running_loop()
+        target, loop = self.target, asyncio.get_running_loop()
         protocol = _TolerantProtocol(loop)
         tls: dict[str, Any] = {}
         if target.tls.implicit:
             tls = {
                 "ssl": self._client.tls_context,
                 "server_hostname": target.tls_name,
-                "ssl_handshake_timeout": self._timeouts.command_s,
+                "ssl_handshake_timeout": self.timeouts.command_s,
             }
-        self._stopwatch.begin()
+        self.stopwatch.begin()
         if target.path:
             opening = loop.create_unix_connection(lambda: protocol, target.path, **tls)
         else:
-            sock = await _dialled(target, self._timeouts.connect_s)
+            sock = await _dialled(target, self.timeouts.connect_s)
             opening = loop.create_connection(lambda: protocol, sock=sock, **tls)
         if tls:
-            self._stopwatch.begin(in_tls=True)
+            self.stopwatch.begin(in_tls=True)
             self._stage = SmtpStage.STARTTLS
         self._client.transport, self._client.protocol = await opening
         self._stage = SmtpStage.BANNER
-        banner = await protocol.read_response(self._timeouts.command_s)
+        banner = await protocol.read_response(self.timeouts.command_s)
         if banner.code != _READY:
             raise aiosmtplib.SMTPResponseException(banner.code, banner.message)
         self._check_name(banner)
-        self._stopwatch.end()
+        self.stopwatch.end()
 
     async def _hello(self) -> None:
         """Send EHLO, or HELO if the host does not know EHLO. LMTP has LHLO only (RFC 2033 4.1)."""
         self._stage = SmtpStage.EHLO
-        if self._target.lmtp:
+        if self.target.lmtp:
             self._stage = SmtpStage.LHLO
-            answer = await self._client.execute_command(b"LHLO", self._ehlo_name.encode())
+            answer = await self._client.execute_command(b"LHLO", self.ehlo_name.encode())
             if answer.code != _COMPLETED:
                 raise aiosmtplib.SMTPHeloError(answer.code, answer.message)
             self._client.last_ehlo_response = answer
             return
         is_secure = self._tls() is not None
         try:
-            if self._knows_ehlo:
+            if self.knows_ehlo:
                 self._check_name(await self._client.ehlo())
                 return
         except aiosmtplib.SMTPHeloError as error:
@@ -372,15 +370,15 @@ class _SessionSetup:
         to itself by another address. Raises ConnectError.
         """
         name, *_ = reply.message.split(None, 1) or [""]
-        if self._target.is_mx and name.rstrip(".").lower() == self._ehlo_name.lower():
-            text = f"{self._target}: the host calls itself {name}, as this relay: mail loops back"
+        if self.target.is_mx and name.rstrip(".").lower() == self.ehlo_name.lower():
+            text = f"{self.target}: the host calls itself {name}, as this relay: mail loops back"
             # RFC 3463 3.5
             outcome = Failed(self._place_of_failure().evidence("5.4.6", text))
             raise ConnectError(outcome, self._stage)
 
     async def _secure(self) -> None:
         """STARTTLS as the level says, then EHLO again (RFC 3207 4.2)."""
-        target, level = self._target, self._target.tls.level
+        target, level = self.target, self.target.tls.level
         if level == "none" or target.tls.implicit:
             return
         if not self._client.supports_extension("starttls"):
@@ -390,15 +388,15 @@ class _SessionSetup:
             text = f"{target}: the host does not offer STARTTLS, and {why}"
             raise self._no_tls(text, "4.7.4", result=_NO_STARTTLS)
         self._stage = SmtpStage.STARTTLS
-        self._stopwatch.begin(in_tls=True)
+        self.stopwatch.begin(in_tls=True)
         await self._client.starttls(server_hostname=target.tls_name)
-        self._stopwatch.end()
+        self.stopwatch.end()
         self._check_certificate()
         await self._hello()
 
     def _check_certificate(self) -> None:
         """Compare the certificate with what the policy demands. Raises ConnectError."""
-        target, tls = self._target, self._tls()
+        target, tls = self.target, self._tls()
         if tls is None:
             return
         names = target.tls.for_host(target.host or target.address).names
@@ -409,10 +407,10 @@ class _SessionSetup:
             if mismatch is not None:
                 text = f"{target}: {printable(mismatch.text.encode('utf-8', 'replace'))}"
                 raise self._no_tls(text, result=mismatch.result, peer=self._peer())
-            self._stopwatch.verified = "dane"
+            self.stopwatch.verified = "dane"
         if target.tls.level != "verify":
             return
-        self._stopwatch.verified = "chain"  # by the context, in the handshake
+        self.stopwatch.verified = "chain"  # by the context, in the handshake
         certificate = tls.getpeercert() or {}
         if not any(certificate_matches(certificate, name) for name in names):
             owner = printable(certificate_names(certificate).encode("utf-8", "replace"))
@@ -425,23 +423,23 @@ class _SessionSetup:
                 result="certificate-host-mismatch",
                 peer=self._peer(),
             )
-        self._stopwatch.verified = "name"
+        self.stopwatch.verified = "name"
 
     async def _check_requiretls(self) -> None:
         """Check that the host takes mail with REQUIRETLS, if this is for such (RFC 8689 4.2.1)."""
-        if not self._target.tls.requiretls or self._client.supports_extension("requiretls"):
+        if not self.target.tls.requiretls or self._client.supports_extension("requiretls"):
             return
         peer = self._peer()
         with suppress(aiosmtplib.SMTPException, OSError):
             await self._client.quit(timeout=_QUIT_S)  # real time: a peer
-        text = f"{self._target}: the host does not offer REQUIRETLS, which the message demands"
+        text = f"{self.target}: the host does not offer REQUIRETLS, which the message demands"
         raise ConnectError(
             Failed(peer.evidence(NEEDED, text)), SmtpStage.EHLO, "requiretls-not-supported"
         )
 
     async def _token(self, refused: str = "", words: str = "") -> str:
         """Return a token for the login, "" for one by password. Raises ConnectError."""
-        login = self._target.login
+        login = self.target.login
         if login is None or not login.oauth:
             return ""
         try:
@@ -451,7 +449,7 @@ class _SessionSetup:
             raise self._trouble(SessionFailure.LOST, f"{words}{error}") from None
 
     async def _log_in(self, token: str) -> None:
-        target = self._target
+        target = self.target
         if target.login is None:
             return
         self._stage = SmtpStage.AUTH
@@ -486,7 +484,7 @@ class _SessionSetup:
             return
         if answer.code // 100 != 5 or not again:
             raise aiosmtplib.SMTPResponseException(answer.code, words)
-        refused = f"{self._target}: {answer.code} {printable(words.encode())}; "
+        refused = f"{self.target}: {answer.code} {printable(words.encode())}; "
         await self._log_in_by_token(login, await self._token(token, refused), again=False)
 
     def _take_over(self) -> Connection:
@@ -500,10 +498,10 @@ class _SessionSetup:
         in_tls = self._tls() is not None
         extensions = Extensions.offered(self._client.esmtp_extensions, in_tls=in_tls)
         stream = cast("asyncio.Transport", transport)
-        peer = structs.replace(self._peer(), offers_dsn=extensions.dsn, lmtp=self._target.lmtp)
+        peer = structs.replace(self._peer(), offers_dsn=extensions.dsn, lmtp=self.target.lmtp)
         wire = SmtpClientProtocol(stream, takes_text=not extensions.pipelining)
         stream.set_protocol(wire)
-        return Connection(wire, peer=peer, extensions=extensions, timeouts=self._timeouts)
+        return Connection(wire, peer=peer, extensions=extensions, timeouts=self.timeouts)
 
     def _tls(self) -> ssl.SSLObject | None:
         transport = self._client.transport
@@ -534,14 +532,14 @@ class _SessionSetup:
         text = f"{text}; {advice}" if advice else text
         peer = peer or self._place_of_failure()
         outcome: Deferred | Failed = Deferred(peer.evidence(status, text), DeferralClass.TLS)
-        if self._target.tls.requiretls and result:
+        if self.target.tls.requiretls and result:
             outcome = Failed(peer.evidence(NEEDED, text))
         return ConnectError(outcome, SmtpStage.STARTTLS, result)
 
     def _place_of_failure(self) -> Peer:
         """Return the host of a session that ended before TLS and EHLO were complete."""
-        evidence = self._stopwatch.evidence()
-        return Peer(self._target.host, address=str(self._target), session=evidence)
+        evidence = self.stopwatch.evidence()
+        return Peer(self.target.host, address=str(self.target), session=evidence)
 
     def _trouble(
         self, trouble: SessionFailure, text: str, *, peer: Peer | None = None
@@ -557,7 +555,7 @@ class _SessionSetup:
         reply, peer = Reply(error.code, text), self._place_of_failure()
         is_reply = error.code > 0
         if is_reply and self._is_refused_tls:
-            return self._no_tls(f"{self._target}: {self._stage}: {reply}")
+            return self._no_tls(f"{self.target}: {self._stage}: {reply}")
         outcome = classify(self._stage, reply, peer) if is_reply else None
         if outcome is None:
             text = f"{reply if is_reply else text} is no answer to {self._stage}"
@@ -570,7 +568,7 @@ class _SessionSetup:
         cause = error if isinstance(error, ssl.SSLError) else error.__cause__
         if isinstance(cause, ssl.SSLCertVerificationError):
             return self._no_tls(
-                f"{self._target}: the certificate is refused: {cause.verify_message}",
+                f"{self.target}: the certificate is refused: {cause.verify_message}",
                 advice="correct the certificate, or name its CA in the route's ca",
                 result=_CERTIFICATE_RESULTS.get(cause.verify_code, "validation-failure"),
             )
@@ -582,7 +580,7 @@ class _SessionSetup:
         elif isinstance(error, ValueError) and not isinstance(error, OSError):
             trouble = SessionFailure.PROTOCOL
         # the address and, once connected, the command without a reply
-        place = f"{self._target}" + (f": {self._stage}" if self._stage != SmtpStage.CONNECT else "")
+        place = f"{self.target}" + (f": {self._stage}" if self._stage != SmtpStage.CONNECT else "")
         said = error.__cause__ if error.__cause__ and str(error.__cause__) else error
         text = f"{place}: {reason(said)}"
         return self._no_tls(text) if self._is_refused_tls else self._trouble(trouble, text)
@@ -595,11 +593,11 @@ class _SessionSetup:
     @property
     def _demand(self) -> str:
         """What in the DNS, or the message, demands TLS."""
-        if self._target.tls_by == REQUIRETLS:
+        if self.target.tls_by == REQUIRETLS:
             return "the message demands TLS with a verified host (REQUIRETLS)"
-        if self._target.tls.level == "dane":
+        if self.target.tls.level == "dane":
             return "the TLSA records of the host demand TLS (DANE)"
-        if self._target.tls_by == MTA_STS:
+        if self.target.tls_by == MTA_STS:
             return "the MTA-STS policy of the domain demands TLS and its name"
         return ""
 

@@ -17,6 +17,7 @@ from typing import Protocol, Self
 
 from msgspec import Struct
 
+from relay.base.clock import Clock
 from relay.base.message.content import Content, is_eight_bit, memory_part, size_of
 from relay.base.message.envelope import Envelope, ForwardPath, domain_of, encode_orcpt, encode_xtext
 from relay.base.message.outcome import (
@@ -69,7 +70,7 @@ class CloudRequests(Protocol):
     requests: tuple[CloudRequest, ...]  # as they are in the spool
     recipients: tuple[int, ...]  # the numbers of Transaction.recipients, in their order
     ended: set[str]  # the Message-IDs of those whose recipients have an outcome in this attempt
-    now_us: Callable[[], int]  # queue time
+    clock: Clock  # for queue time
 
     async def note(self, requests: Sequence[CloudRequest], *, new: int = 0) -> None:
         """Make these requests durable; `new` 1: the last one is new; -1: one is missing that had no
