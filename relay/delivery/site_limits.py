@@ -126,9 +126,8 @@ class ConcurrencyLimit:
         self._begun_before = 0  # transactions begun before the last decrease, without a result yet
         self._full_at = ceiling
         self._full_until_s = 0.0
-        self._running: dict[
-            Hashable, float
-        ] = {}  # when the transaction of each session is slow, oldest first
+        # when the transaction of each session is slow, oldest first
+        self._running: dict[Hashable, float] = {}
 
     def allows(self, connections: int, now_s: float) -> bool:
         """Whether there may be that many connections now."""

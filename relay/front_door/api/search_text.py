@@ -31,9 +31,8 @@ from relay.store.journeys.message_list import MAIL, MessageSearch, SearchedTag
 TEXT_CHARACTERS_MAX = 1000
 WORDS_MAX = 20
 _SIZE = re.compile(r"([0-9]{1,12})([kmg]?)b?", re.ASCII | re.IGNORECASE)
-_TIME = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T|\Z)", re.ASCII
-)  # a text that begins with a date
+# a text that begins with a date
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T|\Z)", re.ASCII)
 _BYTES = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3}
 _FIELDS = ("sender", "to", "subject", "state", "key")  # conditions that are also parameters
 # A prefix, then a value or a word. In quotes a quote is twice; the last one may be missing.

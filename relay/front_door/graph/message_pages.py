@@ -69,9 +69,8 @@ class MessagePage(Struct, frozen=True):
             ]
         if self.expand.attachments is None:
             return await self._in_memory(request, items, left_bytes)
-        expanded(
-            (), self.expand.attachments
-        )  # an invalid $filter is an error before the first octet
+        # An invalid $filter is an error before the first octet.
+        expanded((), self.expand.attachments)
         size_bytes, count = 0, 0
         for message in self.items:
             its_bytes = self._expanded_bytes(request, message)

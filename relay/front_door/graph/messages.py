@@ -172,9 +172,8 @@ async def change_message(request: GraphRequest) -> Response:
                 except NotADraftError as error:
                     if (await request.find_message()).is_draft:
                         raise
-                    raise BeingSentError(
-                        _NOT_A_SCHEDULED_DRAFT
-                    ) from error  # the draft was sent meanwhile
+                    # The draft was sent meanwhile.
+                    raise BeingSentError(_NOT_A_SCHEDULED_DRAFT) from error
                 if counted is not NOTHING:
                     counted.keep()
                     usage = request.dependencies.usage

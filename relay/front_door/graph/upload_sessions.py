@@ -97,9 +97,8 @@ async def _put(
 ) -> Response:
     content_range = read_content_range(request.headers.get("content-range", ""), upload.size)
     if upload.received == upload.size and content_range.end == upload.size - 1:
-        return await _attached(
-            dependencies, request, token
-        )  # a repeat: the response was lost, or attaching failed
+        # A repeat: the response was lost, or attaching failed.
+        return await _attached(dependencies, request, token)
     if content_range.start != upload.received:
         is_overlap = content_range.start < upload.received
         error = errors.RANGE_OVERLAP if is_overlap else errors.RANGE_OUT_OF_ORDER

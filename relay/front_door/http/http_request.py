@@ -29,9 +29,8 @@ BODY_COMPLETE = "relay.body_complete"  # scope key: the whole body has arrived
 CLOSE = "relay.close"  # scope key: a function that closes the connection
 ABORT = "relay.abort"  # scope key: a function that closes it without waiting for the client
 ALLOW_RESPONSE = "relay.allow_response"  # scope key: a function that admits a large response
-COUNTED_ADDRESS = (
-    "relay.counted_address"  # scope key: the address by which failures count, "" for none
-)
+# scope key: the address by which failures count, "" for none
+COUNTED_ADDRESS = "relay.counted_address"
 _PART_ID = "relay.part_id"  # scope key: the id of a request that is part of a batch
 _PAGE_BYTES = "relay.page_bytes"  # scope key: the octets that a page of such a request may have
 

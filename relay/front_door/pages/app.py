@@ -52,9 +52,8 @@ PREFIXES = (
 REQUESTS_OF_VISITOR_MAX = 32  # at once, so that the searches of one visitor do not delay the others
 _TOO_MANY = "Too many pages of this account are being read at once. Try again in a moment."
 _BODY_BYTES_MAX = 1 << 20
-_HELD_BYTES_MAX = (
-    8 << 20
-) + REQUESTS_MAX * LOGIN_BYTES_MAX  # enough for all requests: slow clients cannot use it up
+# enough for all requests: slow clients cannot use it up
+_HELD_BYTES_MAX = (8 << 20) + REQUESTS_MAX * LOGIN_BYTES_MAX
 
 
 def create_app(

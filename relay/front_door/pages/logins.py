@@ -157,9 +157,8 @@ class Sessions:
         """`clock` is a real clock: an advance by days would end all logins."""
         self._accounts = accounts
         self._clock = clock
-        self._sessions = BoundedDict[bytes, Session](
-            SESSIONS_MAX
-        )  # the most recently used is the last
+        # the most recently used is the last
+        self._sessions = BoundedDict[bytes, Session](SESSIONS_MAX)
 
     def __len__(self) -> int:
         return len(self._sessions)

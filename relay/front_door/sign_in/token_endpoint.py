@@ -54,9 +54,8 @@ SIGN_IN_PATHS = (  # after the tenant
 )
 
 BODY_BYTES_MAX = 16 * 1024
-_HELD_BYTES_MAX = (
-    REQUESTS_MAX * BODY_BYTES_MAX
-)  # enough for all requests: slow clients cannot use it up
+# enough for all requests: slow clients cannot use it up
+_HELD_BYTES_MAX = REQUESTS_MAX * BODY_BYTES_MAX
 _READ_TIMEOUT_S = 30.0
 _FIELDS_MAX = 64
 TEXT_MAX = 1024  # octets of tenant and of scope: the token, which has a limit too, repeats them

@@ -44,9 +44,8 @@ from relay.store.mailbox.maildir import (
 from relay.store.mailbox.pending_submission import PendingSubmission, SendOptions, SubmissionKey
 from relay.store.mailbox.store_part import StorePart
 
-FIRST_SUBMISSION = (
-    1  # of a draft made by sendMail: the draft is removed if the submission never became ready
-)
+# of a draft made by sendMail: the draft is removed if the submission never became ready
+FIRST_SUBMISSION = 1
 SUBMISSION_FILE_NAME = re.compile(r"([0-9a-z]{16})\.(\d{1,20})@(\d{1,18})")
 _PREPARED = re.compile(r"([0-9a-z]{16}\.\d{1,20})(?:(\+)|@([0-9a-z-]{1,100}))?")
 _COPIED = "copied"  # if this file exists, restored submissions are copies and not hard links

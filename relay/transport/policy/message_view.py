@@ -94,9 +94,8 @@ class MessageView:
         self.size: int = like.size if like else content.size
         self._pattern_sets = pattern_sets
         self._between_parts = between_parts  # raises when the evaluation was given up
-        self._archives = archives or MessageArchives(
-            between_parts
-        )  # one for all views of a message
+        # one for all views of a message
+        self._archives = archives or MessageArchives(between_parts)
         self._found: dict[str, Mapping[Pattern, str]] = {}
         self.known: dict[int, bool] = {}  # results, by the number of the condition
         self.shared: _Shared = like.shared if like else _Shared()

@@ -239,13 +239,11 @@ class _ExpressionParser:
 
     def _comparison(self) -> Expression:
         left = self._primary()
-        if self._tokenizer.next.word == "in":
+        word = self._tokenizer.next.word
+        if word == "in":
             return self._membership(left)
-        if self._tokenizer.next.word not in _COMPARISONS:
-            if self._tokenizer.next.kind is TokenKind.NAME and self._tokenizer.next.word not in (
-                "and",
-                "or",
-            ):
+        if word not in _COMPARISONS:
+            if word not in ("", "and", "or"):
                 raise self._tokenizer.error(f"one of {', '.join(_COMPARISONS)}, in, and, or")
             return left
         operator = self._tokenizer.take()

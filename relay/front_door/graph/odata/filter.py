@@ -165,10 +165,7 @@ class _FilterBinder(Generic[Result]):
 
     def _comparison(self, comparison: Comparison) -> Result:
         operator = Operator(comparison.operator.word)
-        left, right = (
-            _without_case_functions(comparison.left),
-            _without_case_functions(comparison.right),
-        )
+        left, right = map(_without_case_functions, (comparison.left, comparison.right))
         if isinstance(left, Literal) and not isinstance(right, Literal):
             left, right = right, left
             operator = _MIRRORED.get(operator, operator)
