@@ -37,7 +37,7 @@ from relay.delivery.smtp.connection import Timeouts
 from relay.delivery.smtp.transaction import Transaction
 from relay.development.internet.behaviour import ForwardedTo, ReceivedMail
 from relay.development.internet.test_recipients import Manner, find_test_recipient
-from relay.formats.dsn import ReportedRecipient, ReportKind, write_dsn
+from relay.formats.dsn import Report, ReportedRecipient, ReportKind, write_dsn
 from relay.store.mailbox.delivery_store import DeliveryStore
 from relay.store.mailbox.errors import (
     ContentUnreadableError,
@@ -170,16 +170,11 @@ class SimulatedRecipients:
         )
         evidence = Evidence(split_reply(reply).status, reply)
         failed = [ReportedRecipient(path, evidence, last_attempt_us=now_us)]
-        write_words = partial(
-            ReportTexts().write, ReportKind.FAILED, facts, failed, hostname=mail.host
-        )
+        report = Report(ReportKind.FAILED, facts, failed, mail.host)
         return write_dsn(
-            ReportKind.FAILED,
-            facts,
-            failed,
+            report,
             content=mail.content,
-            words=lambda header: write_words(header=header),
-            hostname=mail.host,
+            words=partial(ReportTexts().write, report),
             report_id=queue_id,
             now_us=now_us,
         )

@@ -95,6 +95,15 @@ class ReportedRecipient(Struct, frozen=True):
     is_delivered: bool = False  # of a success: delivered, not only relayed
 
 
+class Report(Struct, frozen=True):
+    """Which host reports what to the reverse-path; the times of `message` are wall-clock times."""
+
+    kind: ReportKind
+    message: MessageFacts
+    recipients: Sequence[ReportedRecipient]
+    hostname: str
+
+
 class HumanPart(Struct, frozen=True):
     """The part for people: the same content as text and as HTML, and its language tag."""
 
@@ -118,42 +127,38 @@ class ReportPart(Struct, frozen=True):
 
 
 def write_dsn(
-    kind: ReportKind,
-    message: MessageFacts,
-    recipients: Sequence[ReportedRecipient],
+    report: Report,
     *,
     content: Content,
     words: Callable[[Header], HumanPart],
-    hostname: str,
     report_id: str,
     now_us: int,
 ) -> bytes:
-    """Return one DSN about `recipients` of `message`, to its reverse-path.
+    """Return one DSN.
 
-    `words` writes the part for people from the original's header. The times of `message` are
-    wall-clock times here. Only the header of a large `content` is read.
+    `words` writes the part for people from the original's header. Only the header of a large
+    `content` is read.
     The DSN must be sent with the null reverse-path and NOTIFY=NEVER, and with SMTPUTF8 if the
     reverse-path is not ASCII. `report_id` is unique; Message-ID and boundary are made from it.
     """
     original = _original(content)
     parts = (
         human_part(words(original.header), report_id),
-        _status_part(kind, message, recipients, hostname=hostname),
-        _returned_part(kind, message, original),
+        _status_part(report),
+        _returned_part(report.kind, report.message, original),
     )
     head = report_fields(
-        author=f"Mail Delivery System <MAILER-DAEMON@{hostname}>",
-        to=message.envelope.reverse_path,
-        subject=f"{_TITLES[kind]}: {short_subject(original.header) or '(no subject)'}",
-        message_id=f"<{report_id}.dsn@{hostname}>",
+        author=f"Mail Delivery System <MAILER-DAEMON@{report.hostname}>",
+        to=report.message.envelope.reverse_path,
+        subject=f"{_TITLES[report.kind]}: {short_subject(original.header) or '(no subject)'}",
+        message_id=f"<{report_id}.dsn@{report.hostname}>",
         now_us=now_us,
         thread=thread_fields(original.header),
     )
     # Exim's field, for programs; addresses that are not ASCII are left out
-    failed = [
-        recipient.path.address for recipient in recipients if recipient.path.address.isascii()
-    ]
-    if failed and kind is ReportKind.FAILED:
+    addresses = [recipient.path.address for recipient in report.recipients]
+    failed = [address for address in addresses if address.isascii()]
+    if failed and report.kind is ReportKind.FAILED:
         head += field("X-Failed-Recipients", ", ".join(failed[:_NAMED_RECIPIENTS_MAX]))
     return joined_report(head, "delivery-status", parts, boundary=f"=_dsn_{report_id}")
 
@@ -256,17 +261,12 @@ def human_part(words: HumanPart, report_id: str) -> ReportPart:
     return ReportPart(f'multipart/alternative;\r\n boundary="{boundary}"', body)
 
 
-def _status_part(
-    kind: ReportKind,
-    message: MessageFacts,
-    recipients: Sequence[ReportedRecipient],
-    *,
-    hostname: str,
-) -> ReportPart:
+def _status_part(report: Report) -> ReportPart:
     """Write RFC 3464's machine-readable part: one block of the message, one per recipient."""
+    kind, message = report.kind, report.message
     international = _is_international(message)
-    blocks = [_message_block(message, hostname)]
-    blocks += [_recipient_block(kind, recipient, international) for recipient in recipients]
+    blocks = [_message_block(message, report.hostname)]
+    blocks += [_recipient_block(kind, recipient, international) for recipient in report.recipients]
     if kind is ReportKind.DELAYED and message.expires_us:
         for block in blocks[1:]:
             block.append(("Will-Retry-Until", date_field(message.expires_us)))
@@ -293,12 +293,12 @@ def _message_block(message: MessageFacts, hostname: str) -> list[tuple[str, str]
 
 
 def _recipient_block(
-    report: ReportKind, recipient: ReportedRecipient, international: bool
+    kind: ReportKind, recipient: ReportedRecipient, international: bool
 ) -> list[tuple[str, str]]:
     path, evidence = recipient.path, recipient.evidence
     block = [
         *address_fields(path.address, path.orcpt, international=international),
-        ("Action", report.action),
+        ("Action", kind.action),
         ("Status", evidence.status),
     ]
     if evidence.remote and evidence.host:

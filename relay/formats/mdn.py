@@ -12,6 +12,8 @@ MS-OXCMAIL (X-Auto-Response-Suppress).
 import re
 from collections.abc import Callable
 
+from msgspec import Struct
+
 from relay.base.message.address import own_mailbox
 from relay.base.message.content import Content, LargeContent
 from relay.base.message.envelope import ForwardPath, MessageFacts, Source
@@ -139,22 +141,24 @@ def _knows_options(header: Header) -> bool:
     return all(importance == "optional" for importance in wants)
 
 
-def write_mdn(
-    kind: ReceiptKind,
-    request: ReceiptRequest,
-    *,
-    words: HumanPart,
-    is_manual: bool,
-    hostname: str,
-    report_id: str,
-    now_us: int,
-) -> bytes:
+class Receipt(Struct, frozen=True):
+    """A read receipt that a host writes at a time, about a message that was read or deleted."""
+
+    kind: ReceiptKind
+    request: ReceiptRequest
+    hostname: str
+    now_us: int
+    queue_id: str = ""  # of the message
+    is_manual: bool = False  # the user decided to send it
+
+
+def write_mdn(receipt: Receipt, *, words: HumanPart, report_id: str) -> bytes:
     """Return the notification to `request.to`. `words` is the part for people.
 
-    `is_manual`: the user decided to send it. `report_id` is unique; Message-ID and boundary are
-    made from it. The notification must be sent with the null reverse-path and NOTIFY=NEVER, and
-    with SMTPUTF8 if `request.to` is not ASCII.
+    `report_id` is unique; Message-ID and boundary are made from it. The notification must be sent
+    with the null reverse-path and NOTIFY=NEVER, and with SMTPUTF8 if `request.to` is not ASCII.
     """
+    request, hostname = receipt.request, receipt.hostname
     subject = one_line(request.subject) or "(no subject)"
     is_international = not request.to.isascii()
     is_plain = is_international or request.recipient.isascii()
@@ -162,28 +166,26 @@ def write_mdn(
     head = report_fields(
         author=f"<{sender}>",
         to=request.to,
-        subject=f"{_TITLES[kind]}: {subject}",
+        subject=f"{_TITLES[receipt.kind]}: {subject}",
         message_id=f"<{report_id}.mdn@{hostname}>",
-        now_us=now_us,
+        now_us=receipt.now_us,
         thread=[request.thread.encode("ascii")],
     )
     subtype = "global-disposition-notification" if is_international else "disposition-notification"
-    status = _disposition(kind, request, is_manual=is_manual, hostname=hostname)
-    parts = (human_part(words, report_id), ReportPart(f"message/{subtype}", status))
+    parts = (human_part(words, report_id), ReportPart(f"message/{subtype}", _disposition(receipt)))
     return joined_report(head, "disposition-notification", parts, boundary=f"=_mdn_{report_id}")
 
 
-def _disposition(
-    kind: ReceiptKind, request: ReceiptRequest, *, is_manual: bool, hostname: str
-) -> bytes:
+def _disposition(receipt: Receipt) -> bytes:
     """Write the machine-readable part (RFC 8098 3.1)."""
+    request = receipt.request
     international = not request.to.isascii()
-    mode = "manually" if is_manual else "automatically"
-    fields = [("Reporting-UA", f"{hostname}; Relay")]
+    mode = "manually" if receipt.is_manual else "automatically"
+    fields = [("Reporting-UA", f"{receipt.hostname}; Relay")]
     fields += address_fields(request.recipient, request.orcpt, international=international)
     if request.message_id:
         fields.append(("Original-Message-ID", request.message_id))
-    fields.append(("Disposition", f"manual-action/MDN-sent-{mode}; {_TYPES[kind]}"))
+    fields.append(("Disposition", f"manual-action/MDN-sent-{mode}; {_TYPES[receipt.kind]}"))
     return b"".join(fold(name, one_line(value)) for name, value in fields)
 
 

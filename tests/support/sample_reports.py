@@ -1,6 +1,7 @@
 """Reports as the relay writes them, about the same few recipients: for goldens and for readers."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from msgspec import structs
@@ -11,8 +12,8 @@ from relay.base.message.header import Header
 from relay.base.message.outcome import Evidence
 from relay.base.message.receipt import ReceiptKind
 from relay.delivery.reports.texts import LANGUAGES, ReportTexts
-from relay.formats.dsn import HumanPart, ReportedRecipient, ReportKind, write_dsn
-from relay.formats.mdn import receipt_request, write_mdn
+from relay.formats.dsn import HumanPart, Report, ReportedRecipient, ReportKind, write_dsn
+from relay.formats.mdn import Receipt, receipt_request, write_mdn
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SECOND = 1_000_000
@@ -152,23 +153,11 @@ def report(
 ) -> bytes:
     """Return a report with the texts of this relay."""
 
-    def shipped(header: Header) -> HumanPart:
-        return ReportTexts().write(
-            kind,
-            message,
-            recipients,
-            header=header,
-            hostname="relay.example.com",
-            language=language,
-        )
-
+    about = Report(kind, message, recipients, "relay.example.com")
     return write_dsn(
-        kind,
-        message,
-        recipients,
+        about,
         content=content,
-        words=words or shipped,
-        hostname="relay.example.com",
+        words=words or partial(ReportTexts().write, about, language=language),
         report_id="01jd3q8zreport00",
         now_us=ARRIVED + 2 * SECOND,
     )
@@ -179,19 +168,9 @@ def receipt_of(kind: ReceiptKind, language: str) -> bytes:
     asking = b"Disposition-Notification-To: alice@example.com\r\n" + ORIGINAL
     request = receipt_request(asking, MESSAGE, RELAYED.path, mailbox=RELAYED.path.address)
     assert request is not None
-    hostname, now_us = "relay.example.com", ARRIVED + 2 * SECOND
-    words = ReportTexts().receipt(
-        kind, request, MESSAGE.id, hostname=hostname, now_us=now_us, language=language
-    )
-    return write_mdn(
-        kind,
-        request,
-        words=words,
-        is_manual=False,
-        hostname=hostname,
-        report_id="01jd3q8zreport00",
-        now_us=now_us,
-    )
+    receipt = Receipt(kind, request, "relay.example.com", ARRIVED + 2 * SECOND, MESSAGE.id)
+    words = ReportTexts().receipt(receipt, language)
+    return write_mdn(receipt, words=words, report_id="01jd3q8zreport00")
 
 
 def report_of(kind: ReportKind | ReceiptKind, language: str) -> bytes:

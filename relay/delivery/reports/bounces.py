@@ -35,13 +35,14 @@ from relay.delivery.reports.texts import TextSource
 from relay.formats.dsn import (
     FAILURES,
     HumanPart,
+    Report,
     ReportedRecipient,
     ReportKind,
     short_subject,
     write_dsn,
 )
 from relay.formats.headers import decoded, is_automatic
-from relay.formats.mdn import write_mdn
+from relay.formats.mdn import Receipt, write_mdn
 from relay.store.journeys.details import ReportDetail, RoutedDetail
 from relay.store.journeys.events import Event
 from relay.store.spool.types import EntryExtra, NewEntry, NewMessage, NewRecipient, ReportPlan
@@ -303,23 +304,10 @@ class Reporter:
         if route is None:
             return None
         now_us = self.clock.time_us()
-        words = self.texts.current().receipt(
-            kind,
-            request,
-            queue_id,
-            hostname=self.hostname,
-            now_us=now_us,
-            language=self._language(request.to, request.account),
-        )
-        written = write_mdn(
-            kind,
-            request,
-            words=words,
-            is_manual=is_manual,
-            hostname=self.hostname,
-            report_id=self.ids.new(),
-            now_us=now_us,
-        )
+        receipt = Receipt(kind, request, self.hostname, now_us, queue_id, is_manual)
+        language = self._language(request.to, request.account)
+        words = self.texts.current().receipt(receipt, language)
+        written = write_mdn(receipt, words=words, report_id=self.ids.new())
         envelope = Envelope(request.to, tls=REQUIRETLS if request.requiretls else "")
         about = MessageFacts(queue_id, envelope, Source.SMTP, True, 0)
         made = self._message(self._signed(written), route, about=about, account=request.account)
@@ -387,31 +375,21 @@ class Reporter:
 
     def _written(self, subject: _Subject) -> SignedContents:
         """Return the report, signed."""
-        kind, recipients = subject.kind, subject.recipients
         message = self._in_wall_time(subject.message)
+        report = Report(subject.kind, message, subject.recipients, self.hostname)
         envelope = message.envelope
         if subject.to:
             envelope = replace(envelope, reverse_path=subject.to, ret="HDRS")
         language = self._language(envelope.reverse_path, message.account)
 
         def words(header: Header) -> HumanPart:
-            return self.texts.current().write(
-                kind,
-                message,
-                recipients,
-                header=header,
-                hostname=self.hostname,
-                language=language,
-                is_notice=subject.is_notice,
-            )
+            texts = self.texts.current()
+            return texts.write(report, header, language=language, is_notice=subject.is_notice)
 
         written = write_dsn(
-            kind,
-            replace(message, envelope=envelope),
-            recipients,
+            replace(report, message=replace(message, envelope=envelope)),
             content=subject.content,
             words=words,
-            hostname=self.hostname,
             report_id=self.ids.new(),
             now_us=self.clock.time_us(),
         )

@@ -42,8 +42,9 @@ from relay.delivery.reports.wording import (
     receipt_fields,
     recipient_fields,
 )
-from relay.formats.dsn import HumanPart, ReportedRecipient, ReportKind
+from relay.formats.dsn import HumanPart, Report, ReportedRecipient, ReportKind
 from relay.formats.headers import decoded
+from relay.formats.mdn import Receipt
 
 LANGUAGES: Sequence[str] = get_args(Language)
 _KINDS: Sequence[str] = (*ReportKind, *ReceiptKind)
@@ -78,54 +79,32 @@ class ReportTexts(Struct, frozen=True):
     templates: Mapping[tuple[str, str], jinja2.Template] = {}
 
     def write(
-        self,
-        kind: ReportKind,
-        message: MessageFacts,
-        recipients: Sequence[ReportedRecipient],
-        *,
-        header: Header,
-        hostname: str,
-        language: str = "",
-        is_notice: bool = False,
+        self, report: Report, header: Header, *, language: str = "", is_notice: bool = False
     ) -> HumanPart:
         """Return the human part of a report. `header` comes from the original message. `language`
-        is the reader's, "" if it is not known. Times are wall-clock time. A notice tells the
-        postmaster of a stranger's mail.
+        is the reader's, "" if it is not known. A notice tells the postmaster of a stranger's mail.
         """
         accepted = decoded(header, "accept-language")
         language = language or accepted_language(accepted, LANGUAGES) or self.language
-        fields = self.fields(
-            kind, message, recipients, header=header, hostname=hostname, language=language
-        )
+        fields = self.fields(report, header, language)
         own = _own_texts(language)
-        opening = own.openings[str(kind)][len(recipients) > 1]
+        opening = own.openings[str(report.kind)][len(report.recipients) > 1]
         if is_notice:
             opening = own.notice % fields["sender"]
             fields["reasons"] = [replace(reason, advice="") for reason in fields["reasons"]]
-        for_layout = {"opening": opening, "colour": _COLOURS[is_success(kind)]}
+        for_layout = {"opening": opening, "colour": _COLOURS[is_success(report.kind)]}
         return self._written(fields, for_layout)
 
-    def receipt(
-        self,
-        kind: ReceiptKind,
-        request: ReceiptRequest,
-        queue_id: str,
-        *,
-        hostname: str,
-        now_us: int,
-        language: str = "",
-    ) -> HumanPart:
-        """Return the human part of a read receipt about the message `queue_id`, read or deleted at
-        `now_us`; `language` as in write().
-        """
-        accepted = request.accept_language
+    def receipt(self, receipt: Receipt, language: str = "") -> HumanPart:
+        """Return the human part of a read receipt; `language` as in write()."""
+        accepted = receipt.request.accept_language
         language = language or accepted_language(accepted, LANGUAGES) or self.language
-        about = receipt_fields(kind, request, queue_id, hostname=hostname, now_us=now_us)
-        opening, why = _own_texts(language).receipts[str(kind)]
+        about = receipt_fields(receipt)
+        opening, why = _own_texts(language).receipts[str(receipt.kind)]
         who = [{"address": about["address"]}]
         for_layout = {
             "opening": opening,
-            "colour": _COLOURS[kind is ReceiptKind.READ],
+            "colour": _COLOURS[receipt.kind is ReceiptKind.READ],
             "reasons": [{"why": why % about["time"], "advice": "", "recipients": who}],
             "recipients": (),
             "arrived": "",
@@ -145,33 +124,24 @@ class ReportTexts(Struct, frozen=True):
         )
         return HumanPart(language, text, html)
 
-    def fields(
-        self,
-        kind: ReportKind,
-        message: MessageFacts,
-        recipients: Sequence[ReportedRecipient],
-        *,
-        header: Header,
-        hostname: str,
-        language: str,
-    ) -> dict[str, Any]:
+    def fields(self, report: Report, header: Header, language: str) -> dict[str, Any]:
         """Return what the template of a kind is given."""
         reported = tuple(
-            self._recipient(kind, recipient, hostname=hostname, language=language)
-            for recipient in recipients[:SHOWN_RECIPIENTS_MAX]
+            self._recipient(report, recipient, language)
+            for recipient in report.recipients[:SHOWN_RECIPIENTS_MAX]
         )
-        about = message_fields(kind, message, header, hostname=hostname)
-        return about | {
+        return message_fields(report, header) | {
             "language": language,
             "recipients": reported,
             "reasons": _reasons(reported),
-            "count": len(recipients),
-            "more": len(recipients) - len(reported),
+            "count": len(report.recipients),
+            "more": len(report.recipients) - len(reported),
         }
 
     def _recipient(
-        self, kind: ReportKind, recipient: ReportedRecipient, *, hostname: str, language: str
+        self, report: Report, recipient: ReportedRecipient, language: str
     ) -> RecipientFields:
+        kind, hostname = report.kind, report.hostname
         if is_success(kind):
             return recipient_fields(recipient, detail="", hostname=hostname)
         if kind is ReportKind.HELD:  # the administrator's text says why
@@ -432,14 +402,8 @@ def _samples(name: str, language: str) -> Iterator[dict[str, Any]]:
     kind = next((kind for kind in ReportKind if name.startswith(f"{kind}.")), None)
     for about, recipients in ((full, [remote] * (SHOWN_RECIPIENTS_MAX + 1)), (few, [local])):
         if kind is not None:
-            yield shipped.fields(
-                kind,
-                about,
-                recipients,
-                header=header,
-                hostname="relay.example.org",
-                language=language,
-            )
+            report = Report(kind, about, recipients, "relay.example.org")
+            yield shipped.fields(report, header, language)
             header = Header()
             continue
         shown_as = recipient_fields(recipients[0], detail="", hostname="relay.example.org")
@@ -449,11 +413,6 @@ def _samples(name: str, language: str) -> Iterator[dict[str, Any]]:
 def _receipt_samples(kind: ReceiptKind, language: str) -> Iterator[dict[str, str]]:
     few = ReceiptRequest("bob@example.net", "alice@example.org", "bob@example.net")
     for request in (replace(few, message_id="<sample@example.org>", subject="Report"), few):
-        about = receipt_fields(
-            kind,
-            request,
-            "06h0sample000000",
-            hostname="relay.example.org",
-            now_us=1_795_169_038_000_000,
-        )
-        yield about | {"language": language}
+        now_us, queue_id = 1_795_169_038_000_000, "06h0sample000000"
+        receipt = Receipt(kind, request, "relay.example.org", now_us, queue_id)
+        yield receipt_fields(receipt) | {"language": language}

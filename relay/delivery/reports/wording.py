@@ -11,12 +11,19 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from relay.base.message.envelope import MessageFacts, domain_of
+from relay.base.message.envelope import domain_of
 from relay.base.message.header import Header
-from relay.base.message.receipt import ReceiptKind, ReceiptRequest
 from relay.base.message.status import one_line, split_reply
-from relay.formats.dsn import ReportedRecipient, ReportKind, clipped, message_id_of, short_subject
+from relay.formats.dsn import (
+    Report,
+    ReportedRecipient,
+    ReportKind,
+    clipped,
+    message_id_of,
+    short_subject,
+)
 from relay.formats.headers import date_field
+from relay.formats.mdn import Receipt
 
 SHOWN_RECIPIENTS_MAX = 100  # in the text and the html; the second part has all
 _ACCEPTED_CHARACTERS_MAX = 500  # of an Accept-Language
@@ -151,36 +158,34 @@ def recipient_fields(
     )
 
 
-def message_fields(
-    kind: ReportKind, message: MessageFacts, header: Header, *, hostname: str
-) -> dict[str, str]:
+def message_fields(report: Report, header: Header) -> dict[str, str]:
     """Return what templates are given about the message; times are wall-clock time."""
-    until_us = message.expires_us if kind is ReportKind.DELAYED else 0
+    message = report.message
+    until_us = message.expires_us if report.kind is ReportKind.DELAYED else 0
     return {
-        "kind": str(kind),
+        "kind": str(report.kind),
         "sender": one_line(message.envelope.reverse_path),
         "subject": one_line(short_subject(header)),
         "message_id": message_id_of(header),
         "arrived": date_field(message.received_us),
         "until": date_field(until_us) if until_us else "",
-        "hostname": hostname,
+        "hostname": report.hostname,
         "queue_id": message.id,  # a submission that was not queued has none
     }
 
 
-def receipt_fields(
-    kind: ReceiptKind, request: ReceiptRequest, queue_id: str, *, hostname: str, now_us: int
-) -> dict[str, str]:
+def receipt_fields(receipt: Receipt) -> dict[str, str]:
     """Return what the templates of a read receipt are given, without its language."""
+    request = receipt.request
     return {
-        "kind": str(kind),
+        "kind": str(receipt.kind),
         "sender": one_line(request.to),
         "address": one_line(request.recipient),
         "subject": one_line(request.subject),
         "message_id": request.message_id,
-        "time": date_field(now_us),
-        "hostname": hostname,
-        "queue_id": queue_id,
+        "time": date_field(receipt.now_us),
+        "hostname": receipt.hostname,
+        "queue_id": receipt.queue_id,
     }
 
 

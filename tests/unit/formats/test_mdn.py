@@ -9,7 +9,7 @@ from relay.base.message.content import LargeContent, MemoryOctets
 from relay.base.message.envelope import Envelope, ForwardPath, MessageFacts, Source
 from relay.base.message.receipt import ReceiptKind, ReceiptRequest
 from relay.formats.dsn import HumanPart
-from relay.formats.mdn import asks_for_receipt, receipt_request, write_mdn
+from relay.formats.mdn import Receipt, asks_for_receipt, receipt_request, write_mdn
 from tests.support.tables import each_row
 
 ALICE = "alice@example.com"
@@ -167,15 +167,9 @@ def test_a_large_message_asks_by_its_header() -> None:
 
 def parsed(kind=ReceiptKind.READ, *, is_manual=False, **changes):
     values = {name: getattr(REQUEST, name) for name in ReceiptRequest.__slots__} | changes
-    written = write_mdn(
-        kind,
-        ReceiptRequest(**values),
-        words=WORDS,
-        is_manual=is_manual,
-        hostname="relay.example.test",
-        report_id="r1",
-        now_us=1_700_000_000_000_000,
-    )
+    now_us, request = 1_700_000_000_000_000, ReceiptRequest(**values)
+    receipt = Receipt(kind, request, "relay.example.test", now_us, is_manual=is_manual)
+    written = write_mdn(receipt, words=WORDS, report_id="r1")
     return written, email.message_from_bytes(written, policy=email.policy.default)
 
 

@@ -10,8 +10,8 @@ from relay.base.message.content import MemoryOctets
 from relay.base.message.envelope import Envelope, ForwardPath, MessageFacts, Source
 from relay.base.message.outcome import Evidence
 from relay.base.message.receipt import ReceiptKind, ReceiptRequest
-from relay.formats.dsn import HumanPart, ReportedRecipient, ReportKind, write_dsn
-from relay.formats.mdn import write_mdn
+from relay.formats.dsn import HumanPart, Report, ReportedRecipient, ReportKind, write_dsn
+from relay.formats.mdn import Receipt, write_mdn
 from relay.formats.read_report import RemoteClaim, RemoteReport, read_remote_report, read_report
 from tests.support.tables import each_row, rows_of
 
@@ -40,11 +40,8 @@ def test_a_report_of_relay_is_read():
         Evidence("5.1.1", "550 5.1.1 no such user", "mx1.y.test", remote=True),
     )
     written = write_dsn(
-        ReportKind.FAILED,
-        message,
-        [gone],
+        Report(ReportKind.FAILED, message, [gone], "relay.test"),
         content=ORIGINAL_HEADER,
-        hostname="relay.test",
         report_id="r1",
         now_us=0,
         words=lambda _header: HumanPart("en", "No", "<p>No"),
@@ -66,15 +63,8 @@ def test_a_report_of_relay_is_read():
 @pytest.mark.parametrize("kind", ReceiptKind)
 def test_a_read_receipt_of_relay_claims_its_kind(kind: ReceiptKind, reader: str) -> None:
     request = ReceiptRequest("b@y.test", "a@x.test", reader, message_id="<m@x>")
-    written = write_mdn(
-        kind,
-        request,
-        words=HumanPart("en", "Read", "<p>Read"),
-        is_manual=True,
-        hostname="relay.test",
-        report_id="r1",
-        now_us=0,
-    )
+    receipt = Receipt(kind, request, "relay.test", 0, is_manual=True)
+    written = write_mdn(receipt, words=HumanPart("en", "Read", "<p>Read"), report_id="r1")
     found = read_remote_report(MemoryOctets(written))
     expected = RemoteClaim("", reader, kind)
     assert (found.message_id, found.claims) == ("<m@x>", (expected,))

@@ -16,7 +16,8 @@ from relay.base.settings.tree import ReportsSettings
 from relay.delivery.reports import texts
 from relay.delivery.reports.texts import LANGUAGES, ReportTexts, load_texts
 from relay.delivery.reports.wording import FailureClass, RecipientFields
-from relay.formats.dsn import HumanPart, ReportedRecipient, ReportKind
+from relay.formats.dsn import HumanPart, Report, ReportedRecipient, ReportKind
+from relay.formats.mdn import Receipt
 from tests.support.logs import capture_logs
 from tests.support.sample_reports import DELAYED, EVERY_CLASS, FULL, MESSAGE
 
@@ -37,19 +38,13 @@ def written(
     recipients=(FULL,), kind=ReportKind.FAILED, header=HEADER, *, using=None, message=MESSAGE, **of
 ) -> HumanPart:
     using = using or ReportTexts()
-    return using.write(kind, message, recipients, header=header, hostname="relay.test", **of)
+    return using.write(Report(kind, message, recipients, "relay.test"), header, **of)
 
 
 def receipt(kind=ReceiptKind.READ, language="", *, using=None, **changes) -> HumanPart:
     about, using = structs.replace(RECEIPT, **changes), using or ReportTexts()
-    return using.receipt(
-        kind,
-        about,
-        MESSAGE.id,
-        hostname="relay.test",
-        now_us=MESSAGE.received_us,
-        language=language,
-    )
+    now_us, queue_id = MESSAGE.received_us, MESSAGE.id
+    return using.receipt(Receipt(kind, about, "relay.test", now_us, queue_id), language)
 
 
 def of_kind(kind, language) -> HumanPart:
