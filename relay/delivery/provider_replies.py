@@ -24,9 +24,8 @@ from relay.transport.policy.patterns import Pattern, PatternError, PatternSet
 from relay.transport.policy.table_reader import (
     FAULTS_MAX,
     TableReader,
-    array,
     some_text,
-    unless_many,
+    tables,
 )
 
 FILE_BYTES_MAX = 256 * 1024
@@ -128,17 +127,13 @@ def _read(file: Path, faults: list[Fault]) -> Iterator[ReplyEntry]:
     unknown = [key for key in document.table if key != "reply"]
     faults += [document.fault((key,), unknown_key(key, ("reply",))) for key in unknown[:FAULTS_MAX]]
     lines: dict[object, int] = {}
-    for path, raw in unless_many(faults, array(document, "reply", faults)):
-        reader = TableReader(document, path, raw, faults=faults)
-        before = len(faults)
-        if not isinstance(raw, dict):
-            continue
+    for reader in tables(document, "reply", faults):
         rule = _entry(reader)
         if (line := lines.setdefault(rule.name, reader.line)) != reader.line and rule.name:
             reader.add_fault(
                 ("name",), f"found the name of the entry in line {line}, expected another"
             )
-        if len(faults) == before:
+        if not reader.has_faults:
             yield rule
 
 

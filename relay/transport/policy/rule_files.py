@@ -29,7 +29,6 @@ from relay.base.phrases import shown, words_in
 from relay.base.settings.document import (
     Document,
     Fault,
-    KeyPath,
     SettingsError,
     dotted,
     read_document,
@@ -75,9 +74,9 @@ from relay.transport.policy.rules import (
 )
 from relay.transport.policy.table_reader import (
     TableReader,
-    array,
     one_of,
     some_text,
+    tables,
     true_or_false,
     unless_many,
 )
@@ -98,27 +97,17 @@ DIGEST_LENGTH = 12  # enough to distinguish the sets of one administrator
 
 
 def read_rule(
-    document: Document,
-    path: KeyPath,
-    raw: object,
-    *,
-    faults: list[Fault],
-    routes: Mapping[str, str] | None = None,
-    groups: Groups,
+    reader: TableReader, *, routes: Mapping[str, str] | None = None, groups: Groups
 ) -> Rule | None:
-    """Return the rule at `path`, or None after adding to `faults`.
+    """Return the rule of a table, None if it has faults.
 
     `routes` has the next hop of each configured route by its name; None if they are not known.
     `groups` are those of the directory.
     """
-    before = len(faults)
-    reader = TableReader(document, path, raw, faults=faults)
-    if not isinstance(raw, dict):
-        return None
     reader.check_keys(_RULE_KEYS)
     actions = _actions(reader, routes)
     stop = reader.key("stop", true_or_false, default=False)
-    if not actions and not stop and len(faults) == before:
+    if not actions and not stop and not reader.has_faults:
         reader.add_fault(
             ("then",), "found nothing to do, expected at least one action or stop = true"
         )
@@ -139,7 +128,7 @@ def read_rule(
         outcome=",".join(dict.fromkeys(keys)) or "stop",
         stop=stop,
         on_error=on_error,
-        file=document.file,
+        file=reader.document.file,
         line=reader.line,
         starts=reader.key("from", _day, default=""),
         ends=reader.key("until", _day, default=""),
@@ -148,7 +137,7 @@ def read_rule(
         reader.add_fault(
             ("until",), f'found "{rule.ends}", expected no day before from, which is {rule.starts}'
         )
-    return rule if len(faults) == before else None
+    return None if reader.has_faults else rule
 
 
 def _conditions(reader: TableReader, key: str, groups: Groups) -> ConditionSet:
@@ -450,16 +439,16 @@ def read_rules(
                 faults.append(document.fault((key,), unknown_key(key, ("rule", "test"))))
         if tenant and (more := list(too_many(document, len(names)))):
             raise PolicyError(more)
-        for path, raw in unless_many(faults, array(document, "rule", faults)):
-            is_off = isinstance(raw, dict) and raw.get("mode") == RuleMode.OFF
+        for reader in tables(document, "rule", faults):
+            is_off = reader.table.get("mode") == RuleMode.OFF
             known = OptionalGroups(groups) if is_off else groups
-            rule = read_rule(document, path, raw, faults=faults, routes=routes, groups=known)
+            rule = read_rule(reader, routes=routes, groups=known)
             if rule:
                 rule = msgspec.structs.replace(rule, name=f"{prefix}{rule.name}")
                 rules.append(rule)
             if rule and isinstance(known, OptionalGroups) and known.missing:
                 incomplete[rule.name] = _missing_group(rule, known.missing)
-            names.append(f"{prefix}{raw.get('name')}" if isinstance(raw, dict) else None)
+            names.append(f"{prefix}{reader.table.get('name')}")
         if with_tests:
             tests += _tests(document, faults, prefix=prefix, home=home, before=tests)
     if routes is not None:
@@ -487,12 +476,12 @@ def _tests(
 ) -> Iterator[RuleTest]:
     """Yield the tests of a file; `before` are the tests of the files before it."""
     octets = sum(size_of(test.content) for test in before)
-    for path, raw in unless_many(faults, array(document, "test", faults)):
-        test = read_test(document, path, raw, faults=faults, prefix=prefix, home=home)
+    for reader in tables(document, "test", faults):
+        test = read_test(reader, prefix=prefix, home=home)
         octets += size_of(test.content) if test else 0
         if home and octets > TENANT_TESTS_BYTES_MAX:
             text = f"found messages of more than {TENANT_TESTS_BYTES_MAX >> 20} MiB up to here"
-            faults.append(document.fault(path, f"{text}, expected smaller ones"))
+            faults.append(document.fault(reader.path, f"{text}, expected smaller ones"))
             return
         if test:
             yield test

@@ -20,7 +20,6 @@ from relay.base.message.authentication_results import AuthResult
 from relay.base.message.content import LARGE_BYTES, Content, LargeContent, MemoryOctets
 from relay.base.message.envelope import Source, domain_of
 from relay.base.phrases import words_in
-from relay.base.settings.document import Document, Fault, KeyPath
 from relay.formats import headers
 from relay.formats.transfer_encoding import base64_lines
 from relay.formats.write_header import parameter
@@ -55,24 +54,13 @@ _TEXT = b"Content-Type: text/plain; charset=utf-8\r\n"
 _line_end = re.compile(rb"\r\n|\r|\n")
 
 
-def read_test(
-    document: Document,
-    path: KeyPath,
-    raw: object,
-    *,
-    faults: list[Fault],
-    prefix: str = "",
-    home: Path | None = None,
-) -> RuleTest | None:
-    """Return the test at `path`, or None after adding to `faults`.
+def read_test(reader: TableReader, *, prefix: str, home: Path | None) -> RuleTest | None:
+    """Return the test of a table, None if it has faults.
 
     Names of rules get the `prefix`. With `home`, the file of a message must be below it.
     """
-    before = len(faults)
-    reader = TableReader(document, path, raw, faults=faults)
-    if not isinstance(raw, dict):
-        return None
     reader.check_keys(_TEST_KEYS)
+    file = reader.document.file
     sender = reader.required("from", _sender, default="")
     recipients: list[str] = reader.required("to", _recipients, default=[])
     test = RuleTest(
@@ -80,7 +68,7 @@ def read_test(
         sender=sender,
         recipients=tuple(recipients),
         recipient_count=reader.key("recipients", _count(len(recipients)), default=len(recipients)),
-        content=_content(reader, document.file.parent, home=home, addresses=(sender, *recipients)),
+        content=_content(reader, file.parent, home=home, addresses=(sender, *recipients)),
         source=reader.key("source", one_of(Source), default=Source.SMTP),
         client=reader.key("client", _client, default=""),
         login=reader.key("login", some_text, default=""),
@@ -89,10 +77,10 @@ def read_test(
         enforced=frozenset(reader.key("enforce", _rule_names(prefix), default=tuple[str, ...]())),
         is_alone=reader.key("alone", true_or_false, default=False),
         expect=_expectation(reader, prefix),
-        file=document.file,
+        file=file,
         line=reader.line,
     )
-    return test if len(faults) == before else None
+    return None if reader.has_faults else test
 
 
 def crlf(content: bytes) -> bytes:

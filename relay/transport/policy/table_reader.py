@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -23,31 +24,32 @@ class PartError(ValueError):
         self.keys = keys
 
 
+@dataclass(eq=False, repr=False)
 class TableReader:
     """Reads one [[rule]] or [[test]], or a table inside it."""
 
-    def __init__(
-        self,
-        document: Document,
-        path: KeyPath,
-        raw: object,
-        *,
-        faults: list[Fault],
-        title: str = "",
-    ) -> None:
-        """`path` is the position of `raw`; `title` names the enclosing [[rule]] or [[test]]."""
-        self._document = document
-        self._path = path
-        self._faults = faults
-        self.table: Mapping[str, Any] = raw if isinstance(raw, dict) else {}
-        self._title = title or _title(path, self.table)
-        if not isinstance(raw, dict):
-            self.add_fault((), f"found {shown(raw)}, expected a table")
+    document: Document
+    path: KeyPath  # the position of `raw`
+    raw: object
+    faults: list[Fault]
+    title: str = ""  # of the enclosing [[rule]] or [[test]]; "": this is one
+
+    def __post_init__(self) -> None:
+        self._before = len(self.faults)
+        self.table: Mapping[str, Any] = self.raw if isinstance(self.raw, dict) else {}
+        self.title = self.title or _title(self.path, self.table)
+        if not isinstance(self.raw, dict):
+            self.add_fault((), f"found {shown(self.raw)}, expected a table")
+
+    @property
+    def has_faults(self) -> bool:
+        """Whether there was a fault since the reader was made."""
+        return len(self.faults) > self._before
 
     @property
     def line(self) -> int:
         """The line where the table begins."""
-        return self._document.line(self._path)
+        return self.document.line(self.path)
 
     def subtable(self, key: str, index: int | None = None) -> "TableReader":
         """Return a reader for the table at `key`, or for the table at an index of the list there.
@@ -55,19 +57,19 @@ class TableReader:
         The table is empty if the key is missing.
         """
         raw = self.table.get(key, {}) if index is None else self.table[key][index]
-        path = (*self._path, key) if index is None else (*self._path, key, index)
-        return TableReader(self._document, path, raw, faults=self._faults, title=self._title)
+        path = (*self.path, key) if index is None else (*self.path, key, index)
+        return TableReader(self.document, path, raw, self.faults, self.title)
 
     def add_fault(self, keys: KeyPath, message: str) -> None:
         """Record a fault at `keys` below this table."""
-        path = (*self._path, *keys)
+        path = (*self.path, *keys)
         named = ".".join(name for name in path[2:] if isinstance(name, str))
-        key = f"{self._title}: {named}" if named else self._title
-        self._faults.append(Fault(self._document.file, self._document.line(path), key, message))
+        key = f"{self.title}: {named}" if named else self.title
+        self.faults.append(Fault(self.document.file, self.document.line(path), key, message))
 
     def check_keys(self, known: Collection[str]) -> None:
         """Record a fault for every key that is not in `known`."""
-        for key in unless_many(self._faults, self.table):
+        for key in unless_many(self.faults, self.table):
             if key not in known:
                 self.add_fault((key,), unknown_key(key, known))
 
@@ -163,13 +165,16 @@ def true_or_false(value: Any) -> bool:
     return value
 
 
-def array(document: Document, key: str, faults: list[Fault]) -> list[tuple[KeyPath, object]]:
-    """Return the tables of [[key]] with their positions."""
+def tables(document: Document, key: str, faults: list[Fault]) -> Iterator[TableReader]:
+    """Yield the tables of [[key]], until there are FAULTS_MAX faults."""
     raw = document.table.get(key, [])
     if not isinstance(raw, list):
         faults.append(document.fault((key,), f"found {shown(raw)}, expected [[{key}]]"))
-        return []
-    return [((key, index), table) for index, table in enumerate(raw)]
+        return
+    for index, table in enumerate(unless_many(faults, raw)):
+        reader = TableReader(document, (key, index), table, faults)
+        if isinstance(table, dict):
+            yield reader
 
 
 def one_of(words: type[Word]) -> Callable[[Any], Word]:
