@@ -294,10 +294,7 @@ class Follower:
             await self.update()
             if until_settled is not None and self._settled >= until_settled:
                 return
-            with suppress(TimeoutError):
-                patience_s = _PATIENCE_S if self._is_patient else None
-                async with asyncio.timeout(patience_s):  # real time: a person looks
-                    await self._base.changes.wait_beyond(count)
+            await self._base.changes.wait_beyond(count, _PATIENCE_S if self._is_patient else None)
             await asyncio.sleep(_PAUSE_S)  # real time: reads a burst of events once
 
     async def update(self, *, quietly: bool = False) -> None:

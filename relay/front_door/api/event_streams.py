@@ -10,7 +10,6 @@ twentieth of the time; on a busy relay the streams lag behind the mail.
 """
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
@@ -199,9 +198,7 @@ class EventStreams:
                 seen = self._changes.count
                 block = await self._block_after(place)
                 if block is None:
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(_POLL_S):  # real time: a client
-                            await self._changes.wait_beyond(seen)
+                    await self._changes.wait_beyond(seen, _POLL_S)
                     continue
                 batch = block.batch
                 is_removed = 0 < max(reported_to, place.sequence) < batch.removed_to

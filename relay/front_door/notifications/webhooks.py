@@ -395,10 +395,8 @@ class Webhooks:
             if now_s - saved_s >= _SAVE_S:
                 saved_s = now_s
                 await self._save()
-            poll_s = _POLL_S if self._running else None
-            with suppress(TimeoutError):
-                async with asyncio.timeout(poll_s):  # real time: a file has no notification
-                    await self.changes.wait_beyond(seen)
+            # a file has no notification
+            await self.changes.wait_beyond(seen, _POLL_S if self._running else None)
             pause_s = pause_after(0) if self._running else _POLL_S
             await asyncio.sleep(pause_s)  # real time: spares the machine
 

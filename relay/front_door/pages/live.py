@@ -10,7 +10,6 @@ may be newer.
 """
 
 import asyncio
-import contextlib
 import hashlib
 import math
 import re
@@ -141,9 +140,7 @@ class LiveViews:
                     has = view.digest
                     yield view.event
                     continue
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_POLL_S):  # real time: a client
-                        await self._changes.wait_beyond(view.seen)
+                await self._changes.wait_beyond(view.seen, _POLL_S)
         finally:
             view.readers -= 1
             if (view.is_failed or not view.readers) and self._views.get(key) is view:

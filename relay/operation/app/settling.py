@@ -6,7 +6,6 @@ repeated for some iterations of the event loop, because threads may just have pa
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -65,9 +64,7 @@ class Settling:
                 return
             if now_s - began_s >= timeout_s:
                 raise UnsettledError(f"still in progress after {timeout_s:g} seconds: {busy}")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(look_s):  # real time: threads and peers end
-                    await self.changes.wait_beyond(seen)
+            await self.changes.wait_beyond(seen, look_s)
             look_s = min(2 * look_s, _LOOK_S_MAX)
 
     def in_progress(self) -> Iterator[str]:

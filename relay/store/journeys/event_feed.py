@@ -13,6 +13,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from msgspec import Struct
@@ -202,13 +203,15 @@ class ChangeNotifier:
             loop, event = waited_for
             loop.call_soon_threadsafe(event.set)
 
-    async def wait_beyond(self, count: int) -> None:
-        """Return when the number of changes exceeds `count`."""
-        while True:
-            with self._lock:
-                if self._count > count:
-                    return
-                if self._next is None:
-                    self._next = asyncio.get_running_loop(), asyncio.Event()
-                _, event = self._next
-            await event.wait()
+    async def wait_beyond(self, count: int, timeout_s: float | None = None) -> None:
+        """Return when the number of changes exceeds `count`, or the time is up."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):  # real time: a client waits
+                while True:
+                    with self._lock:
+                        if self._count > count:
+                            return
+                        if self._next is None:
+                            self._next = asyncio.get_running_loop(), asyncio.Event()
+                        _, event = self._next
+                    await event.wait()
