@@ -167,13 +167,13 @@ def result_of_attempt(
             cause, next(iter(names), ""), now_us=time.now_us, expires_us=claim.expires_us
         )
     warned, late = _warning(claim, left, outcomes, time=time)
-    waiting = _waiting(
-        claim,
+    waiting = EntrySchedule(
         retry_us=None if held else retry_us,
-        cause=cause,
-        warn_us=warned,
+        due_us=time.now_us,
         level=claim.priority if reached else PriorityLevel.UNREACHABLE,
-        now_us=time.now_us,
+        cause=cause.name,
+        cause_attempts=cause.attempts,
+        warn_us=warned,
     )
     event = _attempt_event(
         claim,
@@ -183,7 +183,7 @@ def result_of_attempt(
         retry="" if held else time.wall_time(retry_us),
     )
     commit = replace(
-        _commit(claim, time, outcomes, event=event, waiting=waiting),
+        _commit(claim, time, outcomes, event=event, waiting=_waiting(claim, waiting)),
         unanswered=unanswered,
         held=held,
         ends_warning=late is not None,
@@ -410,39 +410,27 @@ def _as_deferred(outcome: Outcome) -> Outcome:
     return outcome
 
 
-def _waiting(
-    claim: Claim,
-    *,
-    retry_us: int | None,
-    cause: DeferralCause,
-    level: PriorityLevel,
-    warn_us: int | None,
-    now_us: int,
-) -> EntrySchedule:
-    """The due time is never in the past: an expired recipient ends at the next check."""
+def _waiting(claim: Claim, schedule: EntrySchedule) -> EntrySchedule:
+    """Return the schedule with its due time, at the earliest the one that it has: an expired
+    recipient ends at the next check.
+    """
     ends_us = claim.due_us if claim.state is RecipientState.CAPTURED else claim.expires_us
-    times = [time_us for time_us in (retry_us, warn_us, ends_us) if time_us is not None]
-    return EntrySchedule(
-        retry_us=retry_us,
-        due_us=max(now_us, min(times)),
-        level=level,
-        cause=cause.name,
-        cause_attempts=cause.attempts,
-        warn_us=warn_us,
-    )
+    times = (schedule.retry_us, schedule.warn_us, ends_us)
+    due_us = min(time_us for time_us in times if time_us is not None)
+    return replace(schedule, due_us=max(schedule.due_us, due_us))
 
 
 def _as_before(claim: Claim, *, warn_us: int | None, now_us: int) -> EntrySchedule:
     """The schedule of a claim that was not attempted."""
-    cause = DeferralCause(claim.cause, claim.cause_attempts)
-    return _waiting(
-        claim,
+    before = EntrySchedule(
         retry_us=claim.retry_us,
-        cause=cause,
+        due_us=now_us,
         level=claim.level,
+        cause=claim.cause,
+        cause_attempts=claim.cause_attempts,
         warn_us=warn_us,
-        now_us=now_us,
     )
+    return _waiting(claim, before)
 
 
 def late_elsewhere(

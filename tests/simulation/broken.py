@@ -511,8 +511,8 @@ def _retry_at_expiry(original: Any) -> Any:
 
 
 def _seen_at_expiry(original: Any) -> Any:
-    def waiting(claim: Any, **more: Any) -> Any:
-        return replace(original(claim, **more), due_us=claim.expires_us)
+    def waiting(claim: Any, schedule: Any) -> Any:
+        return replace(original(claim, schedule), due_us=claim.expires_us)
 
     return waiting
 
