@@ -118,13 +118,12 @@ class ClientConnection:
                 self._writer.write(self._http.send(h11.EndOfMessage()) or b"")
                 await self._writer.drain()
                 answer = await self._answer(answer_bytes_max)
-        except (OSError, h11.ProtocolError) as error:
+        except BaseException as error:
             self.close()
+            if not isinstance(error, OSError | h11.ProtocolError):
+                raise
             slow = f"no answer within {timeout_s:g} s" if isinstance(error, TimeoutError) else ""
             raise _http_error(self.authority, error, slow, may_have_arrived=was_written) from None
-        except BaseException:
-            self.close()
-            raise
         if not answer_bytes_max:
             with suppress(TimeoutError, OSError, h11.ProtocolError):  # it may still write
                 rest_until_s = min(until_s, loop.time() + _REST_S)  # real time: a peer
@@ -200,17 +199,15 @@ async def open_http(
             if context is not None:
                 await writer.start_tls(context, server_hostname=host)
             return ClientConnection(reader, writer, authority)
-    except (OSError, h11.ProtocolError) as error:
+    except BaseException as error:
         if writer is not None:
             writer.transport.abort()
+        if not isinstance(error, OSError | h11.ProtocolError):
+            raise
         if proxy is not None:
             authority = f"{authority} by the proxy {proxy.host}:{proxy.port}"
         slow = f"no connection within {timeout_s:g} s" if isinstance(error, TimeoutError) else ""
         raise _http_error(authority, error, slow) from None
-    except BaseException:
-        if writer is not None:
-            writer.transport.abort()
-        raise
 
 
 def _http_error(
