@@ -333,22 +333,20 @@ def message_response(
     )
 
 
-async def move_message(request: GraphRequest) -> Response:
-    """POST move: move the message to another folder. It keeps its immutable id."""
-    destination = destination_id(await request.json_object(), "move")
-    moved = await request.store.messages.move(
+async def move_message(request: GraphRequest, *, as_copy: bool = False) -> Response:
+    """POST move: move a message to another folder; it keeps its immutable id. With `as_copy`, POST
+    copy: the copy has a new id.
+    """
+    destination = destination_id(await request.json_object(), "copy" if as_copy else "move")
+    messages = request.store.messages
+    change = messages.copy if as_copy else messages.move
+    message = await change(
         request.mailbox, request.message_id, destination, condition=request.condition
     )
-    return message_response(request, moved)
+    return message_response(request, message)
 
 
-async def copy_message(request: GraphRequest) -> Response:
-    """POST copy: copy the message to a folder. The copy has a new id."""
-    destination = destination_id(await request.json_object(), "copy")
-    copy = await request.store.messages.copy(
-        request.mailbox, request.message_id, destination, condition=request.condition
-    )
-    return message_response(request, copy)
+copy_message = partial(move_message, as_copy=True)
 
 
 async def delete_message(request: GraphRequest, *, permanently: bool = False) -> Response:
