@@ -51,10 +51,10 @@ from relay.store.mailbox.maildir import (
     list_names,
     place,
     remove,
+    replace_durably,
     sync_directory,
     take_lock,
     undone_after_errors,
-    write_synced,
 )
 from relay.store.mailbox.message_file import MessageName, parse_name
 from relay.store.mailbox.store_part import StorePart, in_thread
@@ -80,17 +80,12 @@ def resubscribe(
     if not take_lock(lock, stale_s=_STALE_S):
         _log.warning("subscriptions locked", lock=str(lock))
         return
-    fresh = mailbox / f"{_FILE}.relay"
     try:
         before = _read(mailbox / _FILE)
         after = resubscribed(before, added=added, changed=changed or {})
         if after != before:
-            remove(fresh)  # left by a crash; we hold the lock
-            write_synced(fresh, after)
-            fresh.rename(mailbox / _FILE)
-            sync_directory(mailbox)
+            replace_durably(mailbox / _FILE, after, part=mailbox / f"{_FILE}.relay")
     finally:
-        remove(fresh)
         remove(lock)
 
 

@@ -34,7 +34,7 @@ from relay.store.mailbox.maildir import (
     list_names,
     make_directories,
     make_directory,
-    remove,
+    replace_durably,
     sync_directory,
     write_synced,
 )
@@ -290,14 +290,8 @@ def make_folder(path: Path, folder_id: str) -> None:
 
 def write_folder_id(path: Path, folder_id: str) -> None:
     """Write a folder's id into its marker file."""
-    fresh = path / f"{MARKER}.{folder_id}"
-    remove(fresh)  # left by a crash
-    try:
-        write_synced(fresh, f"relay-folder-id {folder_id}\n".encode())
-        fresh.rename(path / MARKER)
-    finally:
-        remove(fresh)
-    sync_directory(path)
+    octets = f"relay-folder-id {folder_id}\n".encode()
+    replace_durably(path / MARKER, octets, part=path / f"{MARKER}.{folder_id}")
 
 
 def write_folder_ids(folders: Iterable[Folder]) -> None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from relay.store.mailbox.errors import StoreUnavailableError
-from relay.store.mailbox.maildir import remove, sync_directory, take_lock, write_synced
+from relay.store.mailbox.maildir import remove, replace_durably, take_lock
 
 KEYWORDS_FILE = "dovecot-keywords"
 _LOCK = "dovecot-uidlist.lock"  # Dovecot changes the file while it holds this one
@@ -81,15 +81,13 @@ def _added(folder: Path, keywords: Iterable[bytes]) -> dict[str, bytes]:
 
 def _write(folder: Path, names: dict[str, bytes]) -> None:
     file = folder / KEYWORDS_FILE
-    remove(fresh := folder / f"{KEYWORDS_FILE}.lock")  # left by a crash
     lines = [b"%d %s\n" % (_LETTERS.index(letter), names[letter]) for letter in sorted(names)]
-    try:
-        write_synced(fresh, b"".join(lines))
+
+    def set_time(part: Path) -> None:
         with suppress(FileNotFoundError):
             before_s = int(file.stat().st_mtime)
-            if int(fresh.stat().st_mtime) <= before_s:  # Dovecot compares whole seconds
-                os.utime(fresh, (before_s + 1, before_s + 1))
-        fresh.rename(file)
-    finally:
-        remove(fresh)
-    sync_directory(folder)
+            if int(part.stat().st_mtime) <= before_s:  # Dovecot compares whole seconds
+                os.utime(part, (before_s + 1, before_s + 1))
+
+    part = folder / f"{KEYWORDS_FILE}.lock"
+    replace_durably(file, b"".join(lines), part=part, prepare=set_time)

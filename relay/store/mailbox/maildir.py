@@ -111,6 +111,22 @@ def write_synced(path: Path, content: Content) -> None:
         os.close(descriptor)
 
 
+def replace_durably(
+    path: Path, octets: bytes, *, part: Path, prepare: Callable[[Path], object] = lambda _: None
+) -> None:
+    """Create or replace a file by way of the file `part` next to it, which `prepare` gets when it
+    is written. Callers hold a lock: a `part` that is there was left by a crash.
+    """
+    remove(part)
+    try:
+        write_synced(part, octets)
+        prepare(part)
+        part.rename(path)
+    finally:
+        remove(part)
+    sync_directory(path.parent)
+
+
 def open_written(path: AnyPath) -> int:
     """Return the descriptor of a file that was written but not synced."""
     return os.open(path, os.O_WRONLY | os.O_CLOEXEC)

@@ -18,7 +18,7 @@ from relay.base.message.address import own_mailbox
 from relay.base.message.receipt import OwedReceipt
 from relay.base.message.time_zones import time_zone
 from relay.base.observe.logs import get_logger
-from relay.store.mailbox.maildir import open_message, remove, sync_directory, write_synced
+from relay.store.mailbox.maildir import open_message, remove, replace_durably
 from relay.store.mailbox.store_part import StorePart, in_thread
 
 FILE_NAME = "relay-settings"
@@ -136,7 +136,7 @@ class SettingsFiles(StorePart):
         """
         mailbox = self.folders.mailbox(account)
         with self.stripes.of(str(mailbox)):
-            self._replace(mailbox / FILE_NAME, msgspec.json.format(msgspec.json.encode(settings)))
+            _replace(mailbox / FILE_NAME, msgspec.json.format(msgspec.json.encode(settings)))
             self.replying[account] = settings.automatic_replies.status != "disabled"
             if not self.replying[account]:
                 remove(mailbox / REPLIES_FILE_NAME)
@@ -161,15 +161,9 @@ class SettingsFiles(StorePart):
             if sum(abs(time_us - at_us) < _HOUR_US for at_us, _ in noted.values()) >= PER_HOUR_MAX:
                 return False
             noted[sender] = time_us, key
-            self._replace(path, msgspec.json.encode(dict([*noted.items()][-REPLIED_MAX:])))
+            _replace(path, msgspec.json.encode(dict([*noted.items()][-REPLIED_MAX:])))
         return True
 
-    def _replace(self, path: Path, octets: bytes) -> None:
-        fresh = path.with_name(f"{path.name}.new")
-        remove(fresh)  # left by a crash
-        try:
-            write_synced(fresh, octets)
-            fresh.rename(path)
-        finally:
-            remove(fresh)
-        sync_directory(path.parent)
+
+def _replace(path: Path, octets: bytes) -> None:
+    replace_durably(path, octets, part=path.with_name(f"{path.name}.new"))
