@@ -27,6 +27,18 @@ _KEY_FILE_BYTES_MAX = 64 * 1024  # an RSA key of 4,096 bits has 3.3 KB
 _CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES)
 
 
+@contextmanager
+def opened(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> Iterator[int]:
+    """Open a file or a directory for the block, which gets the descriptor; a new file is for its
+    owner alone. Raises OSError.
+    """
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 class FileOctets(Struct, frozen=True):
     """`size` octets of a file from `start` on (a relay.base.message.content.Octets)."""
 
@@ -39,11 +51,8 @@ class FileOctets(Struct, frozen=True):
         count = min(length, self.size - start)
         if count <= 0:
             return b""
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with opened(self.path) as descriptor:
             return os.pread(descriptor, count, self.start + start)
-        finally:
-            os.close(descriptor)
 
     def part(self, start: int, length: int) -> "FileOctets":
         """Return a part; nothing is read."""
@@ -224,11 +233,8 @@ def lines_backwards(path: Path, needle: bytes = b"") -> Iterator[bytes]:
 
 def fsync_path(path: Path) -> None:
     """Sync a file or a directory. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with opened(path) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sync_disk(path: Path) -> None:
@@ -237,13 +243,10 @@ def sync_disk(path: Path) -> None:
     if not hasattr(libc, "syncfs"):
         os.sync()
         return
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with opened(path) as descriptor:
         if libc.syncfs(descriptor):
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), str(path))
-    finally:
-        os.close(descriptor)
 
 
 def rewrite_file(path: Path) -> None:
@@ -251,14 +254,11 @@ def rewrite_file(path: Path) -> None:
 
     For a file of a dead process whose sync may have failed. Raises OSError.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
+    with opened(path, os.O_RDWR) as descriptor:
         place = 0
         while block := os.pread(descriptor, _BLOCK_BYTES, place):
             place += os.pwrite(descriptor, block, place)
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def create_file(
@@ -328,9 +328,6 @@ def locked_directory(directory: Path) -> Iterator[None]:
 
     Raises OSError.
     """
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with opened(directory, os.O_DIRECTORY) as descriptor:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)

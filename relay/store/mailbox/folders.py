@@ -26,6 +26,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.base.files import opened
 from relay.base.phrases import words_in
 from relay.store.mailbox.errors import FolderError, NoSuchItemError
 from relay.store.mailbox.maildir import (
@@ -428,12 +429,8 @@ def _ids(mailbox: Path, others: Iterable[str]) -> dict[str, str]:
 
 def read_folder_id(path: Path) -> str:
     """Return the id in a folder's marker file, "" if there is none."""
-    with suppress(OSError):
-        descriptor = os.open(path / MARKER, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            marked = _MARKED.fullmatch(os.read(descriptor, _MARKER_BYTES_MAX))
-        finally:
-            os.close(descriptor)
+    with suppress(OSError), opened(path / MARKER, os.O_NONBLOCK) as descriptor:
+        marked = _MARKED.fullmatch(os.read(descriptor, _MARKER_BYTES_MAX))
         return marked[1].decode() if marked else ""
     return ""
 

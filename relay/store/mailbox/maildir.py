@@ -23,7 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, ParamSpec, TypeVar
 
-from relay.base.files import write_all
+from relay.base.files import opened, write_all
 from relay.base.message.content import Content, UnreadableError, blocks
 from relay.store.mailbox.errors import ContentUnreadableError, StoreError, StoreUnavailableError
 
@@ -235,11 +235,8 @@ def make_directories(parent: Path, names: Iterable[str]) -> None:
 
 def sync_directory(path: AnyPath) -> None:
     """Make a directory's entries durable, and check that they are below the mail root."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with opened(path, os.O_DIRECTORY) as descriptor:
         sync_descriptor(descriptor)
-    finally:
-        os.close(descriptor)
     _work.check_root()
 
 

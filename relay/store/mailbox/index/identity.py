@@ -13,10 +13,12 @@ then removed. See Maildir (a base name is never used twice) and docs/design.md 3
 import os
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec import Struct
 
+from relay.base.files import opened
 from relay.formats.headers import read_relay_id
 from relay.store.mailbox.index.rows import (
     FileLocation,
@@ -67,16 +69,9 @@ def _claim_of_block(head: bytes) -> IdClaim | None:
 
 
 def _head(path: str) -> bytes:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return b""
-    try:
+    with suppress(OSError), opened(path, os.O_NOFOLLOW | os.O_NONBLOCK) as descriptor:
         return os.pread(descriptor, _HEAD_BYTES, 0)
-    except OSError:
-        return b""
-    finally:
-        os.close(descriptor)
+    return b""
 
 
 # An IMAP server moves a message by a link in the new folder and an unlink in the old one. With many

@@ -25,7 +25,15 @@ from msgspec import Struct
 
 from relay.base.blocks import BodyDisk
 from relay.base.crashpoints import CrashPoint, CrashPoints
-from relay.base.files import Descriptor, FileOctets, OpenOctets, fsync_path, has_writers, write_all
+from relay.base.files import (
+    Descriptor,
+    FileOctets,
+    OpenOctets,
+    fsync_path,
+    has_writers,
+    opened,
+    write_all,
+)
 from relay.base.message.content import Content, LargeContent, Octets, octets_in_blocks
 from relay.store.spool.shared.columns import verify_checksum
 from relay.store.spool.shared.tables import StoredBodies, StoredBody, StoredContents
@@ -293,17 +301,15 @@ class ContentFiles:
         checksum = 0
         path = self._directory / name
         part = path.with_name(name + _PART)
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            for block in blocks:
-                write_all(descriptor, block)
-                checksum = crc32(block, checksum)
-            os.fsync(descriptor)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
-        finally:
-            os.close(descriptor)
+        with opened(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
+            try:
+                for block in blocks:
+                    write_all(descriptor, block)
+                    checksum = crc32(block, checksum)
+                os.fsync(descriptor)
+            except OSError:
+                part.unlink(missing_ok=True)
+                raise
         part.rename(path)
         return checksum
 

@@ -15,7 +15,7 @@ import os
 import threading
 from pathlib import Path
 
-from relay.base.files import disk_of
+from relay.base.files import disk_of, opened
 from relay.base.observe.logs import get_logger
 from relay.base.pressure import RESERVE_PARTS
 from relay.store.spool.types import SpoolError, SpoolFullError
@@ -121,9 +121,6 @@ class ReserveFile:
 
 def _allocate(path: Path, size_bytes: int) -> None:
     """Allocate a file of `size_bytes`."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+    with opened(path, os.O_WRONLY | os.O_CREAT) as descriptor:
         os.ftruncate(descriptor, 0)
         os.posix_fallocate(descriptor, 0, size_bytes)
-    finally:
-        os.close(descriptor)

@@ -23,7 +23,7 @@ from pathlib import Path
 import apsw
 
 from relay.base.crashpoints import CrashPoint, CrashPoints
-from relay.base.files import fsync_path, rewrite_file
+from relay.base.files import fsync_path, opened, rewrite_file
 from relay.base.observe.logs import get_logger
 from relay.store.spool.sqlite.spool_files import (
     last_commit_of,
@@ -106,13 +106,10 @@ class LastCommit:
             self._is_sync_due = False
 
     def _write(self, line: bytes, *, sync_it: bool) -> None:
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
+        with opened(self._path, os.O_WRONLY | os.O_CREAT) as descriptor:
             os.pwrite(descriptor, line, 0)
             if sync_it:
                 os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
         if sync_it and not self._is_named:
             fsync_path(self._path.parent)
             self._is_named = True
