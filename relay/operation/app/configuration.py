@@ -100,7 +100,7 @@ class ListenerCertificates(Struct, frozen=True):
 
 
 class ActiveConfiguration:
-    """The configuration of the last successful load; `accounts` are always its accounts."""
+    """The configuration of the last successful load, `now`; `accounts` are always its accounts."""
 
     def __init__(
         self,
@@ -116,9 +116,9 @@ class ActiveConfiguration:
         text = self._text_at_start = read_text(file)
         settings = load(file, environ, role=role, text=text)
         self._last_good = LastGoodSets(settings.state_dir, CrashPoints(crash_at))
-        self._now = replace(self._with_files(settings, {}), text=text)
+        self.now = replace(self._with_files(settings, {}), text=text)
         self.accounts = FileAccounts(
-            self._now.accounts, clock, dovecot_auth=settings.mailboxes.dovecot_auth
+            self.now.accounts, clock, dovecot_auth=settings.mailboxes.dovecot_auth
         )
         self._agreed: tuple[Configuration, Mapping[str, str]] | None = None
         self.certificates = server_certificates(settings)
@@ -126,50 +126,26 @@ class ActiveConfiguration:
     @property
     def settings(self) -> Settings:
         """The settings of the start, with the reloadable keys of the last reload."""
-        return self._now.settings
+        return self.now.settings
 
     def as_read(self) -> dict[str, str]:
         """The text of relay.toml as it was read last, and at the start."""
-        return {"text": self._now.text, "text_at_start": self._text_at_start}
-
-    def rules(self) -> RuleBook:
-        """The active rules."""
-        return self._now.rules
-
-    def tenants(self) -> Mapping[str, TenantSet]:
-        """The active rules of tenants, by name."""
-        return self._now.tenants
+        return {"text": self.now.text, "text_at_start": self._text_at_start}
 
     def impaired(self) -> str:
         """Return which tenants do not have their newest rules, "" if all have."""
-        return trouble_of(self._now.tenants)
+        return trouble_of(self.now.tenants)
 
     def keep_sets(self) -> None:
         """Copy the active rules of tenants to state_dir: a start uses the copy if the files then
         have a fault. Only the owner of state_dir may call it. Blocks.
         """
-        self._last_good.keep_all(self._now.tenants, self.settings.policy.directory)
-
-    def texts(self) -> ReportTexts:
-        """The active texts of reports."""
-        return self._now.texts
-
-    def keys(self) -> KeyRing:
-        """The active keys that sign mail."""
-        return self._now.keys
-
-    def providers(self) -> ProviderReplies:
-        """The active [[reply]] entries."""
-        return self._now.providers
-
-    def route_places(self) -> Mapping[str, "RoutePlace"]:
-        """Where the active routes are written."""
-        return self._now.places
+        self._last_good.keep_all(self.now.tenants, self.settings.policy.directory)
 
     def agreed(self) -> Mapping[str, str]:
         """Return a digest of each part that must be equal on all nodes of a spool."""
-        if self._agreed is None or self._agreed[0] is not self._now:
-            now = self._now
+        if self._agreed is None or self._agreed[0] is not self.now:
+            now = self.now
             parts = agreed_parts(
                 now.settings, rules=now.rules.digest, accounts=now.accounts.digest, keys=now.keys
             )
@@ -184,17 +160,17 @@ class ActiveConfiguration:
         """
         text = read_text(self._file)
         read = load(self._file, self._environ, role=self._role, text=text)
-        settings, changes = apply_reloadable(self._now.settings, read)
+        settings, changes = apply_reloadable(self.now.settings, read)
         for change in changes:
             on_restart_key(change)
         pairs = self._new_pairs(settings)
-        loaded = self._with_files(settings, self._now.tenants)
+        loaded = self._with_files(settings, self.now.tenants)
         self._last_good.keep_all(loaded.tenants, settings.policy.directory)
         return replace(loaded, new_pairs=pairs, text=text)
 
     def use(self, read: Configuration) -> None:
         """Make this configuration the active one."""
-        self._now = read
+        self.now = read
         self.accounts.use(read.accounts, dovecot_auth=read.settings.mailboxes.dovecot_auth)
         for certificate, pairs in read.new_pairs:
             certificate.use(pairs)

@@ -165,9 +165,9 @@ class Reloader:
         except Exception as error:  # noqa: BLE001 - a failed reload must not end the service
             faults = (f"internal error: {error!r}; a part may be in force: restart the service",)
             _log.exception("the reload failed: restart the service, as a part may be in force")
-        rules, is_reloaded = self._active.rules().rule_count, not faults
+        rules, is_reloaded = self._active.now.rules.rule_count, not faults
         if is_reloaded:
-            tenants = self._active.tenants().values()
+            tenants = self._active.now.tenants.values()
             faults = _shown([fault for tenant in tenants for fault in tenant.faults])
             if not faults:
                 self._metrics.reload_success_time.set(self._clock.time_us() / 1_000_000)
@@ -192,7 +192,7 @@ class Reloader:
         """Set the metric of the age of rules, for each tenant whose newest rules have a fault."""
         metric = self._metrics.policy_set_age
         metric.clear()
-        for name, tenant in self._active.tenants().items():
+        for name, tenant in self._active.now.tenants.items():
             age = metric.labels(name)
             if tenant.faults:
                 age.set_function(partial(self._age_s, tenant.good_us))

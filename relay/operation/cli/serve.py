@@ -65,11 +65,11 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
     )
     sources = RelayDependencies(
         active.accounts,
-        active.rules,
-        active.texts,
-        active.keys,
-        active.providers,
-        route_places=active.route_places,
+        lambda: active.now.rules,
+        lambda: active.now.texts,
+        lambda: active.now.keys,
+        lambda: active.now.providers,
+        route_places=lambda: active.now.places,
         crash_at=environment.crash_at,
         certificates=active.certificates,
         active=active,

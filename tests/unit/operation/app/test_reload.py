@@ -34,7 +34,7 @@ async def test_a_reload_forgets_the_counts_of_rules_that_are_gone(active) -> Non
     (directory / "10-a.toml").write_text(RULE.format("a"))
     (directory / "20-b.toml").write_text(RULE.format("b"))
     await reloader.request()
-    [outcome] = {one.outcome for one in active.rules().operator.rules}
+    [outcome] = {one.outcome for one in active.now.rules.operator.rules}
     for name, what in (
         ("a", outcome),
         ("b", outcome),

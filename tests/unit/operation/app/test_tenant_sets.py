@@ -73,7 +73,7 @@ class Site:
 
     def names(self, tenant: str = "acme") -> list[str] | None:
         assert self.active is not None
-        rules = self.active.rules().tenants[tenant].rules
+        rules = self.active.now.rules.tenants[tenant].rules
         return None if rules is None else [one.name for one in rules.rules]
 
     @property
@@ -144,7 +144,7 @@ def test_old_rules_are_not_used_beyond_what_the_tenant_may_now(site, how):
     site.file.write_text(CONFIG)
     getattr(site, how)()
     assert site.names() is None
-    [fault] = site.active.tenants()["acme"].faults
+    [fault] = site.active.now.tenants["acme"].faults
     assert 'or "redirect" in the key may of [[tenant]] "acme"' in str(fault)
 
 
@@ -207,7 +207,7 @@ def test_a_domain_that_is_an_alias_is_of_the_same_tenant(site, sender, to, tenan
         is_trusted=True,
     )
     strict = book_of(load_strictly(read, site.file), read)
-    for rules in (site.active.rules(), strict):
+    for rules in (site.active.now.rules, strict):
         verdict = rules.evaluate(message)
         assert verdict.tenants == tenants
         held = "acme/own" in {each.rule for each in verdict.hits}
@@ -261,7 +261,7 @@ def test_what_a_tenant_does_harms_no_other(site, harm):
     harm(site.folder / "policies/acme")
     site.start()
     assert (site.names(), site.names("beta")) == (None, ["beta/beta"])
-    [fault, *_] = site.active.tenants()["acme"].faults
+    [fault, *_] = site.active.now.tenants["acme"].faults
     assert str(fault).startswith(str(site.folder / "policies/acme"))
     assert any(word in fault.message for word in ("expected", "cannot be read", "found"))
 
@@ -271,13 +271,13 @@ def test_what_a_tenant_does_harms_no_other(site, harm):
 def test_noise_of_one_tenant_leaves_the_rules_of_others_as_they_are(octets, group):
     with TemporaryDirectory() as folder, site_in(Path(folder)) as site:
         site.start()
-        before = site.active.rules()
+        before = site.active.now.rules
         site.write("acme", octets)
         site.write("acme", group, "groups/g.txt")
         with capture_logs():
             for again in (site.reload, site.start):
                 again()
-                after = site.active.rules()
+                after = site.active.now.rules
                 for old, new in (
                     (before.operator, after.operator),
                     (before.tenants["beta"].rules, after.tenants["beta"].rules),
