@@ -344,19 +344,17 @@ def _binary(text: str) -> str:
 
 
 def _guid(text: str) -> str:
-    try:
+    with suppress(ValueError):
         return str(UUID(text))
-    except ValueError:
-        raise ExtendedPropertyError("expected a GUID") from None
+    raise ExtendedPropertyError("expected a GUID")
 
 
 def _time(text: str) -> str:
-    try:
+    with suppress(ValueError, OverflowError):
         at = datetime.fromisoformat(text.strip())
         at = (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise ExtendedPropertyError("expected a time such as 2026-12-01T08:00:00Z") from None
-    return at.isoformat().replace("+00:00", "Z")
+        return at.isoformat().replace("+00:00", "Z")
+    raise ExtendedPropertyError("expected a time such as 2026-12-01T08:00:00Z")
 
 
 _VALUES: Mapping[str, Callable[[str], str]] = {

@@ -131,10 +131,9 @@ def parse_address(text: str, base: Path) -> Address:
         return Address(str(ipaddress.ip_address(host[1:-1])), int(port))
     if is_ip(host) and ":" in host:
         raise ValueError("an IPv6 address in brackets, as [::1]:25")
-    try:
+    with contextlib.suppress(ValueError):
         return Address(host if is_ip(host) else parse_domain(host), int(port))
-    except ValueError:
-        raise ValueError(ADDRESS_EXPECTED) from None
+    raise ValueError(ADDRESS_EXPECTED)
 
 
 def parse_listener(text: str, base: Path) -> Address:
@@ -199,12 +198,11 @@ def parse_domain(text: str) -> str:
 
 def parse_domain_pattern(text: str) -> str:
     """Return "*", "*.suffix" or a domain, in lower case with A-labels."""
-    try:
+    with contextlib.suppress(ValueError):
         if text == "*":
             return text
         return f"*.{parse_domain(text[2:])}" if text.startswith("*.") else parse_domain(text)
-    except ValueError:
-        raise ValueError('a domain, "*.suffix" or "*"') from None
+    raise ValueError('a domain, "*.suffix" or "*"')
 
 
 def parse_mailbox(text: str) -> str:
@@ -335,10 +333,9 @@ def parse_sender_pattern(text: str) -> str:
 
 def parse_ip(text: str) -> str:
     """Return an IPv4 or IPv6 address."""
-    try:
+    with contextlib.suppress(ValueError):
         return str(ipaddress.ip_address(text))
-    except ValueError:
-        raise ValueError('an IP address such as "192.0.2.1" or "2001:db8::1"') from None
+    raise ValueError('an IP address such as "192.0.2.1" or "2001:db8::1"')
 
 
 def parse_spool_url(text: str) -> str:
@@ -364,16 +361,13 @@ def parse_node_name(text: str) -> str:
 
 def parse_web_url(text: str) -> str:
     """Return an http or https URL without a trailing slash."""
-    expected = 'a URL such as "https://mail.example.org"'
-    try:
+    is_plain = text.isascii() and text.isprintable() and " " not in text
+    with contextlib.suppress(ValueError):
         url = urlsplit(text)
         is_fit = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-    except ValueError:
-        raise ValueError(expected) from None
-    is_plain = text.isascii() and text.isprintable() and " " not in text
-    if not (is_fit and is_plain) or url.query or url.fragment or url.username:
-        raise ValueError(expected)
-    return text.rstrip("/")
+        if is_fit and is_plain and not (url.query or url.fragment or url.username):
+            return text.rstrip("/")
+    raise ValueError('a URL such as "https://mail.example.org"')
 
 
 def parse_token_url(text: str) -> str:
@@ -389,15 +383,12 @@ def parse_token_url(text: str) -> str:
 
 def parse_proxy(text: str) -> str:
     """Return the URL of an HTTP proxy, which may have a user name and a password."""
-    expected = "http://HOST:PORT, or http://USER:PASSWORD@HOST:PORT"
-    try:
+    with contextlib.suppress(ValueError):
         url = urlsplit(text)
         is_fit = url.scheme == "http" and bool(url.hostname) and bool(url.port)
-    except ValueError:
-        raise ValueError(expected) from None
-    if not is_fit or url.path.strip("/") or url.query or url.fragment or not text.isprintable():
-        raise ValueError(expected)
-    return text.rstrip("/")
+        if is_fit and text.isprintable() and not (url.path.strip("/") or url.query or url.fragment):
+            return text.rstrip("/")
+    raise ValueError("http://HOST:PORT, or http://USER:PASSWORD@HOST:PORT")
 
 
 def parse_selector(text: str) -> str:
@@ -410,10 +401,9 @@ def parse_selector(text: str) -> str:
 
 def parse_date(text: str) -> str:
     """Return a day as YYYY-MM-DD, "" as it is."""
-    try:
+    with contextlib.suppress(ValueError):
         return date.fromisoformat(text).isoformat() if text else ""
-    except ValueError:
-        raise ValueError('a date such as "2027-01-31"') from None
+    raise ValueError('a date such as "2027-01-31"')
 
 
 def parse_srs_key(text: str) -> str:
