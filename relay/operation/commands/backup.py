@@ -23,7 +23,7 @@ import os
 import pwd
 import shutil
 import stat
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import partial
 from io import BytesIO
@@ -540,19 +540,14 @@ def _place(path: Path) -> Place:
     except FileNotFoundError:  # it would get the owner of the directory above
         above = _place(path.parent)
         return Place(str(path), 0o700, above.user, above.group)
-    return Place(str(path), stat.S_IMODE(facts.st_mode), _user(facts.st_uid), _group(facts.st_gid))
+    user, group = _name(pwd.getpwuid, facts.st_uid), _name(grp.getgrgid, facts.st_gid)
+    return Place(str(path), stat.S_IMODE(facts.st_mode), user, group)
 
 
-def _user(number: int) -> str:
+def _name(entry_of: Callable[[int], Sequence[Any]], number: int) -> str:
+    """Return the name of a user or group, which begins its entry, or else the number."""
     try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return str(number)
-
-
-def _group(number: int) -> str:
-    try:
-        return grp.getgrgid(number).gr_name
+        return str(entry_of(number)[0])
     except KeyError:
         return str(number)
 

@@ -197,21 +197,18 @@ def _owner(settings: Settings, manifest: Manifest) -> tuple[int, int] | None:
     for place in (settings.state_dir, settings.mailboxes.root):
         if place.exists() and place.stat().st_uid:
             return place.stat().st_uid, place.stat().st_gid
-    return _user(manifest.state_dir), _group(manifest.state_dir)
+    return _owner_of(manifest.state_dir)
 
 
-def _user(place: Place) -> int:
+def _owner_of(place: Place) -> tuple[int, int]:
+    """Return the user and group that a file or directory had. Raises UnknownOwnerError."""
+    kind, name = "user", place.user
     try:
-        return int(place.user) if place.user.isdecimal() else pwd.getpwnam(place.user).pw_uid
+        user = int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
+        kind, name = "group", place.group
+        return user, int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
     except KeyError:
-        raise UnknownOwnerError(f"{place.path} belonged to the user {place.user}") from None
-
-
-def _group(place: Place) -> int:
-    try:
-        return int(place.group) if place.group.isdecimal() else grp.getgrnam(place.group).gr_gid
-    except KeyError:
-        raise UnknownOwnerError(f"{place.path} belonged to the group {place.group}") from None
+        raise UnknownOwnerError(f"{place.path} belonged to the {kind} {name}") from None
 
 
 # -- the files
@@ -288,7 +285,7 @@ def _normal(path: str) -> Path:
 def _restore_owner(path: Path, place: Place) -> None:
     """Set the owner and the mode that a file or directory had."""
     if not os.geteuid():
-        os.chown(path, _user(place), _group(place))
+        os.chown(path, *_owner_of(place))
     path.chmod(place.mode)
 
 
