@@ -12,7 +12,7 @@ NOW = 10**18  # after the due time of every entry in these tests
 
 @pytest.fixture(autouse=True)
 def reporting(spool, reporter) -> None:
-    spool.queue_admin.report_with(reporter)
+    spool.queue_admin.reports.writer = reporter
 
 
 async def reports(spool) -> list[bytes]:

@@ -79,7 +79,7 @@ async def test_a_message_id_belongs_to_one_request(spool, make, clock) -> None:
 @pytest.mark.parametrize("order", [*map(command, ("hold", "cancel")), reroute("mx:c.test")])
 async def test_only_an_attempt_decides(spool, make, active_claims, reporter, clock, order) -> None:
     order = replace(order, bounce=order.operation == "cancel")
-    spool.queue_admin.report_with(reporter)
+    spool.queue_admin.reports.writer = reporter
     (claim,) = (await spool.accept(make({HOP: ["x@b.test"]}))).claims
     assert await spool.note_requests(claim, (SENT,), before=1)
     await spool.record(ClaimResult(claim, 5, {1: LATER}, WAITS))

@@ -56,7 +56,7 @@ async def test_a_cancel_of_the_rest_pays_what_is_owed(
     await spool.accept(other, claim=False)
     spool = await restart()
     if how != "no reports":
-        spool.queue_admin.report_with(reporter)
+        spool.queue_admin.reports.writer = reporter
     selector = Selector(ids=(other.facts.id,)) if how == "cancel of another" else ALL
     bounce = how == "cancel --bounce"
     answer = await spool.queue_admin.execute(command("cancel", selector, bounce=bounce))

@@ -228,7 +228,7 @@ class Node:
             expand=self.table.expand,
         )
         self.scheduler = self._scheduler(around, reporter)
-        self.spool.queue_admin.attend(Attendant(self.scheduler, around.ledger))
+        self.spool.queue_admin.delivery = Attendant(self.scheduler, around.ledger)
         acceptance = Acceptance(
             hostname="relay.test",
             router=self.table,

@@ -36,7 +36,7 @@ def make(clock: ManualClock):
 
 @pytest.fixture
 def reporter(clock: ManualClock) -> Reporter:
-    """Makes the reports of a spool that is told `queue_admin.report_with(reporter)`."""
+    """Makes the reports of a spool that is told `queue_admin.reports.writer = reporter`."""
     return Reporter(
         hostname="relay.test",
         clock=clock,
@@ -50,7 +50,7 @@ def reporter(clock: ManualClock) -> Reporter:
 @pytest.fixture
 def active_claims(spool) -> FakeActiveClaims:
     active_claims = FakeActiveClaims()
-    spool.queue_admin.attend(active_claims)
+    spool.queue_admin.delivery = active_claims
     return active_claims
 
 

@@ -201,8 +201,7 @@ def connect_parts(
     recorder.ended, recorder.lookup_of = scheduler.ended, scheduler.sites.lookup_of
     scheduler.local.reply_of = transport.replies.owed
     reporter.copies = _copies(base, scheduler)
-    admin.attend(scheduler)
-    admin.report_with(reporter)
+    admin.delivery, admin.reports.writer = scheduler, reporter
     admin.give_back = base.usage.give_back
     base.table.hold_of = admin.hold_rule
     base.table.is_of_other_store = base.spool.is_of_other_store

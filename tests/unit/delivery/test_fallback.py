@@ -78,7 +78,7 @@ async def test_half_an_hour_of_a_silent_host_over_a_restart(delivery) -> None:
     async def start() -> None:
         delivery.spool = None
         await delivery.start()
-        delivery.spool.queue_admin.attend(delivery.scheduler)
+        delivery.spool.queue_admin.delivery = delivery.scheduler
 
     async def settled() -> None:
         scheduler, idle = delivery.scheduler, 0
@@ -115,7 +115,7 @@ async def test_what_is_too_large_for_graph_goes_to_the_fallback_at_once(delivery
         cloud = Route("*", "graph://127.0.0.1:9", token, name="g", mime_max=5, fallback=there)
         delivery.table = Routed([cloud], [], NOBODY, tls="none")
         await delivery.start()
-        delivery.spool.queue_admin.attend(delivery.scheduler)
+        delivery.spool.queue_admin.delivery = delivery.scheduler
         journey = await delivery.done(await delivery.send("x@a.test"))
     [moved] = [one.detail for one in journey.steps if "operation" in one.detail]
     assert (moved["why"], moved["to"]) == (

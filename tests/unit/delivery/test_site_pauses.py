@@ -100,7 +100,7 @@ async def test_a_pause_stays_at_a_reload_until_an_operator_retries(delivery) -> 
         await deferred(delivery, second)
         assert await attempts(delivery, second) == ("queued", 0)
         scheduler.use(sites.options, sites.connect, lambda _options: False)
-        delivery.spool.queue_admin.attend(scheduler)
+        delivery.spool.queue_admin.delivery = scheduler
         retry = QueueCommand(Operation.RETRY, Selector(ids=(second,)), "op")
         await delivery.spool.queue_admin.execute(retry)
         await delivery.done(second)

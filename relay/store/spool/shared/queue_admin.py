@@ -103,7 +103,7 @@ class CancelReports:
     """Plans the reports of a cancel. Without a writer there are none."""
 
     def __init__(self, engine: QueueEngine) -> None:
-        self.writer: ReportWriter | None = None
+        self.writer: ReportWriter | None = None  # of the reports of a cancel
         self._engine = engine
 
     async def plan(
@@ -202,8 +202,8 @@ class QueueAdmin:
     shown_times: Callable[[], ShownTimes]
 
     def __post_init__(self) -> None:
-        self._reports = CancelReports(self.engine)
-        self._delivery: ActiveClaims | None = None  # none where no delivery runs
+        self.reports = CancelReports(self.engine)
+        self.delivery: ActiveClaims | None = None  # has claims in memory; None: none runs
         self._releasing = TaskSet()
         self._hold_rules: Sequence[HoldRule] = ()  # as they were read last
         self.give_back: Callable[[CancelledMail], None] = lambda _mail: None  # what was counted
@@ -251,14 +251,6 @@ class QueueAdmin:
         changed = await self.engine.change(change)
         await self.read_hold_rules()
         return changed
-
-    def attend(self, delivery: ActiveClaims) -> None:
-        """Set the `delivery` that holds claims in memory."""
-        self._delivery = delivery
-
-    def report_with(self, writer: ReportWriter) -> None:
-        """Set the `writer` of the reports of a cancel."""
-        self._reports.writer = writer
 
     async def list(self, selector: Selector, *, limit: int, after: Key = FIRST_KEY) -> EntryList:
         """Return live entries, oldest first. Without ids, begin after the entry `after`."""
@@ -313,7 +305,7 @@ class QueueAdmin:
         now_us, at_us = self.clock.queue_us(), self.clock.time_us()
         part = _Slice(answer, keys, waiting, self.engine, now_us, at_us)
         results, listed = await self.engine.read(part.rehearse)
-        reports = await self._reports.count(keys, taken=waiting) if answer.command.bounce else 0
+        reports = await self.reports.count(keys, taken=waiting) if answer.command.bounce else 0
         answer.add(results, listed, reports=reports)
 
     async def _do(self, keys: Sequence[Key], answer: "_ReportBuilder") -> None:
@@ -326,7 +318,7 @@ class QueueAdmin:
             planned = NOTHING_PLANNED
             try:
                 if answer.command.operation is Operation.CANCEL:
-                    planned = await self._reports.plan(left, answer.command, taken=taken)
+                    planned = await self.reports.plan(left, answer.command, taken=taken)
                 now_us, at_us = self.clock.queue_us(), self.clock.time_us()
                 part = _Slice(answer, left, taken, self.engine, now_us, at_us, planned)
                 result, listed = await self.engine.change(part.write)
@@ -363,9 +355,9 @@ class QueueAdmin:
         """Withdraw the claims that wait for an attempt, and return them; with --dry-run only return
         them. A retry does not need that.
         """
-        if self._delivery is None or command.operation is Operation.RETRY:
+        if self.delivery is None or command.operation is Operation.RETRY:
             return frozenset()
-        take = self._delivery.waiting_among if command.dry_run else self._delivery.withdraw
+        take = self.delivery.waiting_among if command.dry_run else self.delivery.withdraw
         return take(keys)
 
     def _follow_up(self, result: ChangeResult) -> None:
@@ -376,12 +368,12 @@ class QueueAdmin:
             self.give_back(mail)
         if result.left:
             self.engine.remove(result.left)
-        if self._delivery is None:
+        if self.delivery is None:
             return
         if result.next_hops:
-            self._delivery.retry_now(result.next_hops)
+            self.delivery.retry_now(result.next_hops)
         if result.due_us is not None:
-            self._delivery.due_at(result.due_us)
+            self.delivery.due_at(result.due_us)
 
     def _release_later(self, taken: Collection[Key]) -> None:
         """Release withdrawn claims in the background after an operation failed."""
@@ -401,8 +393,8 @@ class QueueAdmin:
                 await self.clock.sleep(pause_s)  # sleeps: limits retries after a fault
                 pause_s = min(pause_s * 2, _PAUSE_S_MAX)
             else:
-                if self._delivery is not None:
-                    self._delivery.retry_now(())
+                if self.delivery is not None:
+                    self.delivery.retry_now(())
                 return
 
 

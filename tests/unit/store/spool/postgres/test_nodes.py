@@ -213,7 +213,7 @@ async def test_a_withdrawn_claim_that_was_taken_over_is_left_alone(at, sql, orde
     times = Elapsed(), Elapsed()
     one, two = await at("one.test", elapsed=times[0]), await at("two.test", elapsed=times[1])
     waiting = FakeActiveClaims()
-    one.queue_admin.attend(waiting)
+    one.queue_admin.delivery = waiting
     (before,) = (await one.accept(new_message(TO_A))).claims
     await beats(two, times[1], DEAD_S + BEAT_S)
     (claim,) = (await two.claim_due(NOW, 10, DueQuery())).claims

@@ -198,7 +198,7 @@ async def run_receipts(spool: SpoolEngine, make) -> None:
 async def run_commands(spool: SpoolEngine, make) -> None:
     """Run each command of an operator, on entries that wait, are held, or are captured."""
     claims = FakeActiveClaims()
-    spool.queue_admin.attend(claims)
+    spool.queue_admin.delivery = claims
     success = frozenset({Notify.SUCCESS})
     message = make({"mx:b.test": ["x@b.test", "y@c.test"]})
     (entry,) = message.entries
@@ -258,7 +258,7 @@ async def ran(tmp_path, make, clock, reporter, postgres_server, postgres_url) ->
     for _ in range(2):  # the second takes over what the first has claimed
         spool = spools.open(settings, clock=clock, crash=CrashPoints(), metrics=Metrics())
         await spool.start()
-        spool.queue_admin.report_with(reporter)
+        spool.queue_admin.reports.writer = reporter
         await run_all(spool, make, clock)
         await spool.accept(make())
         await end_without_node(spool, make, clock, lambda text: sql(text, database=database))
