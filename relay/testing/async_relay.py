@@ -4,8 +4,8 @@ RelayPlaces has the addresses of a relay of the kit, for all tests and the progr
 """
 
 import asyncio
-from collections.abc import Coroutine, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from relay.base.running_relay import DraftToSend
 from relay.base.socket_address import Address
@@ -14,8 +14,6 @@ from relay.testing.internet import InternetScenario, RemoteMessage, SimulatedNet
 from relay.testing.message import WAIT_S, Message
 from relay.testing.running import AsyncVirtualClock, RunningRelay
 from relay.testing.waiting import SETTLE_S, Pattern, Wanted, checked_address
-
-Result = TypeVar("Result")
 
 
 class SmtpAddress(NamedTuple):
@@ -112,7 +110,7 @@ class RelayPlaces:
             "RELAY_HTTPS_URL": self.https_url,
             "RELAY_TOKEN": self.operator_token,
             "RELAY_CA": self.ca,
-            "RELAY_CONFIG": str(self.running.thread.folder.config),
+            "RELAY_CONFIG": str(self.running.folder.config),
             "SSL_CERT_FILE": self.ca,
             "REQUESTS_CA_BUNDLE": self.ca,
             "NODE_EXTRA_CA_CERTS": self.ca,
@@ -159,27 +157,27 @@ class AsyncRelay(RelayPlaces):
 
     async def messages(self) -> list[Message]:
         """See Relay.messages()."""
-        return await _in_relay(self.running, self.running.arrived(None, settles=False))
+        return await self.running.awaited(self.running.arrived(None, settles=False))
 
     async def settle(self, timeout: float = SETTLE_S) -> None:  # noqa: ASYNC109
         """See Relay.settle()."""
         __tracebackhide__ = True
-        await _in_relay(self.running, self.running.observer.settle(timeout))
+        await self.running.awaited(self.running.observer.settle(timeout))
 
     async def assert_no_more_mail(self, timeout: float = SETTLE_S) -> None:  # noqa: ASYNC109
         """See Relay.assert_no_more_mail()."""
         __tracebackhide__ = True
-        await _in_relay(self.running, self.running.assert_no_more(timeout))
+        await self.running.awaited(self.running.assert_no_more(timeout))
 
     async def reset(self) -> None:
         """See Relay.reset()."""
-        await _in_relay(self.running, self.scenario.reset())
+        await self.running.awaited(self.scenario.reset())
 
     async def check(self) -> None:
         """See Relay.check()."""
         __tracebackhide__ = True
         if self.internet.strict:
-            await _in_relay(self.running, self.scenario.check(SETTLE_S))
+            await self.running.awaited(self.scenario.check(SETTLE_S))
 
 
 class AsyncInternet(SimulatedNetwork):
@@ -191,7 +189,7 @@ class AsyncInternet(SimulatedNetwork):
 
     async def messages(self) -> list[RemoteMessage]:
         """See Internet.messages()."""
-        return await _in_relay(self._scenario.running, self._scenario.received())
+        return await self._scenario.running.awaited(self._scenario.received())
 
 
 class AsyncRemoteSite(SiteScenario):
@@ -199,7 +197,7 @@ class AsyncRemoteSite(SiteScenario):
 
     async def messages(self) -> list[RemoteMessage]:
         """See RemoteSite.messages()."""
-        return await _in_relay(self._scenario.running, self._scenario.received(self.name))
+        return await self._scenario.running.awaited(self._scenario.received(self.name))
 
     async def wait_for(
         self,
@@ -212,7 +210,7 @@ class AsyncRemoteSite(SiteScenario):
         __tracebackhide__ = True
         criteria = Wanted(f"*@{self.name}", subject, sender)
         work = self._scenario.wait(self.name, criteria, timeout)
-        return await _in_relay(self._scenario.running, work)
+        return await self._scenario.running.awaited(work)
 
 
 class AsyncMailbox:
@@ -233,7 +231,7 @@ class AsyncMailbox:
         __tracebackhide__ = True
         criteria = Wanted(self.address, subject, sender)
         work = self._running.wait_for(criteria, timeout, settles=False)
-        return await _in_relay(self._running, work)
+        return await self._running.awaited(work)
 
     async def mark_read(self, message: Message) -> None:
         """See Mailbox.mark_read()."""
@@ -241,13 +239,4 @@ class AsyncMailbox:
 
     async def messages(self) -> list[Message]:
         """See Mailbox.messages()."""
-        return await _in_relay(self._running, self._running.arrived(self.address, settles=False))
-
-
-async def _in_relay(running: RunningRelay, work: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine in the relay's loop, and wait for it in this one."""
-    __tracebackhide__ = True  # pytest shows the line of the test
-    try:
-        return await asyncio.wrap_future(running.thread.submit(work))
-    except AssertionError as error:
-        raise error.with_traceback(None) from None
+        return await self._running.awaited(self._running.arrived(self.address, settles=False))

@@ -192,7 +192,7 @@ def _write(relay: Relay, folder: Path) -> str:
     for number, arrival in enumerate(arrivals, start=1):
         name = f"{number:02}-{_file_name(arrival.copy.recipient)}-{_file_name(arrival.subject)}"
         (folder / f"{name}.eml").write_bytes(arrival.copy.content)
-    shutil.copyfile(running.thread.folder.path / LOG_NAME, folder / LOG_NAME)
+    shutil.copyfile(running.folder.path / LOG_NAME, folder / LOG_NAME)
     lines = [line for journey in journeys[-_SHOWN_MAX:] for line in journey_lines(journey)]
     return "\n".join([*lines, f"journeys and messages: {folder}"])
 

@@ -61,33 +61,31 @@ class RelayOptions:
         return DevelopmentRelay(folder, options)
 
 
-class RunningRelay:
+class RunningRelay(RelayThread):
     """A relay in its thread, and the messages that a test has seen.
 
-    Coroutines must run in the relay's event loop: see run().
+    Coroutines must run in the relay's event loop: see run() and awaited().
     """
 
     def __init__(self, options: RelayOptions) -> None:
         """Start the relay. Raises SettingsError, OSError; then nothing is left."""
-        self.thread = RelayThread(new_state_folder(), options.compose)
-        self.thread.start()
-        self.relay = self.thread.relay
-        self.observer = Observer(self.relay, log=self.thread.folder.path / LOG_NAME)
+        super().__init__(new_state_folder(), options.compose)
+        self.start()
+        self.observer = Observer(self.relay, log=self.folder.path / LOG_NAME)
 
-    def stop(self) -> None:
-        """Stop the relay and remove its files. Raises BrokenRelayError."""
-        self.thread.stop()
+    async def awaited(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Run a coroutine in the relay's loop, and wait for it in this one."""
+        __tracebackhide__ = True  # pytest shows the line of the test
+        try:
+            return await asyncio.wrap_future(self.submit(work))
+        except AssertionError as error:
+            raise error.with_traceback(None) from None
 
     async def reset(self) -> None:
         """Remove all messages, the scenario and the record of seen messages."""
         await self.relay.reset()
         await self.relay.use_scenario({})
         self.observer.reset()
-
-    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Run a coroutine in the relay's loop, and wait for its result."""
-        __tracebackhide__ = True
-        return self.thread.run(work)
 
     def send(self, draft: DraftToSend, *, settles: bool) -> Message:
         """Send a message by the Graph API. Raises RejectedError."""
@@ -206,5 +204,4 @@ class AsyncVirtualClock(RelayTime):
     ) -> None:
         """See VirtualClock.advance()."""
         passed = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
-        work = self._running.relay.advance_clock(passed.total_seconds())
-        await asyncio.wrap_future(self._running.thread.submit(work))
+        await self._running.awaited(self._running.relay.advance_clock(passed.total_seconds()))

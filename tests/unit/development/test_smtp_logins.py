@@ -157,7 +157,7 @@ def kit() -> Iterator[Relay]:
 
 def logged_by(kit, work):
     """Return the line that the relay logs for what a client does."""
-    log = kit.running.thread.folder.path / LOG_NAME
+    log = kit.running.folder.path / LOG_NAME
     before = log.stat().st_size
     work()
     until("it is logged", lambda: log.stat().st_size > before)

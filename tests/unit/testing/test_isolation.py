@@ -90,7 +90,7 @@ def test_nothing_is_left_and_the_process_is_as_before(memory):
     with Relay() as relay:
         use(relay)
         during = of_process()
-        path = relay.running.thread.folder.path
+        path = relay.running.folder.path
         assert path.is_dir()
     gc.collect()
     after = of_process(), {one.name for one in threading.enumerate()}, files(), child_processes()
@@ -123,7 +123,7 @@ def test_ctrl_c_ends_a_wait_and_stops_the_relay():
     program = (
         "from relay.testing import Relay\n"
         "with Relay() as relay:\n"
-        "    print(relay.running.thread.folder.path, flush=True)\n"
+        "    print(relay.running.folder.path, flush=True)\n"
         "    relay.mailbox('bob@example.test').wait_for(timeout=60)\n"
     )
     with subprocess.Popen(
@@ -148,7 +148,7 @@ def test_the_files_of_a_killed_process_are_removed_by_the_next(memory):
         "from relay.testing import Relay\n"
         "development_folder._MEMORY = pathlib.Path(sys.argv[1])\n"
         "with Relay() as relay:\n"
-        "    print(relay.running.thread.folder.path, flush=True)\n"
+        "    print(relay.running.folder.path, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     ended = subprocess.run(

@@ -28,7 +28,7 @@ with Relay() as relay:
     relay.send("alice@example.test", to[0], "Hello again", "x")
     relay.mailbox("bob@example.test").wait_for(subject="Hello again")
     relay.assert_no_more_mail()
-    print(relay.running.thread.folder.path)
+    print(relay.running.folder.path)
 """
 
 
