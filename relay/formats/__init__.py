@@ -14,9 +14,9 @@ From a draft to the message that is sent (step 3):
 
 Changes of a draft, replies, forwards:
 
-- `edit_draft`: a PATCH of a draft that is MIME: only the fields that it names; which draft becomes
-  one of properties, for a new body or other attachments; attachments of a stored message in a new
-  draft
+- `edit_draft`: a PATCH of a draft that is MIME: only the fields and the body that it names
+- `edit_attachments`: adds an attachment to MIME, or removes one; when a multipart is put around it;
+  attachments of a stored message in a new draft
 - `quoting`: the quote of a reply or forward: From, Sent, To, Subject, and its HTML; what stands
   above it (uniqueBody)
 - `safe_markup`: which elements, attributes and styles of HTML are harmless

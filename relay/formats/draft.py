@@ -99,10 +99,14 @@ class StoredPart(Struct, frozen=True):
 
 
 class MimeDraftProperties(Struct, frozen=True):
-    """Properties of a MIME draft that have no header field."""
+    """Properties of a MIME draft that have no header field.
+
+    `attachment_ids` are the ids in the order of the attachments, once one was added or removed.
+    """
 
     delivery_receipt: bool = False
     extended: tuple[ExtendedProperty, ...] = ()
+    attachment_ids: tuple[str, ...] = ()
 
 
 class PrivateBlock(Struct, frozen=True):

@@ -20,6 +20,7 @@ from relay.formats.charsets import decode_octets
 from relay.formats.content_fields import charset_of, filename_of, name_by_type, read_content_field
 from relay.formats.draft import (
     AttachmentFacts,
+    MimeDraftProperties,
     StoredPart,
     read_private_block,
     read_properties,
@@ -128,13 +129,30 @@ def read_message(raw: bytes | Octets, extent: ReadExtent = WHOLE) -> ReadMessage
     block, length = read_private_block(stored)
     if block is None or block.properties is None:
         message = read_mime(stored.part(length, stored.size - length), extent)
-        beside = block.beside if block else None
-        if beside is None:
-            return message
-        own = {"delivery_receipt": beside.delivery_receipt, "extended": beside.extended}
-        return replace(message, properties=replace(message.properties, **own))
+        return _with_properties(message, block.beside) if block and block.beside else message
     attachments = tuple(_facts(part) for part in block.attachments)
     return ReadMessage(read_properties(stored), attachments, block.origin.modified_us)
+
+
+def _with_properties(message: ReadMessage, stored: MimeDraftProperties) -> ReadMessage:
+    properties = replace(
+        message.properties,
+        delivery_receipt=stored.delivery_receipt,
+        extended=stored.extended,
+    )
+    attachments = tuple(
+        replace(part, id=identity)
+        for part, identity in zip(
+            message.attachments, _ids(stored, len(message.attachments)), strict=True
+        )
+    )
+    return replace(message, properties=properties, attachments=attachments)
+
+
+def _ids(stored: MimeDraftProperties | None, count: int) -> tuple[str, ...]:
+    """Return the stored ids of that many attachments, "" for each if there are none."""
+    ids = stored.attachment_ids if stored else ()
+    return ids if len(ids) == count else ("",) * count
 
 
 def read_mime(content: bytes | Octets, extent: ReadExtent = WHOLE) -> ReadMessage:
@@ -208,7 +226,12 @@ def read_attachments(stored: Octets) -> tuple[AttachedOctets, ...]:
     block, length = read_private_block(stored)
     if block is None or block.properties is None:
         content = stored.part(length, stored.size - length)
-        return _all_attached(content, sorted_leaves(read_structure(content), content))
+        attached = _all_attached(content, sorted_leaves(read_structure(content), content))
+        ids = _ids(block.beside if block else None, len(attached))
+        return tuple(
+            replace(attachment, facts=replace(attachment.facts, id=identity))
+            for attachment, identity in zip(attached, ids, strict=True)
+        )
     return tuple(
         AttachedOctets(
             _facts(part),

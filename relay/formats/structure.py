@@ -13,9 +13,10 @@ encrypted); RFC 5322 2.1.1 (line lengths).
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from email.message import Message
+from itertools import islice, takewhile
 from typing import Self
 
 from msgspec import Struct
@@ -174,6 +175,11 @@ class Structure(Struct, frozen=True):
     def parts(self, entity: Entity) -> list[Entity]:
         """Return the direct parts of an entity."""
         return [child for child in self.entities if child.parent == entity.number]
+
+    def within(self, entity: Entity) -> Iterator[Entity]:
+        """Return all entities inside an entity."""
+        following = islice(self.entities, entity.number + 1, None)
+        return takewhile(lambda inner: inner.depth > entity.depth, following)
 
 
 class LooseReading(Struct, frozen=True):

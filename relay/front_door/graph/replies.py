@@ -33,7 +33,7 @@ from relay.base.message.conversation import (
 from relay.base.message.header import Header, ParsedContent
 from relay.base.message.properties import EmailAddress, MessageProperties
 from relay.formats.draft import AttachmentFacts, DraftAttachment, StoredPart
-from relay.formats.edit_draft import carried_attachments
+from relay.formats.edit_attachments import carried_attachments
 from relay.formats.html_tokens import content_ids
 from relay.formats.quoting import quoted_body
 from relay.formats.write_header import header_fields

@@ -29,6 +29,7 @@ from relay.formats.draft import (
     DraftAttachment,
     DraftOrigin,
     MimeDraftProperties,
+    PrivateBlock,
     draft_content,
     mime_draft_block,
     private_block_length,
@@ -37,12 +38,8 @@ from relay.formats.draft import (
     stored_attachments,
     with_defaults,
 )
-from relay.formats.edit_draft import (
-    NotEditableError,
-    parts_of_draft,
-    with_change,
-    with_changed_fields,
-)
+from relay.formats.edit_attachments import add_part, remove_part
+from relay.formats.edit_draft import NotEditableError, changed_mime
 from relay.formats.read_header import parse_header, read_properties_of_header
 from relay.formats.read_mime import read_message
 from relay.formats.write_header import is_message_id
@@ -54,6 +51,7 @@ from relay.store.mailbox.message_file import (
     TIME_US_MAX,
     MessageFile,
     MessageName,
+    attachments_of,
     delivered_id,
     make_base_name,
     parse_name,
@@ -302,8 +300,8 @@ def next_generation(
 ) -> ComposedDraft:
     """Compose a draft's next generation, changed by `change` or unchanged, with its attachments.
 
-    MIME stays MIME unless the body changes. Reading blocks; raises NotADraftError for a change of a
-    signed body, and OSError.
+    MIME stays MIME. Reading blocks; raises NotADraftError for a change of a signed body, and
+    OSError.
     """
     block, length = read_private_block(stored)
     if block is not None and block.properties is not None:
@@ -313,12 +311,12 @@ def next_generation(
     if change is None:
         return compose(content, identity, mime_properties=block.beside if block else None)
     before = with_defaults(read_message(stored).properties, block)
-    if (before.body, before.body_type) != (change.body, change.body_type):
-        parts = parts_of_draft(stored)
-        changed = with_change(parts.properties, before, change)
-        return compose(changed, identity, parts.attachments)
-    content = with_changed_fields(content, before, change)
-    mime_properties = MimeDraftProperties(change.delivery_receipt, change.extended)
+    content = changed_mime(content, before, change)
+    mime_properties = MimeDraftProperties(
+        change.delivery_receipt,
+        change.extended,
+        block.beside.attachment_ids if block and block.beside else (),
+    )
     return compose(content, identity, mime_properties=mime_properties)
 
 
@@ -327,8 +325,14 @@ def with_attachment(
     stored: Octets, identity: DraftIdentity, *, new: DraftAttachment
 ) -> ComposedDraft:
     """Compose a draft's next generation with one more attachment. Like next_generation()."""
-    parts = parts_of_draft(stored)
-    return compose(parts.properties, identity, (*parts.attachments, new))
+    block, length = read_private_block(stored)
+    if block is not None and block.properties is not None:
+        kept = stored_attachments(stored)
+        return compose(read_message(stored).properties, identity, (*kept, new))
+    added = add_part(stored.part(length, stored.size - length), new)
+    ids = [attachment.facts.id for attachment in attachments_of(stored)]
+    ids.insert(added.number, new.part.id)
+    return compose(added.content, identity, mime_properties=_with_ids(block, ids))
 
 
 @_not_editable_errors()
@@ -336,9 +340,20 @@ def without_attachment(stored: Octets, identity: DraftIdentity, *, number: int) 
     """Compose a draft's next generation without the attachment of this index. Like
     next_generation().
     """
-    parts = parts_of_draft(stored)
-    rest = [kept for index, kept in enumerate(parts.attachments) if index != number]
-    return compose(parts.properties, identity, rest)
+    block, length = read_private_block(stored)
+    if block is not None and block.properties is not None:
+        rest = list(stored_attachments(stored))
+        del rest[number]
+        return compose(read_message(stored).properties, identity, rest)
+    content = remove_part(stored.part(length, stored.size - length), number)
+    ids = [attachment.facts.id for attachment in attachments_of(stored)]
+    del ids[number]
+    return compose(content, identity, mime_properties=_with_ids(block, ids))
+
+
+def _with_ids(block: PrivateBlock | None, ids: Sequence[str]) -> MimeDraftProperties:
+    properties = block.beside if block and block.beside else MimeDraftProperties()
+    return replace(properties, attachment_ids=tuple(ids))
 
 
 def _owned(properties: MessageProperties, origin: DraftOrigin) -> MessageProperties:

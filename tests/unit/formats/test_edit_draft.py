@@ -1,27 +1,20 @@
-"""A PATCH of fields of a MIME draft changes them alone; for more it becomes a draft of properties."""
+"""A PATCH of a MIME draft changes what it names; every other octet stays."""
 
-from base64 import b64decode, b64encode
-from contextlib import suppress
+import email
+import email.policy
+from base64 import b64encode
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 from msgspec import structs
 
-from relay.base.message.content import BLOCK_BYTES, MemoryOctets, as_bytes, as_octets
-from relay.base.message.properties import EmailAddress, MessageProperties
-from relay.formats.convert import convert
-from relay.formats.draft import DraftOrigin, draft_content
-from relay.formats.edit_draft import (
-    NotEditableError,
-    carried_attachments,
-    parts_of_draft,
-    with_change,
-    with_changed_fields,
-)
-from relay.formats.read_mime import TEXT_OCTETS_MAX, read_attachments, read_message, read_mime
-from relay.formats.structure import ENTITIES_MAX
-from relay.formats.transfer_encoding import decoded_blocks
-from tests.support.contents import Counted
+from relay.base.message.content import BLOCK_BYTES, MemoryOctets
+from relay.base.message.properties import EmailAddress
+from relay.formats.edit_draft import NotEditableError, changed_mime
+from relay.formats.read_mime import read_mime
+from relay.formats.structure import read_structure
+from tests.support.contents import Counted, attached_octets
 from tests.support.tables import each_row
 from tests.unit.formats.test_structure import entities
 
@@ -46,6 +39,19 @@ def multipart(kind, *parts, preamble=b""):
         body,
         mark,
     )
+
+
+def changed(content, **new):
+    before = read_mime(content).properties
+    octets = changed_mime(MemoryOctets(content), before, structs.replace(before, **new))
+    made = octets.read(0, octets.size)
+    message = email.message_from_bytes(made, policy=email.policy.default)
+    assert not [part.defects for part in message.walk() if part.defects]
+    return made
+
+
+def kinds(content):
+    return [one.content_type for one in read_structure(content).entities]
 
 
 @each_row(
@@ -75,7 +81,7 @@ def test_only_the_fields_of_a_changed_property_change(new, had, has):
         b"Disposition-Notification-To: a@a.test\r\nKeywords: w\r\nMIME-Version: 1.0 (odd)\r\nmessage-id: <m@m>\r\n"
     )
     content = header + multipart(b"mixed", TEXT, ITEM, FILE, preamble=b"odd \r\n") + b"epilogue\n"
-    assert changed_octets(content, **new) == content.replace(had, has)
+    assert changed(content, **new) == content.replace(had, has)
 
 
 def test_a_new_field_is_added_before_a_line_that_is_not_a_field():
@@ -96,151 +102,178 @@ def test_no_field_is_added_before_the_first_line(mark, line):
 
 def changed_octets(content, **new):
     before = read_mime(content).properties
-    made = with_changed_fields(MemoryOctets(content), before, structs.replace(before, **new))
+    made = changed_mime(MemoryOctets(content), before, structs.replace(before, **new))
     return made.read(0, made.size)
 
 
 ALTERNATIVE = multipart(b"alternative", TEXT, HTML)
-RELATED = multipart(b"related", HTML.replace(b"\xfc", b"<img src=cid:i>"), IMAGE)
+RELATED = multipart(b"related", HTML, IMAGE)
+NEW_HTML = {"body_type": "html", "body": "<p>nëw <img src='cid:i'></p>"}
+NEW_TEXT = {"body_type": "text", "body": "nëw text\nsecond"}
 
 
-def as_properties(content):
-    """Return the file of the draft of properties that a MIME draft becomes."""
-    parts = parts_of_draft(MemoryOctets(content))
-    origin = DraftOrigin("a@a.test", "base", "<made@a.test>", 0, 0)
-    return as_octets(draft_content(parts.properties, origin, parts.attachments))
-
-
-def files_of(octets):
-    """Return facts and octets; a message that SMTP cannot carry becomes a file."""
-    files = [
-        (one.facts, b"".join(decoded_blocks(one.octets, one.encoding)).removesuffix(b"\r\n"))
-        for one in read_attachments(octets)
-    ]
-    return [(structs.replace(facts, item=False), content) for facts, content in files]
-
-
-def check_parts(content):
-    """Check that a draft of properties reads as the MIME; return it."""
-    made = as_properties(content)
-    was, now = read_mime(content), read_message(made)
-    fields = {"internet_message_headers": (), "from_": None, "internet_message_id": ""}
-    now_properties = structs.replace(now.properties, **fields)
-    assert now_properties == structs.replace(was.properties, **fields)
-    files = files_of(MemoryOctets(content))
-    assert [(structs.replace(facts, id=""), octets) for facts, octets in files_of(made)] == files
-    assert [facts.id for facts, _ in files_of(made)] == [*map(str, range(len(files)))]
-    return made
-
-
+@pytest.mark.parametrize("wanted", ["to_html", "to_text"])
+@pytest.mark.parametrize("between", [b"--\r\n\r\n--", b"--\r\n--"], ids=["", "tight"])
 @each_row(
-    "content",
+    "content, to_html, to_text",
     [
-        TEXT,
-        HTML,
-        b"\r\nno type",
-        ALTERNATIVE,
-        RELATED,
-        multipart(b"mixed", TEXT, FILE),
-        multipart(b"mixed", ALTERNATIVE, FILE, ITEM),
-        multipart(b"alternative", TEXT, RELATED),
-        multipart(b"related", ALTERNATIVE, IMAGE),
-        FILE,
-        multipart(b"mixed", FILE, multipart(b"mixed", ITEM, ITEM)),
-        ITEM.replace(
-            b"\r\ninner", b"Content-Type: multipart/signed; boundary=s\r\n\r\n--s\r\n\r\ninner"
+        (TEXT, "alternative plain html", "plain"),
+        (HTML, "html", "plain"),
+        (b"\r\nno type", "alternative plain html", "plain"),
+        (ALTERNATIVE, "alternative plain html", "plain"),
+        (RELATED, "related html png", "mixed plain png"),
+        (multipart(b"mixed", TEXT, FILE), "mixed alternative plain html pdf", "mixed plain pdf"),
+        (
+            multipart(b"mixed", ALTERNATIVE, FILE, ITEM),
+            "mixed alternative plain html pdf rfc822 plain",
+            "mixed plain pdf rfc822 plain",
+        ),
+        (
+            multipart(b"alternative", TEXT, RELATED),
+            "alternative plain related html png",
+            "mixed plain mixed png",
+        ),
+        (
+            multipart(b"related", ALTERNATIVE, IMAGE),
+            "related alternative plain html png",
+            "mixed plain png",
+        ),
+        (
+            multipart(b"alternative", TEXT, multipart(b"related", HTML)),
+            "alternative plain related html",
+            "plain",
+        ),
+        (
+            multipart(b"alternative", TEXT, multipart(b"related", HTML), IMAGE),
+            "alternative plain related html png",
+            "mixed plain png",
+        ),
+        (FILE, "mixed alternative plain html pdf", "mixed plain pdf"),
+        (
+            multipart(b"mixed", FILE, ITEM),
+            "mixed alternative plain html pdf rfc822 plain",
+            "mixed plain pdf rfc822 plain",
+        ),
+        (
+            multipart(b"mixed", FILE, preamble=b"preamble\r\n"),
+            "mixed alternative plain html pdf",
+            "mixed plain pdf",
+        ),
+        (ITEM, "mixed alternative plain html rfc822 plain", "mixed plain rfc822 plain"),
+        (
+            multipart(b"signed", FILE, SIGNATURE),
+            "mixed alternative plain html signed pdf pgp-signature",
+            "mixed plain signed pdf pgp-signature",
         ),
     ],
 )
-def test_a_draft_of_properties_has_the_texts_and_files_of_the_mime(content):
-    content = FROM + b"X-Odd: a\r\nX-Odd: \xc3\xbc\r\nKeywords: w\r\nDate: x\r\n" + content
-    headers = read_message(check_parts(content)).properties.internet_message_headers
-    assert headers == (("X-Odd", "a"), ("X-Odd", "ü"))
+def test_a_new_body_replaces_the_body(content, to_html, to_text, wanted, between):
+    """Tight: the line end of a closing delimiter is that in front of the next one."""
+    content = FROM + content.replace(b"--\r\n\r\n--", between)
+    new, structure = (NEW_HTML, to_html) if wanted == "to_html" else (NEW_TEXT, to_text)
+    made = changed(content, **new)
+    assert " ".join(kind.partition("/")[2] for kind in kinds(made)) == structure
+    was, now = read_mime(content), read_mime(made)
+    assert (now.properties.body_type, now.properties.body.replace("\r\n", "\n").strip()) == (
+        new["body_type"],
+        new["body"],
+    )
+    assert [structs.replace(one, inline=False) for one in now.attachments] == [
+        structs.replace(one, inline=False) for one in was.attachments
+    ]
+    for part in (IMAGE, FILE, ITEM, SIGNATURE):
+        body = part.partition(b"\r\n\r\n")[2]
+        assert (body in made) == (body in content)
+    message = email.message_from_bytes(made, policy=email.policy.default)
+    text = message.get_body(("plain",))
+    if text is not None and "plain" in structure.partition("rfc822")[0]:
+        assert "nëw" in text.get_content()
+    assert "old text" not in made.decode("latin-1")
+    assert message["mime-version"] == "1.0"
+    # again: what was changed can be changed
+    assert read_mime(changed(made, **NEW_TEXT)).properties.body.strip().startswith("nëw text")
 
 
-@given(entities())
-def test_any_mime_becomes_a_draft_of_properties_or_stays(lines):
-    content = b"\r\n".join([FROM.strip(), b"Subject: old", *lines, b""])
-    with suppress(NotEditableError):
-        check_parts(content)
+@pytest.mark.parametrize("new", [NEW_HTML, NEW_TEXT])
+@pytest.mark.parametrize("kind", [b"signed", b"encrypted"])
+def test_the_body_of_a_signed_message_cannot_be_changed(kind, new):
+    content = FROM + multipart(kind, TEXT, SIGNATURE)
+    with pytest.raises(NotEditableError, match="cannot be changed"):
+        changed(content, **new)
+    assert multipart(kind, TEXT, SIGNATURE).partition(b"\r\n\r\n")[2] in changed(
+        content, subject="new"
+    )
 
 
-@each_row(
-    "content, reason",
-    [
-        (multipart(b"signed", TEXT, SIGNATURE), "signed or encrypted"),
-        (multipart(b"mixed", multipart(b"encrypted", TEXT, SIGNATURE), FILE), "signed"),
-        (b"Content-Type: application/pkcs7-mime\r\n\r\nx", "signed"),
-        (multipart(b"mixed", *[b"\r\n"] * ENTITIES_MAX), "more parts"),
-        (multipart(b"mixed", HTML, TEXT), "a text beside its HTML"),
-        (TEXT + b"x" * TEXT_OCTETS_MAX, "octets"),
-    ],
+def test_a_new_text_contains_no_delimiter():
+    content = FROM + multipart(b"mixed", TEXT, FILE)
+    body = "--mix\r\nContent-Type: x/y\r\n\r\n--mix--"
+    made = changed(content, body=body)
+    assert read_mime(made).properties.body == body
+    assert kinds(made) == kinds(content)
+
+
+PEOPLE = st.lists(
+    st.sampled_from([EmailAddress("a@a.test"), EmailAddress("b@b.test", "B, Ü")]), max_size=2
+).map(tuple)
+CHANGES = st.fixed_dictionaries(
+    {},
+    optional={
+        "subject": st.text(st.characters(exclude_categories=["C", "Z"]), max_size=20),
+        "to": PEOPLE,
+        "cc": PEOPLE,
+        "bcc": PEOPLE,
+        "reply_to": PEOPLE,
+        "importance": st.sampled_from(["low", "normal", "high"]),
+        "sensitivity": st.sampled_from(["normal", "personal", "private", "confidential"]),
+        "categories": st.lists(
+            st.sampled_from(["a", "b c", "ü", 'd"e', "f, g"]), max_size=3, unique=True
+        ).map(tuple),
+        "in_reply_to": st.sampled_from(["", "<x@y.test>"]),
+        "body": st.sampled_from(["", "x", "--=_0_1", "line\r\nü", "<p>x</p>"]),
+        "body_type": st.sampled_from(["text", "html"]),
+    },
 )
-def test_mime_that_properties_cannot_hold_stays(content, reason):
-    with pytest.raises(NotEditableError, match=reason):
-        parts_of_draft(MemoryOctets(FROM + content))
-    assert changed_octets(FROM + content, subject="new").endswith(content.partition(b"\r\n\r\n")[2])
 
 
-def test_recipients_beyond_those_that_are_shown_stay():
-    everybody = b",\r\n ".join(b"a%d@a.test" % number for number in range(1500))
-    content = FROM + b"To: " + everybody + b"\r\nSubject: old\r\n\r\nx"
-    before = read_mime(content).properties
-    assert len(before.to) < 1500
-    parts = parts_of_draft(MemoryOctets(content))
-    after = with_change(parts.properties, before, structs.replace(before, body="new", subject="s"))
-    assert (len(after.to), after.body, after.subject) == (1500, "new", "s")
+@given(entities(), CHANGES)
+def test_a_changed_draft_reads_as_intended(lines, new):
+    content = b"\r\n".join([b"From: a@a.test", b"Subject: old", *lines, b""])
+    was = read_mime(content)
+    made = changed_octets(content, **new)
+    now = read_mime(made)
+    wanted = structs.replace(was.properties, **new, internet_message_headers=())
+    got = structs.replace(now.properties, internet_message_headers=())
+    if {"body", "body_type"} & set(new):
+        got = structs.replace(got, body=got.body.replace("\r\n", "\n").strip())
+        wanted = structs.replace(
+            wanted, body=wanted.body.replace("\r\n", "\n").replace("\r", "\n").strip()
+        )
+    assert got == wanted
+    assert bytes_of(made) == bytes_of(content)
+    if not {"body", "body_type"} & set(new):
+        assert made.endswith(content.partition(b"\r\n\r\n")[2])
+        assert now.attachments == was.attachments
 
 
-def test_the_files_of_a_large_draft_are_not_in_memory():
-    large = b"Content-Type: a/b\r\nContent-Transfer-Encoding: base64\r\n\r\n%b" % b64encode(
+def bytes_of(content):
+    """Return the attachments' bytes; a former whole message has lost its last line end."""
+    return [one.removesuffix(b"\r\n") for one in attached_octets(content)]
+
+
+def test_only_headers_and_text_of_a_large_draft_are_in_memory():
+    large = b"Content-Type: a/b\r\nContent-Transfer-Encoding: base64\r\n\r\n" + b64encode(
         bytes(3_000_000)
     )
-    octets = Counted(FROM + multipart(b"mixed", TEXT, large))
-    [attachment] = parts_of_draft(octets).attachments
+    content = FROM + multipart(b"mixed", TEXT, large)
+    before = read_mime(content).properties
+    octets = Counted(content)
+    made = changed_mime(octets, before, structs.replace(before, **NEW_HTML, subject="new"))
     assert octets.most_bytes <= BLOCK_BYTES
-    assert attachment.octets.size > 4_000_000
+    assert made.size > 4_000_000
+    assert b64encode(bytes(3_000_000)) in made.read(0, made.size)
 
 
 def test_without_changes_the_octets_are_the_same():
     content = b"\nodd\n" + multipart(b"mixed", TEXT)
     assert changed_octets(content) == content
-
-
-def test_a_message_is_carried_as_it_is_where_the_blocks_of_its_octets_divide_a_line_end():
-    header = b"Subject: %b\r\n\r\n" % (b"s" * 52)
-    inner = header + (b"x" * 62 + b"\r\n") * (BLOCK_BYTES // 64 + 1)
-    assert inner[BLOCK_BYTES - 1 : BLOCK_BYTES + 1] == b"\r\n"
-    content = multipart(b"mixed", b"Content-Type: message/rfc822\r\n\r\n" + inner)
-    [carried] = carried_attachments(MemoryOctets(content), lambda _facts: True)
-    assert (carried.part.content_type, carried.part.item) == ("message/rfc822", True)
-    assert carried.octets.read(0, carried.octets.size) == inner
-
-
-def test_base64_that_lacks_its_padding_is_encoded_anew():
-    content = (
-        b"Content-Type: application/octet-stream; name=a.bin\r\n"
-        b"Content-Disposition: attachment\r\nContent-Transfer-Encoding: base64\r\n\r\n"
-        b"YWJjZGVmZ2hpamtsbW5v\r\nYWJj756\r\n"
-    )
-    [carried] = carried_attachments(MemoryOctets(content), lambda _facts: True)
-    octets = b64decode(carried.octets.read(0, carried.octets.size), validate=True)
-    assert octets == b"abcdefghijklmnoabc\xef\x9e"
-
-
-def test_the_multiparts_over_a_message_of_8_bits_say_so():
-    """RFC 2045 6.4: a multipart names the widest encoding in it."""
-    content = (
-        b"Content-Type: multipart/mixed; boundary=b\r\nContent-Transfer-Encoding: 8bit\r\n\r\n"
-        b"--b\r\nContent-Type: message/rfc822\r\nContent-Transfer-Encoding: 8bit\r\n\r\n"
-        b"Subject: inner\r\n\r\n\xc3\xa9\r\n--b--\r\n"
-    )
-    carried = carried_attachments(MemoryOctets(content), lambda _facts: True)
-    author = EmailAddress("a@b.test")
-    properties = MessageProperties(from_=author, to=(author,), body="c")
-    draft = as_bytes(
-        draft_content(properties, DraftOrigin("a@b.test", "1", "<m@b>", 1, 1), carried)
-    )
-    converted = as_bytes(as_octets(convert(draft, now_us=0, hostname="h").content))
-    for octets in (draft, converted):
-        assert b"\r\nContent-Transfer-Encoding: 8bit" in octets.partition(b"\r\n--")[0]

@@ -6,7 +6,8 @@ import pytest
 
 from relay.base.message.content import MemoryOctets
 from relay.formats.content_fields import content_field
-from relay.formats.edit_draft import parts_of_draft
+from relay.formats.edit_attachments import remove_part
+from relay.formats.edit_draft import NotEditableError
 from relay.formats.read_mime import ENCODINGS_MAX, read_mime
 from relay.formats.transfer_encoding import decoded_blocks, decoded_octets, decoded_size
 from tests.support.contents import attached_octets
@@ -193,8 +194,8 @@ def test_the_parts_of_an_encoded_multipart_are_those_of_the_message():
     )
     found = read_mime(content)
     assert (found.properties.body, [one.name for one in found.attachments]) == ("hello", ["a.pdf"])
-    [attachment] = parts_of_draft(MemoryOctets(content)).attachments
-    assert attachment.part.name == "a.pdf"
+    with pytest.raises(NotEditableError, match="encoded together"):
+        remove_part(MemoryOctets(content), 0)
 
 
 def test_a_file_in_a_text_stays_in_the_text():

@@ -217,7 +217,7 @@ async def test_mime_on_behalf_gets_the_sender_that_it_lacks(
     ("header", "sender"),
     [
         (OFFICE, "alice@example.test"),
-        (OFFICE + "Sender: office@example.test\r\n", None),
+        (OFFICE + "Sender: office@example.test\r\n", "office@example.test"),
         (OFFICE + "Sender: alias@example.test\r\n", "alias@example.test"),
         ("From: alias@example.test\r\n", None),
     ],
