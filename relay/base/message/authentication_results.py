@@ -11,13 +11,15 @@ from msgspec import Struct, ValidationError, convert
 
 RESULTS_MAX = 50  # of a message
 _OCTETS_MAX = 16384  # of a value
-_TEXT_CHARACTERS_MAX = 200
+_TEXT_CHARACTERS_MAX = 200  # of a reason
+PROPERTY_CHARACTERS_MAX = 1000  # more than an address has: a cut domain would be another one
 _TOKEN = re.compile(r'"(?P<quoted>(?>[^"\\]|\\.)*+)(?:"|\Z)|[();=]|[^\s();="]++', re.DOTALL)
 _IN_COMMENT = re.compile(r"\\.|[()]", re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _KEY_BITS = re.compile(r"\b(\d{3,5})-bit key\b")  # as filters write it in a comment
 _POLICY = re.compile(r"\b(?:p|policy)=([a-z]{1,20})\b", re.IGNORECASE | re.ASCII)
 _WORD = "word"
+PROVEN = {"spf": "smtp.mailfrom", "dkim": "header.d"}  # the property whose domain a pass proves
 _Token = tuple[str, str]  # its kind: a sign, "(" of a comment, or a word; its text
 
 
@@ -71,7 +73,7 @@ def _result(tokens: Sequence[_Token]) -> AuthResult | None:
     comments = [text for kind, text in tokens if kind == "("]
     rest = [token for token in tokens if token[0] != "("]
     pairs = [
-        (name.lower(), clipped(value))
+        (name.lower(), clipped(value, PROPERTY_CHARACTERS_MAX))
         for (before, name), (sign, _), (after, value) in zip(rest, rest[1:], rest[2:], strict=False)
         if sign == "=" and before == after == _WORD
     ]
@@ -84,9 +86,9 @@ def _result(tokens: Sequence[_Token]) -> AuthResult | None:
     return AuthResult(method.partition("/")[0], result.lower(), reason, properties)
 
 
-def clipped(text: str) -> str:
-    """Return the text of a result: at most 200 printable characters."""
-    return "".join([char if char.isprintable() else "?" for char in text[:_TEXT_CHARACTERS_MAX]])
+def clipped(text: str, characters_max: int = _TEXT_CHARACTERS_MAX) -> str:
+    """Return the text of a result, without characters that are not printable."""
+    return "".join([char if char.isprintable() else "?" for char in text[:characters_max]])
 
 
 def is_of_helo(result: AuthResult) -> bool:
@@ -112,8 +114,8 @@ def is_aligned(results: Sequence[AuthResult]) -> bool:
 
 def _passed(result: AuthResult) -> set[str]:
     """Return the domain for which SPF of the sender, or DKIM, passed."""
-    names = ("smtp.mailfrom", "header.d") if result.result == "pass" else ()
-    return {result.domain(name).lower() for name in names}
+    name = PROVEN.get(result.method) if result.result == "pass" else None
+    return {result.domain(name).lower()} if name else set()
 
 
 def checks_of(results: Sequence[AuthResult]) -> dict[str, Any] | None:

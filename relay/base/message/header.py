@@ -17,7 +17,7 @@ from itertools import islice
 
 from msgspec import Struct
 
-from relay.base.message.content import Content, LargeContent, MemoryOctets
+from relay.base.message.content import Content, LargeContent, MemoryOctets, memory_part
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # of UTF-8: some programs write it before every text
 MBOX_LINES = (b"From ", b">From ")  # before a message that was in an mbox file
@@ -41,6 +41,7 @@ _PLAIN_FIELD = re.compile(
     rb"^(([!-9;-~]++)[ \t]*+:[^\r\n\0]*+\r\n(?>[ \t][^\r\n\0]*+\r\n)*+)", re.MULTILINE
 )
 _FIELD_END = re.compile(rb"(?>\r\n|[\r\n])(?!\0*[ \t])")
+_QUICK_HEADER_BYTES = 16384  # the time to read its fields is a few milliseconds
 # Lines that programs do not read as fields, although the author meant recipients.
 _MEANT_RECIPIENTS = re.compile(
     rb"[^A-Za-z:]{0,9}(?:(?:resent-)?(?:to|b?cc)[^A-Za-z0-9:-]{0,9}:|bcc[^A-Za-z0-9:-])",
@@ -263,6 +264,12 @@ class Header:
         key = _key(name)
         fields = self.replace_first(name, octets).fields
         return Header(tuple(field for field in fields if field[0] != key or field[1] is octets))
+
+
+def has_short_header(content: Content) -> bool:
+    """Return whether the header is short enough to be read on the event loop."""
+    known = memory_part(content)
+    return len(known) <= _QUICK_HEADER_BYTES or b"\r\n\r\n" in known[:_QUICK_HEADER_BYTES]
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from relay.base.message.srs import Srs
 from relay.base.message.status import one_line, own_reply
 from relay.base.message.tls_policy import REQUIRETLS
 from relay.base.message.verdict import (
+    JUNK_EMAIL,
     AddedRecipient,
     ExaminedMessage,
     Hold,
@@ -148,14 +149,17 @@ class Explainer:
         is_checked = content is not None and question.ip and not self.trusts(question.ip)
         if checks is None or self.checker is None or content is None or not is_checked:
             return await self._explain(question)
-        asked = SenderQuestion(question.ip, f"[{question.ip}]", question.sender, self.hostname)
+        helo = f"[IPv6:{question.ip}]" if ":" in question.ip else f"[{question.ip}]"
+        asked = SenderQuestion(question.ip, helo, question.sender, self.hostname)
         ours = await self.checker.check(asked, content)
         checked = judge(checks, question.results, ours, ip=question.ip, hostname=self.hostname)
-        if checked.reply:
+        document = await self._explain(replace(question, results=checked.results))
+        is_refused_at_rcpt = document["state"] in ("rejected", "invalid") and not document["rule"]
+        if checked.reply and not is_refused_at_rcpt:
             sender = Submitter(question.sender, is_trusted=False)
             document = self._replaced(question.address, sender, []) | _rejected(checked.reply)
-        else:
-            document = await self._explain(replace(question, results=checked.results))
+        elif checked.in_junk and document["state"] == "local":
+            document["folder"] = JUNK_EMAIL
         return document | {"checks": checks_of(checked.results)}
 
     async def _probed(self, document: Mapping[str, Any]) -> Any:

@@ -150,6 +150,7 @@ def _answer(document: Mapping[str, Any]) -> str:
         next_hop=document["route"]["next_hop"],
         reason=document["reason"] + (f' (rule "{rule}")' if (rule := document["rule"]) else ""),
     )
+    state += f", folder {folder}" if (folder := document.get("folder")) else ""
     return f"{address} {state}: {reply}" if reply else f"{address} {state}"
 
 

@@ -24,21 +24,21 @@ _CPU_S = 2  # of a request
 def reply_to(request: CheckRequest) -> CheckReply:
     """Return what is lacking, or the results."""
     author, fault = author_of(Header.parse(request.header))
-    found = list[AuthResult]()
+    results = list[AuthResult]()
     lacking = [name for name in walk_questions(author) if name not in request.known]
     for of_helo in (False, True):
         try:
-            found.append(spf_result(request, of_helo=of_helo))
+            results.append(spf_result(request, of_helo=of_helo))
         except Unanswered as error:
             lacking += error.args
     try:
-        found += dkim_results(request, is_ready=not lacking)
+        results += dkim_results(request, is_ready=not lacking)
         if not lacking and request.body is not None:
-            found.append(dmarc_result(author, fault, found, known=request.known))
-            return CheckReply((), tuple(found))
+            results.append(dmarc_result(author, fault, results, known=request.known))
+            return CheckReply((), tuple(results))
     except Unanswered as error:
         lacking += error.args
-    return CheckReply(lacking)
+    return CheckReply(lacking, early=[(author, "A")] if author else ())
 
 
 def main() -> None:

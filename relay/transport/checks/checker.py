@@ -5,8 +5,10 @@ keeps no worker. What is not known in time is a temporary error.
 """
 
 import asyncio
+from asyncio import to_thread
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 
 from msgspec import Struct, msgpack
 
@@ -14,7 +16,7 @@ from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
 from relay.base.message.authentication_results import AuthResult
 from relay.base.message.content import Content, LargeContent, octets_in_blocks
-from relay.base.message.header import ParsedContent
+from relay.base.message.header import ParsedContent, has_short_header
 from relay.base.observe.logs import ContainedErrors, get_logger
 from relay.transport.checks.workers import WORKERS_MAX, CheckWorkers
 from relay.transport.routing.dns_cache import DnsQuestion
@@ -66,10 +68,15 @@ class CheckRequest(Struct, frozen=True):
 
 
 class CheckReply(Struct, frozen=True):
-    """The questions that lack an answer; else the results, if the request has the body."""
+    """The questions that lack an answer; else the results, if the request has the body.
+
+    Those in `early` may be needed in the end (np= of DMARC), when other name servers have taken all
+    the time: they are asked, and not waited for.
+    """
 
     lacking: Sequence[DnsQuestion]
     results: tuple[AuthResult, ...] = ()  # SPF of the sender, SPF of HELO, DKIM, DMARC
+    early: Sequence[DnsQuestion] = ()
 
 
 _read_reply = msgpack.Decoder(CheckReply).decode
@@ -84,9 +91,11 @@ class _Lookups:
         self._until_s = clock.real_s() + DNS_LIMIT_S
         self._tasks: dict[DnsQuestion, asyncio.Future[Sequence[Answer]]] = {}
 
-    async def add_some(self, questions: Sequence[DnsQuestion]) -> None:
-        """Ask what was not asked before, and wait until one more answer is known."""
-        for question in questions:
+    async def add_some(
+        self, questions: Sequence[DnsQuestion], early: Sequence[DnsQuestion] = ()
+    ) -> None:
+        """Ask what was not asked before, and wait until one more answer to `questions` is known."""
+        for question in (*questions, *early):
             if question not in self._tasks and len(self._tasks) < QUESTIONS_MAX:
                 self._tasks[question] = asyncio.ensure_future(self._ask([question]))
         tasks = {name: self._tasks[name] for name in questions if name in self._tasks}
@@ -127,7 +136,9 @@ class SenderChecker:
         with ContainedErrors(_log, "a sender could not be checked"):
             try:
                 async with asyncio.timeout(TIME_LIMIT_S):  # real time: name servers, a child
-                    return await self._results(question, ParsedContent.of(content), lookups)
+                    parse = partial(ParsedContent.of, content)
+                    parsed = parse() if has_short_header(content) else await to_thread(parse)
+                    return await self._results(question, parsed, lookups)
             except TimeoutError:
                 why = f"no result within {TIME_LIMIT_S:g} s"
             except OSError as error:
@@ -161,10 +172,10 @@ class SenderChecker:
                     self._needed[key] = tuple(lookups.known) if is_usual else ()
                     return reply.results
                 if reply.lacking:
-                    await lookups.add_some(reply.lacking)
+                    await lookups.add_some(reply.lacking, reply.early)
                 else:
                     await held.enter_async_context(self._bodies)
-                    body = await asyncio.to_thread(_body, parsed.rest)
+                    body = await to_thread(_body, parsed.rest)
 
 
 def _body(rest: bytes | LargeContent) -> bytes:

@@ -13,7 +13,12 @@ import dkim
 from dkim.canonicalization import Relaxed, Simple
 
 from relay.base.message.address import to_ascii_domain
-from relay.base.message.authentication_results import AuthResult, clipped
+from relay.base.message.authentication_results import (
+    PROPERTY_CHARACTERS_MAX,
+    AuthResult,
+    clipped,
+)
+from relay.base.message.header import Header
 from relay.transport.checks.checker import CheckRequest
 from relay.transport.checks.dmarc import DOMAIN, Unanswered
 from relay.transport.routing.dns_cache import DnsQuestion
@@ -32,14 +37,17 @@ def dkim_results(request: CheckRequest, *, is_ready: bool) -> list[AuthResult]:
 
     Unless `is_ready`, only their keys are looked for. Raises Unanswered.
     """
-    try:
-        message = dkim.DKIM(request.header)
-    except (dkim.DKIMException, IndexError):  # the first line may continue a field
+    fields_of_header = Header.parse(request.header).fields
+    if any(name == b"" for name, _ in fields_of_header):
         return [AuthResult("dkim", "permerror", "the header has a line that is no field")]
+    message = dkim.DKIM(b"")
+    # dkimpy reads a field of many lines in quadratic time
+    pairs = (octets.partition(b":") for _, octets in fields_of_header)
+    message.headers = [(name.rstrip(), rest) for name, _, rest in pairs]
     message.body = request.body if is_ready else None
     name, results, lacking = NAME.lower().encode(), list[AuthResult](), list[DnsQuestion]()
-    fields = [octets for field, octets in message.headers if field.lower() == name]
-    for number, field in enumerate(fields[:_SIGNATURES_MAX]):
+    signatures = [octets for field, octets in message.headers if field.lower() == name]
+    for number, field in enumerate(signatures[:_SIGNATURES_MAX]):
         try:
             results.append(_result(message, number, field, request=request))
         except Unanswered as error:
@@ -66,7 +74,11 @@ def _result(message: dkim.DKIM, number: int, field: bytes, *, request: CheckRequ
         result, reason = ("fail", text) if is_failure else ("permerror", f"it is invalid: {text}")
     values = {"d": domain, **{tag: tags.get(tag, "") for tag in "sia"}}
     values["b"] = "".join(tags.get("b", "").split())[:8]
-    properties = {f"header.{tag}": clipped(value) for tag, value in values.items() if value}
+    properties = {
+        f"header.{tag}": clipped(text, PROPERTY_CHARACTERS_MAX)
+        for tag, text in values.items()
+        if text
+    }
     return AuthResult("dkim", result, clipped(reason), properties)
 
 

@@ -23,7 +23,6 @@ DOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(?>\.[a-z0-9_-]{1,63})*+")  
 _LABELS_MAX = 7  # of the names of a walk after the first
 _WEAKER = {"reject": "quarantine", "quarantine": "none", "none": "none"}  # what t=y makes of it
 _POLICIES = ("p", "sp", "np")
-_UNCHECKED = ("dkim", "none")
 
 
 class Unanswered(BaseException):
@@ -64,17 +63,17 @@ def walk_questions(domain: str) -> list[DnsQuestion]:
 
 
 def dmarc_result(
-    author: str, fault: str, found: Sequence[AuthResult], *, known: Known
+    author: str, fault: str, results: Sequence[AuthResult], *, known: Known
 ) -> AuthResult:
     """Return the result of DMARC for what author_of() returned.
 
-    `found` are the results of SPF and DKIM. Raises Unanswered.
+    `results` are those of SPF and DKIM. Raises Unanswered.
     """
     if fault:
         return AuthResult("dmarc", "permerror", fault)
     properties = {"header.from": author}
     try:
-        result, policy, reason = _judged(author, found, known)
+        result, policy, reason = _judged(author, results, known)
     except _NoAnswerError as error:
         result, policy, reason = "temperror", "", str(error)
     if policy:
@@ -82,20 +81,19 @@ def dmarc_result(
     return AuthResult("dmarc", result, clipped(reason), properties)
 
 
-def _judged(author: str, found: Sequence[AuthResult], known: Known) -> tuple[str, str, str]:
+def _judged(author: str, results: Sequence[AuthResult], known: Known) -> tuple[str, str, str]:
     """Return the result, the policy and the reason."""
     record = _record(author, known) or _inherited(author, known)
     policy, text = _policy(record, author, ("sp", "p")) if record else ("", "")
     if record is None or not policy:
         return "none", "", "no DMARC record"
     reasons, undecided = [text], list[str]()
-    for result in sorted(found, key=lambda result: _domain_of(result) != author):
+    for result in sorted(results, key=lambda result: _domain_of(result) != author):
         if "smtp.helo" in result.properties:
             continue
         method, domain = result.method, _domain_of(result)
         name = f"{method.upper()} {domain}".strip()
-        # a signature that was not checked may be good
-        is_open = result.result in ("pass", "temperror") or (method, result.result) == _UNCHECKED
+        is_open = result.result in ("pass", "temperror")
         strict = record.tags.get(f"a{method}") == "s"
         if not (domain and is_open):
             reasons.append(f"{name} {result.result}")

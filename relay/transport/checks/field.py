@@ -3,7 +3,11 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from relay.base.message.authentication_results import AuthResult, clipped
+from relay.base.message.authentication_results import (
+    PROPERTY_CHARACTERS_MAX,
+    AuthResult,
+    clipped,
+)
 from relay.formats.headers import fold
 
 _PLAIN = re.compile(r"[A-Za-z0-9!#$%&'*+/?^_`{|}~.@:-]++")
@@ -20,6 +24,7 @@ def _words(result: AuthResult) -> Iterator[str]:
     yield f"{result.method}={result.result}"
     pairs = [("reason", result.reason)] if result.reason else []
     for name, stated in (*pairs, *result.properties.items()):
-        text = clipped(stated)
+        # ASCII, since the message need not be of SMTPUTF8
+        text = clipped(stated, PROPERTY_CHARACTERS_MAX).encode("ascii", "replace").decode()
         quoted = '"' + _ESCAPED.sub(r"\\\g<0>", text) + '"'
         yield f"{name}={text if _PLAIN.fullmatch(text) else quoted}"

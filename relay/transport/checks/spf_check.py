@@ -8,7 +8,11 @@ from typing import Any
 
 import spf
 
-from relay.base.message.authentication_results import AuthResult, clipped
+from relay.base.message.authentication_results import (
+    PROPERTY_CHARACTERS_MAX,
+    AuthResult,
+    clipped,
+)
 from relay.transport.checks.checker import CheckRequest
 from relay.transport.checks.dmarc import DOMAIN, Unanswered
 from relay.transport.routing.dns_cache import DnsQuestion
@@ -52,7 +56,9 @@ def spf_result(request: CheckRequest, *, of_helo: bool) -> AuthResult:
             raise
         except Exception as error:  # noqa: BLE001 - pyspf raises many for strange records
             result, reason = "permerror", f"the record cannot be used: {error}"
-    return AuthResult("spf", result, clipped(reason), {property_name: clipped(checked)})
+    return AuthResult(
+        "spf", result, clipped(reason), {property_name: clipped(checked, PROPERTY_CHARACTERS_MAX)}
+    )
 
 
 def _as_pyspf(record: bytes, kind: str) -> Any:

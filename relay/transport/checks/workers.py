@@ -25,13 +25,24 @@ class CheckWorkers:
         self._slots = asyncio.Semaphore(WORKERS_MAX)
         self._idle: list[ChildProcess] = []
         self._requests = TaskSet()
+        self._waiting = 0
 
     async def ask(self, request: bytes) -> bytes:
         """Return the reply to a request. Raises OSError, with the reason."""
-        if len(self._requests) >= WAITING_MAX:
+        if self._slots.locked() and self._waiting >= WAITING_MAX:
             raise OSError(f"{WAITING_MAX} messages are being checked")
+        self._waiting += 1
+        try:
+            await self._slots.acquire()  # a caller that gives up leaves the queue
+        finally:
+            self._waiting -= 1
+        exchange = self._requests.start(self._reply(request))
+        exchange.add_done_callback(lambda _: self._slots.release())
         # if the caller stops waiting, a worker that has just started stays for the next one
-        return await asyncio.shield(self._requests.start(self._reply(request)))
+        reply = await asyncio.shield(exchange)
+        if isinstance(reply, str):
+            raise OSError(reply)
+        return reply
 
     def close(self) -> None:
         """End the workers."""
@@ -39,22 +50,25 @@ class CheckWorkers:
         while self._idle:
             self._idle.pop().end()
 
-    async def _reply(self, request: bytes) -> bytes:
-        async with self._slots:
-            limit_s = _REQUEST_S if self._idle else _FIRST_REQUEST_S
+    async def _reply(self, request: bytes) -> bytes | str:
+        """Return the reply of a worker, or why there is none."""
+        limit_s = _REQUEST_S if self._idle else _FIRST_REQUEST_S
+        try:
             worker = self._idle.pop() if self._idle else ChildProcess(_MODULE)
-            worker.socket.setblocking(False)
-            try:
-                async with asyncio.timeout(limit_s):  # real time: a child
-                    reply = await _exchanged(worker.socket, request)
-                self._idle.append(worker)
-            except (OSError, EOFError) as error:
-                reason = worker.how_it_ended() if isinstance(error, EOFError) else "it hangs"
-                _log.warning("a check of a sender was ended", reason=reason)
-                raise OSError("the check took too much time or memory") from None
-            finally:
-                if worker not in self._idle:
-                    worker.end()
+        except OSError as error:
+            return f"no process can be started: {error.strerror}"
+        worker.socket.setblocking(False)
+        try:
+            async with asyncio.timeout(limit_s):  # real time: a child
+                reply = await _exchanged(worker.socket, request)
+            self._idle.append(worker)
+        except (OSError, EOFError) as error:
+            reason = worker.how_it_ended() if isinstance(error, EOFError) else "it hangs"
+            _log.warning("a check of a sender was ended", reason=reason)
+            return "the check took too much time or memory"
+        finally:
+            if worker not in self._idle:
+                worker.end()
         return reply
 
 

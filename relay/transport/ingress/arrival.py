@@ -15,9 +15,9 @@ from msgspec.structs import replace
 from relay.base.accounts.account import AccountDirectory
 from relay.base.accounts.usage import BeyondLimit
 from relay.base.clock import Clock
-from relay.base.message.content import Content, memory_part
+from relay.base.message.content import Content
 from relay.base.message.envelope import Client, Envelope, ForwardPath
-from relay.base.message.header import FIELDS_MAX, ParsedContent
+from relay.base.message.header import FIELDS_MAX, ParsedContent, has_short_header
 from relay.base.message.status import own_reply
 from relay.base.message.verdict import Deferral
 from relay.base.observe.logs import get_logger
@@ -93,7 +93,6 @@ def log_accepted(message: NewMessage, client: Client) -> None:
 
 
 RECEIVED_MAX = 100  # more Received fields are a loop (RFC 5321 6.3)
-_QUICK_HEADER_BYTES = 16384  # the time to read its fields is a few milliseconds
 
 
 class ArrivedMail(Struct, frozen=True):
@@ -138,7 +137,7 @@ class Preparation(Struct, frozen=True):
         if origin.checks is None or checker is None or not origin.ip:
             return await self._prepared(arrival)
         sender = arrival.envelope.reverse_path
-        question = SenderQuestion(origin.ip, origin.helo, sender, self.hostname)
+        question = SenderQuestion(origin.ip.partition("%")[0], origin.helo, sender, self.hostname)
         checking = asyncio.create_task(checker.check(question, arrival.content))
         with ExitStack() as undo:
             undo.callback(checking.cancel)
@@ -170,7 +169,7 @@ class Preparation(Struct, frozen=True):
         if filters is None and (origin.is_promised or origin.user is not None):
             session = self.milters.session("local")
         make = self._made if session is None else self._cleaned
-        if _is_quick(arrival.content):
+        if has_short_header(arrival.content):
             content = make(arrival)
         else:
             content = await asyncio.to_thread(make, arrival)
@@ -269,9 +268,3 @@ def _prepared(arrival: ArrivedMail, content: ParsedContent) -> PreparedMail:
     if envelope is not arrival.envelope:
         arrival = replace(arrival, envelope=envelope)
     return PreparedMail(arrival, content)
-
-
-def _is_quick(content: Content) -> bool:
-    """Return whether the header is short enough to be read on the event loop."""
-    known = memory_part(content)
-    return len(known) <= _QUICK_HEADER_BYTES or b"\r\n\r\n" in known[:_QUICK_HEADER_BYTES]

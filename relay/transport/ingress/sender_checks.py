@@ -12,12 +12,10 @@ from typing import Self
 
 from msgspec import Struct
 
-from relay.base.message.authentication_results import AuthResult, checks_of
+from relay.base.message.authentication_results import PROVEN, AuthResult, checks_of
 from relay.base.message.envelope import domain_of
 from relay.base.settings.tree import SmtpListener
 from relay.transport.checks.field import results_field
-
-_DOMAINS = {"spf": "smtp.mailfrom", "dkim": "header.d"}  # that a pass is for
 
 
 class SenderChecks(Struct, frozen=True):
@@ -73,7 +71,7 @@ def _is_excepted(excepted: Sequence[str], results: Sequence[AuthResult], ip: str
     passed = {
         domain_of(f"@{result.domain(name)}")
         for result in results
-        if result.result == "pass" and (name := _DOMAINS.get(result.method))
+        if result.result == "pass" and (name := PROVEN.get(result.method))
     }
     address = ip_address(ip.partition("%")[0])
     return any(address in ip_network(name) if "/" in name else name in passed for name in excepted)

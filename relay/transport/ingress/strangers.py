@@ -27,6 +27,7 @@ from relay.transport.ingress.session_client import RecipientAnswer
 from relay.transport.refusals.refusal import RefusalReason
 from relay.transport.routing.dns_cache import DnsQuestion
 from relay.transport.routing.mx_hosts import (
+    NOT_ASKED,
     Answer,
     NoAnswer,
     NoName,
@@ -54,7 +55,7 @@ def sender_reply(domain: str, answers: Sequence[Answer]) -> str:
     """Return the reply to a sender: `answers` are for MX, or if there is none for A and AAAA."""
     if has_none(answers):
         return f"550 5.1.8 The sender domain {domain} has no MX, A or AAAA record"  # RFC 3463 3.2
-    if any(isinstance(answer, Records) for answer in answers):
+    if NOT_ASKED in answers or any(isinstance(answer, Records) for answer in answers):
         return ""
     # RFC 3463 3.2
     return f"450 4.1.8 The DNS does not answer for the sender domain {domain}, try again later"
@@ -68,7 +69,8 @@ def has_none(answers: Sequence[Answer]) -> bool:
 def is_host_name(name: str) -> bool:
     """Return whether a name in EHLO is a host name with its domain (RFC 5321 2.3.5)."""
     with suppress(ValueError):
-        return "." in parse_domain(name)
+        # hosts have underscores and a final dot in it, and Postfix takes both
+        return "." in parse_domain(name.removesuffix(".").replace("_", "x"))
     return False
 
 

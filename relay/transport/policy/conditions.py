@@ -375,6 +375,8 @@ def _results(view: MessageView) -> Iterator[tuple[str, str]]:
     yield from ((result.method, result.result) for result in results if not is_of_helo(result))
     if is_aligned(results):
         yield "aligned", "pass"
+    elif any((result.method, result.result) == ("dmarc", "temperror") for result in results):
+        yield "aligned", "temperror"
 
 
 # The test of a field: globs, a pattern, or a number that the number in the field must exceed.

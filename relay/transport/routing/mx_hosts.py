@@ -54,6 +54,8 @@ class NoAnswer(Struct, frozen=True):
     text: str
 
 
+NOT_ASKED = NoAnswer("too many questions of clients wait")
+
 # `secure`: the name servers validated the answer, with all that CNAMEs led to (AD, RFC 6840 5.8)
 Answer = Records | NoRecords | NoName | NoAnswer
 

@@ -31,6 +31,7 @@ from relay.base.socket_address import Address, is_loopback, plain_ip
 from relay.base.sockets import is_of_this_machine
 from relay.transport.routing.dns_cache import DnsCache, DnsQuestion, TimedAnswer
 from relay.transport.routing.mx_hosts import (
+    NOT_ASKED,
     Answer,
     Exchange,
     Host,
@@ -137,12 +138,11 @@ class Resolver:
         return isinstance(exchanges_of(domain, answer), NullMx)
 
     async def answers_for_clients(self, questions: Sequence[DnsQuestion]) -> Sequence[Answer]:
-        """Return the answers to questions that a client chose, in their order. NoAnswer leaves half
-        of the queries to delivery.
+        """Return the answers to questions that a client chose, in their order. NOT_ASKED leaves
+        half of the queries to delivery.
         """
-        full = NoAnswer("too many questions of clients wait")
         if self._dns.is_half_full:
-            return [self._dns.remembered(question) or full for question in questions]
+            return [self._dns.remembered(question) or NOT_ASKED for question in questions]
         return await self._dns.answers(*questions)
 
     async def texts(self, name: str) -> Answer:

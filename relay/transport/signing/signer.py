@@ -80,10 +80,12 @@ class Signer:
         plans = [_plan(content, ring, now_us) for content in contents]
         with self._counted(plans):
             size = max(plan.content.size if plan.keys else 0 for plan in plans)
-            if size > _QUICK_BYTES:
+            # RSA takes milliseconds, in which the library lets other threads run
+            is_slow = any(key.private.kind == "rsa" for plan in plans for key in plan.keys)
+            if size > _QUICK_BYTES or is_slow:
                 async with self._large if size > LARGE_BYTES else contextlib.nullcontext():
                     return await asyncio.to_thread(_signed, plans, now_us)
-            return _signed(plans, now_us)  # the library keeps the interpreter: no thread helps
+            return _signed(plans, now_us)
 
     def has_signed(self, value: bytes) -> bool:
         """Return whether the value of a DKIM-Signature names one of the keys."""

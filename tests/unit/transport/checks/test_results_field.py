@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from relay.base.message.authentication_results import AuthResult, clipped, read_results
 from relay.transport.checks.field import results_field
 
-TEXTS = st.text(max_size=80).map(clipped)
+TEXTS = st.text(st.characters(codec="ascii"), max_size=80).map(clipped)
 PROPERTIES = st.dictionaries(
     st.sampled_from(["smtp.mailfrom", "smtp.helo", "header.d", "header.from"]), TEXTS
 )
@@ -26,3 +26,11 @@ def test_results_are_read_as_they_were_written(results: list[AuthResult]) -> Non
 
 def test_a_field_without_results_says_so() -> None:
     assert results_field("relay.test", []) == b"Authentication-Results: relay.test; none\r\n"
+
+
+def test_a_domain_is_never_cut_and_the_field_is_ascii() -> None:
+    sender = f'"{"a" * 180}@victim.test"@{"b" * 60}.attacker.test'
+    result = AuthResult("spf", "pass", "é", {"smtp.mailfrom": sender})
+    field = results_field("relay.test", [result])
+    [read] = read_results([field.partition(b":")[2].replace(b"\r\n", b"")])
+    assert (read.domain("smtp.mailfrom"), read.reason) == (f"{'b' * 60}.attacker.test", "?")

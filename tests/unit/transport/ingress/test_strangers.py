@@ -107,7 +107,8 @@ async def test_questions_of_clients_leave_half_of_the_queries_to_delivery(relay,
     names = [f"s{number}.test" for number in range(QUERIES_MAX)]
     dns.zone |= dict.fromkeys(names, "TIMEOUT")
     asked = [reply_to(relay, sender=f"ann@{name}") for name in names]
-    assert {reply[:9] for reply in await asyncio.gather(*asked)} == {"450 4.1.8"}
+    # what is not asked refuses nobody, or one client could have all others refused
+    assert {reply[:9] for reply in await asyncio.gather(*asked)} == {"450 4.1.8", ""}
     assert sum(dns.asked(name, "MX") for name in names) <= QUERIES_MAX // 2
 
 
