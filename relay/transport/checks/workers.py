@@ -62,14 +62,19 @@ class CheckWorkers:
             async with asyncio.timeout(limit_s):  # real time: a child
                 reply = await _exchanged(worker.socket, request)
             self._idle.append(worker)
-        except (OSError, EOFError) as error:
-            reason = worker.how_it_ended() if isinstance(error, EOFError) else "it hangs"
-            _log.warning("a check of a sender was ended", reason=reason)
-            return "the check took too much time or memory"
+        except TimeoutError:
+            return _ended("it hangs")
+        except (OSError, EOFError):
+            return _ended(worker.how_it_ended())
         finally:
             if worker not in self._idle:
                 worker.end()
         return reply
+
+
+def _ended(reason: str) -> str:
+    _log.warning("a check of a sender was ended", reason=reason)
+    return "the check took too much time or memory"
 
 
 async def _exchanged(channel: socket.socket, request: bytes) -> bytes:
