@@ -25,10 +25,10 @@ SEED0 ?= 0
 SEED ?=
 TRACE ?=
 TESTS ?=
-# Tests wait more than they compute: with four workers, two cores were busy for six tenths of the time. But each worker
-# loads all tests and starts servers of its own (20 s of CPU, 600 MB).
+# Some tests wait rather than compute, but each worker loads all tests and starts servers of its own (20 s of CPU, 600 MB):
+# six on two cores took no less time than four.
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
-	echo $$((cores < 3 ? 2 * cores + 2 : 8)))
+	echo $$((cores < 4 ? 4 : cores > 8 ? 8 : cores)))
 SYSTEM_PACKAGES ?=
 # Without compiled modules, each process that a test starts would compile all of Relay.
 unexport PYTHONDONTWRITEBYTECODE
