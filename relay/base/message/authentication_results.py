@@ -9,6 +9,8 @@ from typing import Any
 
 from msgspec import Struct, ValidationError, convert
 
+from relay.base.message.envelope import domain_of
+
 RESULTS_MAX = 50  # of a message
 _OCTETS_MAX = 16384  # of a value
 _TEXT_CHARACTERS_MAX = 200  # of a reason
@@ -19,7 +21,7 @@ _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _KEY_BITS = re.compile(r"\b(\d{3,5})-bit key\b")  # as filters write it in a comment
 _POLICY = re.compile(r"\b(?:p|policy)=([a-z]{1,20})\b", re.IGNORECASE | re.ASCII)
 _WORD = "word"
-PROVEN = {"spf": "smtp.mailfrom", "dkim": "header.d"}  # the property whose domain a pass proves
+_PROVEN = {"spf": "smtp.mailfrom", "dkim": "header.d"}  # the property whose domain a pass proves
 _Token = tuple[str, str]  # its kind: a sign, "(" of a comment, or a word; its text
 
 
@@ -103,19 +105,19 @@ def is_aligned(results: Sequence[AuthResult]) -> bool:
     """
     for result in results:
         if result.method == "dmarc":
-            author = result.domain("header.from").lower()
-            return result.result == "pass" or (
-                result.result == "none"
-                and author != ""
-                and any(author in _passed(other) for other in results)
-            )
+            author, is_none = domain_of(f"@{result.domain('header.from')}"), result.result == "none"
+            return result.result == "pass" or (is_none and author in proven_domains(results))
     return False
 
 
-def _passed(result: AuthResult) -> set[str]:
-    """Return the domain for which SPF of the sender, or DKIM, passed."""
-    name = PROVEN.get(result.method) if result.result == "pass" else None
-    return {result.domain(name).lower()} if name else set()
+def proven_domains(results: Sequence[AuthResult]) -> set[str]:
+    """Return the domains for which SPF of the sender, or DKIM, passed; lower case, A-labels."""
+    domains = {
+        domain_of(f"@{result.domain(name)}")
+        for result in results
+        if result.result == "pass" and (name := _PROVEN.get(result.method))
+    }
+    return domains - {""}
 
 
 def checks_of(results: Sequence[AuthResult]) -> dict[str, Any] | None:

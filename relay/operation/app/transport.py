@@ -107,7 +107,7 @@ def build_transport(base: Foundation) -> Transport:
     resolver = _resolver(base)
     policies = build_policies(base, resolver)
     scheduler = _scheduler(base, reporter, policies.resolve, connect=_connect(base, resolver))
-    checker = None  # a development relay asks the DNS about nobody
+    checker = None  # a development relay asks no name servers about senders
     if isinstance(resolver, Resolver):
         checker = SenderChecker(resolver.answers_for_clients, clock=base.clock)
     acceptance = _acceptance(base, reporter, scheduler, checker=checker)

@@ -1,8 +1,8 @@
 """What the results of SPF, DKIM and DMARC mean for a message of a stranger.
 
-relay/transport/checks finds them; the results of a milter of this relay count in place of ours by
-the same method. With `sender_checks = "enforce"` the message gets what the policy of its author's
-domain asks for, also where a milter found that it fails. A temporary error refuses nothing.
+relay/transport/checks finds them. Where a milter of this relay reports a method, its results count
+instead. With `sender_checks = "enforce"` the message gets what the policy of its author's domain
+asks for, also where a milter found that it fails. A temporary error refuses nothing.
 RFC 8601 (the field), RFC 9989 (DMARC), RFC 7372 3.2 (5.7.26).
 """
 
@@ -12,8 +12,11 @@ from typing import Self
 
 from msgspec import Struct
 
-from relay.base.message.authentication_results import PROVEN, AuthResult, checks_of
-from relay.base.message.envelope import domain_of
+from relay.base.message.authentication_results import (
+    AuthResult,
+    checks_of,
+    proven_domains,
+)
 from relay.base.settings.tree import SmtpListener
 from relay.transport.checks.field import results_field
 
@@ -68,10 +71,6 @@ def judge(
 
 
 def _is_excepted(excepted: Sequence[str], results: Sequence[AuthResult], ip: str) -> bool:
-    passed = {
-        domain_of(f"@{result.domain(name)}")
-        for result in results
-        if result.result == "pass" and (name := PROVEN.get(result.method))
-    }
+    passed = proven_domains(results)
     address = ip_address(ip.partition("%")[0])
     return any(address in ip_network(name) if "/" in name else name in passed for name in excepted)

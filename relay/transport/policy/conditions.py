@@ -339,7 +339,7 @@ class SubjectCondition(GlobCondition, frozen=True):
 
 
 class AuthCondition(BaseCondition, frozen=True):
-    """A milter or a check of ours has a result that matches a glob, for each of the methods.
+    """A milter or a check of this relay has a matching result, for each of the methods.
 
     The method "aligned" passes if the author's domain passed, with or without a DMARC record. SPF
     of the name in EHLO does not count: the client chooses it.
