@@ -10,7 +10,7 @@ host replies once its session stands changes nothing here, not even 421.
 
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import KW_ONLY, dataclass
 from typing import Protocol
@@ -109,7 +109,7 @@ class ConnectFailure(Struct, frozen=True):
     first_s: float = math.inf
 
     @property
-    def unanswered_s(self) -> float:
+    def unanswered_since_s(self) -> float:
         """Since when there has been no reply; inf: there was one."""
         if isinstance(self.outcome, Failed) or self.outcome.kind is not DeferralClass.CONNECT:
             return math.inf
@@ -131,7 +131,7 @@ class HostStatusCache:
         """Record a failure to connect, or the time of a connection."""
         if isinstance(known, ConnectFailure):
             before = self.failure(key, since_s=known.at_s - _AGAIN_S)
-            known = replace(known, first_s=before.unanswered_s) if before else known
+            known = replace(known, first_s=before.unanswered_since_s) if before else known
         self._known[key] = known
 
     def failure(self, key: HostKey, *, since_s: float) -> ConnectFailure | None:
@@ -217,7 +217,8 @@ class HostSelection:
     def unanswered_s(self) -> float | None:
         """For how long no host has answered; None: one did, with whatever reply."""
         known = (self.host_status.failure(key, since_s=-math.inf) for key in self._keys())
-        since_s = max((failure.unanswered_s for failure in known if failure), default=math.inf)
+        times_s = [failure.unanswered_since_s for failure in known if failure]
+        since_s = max(times_s, default=math.inf)
         return None if since_s == math.inf else self.clock.monotonic() - since_s
 
     def all_failed(self) -> bool:
@@ -323,15 +324,11 @@ class HostSelection:
 
     def _addresses_in_order(self, sessions: Counter[str]) -> list[tuple[Host, str]]:
         """Return all addresses, the best host's first; among equal hosts the one with the fewest
-        sessions is first. Addresses that did not answer are last. With a source address, only the
-        addresses of its family count.
+        sessions is first. Addresses that did not answer are last.
         """
         ordered = sorted(self.hosts.hosts, key=lambda host: (self._rank(host), sessions[host.name]))
-        source = self.via.source_address
-        pairs = [
-            (host, address) for host in ordered for address in of_family(host.addresses, source)
-        ]
         since_s = self.clock.monotonic() - SILENT_S
+        pairs = self._addresses_of(ordered)
         return sorted(pairs, key=lambda pair: self._is_silent(*pair, since_s=since_s))
 
     def _is_silent(self, host: Host, address: str, *, since_s: float) -> bool:
@@ -341,13 +338,18 @@ class HostSelection:
     def _rank(self, host: Host) -> tuple[bool, int]:
         since_s = self.clock.monotonic() - self.options.unreachable_s
         down = all(
-            self.host_status.failure(self._key(host, address), since_s=since_s) is not None
-            for address in host.addresses
+            self.host_status.failure(self._key(*pair), since_s=since_s) is not None
+            for pair in self._addresses_of([host])
         )
         return (down, host.preference)
 
     def _keys(self) -> list[HostKey]:
-        return [self._key(host, address) for host in self.hosts.hosts for address in host.addresses]
+        return [self._key(*pair) for pair in self._addresses_of(self.hosts.hosts)]
+
+    def _addresses_of(self, hosts: Iterable[Host]) -> list[tuple[Host, str]]:
+        """Return each address of the hosts that can be reached from the source address."""
+        source = self.via.source_address
+        return [(host, address) for host in hosts for address in of_family(host.addresses, source)]
 
     def _key(self, host: Host, address: str) -> HostKey:
         via = self.via

@@ -102,3 +102,24 @@ async def test_a_failure_with_a_login_says_nothing_about_another() -> None:
         with pytest.raises(ConnectError):
             await selection.connect(SessionState(), (), limit=nullcontext)
     assert tried == ["m365", "other"]
+
+
+async def test_addresses_that_the_source_address_cannot_reach_do_not_count() -> None:
+    """Otherwise the site never is one whose hosts have all failed, and each message connects."""
+    tls = TlsDecision(TlsPolicy("none"))
+
+    async def refuse(_target):
+        raise ConnectError(GONE, SmtpStage.CONNECT)
+
+    selection = HostSelection(
+        Hosts((Host("mx.test", 10, ("2001:db8::1", "192.0.2.1"), 25, tls),)),
+        SiteOptions(1, unreachable_s=1.0),
+        via=HopOptions(tls, source_address="192.0.2.9"),
+        host_status=HostStatusCache(),
+        clock=ManualClock(),
+        open_session=refuse,
+    )
+    assert not selection.all_failed()
+    with pytest.raises(ConnectError):
+        await selection.connect(SessionState(), (), limit=nullcontext)
+    assert selection.all_failed()
