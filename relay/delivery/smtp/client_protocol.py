@@ -179,7 +179,7 @@ class SmtpClientProtocol(asyncio.Protocol):
             await self._woken(deadline, f"the peer read no data for {timeout_s:g} s")
         if self._trouble is None:
             self._transport.set_write_buffer_limits()
-        elif not self.replies:
+        elif self._paused and not self.replies:
             raise self._trouble
 
     def limit(self, total_s: float) -> None:
