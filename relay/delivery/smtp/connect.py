@@ -273,7 +273,7 @@ class _SessionSetup:
         )
 
     def _context(self) -> ssl.SSLContext:
-        """Raises ConnectError if the CA file cannot be read (any more)."""
+        """Return the TLS context. Raises ConnectError if the CA file cannot be read."""
         target = self.target
         if target.tls.level != "verify":
             return unverified_context()
@@ -484,7 +484,7 @@ class _SessionSetup:
             return
         if answer.code // 100 != 5 or not again:
             raise aiosmtplib.SMTPResponseException(answer.code, words)
-        refused = f"{self.target}: {answer.code} {printable(words.encode())}; "
+        refused = f"{self.target}: {answer.code} {printable(words.encode('utf-8', 'replace'))}; "
         await self._log_in_by_token(login, await self._token(token, refused), again=False)
 
     def _take_over(self) -> Connection:

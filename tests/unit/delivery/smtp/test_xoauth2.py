@@ -94,7 +94,7 @@ class Host:
             self.lines.append(line := octets.decode().strip() or "(empty)")
             auth = self.reply.format(line) if line.startswith("AUTH") else "535 5.7.8 after (empty)"
             said = "250-mx\r\n250 AUTH XOAUTH2" if line.startswith("EHLO") else auth
-            writer.write(f"{said}\r\n".encode())
+            writer.write(f"{said}\r\n".encode(errors="surrogateescape"))
         writer.close()
 
 
@@ -106,6 +106,7 @@ class Host:
         ("334 W10=", "535 5.7.8 after (empty); relay oauth"),
         ("535 5.7.3 Authentication unsuccessful", "535 5.7.3 Authentication unsuccessful; relay"),
         ("535 5.7.3 no: {}", "535 5.7.3 no: AUTH XOAUTH2 ...; relay"),
+        ("535 5.7.3 refus\udce9", "535 5.7.3 refus?; relay"),  # not UTF-8
         ("250 what", "is no answer to AUTH"),
     ],
 )
