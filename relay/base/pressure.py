@@ -183,7 +183,7 @@ class PressureState(Struct, frozen=True):
 
     def refusing(self, among: Collection[PressureReason]) -> PressureReason | None:
         """Return the first reason of `among` with the level REFUSE."""
-        for reason, level in self.levels.items():  # in the order of Reason
+        for reason, level in self.levels.items():  # in the order of PressureReason
             if level is PressureLevel.REFUSE and reason in among:
                 return reason
         return None

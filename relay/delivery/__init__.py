@@ -42,15 +42,15 @@ the queue. Neither the mail of one sender, nor that for one next hop, nor mail f
 hosts that do not answer, nor bulk mail delays it for longer than a few messages or probes take.
 Nothing waits for ever. Memory, connections and queries do not grow with the queue. What keeps it:
 In memory (active_queue) a sender, a next hop, or both together get no more claims while they have a
-multiple of what is left; new mail has a reserve, and unreachable sites a part. Whom a query passed
-over for lack of room (queue_scanner) is remembered, and fetched later. Senders take turns, and a
-priority level that was passed over a few times is next (fair_queue). Sites that have not answered
-lately have half of the connections; a first connection comes before a second, and new mail and
-senders without any have a reserve (connection_slots, site_limits). So it is with lookups, of which
-those for queued mail leave the processor time (sites). All mail for an unreachable
-host shares one probe (host_selection).
+multiple of what is left; new mail has a reserve, and unreachable sites a part. A sender or next hop
+that a query passed over for lack of room is remembered, and its mail is fetched later
+(queue_scanner). Senders take turns, and a priority level that was passed over a few times is next
+(fair_queue). Sites that have not answered lately have half of the connections; a first connection
+comes before a second, and new mail and senders without any have a reserve (connection_slots,
+site_limits). The same holds for lookups; those for queued mail leave processor time for new mail
+(sites). All mail for an unreachable host shares one probe (host_selection).
 
-The constants of these modules say how much. Worlds in virtual time judge the promise:
-tests/unit/delivery/test_fairness.py says of most limits how long mail takes without them. See
+The constants of these modules have the numbers. Simulations in virtual time check the promise:
+tests/unit/delivery/test_fairness.py says for most limits how long mail takes without them. See
 docs/design.md 5 and 7.
 """

@@ -24,7 +24,7 @@ _REACHED_MAX = 20_000  # next hops that have been reached
 _RESERVED_PART = 16  # 1 / this is kept for mail that is accepted now
 _PAIR_WEIGHT, _HOP_WEIGHT, _SENDER_WEIGHT = 1, 2, 8  # full at this multiple of what is left
 _FEW = 2  # a sender with fewer claims gets one at a full next hop too, while 1 / _FEW_PART is left;
-_FEW_PART = 4  # a full one gets one where it has fewer, while half of the reserve is left
+_FEW_PART = 4  # a full sender gets one where it has fewer, while half of the reserve is left
 _BATCH_MAX = 200
 _BATCH_PART = 64  # 1 / this of the active queue: fewer are not worth a commit
 

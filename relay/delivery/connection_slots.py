@@ -128,7 +128,7 @@ class ConnectionSlots:
         self.limit_to(limit)
 
     def limit_to(self, limit: int) -> None:
-        """Use another limit; connections beyond it end when their sites need them no more."""
+        """Use another limit; connections beyond it end when their sites no longer need them."""
         self._limit = limit
         self._probes_max = limit if self._all_probe else max(1, limit // 2)
         self._unreachable_max = max(1, limit // 4)

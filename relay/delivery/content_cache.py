@@ -5,8 +5,8 @@ two exceptions: a single content may be larger, and one content for a report may
 budget. A next hop uses at most as much of the budget as it leaves free, except for its first
 content. A stalled next hop therefore leaves room for the others. See docs/design.md 7, invariant 8.
 
-Contents that are encoded again for hosts are kept too, while a claim needs them: 128 KiB of a small
-one. For any other, only the plan is kept by which it is encoded while it is read.
+Contents that are encoded again for hosts are kept too, while a claim needs them. A small one has at
+most 128 KiB. Of a large one only the plan is kept, by which it is encoded while it is read.
 """
 
 import asyncio

@@ -39,13 +39,13 @@ class ClaimQueue:
         if not self._claims:  # called after each message
             return None
         waiting = [level for level, queue in self._levels.items() if queue]
-        ours = waiting[0]
+        chosen = waiting[0]
         if len(waiting) > 1:  # nearly never
-            ours = self._next_of(waiting)
+            chosen = self._next_of(waiting)
             for level in waiting:
                 self._passed_over[level] += 1
-        self._passed_over[ours] = 0
-        queue = self._levels[ours]
+        self._passed_over[chosen] = 0
+        queue = self._levels[chosen]
         return self._claims.pop(queue.pop(next(iter(queue))))
 
     @property

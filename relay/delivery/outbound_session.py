@@ -110,7 +110,7 @@ def _as_forwarded(claim: Claim, content: Content) -> tuple[Envelope, Content]:
 
 
 async def serve(site: Site) -> None:
-    """Deliver claims of a site by one connection, until the site needs it no more."""
+    """Deliver claims of a site by one connection, until the site no longer needs it."""
     await site.record_known_failures()
     first = site.ready.first
     if first is None or site.closing:
@@ -144,7 +144,7 @@ class OutboundSession(SessionState):
         self._in_doubt = False  # the final dot may have been written and was not answered
 
     async def run(self) -> None:
-        """Deliver claims until the site needs the connection no more."""
+        """Deliver claims until the site no longer needs the connection."""
         site, served = self._site, 0
         site.sessions.add(self)
         try:

@@ -43,7 +43,7 @@ _log = get_logger("delivery")
 _AFTER_FAULT_S = 1.0
 RETRY_AFTER = "Retry-After"  # what pauses a site in place of a [[reply]] entry
 PROBE_S = 60.0  # for all hosts of a site
-_NOBODY = 0  # the sender of a probe
+_NO_SENDER = 0  # of a probe
 
 
 class SiteState(Struct, frozen=True):
@@ -221,7 +221,7 @@ class Site:
         try:
             async with (
                 asyncio.timeout(PROBE_S),  # real time: a peer
-                self.slots.hold(self, status=SiteStatus.UNKNOWN, sender=_NOBODY, is_new=False),
+                self.slots.hold(self, status=SiteStatus.UNKNOWN, sender=_NO_SENDER, is_new=False),
             ):
                 connection = await self.hosts.connect(
                     SessionState(), self.sessions, limit=nullcontext

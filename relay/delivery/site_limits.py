@@ -113,8 +113,8 @@ class ConcurrencyLimit:
 
     Grows by one with each success at first. After its first decrease, it grows by one each time as
     many transactions have succeeded as it allows connections. A connection whose transaction takes
-    longer than SLOW_S does not count. While a refused connection is recent, there are no more than
-    those that stood then, whatever they do: that may be one.
+    longer than SLOW_S does not count. While a refused connection is recent, the limit is the number
+    of connections that stood then, whatever their transactions do; it may be one.
     """
 
     def __init__(self, ceiling: int) -> None:

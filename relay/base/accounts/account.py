@@ -103,7 +103,7 @@ class Account:
 
     @property
     def is_disabled(self) -> bool:
-        """Whether it only gets mail: it cannot log in or send, and nobody opens its mailbox."""
+        """Whether it only gets mail: it cannot log in or send, and its mailbox cannot be opened."""
         return self.address in self.barred
 
     def owns(self, address: str) -> bool:
@@ -273,7 +273,7 @@ class AccountDirectory(Protocol):
     def of_login(self, login: str) -> Account | None:
         """Return the account that by_smtp_login() returns for the address `login` at present.
 
-        None if nobody may log in with it any more.
+        None if it may no longer log in.
         """
 
     def by_client_id(self, client_id: str) -> RegisteredClient | None:

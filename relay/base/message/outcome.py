@@ -68,7 +68,7 @@ class Evidence(Struct, frozen=True):
     provider: str = ""  # the [[reply]] table of the configuration that decided instead
     encoded: str = ""  # "8 bit" or "long lines": why the message was encoded again for the host
     pause_s: float = 0.0  # how long the host asks not to be contacted
-    left_out: tuple[str, ...] = ()  # addresses that its copy has no more
+    left_out: tuple[str, ...] = ()  # addresses that were removed from its copy
 
 
 class Delivered(Struct, frozen=True):

@@ -107,7 +107,7 @@ class ReceiptSender:
             return False
         plan = self.reporter.receipt(kind, request, owed.key[0], is_manual=is_wanted)
         is_marked = await self.copies.is_marked(owed.mailbox, owed.copy_id)
-        if is_marked or plan is None:  # another program has sent it, or nobody can get it any more
+        if is_marked or plan is None:  # another program has sent it, or it has no next hop
             await ledger.end([owed.key])
             return False
         (message,), (event,) = plan.messages, plan.events
@@ -150,7 +150,7 @@ class ReceiptSender:
 
 
 OWED_US = 90 * 86_400_000_000  # what is older is not owed any more
-VANISHED_MAX = 20  # in a mailbox; when more are gone together, nobody may have deleted them
+VANISHED_MAX = 20  # in a mailbox; where more are gone together, a fault may be the reason
 GONE_US = 60_000_000
 _INTERVAL_S = 3.0
 _PRUNE_US = 3_600_000_000
@@ -183,7 +183,7 @@ class ReceiptWatcher:
             except (SpoolError, StoreError, OSError) as error:
                 if fault.is_new(error):
                     _log.warning("read receipts wait", error=str(error))
-            except Exception:  # noqa: BLE001 - ours: the task must go on
+            except Exception:  # noqa: BLE001 - an internal error: the task must go on
                 _log.exception("read receipts wait")
             else:
                 fault.clear()
@@ -338,7 +338,7 @@ class AutomaticReplySender:
                 self._again.cancel()
             loop, wake = asyncio.get_running_loop(), self.ledger.replies_owed.set
             self._again = loop.call_later(_AGAIN_S, wake)  # real time: of a disk
-        except Exception:  # noqa: BLE001 - ours: the task must go on
+        except Exception:  # noqa: BLE001 - an internal error: the task must go on
             _log.exception("automatic replies wait")
 
     async def _send_all(self) -> None:

@@ -182,8 +182,8 @@ class TransactionProgress:
         return False
 
     def _dot_of_one(self, reply: Reply, outcome: Outcome) -> bool:
-        """Take the reply for the next accepted recipient. After an invalid reply, nobody knows to
-        which recipients the following ones belong.
+        """Take the reply for the next accepted recipient. After an invalid reply, it is not
+        known to which recipients the following ones belong.
         """
         index = self.accepted[self._answered]
         self._answered += 1

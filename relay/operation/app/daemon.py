@@ -86,7 +86,7 @@ class Daemon:
     webhooks: Webhooks  # where events are posted
     usage: UsageLedger  # stores what accounts send
     alerts: LimitAlerts  # warns about accounts near a limit
-    subscriptions: "Subscriptions | None" = None  # None: nobody can subscribe
+    subscriptions: "Subscriptions | None" = None  # None: there is no Graph API
     # called when a task ended unexpectedly; see `fault`
     on_fault: Callable[[], None] = lambda: None
     fault: str = ""  # which task ended unexpectedly, and why; "": none

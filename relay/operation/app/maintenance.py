@@ -69,7 +69,7 @@ async def update_gauges(
         except SpoolError as error:
             if fault.is_new(error):
                 _log.warning("queue not counted", error=str(error))
-        except Exception:  # noqa: BLE001 - ours: counting must go on
+        except Exception:  # noqa: BLE001 - an internal error: counting must go on
             _log.exception("counting failed")
         else:
             fault.clear()
@@ -138,7 +138,7 @@ async def _repeat(
             await work()
         except (SpoolError, StoreError, OSError) as error:
             _log.warning(fault, error=str(error))
-        except Exception:  # noqa: BLE001 - ours: the task must go on
+        except Exception:  # noqa: BLE001 - an internal error: the task must go on
             _log.exception(fault)
         await clock.sleep(interval_s, slack_s=math.inf)  # sleeps: the interval between passes
 

@@ -244,7 +244,7 @@ class RemoteBody:
         self._file = None
 
     def octets(self) -> FileOctets:
-        """See IncomingBody. Nobody reads it here."""
+        """See IncomingBody. This process does not read it."""
         return FileOctets(_BODIES, 0, self.size_bytes)
 
     def discard(self) -> None:

@@ -138,7 +138,7 @@ class FilteredMessage(Struct, frozen=True):
     """What the milters decided about a message that is accepted."""
 
     said: tuple[MilterSaid, ...] = ()
-    results: tuple[AuthResult, ...] = ()  # in Authentication-Results that they added, and ours
+    results: tuple[AuthResult, ...] = ()  # that they added, and of our own checks
     recipients: Mapping[int, NewRecipient] = {}  # in their final states, by their positions
     added: Mapping[str, str] = {}  # recipients by address, with "milter " and its name
     hold: Hold | None = None

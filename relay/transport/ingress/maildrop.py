@@ -92,7 +92,7 @@ class MailDrop:
             try:
                 is_done = await self.look()
                 fault.clear()
-            except Exception as error:  # noqa: BLE001 - also ours: the task must go on
+            except Exception as error:  # noqa: BLE001 - the task must go on
                 if fault.is_new(error):
                     _log.warning("the drop directory cannot be used", error=str(error))
                 if not isinstance(error, FileNotFoundError):

@@ -6,7 +6,7 @@ them. The number of limits is bounded for each tenant, so that no tenant displac
 another.
 
 AnswerLimit is for answers to reports: mail for MAILER-DAEMON, and for a postmaster where none is
-configured. Programs write most of this mail, and nobody waits for it. Within limits it becomes a
+configured. Programs write most of this mail, and no user waits for it. Within limits it becomes a
 dead letter, else it is discarded. It never causes a report. See RFC 3834 4 (who must not be
 answered).
 

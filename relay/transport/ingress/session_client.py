@@ -82,7 +82,7 @@ class RefusedCommand:
     rule: str = ""  # the name of the rule that refused it, or of the milter
     reason: RefusalReason | None = None  # None: the one that the reply has
     count: int = 0  # of recipients; 0: all are named
-    is_logged: bool = True  # False: the caller logs it, or nobody does
+    is_logged: bool = True  # False: if it is logged, then by the caller
 
 
 class OfferedMail(Struct, frozen=True, array_like=True):

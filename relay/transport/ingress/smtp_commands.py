@@ -496,7 +496,7 @@ class SmtpCommands:
 
     @property
     def _no_recipients(self) -> str:
-        """The reply to DATA or BDAT if nobody would get the message, else ""."""
+        """The reply to DATA or BDAT if the message has no recipient, else ""."""
         if self._mail is None:
             return "503 5.5.1 Send MAIL and RCPT first"  # RFC 5321 3.3
         return "" if self._forward_paths else "554 5.5.1 No valid recipients"  # RFC 5321 3.3

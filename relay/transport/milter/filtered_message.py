@@ -83,7 +83,7 @@ class FilterVerdict:
 
     def __init__(self, content: ParsedContent, store: NewBodies) -> None:
         self.answer = GO_ON  # with a reply the message is refused
-        self.discarded_by = ""  # the milter for which it is thrown away: 250, and nobody gets it
+        self.discarded_by = ""  # the milter that discards it: the client gets 250
         self.said: tuple[MilterSaid, ...] = ()  # of each milter that was asked, in their order
         self.shown = ShownHeader(content.header)
         self.rest = content.rest

@@ -32,7 +32,7 @@ def visible_files(suffix: str, *directories: Path) -> tuple[Path, ...]:
 
 
 def other_directories(directory: Path, *known: str) -> tuple[Path, ...]:
-    """Return the other directories in a directory of rules, which nobody reads.
+    """Return the other directories in a directory of rules, which are not read.
 
     `groups`, the `known` ones and hidden ones are left out.
     """

@@ -211,7 +211,7 @@ class StsPolicies:
             _log.warning("MTA-STS policy not fetched", domain=domain, error=why)
             self._note_failure(domain, why)
             return
-        except Exception:  # noqa: BLE001 - ours: mail goes as without a policy
+        except Exception:  # noqa: BLE001 - mail goes as without a policy
             _log.exception("internal error in an MTA-STS fetch", domain=domain)
             self._note_failure(domain, INTERNAL_ERROR)
             return
