@@ -41,7 +41,7 @@ class Slot:
     is_new: bool  # for mail that was just accepted
     holder: Hashable  # a site, or a next hop that is looked up
     status: SiteStatus
-    given: asyncio.Future[None] | None = None
+    granted: asyncio.Future[None] | None = None
 
 
 class SlotQueue:
@@ -210,7 +210,7 @@ class ConnectionSlots:
         return self._holders[holder] > fair or (waiting_first > 0 and served >= _SERVED_MAX)
 
     async def _wait(self, slot: Slot) -> None:
-        slot.given = asyncio.get_running_loop().create_future()
+        slot.granted = asyncio.get_running_loop().create_future()
         holder = slot.holder
         if holder in self._holders or holder in self._first_by_holder:
             self._waiting_more.setdefault(holder, deque()).append(slot)
@@ -222,9 +222,9 @@ class ConnectionSlots:
                     break
         self._end_overdue()
         try:
-            await slot.given
+            await slot.granted
         except asyncio.CancelledError:
-            if not slot.given.cancelled():
+            if not slot.granted.cancelled():
                 self._release(slot)
             elif self._first_by_holder.get(holder) is slot:
                 self._waiting_first[slot.status].remove(self._first_by_holder.pop(holder))
@@ -322,12 +322,12 @@ class ConnectionSlots:
             slot = self._whose_turn()
             if slot is None:
                 return
-            assert slot.given is not None
-            if slot.given.cancelled():
+            assert slot.granted is not None
+            if slot.granted.cancelled():
                 self._wait_for_first_again(slot.holder)
                 continue
             self._give(slot)
-            slot.given.set_result(None)
+            slot.granted.set_result(None)
 
     def _whose_turn(self) -> Slot | None:
         """Take the next wait: first slots round robin, then the holder with the fewest slots."""

@@ -337,10 +337,8 @@ class HostSelection:
 
     def _rank(self, host: Host) -> tuple[bool, int]:
         since_s = self.clock.monotonic() - self.options.unreachable_s
-        down = all(
-            self.host_status.failure(self._key(*pair), since_s=since_s) is not None
-            for pair in self._addresses_of([host])
-        )
+        keys = (self._key(*pair) for pair in self._addresses_of([host]))
+        down = all(self.host_status.failure(key, since_s=since_s) for key in keys)
         return (down, host.preference)
 
     def _keys(self) -> list[HostKey]:
