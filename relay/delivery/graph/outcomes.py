@@ -106,7 +106,7 @@ def pause_s(answer: HttpResponse) -> float:
     try:
         at = parsedate_to_datetime(text)
         wait_s = (at - parsedate_to_datetime(answer.fields.get("date", ""))).total_seconds()
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return 0.0
     return min(max(wait_s, 0.0), PAUSE_S_MAX)
 

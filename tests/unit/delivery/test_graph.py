@@ -150,6 +150,7 @@ async def test_each_recipient_gets_it_once_whatever_answers_are_lost(first, monk
         (429, "MailboxConcurrency", {"retry-after": "9" * 9}, "site", "4.3.2", 3600),
         *[(status, "", {}, "site", "4.3.0", 0) for status in (500, 502, 504)],
         (503, "", {"retry-after": "x"}, "site", "4.3.0", 0),
+        (503, "", {"retry-after": f"27 Nov 2026 10:01 +{'9' * 17}"}, "site", "4.3.0", 0),
         (
             503,
             "",
