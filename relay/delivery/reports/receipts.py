@@ -19,6 +19,7 @@ The mailbox notes the sender before, durably: a crash at any moment leaves at mo
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -133,11 +134,13 @@ class ReceiptSender:
 
     async def finish(self, owed: OwedReceipt) -> None:
         """Mark the copy of a receipt that was sent, if its folder has a letter for the keyword, and
-        forget the receipt. Raises SpoolError, StoreError.
+        forget the receipt. A copy that cannot be marked holds up no other receipts: it is tried
+        again when the ledger changes. Raises SpoolError.
         """
-        await self.copies.mark(owed.mailbox, owed.copy_id)
-        self.crash.reached(CrashPoint.RECEIPT_MARKED)
-        await self.spool.receipts.end([owed.key])
+        with suppress(StoreError):
+            await self.copies.mark(owed.mailbox, owed.copy_id)
+            self.crash.reached(CrashPoint.RECEIPT_MARKED)
+            await self.spool.receipts.end([owed.key])
 
     def is_due(self, owed: OwedReceipt, *, is_wanted: bool = False) -> bool:
         """Return whether a receipt is sent, with `is_wanted` if the reader says so."""
@@ -228,7 +231,7 @@ class ReceiptWatcher:
         for key in self._known.keys() - owed.keys():
             self._forget(self._known[key])
         for key, receipt in owed.items():
-            if receipt.is_sent:  # a crash came before its copy was marked
+            if receipt.is_sent:  # a crash or an error came before its copy was marked
                 await self.sender.finish(receipt)
             elif key not in self._known and self.sender.is_due(receipt):
                 self._known[key] = receipt
@@ -238,11 +241,10 @@ class ReceiptWatcher:
 
     async def _seen(self, sighting: Sighting) -> None:
         self._missing_us.pop(sighting.owed.key, None)
-        kind = ReceiptKind.NOT_READ if sighting.is_deleted else None
         if sighting.is_read:
-            kind = ReceiptKind.READ
-        if kind is not None:
-            await self._send(kind, sighting.owed)
+            await self._send(ReceiptKind.READ, sighting.owed)
+        elif sighting.is_deleted:
+            await self._send(ReceiptKind.NOT_READ, sighting.owed)
         elif sighting.is_moved:
             await self.ledger.moved(sighting.owed.key, sighting.owed.folder)
 

@@ -18,7 +18,7 @@ from relay.base.message.receipt import ReceiptKind, ReceiptRequest
 from relay.base.observe.metrics import Metrics
 from relay.delivery.reports.bounces import Reporter
 from relay.delivery.reports.receipts import OWED_US, VANISHED_MAX, ReceiptSender, ReceiptWatcher
-from relay.store.mailbox.errors import StoreError
+from relay.store.mailbox.errors import StoreError, StoreUnavailableError
 from relay.store.mailbox.message_file import delivered_id
 from relay.store.mailbox.owed_copies import OwedCopies
 from relay.store.spool.sqlite.spool import SqliteSpool
@@ -330,6 +330,29 @@ async def test_a_sent_receipt_is_marked_after_a_crash(world) -> None:
     assert await world.sent() == READ
     assert world.file(copy).name.endswith(":2,Sd")
     assert await world.owed() == []
+
+
+async def test_a_copy_that_cannot_be_marked_delays_no_other_receipt(world) -> None:
+    first, second = await world.deliver(2)
+    letters(world)
+    mark = world.store.owed_copies.mark
+
+    async def fails(mailbox: str, copy: str) -> None:
+        if copy == first:
+            raise StoreUnavailableError("read-only")
+        await mark(mailbox, copy)
+
+    world.store.owed_copies.mark = fails
+    world.move(first, flags="S")
+    assert await world.sent() == READ
+    world.move(second, flags="S")
+    assert await world.sent() == {"read": 2.0}
+    assert await world.owed() == [first]
+    world.store.owed_copies.mark = mark
+    [third] = await world.deliver()
+    await world.sent()
+    assert await world.owed() == [third]
+    assert world.file(first).name.endswith(":2,Sd")
 
 
 @pytest.mark.parametrize("setting", [ReceiptSetting.ASK, ReceiptSetting.NEVER])
