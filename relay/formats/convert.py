@@ -10,7 +10,6 @@ RFC 5321 2.3.1 (envelope and content); RFC 6531 (SMTPUTF8); RFC 6152 (8BITMIME);
 (NOTIFY).
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from email.message import Message
 
@@ -25,10 +24,9 @@ from relay.base.message.content import (
     Octets,
     as_octets,
     is_eight_bit,
-    memory_part,
 )
 from relay.base.message.conversation import own_message_id
-from relay.base.message.header import Header, cleaned, header_section
+from relay.base.message.header import Header
 from relay.base.message.properties import EmailAddress, MessageProperties
 from relay.formats.draft import (
     FIRST_FIELD_BYTES,
@@ -74,7 +72,7 @@ class ConvertedMessage(Struct, frozen=True):
     from_mime: bool = False  # the draft was MIME
 
 
-_ORIGINATORS = re.compile(rb"[\r\n](?:resent-)?(?:from|sender)\s*:")
+_ORIGINATORS = ("From", "Sender", "Resent-From", "Resent-Sender")
 _RECIPIENT_FIELDS = ("To", "Cc", "Bcc")
 
 
@@ -123,14 +121,14 @@ def _of_properties(stored: Octets, block: PrivateBlock, length: int) -> Converte
     sender = explicit_sender(properties) or author
     envelope = _envelope(sender, (*properties.to, *properties.cc, *properties.bcc))
     content, texts = mime_of_properties(stored, block, length, keep_bcc=False)
-    header = header_section(memory_part(content))
+    header = Header.of(content)
     return ConvertedMessage(
         content=content,
         originator=envelope.originator,
         authors=_authors_made(header, properties) or (author.address, sender.address),
         recipients=envelope.recipients,
         # an address in another field, such as Reply-To, may need it
-        smtputf8=envelope.smtputf8 or not header.isascii(),
+        smtputf8=envelope.smtputf8 or not header.octets.isascii(),
         eight_bit=is_eight_bit(content),
         message_id=origin.message_id,
         subject=properties.subject,
@@ -167,7 +165,7 @@ def _of_mime(
     return ConvertedMessage(
         content=sent.content,
         originator=envelope.originator,
-        authors=_authors(header_section(memory_part(sent.content))),
+        authors=_authors(Header.of(sent.content)),
         recipients=envelope.recipients,
         smtputf8=envelope.smtputf8,
         eight_bit=is_eight_bit(sent.content),
@@ -179,20 +177,20 @@ def _of_mime(
     )
 
 
-def _authors_made(header: bytes, properties: MessageProperties) -> tuple[str, ...]:
+def _authors_made(header: Header, properties: MessageProperties) -> tuple[str, ...]:
     """Return the authors in the header of a message that was made from properties.
 
     () means that `from_` and `sender` are the only ones. Others occur where a mail client wrote the
     draft, because its private block may then contain anything.
     """
     expected = sum(map(bool, (properties.from_, explicit_sender(properties))))
-    names = _ORIGINATORS.findall(b"\n" + header.lower().replace(b"\0", b""))
-    return () if len(names) == expected else _authors(header)
+    count = sum(map(header.count, _ORIGINATORS))
+    return () if count == expected else _authors(header)
 
 
-def _authors(header: bytes) -> tuple[str, ...]:
+def _authors(header: Header) -> tuple[str, ...]:
     authors: list[str] = []
-    for field in originators(Header.parse(cleaned(header))):
+    for field in originators(header):
         authors += [author.address for author in field.addresses]
         if field.unread or not field.addresses:
             authors.append("")

@@ -281,6 +281,7 @@ EVE = "eve@other.test"
         ({"internet_message_headers": (("Resent-From", EVE),)}, {}),
         ({"internet_message_headers": (("From", EVE),), "from_": None, "sender": None}, {}),
         ({"conversation_index": f"AA\r\nFrom: {EVE}"}, {}),
+        ({"conversation_index": f"AA\r\n\ufeffFrom: {EVE}"}, {}),
         ({}, {"message_id": f"<a@b.test>\r\nFrom: {EVE}"}),
         ({}, {"message_id": f"<a@b.test>\rFr\0om : {EVE}"}),
         ({"from_": None, "sender": None}, {"account": EVE}),
