@@ -37,6 +37,7 @@ from relay.front_door.http.errors import (
     service_unavailable,
 )
 from relay.front_door.http.http_request import HttpRequest
+from relay.front_door.http.protocol import HEADER_BYTES_MAX
 from relay.front_door.http.responses import StreamedResponse, json_response
 
 REQUESTS_MAX = 20
@@ -310,13 +311,17 @@ def _read_item(raw: msgspec.Raw, path: str, *, version: str, base_url: str) -> B
         item = _item_decoder.decode(raw)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise _bad(path, str(error)) from None
-    headers = {}
+    headers, head_size = {}, len(item.url)
     for name, value in (item.headers or {}).items():
+        head_size += len(name) + len(value)
         if not _FIELD_NAME.fullmatch(name):
             raise _bad(f"{path}.headers", f"{quoted(name)} is no name of a header field")
         if not _FIELD_VALUE.fullmatch(value):
             raise _bad(f"{path}.headers.{name}", f"found {quoted(value)}, expected one line")
         headers[name.lower()] = value.strip()
+    if head_size > HEADER_BYTES_MAX:  # as for a request that comes alone: 431
+        expected = f"expected at most {HEADER_BYTES_MAX} in the url and the headers"
+        raise _bad(path, f"found {head_size} characters, {expected}")
     if not item.method.isascii() or not item.method.isalpha():
         raise _bad(f"{path}.method", f"found {quoted(item.method)}, expected a method")
     return BatchItem(

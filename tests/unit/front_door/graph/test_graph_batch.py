@@ -137,6 +137,8 @@ async def test_numbers_are_ids(graph: WatchedGraph) -> None:
         ([get("1", "/me", dependsOn=["2"]), get("2", "/me", depends_on=["1"])], "cycle"),
         ([get("1", "/me", dependsOn="2")], "$.dependsOn"),
         ([get("1", "")], "requests[0].url"),
+        ([get("1", "/me?$select=" + 66_000 * "a")], "requests[0]: found 66012 characters"),
+        ([get("1", "/me", headers={"a": 33_000 * "a", "b": 33_000 * "b"})], "requests[0]: found"),
         ([get("1", "https://graph.example/v1.0/me")], "requests[0].url"),
         ([get("1", "/me", headers={"a b": "c"})], "requests[0].headers"),
         ([get("1", "/me", headers={"a": "c\r\nd: e"})], "requests[0].headers.a"),
