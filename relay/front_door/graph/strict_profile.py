@@ -8,7 +8,7 @@ answer. Those of a batch are in `batch`, that of a subscription's lifetime is in
 
 import re
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from relay.front_door.graph import errors
@@ -151,7 +151,12 @@ def check_body(value: object, kind: str) -> None:
     """
     if kind == "attachment" and isinstance(value, dict) and not value.get("@odata.type"):
         raise errors.ABSTRACT_TYPE("", kind)
-    _check(value, kind)
+    waiting = [(value, kind)]
+    while waiting:  # no recursion: a client may nest resources deeply
+        inner, kind = waiting.pop()
+        for child in inner if isinstance(inner, list) else (inner,):
+            if isinstance(child, dict):
+                waiting += _check_object(child, kind)
 
 
 def check_changes(names: Collection[str]) -> None:
@@ -160,13 +165,8 @@ def check_changes(names: Collection[str]) -> None:
         raise errors.READ_ONLY(f"Found {', '.join(sorted(refused))}.")
 
 
-def _check(value: object, kind: str) -> None:
-    for child in value if isinstance(value, list) else (value,):
-        if isinstance(child, dict):
-            _check_object(child, kind)
-
-
-def _check_object(value: Mapping[str, Any], kind: str) -> None:
+def _check_object(value: Mapping[str, Any], kind: str) -> Iterator[tuple[object, str]]:
+    """Check the properties of an object; yield the resources in it, each with its type."""
     if kind in ("attachment", "mailFolder") and (declared := value.get("@odata.type")):
         kind = str(declared).removeprefix("#").removeprefix(_NAMESPACE)
     if (known := _TYPES.get(kind)) is None:
@@ -184,7 +184,7 @@ def _check_object(value: Mapping[str, Any], kind: str) -> None:
         if is_size and child < _UPLOAD_BYTES_MIN:
             raise errors.UPLOAD_TOO_SMALL(f"size: found {child}, expected {_UPLOAD_BYTES_MIN}.")
         if inner := known.get(folded):
-            _check(child, inner)
+            yield child, inner
 
 
 _NAMESPACE = "microsoft.graph."

@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from relay.front_door.graph.strict_profile import check_body
+from relay.front_door.http.errors import ApiError
 from tests.support.graph_fakes import AS_ALICE, OnDisk, graph_on_disk, refused, to
 
 MIB = 1 << 20
@@ -384,3 +386,11 @@ async def test_four_requests_at_a_time_in_a_mailbox(tmp_path: Path) -> None:
 async def strict(tmp_path: Path) -> AsyncIterator[tuple[OnDisk, dict[str, str]]]:
     async with a_mailbox(tmp_path, profile="strict") as made:
         yield made
+
+
+def test_deeply_nested_resources_are_checked_without_recursion() -> None:
+    message: dict[str, Any] = {"a": 1}
+    for _ in range(400):
+        message = {"attachments": [{"@odata.type": ATTACHED["@odata.type"], "item": message}]}
+    with pytest.raises(ApiError, match="'a' does not exist"):
+        check_body(message, "message")
