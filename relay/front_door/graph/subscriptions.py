@@ -165,8 +165,8 @@ async def _read_resource(request: GraphRequest, text: str) -> tuple[str, str]:
 
 
 def _read_change_types(value: object) -> tuple[str, ...]:
-    names = [text.strip() for text in read_string(value, "changeType").split(",")]
-    return tuple(dict.fromkeys(one_of(name, "changeType", _CHANGE_TYPES) for name in names))
+    names = read_string(value, "changeType").split(",", len(_CHANGE_TYPES))
+    return tuple(dict.fromkeys(one_of(name.strip(), "changeType", _CHANGE_TYPES) for name in names))
 
 
 def _read_url(request: GraphRequest, body: Mapping[str, Any], name: str) -> str:

@@ -9,7 +9,7 @@ the settings. A message may have other categories, so a change of the list does 
 As in Graph, a name cannot be changed, and is unique regardless of case.
 
 getMailTips asks accounts, aliases and routes, and no other host. What the caller's own tenant may
-know (full mailboxes, replies to colleagues, members of aliases) is not told of other addresses,
+know (full mailboxes, replies to colleagues, members of aliases) is not shown for other addresses,
 only the automatic reply to strangers. Tips that Relay does not have are left out.
 
 An id of Relay is both a restId and a restImmutableEntryId, so each is translated to itself; in the
@@ -517,7 +517,7 @@ async def _rest_id(request: GraphRequest, text: str) -> str:
 
 def _read_tips(names: object, path: str) -> set[str]:
     """Return the names of the properties; mailboxFullStatus asks for mailboxFull."""
-    parts = read_string(names, path).split(",")
+    parts = read_string(names, path).split(",", len(_TIPS))
     return {one_of(part.strip(), path, _TIPS).removesuffix("Status") for part in parts}
 
 
