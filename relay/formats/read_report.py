@@ -79,7 +79,7 @@ _copy_line = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _text_address = re.compile(r"(?<![\w.+-])[\w.!#$%&'*/=?^`{|}~+-]{1,64}@[\w-]+(?:\.[\w-]+)*")
-# A code beside a status of its class, or what a host said; a telephone number is no code.
+# A code next to a status of its class, or what a host said; a telephone number is no code.
 _text_code = re.compile(
     r"(?<![\w.+-])([45])[0-5]\d[ :#(-]{1,3}(?=\1\.\d{1,3}\.\d{1,3}(?![\d.]))"
     r"|(?:(?:\b(?:host|server)|\]|[\w-]\.[\w-]\S{0,80}) said:|\bRemote host\b)[^\n\d]{0,80}\b"

@@ -1,4 +1,4 @@
-"""Step 1: who comes in by HTTP, what may be asked, and who is told that mail came.
+"""Step 1: who comes in by HTTP, what may be asked, and who is notified of new mail.
 
 In: requests of Graph clients, browsers and operators. Out: drafts and
 submissions (by `relay/submission/outbox`, which syncs them before the 202), answers, notifications

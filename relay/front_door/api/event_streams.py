@@ -213,7 +213,7 @@ class EventStreams:
                     yield text
         except SpoolError as error:  # the client continues where the stream ends
             _log.warning("event stream ended", error=str(error))
-        except Exception:  # noqa: BLE001 - ours: the client continues in the same way
+        except Exception:  # noqa: BLE001 - a fault of Relay: the client continues in the same way
             _log.exception("event stream ended")
         finally:
             self._open.end(view.account)

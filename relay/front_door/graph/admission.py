@@ -195,17 +195,17 @@ class Admission:
         if client_request_id := http.headers.get(_CLIENT_REQUEST_ID):
             digest.update(client_request_id.encode("latin-1"))
         account, running = request.caller.address, _Running(digest)
-        its_running = self._running.setdefault(account, {})
-        its_running[running] = None
+        of_account = self._running.setdefault(account, {})
+        of_account[running] = None
         try:
             if is_repeat and not self._was_rejected(_about(request)):
                 return await self._repeated(operation, request, running)
             return await self._first(operation, request, running)
         finally:
-            del its_running[running]
+            del of_account[running]
             if running.done is not None:
                 running.done.set()
-            if not its_running:
+            if not of_account:
                 del self._running[account]
 
     async def _within_limits(self, operation: GraphOperation, request: GraphRequest) -> Response:
@@ -312,11 +312,11 @@ class Admission:
         for it.
         """
         account, fingerprint = request.caller.address, own.digest.digest()
-        its_running = self._running[account]
-        for other in tuple(its_running):
+        of_account = self._running[account]
+        for other in tuple(of_account):
             if other is own:
                 break  # only for requests that began earlier, so that no two wait for each other
-            if other in its_running and other.digest.digest() == fingerprint:
+            if other in of_account and other.digest.digest() == fingerprint:
                 await other.wait()
         answer = self._accepted.find((account, fingerprint))
         return None if answer is None else _again(request, answer)

@@ -135,11 +135,8 @@ async def _folders_in(request: GraphRequest) -> tuple[Sequence[Folder], Sequence
     """
     parent_id = (await _find_folder(request)).id if request.folder_id else ROOT_FOLDER_ID
     folders = await request.store.folders.every(request.mailbox)
-    return folders, _children(folders, parent_id)
-
-
-def _children(folders: Sequence[Folder], parent_id: str) -> list[Folder]:
-    return [folder for folder in folders if (folder.parent_id or ROOT_FOLDER_ID) == parent_id]
+    children = [folder for folder in folders if (folder.parent_id or ROOT_FOLDER_ID) == parent_id]
+    return folders, children
 
 
 def _json_function(

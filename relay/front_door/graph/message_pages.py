@@ -73,10 +73,10 @@ class MessagePage(Struct, frozen=True):
         expanded((), self.expand.attachments)
         size_bytes, count = 0, 0
         for message in self.items:
-            its_bytes = self._expanded_bytes(request, message)
-            if count > isinstance(items[0], Mapping) and size_bytes + its_bytes > left_bytes:
+            item_bytes = self._expanded_bytes(request, message)
+            if count > isinstance(items[0], Mapping) and size_bytes + item_bytes > left_bytes:
                 break
-            size_bytes, count = size_bytes + its_bytes, count + 1
+            size_bytes, count = size_bytes + item_bytes, count + 1
         # The messages of the page are not kept while the client reads it.
         read = [
             message.id if isinstance(message, StoredMessage) else message

@@ -225,9 +225,7 @@ def _reply_recipients(
     left out. If only addresses of the account are left, the reply goes to them. RFC 5322 3.6.3.
     """
     authors = [author for author in (original.from_, original.sender) if author and author.address]
-    is_own = any(
-        author and account.owns(author.address) for author in (original.from_, original.sender)
-    )
+    is_own = any(account.owns(author.address) for author in authors)
     targets = original.to if is_own else _each_once(original.reply_to) or tuple(authors[:1])
     to = _each_once((*targets, *(() if is_own or not to_all else original.to)))
     known = {recipient.address.lower() for recipient in to}

@@ -409,11 +409,8 @@ class ConnectionTable:
 
     def _unread_too_long(self, client: ClientConnections) -> HttpConnection | None:
         connection = _unread_longest(client)
-        return (
-            connection
-            if connection and self._now_s() - connection.since >= UNREAD_GRACE_S
-            else None
-        )
+        is_too_long = connection and self._now_s() - connection.since >= UNREAD_GRACE_S
+        return connection if is_too_long else None
 
     def _heaviest(
         self,
@@ -423,9 +420,9 @@ class ConnectionTable:
         """Return what `find` selects of the client with the highest weight; proxies come last."""
         most, heaviest = -1, None
         for client in self.clients.values():
-            its_weight = weight(client) if client.is_counted else 0
-            if its_weight > most and (connection := find(client)):
-                most, heaviest = its_weight, connection
+            client_weight = weight(client) if client.is_counted else 0
+            if client_weight > most and (connection := find(client)):
+                most, heaviest = client_weight, connection
         return heaviest
 
     def _close_victim(self, victim: HttpConnection | None) -> bool:

@@ -306,7 +306,7 @@ def _report(journey: Journey, events: _Events) -> tuple[StepState, str]:
         return StepState.SKIPPED, "No report was due: no recipient failed."
     if not journey.sender:
         return StepState.SKIPPED, "No report: the message has no reverse-path to send one to."
-    return StepState.SKIPPED, ("No report was sent: the sender asked for none (NOTIFY).")
+    return StepState.SKIPPED, "No report was sent: the sender asked for none (NOTIFY)."
 
 
 # -- recipients

@@ -213,9 +213,9 @@ async def _journey(request: PageRequest, name: str) -> Journey | None:
 
 
 def _is_own_report(journey: Journey) -> bool:
-    """Return whether the spool knows that this relay wrote the message: anybody can write a report.
+    """Return whether the spool knows that this relay wrote the message: anyone can write a report.
 
-    Mail to the postmaster may be a dead letter, which anybody may have written.
+    Mail to the postmaster may be a dead letter, which anyone may have written.
     """
     return journey.is_report and all(
         recipient.address != POSTMASTER for recipient in journey.recipients

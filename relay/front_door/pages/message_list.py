@@ -220,7 +220,7 @@ async def message_list(request: PageRequest) -> Response:
 
 
 async def list_pane(request: PageRequest) -> Response:
-    """GET /messages/{id}?part=list&list=: the list beside a message, see ListView.came()."""
+    """GET /messages/{id}?part=list&list=: the list next to a message, see ListView.came()."""
     view = list_of(request.http.query)
     render = partial(_fragment, request, view)
     if (stream := request.live_stream(render)) is not None:

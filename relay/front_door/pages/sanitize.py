@@ -525,8 +525,8 @@ class _Balancer:
         if names.isdisjoint(self._open):  # of many, faster than the loop
             return [-1]
         places = []
-        is_one = map((names | stops).__contains__, reversed(self._open))
-        for at in compress(range(len(self._open) - 1, -1, -1), is_one):
+        is_found = map((names | stops).__contains__, reversed(self._open))
+        for at in compress(range(len(self._open) - 1, -1, -1), is_found):
             if self._open[at] not in names:
                 break
             places.append(at)

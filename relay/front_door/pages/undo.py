@@ -60,5 +60,5 @@ class PendingDeletions:
 
 
 async def _removed(name: str, remove: Remove) -> None:
-    with ContainedErrors(_log, "message not deleted", message=name):  # nobody waits for it
+    with ContainedErrors(_log, "message not deleted", message=name):  # no caller waits for it
         await remove()

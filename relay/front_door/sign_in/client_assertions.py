@@ -1,7 +1,7 @@
 """Check the assertions with which clients sign in: private_key_jwt (RFC 7523, OpenID Connect 9).
 
 An assertion is a JWT of the client, signed with one of its keys: it names the client as issuer and
-subject and the token endpoint as audience, ends within ten minutes, and is good once. The ids of
+subject and the token endpoint as audience, ends within ten minutes, and is valid once. The ids of
 used assertions are remembered until they expire. An assertion is refused with Entra's error number.
 Claims are checked before the signature, so that a program with a wrong clock or URL gets a useful
 error.
