@@ -220,7 +220,7 @@ def _host(detail: details.AttemptDetail) -> Iterator[StepFact]:
     for _, attempt in islice(attempts_in(detail, ""), 1):  # the attempts were made together
         yield StepFact("TLS", tls_words(attempt, detail.cipher))
         if attempt.encoded:
-            yield StepFact("Content", f"encoded anew: {attempt.encoded}")
+            yield StepFact("Content", f"encoded again: {attempt.encoded}")
         if attempt.durations is not None:
             yield StepFact("Took", _durations(attempt.durations))
 
