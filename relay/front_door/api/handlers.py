@@ -554,8 +554,8 @@ class Handlers:
         needed = self._dependencies
         marked = 0
         for at in range(0, len(names), _NAMES_AT_ONCE):
-            few = names[at : at + _NAMES_AT_ONCE]
-            rows = await needed.journeys.rows(few, account=principal.account)
+            batch = names[at : at + _NAMES_AT_ONCE]
+            rows = await needed.journeys.rows(batch, account=principal.account)
             marked += len(await needed.sources.copies.mark(rows, is_read=is_read, mailbox=mailbox))
         return marked
 

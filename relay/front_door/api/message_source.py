@@ -115,8 +115,8 @@ class MessageCopies:
 
         marked_names: set[str] = set()
         for at in range(0, len(places), _AT_ONCE):
-            few = places[at : at + _AT_ONCE]
-            marked_names.update(*await asyncio.gather(*(mark_in(*place) for place in few)))
+            batch = places[at : at + _AT_ONCE]
+            marked_names.update(*await asyncio.gather(*(mark_in(*place) for place in batch)))
         return marked_names
 
     async def categories(
