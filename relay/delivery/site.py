@@ -112,9 +112,8 @@ class Site:
 
     @property
     def _pause_key(self) -> Hashable:
-        via = self.hosts.via
-        mailbox = via.login.user if via.mime_max and via.login else ""  # of Graph: its limits
-        return self.name, via.source_address, mailbox
+        via = self.hosts.via  # a login has limits of its own
+        return self.name, via.source_address, via.login.user if via.login else ""
 
     @property
     def is_connected(self) -> bool:

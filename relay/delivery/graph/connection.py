@@ -49,13 +49,7 @@ from relay.delivery.http_connection import (
     open_http,
 )
 from relay.delivery.smtp.client_protocol import SmtpProtocolError
-from relay.delivery.smtp.connect import (
-    ConnectError,
-    GetToken,
-    Target,
-    TokenError,
-    reason,
-)
+from relay.delivery.smtp.connect import ConnectError, GetToken, Target, TokenError, reason
 from relay.delivery.smtp.connection import BeforeDot, OnReplies, Timeouts
 from relay.delivery.smtp.tls import certificate_matches, certificate_names, verifying_context
 from relay.delivery.smtp.transaction import (
@@ -455,7 +449,7 @@ class _GraphTransaction:
             raise self._trouble(answer)
         try:
             return msgspec.json.decode(answer.body, type=kind)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (ValueError, RecursionError):
             raise HttpError(f"{reply_of(answer)}: not the JSON of Microsoft Graph") from None
 
     async def _note(

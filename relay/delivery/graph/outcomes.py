@@ -38,6 +38,7 @@ _AUTH, _SITE = DeferralClass.AUTH, DeferralClass.SITE
 _ROWS: Mapping[tuple[int, str], _Row] = {
     (200, ""): _Row("5.3.4", advice="only 201 and 202 mean taken: it may be too large"),
     (400, "ErrorInvalidRecipients"): _Row("5.1.3"),
+    (400, "ErrorMessageSizeExceeded"): _Row("5.3.4"),
     (400, "ErrorMimeContentInvalid"): _Row("5.6.0"),
     (401, ""): _Row("4.7.8", _AUTH),
     (403, "ErrorSendAsDenied"): _Row("5.7.1", advice="the mailbox has no SendAs for its From"),
@@ -114,6 +115,6 @@ def pause_s(answer: HttpResponse) -> float:
 def _error_of(answer: HttpResponse) -> _Error:
     try:
         error = msgspec.json.decode(answer.body, type=_ErrorBody).error
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         return _Error()
     return _Error(error.code[:_CODE_CHARACTERS_MAX], error.message)

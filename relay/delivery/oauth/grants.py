@@ -157,6 +157,7 @@ def read_answer(
     if status >= 500 or status == 429 or answer.error in _AWAY:
         raise TokenError(text)
     step = f'check [[oauth]] "{client.name}" and the registration of the application'
-    if answer.error in SIGN_IN and is_delegated(client):
+    code = answer.error if is_delegated(client) else "invalid_client"  # no sign-in helps
+    if code in SIGN_IN:
         step = f"sign in: relay oauth login {client.name}"
-    raise TokenError(f"{text}; {step}", error=answer.error)
+    raise TokenError(f"{text}; {step}", error=code)

@@ -8,7 +8,14 @@ from msgspec.structs import replace
 
 from relay.base.message.envelope import Envelope, ForwardPath
 from relay.base.message.nexthop import HopKind
-from relay.base.message.outcome import Deferred, Failed, Indeterminate, Peer, Relayed
+from relay.base.message.outcome import (
+    DeferralClass,
+    Deferred,
+    Failed,
+    Indeterminate,
+    Peer,
+    Relayed,
+)
 from relay.base.message.tls_policy import TlsPolicy
 from relay.base.observe.metrics import Metrics
 from relay.delivery.content_cache import ContentCache
@@ -137,6 +144,7 @@ async def test_each_recipient_gets_it_once_whatever_answers_are_lost(first, monk
     [
         (200, "", {}, "failed", "5.3.4", 0),
         (400, "ErrorInvalidRecipients", {}, "failed", "5.1.3", 0),
+        (400, "ErrorMessageSizeExceeded", {}, "failed", "5.3.4", 0),
         (400, "ErrorMimeContentInvalidBase64String", {}, "failed", "5.6.0", 0),
         (400, "ErrorUnheardOf", {}, "site", "4.3.0", 0),
         (401, "InvalidAuthenticationToken", {}, "auth", "4.7.8", 0),
@@ -172,6 +180,12 @@ def test_what_each_answer_means(status, code, fields, kind, enhanced, pause_s) -
     assert (evidence.status, evidence.pause_s, evidence.remote) == (enhanced, pause_s, True)
     said = f" {code}: a\\nb" if code else ""
     assert evidence.reply.startswith(f"HTTP {status}{said} (request-id r1)")
+
+
+def test_a_body_of_any_shape_is_an_answer_without_a_code() -> None:
+    for body in (b"\xff", b'{"error": "denied"}', b'{"error": {"inner": ' + b"[" * 100_000):
+        outcome = outcome_of(HttpResponse(400, {}, body), Peer("g.test"))
+        assert (outcome.evidence.reply, outcome.kind) == ("HTTP 400", DeferralClass.SITE)
 
 
 async def attempt(graph, claim, fault=lambda _method, _path: "", **options):

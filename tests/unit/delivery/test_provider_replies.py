@@ -39,10 +39,12 @@ SAMPLES = {
         exchange-online-send-as | smtp.office365.com | final dot | \
 554 5.2.252 SendAsDenied; printer@contoso.example not allowed to send as ann@contoso.example; STOREDRV.Submission.Exception:SendAsDeniedException
         exchange-online-submission-throttled | smtp.office365.com | final dot | 550 5.2.253 Client throttled for abuse of SendAsDenial; SubmissionQuotaExceededException
+        exchange-online-submission-quota | smtp.office365.com | final dot | 554 5.2.0 STOREDRV.Submission.Exception:SubmissionQuotaExceededException
         exchange-online-basic-authentication | smtp.office365.com | AUTH | 550 5.7.30 Basic authentication is not supported for Client Submission.
         exchange-online-smtp-auth-disabled | smtp.office365.com | AUTH | \
 535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Mailbox. [AM0PR01CA0001.eurprd01.prod.exchangelabs.com]
         gmail-unsolicited-rate | gmail-smtp-in.l.google.com | final dot | 421 4.7.28 [192.0.2.1] Our system has detected an unusual rate of 4.7.28 unsolicited mail
+        gmail-daily-limit | smtp.gmail.com | DATA | 550 5.4.5 Daily user sending limit exceeded. For more information on Gmail 5.4.5 sending limits go to 5.4.5 https://support.google.com/a/answer/166852
         yahoo-complaints | mta5.am0.yahoodns.net | MAIL | 421 4.7.0 [TSS04] Messages from 192.0.2.1 temporarily deferred due to unexpected volume or user complaints - 4.16.55.1
         yahoo-permanently-deferred | mta5.am0.yahoodns.net | banner | 421 4.7.1 [TS03] All messages from 192.0.2.1 will be permanently deferred; Retrying will NOT succeed.
         icloud-try-later | mx01.mail.icloud.com | MAIL | 451 4.7.1 Service unavailable - try again later
@@ -72,7 +74,7 @@ def shipped_entries() -> Iterable[dict[str, Any]]:
 
 def test_each_shipped_entry_has_a_source_a_date_and_a_sample() -> None:
     entries = list(shipped_entries())
-    assert 5 <= len(entries) <= 16
+    assert 5 <= len(entries) <= 20
     assert [one["name"] for one in entries] == [*SAMPLES]
     for one in entries:
         assert one["source"].startswith(("https://", "http://"))
@@ -95,6 +97,23 @@ def test_a_shipped_entry_decides_its_sample(name: str) -> None:
     assert judged.evidence.reply == before.evidence.reply
     elsewhere = replace(before, evidence=replace(before.evidence, host="mx.other.test"))
     assert replies.judged(elsewhere) is elsewhere
+
+
+@each_row(
+    "host, text, name",
+    rows_of(
+        """
+        smtp.office365.com | 554 5.2.2 mailbox full; STOREDRV.Submission.Exception:QuotaExceededException.MapiExceptionQuotaExceeded | exchange-online-submission-quota
+        a-test.mail.protection.outlook.com | 554 5.2.2 mailbox full; STOREDRV.Deliver.Exception:QuotaExceededException | none
+        smtp-relay.gmail.com | 550 5.4.5 Daily SMTP relay limit exceeded for user. | gmail-daily-limit
+        """
+    ),
+)
+def test_the_limits_of_a_login_are_not_those_of_a_recipient(host, text, name) -> None:
+    outcome = outcome_of(host, "final dot", text)
+    assert isinstance(outcome, Failed)
+    judged = load_provider_replies(None, Path("relay.toml")).judged(outcome)
+    assert (judged.evidence.provider or "none", isinstance(judged, Failed)) == (name, name == "none")
 
 
 HOST = "mx1.a.test"
