@@ -40,6 +40,7 @@ SAMPLES = {
 554 5.2.252 SendAsDenied; printer@contoso.example not allowed to send as ann@contoso.example; STOREDRV.Submission.Exception:SendAsDeniedException
         exchange-online-submission-throttled | smtp.office365.com | final dot | 550 5.2.253 Client throttled for abuse of SendAsDenial; SubmissionQuotaExceededException
         exchange-online-submission-quota | smtp.office365.com | final dot | 554 5.2.0 STOREDRV.Submission.Exception:SubmissionQuotaExceededException
+        exchange-online-submission-connections | smtp.office365.com | final dot | 432 4.3.2 Concurrent connections limit exceeded.
         exchange-online-basic-authentication | smtp.office365.com | AUTH | 550 5.7.30 Basic authentication is not supported for Client Submission.
         exchange-online-smtp-auth-disabled | smtp.office365.com | AUTH | \
 535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Mailbox. [AM0PR01CA0001.eurprd01.prod.exchangelabs.com]

@@ -11,6 +11,8 @@ from relay.delivery.provider_replies import ProviderReplies, ReplyEntry
 from relay.store.spool.queue_commands import Operation, QueueCommand
 from relay.store.spool.types import Selector
 from relay.transport.policy.patterns import Pattern
+from relay.transport.routing.mx_hosts import Host, Hosts
+from relay.transport.routing.routes import Credentials
 from tests.support.remote_mx import RemoteMx
 
 BLOCKED = "550 5.7.1 blocked for a while"
@@ -66,6 +68,23 @@ async def test_a_reply_pauses_the_site_and_no_attempts_are_counted(delivery, sta
         assert journey.attempts[0].provider == "e"
         listed = await delivery.spool.queue_admin.list(Selector(ids=(second,)), limit=1)
         assert listed[0]["attempts"] == 0
+
+
+async def test_a_pause_is_for_the_login_that_was_refused(delivery) -> None:
+    delivery.providers, delivery.retry_s = entry(pause_s=HOUR_S), (HOUR_S,)
+    users = dict.fromkeys(("a@own.test", "b@own.test"), "secret")
+    async with RemoteMx(users=users, replies={"RCPT": [BLOCKED, "250 ok"]}) as mx:
+        for name in "ab":
+            delivery.table.hosts[f"{name}.test"] = Hosts((Host(mx.host, 0, (mx.host,), mx.port),))
+            login = Credentials(f"{name}@own.test", "secret")
+            delivery.table.limits[f"{name}.test"] = {"login": login}
+        await delivery.start()
+        await deferred(delivery, await delivery.send("first@a.test"))
+        await delivery.done(await delivery.send("x@b.test"))
+        second = await delivery.send("second@a.test")
+        await deferred(delivery, second)
+        assert await attempts(delivery, second) == ("queued", 0)
+        assert [*mx.logins.values()] == [*users]
 
 
 async def test_mail_expires_while_its_site_is_paused(delivery) -> None:

@@ -152,6 +152,8 @@ def test_a_test_says_for_whom_the_token_is(relay):
     code, _, text = relay(endpoint, "test", "m365")
     assert (code, "connection refused" in text) == (75, True)
     assert relay(endpoint, "test", "other")[0] == 78
+    with TokenEndpoint(refused("invalid_grant")) as endpoint:  # no person can sign in for it
+        assert relay(endpoint, "test", "m365", client_secret="of-an-app")[0] == 78
 
 
 def test_check_says_what_is_missing(relay, tmp_path):
