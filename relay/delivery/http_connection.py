@@ -97,7 +97,7 @@ class ClientConnection:
         answer_bytes_max: int,
     ) -> HttpResponse:
         """Send a request and return its answer; `target` is the path and query. With 0 as
-        `answer_bytes_max` nobody needs its body. Raises HttpError, after which the connection is
+        `answer_bytes_max` its body is not needed. Raises HttpError, after which the connection is
         closed.
         """
         loop = asyncio.get_running_loop()

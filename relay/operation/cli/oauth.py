@@ -101,7 +101,7 @@ async def _try(server: TokenServer) -> list[Any]:
 async def _sign_in(server: TokenServer) -> list[Any]:
     client, uses = server.client, [use for use, _ in server.uses]
     if not is_delegated(client):
-        text = f'[[oauth]] "{client.name}" has a secret of its own: nobody has to sign in'
+        text = f'[[oauth]] "{client.name}" has a secret of its own: no sign-in is needed'
         raise TokenError(text, error="invalid_client")
     use = HopKind.GRAPH if HopKind.GRAPH in uses else HopKind.SMTP
     form = {"client_id": client.client_id, "scope": scope_of(client, use)}
@@ -130,7 +130,7 @@ async def _by_device_code(server: TokenServer, form: dict[str, str]) -> TokenAns
             if error.error not in ("", "authorization_pending", "slow_down"):
                 raise
             interval_s += _SLOWER_S if error.error == "slow_down" else 0.0
-    raise TokenError("nobody has entered the code in time", error="expired_token")
+    raise TokenError("the code was not entered in time", error="expired_token")
 
 
 async def _by_pasted_address(server: TokenServer, form: dict[str, str]) -> TokenAnswer:

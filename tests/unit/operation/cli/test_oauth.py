@@ -78,7 +78,7 @@ def test_a_device_code_is_entered_by_a_person(relay):
 @pytest.mark.parametrize(
     ("answers", "code", "words"),
     [
-        ([CODE, PENDING], 77, "nobody has entered the code in time"),
+        ([CODE, PENDING], 77, "the code was not entered in time"),
         ([CODE, refused("access_denied")], 77, "access_denied"),
         ([CODE, token("t0ken")], 78, "no refresh token: scope needs offline_access"),
         ([refused("invalid_client", "AADSTS7000218", 401)], 78, "AADSTS7000218"),
