@@ -114,7 +114,8 @@ def test_the_limits_of_a_login_are_not_those_of_a_recipient(host, text, name) ->
     outcome = outcome_of(host, "final dot", text)
     assert isinstance(outcome, Failed)
     judged = load_provider_replies(None, Path("relay.toml")).judged(outcome)
-    assert (judged.evidence.provider or "none", isinstance(judged, Failed)) == (name, name == "none")
+    provider = judged.evidence.provider or "none"
+    assert (provider, isinstance(judged, Failed)) == (name, name == "none")
 
 
 HOST = "mx1.a.test"
