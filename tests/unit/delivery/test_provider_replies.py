@@ -45,7 +45,7 @@ SAMPLES = {
         exchange-online-smtp-auth-disabled | smtp.office365.com | AUTH | \
 535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Mailbox. [AM0PR01CA0001.eurprd01.prod.exchangelabs.com]
         gmail-unsolicited-rate | gmail-smtp-in.l.google.com | final dot | 421 4.7.28 [192.0.2.1] Our system has detected an unusual rate of 4.7.28 unsolicited mail
-        gmail-daily-limit | smtp.gmail.com | DATA | 550 5.4.5 Daily user sending limit exceeded. For more information on Gmail 5.4.5 sending limits go to 5.4.5 https://support.google.com/a/answer/166852
+        gmail-daily-limit | smtp.gmail.com | DATA | 550 5.4.5 Daily user sending limit exceeded. For more information on Gmail 5.4.5 sending limits go to
         yahoo-complaints | mta5.am0.yahoodns.net | MAIL | 421 4.7.0 [TSS04] Messages from 192.0.2.1 temporarily deferred due to unexpected volume or user complaints - 4.16.55.1
         yahoo-permanently-deferred | mta5.am0.yahoodns.net | banner | 421 4.7.1 [TS03] All messages from 192.0.2.1 will be permanently deferred; Retrying will NOT succeed.
         icloud-try-later | mx01.mail.icloud.com | MAIL | 451 4.7.1 Service unavailable - try again later
@@ -104,7 +104,7 @@ def test_a_shipped_entry_decides_its_sample(name: str) -> None:
     "host, text, name",
     rows_of(
         """
-        smtp.office365.com | 554 5.2.2 mailbox full; STOREDRV.Submission.Exception:QuotaExceededException.MapiExceptionQuotaExceeded | exchange-online-submission-quota
+        smtp.office365.com | 554 5.2.2 mailbox full; STOREDRV.Submission.Exception:QuotaExceededException.Mapi | exchange-online-submission-quota
         a-test.mail.protection.outlook.com | 554 5.2.2 mailbox full; STOREDRV.Deliver.Exception:QuotaExceededException | none
         smtp-relay.gmail.com | 550 5.4.5 Daily SMTP relay limit exceeded for user. | gmail-daily-limit
         """
