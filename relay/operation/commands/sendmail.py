@@ -63,12 +63,13 @@ class OutgoingMessage(Struct, frozen=True):
 
 
 def prepare(text: bytes, options: SendmailOptions, *, clock: Clock) -> OutgoingMessage:
-    """Return the message of `text`, which has CRLF or LF. Bcc is removed; From, Date and Message-ID
-    are added if they are missing. If `options` have no domain, the relay adds the Message-ID.
+    """Return the message of `text`, which has CRLF or LF. Bcc and NULs are removed; From, Date and
+    Message-ID are added if they are missing. If `options` have no domain, the relay adds the
+    Message-ID.
 
     Raises NoRecipientsError, and RejectedError for an invalid address.
     """
-    content = with_crlf(text)
+    content = with_crlf(text.replace(b"\0", b""))  # what a program prints may have NULs
     if content.startswith(MBOX_LINES):
         content = content.partition(b"\r\n")[2]
     parsed = ParsedContent.of(content)
