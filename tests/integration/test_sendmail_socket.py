@@ -3,6 +3,7 @@
 The kernel names the user, so these tests are for root, who can become another one.
 """
 
+import json
 import os
 import pwd
 from email import message_from_bytes
@@ -60,6 +61,12 @@ def test_a_user_sends_as_user_at_hostname(relay, sendmail, words):
     assert mail["From"].lower() == f"nobody@{HOST}"
     assert mail["Received"].startswith("from nobody")
     assert mail["Message-ID"].endswith(f"@{HOST}>")
+
+
+def test_localhost_is_this_machine(relay, sendmail):
+    words = ["-t", "-f", "nobody@localhost"]
+    assert sendmail("To: bob@localhost\nSubject: here\n\nx\n", *words, user=NOBODY).returncode == 0
+    assert arrived(relay, "here")["Return-Path"] == f"<nobody@{HOST}>"
 
 
 def test_cron_names_its_author_without_a_domain(relay, sendmail):
@@ -132,6 +139,17 @@ def test_mailq_lists_the_queue(relay, sendmail):
     assert f"  nobody@{HOST}\n" in listed
     assert " " * 40 + "a@b.test\n" in listed
     assert listed.endswith("-- 1 Kbytes in 1 Request.\n")
+
+
+def test_q_tries_the_queue_again(relay, sendmail):
+    def attempts():
+        listed = json.loads(sendmail("", "--json", user=0, verb="mailq").stdout)
+        return sum(entry["attempts"] for entry in listed)
+
+    assert sendmail("Subject: q\n\nx\n", "a@b.test", user=NOBODY).returncode == 0
+    before = until("an attempt", attempts)
+    assert sendmail("", "-q", user=0).returncode == 0
+    until("another attempt", lambda: attempts() > before)
 
 
 def test_a_user_has_the_limits_of_all_whatever_the_sender(relay, sendmail):

@@ -71,6 +71,7 @@ _UNKNOWN_RECIPIENT = re.compile(r"5\d\d 5\.1\.").match  # RFC 3463 3.2
 @click.option("-R", "ret", metavar="WHAT", help="full or hdrs: what a report contains.")
 @click.option("-V", "envid", default="", metavar="ENVID", help="The id in reports, as xtext.")
 @click.option("-b", "mode", default="m", help="-bm, the default; -bs speaks SMTP, -bp is mailq.")
+@click.option("-q", "flushes", is_flag=True, help="Try deferred mail now: relay queue retry --all.")
 @click.option("-o", "more", multiple=True, help="-oi is -i; others are ignored.")
 @click.option("-A", "-B", "-L", "-O", "-X", "-e", "-h", "-p", "_values", multiple=True, hidden=True)
 @click.option("-G", "-U", "-c", "-m", "-n", "-v", "-x", "_flags", is_flag=True, hidden=True)
@@ -93,6 +94,10 @@ def sendmail(
     """
     if mode == "p":
         list_queue(context)
+        return
+    if flags["flushes"]:
+        client = OperatorClient(context.settings(), SystemClock())
+        client.change("retry", Selector(all=True), who=user_name())
         return
     if mode not in ("m", "s"):
         raise click.UsageError(f"found {shown(f'-b{mode}')}, expected -bm, -bs or -bp")
@@ -320,6 +325,6 @@ def queue_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
         lines += [f"{'':40}{row['address']}" for row in recipients]
         lines.append("")
     size_kb = -(-sum(entry["size"] for entry in entries) // _KB)
-    count = len({entry["id"] for entry in entries})
-    lines.append(f"-- {size_kb} Kbytes in {count} Request{'' if count == 1 else 's'}.")
+    requests = counted(len({entry["id"] for entry in entries}), "Request")
+    lines.append(f"-- {size_kb} Kbytes in {requests}.")
     return lines

@@ -154,8 +154,10 @@ def _addresses(name: str, text: str) -> Iterator[str]:
 
 
 def _qualified(address: str, domain: str) -> str:
-    """Return an address, in `domain` if it has none. Raises RejectedError."""
-    full = _in_domain(address, domain)
+    """Return an address, in `domain` if it has none. If `domain` is "", the relay adds it, and it
+    knows no localhost. Raises RejectedError.
+    """
+    full = _in_domain(address, domain) if domain else address.removesuffix("@localhost")
     try:
         if "@" in full:
             return parse_mailbox(full, smtputf8=True)

@@ -420,7 +420,7 @@ def test_a_source_address_that_this_machine_lacks_is_reported(files):
     [
         ("", True),
         ('[[alias]]\naddress = "root@example.test"\nto = ["alice@example.test"]\n', False),
-        ('[[account]]\naddress = "postmaster@example.test"\n', False),
+        ('[[account]]\naddress = "postmaster@example.test"\n', True),
     ],
 )
 def test_mail_of_cron_that_nobody_gets_causes_a_warning(files, accounts, is_warned):

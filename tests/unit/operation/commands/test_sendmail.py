@@ -79,6 +79,12 @@ def test_a_text_without_a_header_is_the_body(text):
     assert body == text.replace(b"\n", b"\r\n")
 
 
+def test_nuls_go():
+    content = prepared(b"To: a@a.test\nSub\0ject: x\n\na\0\0b\n").content
+    assert content.startswith(b"To: a@a.test\r\nSubject: x\r\nFrom: ")
+    assert content.endswith(b"\r\n\r\nab\r\n")
+
+
 def test_line_ends_become_crlf_and_the_line_of_mbox_goes():
     text = b"From app Mon Jan  1 00:00:00 2026\nTo: a@a.test\r\nSubject: x\n\na\r\nb\nc\r"
     content = prepared(text).content
