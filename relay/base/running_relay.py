@@ -203,7 +203,7 @@ class AwayError(TryLaterError):
     """The relay accepts no mail now, and no part of the message was accepted.
 
     The reply was 421, or had a status X.3.Z of the mail system, before the reply to the final dot
-    (RFC 5321 3.8, RFC 3463 3.4).
+    (RFC 5321 3.8, RFC 3463 3.4); or the connection was lost, or silent, before DATA.
     """
 
 
@@ -370,6 +370,7 @@ def send_content(
     """
     sender, *recipients = map(ascii_address, (sender, *recipients))
     needs_utf8 = not "".join((sender, *recipients)).isascii()
+    lost: type[TryLaterError] = AwayError  # what a connection that ends too early means
     try:
         if address.path:
             client: smtplib.SMTP = _LocalSmtp(address.path, timeout=_TIMEOUT_S)
@@ -391,6 +392,7 @@ def send_content(
                     if refused is None or len(refused) == len(recipients) - 1:
                         raise
                     refused.append(str(error))
+            lost = TryLaterError
             reply = client.data(data)
             if reply[0] // 100 == 4:
                 raise TryLaterError(_text(*reply))
@@ -401,7 +403,7 @@ def send_content(
     except smtplib.SMTPResponseException as error:
         raise _rejection(error.smtp_code, _bytes(error.smtp_error)) from error
     except smtplib.SMTPException as error:
-        raise TryLaterError(str(error)) from error
+        raise lost(str(error)) from error
     return reply[1].decode("utf-8", "replace").rpartition(" ")[2]
 
 

@@ -83,6 +83,8 @@ async def test_the_reply_to_quit_is_ignored(goodbye):
         ({"DATA": b"554 5.7.1 no\r\n"}, RejectedError, "554 5.7.1 no"),
         ({".": b"552 5.3.4 too big\r\n"}, RejectedError, "552 5.3.4 too big"),
         ({"greeting": b"421 4.3.2 full\r\n"}, AwayError, "421 4.3.2 full"),
+        ({"RCPT": None}, AwayError, "closed"),
+        ({".": None}, TryLaterError, "closed"),
         ({"greeting": b"nonsense\r\n"}, TryLaterError, "-1"),
     ],
 )

@@ -249,10 +249,8 @@ def _may_not_be_read(context: CommandContext) -> bool:
     try:
         if not context.names_config:
             context.config_file().open().close()
-    except PermissionError:
-        return True
-    except OSError:
-        pass
+    except OSError as error:
+        return isinstance(error, PermissionError)
     return False
 
 
