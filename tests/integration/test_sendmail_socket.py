@@ -73,6 +73,8 @@ def test_cron_names_its_author_without_a_domain(relay, sendmail):
     text = "From: root (Cron Daemon)\nTo: bob\nSubject: cron\n\nx\n"
     assert sendmail(text, "-i", "-FCronDaemon", "-oem", "bob", user=NOBODY).returncode == 0
     assert arrived(relay, "cron")["From"] == f"Cron Daemon <nobody@{HOST}>"
+    assert sendmail("From: Logwatch\nTo: bob\nSubject: log\n\nx\n", "-t", user=0).returncode == 0
+    assert arrived(relay, "log")["From"] == f"Logwatch@{HOST}"
 
 
 @each_row(

@@ -275,7 +275,6 @@ def _message(*, ends_with_dot: bool) -> bytes:
 
 
 _HEAD = "-Queue ID-        --Size-- ---Arrival Time---- -Sender/Recipient-------"
-_EMPTY = "Mail queue is empty"
 _MARKS = {"held": "!", "captured": "!"}  # after the id, as Postfix has it; "*": in delivery
 _KB = 1024
 
@@ -309,7 +308,7 @@ def _dropped(drop: Path) -> int:
 def queue_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the lines of mailq(1) for entries in the JSON of `queue list`."""
     if not entries:
-        return [_EMPTY]
+        return ["Mail queue is empty"]
     lines = [_HEAD]
     for entry in entries:
         mark = "*" if entry["claimed"] else _MARKS.get(entry["state"], "")

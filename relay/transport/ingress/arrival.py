@@ -239,7 +239,7 @@ class Preparation(Struct, frozen=True):
             raise RefusedError(DataReply(rejection))
         if (user := origin.user) is not None:
             sender = arrival.envelope.reverse_path
-            header = header_cleanup.with_domain_of_author(header, sender or user.address)
+            header = header_cleanup.with_domain_of_author(header, user, sender)
             if rejection := local_rejection(user, sender, header):
                 raise RefusedError(DataReply(rejection))
         header = header_cleanup.cleaned(header, origin=origin, hostname=self.hostname)
