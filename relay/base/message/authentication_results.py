@@ -14,7 +14,8 @@ from relay.base.message.envelope import domain_of
 RESULTS_MAX = 50  # of a message
 _OCTETS_MAX = 16384  # of a value
 _TEXT_CHARACTERS_MAX = 200  # of a reason
-PROPERTY_CHARACTERS_MAX = 1000  # more than an address has: a cut domain would be another one
+# more than an address has, since a cut domain would be another one; less than a line may have
+PROPERTY_CHARACTERS_MAX = 480
 _TOKEN = re.compile(r'"(?P<quoted>(?>[^"\\]|\\.)*+)(?:"|\Z)|[();=]|[^\s();="]++', re.DOTALL)
 _IN_COMMENT = re.compile(r"\\.|[()]", re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)

@@ -33,9 +33,10 @@ def reply_to(request: CheckRequest) -> CheckReply:
             lacking += error.args
     try:
         results += dkim_results(request, is_ready=not lacking)
-        if not lacking and request.body is not None:
+        if not lacking:
+            # without the body too: a large one is sent when nothing is lacking
             results.append(dmarc_result(author, fault, results, known=request.known))
-            return CheckReply((), tuple(results))
+            return CheckReply((), tuple(results) if request.body is not None else ())
     except Unanswered as error:
         lacking += error.args
     return CheckReply(lacking, early=[(author, "A")] if author else ())

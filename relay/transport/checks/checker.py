@@ -32,7 +32,7 @@ SIGNED_OCTETS_MAX = 10_000_000  # of a message whose signatures are checked
 _SMALL_OCTETS = 64 * 1024  # a body that is sent with each request
 _NEEDED_MAX = 1000  # clients and domains
 _CRLF = b"\r\n"
-_TOO_MANY = f"the message needs more than {QUESTIONS_MAX} questions"
+TOO_MANY = f"the message needs more than {QUESTIONS_MAX} questions"
 _TOO_LATE = f"no answer within {DNS_LIMIT_S:g} s"
 _log = get_logger("checks")
 
@@ -109,7 +109,7 @@ class _Lookups:
             if (task := tasks.get(question)) and task.done():
                 self.known[question] = _known(*task.result())
             elif task is None or is_late:
-                self.known[question] = KnownAnswer(failure=_TOO_MANY if task is None else _TOO_LATE)
+                self.known[question] = KnownAnswer(failure=TOO_MANY if task is None else _TOO_LATE)
 
     def end(self) -> None:
         """Stop waiting for answers."""

@@ -13,16 +13,12 @@ import dkim
 from dkim.canonicalization import Relaxed, Simple
 
 from relay.base.message.address import to_ascii_domain
-from relay.base.message.authentication_results import (
-    PROPERTY_CHARACTERS_MAX,
-    AuthResult,
-    clipped,
-)
+from relay.base.message.authentication_results import PROPERTY_CHARACTERS_MAX, AuthResult, clipped
 from relay.base.message.header import Header
 from relay.transport.checks.checker import CheckRequest
 from relay.transport.checks.dmarc import DOMAIN, Unanswered
 from relay.transport.routing.dns_cache import DnsQuestion
-from relay.transport.signing.record import parse_record
+from relay.transport.signing.record import listed, parse_record
 from relay.transport.signing.signature import NAME, relaxed_body
 
 _SIGNATURES_MAX = 5
@@ -102,7 +98,7 @@ def _judged(
     if not answer.values:
         return "permerror", f"no key at {name}"
     if message.body is None:
-        return "none", "not computed yet"
+        return "temperror", "not computed yet"
     return _verified(message, number, tags, record=answer.values[0])
 
 
@@ -110,16 +106,14 @@ def _verified(
     message: dkim.DKIM, number: int, tags: Mapping[str, str], *, record: bytes
 ) -> tuple[str, str]:
     """Return result and reason by a key's record. Raises what dkimpy raises."""
-    key, (kind, _, digest) = (
-        parse_record(record.decode("utf-8", "replace")),
-        tags["a"].partition("-"),
-    )
+    key = parse_record(record.decode("utf-8", "replace"))
+    kind, _, digest = tags["a"].partition("-")
     if not key["p"]:
         return "permerror", "the key is revoked"
-    if key.get("k", "rsa") != kind or digest not in key.get("h", digest).split(":"):
+    if key.get("k", "rsa") != kind or digest not in listed(key.get("h", digest)):
         return "permerror", f"the key is not for {tags['a']}"
     identity = tags.get("i", tags["d"]).rpartition("@")[2].lower()
-    if "s" in key.get("t", "").split(":") and identity != tags["d"]:
+    if "s" in listed(key.get("t", "")) and identity != tags["d"]:
         return "permerror", "the key is not for subdomains (t=s)"
     public, bits, *_ = dkim.evaluate_pk("", record)
     if kind == "rsa" and (bits > _KEY_BITS_MAX or public["publicExponent"] > _EXPONENT_MAX):

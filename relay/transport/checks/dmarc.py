@@ -103,14 +103,14 @@ def _judged(author: str, results: Sequence[AuthResult], known: Known) -> tuple[s
             return "pass", policy, f"{text}, {name} aligned"
         else:
             undecided.append(f"{text}, {name}: {result.reason}")
-    if undecided:
-        return "temperror", "", undecided[0]
     if (
         "np" in record.tags
         and record.domain != author
         and not _answer((author, "A"), known).has_name
     ):
         policy, reasons[0] = _policy(record, author, ("np",))
+    if undecided:
+        return "temperror", "", undecided[0]
     return "fail", policy, ", ".join(reasons)
 
 

@@ -3,11 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from relay.base.message.authentication_results import (
-    PROPERTY_CHARACTERS_MAX,
-    AuthResult,
-    clipped,
-)
+from relay.base.message.authentication_results import PROPERTY_CHARACTERS_MAX, AuthResult, clipped
 from relay.formats.headers import fold
 
 _PLAIN = re.compile(r"[A-Za-z0-9!#$%&'*+/?^_`{|}~.@:-]++")

@@ -8,17 +8,15 @@ from typing import Any
 
 import spf
 
-from relay.base.message.authentication_results import (
-    PROPERTY_CHARACTERS_MAX,
-    AuthResult,
-    clipped,
-)
-from relay.transport.checks.checker import CheckRequest
+from relay.base.message.authentication_results import PROPERTY_CHARACTERS_MAX, AuthResult, clipped
+from relay.transport.checks.checker import TOO_MANY, CheckRequest
 from relay.transport.checks.dmarc import DOMAIN, Unanswered
 from relay.transport.routing.dns_cache import DnsQuestion
 
 _NAME_MAX = 253
-_TOO_LONG = re.compile(rb"v=spf1 (?:.*[^ ]{500}|.{16384})", re.IGNORECASE)  # quadratic in pyspf
+_OCTETS_MAX = 16_384  # of the records that count: pyspf reads all of them in each round
+_RECORD = re.compile(rb"v=spf1(?: |\Z)", re.IGNORECASE)
+_LONG_WORD = re.compile(rb"[^ ]{500}")  # quadratic in pyspf
 
 
 def spf_result(request: CheckRequest, *, of_helo: bool) -> AuthResult:
@@ -32,16 +30,28 @@ def spf_result(request: CheckRequest, *, of_helo: bool) -> AuthResult:
         local_part, domain = "postmaster", question.helo
     sender = f"{local_part}@{domain}"
     property_name, checked = ("smtp.helo", domain) if of_helo else ("smtp.mailfrom", sender)
+    octets, pointers = 0, set[str]()
 
     def look_up(name: str, kind: str, *_: object) -> list[tuple[DnsQuestion, Any]]:
+        nonlocal octets
         if len(name) > _NAME_MAX or not name.isascii():
             return []
         if (name, kind) not in known:
             raise Unanswered((name, kind))
         answer = known[name, kind]
+        if answer.failure and (kind == "PTR" or name in pointers):
+            return []  # the client chooses these names (5.5)
         if answer.failure:
-            raise spf.TempError(f"{kind} of {name}: {answer.failure}")
-        return [((name, kind), _as_pyspf(record, kind)) for record in answer.values]
+            error = spf.PermError if answer.failure == TOO_MANY else spf.TempError
+            raise error(f"{kind} of {name}: {answer.failure}")
+        records = [record for record in answer.values if kind != "TXT" or _RECORD.match(record)]
+        octets += sum(map(len, records))
+        if octets > _OCTETS_MAX or any(map(_LONG_WORD.search, records)):
+            raise spf.PermError("the records are too long")
+        pairs = [((name, kind), _as_pyspf(record, kind)) for record in records]
+        if kind == "PTR":
+            pointers.update(pointer.lower() for _, pointer in pairs)
+        return pairs
 
     spf.DNSLookup = look_up
     result, reason = "none", "no domain name"
@@ -63,8 +73,6 @@ def spf_result(request: CheckRequest, *, of_helo: bool) -> AuthResult:
 
 def _as_pyspf(record: bytes, kind: str) -> Any:
     if kind == "TXT":
-        if _TOO_LONG.match(record):
-            raise spf.PermError("the record is too long")
         return (record,)
     preference, _, name = record.decode().rpartition(" ")
     return (int(preference), name) if kind == "MX" else name.rstrip(".")

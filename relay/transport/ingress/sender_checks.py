@@ -12,11 +12,7 @@ from typing import Self
 
 from msgspec import Struct
 
-from relay.base.message.authentication_results import (
-    AuthResult,
-    checks_of,
-    proven_domains,
-)
+from relay.base.message.authentication_results import AuthResult, checks_of, proven_domains
 from relay.base.settings.tree import SmtpListener
 from relay.transport.checks.field import results_field
 

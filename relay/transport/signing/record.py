@@ -142,10 +142,10 @@ def _faults(tags: Mapping[str, str], private: PrivateKey) -> list[RecordFault]:
         kind_tag = f"k={_shown(kind)}" if "k" in tags else "no k="
         faults.append(RecordFault(kind_tag, f"k={private.kind}"))
     for name, accepted in (("h", {"sha256"}), ("s", {"*", "email"})):
-        if name in tags and not accepted & _listed(tags[name]):
+        if name in tags and not accepted & listed(tags[name]):
             expected = f"{name}={max(accepted)}, or no {name}="
             faults.append(RecordFault(f"{name}={_shown(tags[name])}", expected))
-    if "y" in _listed(tags.get("t", "")):
+    if "y" in listed(tags.get("t", "")):
         faults.append(RecordFault(f"t={_shown(tags['t'])}, which is testing", "no y in t="))
     if fault := _fault_of_key(tags.get("p"), private.public()):
         faults.append(RecordFault(fault, "p= of this key"))
@@ -168,7 +168,7 @@ def _fault_of_key(value: str | None, public: bytes) -> str:
     return "p= of another key"
 
 
-def _listed(value: str) -> set[str]:
+def listed(value: str) -> set[str]:
     """Return the parts of a value between colons."""
     return {part.strip(_WHITE) for part in value.split(":")}
 

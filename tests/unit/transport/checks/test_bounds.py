@@ -14,11 +14,13 @@ import pytest
 from msgspec import msgpack
 
 from relay.base.message.authentication_results import AuthResult
+from relay.base.message.header import ParsedContent
 from relay.transport.checks import workers
 from relay.transport.checks.check_child import MEMORY_BYTES_MAX
 from relay.transport.checks.checker import CheckReply, CheckRequest, KnownAnswer, SenderQuestion
 from relay.transport.checks.workers import LENGTH_BYTES
 from tests.support.dns_server import Zone
+from tests.support.logs import capture_logs
 from tests.support.sender_checks import Checks, open_checks, txt
 
 PLAIN = b"From: a@bank.test\r\nSubject: x\r\n\r\nHello.\r\n"
@@ -55,11 +57,34 @@ def spf(text: str) -> Zone:
     return {"bank.test": txt(text)}
 
 
+ADDRESSES: Zone = {
+    f"h{n}.test": {"A": [f"10.{m >> 8}.{m & 255}.{n}" for m in range(3750)]} for n in range(10)
+}
+NETWORKS: Zone = {
+    f"n{n}.test": txt("v=spf1 " + "ip4:10.0.0.1 " * 1200 + f"include:n{n + 1}.test ?all")
+    for n in range(9)
+}
+REVERSE = "1.2.0.192.in-addr.arpa"
+
 # the zone, fields before those of PLAIN, the results of SPF and of DKIM
 HOSTILE: list[tuple[Zone, bytes, str, str]] = [
     (spf("v=spf1 " + "a:x.test " * 500), b"", "permerror", "none"),
     (spf("v=spf1 " + "ip4:192.0.2.9 " * 4000), b"", "permerror", "none"),
-    (MANY_MX, b"", "temperror", "none"),
+    (MANY_MX, b"", "permerror", "none"),
+    (
+        spf("v=spf1 " + " ".join(f"a:{name}" for name in ADDRESSES)) | ADDRESSES,
+        b"",
+        "permerror",
+        "none",
+    ),
+    (spf("v=spf1 include:n0.test -all") | NETWORKS, b"", "permerror", "none"),
+    (spf("v=spf1 ptr -all") | {REVERSE: "SERVFAIL"}, b"", "fail", "none"),
+    (
+        spf("v=spf1 ptr -all") | {REVERSE: {"PTR": ["x.test."]}, "x.test": "SERVFAIL"},
+        b"",
+        "fail",
+        "none",
+    ),
     (LOOP, b"", "permerror", "none"),
     (spf("v=spf1 a:." + "a" * 50_000 + "!"), b"", "permerror", "none"),
     ({}, TAGS + b"; x=" + b"1" * 65_536 + b"\r\n", "none", "permerror"),
@@ -123,6 +148,65 @@ async def test_messages_that_wait_for_silent_name_servers_delay_no_others() -> N
     assert took_s < 4
 
 
+async def test_large_messages_that_wait_for_silent_name_servers_delay_no_others() -> None:
+    zone: Zone = {
+        "bank.test": txt("v=spf1 -all"),
+        "_dmarc.bank.test": txt("v=DMARC1; p=reject; np=reject"),
+        "a.b.bank.test": txt("v=spf1 +all"),
+        "_dmarc.b.bank.test": "TIMEOUT",
+        "x.bank.test": {"A": "TIMEOUT"},
+    }
+    large = PLAIN + b"Hello again.\r\n" * 6000
+    async with open_checks(zone) as checks:
+        await checks(PLAIN, "a@bank.test")
+        for author, sender, question in (
+            (b"bank", "a@a.b.bank.test", ("_dmarc.b.bank.test", "TXT")),
+            (b"x.bank", "a@other.test", ("x.bank.test", "A")),
+        ):
+            content = large.replace(b"bank", author, 1)
+            silent = [asyncio.create_task(checks(content, sender)) for _ in range(4)]
+            await checks.dns.until_asked(*question)
+            took_s, (*_, dmarc) = await timed(checks, large)
+            assert (dmarc.result, took_s < 2) == ("fail", True)
+            assert not any(task.done() for task in silent)
+            assert {(await task)[-1].result for task in silent} == {"temperror"}
+
+
+async def test_those_that_gave_up_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "WAITING_MAX", 3)
+    async with open_checks({"bank.test": txt("v=spf1 -all")}) as checks:
+        await asyncio.gather(*[checks(PLAIN, "a@bank.test") for _ in range(2)])
+        pids = [worker.process.pid for worker in checks.checker._workers._idle]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        waiting = [asyncio.create_task(checks(PLAIN, "a@bank.test")) for _ in range(5)]
+        while not checks.checker._workers._slots._waiters:
+            await asyncio.sleep(0.01)
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        last = asyncio.create_task(checks(PLAIN, "a@bank.test"))
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        assert (await last)[0].result == "fail"
+
+
+async def test_a_long_header_stops_no_other_session() -> None:
+    content = b"From: a@bank.test\r\nx: y\r\n" + b" y\r\n" * 250_000 + b"\r\nHello.\r\n"
+    async with open_checks({"bank.test": txt("v=spf1 -all")}) as checks:
+        await checks(PLAIN, "a@bank.test")
+        began_s = time.monotonic()
+        ParsedContent.of(content)
+        long_s = time.monotonic() - began_s
+        check, gaps_s = asyncio.create_task(checks(content, "a@bank.test")), [0.0]
+        while not check.done():
+            began_s = time.monotonic()
+            await asyncio.sleep(0.001)
+            gaps_s.append(time.monotonic() - began_s)
+        assert max(gaps_s) < long_s / 2
+        assert (await check)[0].result == "fail"
+
+
 async def test_too_many_messages_at_once_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "WAITING_MAX", 0)
     async with open_checks({"bank.test": txt("v=spf1 -all")}) as checks:
@@ -140,13 +224,17 @@ async def test_a_worker_that_hangs_or_grows_is_killed_and_replaced() -> None:
         pid = worker.process.pid
         assert resource.prlimit(pid, resource.RLIMIT_AS) == (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX)
         os.kill(pid, signal.SIGSTOP)
-        took_s, results = await timed(checks, PLAIN)
+        with capture_logs() as logged:
+            took_s, results = await timed(checks, PLAIN)
+        assert [line["reason"] for line in logged] == ["it hangs"]
         assert ([result.result for result in results], took_s < 6) == (["temperror"] * 3, True)
         assert worker.process.returncode == -signal.SIGKILL
         assert (await checks(PLAIN, "a@bank.test"))[0].result == "fail"
         [worker] = checks.checker._workers._idle
         resource.prlimit(worker.process.pid, resource.RLIMIT_AS, (1 << 20, 1 << 20))
-        results = (await timed(checks, large))[1]
+        with capture_logs() as logged:
+            results = (await timed(checks, large))[1]
+        assert logged[0]["reason"].startswith("it ended with ")
         assert [result.result for result in results] == ["temperror"] * 3
         assert worker.process.returncode is not None
         assert (await checks(large, "a@bank.test"))[0].result == "fail"
@@ -181,6 +269,13 @@ main()
         ("_dmarc.bank.test", "TXT"),
     }
     assert asked <= {tuple(question) for question in reply.lacking}
+
+
+async def test_a_silent_domain_does_not_hide_that_the_authors_does_not_exist() -> None:
+    zone: Zone = {"_dmarc.bank.test": txt("v=DMARC1; p=none; np=reject"), "silent.test": "TIMEOUT"}
+    async with open_checks(zone) as checks:
+        *_, dmarc = await checks(PLAIN.replace(b"bank", b"missing.bank", 1), "a@silent.test")
+        assert (dmarc.result, dmarc.properties["policy.dmarc"]) == ("fail", "reject")
 
 
 async def test_neither_a_long_sender_nor_a_long_field_hides_the_author() -> None:

@@ -34,3 +34,8 @@ def test_a_domain_is_never_cut_and_the_field_is_ascii() -> None:
     field = results_field("relay.test", [result])
     [read] = read_results([field.partition(b":")[2].replace(b"\r\n", b"")])
     assert (read.domain("smtp.mailfrom"), read.reason) == (f"{'b' * 60}.attacker.test", "?")
+
+
+def test_no_line_is_longer_than_the_next_host_takes() -> None:
+    field = results_field("relay.test", [AuthResult("dkim", "fail", "", {"header.d": '"' * 2000})])
+    assert max(map(len, field.split(b"\r\n"))) <= 998
