@@ -147,6 +147,17 @@ def test_explain_says_the_same(relay, tmp_path, running) -> None:
     assert "DMARC pass for strict.test" in taken.stdout
 
 
+def test_explain_names_junk_email_and_first_what_rcpt_refuses(relay, tmp_path) -> None:
+    file = tmp_path / "m.eml"
+    for domain, to, text in (
+        ("mild.test", BOB, ", folder Junk Email"),
+        ("strict.test", "nobody@example.test", " 550 5.1.1 "),
+    ):
+        file.write_bytes(mail_from(f"a@{domain}"))
+        words = ("--from", f"a@{domain}", "--ip", OTHER, "--message", str(file))
+        assert text in relay.cli("explain", to, *words).stdout
+
+
 def test_what_is_quarantined_goes_on_with_its_field(remotes: Remotes, serve) -> None:
     """Networks and domains that are excepted get no Junk Email."""
     away = remotes.start("away.test")

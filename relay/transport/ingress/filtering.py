@@ -24,12 +24,7 @@ from relay.formats.read_header import originators
 from relay.store.journeys.details import MilterSaid
 from relay.store.journeys.events import Event
 from relay.store.spool.types import NewRecipient
-from relay.transport.ingress.data import (
-    ContentCollector,
-    DataReply,
-    ReceivedContent,
-    RefusedError,
-)
+from relay.transport.ingress.data import ContentCollector, DataReply, ReceivedContent, RefusedError
 from relay.transport.ingress.esmtp_parameters import FilterRefusedError
 from relay.transport.milter.dialogue import FilterAnswer, FilterStage
 from relay.transport.milter.filtered_message import FilterVerdict, NewBodies

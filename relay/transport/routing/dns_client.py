@@ -8,6 +8,7 @@ import asyncio
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import dns.asyncbackend
 import dns.asyncresolver
@@ -30,9 +31,22 @@ TTL_MAX_S = 86_400.0
 NEGATIVE_TTL_MAX_S = 900.0
 ONE_SERVER_TIMEOUT_S = 2.0  # then the next server, or the same again, until the time-out
 EDNS_PAYLOAD_BYTES = 1232  # DNS flag day 2020: never fragmented
+RECORDS_MAX = 500  # of an answer: it is parsed on the event loop, and a stranger may choose it
 
 # else one digest of the wrong length would spoil all records of a host (RFC 7672 2.2)
 TLSA._cert_length_by_mtype = {}  # noqa: SLF001
+
+_from_wire = dns.message.from_wire
+
+
+def _from_wire_in_bounds(wire: bytes, *args: Any, **options: Any) -> dns.message.Message:
+    counts = [int.from_bytes(wire[at : at + 2]) for at in (4, 6, 8, 10)]  # RFC 1035 4.1.1
+    if sum(counts) > RECORDS_MAX:
+        raise dns.exception.FormError(f"more than {RECORDS_MAX} records")
+    return _from_wire(wire, *args, **options)
+
+
+dns.message.from_wire = _from_wire_in_bounds
 
 _NAME = "relay-check.invalid"  # RFC 6761 6.4: never exists
 

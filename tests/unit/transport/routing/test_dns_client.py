@@ -102,3 +102,13 @@ async def test_a_command_looks_up_several_records_at_once():
         NoRecords(),
     ]
     assert "SERVFAIL" in found["broken.test", "TXT"].text
+
+
+async def test_an_answer_of_thousands_of_records_does_not_stop_the_relay():
+    """dnspython would parse it on the event loop, for 200 ms."""
+    many = [f"10.{number >> 8}.{number & 255}.1" for number in range(3750)]
+    zone = {"many.test": {"A": many}, "few.test": {"A": many[:400]}}
+    with DnsThread(zone) as server:
+        answers = await look_up((server.address,), [(name, "A") for name in zone], timeout_s=5.0)
+    assert "more than 500 records" in answers["many.test", "A"].text
+    assert len(answers["few.test", "A"].values) == 400
