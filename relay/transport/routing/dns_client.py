@@ -31,7 +31,7 @@ TTL_MAX_S = 86_400.0
 NEGATIVE_TTL_MAX_S = 900.0
 ONE_SERVER_TIMEOUT_S = 2.0  # then the next server, or the same again, until the time-out
 EDNS_PAYLOAD_BYTES = 1232  # DNS flag day 2020: never fragmented
-RECORDS_MAX = 500  # of an answer: it is parsed on the event loop, and a stranger may choose it
+ANSWER_RECORDS_MAX = 500  # a stranger may choose the answer, which is parsed on the event loop
 
 # else one digest of the wrong length would spoil all records of a host (RFC 7672 2.2)
 TLSA._cert_length_by_mtype = {}  # noqa: SLF001
@@ -41,8 +41,8 @@ _from_wire = dns.message.from_wire
 
 def _from_wire_in_bounds(wire: bytes, *args: Any, **options: Any) -> dns.message.Message:
     counts = [int.from_bytes(wire[at : at + 2]) for at in (4, 6, 8, 10)]  # RFC 1035 4.1.1
-    if sum(counts) > RECORDS_MAX:
-        raise dns.exception.FormError(f"more than {RECORDS_MAX} records")
+    if sum(counts) > ANSWER_RECORDS_MAX:
+        raise dns.exception.FormError(f"more than {ANSWER_RECORDS_MAX} records")
     return _from_wire(wire, *args, **options)
 
 
