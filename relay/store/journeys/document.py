@@ -12,13 +12,7 @@ from msgspec import UNSET, UnsetType, convert
 from msgspec.structs import replace
 
 from relay.base.message.envelope import Client
-from relay.base.message.lifecycle import (
-    AT_REST,
-    BEFORE_QUEUE,
-    FINAL,
-    RecipientState,
-    by_importance,
-)
+from relay.base.message.lifecycle import AT_REST, BEFORE_QUEUE, FINAL, RecipientState, by_importance
 from relay.base.message.tls_policy import USUAL_POLICY
 from relay.store.journeys import details
 

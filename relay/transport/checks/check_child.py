@@ -23,7 +23,8 @@ _CPU_S = 2  # of a request
 
 def reply_to(request: CheckRequest) -> CheckReply:
     """Return what is lacking, or the results."""
-    author, fault = author_of(Header.parse(request.header))
+    header = Header.parse(request.header)
+    author, fault = author_of(header)
     results = list[AuthResult]()
     lacking = [name for name in walk_questions(author) if name not in request.known]
     for of_helo in (False, True):
@@ -32,7 +33,7 @@ def reply_to(request: CheckRequest) -> CheckReply:
         except Unanswered as error:
             lacking += error.args
     try:
-        results += dkim_results(request, is_ready=not lacking)
+        results += dkim_results(header, request, is_ready=not lacking)
         if not lacking:
             # without the body too: a large one is sent when nothing is lacking
             results.append(dmarc_result(author, fault, results, known=request.known))

@@ -16,7 +16,7 @@ from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
 from relay.base.message.authentication_results import AuthResult
 from relay.base.message.content import Content, LargeContent, octets_in_blocks
-from relay.base.message.header import ParsedContent, has_short_header
+from relay.base.message.header import Header, ParsedContent, has_short_header
 from relay.base.observe.logs import ContainedErrors, get_logger
 from relay.transport.checks.workers import WORKERS_MAX, CheckWorkers
 from relay.transport.routing.dns_cache import DnsQuestion
@@ -29,7 +29,9 @@ TIME_LIMIT_S = 5.0  # of a message
 DNS_LIMIT_S = 4.0  # of a message; then what is not known stays so
 QUESTIONS_MAX = 40  # of a message
 SIGNED_OCTETS_MAX = 10_000_000  # of a message whose signatures are checked
-_SMALL_OCTETS = 64 * 1024  # a body that is sent with each request
+_SMALL_OCTETS = 64 * 1024  # a message that is whole in each request
+_ASKING = (b"from", b"dkim-signature")  # the fields that others have in each request
+_ASKING_MAX, _ASKING_OCTETS_MAX = 5, 8192  # of these fields; the rest asks nothing
 _NEEDED_MAX = 1000  # clients and domains
 _CRLF = b"\r\n"
 TOO_MANY = f"the message needs more than {QUESTIONS_MAX} questions"
@@ -62,8 +64,8 @@ class CheckRequest(Struct, frozen=True):
 
     question: SenderQuestion
     known: Known
-    header: bytes
-    body: bytes | None  # None until the answers for it are known
+    header: bytes  # without a body, only the fields by which questions are asked
+    body: bytes | None  # None until all answers are known
     is_large: bool  # its signatures are not checked
 
 
@@ -156,9 +158,10 @@ class SenderChecker:
     ) -> tuple[AuthResult, ...]:
         """Return the results. Raises OSError."""
         is_large = parsed.size > SIGNED_OCTETS_MAX
-        is_small = isinstance(parsed.rest, bytes) and len(parsed.rest) <= _SMALL_OCTETS
-        body = b"" if is_large else _body(parsed.rest) if is_small else None
-        header = parsed.header.octets
+        header = _asking(parsed.header)
+        body: bytes | None = None
+        if isinstance(parsed.rest, bytes) and parsed.size <= _SMALL_OCTETS:
+            header, body = parsed.header.octets, _body(parsed.rest)
         key = (question.ip, question.helo, question.sender.rpartition("@")[2])
         if needed := self._needed.get(key):
             await lookups.add_some(needed)
@@ -175,7 +178,15 @@ class SenderChecker:
                     await lookups.add_some(reply.lacking, reply.early)
                 else:
                     await held.enter_async_context(self._bodies)
-                    body = await to_thread(_body, parsed.rest)
+                    body = b"" if is_large else await to_thread(_body, parsed.rest)
+                    header = parsed.header.octets
+
+
+def _asking(header: Header) -> bytes:
+    """Return what each round reads of a long header."""
+    short = [field for field in header.fields if len(field[1]) <= _ASKING_OCTETS_MAX]
+    fields = [[octets for name, octets in short if name == asking] for asking in _ASKING]
+    return b"".join([octets for several in fields for octets in several[:_ASKING_MAX]])
 
 
 def _body(rest: bytes | LargeContent) -> bytes:

@@ -28,17 +28,16 @@ _KEY_BITS_MIN, _KEY_BITS_MAX = 1024, 4096  # of RSA (RFC 8301 3.2)
 _EXPONENT_MAX = 1 << 64
 
 
-def dkim_results(request: CheckRequest, *, is_ready: bool) -> list[AuthResult]:
+def dkim_results(header: Header, request: CheckRequest, *, is_ready: bool) -> list[AuthResult]:
     """Return the results of the first signatures from the top.
 
     Unless `is_ready`, only their keys are looked for. Raises Unanswered.
     """
-    fields_of_header = Header.parse(request.header).fields
-    if any(name == b"" for name, _ in fields_of_header):
+    if any(name == b"" for name, _ in header.fields):
         return [AuthResult("dkim", "permerror", "the header has a line that is no field")]
     message = dkim.DKIM(b"")
     # dkimpy reads a field of many lines in quadratic time
-    pairs = (octets.partition(b":") for _, octets in fields_of_header)
+    pairs = (octets.partition(b":") for _, octets in header.fields)
     message.headers = [(name.rstrip(), rest) for name, _, rest in pairs]
     message.body = request.body if is_ready else None
     name, results, lacking = NAME.lower().encode(), list[AuthResult](), list[DnsQuestion]()
