@@ -60,10 +60,7 @@ def spf(text: str) -> Zone:
 ADDRESSES: Zone = {
     f"h{n}.test": {"A": [f"10.{m >> 8}.{m & 255}.{n}" for m in range(450)]} for n in range(10)
 }
-NETWORKS: Zone = {
-    f"n{n}.test": txt("v=spf1 " + "ip4:10.0.0.1 " * 1200 + f"include:n{n + 1}.test ?all")
-    for n in range(9)
-}
+NETWORKS: Zone = {f"n{n}.test": txt("v=spf1 " + "ip4:10.0.0.1 " * 1200 + "?all") for n in range(2)}
 REVERSE = "1.2.0.192.in-addr.arpa"
 
 # the zone, fields before those of PLAIN, the results of SPF and of DKIM
@@ -77,7 +74,7 @@ HOSTILE: list[tuple[Zone, bytes, str, str]] = [
         "permerror",
         "none",
     ),
-    (spf("v=spf1 include:n0.test -all") | NETWORKS, b"", "permerror", "none"),
+    (spf("v=spf1 include:n0.test include:n1.test -all") | NETWORKS, b"", "permerror", "none"),
     (spf("v=spf1 ptr -all") | {REVERSE: "SERVFAIL"}, b"", "fail", "none"),
     (
         spf("v=spf1 ptr -all") | {REVERSE: {"PTR": ["x.test."]}, "x.test": "SERVFAIL"},
@@ -234,7 +231,7 @@ async def test_a_worker_that_hangs_or_grows_is_killed_and_replaced() -> None:
         resource.prlimit(worker.process.pid, resource.RLIMIT_AS, (1 << 20, 1 << 20))
         with capture_logs() as logged:
             results = (await timed(checks, large))[1]
-        assert logged[0]["reason"].startswith("it ended with ")
+        assert logged[0]["reason"].startswith("it ended")
         assert [result.result for result in results] == ["temperror"] * 3
         assert worker.process.returncode is not None
         assert (await checks(large, "a@bank.test"))[0].result == "fail"

@@ -52,7 +52,7 @@ def zone_of(keys: DkimKeys) -> Zone:
         "tiny._domainkey.bank.test": txt(f"p={TINY_KEY}"),
         "revoked._domainkey.bank.test": txt("v=DKIM1; p="),
         "subdomain._domainkey.bank.test": txt(f"t=y : s; {record}"),
-        "spaced._domainkey.bank.test": txt(f"h=sha1 : sha256; {record}"),
+        "s1._domainkey.bank.test": txt(f"h=sha1 : sha256; {record}"),
         "ed25519-only._domainkey.bank.test": txt(record.replace("k=rsa", "k=ed25519")),
         "no-answer._domainkey.bank.test": "SERVFAIL",
         "no-answer._domainkey.attacker.test": "SERVFAIL",
