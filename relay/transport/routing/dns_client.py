@@ -42,7 +42,7 @@ _from_wire = dns.message.from_wire
 def _from_wire_in_bounds(wire: bytes, *args: Any, **options: Any) -> dns.message.Message:
     counts = [int.from_bytes(wire[at : at + 2]) for at in (4, 6, 8, 10)]  # RFC 1035 4.1.1
     if sum(counts) > ANSWER_RECORDS_MAX:
-        raise dns.exception.FormError(f"more than {ANSWER_RECORDS_MAX} records")
+        raise OSError(f"more than {ANSWER_RECORDS_MAX} records")
     return _from_wire(wire, *args, **options)
 
 
