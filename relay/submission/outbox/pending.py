@@ -107,6 +107,7 @@ class PendingSubmissions:
         """Forget all submissions: ready/ was emptied."""
         self._waiting = RoundRobinQueue()
         self._known.clear()
+        self._delayed.clear()
         self._content_bytes = 0
         self._of_account.clear()
         self._listed_ns = -1
@@ -139,7 +140,7 @@ class PendingSubmissions:
         for submission in submissions:
             if submission.submission_id in self._known or not self._has_room(submission.account):
                 self._listings = 0  # ready/ may have more than is known here: list it again
-                self._has_unlisted = submission.submission_id not in self._known
+                self._has_unlisted |= submission.submission_id not in self._known
                 continue
             if self._content_bytes + len(submission.content) > CONTENT_BYTES_MAX:
                 submission = replace(submission, content=b"")  # noqa: PLW2901 - read when it starts

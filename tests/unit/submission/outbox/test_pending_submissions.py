@@ -126,6 +126,16 @@ async def test_a_submission_is_handed_out_again_after_retry(directory, reading):
     assert await nothing_comes(reader)
 
 
+async def test_of_an_emptied_directory_no_retry_is_counted(directory, reading):
+    directory.submissions = [submission(1)]
+    pending = directory.pending()
+    [taken] = await reading(pending).take(1)
+    pending.retry(taken, 30)
+    directory.submissions = []
+    pending.clear()
+    assert pending.due_count == 0
+
+
 async def test_memory_is_bounded_and_nothing_is_forgotten(directory, reading):
     directory.submissions = [submission(number) for number in range(7)]
     pending = directory.pending(submissions_max=3)
