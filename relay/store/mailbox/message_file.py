@@ -48,7 +48,7 @@ DRAFT = "D"
 SEEN = "S"
 FLAGGED = "F"
 NEW_DRAFT = DRAFT + SEEN  # the flags of a draft that the store creates
-_RELAY_NAME = re.compile(r"(\d+)\.R([0-9a-z]{16})_(\d+)\.[^,:]*")
+_RELAY_NAME = re.compile(r"(\d{1,15})\.R([0-9a-z]{16})_(\d{1,15})\.[^,:]*")
 _SIZE = re.compile(r",S=(\d+)")
 _SIZES = re.compile(r",[SW]=\d+")  # W: Dovecot's, with CRLF
 _SECONDS = re.compile(r"\d{1,15}")

@@ -33,7 +33,7 @@ from relay.store.mailbox.state_file import UnmergedState
 from relay.store.mailbox.stored_message import Folder
 
 UIDS_PER_US = 1024
-INODE_MASK = (1 << 63) - 1  # SQLite's integers have a sign
+INT64_MAX = (1 << 63) - 1  # the greatest integer of SQLite
 _TIMES_REMEMBERED = 10_000
 COLUMNS = (
     "uid, message_id, claimed_id, folder, in_new, file_name, base_name, generation, inode,"
@@ -79,7 +79,7 @@ class StatData(Struct, frozen=True):
     @classmethod
     def of(cls, status: os.stat_result) -> Self:
         """Return the relevant part of a stat result."""
-        return cls(status.st_ino & INODE_MASK, status.st_size, status.st_mtime_ns)
+        return cls(status.st_ino & INT64_MAX, status.st_size, min(status.st_mtime_ns, INT64_MAX))
 
 
 class ScannedFile(Struct, frozen=True):

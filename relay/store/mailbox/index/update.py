@@ -27,7 +27,7 @@ from relay.store.mailbox.folders import list_folders
 from relay.store.mailbox.index.database import fetch
 from relay.store.mailbox.index.identity import MessageMatcher
 from relay.store.mailbox.index.rows import (
-    INODE_MASK,
+    INT64_MAX,
     FileLocation,
     FolderRow,
     FolderRows,
@@ -82,7 +82,7 @@ def names_on_disk(directory: Path | str) -> Iterator[tuple[bytes, int]]:
         with os.scandir(os.fsencode(directory)) as entries:
             for entry in entries:
                 if not entry.name.startswith(b".") and entry.is_file(follow_symlinks=False):
-                    yield entry.name, entry.inode() & INODE_MASK
+                    yield entry.name, entry.inode() & INT64_MAX
     except (FileNotFoundError, NotADirectoryError):
         return
 
@@ -205,9 +205,8 @@ class IndexUpdater:
                 }
                 foreign += others
                 self._match_files(table, scan(table, self.folders, locations - others))
-        foreign.sort(
-            key=lambda location: location.file_name
-        )  # these names begin with a time: oldest first
+        # these names begin with a time: oldest first
+        foreign.sort(key=lambda location: location.file_name)
         for batch in _batched(foreign):
             check()
             self._match_files(table, scan(table, self.folders, batch))
@@ -346,16 +345,15 @@ class IndexUpdater:
             if self.watch.is_watching(path)
         }
         times = {directory: _changed_ns(path) for directory, path in watched.items()}
-        names = (
-            self._take_events()
-        )  # after the times: the events include the changes that caused them
-        if self._is_stale:
-            return
+        # after the times: the events include the changes that caused them
+        names = self._take_events()
         recorded = self._recorded(cursor)
         for directory, path in watched.items():
             if path in names:
                 scope.locations |= {FileLocation(*directory, name) for name in names[path]}
                 self._pending_times[directory] = _BY_NAME
+            elif self._is_stale:
+                continue  # the next run compares all times
             elif (known_ns := self._pending_times.get(directory, recorded[directory])) == _BY_NAME:
                 scope.times[directory] = times[directory]
             elif times[directory] == known_ns:

@@ -193,6 +193,29 @@ def test_what_came_without_a_word_is_seen_in_a_while_and_from_then_on_at_once(ma
     assert found(index, mailbox) == [second, first]
 
 
+class Late(INotify):
+    """Other programs act before its readings: a deed before each."""
+
+    deeds = iter(())
+
+    def read(self, timeout=None, read_delay=None):
+        next(self.deeds, list)()
+        return super().read(timeout, read_delay)
+
+
+def test_a_message_that_comes_with_a_folder_during_the_check_of_times_is_seen(mailbox):
+    inotify = Late(nonblocking=True)
+    index = mailbox.index(watcher=InotifyWatcher(make=lambda: inotify))
+    found(index, mailbox)
+    files = [mailbox.add()]
+    assert found(index, mailbox) == files
+    mailbox.clock.advance(11)
+    folder = mailbox.path / ".Late"
+    inotify.deeds = iter([list, lambda: (files.append(mailbox.add()), folder.mkdir())])
+    found(index, mailbox)
+    assert found(index, mailbox) == files[::-1]
+
+
 def test_a_folder_that_is_made_while_it_is_filled_is_seen_whole(mailbox, index):
     found(index, mailbox)
     folder = mailbox.path / ".Late"

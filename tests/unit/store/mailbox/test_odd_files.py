@@ -71,6 +71,14 @@ async def test_nobody_waits_for_it_or_reads_it(store, draft, odd, deed):
             await deeds[deed]()
 
 
+async def test_a_file_of_the_year_2262_is_a_message(place, store):
+    path = place.root / "example.test/alice/new/1.M1P1.other"
+    await store.folders.every(ALICE)
+    path.write_bytes(SECRET)
+    os.utime(path, ns=(1 << 63, 1 << 63))
+    assert [one.path for one in (await store.lists.query(ALICE, MessageQuery())).messages] == [path]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "is_read"),
     [
@@ -78,8 +86,9 @@ async def test_nobody_waits_for_it_or_reads_it(store, draft, odd, deed):
         ("new/1.M1P1.other:2,FS", b"Subject: s\r\n\r\n", True),
         ("cur/,S=2:2,", b"\r\n", False),
         ("cur/:2,S", b"\r\n", True),
+        (f"cur/1.R{ID}_{1 << 63}.other:2,S", b"\r\n", True),
     ],
-    ids=["empty", "flags in new/", "no base name", "no name"],
+    ids=["empty", "flags in new/", "no base name", "no name", "a generation of 64 bits"],
 )
 async def test_an_odd_file_is_a_message(place, store, name, content, is_read):
     path = place.root / "example.test/alice" / name
