@@ -103,9 +103,9 @@ def _entries_of(tables: Tables, name: str) -> list[Key]:
     )
     keys = [(str(row[0]), int(row[1])) for row in rows]
     queue_id, dash, number = name.partition("-")
-    if keys or not (dash and number.isascii() and number.isdecimal() and _is_id(queue_id)):
+    if keys or not (dash and _is_id(queue_id)):
         return keys
-    return [key for key in _entries_of(tables, queue_id) if key[1] == int(number)]
+    return [key for key in _entries_of(tables, queue_id) if str(key[1]) == number]
 
 
 def _is_id(text: str) -> bool:

@@ -266,6 +266,8 @@ class QueueAdmin:
             if selector.restored:  # without entries that were held before the backup
                 keys = held_by_restore(tables, keys)
             listing.add(tables, keys)
+            # SQLite scans the whole queue for each batch of keys
+            selection.keys_at_once = min(8 * selection.keys_at_once, KEYS_AT_ONCE)
 
         while not (selection.has_ended or listing.is_full):
             await self.engine.read(look)

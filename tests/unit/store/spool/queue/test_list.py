@@ -1,5 +1,7 @@
 """Which entries a selector matches, and how they are listed."""
 
+from unittest.mock import Mock
+
 from relay.store.spool.shared.entry_selection import EntrySelection
 from relay.store.spool.types import Key, Selector
 from tests.support.operator import ALL, command
@@ -25,6 +27,15 @@ async def test_a_scan_in_small_slices_finds_every_entry_once(spool, make, defer,
             late = late or await defer({"mx:a.test": ["y@late.test"]})
         assert found == wanted
         await spool.queue_admin.execute(command("cancel", Selector(domain="late.test")))
+
+
+async def test_a_list_that_finds_little_reads_more_at_a_time(spool, make, monkeypatch) -> None:
+    for number in range(60):
+        await spool.accept(make({"mx:a.test": [f"{number}@a.test"]}))
+    read = Mock(side_effect=spool.read)
+    monkeypatch.setattr(spool, "read", read)
+    assert len(await spool.queue_admin.list(Selector(recipient="59@*"), limit=1)) == 1
+    assert read.call_count < 6
 
 
 async def test_a_list_is_also_bounded_by_recipients(spool, make, monkeypatch) -> None:
