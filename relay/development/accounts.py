@@ -155,7 +155,7 @@ class DevelopmentAccounts:
 
     def every(self) -> Sequence[Account]:
         """Return accounts that exist, at most 2 * ACCOUNTS_MAX."""
-        stored = self._mailboxes.some(ACCOUNTS_MAX) if self._mailboxes else ()
+        stored = self._mailboxes.first(ACCOUNTS_MAX) if self._mailboxes else ()
         addresses = dict.fromkeys((*self._always, *self._used, *stored))
         return [Account(address) for address in addresses]
 

@@ -290,7 +290,7 @@ class MessageSummary(Struct, frozen=True):
     recipient_count: int  # of all recipients
     size_bytes: int = 0  # of the accepted message; 0 before step 5
     client: str = ""  # by SMTP: "name [address]"
-    login: str = ""  # of AUTH or of the token; "" if nobody logged in
+    login: str = ""  # the account of AUTH or of the token; "" without a login
     status: str = ""  # of a recipient that decides the state
     reply: str = ""  # of that recipient
     next_attempt_us: int | None = None  # None if none is planned; in the spool it is queue time

@@ -207,15 +207,15 @@ class _Writer(Struct, frozen=True):
 
     def _whom(self, group: Sequence[Recipient]) -> str:
         """Return which recipients these are, "" for the only recipient."""
-        count, everybody = len(group), len(self.journey.recipients)
-        if everybody == 1:
+        count, total = len(group), len(self.journey.recipients)
+        if total == 1:
             return ""
-        if count == everybody:
-            return f"all {everybody} recipients"
+        if count == total:
+            return f"all {total} recipients"
         names = [recipient.address for recipient in group[:_NAMED_MAX]]
         if count <= _NAMED_MAX:
             return " and ".join(names)
-        return f"{count} of {everybody} recipients ({', '.join(names)}, …)"
+        return f"{count} of {total} recipients ({', '.join(names)}, …)"
 
     def _parts(self, head: str, recipient: Recipient, *, is_one: bool) -> Iterator[Part]:
         match recipient.state:

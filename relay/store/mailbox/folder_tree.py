@@ -328,9 +328,9 @@ class FolderTree(StorePart):
                 copies = copy_messages(pair.source, pair.temporary, self.names)
                 states = self.index.states_in(mailbox, pair.source)
                 copied = {
-                    copies[message_id]: state
-                    for message_id, state in states.items()
-                    if message_id in copies
+                    copies[base_name]: state
+                    for base_name, state in states.items()
+                    if base_name in copies
                 }
                 if copied:
                     self.index.states(mailbox).write(copied)

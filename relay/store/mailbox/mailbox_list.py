@@ -51,8 +51,8 @@ class MailboxList:
         except (NoSuchItemError, ValueError):  # ValueError: a NUL
             return False
 
-    def some(self, limit: int) -> Sequence[str]:
-        """Return the addresses of at most `limit` mailboxes, by domain, in order."""
+    def first(self, limit: int) -> Sequence[str]:
+        """Return the addresses of the first `limit` mailboxes, by domain, in order."""
         mailboxes = (path for path in mailbox_directories(self._root) if (path / "cur").is_dir())
         return [
             f"{unquote(mailbox.name)}@{unquote(mailbox.parent.name)}"

@@ -106,9 +106,8 @@ class SettingsFiles(StorePart):
             if len(self.replying) >= _KNOWN_MAX:
                 self.replying.clear()
             status = (await self.read(account)).automatic_replies.status
-            self.replying.setdefault(
-                account, status != "disabled"
-            )  # a write meanwhile knows better
+            # unless a write has set it meanwhile
+            self.replying.setdefault(account, status != "disabled")
         return self.replying[account]
 
     @in_thread

@@ -238,6 +238,6 @@ class Arrivals(OutboxPart):
         """Reject a message that will not fit before it arrives; return the mailbox."""
         mailbox = self.folders.mailbox(account)
         self.old_files.clean(mailbox)
-        quota, nothing = self.quota, self.names.ids.new()
-        with quota.room_for(account, mailbox, expected_bytes, base_name=nothing, messages=messages):
+        quota, name = self.quota, self.names.ids.new()
+        with quota.room_for(account, mailbox, expected_bytes, base_name=name, messages=messages):
             return mailbox

@@ -75,11 +75,11 @@ def _requested(
 
     @wraps(method)
     async def submitted(
-        made: "Submissions", /, *args: _Parameters.args, **kwargs: _Parameters.kwargs
+        submissions: "Submissions", /, *args: _Parameters.args, **kwargs: _Parameters.kwargs
     ) -> PendingSubmission:
-        with made.ready.rush.submission():
-            submission = await made.threads.run(method, made, *args, **kwargs)
-        made.ready.offer(submission)
+        with submissions.ready.rush.submission():
+            submission = await submissions.threads.run(method, submissions, *args, **kwargs)
+        submissions.ready.offer(submission)
         return submission
 
     return submitted

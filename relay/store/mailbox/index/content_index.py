@@ -170,10 +170,10 @@ def read_header_data(path: Path, *, message_id: str) -> HeaderData:
         if end.header == end.body:  # no empty line: the header may go on
             head += file.read(length + _HEADER_BYTES_MAX - len(head))
             end = header_end(head[length:])
-        found_class = ORDINARY_CLASS
+        class_in_file = ORDINARY_CLASS
         if b"multipart/report" in head[length : length + end.header].lower():
             content = head + file.read(CONTENT_BYTES_MAX - len(head))
-            found_class = _class_of_report(content[length:], end.header)
+            class_in_file = _class_of_report(content[length:], end.header)
     block = read_block(head) if length else None
     if block is not None and block.properties is not None:
         properties, date_us = block.properties, None
@@ -189,7 +189,7 @@ def read_header_data(path: Path, *, message_id: str) -> HeaderData:
         sent_us=modified_us if date_us is None else date_us,
         created_us=block.origin.created_us if block else written_us,
         modified_us=modified_us,
-        message_class=class_of(extended, found_class),
+        message_class=class_of(extended, class_in_file),
     )
 
 

@@ -72,8 +72,8 @@ def _adapt_content(
     columns: dict[str, str | int] = {}
     if state.importance is not None:
         columns["importance"] = RANKS.get(state.importance, RANKS["normal"])
-    if found_class := _class(state):
-        columns["class_key"] = search_key(found_class)
+    if message_class := _class(state):
+        columns["class_key"] = search_key(message_class)
     changed = "".join(f", {name} = ?" for name in columns)
     cursor.execute(
         f"UPDATE message SET modified_us = max(modified_us, ?){changed} WHERE uid = ?",

@@ -105,7 +105,7 @@ def _environment(options: ServerOptions) -> Mapping[str, str]:
     authorities = _NO_FILE  # else libpq would verify with sslmode=require too
     if options.tls.startswith("verify-"):
         authorities = options.authorities or ssl.get_default_verify_paths().cafile or "system"
-    ours = {
+    own = {
         "PGHOST": ",".join(hosts),
         "PGPORT": ",".join(map(str, ports)),
         "PGDATABASE": options.database,
@@ -121,4 +121,4 @@ def _environment(options: ServerOptions) -> Mapping[str, str]:
         "LC_ALL": "C",
     }
     others = read_environment().variables.items()
-    return {name: text for name, text in others if not name.startswith("PG")} | ours
+    return {name: text for name, text in others if not name.startswith("PG")} | own

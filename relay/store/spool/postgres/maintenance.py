@@ -129,9 +129,8 @@ class PostgresMaintenance(SpoolMaintenance):
     def remove_rows(self, transaction: OpenTransaction, queue_ids: Sequence[str]) -> None:
         """SpoolMaintenance.remove_rows."""
         where, values = transaction.among("message_id", queue_ids)
-        events = (
-            f"SELECT sequence FROM event WHERE {where} OFFSET 0"  # not by the index of sequences
-        )
+        # OFFSET 0: not by the index of sequences
+        events = f"SELECT sequence FROM event WHERE {where} OFFSET 0"
         (last,) = transaction.fetch_one(f"SELECT max(sequence) FROM ({events}) AS removed", values)
         if last is not None:
             note_removed_events(transaction, last)

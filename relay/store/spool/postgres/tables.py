@@ -98,7 +98,7 @@ class ConnectionTables(Tables):
 
     def execute_each(self, sql: str, values: Iterable[Sequence[Any]]) -> None:
         """OpenTransaction.execute_each."""
-        if rows := list(values):
+        if rows := [without_nul(row) for row in values]:
             self.wait(self.connection.executemany(numbered(sql), rows))
 
     def among(self, column: str, values: Sequence[Any]) -> tuple[str, tuple[Any, ...]]:

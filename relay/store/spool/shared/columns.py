@@ -21,7 +21,8 @@ MESSAGE_COLUMNS = words_in(
     "id reverse_path source trusted received_us expires_us size account submission_id envid ret"
     " smtputf8 eight_bit client message_id subject extra"
 )
-# Who logged in to send a message, "" if nobody did; {} is the table and a point, or nothing.
+# The account that logged in to send a message, "" without a login; {} is the table and a point, or
+# nothing.
 LOGIN = (
     "CASE WHEN {0}source = 'report' OR {0}extra LIKE '%\"by_sender\":true%' THEN ''"
     " ELSE {0}account END"

@@ -91,8 +91,8 @@ def _deciding(
     tables: Tables, queue_id: str, *, state: str, first: Sequence[Any]
 ) -> tuple[str, str]:
     """Return the status and the reply of a recipient that has the state of the message."""
-    for _, _, one_state, status, reply in first:
-        if one_state == state:
+    for _, _, recipient_state, status, reply in first:
+        if recipient_state == state:
             return status, reply
     row = tables.fetch_one(
         "SELECT status, reply FROM recipient WHERE message_id = ? AND added_by = ''"

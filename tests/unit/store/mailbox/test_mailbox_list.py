@@ -34,10 +34,10 @@ def test_no_other_mailbox_is_found(names, address):
 
 
 def test_some_addresses_are_listed(names):
-    assert sorted(names.some(9)) == sorted(ADDRESSES)
-    assert len(names.some(2)) == 2
+    assert sorted(names.first(9)) == sorted(ADDRESSES)
+    assert len(names.first(2)) == 2
 
 
 def test_there_is_none_without_a_root(tmp_path):
     names = MailboxList(tmp_path / "none")
-    assert (names.has("a@b.test"), names.some(9)) == (False, [])
+    assert (names.has("a@b.test"), names.first(9)) == (False, [])
