@@ -84,6 +84,12 @@ async def test_a_release_of_the_domain_alone_ends_it(spool, selector, ended) -> 
     assert left == [one for one in ("*.a.test", "a.test", "b.test") if one not in ended]
 
 
+async def test_a_hold_of_an_address_literal_is_ended_as_it_was_begun(spool) -> None:
+    await hold(spool, "[192.0.2.1]")
+    done = await spool.queue_admin.execute(command("release", Selector(domain="[192.0.2.1]")))
+    assert done.new == ["[192.0.2.1]"]
+
+
 async def test_what_a_rule_holds_stays_as_it_is(spool, make, clock) -> None:
     message = make({"mx:a.test": ["x@a.test"]})
     (entry,) = message.entries

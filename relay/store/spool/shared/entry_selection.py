@@ -10,6 +10,7 @@ from typing import Any
 
 from relay.base.clock import ID_LENGTH, id_time_us
 from relay.base.message.address import pattern_forms, with_a_labels, with_u_labels
+from relay.store.journeys.message_list import matches_pattern
 from relay.store.spool.shared.columns import LOGIN, WAITS
 from relay.store.spool.shared.holds import is_of_route
 from relay.store.spool.shared.message_names import naming
@@ -53,12 +54,13 @@ class EntrySelection:
         return [
             (row[0], row[1])
             for row in tables.fetch_each(
-                "SELECT e.message_id, e.number, e.next_hop, e.extra FROM entry e"
+                "SELECT e.message_id, e.number, m.subject, e.next_hop, e.extra FROM entry e"
                 " LEFT JOIN message m ON m.id = e.message_id"
                 f" WHERE e.message_id = ? AND e.number = ?{self._condition}",
                 [(*key, *self._values) for key in keys],
             )
-            if not self.selector.route or is_of_route(self.selector.route, *row[2:])
+            if matches_pattern(self.selector.subject, row[2] or "")  # SQL's lower() is for ASCII
+            and (not self.selector.route or is_of_route(self.selector.route, *row[3:]))
         ]
 
     def _fetch_keys(self, tables: Tables) -> None:
@@ -160,8 +162,6 @@ def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
     if selector.older_than_s is not None:
         conditions.append("m.received_us < ?")
         values.append(now_us - int(selector.older_than_s * 1e6))
-    if selector.subject:
-        add("m.subject", [like(selector.subject)])
     if selector.login:
         add(LOGIN.format("m."), [like(with_a_labels(selector.login))])
     if selector.client:  # the row has "HELO [ADDRESS]"

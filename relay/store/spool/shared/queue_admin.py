@@ -18,7 +18,6 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import partial
 from itertools import groupby
 
@@ -34,6 +33,7 @@ from relay.base.observe.logs import get_logger
 from relay.base.observe.metrics import Metrics
 from relay.base.task_set import TaskSet
 from relay.formats.dsn import UNREADABLE, ReportedRecipient, ReportKind
+from relay.store.journeys.message_list import matches_pattern
 from relay.store.spool.queue_commands import (
     LISTED_MAX,
     RECIPIENTS_MAX,
@@ -232,7 +232,7 @@ class QueueAdmin:
         """Whether a release with this selector ends a hold rule."""
         domain = with_a_labels(f"@{selector.domain}")[1:].lower()
         return selector == Selector(domain=selector.domain) and any(
-            fnmatchcase(rule.domain, domain) for rule in self.hold_rules()
+            matches_pattern(domain, rule.domain) for rule in self.hold_rules()
         )
 
     async def _change_hold_rules(self, command: QueueCommand) -> Sequence[str]:
