@@ -15,7 +15,7 @@ from relay.store.journeys.sentences import claim_words, remote_report
 
 _NAMES_MAX = 5  # on one line
 _DETAIL_CHARACTERS_MAX = 300
-RELEASE_RESTORED = "see relay queue list --restored; relay queue release --restored lets all go"
+RELEASE_RESTORED = "see relay queue list --restored, then relay queue release --restored"
 
 WAITS_FOR = {
     1: "the draft is created, but not submitted",

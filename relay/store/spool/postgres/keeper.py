@@ -94,8 +94,8 @@ class NodeKeeper:
                 fault.clear()
             except SpoolError as error:
                 if fault.is_new(error):
-                    _log.warning("the other nodes do not hear of this one", error=str(error))
-            # a message may have been lost
+                    _log.warning("this node cannot record that it lives", error=str(error))
+            # a notification may have been lost
             self.on_news(News.RECORDED | News.DUE | News.HOLDS)
             await asyncio.sleep(BEAT_S)  # real time: no clock that jumps may end a lease
 
@@ -148,7 +148,7 @@ class NodeKeeper:
             if text not in self._differences:
                 _log.warning("nodes differ in what must be equal", difference=text)
         if self._differences and not differing:
-            _log.info("nodes have the same again")
+            _log.info("nodes do not differ any more")
         self._differences = differing
 
     def _look(
@@ -174,7 +174,7 @@ class NodeKeeper:
                     finally:
                         connection.terminate()
             except SpoolError as error:
-                _say_deaf(fault, error)
+                _log_no_notifications(fault, error)
             await asyncio.sleep(_AGAIN_S)  # real time: the server
 
     async def _talk(self, connection: asyncpg.Connection, fault: RepeatedError) -> None:
@@ -187,7 +187,9 @@ class NodeKeeper:
         except SpoolError as error:
             if connection.is_closed():
                 raise
-            _say_deaf(fault, error)  # a pooler may refuse it: the other nodes still hear this one
+            _log_no_notifications(
+                fault, error
+            )  # a pooler may refuse it: the other nodes still hear this one
         async with asyncio.TaskGroup() as tasks:
             telling = tasks.create_task(self._tell(connection))
             await ended.wait()
@@ -214,10 +216,10 @@ def _read_salt(transaction: WriteTransaction) -> str:
     return str(transaction.fetch_one("SELECT value FROM salt")[0])
 
 
-def _say_deaf(fault: RepeatedError, error: SpoolError) -> None:
+def _log_no_notifications(fault: RepeatedError, error: SpoolError) -> None:
     if fault.is_new(error):
         _log.warning(
-            "messages of other nodes do not come: each looks for work by itself",
+            "no notifications of other nodes: this node polls for work",
             error=str(error),
             every_s=POLL_S,
         )

@@ -110,7 +110,7 @@ class PostgresMaintenance(SpoolMaintenance):
         for name in sorted(lasting - self._logged):
             _log.warning("no node has a mail root for which mail waits", store=name)
         for name in sorted(self._logged - set(self.stores_without_node)):
-            _log.info("no mail waits for this mail root without a node any more", store=name)
+            _log.info("no mail waits any more for this mail root without a node", store=name)
         self._logged = (self._logged | lasting) & set(self.stores_without_node)
 
     def forget(self) -> None:

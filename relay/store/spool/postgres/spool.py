@@ -254,7 +254,7 @@ class PostgresSpool(SpoolEngine):
             except SpoolError as error:
                 self._lost(error)
                 return
-        _log.info("the database of the spool is there")
+        _log.info("the database of the spool can be used")
 
     async def stop(self) -> None:
         """SpoolEngine.stop."""

@@ -148,7 +148,7 @@ class ReadConnection:
         try:
             self._ask(query)
         except SpoolError as error:  # it is repeated by maintenance
-            _log.warning("not done in the database of the spool", error=str(error))
+            _log.warning("a removal in the database of the spool failed", error=str(error))
 
     def _ask(self, query: Callable[[ConnectionTables], T]) -> T:
         with translate_postgres_errors(self._options):

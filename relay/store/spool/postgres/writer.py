@@ -541,7 +541,7 @@ class WriteConnection(GroupWriter):
         ahead_s = (self.clock.file_time_us() - self.clock.time_us()) / 1_000_000
         if abs(ahead_s) > _CLOCK_DIFFERS_S:
             _log.warning(
-                "this machine's clock differs from the database's, which counts", seconds=ahead_s
+                "this machine's clock differs from the database's, which is used", seconds=ahead_s
             )
 
     def _connect(self) -> ConnectionTables:

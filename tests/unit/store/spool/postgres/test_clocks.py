@@ -19,7 +19,7 @@ from tests.support.spools import message_of
 
 SECOND, HOUR, DAY = 1_000_000, 3_600_000_000, 86_400_000_000
 NEAR = 2 * SECOND  # what the steps of a test may take
-DIFFERS = "this machine's clock differs from the database's, which counts"
+DIFFERS = "this machine's clock differs from the database's, which is used"
 
 
 def real_us() -> int:
