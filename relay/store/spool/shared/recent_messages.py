@@ -7,6 +7,7 @@ from relay.store.journeys.message_list import SCAN_MAX
 from relay.store.spool.shared.tables import Tables
 
 _ADDRESSES_MAX = 2000
+_IDS_MAX = 10_000  # twice in one statement, which has at most 32,766 values in SQLite
 _ENDS_OF_NEWEST = (
     "SELECT count(*), min(id), max(id)"
     " FROM (SELECT id FROM message ORDER BY id DESC LIMIT ?) AS newest"
@@ -35,7 +36,7 @@ def count_states(
 
 def recent_addresses(tables: Tables, *, account: str | None, limit: int) -> Sequence[str]:
     """SpoolHistory.recent_addresses."""
-    ids = _newest(tables, account=account, limit=limit)
+    ids = _newest(tables, account=account, limit=min(limit, _IDS_MAX))
     recipients, senders = tables.among("message_id", ids), tables.among("id", ids)
     rows = tables.fetch(
         "SELECT min(address) FROM (SELECT address, message_id,"
