@@ -4,7 +4,7 @@ The three are the sanitiser, the Content-Security-Policy of the document, and th
 frame. What Chromium looked up, requested and logged is read from its own network log and console.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -18,6 +18,9 @@ from tests.support.hostile_html import HOSTILE
 from tests.support.in_thread import Quiet, in_thread
 
 NAMES = tuple(HOSTILE)
+each_selection = pytest.mark.parametrize(
+    "names", [NAMES[::3], pytest.param(NAMES, marks=pytest.mark.long)], ids=["a third", "all"]
+)
 POLICY = "content-security-policy"
 WITHOUT_POLICY = {name: value for name, value in HTML_HEADERS.items() if name != POLICY}
 
@@ -28,11 +31,16 @@ def sanitised(html: str) -> str:
 
 @contextmanager
 def serving(
-    *, sanitise: bool, policy: bool, sandbox: bool, with_policy: Mapping[str, str] = HTML_HEADERS
+    names: Sequence[str],
+    *,
+    sanitise: bool,
+    policy: bool,
+    sandbox: bool,
+    with_policy: Mapping[str, str] = HTML_HEADERS,
 ) -> Iterator[str]:
     """Serve a page with one frame for each hostile document; yield its URL."""
     frame = "<iframe sandbox" if sandbox else "<iframe"
-    frames = "".join(f'{frame} src="/{number}" width=300></iframe>' for number in range(len(NAMES)))
+    frames = "".join(f'{frame} src="/{number}" width=300></iframe>' for number in range(len(names)))
     page = f'<!doctype html><title>Page</title><link rel=icon href="data:,">{frames}'
 
     class Handler(Quiet, BaseHTTPRequestHandler):
@@ -40,7 +48,7 @@ def serving(
             body, headers = page, {"content-type": "text/html; charset=utf-8"}
             name = self.path.lstrip("/")
             if name.isdigit():
-                html = HOSTILE[NAMES[int(name)]]
+                html = HOSTILE[names[int(name)]]
                 body = sanitised(html) if sanitise else html
                 headers = with_policy if policy else WITHOUT_POLICY
             self.send_response(200 if name.isdigit() or not name else 404)
@@ -71,8 +79,9 @@ def asked_of_others(browser: Browser, url: str) -> list[str]:
     return [one for one in browser.requests_elsewhere(url) if "//127.0.0.1:" not in one]
 
 
-def test_hostile_html_is_inert_with_all_protections(browser: Browser):
-    with serving(sanitise=True, policy=True, sandbox=True) as url:
+@each_selection
+def test_hostile_html_is_inert_with_all_protections(browser: Browser, names: Sequence[str]):
+    with serving(names, sanitise=True, policy=True, sandbox=True) as url:
         browser.open(url)
         assert provoke(browser) > 10
         assert browser.driver.title == "Page"
@@ -83,9 +92,14 @@ def test_hostile_html_is_inert_with_all_protections(browser: Browser):
         assert refusals == []
 
 
+@each_selection
 @pytest.mark.parametrize("alone", ["sanitise", "sandbox"])
-def test_each_protection_alone_is_enough_against_scripts(browser: Browser, alone: str):
-    with serving(policy=False, sanitise=alone == "sanitise", sandbox=alone == "sandbox") as url:
+def test_each_protection_alone_is_enough_against_scripts(
+    browser: Browser, alone: str, names: Sequence[str]
+):
+    with serving(
+        names, policy=False, sanitise=alone == "sanitise", sandbox=alone == "sandbox"
+    ) as url:
         browser.open(url)
         if alone == "sanitise":
             assert asked_of_others(browser, url) == []
@@ -94,10 +108,13 @@ def test_each_protection_alone_is_enough_against_scripts(browser: Browser, alone
         assert not [one for one in asked_of_others(browser, url) if "ran.evil.test" in one]
 
 
-def test_the_policy_with_remote_images_alone_is_enough_against_scripts(browser: Browser):
+@each_selection
+def test_the_policy_with_remote_images_alone_is_enough_against_scripts(
+    browser: Browser, names: Sequence[str]
+):
     """The other one refuses images as well."""
     with serving(
-        sanitise=False, policy=True, sandbox=False, with_policy=REMOTE_IMAGES_HEADERS
+        names, sanitise=False, policy=True, sandbox=False, with_policy=REMOTE_IMAGES_HEADERS
     ) as url:
         browser.open(url)
         provoke(browser)
@@ -124,7 +141,7 @@ def test_the_policy_with_remote_images_alone_is_enough_against_scripts(browser: 
 
 
 def test_without_any_protection_the_scripts_run(browser: Browser):
-    with serving(sanitise=False, policy=False, sandbox=False) as url:
+    with serving(NAMES, sanitise=False, policy=False, sandbox=False) as url:
         browser.open(url)
         assert "http://ran.evil.test/" in asked_of_others(browser, url)
         assert browser.evaluate("document.title") == "RAN"
