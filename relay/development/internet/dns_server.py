@@ -91,7 +91,7 @@ class DnsServer:
         """Return the response to a query, in wire format; b"" for none."""
         try:
             query = dns.message.from_wire(data)
-        except (dns.exception.DNSException, ValueError, struct.error):
+        except (dns.exception.DNSException, ValueError, OSError, struct.error):
             return b""
         if query.flags & dns.flags.QR or len(query.question) != 1:
             return b""

@@ -261,7 +261,11 @@ async def test_a_server_that_refuses_listen_costs_a_node_only_the_messages_of_ot
         while News.DUE not in await found.get():
             pass
     assert len((await deaf.claim_due(NOW, 10, DueQuery())).claims) == 1
-    [said] = [one for one in capfd.readouterr().err.splitlines() if "do not come" in one]
+    [said] = [
+        one
+        for one in capfd.readouterr().err.splitlines()
+        if "no notifications of other nodes" in one
+    ]
     assert "it is not supported here" in said
     await deaf.stop()
     await other.stop()
