@@ -31,7 +31,7 @@ QUESTIONS_MAX = 40  # of a message
 SIGNED_OCTETS_MAX = 10_000_000  # of a message whose signatures are checked
 _SMALL_OCTETS = 64 * 1024  # a message that is whole in each request
 _ASKING = (b"from", b"dkim-signature")  # the fields that others have in each request
-_ASKING_MAX, _ASKING_OCTETS_MAX = 5, 8192  # of these fields; the rest asks nothing
+_ASKING_MAX, _ASKING_OCTETS_MAX = 5, 8192  # of these fields; longer ones ask last
 _NEEDED_MAX = 1000  # clients and domains
 _CRLF = b"\r\n"
 TOO_MANY = f"the message needs more than {QUESTIONS_MAX} questions"
@@ -64,7 +64,7 @@ class CheckRequest(Struct, frozen=True):
 
     question: SenderQuestion
     known: Known
-    header: bytes  # without a body, only the fields by which questions are asked
+    header: bytes  # without a body at first only the fields by which questions are asked
     body: bytes | None  # None until all answers are known
     is_large: bool  # its signatures are not checked
 
@@ -158,10 +158,9 @@ class SenderChecker:
     ) -> tuple[AuthResult, ...]:
         """Return the results. Raises OSError."""
         is_large = parsed.size > SIGNED_OCTETS_MAX
-        header = _asking(parsed.header)
-        body: bytes | None = None
-        if isinstance(parsed.rest, bytes) and parsed.size <= _SMALL_OCTETS:
-            header, body = parsed.header.octets, _body(parsed.rest)
+        is_small = isinstance(parsed.rest, bytes) and parsed.size <= _SMALL_OCTETS
+        header = parsed.header.octets if is_small else _asking(parsed.header)
+        body = _body(parsed.rest) if is_small else None
         key = (question.ip, question.helo, question.sender.rpartition("@")[2])
         if needed := self._needed.get(key):
             await lookups.add_some(needed)
@@ -175,6 +174,8 @@ class SenderChecker:
                     self._needed[key] = tuple(lookups.known) if is_usual else ()
                     return reply.results
                 if reply.lacking:
+                    await held.aclose()  # no body waits for what a long field asks
+                    body = body if is_small else None
                     await lookups.add_some(reply.lacking, reply.early)
                 else:
                     await held.enter_async_context(self._bodies)

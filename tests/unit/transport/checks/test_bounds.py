@@ -152,13 +152,16 @@ async def test_large_messages_that_wait_for_silent_name_servers_delay_no_others(
         "a.b.bank.test": txt("v=spf1 +all"),
         "_dmarc.b.bank.test": "TIMEOUT",
         "x.bank.test": {"A": "TIMEOUT"},
+        KEY: "TIMEOUT",
     }
+    long_field = b"bank.test\r\n%b; x=%b" % (TAGS, "ä".encode() * 4500)
     large = PLAIN + b"Hello again.\r\n" * 6000
     async with open_checks(zone) as checks:
         await checks(PLAIN, "a@bank.test")
         for author, sender, question in (
             (b"bank", "a@a.b.bank.test", ("_dmarc.b.bank.test", "TXT")),
             (b"x.bank", "a@other.test", ("x.bank.test", "A")),
+            (long_field, "a@third.test", (KEY, "TXT")),
         ):
             content = large.replace(b"bank", author, 1)
             silent = [asyncio.create_task(checks(content, sender)) for _ in range(4)]
