@@ -115,8 +115,8 @@ def with_domain_of_author(header: Header, user: LocalUser, sender: str) -> Heade
         return header
     local_part = authors[0].address if user.any_sender and authors[0].address.isascii() else ""
     author = f"{local_part}@{domain_of(user.address)}" if local_part else sender or user.address
-    field = address_list_field("From", [EmailAddress(author, authors[0].name)])
-    return header.remove(("From",)).append(field.encode())
+    person = EmailAddress(author, decode_words(authors[0].name.encode()))
+    return header.remove(("From",)).append(address_list_field("From", [person]).encode())
 
 
 def _without_results_of(hostname: str, header: Header) -> Header:

@@ -9,7 +9,8 @@ from msgspec import structs
 from relay.base.message.content import Content, read_all
 from relay.base.message.header import Header, ParsedContent
 from relay.transport.ingress.data import Origin
-from relay.transport.ingress.header_cleanup import cleaned, completed
+from relay.transport.ingress.header_cleanup import cleaned, completed, with_domain_of_author
+from relay.transport.ingress.local_users import LocalUser
 from tests.support.contents import as_large
 from tests.support.tables import each_row
 from tests.unit.transport.ingress.test_acceptance import (
@@ -265,3 +266,9 @@ def test_the_search_for_forged_results_takes_linear_time(unit):
         time_us=0,
     )
     assert time.process_time() - started_s < 3
+
+
+def test_the_name_of_an_author_without_a_domain_is_encoded_once():
+    header = Header.parse(b"From: =?utf-8?q?J=C3=BCrgen?= <root>\r\n")
+    fields = with_domain_of_author(header, LocalUser("root", "root@a.test"), "").values("From")
+    assert fields == [b"=?utf-8?B?SsO8cmdlbg==?= <root@a.test>"]
