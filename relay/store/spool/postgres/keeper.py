@@ -187,9 +187,8 @@ class NodeKeeper:
         except SpoolError as error:
             if connection.is_closed():
                 raise
-            _log_no_notifications(
-                fault, error
-            )  # a pooler may refuse it: the other nodes still hear this one
+            # a pooler may refuse it: the other nodes still hear this one
+            _log_no_notifications(fault, error)
         async with asyncio.TaskGroup() as tasks:
             telling = tasks.create_task(self._tell(connection))
             await ended.wait()
