@@ -120,9 +120,9 @@ unused: $(VENV)/development
 rules: $(VENV)/development
 	$(BIN)/relay policy check policies
 
-# Those since 0.3.0; without a history there are none.
+# Those since 0.4.0; without a history there are none.
 subjects:
-	@release=$$(git log -1 --format=%H --grep='^release: 0\.3\.0' 2>/dev/null); [ -z "$$release" ] || \
+	@release=$$(git log -1 --format=%H --grep='^release: 0\.4\.0' 2>/dev/null); [ -z "$$release" ] || \
 	    git log --format=%s "$$release.." | awk 'length > 72 { print "commit subject of over 72 characters: " $$0; bad = 1 } \
 	    END { exit bad }'
 
