@@ -2,7 +2,7 @@
 #   make run         the development relay in the foreground; ARGS="--once" ends by itself
 #   make test        the tests; TESTS="tests/unit/store/spool -k claim" for some; WORKERS=6 processes;
 #                    SYSTEM_PACKAGES=install installs what they need of the system through sudo
-#   make test-suites crashes, PostgreSQL, pages in a browser, other programs, the host: not in make test
+#   make test-suites crashes, worlds, PostgreSQL, pages in a browser, other programs, the host: not in make test
 #   make quick       before a commit: make check, and the tests that show most in a minute
 #   make check       lint, types, import contracts, dead code, the policies' own tests
 #   make bench       Relay and Postfix side by side; ARGS="NAME ...": another bench (docs/performance.md)
@@ -45,8 +45,8 @@ run: $(VENV)/installed
 venv: $(VENV)/development
 
 # What takes longest, and shows little of a change elsewhere. Of the contract, the engine that has a server.
-SUITES := tests/crash tests/host tests/interop tests/pages tests/postgres tests/unit/store/spool/postgres \
-	tests/security/test_hostile_text.py tests/unit/testing
+SUITES := tests/bench tests/crash tests/host tests/interop tests/pages tests/postgres tests/simulation \
+	tests/security/test_hostile_text.py tests/unit/store/spool/postgres tests/unit/testing
 
 test: $(VENV)/development $(if $(TESTS),.pages/installed,$(VENV)/tests-compiled)
 	@SYSTEM_PACKAGES=$(SYSTEM_PACKAGES) tests/system-packages.sh $(if $(TESTS),,own)

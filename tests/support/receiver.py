@@ -98,7 +98,10 @@ class _Handler(Quiet, BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         receiver = self.server.receiver
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        length = int(self.headers.get("content-length", 0))
+        body = self.rfile.read(length)
+        if len(body) < length:  # the sender was killed in between
+            return
         receiver.on_body(body)
         receiver.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
         token = parse_qs(urlsplit(self.path).query).get("validationToken", [""])[0]
