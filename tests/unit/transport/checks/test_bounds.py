@@ -20,6 +20,7 @@ from relay.transport.checks.check_child import MEMORY_BYTES_MAX
 from relay.transport.checks.checker import CheckReply, CheckRequest, KnownAnswer, SenderQuestion
 from relay.transport.checks.workers import LENGTH_BYTES
 from tests.support.dns_server import Zone
+from tests.support.events import until
 from tests.support.logs import capture_logs
 from tests.support.sender_checks import Checks, open_checks, txt
 
@@ -180,8 +181,7 @@ async def test_those_that_gave_up_are_not_waited_for(monkeypatch: pytest.MonkeyP
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         waiting = [asyncio.create_task(checks(PLAIN, "a@bank.test")) for _ in range(5)]
-        while not checks.checker._workers._slots._waiters:
-            await asyncio.sleep(0.01)
+        await until(lambda: checks.checker._workers._slots._waiters)
         for task in waiting:
             task.cancel()
         await asyncio.wait(waiting)
