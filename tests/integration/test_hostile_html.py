@@ -53,7 +53,9 @@ def test_hostile_html_does_not_delay_other_accounts(shared: SharedRelay, kind: s
     assert b"\r\nGood news\r\n" in content
     for address in hostile:  # it is the recipient's program that has to show it
         assert b"seen" in received(shared.a, address).content.replace(b"=\r\n", b"")
-    until("the threads have ended", lambda: threads(relay) < before + NOTES)  # a pool may have grown
+    until(
+        "the threads have ended", lambda: threads(relay) < before + NOTES
+    )  # a pool may have grown
 
 
 def test_hostile_html_in_a_patch_does_not_delay_other_requests(shared: SharedRelay) -> None:
