@@ -3,8 +3,9 @@
     async with FakeGraph(clock.queue_us) as graph:
         graph.fault = lambda method, path: "lost after" if path.endswith("/send") else ""
 
-The id of a message changes when it is sent, and its copy is in Sent Items a minute later. A fault is
-"lost before" or "lost after" the effect, "late" (a 504, and the draft is sent 30 s later), or an answer.
+The id of a message changes when it is sent, and its copy is in Sent Items a minute later. A message to an
+address that begins with "bad" is refused. A fault is "lost before" or "lost after" the effect, "late" (a 504,
+and the draft is sent 30 s later), or an answer.
 """
 
 import asyncio
@@ -120,8 +121,8 @@ class FakeGraph:
         url = urlsplit(target)
         path = [unquote(part) for part in url.path.split("/")[4:]]
         if path == ["sendMail"]:
-            self._send(name := self._add(body), self.items[name])
-            return 202, {}, {}
+            name = self._add(body)
+            return self._refusal(self.items[name]) or self._send(name, self.items[name])
         if method == "POST" and path == ["messages"]:
             name = self._add(body)
             return 201, {"id": name, "isDraft": True}, {}
@@ -138,23 +139,29 @@ class FakeGraph:
             return 204, {}, {}
         if found.folder == "sentitems":
             return error(404, "ErrorItemNotFound")
+        if refusal := self._refusal(found):
+            return refusal
         if fault == "late":
             found.sends_us = self.now_us() + LATE_US
             self.late.setdefault(path[1], found)
             return error(504, "")
-        self._send(path[1], found)
-        return 202, {}, {}
+        return self._send(path[1], found)
+
+    def _refusal(self, item: Item) -> Answer | None:
+        is_bad = any(address.startswith("bad") for address in item.recipients)
+        return error(400, "ErrorInvalidRecipients") if is_bad else None
 
     def _add(self, body: bytes) -> str:
         name = f"id/{next(self._numbers)}="
         self.items[name] = Item(b64decode(body, validate=True))
         return name
 
-    def _send(self, name: str, item: Item) -> None:
+    def _send(self, name: str, item: Item) -> Answer:
         self.items.pop(name, None)
         self.sent.append(item)
         seen_us = (item.sends_us or self.now_us()) + SEEN_US
         self.items[f"sent/{name}"] = Item(item.mime, "sentitems", seen_us)
+        return 202, {}, {}
 
     def _shown(self, name: str) -> dict[str, Any]:
         return {"id": name, "isDraft": self.items[name].folder != "sentitems"}

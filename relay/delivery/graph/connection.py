@@ -39,7 +39,7 @@ from relay.base.message.outcome import (
     SmtpStage,
     classify_session_failure,
 )
-from relay.delivery.graph.outcomes import TAKEN, is_refused, outcome_of, pause_s, reply_of
+from relay.delivery.graph.outcomes import TAKEN, is_of_one, is_refused, outcome_of, reply_of
 from relay.delivery.host_selection import HostSession
 from relay.delivery.http_connection import (
     ClientConnection,
@@ -279,10 +279,16 @@ class _GraphTransaction:
         try:
             for request in tuple(self._open):
                 live = [number for number in request.recipients if number in numbers]
-                if live and (outcome := await self._resume(request, live)):
+                outcome = await self._resume(request, live) if live else None
+                if outcome and (len(live) == 1 or not is_of_one(outcome)):
                     outcomes |= dict.fromkeys(live, outcome)
-            if part := [number for number in numbers if number not in outcomes][:RECIPIENTS_MAX]:
-                outcomes |= dict.fromkeys(part, await self._begin(part))
+            part = [number for number in numbers if number not in outcomes][:RECIPIENTS_MAX]
+            while part:
+                outcome = await self._begin(part)
+                if len(part) == 1 or not is_of_one(outcome):
+                    outcomes |= dict.fromkeys(part, outcome)
+                    break
+                part = part[: len(part) // 2]  # the others have the next transaction
         except (ConnectError, HttpError, SmtpProtocolError, UnreadableError) as error:
             failed = self._of_error(error)
             outcomes |= {number: failed for number in numbers if number not in outcomes}
@@ -387,6 +393,7 @@ class _GraphTransaction:
         outcome = outcome_of(answer, self._session.peer)
         if is_refused(answer) and isinstance(outcome, Failed):
             await self._delete(request, draft)
+            await self._note(without=sent)
         elif is_refused(answer):
             await self._note(replace(sent, sent_us=0), without=sent)
         elif answer.status // 100 != 5:
@@ -414,8 +421,8 @@ class _GraphTransaction:
             return Indeterminate(evidence, unanswered=True)
         if answer.status in TAKEN:
             return self._relayed(reply_of(answer))
-        if answer.status // 100 == 5 and not pause_s(answer):
-            outcome = outcome_of(answer, self._session.peer)
+        outcome = outcome_of(answer, self._session.peer)
+        if answer.status // 100 == 5 and not outcome.evidence.pause_s:
             return Indeterminate(outcome.evidence, unanswered=True)
         return self._failed(answer)
 

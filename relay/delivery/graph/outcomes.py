@@ -12,11 +12,12 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.base.message.outcome import DeferralClass, Deferred, Failed, Peer
+from relay.base.message.outcome import DeferralClass, Deferred, Failed, Outcome, Peer
 from relay.base.phrases import printable
 from relay.delivery.http_connection import HttpResponse
 
 TAKEN = frozenset((201, 202))
+_INVALID_RECIPIENT = "5.1.3"  # RFC 3463 3.2
 PAUSE_S_MAX = 3600.0
 _MESSAGE_CHARACTERS_MAX = 300
 _CODE_CHARACTERS_MAX = 80
@@ -37,7 +38,7 @@ _AUTH, _SITE = DeferralClass.AUTH, DeferralClass.SITE
 # By the status, and the beginning of the code; "" is for all others.
 _ROWS: Mapping[tuple[int, str], _Row] = {
     (200, ""): _Row("5.3.4", advice="only 201 and 202 mean taken: it may be too large"),
-    (400, "ErrorInvalidRecipients"): _Row("5.1.3"),
+    (400, "ErrorInvalidRecipients"): _Row(_INVALID_RECIPIENT),
     (400, "ErrorMessageSizeExceeded"): _Row("5.3.4"),
     (400, "ErrorMimeContentInvalid"): _Row("5.6.0"),
     (401, ""): _Row("4.7.8", _AUTH),
@@ -76,6 +77,11 @@ def outcome_of(answer: HttpResponse, peer: Peer) -> Deferred | Failed:
     reply = reply_of(answer) + (f"; {row.advice}" if row.advice else "")
     evidence = replace(peer.evidence(row.status, reply, remote=True), pause_s=pause_s(answer))
     return Failed(evidence) if row.kind is None else Deferred(evidence, row.kind)
+
+
+def is_of_one(outcome: Outcome) -> bool:
+    """Return whether it is for one recipient of the request: Graph does not say which."""
+    return outcome.evidence.status == _INVALID_RECIPIENT
 
 
 def is_refused(answer: HttpResponse) -> bool:

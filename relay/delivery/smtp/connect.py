@@ -45,7 +45,7 @@ from relay.base.message.tls_policy import (
     TlsLevel,
     TlsPolicy,
 )
-from relay.base.socket_address import ip_of, is_loopback
+from relay.base.socket_address import Address, ip_of, is_loopback
 from relay.delivery.smtp.client_protocol import (
     REPLY_BYTES_MAX,
     REPLY_LINES_MAX,
@@ -128,8 +128,7 @@ class Target:
     def __str__(self) -> str:
         if self.path:
             return self.path
-        address = f"[{self.address}]" if ":" in self.address else self.address
-        return f"{address}:{self.port}"
+        return str(Address(self.address, self.port))
 
 
 _READY, _COMPLETED = 220, 250

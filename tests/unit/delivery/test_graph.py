@@ -99,7 +99,11 @@ async def world(seed: int) -> None:
     faults += [error(429, "ApplicationThrottled"), error(403, "ErrorAccessDenied"), *[""] * 8]
     async with FakeGraph(clock.queue_us) as graph:
         claim = Spooled(clock, rng.randint(1, 5))
-        expected = sorted(claim.live.values())
+        bad = [
+            number for number in claim.live if rng.random() < 0.2
+        ]  # which one, Graph does not say
+        claim.live |= {number: f"bad{number}@x.test" for number in bad}
+        expected = sorted(address for address in claim.live.values() if address[0] == "r")
         for number in range(60):
             session = await opened(graph)
             attempt = asyncio.create_task(claim.attempt(session))
@@ -217,6 +221,15 @@ async def test_a_draft_for_others_is_deleted_and_a_message_is_made_for_who_is_le
         assert graph.sent[0].recipients == ["r0@x.test", "r2@x.test"]
         assert graph.sent[0].message_id == "<1@relay.test>"
         assert not graph.in_folder("drafts")
+
+
+async def test_others_get_the_message_where_graph_refuses_a_recipient() -> None:
+    clock = ManualClock()
+    async with FakeGraph(clock.queue_us) as graph:
+        claim = Spooled(clock, 5)
+        claim.live[3] = "bad@x.test"
+        outcomes, _ = await attempt(graph, claim)
+        assert [type(one) for one in outcomes] == [Relayed, Relayed, Relayed, Failed, Relayed]
 
 
 async def test_what_is_seen_nowhere_is_looked_for_then_made_again() -> None:
