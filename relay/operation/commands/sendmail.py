@@ -27,6 +27,7 @@ from relay.base.pressure import MemoryBudget
 from relay.base.running_relay import RejectedError
 from relay.base.socket_address import Address
 from relay.formats.address_list import address_entries
+from relay.formats.encode_for_host import with_short_lines
 from relay.formats.write_header import address_list_field, raw_field
 from relay.transport.ingress.dropped_mail import FILE_BYTES_MAX, RECIPIENTS_MAX, DroppedEnvelope
 from relay.transport.ingress.local_users import LocalUsers
@@ -38,6 +39,8 @@ _GREETING_S = 30.0
 _BLOCK_BYTES = 65536
 _of_list = re.compile("[,<]")
 _bare_lf = re.compile(rb"(?<!\r)\n")
+_LIMITS = SessionLimits()
+_long_line = re.compile(rb"^[^\n]{%d,}\n?" % _LIMITS.text_line_bytes, re.MULTILINE)
 
 
 class NoRecipientsError(Exception):
@@ -63,13 +66,14 @@ class OutgoingMessage(Struct, frozen=True):
 
 
 def prepare(text: bytes, options: SendmailOptions, *, clock: Clock) -> OutgoingMessage:
-    """Return the message of `text`, which has CRLF or LF. Bcc and NULs are removed; From, Date and
-    Message-ID are added if they are missing. If `options` have no domain, the relay adds the
-    Message-ID.
+    """Return the message of `text`, which has CRLF or LF. Bcc and NULs are removed, lines over the
+    limit of a session are folded; From, Date and Message-ID are added if they are missing. If
+    `options` have no domain, the relay adds the Message-ID.
 
     Raises NoRecipientsError, and RejectedError for an invalid address.
     """
     content = with_crlf(text.replace(b"\0", b""))  # what a program prints may have NULs
+    content = _long_line.sub(lambda line: with_short_lines(line[0]), content)
     if content.startswith(MBOX_LINES):
         content = content.partition(b"\r\n")[2]
     parsed = ParsedContent.of(content)
@@ -113,7 +117,7 @@ def check_dropped(envelope: DroppedEnvelope, content: bytes, users: LocalUsers |
     size_max_bytes = FILE_BYTES_MAX - len(envelope.line)
     collector = ContentCollector(
         size_max_bytes=size_max_bytes,
-        limits=SessionLimits(),
+        limits=_LIMITS,
         arrival=_no_arrival,
         budget=MemoryBudget(2 * FILE_BYTES_MAX),
     )
