@@ -220,7 +220,7 @@ class SearchIndex:
             coming = {row.name for row in rows if row.state in _BEFORE_COPIES}
             tags = {name: new_tags[name] for name in batch if name in new_tags} | categories
             await self._do(partial(self._write_tags, tags))
-            for name in batch:
+            for name in new_tags.keys() & batch:  # another one may have been indexed meanwhile
                 self._untagged.pop(name, None)
             self._untagged |= {
                 name: new_tags[name] for name in batch if name in new_tags and name in coming
