@@ -57,9 +57,6 @@ from relay.base.socket_address import Address
 _SECONDS_MAX = 10 * 366 * 86400.0
 _SIZE_MAX = 1 << 50
 _WORDS = {"true": True, "false": False}
-# Keys and tables that 0.4.0 no longer has. They are left out until the next release, and
-# `relay check` warns of them.
-REMOVED_KEYS = ("pickup", "delivery.retry_by_class")
 # sections that have no meaning for this role
 _NOT_OF_TRANSPORT: Mapping[str, Any] = {"http": {"listen": []}}
 
@@ -334,7 +331,7 @@ def load(
     is_transport = role is NodeRole.TRANSPORT
     table = {**document.table, **(_NOT_OF_TRANSPORT if is_transport else {})}
     values = reader.fields(Settings, table, ())
-    faults = [fault for fault in reader.faults if fault.key not in REMOVED_KEYS]
+    faults = [*reader.faults]
     if is_transport and getattr(values.get("spool"), "is_file", False):
         faults.append(document.fault(("spool", "url"), _TRANSPORT_EXPECTED))
     for place, expected in check_together(reader.read, values):

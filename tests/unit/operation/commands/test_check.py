@@ -269,17 +269,9 @@ def route(domain: str, **more: str) -> str:
 NAMED = 'public_url = "https://mail.example.test"'
 OFF = '[[rule]]\nname = "r"\nmode = "off"\nwhen = { sender = "group:staff" }\nstop = true\n'
 TO = '[[rule]]\nname = "to"\nwhen = {{ recipient = ["{}"] }}\nthen = [{{ hold = "seen" }}]\n'
-REMOVED = "[pickup]\ngive_up_after = '2d'\n[delivery.retry_by_class]\nrecipient = ['5m']\n"
 ANYWHERE, LOOPBACK = '"0.0.0.0:0"', '"127.0.0.1:0"'
 FALLBACK = {"domain": "a.test", "fallback": "smtp://b.test:25"}
 WARNINGS = [
-    (
-        more(REMOVED),
-        [
-            ":14: pickup: found a key that 0.4.0 no longer has: it has no effect, remove it",
-            ":16: delivery.retry_by_class: found a key that 0.4.0 no longer has",
-        ],
-    ),
     (instead("relay.example.test", "relay.example.org"), ["hostname"]),
     ({**instead('domains = ["example.test"]\n', ""), "accounts": ""}, ["mailboxes.domains"]),
     *[
