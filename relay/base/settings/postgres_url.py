@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 
 from msgspec import Struct
 
-from relay.base.socket_address import is_loopback
+from relay.base.socket_address import Address, is_loopback
 
 SCHEME = "postgresql://"
 POSTGRES_EXPECTED = '"postgresql://USER@HOST/DATABASE"'
@@ -44,7 +44,7 @@ class ServerOptions(Struct, frozen=True):
     timeout_s: float = _CONNECT_TIMEOUT_S  # to connect to all hosts together
 
     def __str__(self) -> str:
-        places = ",".join(_place(host, port) for host, port in self.hosts)
+        places = ",".join(str(Address(host, port)) for host, port in self.hosts)
         return f"{SCHEME}{places}/{self.database}"
 
     def __repr__(self) -> str:
@@ -181,7 +181,3 @@ def _seconds(text: str) -> float:
     if not (text.isascii() and text.isdecimal() and len(text) <= 3 and int(text) in _SECONDS):
         raise ValueError("a connect_timeout of 1 to 600 seconds")
     return float(text)
-
-
-def _place(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

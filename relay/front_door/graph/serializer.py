@@ -105,10 +105,6 @@ def _date(field: str) -> Callable[[StoredMessage], str]:
     return lambda message: graph_date(getattr(message, field))
 
 
-def _has_attachments(message: StoredMessage) -> bool:
-    return any(not attachment.inline for attachment in message.attachments)
-
-
 def _headers(message: StoredMessage) -> list[dict[str, str]]:
     headers = message.properties.internet_message_headers
     return [{"name": name, "value": value} for name, value in headers]
@@ -132,7 +128,7 @@ MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
     "categories": lambda message: list(message.properties.categories),
     "receivedDateTime": _date("received_us"),
     "sentDateTime": _date("sent_us"),
-    "hasAttachments": _has_attachments,
+    "hasAttachments": lambda message: any(not each.inline for each in message.attachments),
     "internetMessageId": lambda message: message.properties.internet_message_id,
     "subject": lambda message: message.properties.subject,
     "bodyPreview": lambda message: preview(message.properties.body, message.properties.body_type),

@@ -128,10 +128,6 @@ def _verified(
     return "pass", f"{bits}-bit key"
 
 
-def _simple_body(body: bytes) -> bytes:
-    return body.rstrip(b"\r\n") + b"\r\n"
-
-
 # all signatures of a message have the same body
 Relaxed.canonicalize_body = staticmethod(lru_cache(maxsize=1)(relaxed_body))
-Simple.canonicalize_body = staticmethod(_simple_body)
+Simple.canonicalize_body = staticmethod(lambda body: body.rstrip(b"\r\n") + b"\r\n")

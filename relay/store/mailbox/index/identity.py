@@ -187,7 +187,7 @@ class MessageMatcher:
         message_id, number = file.name.message_id, 0
         if is_relay_name(base_name):  # another message has that id
             message_id = foreign_id(base_name)
-        while self._is_taken(message_id):
+        while self._table.by_id(message_id) is not None:
             number += 1
             message_id = foreign_id(f"{base_name}/{number}")
         claimed_id = claim.message_id if claim else ""
@@ -225,9 +225,6 @@ class MessageMatcher:
 
     def _is_missing(self, row: IndexedMessage) -> bool:
         return row.uid in self._missing
-
-    def _is_taken(self, message_id: str) -> bool:
-        return self._table.by_id(message_id) is not None
 
 
 def _similarity(row: IndexedMessage, file: ScannedFile) -> tuple[bool, bool]:
