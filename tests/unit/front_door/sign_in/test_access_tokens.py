@@ -5,7 +5,6 @@ import json
 import os
 import stat
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -267,23 +266,6 @@ def test_what_is_no_key_is_a_fault(tmp_path, content):
     with pytest.raises(SettingsError, match="expected a private JWK for ES256"):
         token_key(tmp_path)
     assert file.read_bytes() == content
-
-
-def test_the_key_is_synced_before_it_has_its_name(tmp_path, monkeypatch):
-    done = []
-
-    def synced(descriptor: int) -> None:
-        done.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
-
-    def renamed(path: Path, target: Path) -> None:
-        done.append("rename")
-        os.replace(path, target)  # noqa: PTH105 - Path.replace is this function
-
-    monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(Path, "replace", renamed)
-    token_key(tmp_path)
-    assert done[0].startswith(f".{TOKEN_KEY_FILE}.")
-    assert done[1:] == ["rename", tmp_path.name]
 
 
 @each_row("header", [["alg"], {"alg": "ES256", "crit": 5}, {"alg": "ES256", "crit": [{}]}])
