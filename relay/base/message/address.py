@@ -274,9 +274,10 @@ def _canonical_local_part(local_part: str) -> str:
         return local_part
     quoted = _quoted(local_part)
     if not quoted:
+        hint = "; the address alone, without a name and <>" if "<" in local_part else ""
         raise AddressError(
             f"the local part {excerpt(local_part)} is neither atoms with single dots between them"
-            " nor one quoted string"
+            f" nor one quoted string{hint}"
         )
     return written_local_part(_pair.sub(r"\1", quoted.group(1)))
 

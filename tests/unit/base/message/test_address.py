@@ -263,3 +263,8 @@ def test_odd_labels_have_their_lengths():
     for domain in ("_" * 64, "a_b." * 64 + "c", "a_b..c", "-_"):
         with pytest.raises(AddressError):
             parse_path(f"<a@{domain}>", odd_domain="own.test")
+
+
+def test_an_address_with_a_name_is_told_to_go_without():
+    with pytest.raises(AddressError, match="the address alone, without a name and <>"):
+        parse_mailbox("Jörg Müller <jörg@exämple.test>", smtputf8=True)
