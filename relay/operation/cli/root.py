@@ -79,6 +79,8 @@ _NAMES = {"import": "import_mail", "list": "log"}
 # Names that users of other programs may try.
 _INSTEAD = {name: f"queue {name}" for name in ("retry", "hold", "release", "cancel", "reroute")} | {
     "delete": "queue cancel",
+    "queue delete": "queue cancel",
+    "queue flush": "queue retry --all",
     "inbox": "list --to ADDRESS",
     "status": "queue stats",
     "tail": "list",
@@ -91,11 +93,7 @@ class _Verbs(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(_VERBS)
 
-    def get_command(
-        self,
-        ctx: click.Context,  # noqa: ARG002 - click's signature
-        cmd_name: str,
-    ) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _VERBS:
             return None
         module = _MODULES.get(cmd_name, cmd_name)
@@ -108,7 +106,8 @@ class _Verbs(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if (name := args[0]) not in _VERBS:
+        name = " ".join(args[:2]) if args[0] == "queue" else args[0]
+        if name in _INSTEAD or args[0] not in _VERBS:
             from difflib import get_close_matches  # noqa: PLC0415 - slow
 
             close = [_INSTEAD[name]] if name in _INSTEAD else get_close_matches(name, _VERBS, n=1)

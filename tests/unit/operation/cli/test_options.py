@@ -91,3 +91,8 @@ def test_wrong_usage_says_what_is_expected(arguments, text, config):
     assert done.exit_code == 2  # click's own; errors.py makes it 64
     assert text in done.stderr
     assert done.stdout == ""
+
+
+def test_delete_of_the_queue_is_never_taken_for_release():
+    done = CliRunner().invoke(cli, ["queue", "delete", "x"])
+    assert 'Did you mean "relay queue cancel"?' in done.stderr
