@@ -106,7 +106,7 @@ def _check_file(
     ring = yield from _signing_keys(settings, place, clock)
     unusable = unusable_state(settings)
     yield _folder("state_dir", settings.state_dir, unusable)
-    folders: dict[KeyPath, Path] = {("state_dir",): settings.state_dir}
+    folders: dict[KeyPath, Path] = {(): file, ("state_dir",): settings.state_dir}
     if role is NodeRole.ALL:
         root = folders["mailboxes", "root"] = settings.mailboxes.root
         yield _folder("mailboxes.root", root, unwritable("mailboxes.root", root))
@@ -315,7 +315,7 @@ def _policies(settings: Settings, file: Path, table: RouteTable | None) -> Itera
             yield CheckFinding("policy", CheckResult.WARNING, warning)
     files = sum(len(rules.files) for _, rules in sets)
     folders = [str(path) for path in (settings.policy.directory, settings.policy.shipped) if path]
-    text = f"{files} files in {named(folders)}, tests pass"
+    text = f"{counted(files, 'file')} in {named(folders)}, tests pass"
     text += f"; of {counted(len(sets) - 1, 'tenant')} too" if len(sets) > 1 else ""
     yield CheckFinding("policy", CheckResult.OK, text)
 
@@ -351,7 +351,7 @@ def _reports(settings: Settings) -> Iterator[CheckFinding]:
     if folder is None:
         return
     if texts := (yield from _loaded("reports", lambda: load_texts(settings.reports))):
-        text = f"{len(texts.templates)} files in {folder}"
+        text = f"{counted(len(texts.templates), 'file')} in {folder}"
         yield CheckFinding("reports", CheckResult.OK, text)
 
 

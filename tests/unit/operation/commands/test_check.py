@@ -627,6 +627,14 @@ def test_folders_that_others_can_write_cause_a_warning(files):
     assert "found mode 0777 of" in warnings[0][1]
 
 
+def test_a_configuration_that_others_can_write_causes_a_warning(files):
+    files()
+    (files.folder / "relay.toml").chmod(0o646)
+    findings = check_file(files.folder / "relay.toml", {}, SystemClock())
+    [(_, text)] = of(findings, CheckResult.WARNING)
+    assert "relay.toml: found mode 0646 of" in text
+
+
 def header(schema):
     return b"SQLite format 3\0".ljust(60, b"\1") + schema.to_bytes(4, "big") + bytes(4) + b"Rely"
 
