@@ -182,7 +182,7 @@ def test_root_sees_what_the_service_cannot_read(service: Service, place: str) ->
     service.back_up()
     service.go()
     done = service.restore("--yes")
-    assert (done.returncode, "everything is restored" in done.stderr) == (CONFIGURATION, True)
+    assert (done.returncode, "the mail is restored" in done.stderr) == (CONFIGURATION, True)
     faults = [one for one in checked.stderr.splitlines() if "ermission" in one]
     assert faults
     assert set(faults) <= set(done.stderr.splitlines())

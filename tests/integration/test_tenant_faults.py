@@ -72,7 +72,7 @@ def test_a_restoration_has_the_last_good_rules(relay: RelayProcess, tmp_path: Pa
         shutil.rmtree(relay.folder / name)
     done = relay.cli("restore", str(tmp_path / "copy"))
     assert done.returncode == 78  # that of the check
-    assert "everything is restored" in done.stdout + done.stderr
+    assert "the mail is restored" in done.stdout + done.stderr
     assert fault in done.stdout + done.stderr
     relay.start()
     assert ready(relay) == (200, "ready; old rules are in force for the tenants acme")

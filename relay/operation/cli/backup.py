@@ -137,8 +137,8 @@ def restore(context: CommandContext, directory: Path, *, yes: bool) -> None:
     """Restore the backup in DIRECTORY into an empty place.
 
     Everything goes where the backup's configuration says, which is restored as well; with --config
-    where that one says, and mail of the drop directory stays in the backup (65). state_dir and
-    mailboxes.root must be empty (64). What the backup would make outside of these two and the
+    where that one says, and the backup's configuration, with accounts, rules and keys, is not
+    restored, nor mail of the drop directory (65). state_dir and mailboxes.root must be empty (64). What the backup would make outside of these two and the
     directory of relay.toml is listed first, and needs --yes or your consent. What waits is held,
     and does not expire: see relay queue list --restored, then relay queue release --restored. At
     the end, everything is checked as by relay check.
@@ -183,7 +183,7 @@ def restore(context: CommandContext, directory: Path, *, yes: bool) -> None:
         text = "relay restore: not restored, mail of the drop directory"
         raise CommandError(ExitCode.DATA, "\n".join(f"{text}: {path}" for path in result["left"]))
     if any(finding.verdict is CheckResult.FAULT for finding in findings):
-        text = "relay restore: everything is restored, and relay check finds these faults"
+        text = "relay restore: the mail is restored, and relay check finds these faults"
         raise CommandError(ExitCode.CONFIGURATION, text)
 
 
