@@ -138,10 +138,11 @@ def restore(context: CommandContext, directory: Path, *, yes: bool) -> None:
 
     Everything goes where the backup's configuration says, which is restored as well; with --config
     where that one says, and the backup's configuration, with accounts, rules and keys, is not
-    restored, nor mail of the drop directory (65). state_dir and mailboxes.root must be empty (64). What the backup would make outside of these two and the
-    directory of relay.toml is listed first, and needs --yes or your consent. What waits is held,
-    and does not expire: see relay queue list --restored, then relay queue release --restored. At
-    the end, everything is checked as by relay check.
+    restored, nor mail of the drop directory (65). state_dir and mailboxes.root must be empty (64).
+    What the backup would make outside of these two and the directory of relay.toml is listed first,
+    and needs --yes or your consent. What waits is held, and does not expire: see relay queue list
+    --restored, then relay queue release --restored. At the end, everything is checked as by relay
+    check.
     """
 
     def allow(outside: list[Path]) -> None:
