@@ -109,10 +109,12 @@ def recipient_lines(
 
 
 def _state(journey: Journey) -> str:
-    """Return the state of a message; if not all recipients are in it, the number of those too."""
-    state, recipients = journey.state, journey.shown_recipients
-    count = sum(1 for recipient in recipients if recipient.state == state)
-    return state.upper() + (f" ({count} of {len(recipients)})" if count < len(recipients) else "")
+    """Return the state of a message; if not all recipients are in it, the number of those too.
+    Aliases and others that were replaced do not count.
+    """
+    states = [recipient.state for recipient in journey.shown_recipients if not recipient.successors]
+    count = states.count(journey.state)
+    return journey.state.upper() + (f" ({count} of {len(states)})" if count < len(states) else "")
 
 
 def printable(text: str) -> str:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from msgspec import convert, to_builtins
+from msgspec.structs import replace
 
 from relay.base.message.envelope import Client
 from relay.operation.cli.output import (
@@ -107,3 +108,9 @@ def test_names_of_files_are_any_octets_and_the_output_is_text(capsys):
     assert json.loads(capsys.readouterr().out) == {"file": "?\x1b[31m\nb.toml"}
     print_lines([f"{name}: ok", "2"])
     assert capsys.readouterr().out == "??[31m?b.toml: ok\n2\n"
+
+
+def test_an_alias_does_not_count_among_the_recipients_of_a_state():
+    alias = replace(recipient("root@x.test", "redirected"), successors=("ann@x.test",))
+    lines = journey_lines(journey(recipients=[alias, recipient("ann@x.test")]))
+    assert "DELIVERED (" not in "".join(lines)
