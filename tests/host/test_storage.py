@@ -138,6 +138,7 @@ def printed_commands() -> str:
     return "\n".join(kept)
 
 
+@pytest.mark.skipif(shutil.which("sqlite3") is None, reason="sqlite3 is not installed")
 def test_a_damaged_spool_is_refused_and_saved_as_the_page_says(remotes, serve):
     remote = remotes.start("a.test", rcpt={"x@a.test": LATER})
     relay = serve(remotes, config={"delivery": {"retry": ["1h"]}})

@@ -66,9 +66,9 @@ def test_each_of_many_clients_gets_its_250_behind_a_sync_that_began_after_its_ow
 
     ready = threading.Barrier(CLIENTS + 1)
     clients = [threading.Thread(target=send) for _ in range(CLIENTS)]
-    for client in clients:
-        client.start()
     with traced(relay) as trace:
+        for client in clients:
+            client.start()
         ready.wait()
         for client in clients:
             client.join()
@@ -88,9 +88,9 @@ def test_each_of_many_clients_gets_its_202_behind_syncs_of_its_own_and_pickup_it
     until("sent", lambda: relay.subjects("bob") and not relay.pending_submissions())
     ready = threading.Barrier(CLIENTS + 1)
     clients = [threading.Thread(target=send, args=(number,)) for number in range(CLIENTS)]
-    for client in clients:
-        client.start()
     with traced(relay) as trace:
+        for client in clients:
+            client.start()
         ready.wait()
         for client in clients:
             client.join()

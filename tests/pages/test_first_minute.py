@@ -19,19 +19,6 @@ CSRF = re.compile(r'<input type="hidden" name="csrf" value="([^"]+)">')
 COMMAND = re.compile(r'<pre id="first-(smtp|http)"[^>]*>(.*?)</pre>', re.DOTALL)
 
 
-@pytest.fixture(scope="module")
-def running(dev_module) -> DevProcess:
-    return dev_module("--no-demo")
-
-
-@pytest.fixture
-def relay(running: DevProcess) -> DevProcess:
-    """The same for all tests, and empty."""
-    answer = running.graph("DELETE", "/relay/v1/messages", token=running.ready["token"])
-    assert answer.status == 200
-    return running
-
-
 @pytest.fixture
 def client(relay: DevProcess) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=relay.ready["pages"], trust_env=False) as opened:

@@ -4,26 +4,11 @@ import smtplib
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
-import pytest
-
 from tests.support.browser import AXE, Browser
 from tests.support.dev_process import DevProcess
 from tests.support.relay_process import until
 
 MARKED = "[...document.querySelectorAll('[name=id]:checked')].map((box) => box.ariaLabel)"
-
-
-@pytest.fixture(scope="module")
-def running(dev_module) -> DevProcess:
-    return dev_module("--no-demo")
-
-
-@pytest.fixture
-def relay(running: DevProcess) -> DevProcess:
-    """The same for all tests, and empty."""
-    answer = running.graph("DELETE", "/relay/v1/messages", token=running.ready["token"])
-    assert answer.status == 200
-    return running
 
 
 def send(relay: DevProcess, *subjects: str, recipient: str = "bob@example.test") -> None:

@@ -325,10 +325,10 @@ def database_of(url: str) -> str:
     return url.partition("?")[0].rpartition("/")[2]
 
 
-def running_server() -> PostgresServer:
+def running_server(*, is_synced: bool = False) -> PostgresServer:
     """Return a server, not started; the test is skipped without programs, and fails in CI."""
     try:
-        return PostgresServer()
+        return PostgresServer(is_synced=is_synced)
     except NoPostgresError as error:
         if "CI" in os.environ:
             raise

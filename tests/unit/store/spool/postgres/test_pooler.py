@@ -12,7 +12,7 @@ import pytest
 from relay.base.settings.postgres_url import parse_postgres_url
 from relay.store.spool.postgres.server import connect, server_faults
 from tests.support.ports import free_port
-from tests.support.postgres import PostgresServer, database_of, process_owner
+from tests.support.postgres import database_of, process_owner, running_server
 from tests.support.relay_process import WAIT_S, until
 from tests.support.unpacked import UNPACKED, copied
 
@@ -33,7 +33,7 @@ default_pool_size = 3
 
 @pytest.fixture(scope="module")
 def server():
-    with PostgresServer(is_synced=True) as server:
+    with running_server(is_synced=True) as server:
         yield server
 
 

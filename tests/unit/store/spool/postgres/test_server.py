@@ -24,7 +24,7 @@ from relay.store.spool.types import (
     SpoolUnsupportedError,
 )
 from tests.support.ports import free_port
-from tests.support.postgres import PASSWORD, PostgresServer, database_of
+from tests.support.postgres import PASSWORD, PostgresServer, database_of, running_server
 from tests.support.relay_process import until
 from tests.support.tables import each_row
 from tests.support.tls import authority  # noqa: F401
@@ -115,7 +115,7 @@ async def test_what_is_lost_is_noticed(tcp_url):
 @pytest.fixture(scope="module")
 def safe_server():
     """A server of whose settings the test may change any."""
-    with PostgresServer(is_synced=True) as server:
+    with running_server(is_synced=True) as server:
         yield server
 
 
