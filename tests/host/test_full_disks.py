@@ -34,7 +34,8 @@ def relay(remotes: Remotes, serve) -> Iterator[RelayProcess]:
     remotes.start("a.test")
     made = serve(remotes)
     yield made
-    until("counted", lambda: made.metric("relay_queue_unaccounted") == 0)
+    if not made.process_ended:
+        until("counted", lambda: made.metric("relay_queue_unaccounted") == 0)
 
 
 def test_local_delivery_is_retried_after_the_mail_disk_was_full(relay: RelayProcess) -> None:
@@ -62,13 +63,11 @@ def test_local_delivery_is_retried_after_the_mail_disk_was_full(relay: RelayProc
 @contextmanager
 def small_disk_for_mail(relay: RelayProcess) -> Iterator[None]:
     relay.stop()
-    try:
-        with small_disk(relay.folder / "mail", size_bytes=1024 * KIB):
-            relay.adopt_mail_root()
-            relay.start()
-            yield
-            relay.stop()
-    finally:
+    with small_disk(relay.folder / "mail", size_bytes=1024 * KIB):  # skips where nobody may mount
+        relay.adopt_mail_root()
+        relay.start()
+        yield
+        relay.stop()
         relay.start()  # somebody asks it for metrics
 
 
