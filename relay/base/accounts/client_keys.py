@@ -4,8 +4,8 @@ The issuer of a certificate is not checked, as in Entra: being in the file makes
 The file may be a chain: a certificate that issued another certificate of the file is left out.
 """
 
-import base64
 import hashlib
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -139,14 +139,14 @@ def _of_certificate(certificate: Certificate) -> ClientKey:
     except (UnsupportedAlgorithm, ValueError):
         raise ValueError("a key of another kind") from None
     der = certificate.public_bytes(Encoding.DER)
-    thumbprints = [hashlib.sha1(der, usedforsecurity=False).digest(), hashlib.sha256(der).digest()]
+    digests = [hashlib.sha1(der, usedforsecurity=False).digest(), hashlib.sha256(der).digest()]
     return _checked(
         public,
         # some libraries send the thumbprint in hexadecimal digits as key id
         [
             name
-            for thumbprint in thumbprints
-            for name in (_base64(thumbprint), thumbprint.hex(), thumbprint.hex().upper())
+            for digest in digests
+            for name in (urlsafe_b64encode(digest).decode(), digest.hex(), digest.hex().upper())
         ],
         begins_s=begins.timestamp(),
         ends_s=ends.timestamp(),
@@ -181,7 +181,7 @@ def _public_key(jwk: dict[str, Any]) -> RSAPublicKey | EllipticCurvePublicKey:
 
 
 def _number(text: str) -> int:
-    return int.from_bytes(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    return int.from_bytes(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
 
 
 def _checked(public: object, names: Sequence[str], **validity: float) -> ClientKey:
@@ -212,7 +212,3 @@ def _warnings_of_end(key: ClientKey, number: int, now_s: float) -> Iterator[str]
     elif key.begins_s > now_s:
         begins = datetime.fromtimestamp(key.begins_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
         yield f"certificate {number}: it is valid from {begins} on"
-
-
-def _base64(octets: bytes) -> str:
-    return base64.urlsafe_b64encode(octets).decode()

@@ -71,11 +71,8 @@ def evidence_of(step: JourneyStep, journey: Journey) -> StepEvidence:
             return _reported(detail)
         case details.ClaimDetail() as detail:
             return _claimed(detail)
-    return StepEvidence(f"{_who(journey)} created the draft.", tuple(_created(journey)))
-
-
-def _who(journey: Journey) -> str:
-    return journey.known_client.account or journey.sender or "A client"
+    author = journey.known_client.account or journey.sender or "A client"
+    return StepEvidence(f"{author} created the draft.", tuple(_created(journey)))
 
 
 def _created(journey: Journey) -> Iterator[StepFact]:

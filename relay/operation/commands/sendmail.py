@@ -39,8 +39,7 @@ _GREETING_S = 30.0
 _BLOCK_BYTES = 65536
 _of_list = re.compile("[,<]")
 _bare_lf = re.compile(rb"(?<!\r)\n")
-_LIMITS = SessionLimits()
-_long_line = re.compile(rb"^[^\n]{%d,}\n?" % _LIMITS.text_line_bytes, re.MULTILINE)
+_long_line = re.compile(rb"^[^\n]{%d,}\n?" % SessionLimits().text_line_bytes, re.MULTILINE)
 
 
 class NoRecipientsError(Exception):
@@ -117,7 +116,7 @@ def check_dropped(envelope: DroppedEnvelope, content: bytes, users: LocalUsers |
     size_max_bytes = FILE_BYTES_MAX - len(envelope.line)
     collector = ContentCollector(
         size_max_bytes=size_max_bytes,
-        limits=_LIMITS,
+        limits=SessionLimits(),
         arrival=_no_arrival,
         budget=MemoryBudget(2 * FILE_BYTES_MAX),
     )

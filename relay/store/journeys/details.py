@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any, ClassVar, TypeVar
 
 from msgspec import UNSET, Struct, UnsetType, ValidationError, convert, field
+from msgspec.json import Decoder
 
 from relay.base.message.envelope import Client
 from relay.base.message.verdict import RuleHit
@@ -290,6 +291,8 @@ _OTHERS: dict[int, tuple[str, type[Detail]]] = {  # each with a key that only it
     CommandDetail.step: ("operation", CommandDetail),
     ClaimDetail.step: ("by", ClaimDetail),
 }
+for _kind in (*_KINDS, CommandDetail, ClaimDetail):
+    Decoder(_kind)  # builds what threads use later; two that did it at once would end the process
 
 
 def read_detail(step: int, stored: Mapping[str, Any]) -> Detail:

@@ -52,6 +52,7 @@ class MessageState(Struct, frozen=True, omit_defaults=True):
 
 
 NO_STATE = MessageState()
+_decoder = msgspec.json.Decoder(MessageState)  # not made in threads: see settings_file
 _FLAG_FIELDS = ("is_complete", "start_us", "due_us", "completed_us")
 # The fields that a draft keeps in its file instead.
 CONTENT_FIELDS = ("categories", "importance", "read_receipt", "delivery_receipt", "extended")
@@ -66,7 +67,7 @@ def decode_state(octets: bytes) -> MessageState:
     """Return the state that encode_state() has encoded. Raises ValueError for other octets."""
     if len(octets) > _UNITED_BYTES_MAX:
         raise ValueError(f"{len(octets)} bytes, expected at most {_UNITED_BYTES_MAX}")
-    return msgspec.json.decode(octets, type=MessageState) if octets else NO_STATE
+    return _decoder.decode(octets) if octets else NO_STATE
 
 
 def read_state(octets: bytes) -> MessageState:

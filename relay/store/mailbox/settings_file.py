@@ -91,6 +91,10 @@ class UserSettings(Struct, frozen=True):
     automatic_replies: AutomaticReplies = AutomaticReplies()  # that the mailbox sends
 
 
+# not at the first use, which two threads may have at once: msgspec ends the process then
+_decoder = msgspec.json.Decoder(UserSettings)
+
+
 @dataclass(kw_only=True, eq=False, repr=False)
 class SettingsFiles(StorePart):
     """The settings of all mailboxes. Methods raise StoreUnavailableError."""
@@ -120,7 +124,7 @@ class SettingsFiles(StorePart):
         except FileNotFoundError:
             return UserSettings()
         try:
-            settings = msgspec.json.decode(octets, type=UserSettings)
+            settings = _decoder.decode(octets)
             for name in (settings.time_zone, settings.working_hours.time_zone or "UTC"):
                 time_zone(name)
         except ValueError as error:  # msgspec's errors are ValueErrors

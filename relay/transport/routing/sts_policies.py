@@ -70,6 +70,9 @@ class KeptPolicy(Struct, frozen=True, forbid_unknown_fields=True):
         return self.fetched_us + self.policy.max_age_s * 1_000_000
 
 
+_decoder = msgspec.json.Decoder(KeptPolicy)  # made before threads use it
+
+
 @dataclass(eq=False)
 class StsPolicies:
     """The policies of all domains, at most POLICIES_MAX: the least recently used one goes."""
@@ -253,7 +256,7 @@ class StsPolicies:
     def _read(self, domain: str) -> KeptPolicy | None:
         file = self.directory / domain
         try:
-            kept = msgspec.json.decode(file.read_bytes(), type=KeptPolicy)
+            kept = _decoder.decode(file.read_bytes())
         except (OSError, msgspec.DecodeError) as error:
             _log.warning("MTA-STS policy not read", domain=domain, error=str(error))
             return None

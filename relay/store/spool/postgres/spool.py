@@ -177,7 +177,7 @@ class PostgresSpool(SpoolEngine):
             metrics=metrics,
             take_over=self._take_over,
             on_news=self._hear,
-            agreed=self._agreed,
+            agreed=lambda: self.agreed(),  # noqa: PLW0108 - it is set later
             on_lost=self._lost,
             maintenance=self.maintenance,
         )
@@ -220,9 +220,6 @@ class PostgresSpool(SpoolEngine):
         """SpoolEngine.is_of_other_store; True until the other domains were read."""
         others = self._writer.other_domains
         return others is None or domain in others
-
-    def _agreed(self) -> Mapping[str, str]:
-        return self.agreed()
 
     def _hear(self, news: News) -> None:
         self.maintenance.heard += 1
