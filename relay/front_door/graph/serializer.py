@@ -128,7 +128,7 @@ MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
     "categories": lambda message: list(message.properties.categories),
     "receivedDateTime": _date("received_us"),
     "sentDateTime": _date("sent_us"),
-    "hasAttachments": lambda message: any(not each.inline for each in message.attachments),
+    "hasAttachments": lambda message: any(not file.inline for file in message.attachments),
     "internetMessageId": lambda message: message.properties.internet_message_id,
     "subject": lambda message: message.properties.subject,
     "bodyPreview": lambda message: preview(message.properties.body, message.properties.body_type),

@@ -99,9 +99,7 @@ async def world(seed: int) -> None:
     faults += [error(429, "ApplicationThrottled"), error(403, "ErrorAccessDenied"), *[""] * 8]
     async with FakeGraph(clock.queue_us) as graph:
         claim = Spooled(clock, rng.randint(1, 5))
-        bad = [
-            number for number in claim.live if rng.random() < 0.2
-        ]  # which one, Graph does not say
+        bad = [number for number in claim.live if rng.random() < 0.2]
         claim.live |= {number: f"bad{number}@x.test" for number in bad}
         expected = sorted(address for address in claim.live.values() if address[0] == "r")
         for number in range(60):
