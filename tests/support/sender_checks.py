@@ -30,7 +30,7 @@ class Checks:
         self.cache = DnsCache(self.resolver.ask, clock=SystemClock())
         self.checker = SenderChecker(self.ask, clock=SystemClock())
 
-    async def ask(self, questions: Sequence[tuple[str, str]]) -> Any:
+    async def ask(self, questions: Sequence[tuple[str, str]], **_: Any) -> Any:
         return await self.cache.answers(*questions)
 
     def use(self, zone: Zone) -> None:

@@ -6,7 +6,7 @@ keeps no worker. What is not known in time is a temporary error.
 
 import asyncio
 from asyncio import to_thread
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -18,12 +18,10 @@ from relay.base.message.authentication_results import AuthResult
 from relay.base.message.content import Content, LargeContent, octets_in_blocks
 from relay.base.message.header import Header, ParsedContent, has_short_header
 from relay.base.observe.logs import ContainedErrors, get_logger
+from relay.base.socket_address import client_of
 from relay.transport.checks.workers import WORKERS_MAX, CheckWorkers
-from relay.transport.routing.dns_cache import DnsQuestion
+from relay.transport.routing.dns_cache import Ask, DnsQuestion
 from relay.transport.routing.mx_hosts import Answer, NoAnswer, NoName, Records
-
-# Returns the answers in the order of the questions.
-Ask = Callable[[Sequence[DnsQuestion]], Awaitable[Sequence[Answer]]]
 
 TIME_LIMIT_S = 5.0  # of a message
 DNS_LIMIT_S = 4.0  # of a message; then what is not known stays so
@@ -87,9 +85,9 @@ _read_reply = msgpack.Decoder(CheckReply).decode
 class _Lookups:
     """The questions of a message and their answers."""
 
-    def __init__(self, ask: Ask, clock: Clock) -> None:
+    def __init__(self, ask: Ask, client: str, clock: Clock) -> None:
         self.known: dict[DnsQuestion, KnownAnswer] = {}
-        self._ask, self._clock = ask, clock
+        self._ask, self._clock = partial(ask, client=client, wait_s=DNS_LIMIT_S), clock
         self._until_s = clock.real_s() + DNS_LIMIT_S
         self._tasks: dict[DnsQuestion, asyncio.Future[Sequence[Answer]]] = {}
 
@@ -134,7 +132,8 @@ class SenderChecker:
 
         Nothing raises.
         """
-        lookups, why = _Lookups(self._ask, self._clock), "internal error"
+        client, why = client_of(question.ip), "internal error"
+        lookups = _Lookups(self._ask, client, self._clock)
         with ContainedErrors(_log, "a sender could not be checked"):
             try:
                 async with asyncio.timeout(TIME_LIMIT_S):  # real time: name servers, a child
@@ -167,7 +166,9 @@ class SenderChecker:
         async with AsyncExitStack() as held:
             while True:
                 request = CheckRequest(question, lookups.known, header, body, is_large)
-                reply = _read_reply(await self._workers.ask(msgpack.encode(request)))
+                reply = _read_reply(
+                    await self._workers.ask(msgpack.encode(request), client=client_of(question.ip))
+                )
                 if reply.results:
                     # what leaves too few questions for the next message is not remembered
                     is_usual = len(lookups.known) <= QUESTIONS_MAX // 2

@@ -27,8 +27,11 @@ class CheckWorkers:
         self._requests = TaskSet()
         self._waiting = 0
 
-    async def ask(self, request: bytes) -> bytes:
-        """Return the reply to a request. Raises OSError, with the reason."""
+    async def ask(self, request: bytes, *, client: str) -> bytes:  # noqa: ARG002
+        """Return the reply to a request. Raises OSError, with the reason.
+
+        `client` is what client_of() returns.
+        """
         if self._slots.locked() and self._waiting >= WAITING_MAX:
             raise OSError(f"{WAITING_MAX} messages are being checked")
         self._waiting += 1

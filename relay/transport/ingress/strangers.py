@@ -25,7 +25,7 @@ from relay.base.socket_address import plain_ip
 from relay.transport.ingress.send_as import null_mx_reply
 from relay.transport.ingress.session_client import RecipientAnswer
 from relay.transport.refusals.refusal import RefusalReason
-from relay.transport.routing.dns_cache import DnsQuestion
+from relay.transport.routing.dns_cache import Ask, DnsQuestion
 from relay.transport.routing.mx_hosts import (
     NOT_ASKED,
     Answer,
@@ -37,8 +37,6 @@ from relay.transport.routing.mx_hosts import (
     exchanges_of,
 )
 
-# as Resolver.answers_for_clients() does
-Ask = Callable[[Sequence[DnsQuestion]], Awaitable[Sequence[Answer]]]
 _WAIT_S = 5.0  # a client waits for it
 _BLOCKLISTS_S = 3.0
 _LEFT_OUT_S = 10.0  # then a zone that cannot be used is asked again
@@ -190,7 +188,7 @@ class StrangerChecks:
     async def _answers(self, until_s: float, *questions: DnsQuestion) -> Sequence[Answer]:
         try:
             async with asyncio.timeout_at(until_s):  # real time: name servers
-                return await self._ask(questions)
+                return await self._ask(questions, client="", wait_s=_WAIT_S)
         except TimeoutError:
             return [NoAnswer("no answer in time")] * len(questions)
 

@@ -5,7 +5,8 @@ extended (RFC 2181 5.2 and 8). Failures are not cached.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
@@ -14,6 +15,27 @@ from relay.transport.routing.mx_hosts import Answer, NoAnswer
 # A name in lower case without the final dot, and "MX", "A", "AAAA", "TXT", "TLSA" or "HOST".
 DnsQuestion = tuple[str, str]
 TimedAnswer = tuple[Answer, float]  # an answer and its TTL in seconds
+
+
+class Ask(Protocol):
+    """Asks questions that a client chose, as Resolver.answers_for_clients() does."""
+
+    def __call__(
+        self,
+        questions: Sequence[DnsQuestion],
+        *,
+        client: str,
+        wait_s: float,
+        is_kept: bool = False,
+    ) -> Awaitable[Sequence[Answer]]:
+        """Return the answers in the order of the questions; nothing raises.
+
+        `client` is what client_of() returns. A question that could not be sent has a NoAnswer with
+        `is_own`; one that was sent has a NoAnswer if `wait_s` later there is no answer. `is_kept`
+        questions may use the places that are kept for them.
+        """
+        ...
+
 
 QUERIES_MAX = 256  # in progress at once; others wait
 CACHE_MAX = 20_000  # questions in the cache

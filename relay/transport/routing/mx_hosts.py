@@ -52,9 +52,10 @@ class NoAnswer(Struct, frozen=True):
     """No usable answer (SERVFAIL, REFUSED, time-out, nonsense); `text` says which."""
 
     text: str
+    is_own: bool = False  # this relay could not ask: there was no place, or no time to send it
 
 
-NOT_ASKED = NoAnswer("too many questions of clients wait")
+NOT_ASKED = NoAnswer("too many questions of clients wait", is_own=True)
 
 # `secure`: the name servers validated the answer, with all that CNAMEs led to (AD, RFC 6840 5.8)
 Answer = Records | NoRecords | NoName | NoAnswer

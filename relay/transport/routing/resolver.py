@@ -129,21 +129,34 @@ class Resolver:
         now_s, question = self._clock.monotonic(), (domain, "MX")
         if now_s < self._silent_until_s and self._dns.remembered(question) is None:
             return False
-        try:
-            async with asyncio.timeout(NULL_MX_S):  # real time: a name server
-                [answer] = await self.answers_for_clients([question])
-        except TimeoutError:
+        [answer] = await self.answers_for_clients([question], client="", wait_s=NULL_MX_S)
+        if answer == _late(NULL_MX_S):
             self._silent_until_s = now_s + NULL_MX_S + _SILENT_S
-            return False
         return isinstance(exchanges_of(domain, answer), NullMx)
 
-    async def answers_for_clients(self, questions: Sequence[DnsQuestion]) -> Sequence[Answer]:
-        """Return the answers to questions that a client chose, in their order. NOT_ASKED leaves
-        half of the queries to delivery.
+    async def answers_for_clients(
+        self,
+        questions: Sequence[DnsQuestion],
+        *,
+        client: str,  # noqa: ARG002 - see Ask
+        wait_s: float,
+        is_kept: bool = False,  # noqa: ARG002 - see Ask
+    ) -> Sequence[Answer]:
+        """Return the answers to questions that a client chose, in their order: see Ask. NOT_ASKED
+        leaves half of the queries to delivery.
         """
+        asked = [self._answer_within(wait_s, question) for question in questions]
+        return await asyncio.gather(*asked)
+
+    async def _answer_within(self, wait_s: float, question: DnsQuestion) -> Answer:
         if self._dns.is_half_full:
-            return [self._dns.remembered(question) or NOT_ASKED for question in questions]
-        return await self._dns.answers(*questions)
+            return self._dns.remembered(question) or NOT_ASKED
+        try:
+            async with asyncio.timeout(wait_s):  # real time: a name server
+                [answer] = await self._dns.answers(question)
+        except TimeoutError:
+            return _late(wait_s)
+        return answer
 
     async def texts(self, name: str) -> Answer:
         """Return the TXT records of a name."""
@@ -354,6 +367,10 @@ def _servers_of(dns: DnsSettings) -> "StubResolver":
     from relay.transport.routing.dns_client import StubResolver  # noqa: PLC0415
 
     return StubResolver(dns.nameservers, timeout_s=dns.timeout, validating=dns.validating)
+
+
+def _late(wait_s: float) -> NoAnswer:
+    return NoAnswer(f"no answer within {wait_s:g} s")
 
 
 class LoopbackResolver:
