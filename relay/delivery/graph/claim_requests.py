@@ -17,6 +17,7 @@ class ClaimRequests:
     clock: Clock  # for queue time
     hostname: str
     recipients: tuple[int, ...] = ()
+    only_ask: bool = False
     ended: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:

@@ -69,6 +69,9 @@ class CloudRequests(Protocol):
 
     requests: tuple[CloudRequest, ...]  # as they are in the spool
     recipients: tuple[int, ...]  # the numbers of Transaction.recipients, in their order
+    # Nothing is made or sent, because an order waits: what became of the requests is asked, and
+    # drafts are deleted. Recipients in no request that may have been sent have no outcome then.
+    only_ask: bool
     ended: set[str]  # the Message-IDs of those whose recipients have an outcome in this attempt
     clock: Clock  # for queue time
 

@@ -168,16 +168,18 @@ class NewRecipient(Struct, frozen=True):
 
 
 class CloudRequest(Struct, frozen=True, omit_defaults=True):
-    """A request to Microsoft Graph to send a message, whose result is not known. The names of the
-    fields are stored: see EntryExtra.
+    """A draft in a mailbox of Microsoft Graph, whose end is not known. Times are queue time. The
+    names of the fields are stored: see EntryExtra.
     """
 
     mailbox: str  # from which it is sent
-    message_id: str  # its internetMessageId, with <>, which no other request to the mailbox has
+    message_id: str  # its internetMessageId, with <>
     recipients: tuple[int, ...]  # by number
-    posted_us: int  # when its draft was posted, in queue time
-    draft: str = ""  # the id of the draft; "": not known
-    sent_us: int = 0  # when the request to send the draft was made; 0: it was not made
+    posted_us: int  # when the draft was made
+    draft: str = ""  # its id; "": the answer was lost, by 0.4.0 or older
+    sent_us: int = 0  # when the last /send without a known answer was made; 0: there is none
+    created: str = ""  # its createdDateTime, to the second, by Graph's own 201; "": not known
+    lost_us: int = 0  # when it was noted that the answer to this /send is lost; 0: not yet
 
 
 class EntryExtra(Struct, frozen=True, omit_defaults=True):
@@ -222,10 +224,17 @@ class EntryExtra(Struct, frozen=True, omit_defaults=True):
     # A permanent failure is retried until it expires. The quota of a mailbox applies, also to
     # reports.
     keep: bool = False
-    # Requests to Microsoft Graph without a known result.
+    # Drafts in Microsoft Graph without a known end.
     requests: tuple[CloudRequest, ...] = ()
-    # How many requests there have been.
+    # How many drafts have been posted.
     requests_before: int = 0
+    # The last drafts whose POST had no 201: mailbox and internetMessageId of each.
+    lost_posts: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether Microsoft Graph may have sent it: the answer to a /send is not known."""
+        return any(request.sent_us for request in self.requests)
 
 
 NO_EXTRA = EntryExtra()  # of ordinary mail
