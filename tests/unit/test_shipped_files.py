@@ -24,8 +24,8 @@ CONF = TOP / "conf/relay.toml"
 EXPOSURE_TENTHS_MAX = 16
 
 
-def uncommented() -> str:
-    return re.sub(r"^#(?! |$)", "", CONF.read_text(), flags=re.MULTILINE)
+def uncommented(file: Path = CONF) -> str:
+    return re.sub(r"^#(?! |$)", "", file.read_text(), flags=re.MULTILINE)
 
 
 def keys_in(value: Any, prefix: str = "") -> set[str]:
@@ -69,8 +69,12 @@ def test_the_shipped_file_loads_and_lists_only_loopback():
     assert [each.host for each in settings.http.listen] == ["127.0.0.1"]
 
 
-def test_every_example_in_the_shipped_file_is_valid(tmp_path):
-    (tmp_path / "relay.toml").write_text(uncommented())
+OLDER = sorted((TOP / "tests/configurations").glob("?.?.?.toml"))
+
+
+@pytest.mark.parametrize("file", [CONF, *OLDER], ids=lambda file: file.stem)
+def test_every_example_in_the_shipped_file_of_each_release_is_valid(tmp_path, file):
+    (tmp_path / "relay.toml").write_text(uncommented(file))
     (tmp_path / "smarthost.password").write_text("secret\n")
     (tmp_path / "webhook.key").write_text(f"{KEY}\n")
     for name in ("m365.secret", "m365.pem", "google.json", "identity-token", "proxy.password"):

@@ -4,6 +4,7 @@ If a file has faults, SettingsError has all of them with their line numbers.
 
 - `reader`: reads relay.toml into typed values, load(); faults of a single key: unknown, wrong type
 - `tree`: every key of relay.toml with its type, limits and default
+- `removed_keys`: the keys that releases have removed, which are warnings
 - `values`: the syntax of durations, sizes, rates, domains, next hops; ${env:NAME} and ${file:PATH}
 - `postgres_url`: the syntax of spool.url for PostgreSQL: hosts, TLS, password
 - `validation`: values against each other: listeners, certificates, TLS of routes, hidden routes

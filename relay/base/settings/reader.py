@@ -1,8 +1,9 @@
 """Load the configuration: read TOML tables into frozen dataclasses by the types of their fields.
 
 load() returns Settings, or raises SettingsError with all faults of the file: DocumentReader
-continues after a fault. `faults` has the faults, `read` the valid values and `secret_files` the
-files that secrets are read from, each with its key path. accounts.toml is read with the same class.
+continues after a fault. `faults` has the faults, `removed` the keys of older releases, `read` the
+valid values and `secret_files` the files that secrets are read from, each with its key path.
+accounts.toml is read with the same class.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from relay.base.settings.document import (
     unknown_key,
 )
 from relay.base.settings.postgres_url import check_no_password
+from relay.base.settings.removed_keys import REMOVED_KEYS
 from relay.base.settings.tree import (
     Between,
     CertificateFiles,
@@ -79,6 +81,7 @@ class DocumentReader:
     ) -> None:
         self.document = document
         self.faults: list[Fault] = []
+        self.removed: list[Fault] = []  # what is not used, and no fault
         self.read: list[tuple[KeyPath, object]] = []
         self.secret_files: list[tuple[KeyPath, Path]] = []
         self._base = base
@@ -93,7 +96,12 @@ class DocumentReader:
         types = get_type_hints(kind, include_extras=True)
         hints = {name.rstrip("_"): hint for name, hint in types.items()}  # from_ is the key from
         hints.pop("further", None)  # no key
+        removed = REMOVED_KEYS.get(kind, {})
         for key in table.keys() - hints.keys():
+            if why := removed.get(key):
+                text = f"found a key that {why}; remove it"
+                self.removed.append(self.document.fault((*path, key), text))
+                continue
             self._add_fault((*path, key), unknown_key(key, hints))
         values: dict[str, Any] = {}
         for field in dataclasses.fields(kind):
@@ -320,6 +328,26 @@ def load(
 
     Sections that have no meaning for this `role` are not read. Raises SettingsError.
     """
+    values, faults = _read(path, environ, role, text=text)
+    if faults:
+        raise SettingsError(faults)
+    return Settings(**values)
+
+
+def load_valid(path: Path, environ: Mapping[str, str]) -> tuple[Settings, Sequence[Fault]]:
+    """Return the settings in a file, with the default in place of what has a fault ("" for the
+    hostname), and the faults. Raises SettingsError for a file that is no TOML, or has no state_dir.
+    """
+    values, faults = _read(path, environ, NodeRole.ALL)
+    if "state_dir" not in values:
+        raise SettingsError(faults)
+    return Settings(**{"hostname": "", **values}), faults
+
+
+def _read(
+    path: Path, environ: Mapping[str, str], role: NodeRole, *, text: str = ""
+) -> tuple[dict[str, Any], list[Fault]]:
+    """Return the valid values of a file, and all its faults."""
     document = parse_document(path, text) if text else read_document(path)
     base = path.absolute().parent
     try:
@@ -340,15 +368,20 @@ def load(
             continue  # its faults have been recorded
         message = f"found {shown(document.value(place))}, expected {expected}"
         faults.append(document.fault(place, message))
-    if faults:
-        raise SettingsError(faults)
-    return Settings(**values)
+    return values, faults
 
 
 _TRANSPORT_EXPECTED = (
     "found a spool of this machine alone, expected the URL of a PostgreSQL server: with --role"
     " transport, local mail waits there for the node that has the mailboxes"
 )
+
+
+def removed_keys(document: Document) -> Sequence[Fault]:
+    """Return the keys of a configuration that an older release had, and what a warning says."""
+    reader = DocumentReader(document, base=document.file.absolute().parent, environ=None)
+    reader.fields(Settings, document.table, ())
+    return reader.removed
 
 
 def secret_files(document: Document, environ: Mapping[str, str]) -> Sequence[tuple[KeyPath, Path]]:

@@ -40,10 +40,11 @@ from relay.base.settings.document import (
     KeyPath,
     SettingsError,
     dotted,
+    parse_document,
     read_document,
     read_text,
 )
-from relay.base.settings.reader import load
+from relay.base.settings.reader import load, removed_keys
 from relay.base.settings.reloadable_keys import apply_reloadable
 from relay.base.settings.tree import ListenerTls, NodeRole, Settings
 from relay.base.settings.validation import name_of
@@ -114,7 +115,7 @@ class ActiveConfiguration:
         """Load the configuration `file` and the files that it names. Raises SettingsError."""
         self._file, self._environ, self._clock, self._role = file, environ, clock, role
         text = self._text_at_start = read_text(file)
-        settings = load(file, environ, role=role, text=text)
+        settings = self._load(text)
         self._last_good = LastGoodSets(settings.state_dir, CrashPoints(crash_at))
         self.now = replace(self._with_files(settings, {}), text=text)
         self.accounts = FileAccounts(
@@ -159,14 +160,20 @@ class ActiveConfiguration:
         has a fault. Raises SettingsError.
         """
         text = read_text(self._file)
-        read = load(self._file, self._environ, role=self._role, text=text)
-        settings, changes = apply_reloadable(self.now.settings, read)
+        settings, changes = apply_reloadable(self.now.settings, self._load(text))
         for change in changes:
             on_restart_key(change)
         pairs = self._new_pairs(settings)
         loaded = self._with_files(settings, self.now.tenants)
         self._last_good.keep_all(loaded.tenants, settings.policy.directory)
         return replace(loaded, new_pairs=pairs, text=text)
+
+    def _load(self, text: str) -> Settings:
+        """Return the settings in a `text` of the file; log the keys of older releases."""
+        settings = load(self._file, self._environ, role=self._role, text=text)
+        for removed in removed_keys(parse_document(self._file, text)):
+            _log.warning("a key of relay.toml is not used", key=removed.key, detail=str(removed))
+        return settings
 
     def use(self, read: Configuration) -> None:
         """Make this configuration the active one."""

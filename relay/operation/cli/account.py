@@ -28,6 +28,7 @@ from relay.operation.cli.options import (
     common_options,
     read_input,
 )
+from relay.operation.cli.relay_client import valid_settings
 from relay.operation.commands.account import (
     PASSWORD_BYTES_MAX,
     AccountFile,
@@ -207,7 +208,7 @@ def unlock(context: CommandContext, address: str) -> None:
     Also that of the account's client id. Delays are in the memory of the running relay, and end
     with it.
     """
-    client = ControlClient(context.settings().control_socket)
+    client = ControlClient(valid_settings(context)[0].control_socket)
     done = client.post("/accounts/unlock", {"address": address})
     number = done["delays"]
     text = f"{counted(number, 'delay')} lifted" if number else "was not delayed"
@@ -227,7 +228,7 @@ def usage(context: CommandContext, address: str | None, *, reset: bool) -> None:
     if reset and not address:
         raise click.UsageError("--reset needs an ADDRESS")
     query = {"account": address} if address else {}
-    client = ControlClient(context.settings().control_socket)
+    client = ControlClient(valid_settings(context)[0].control_socket)
     answer = client.delete("/usage", query) if reset else client.get("/usage", query)
     lines = [line for user in answer["accounts"] for line in _usage_lines(user)]
     context.show(answer, lambda: lines or ["no account has sent mail to other domains today"])

@@ -18,6 +18,7 @@ from relay.base.settings.reader import DocumentReader
 from relay.base.settings.tree import Settings
 from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.options import CommandContext, common_options, once
+from relay.operation.cli.relay_client import valid_settings
 
 _RELOAD_S_MAX = 120.0  # systemd sets no limit where the start has none
 _TEST_S_MAX = 30.0
@@ -111,7 +112,7 @@ def replay(context: CommandContext, *, url: str, start: str) -> None:
 
 
 def _client(context: CommandContext) -> ControlClient:
-    return ControlClient(context.settings().control_socket, timeout_s=_TEST_S_MAX)
+    return ControlClient(valid_settings(context)[0].control_socket, timeout_s=_TEST_S_MAX)
 
 
 def _show_webhooks(context: CommandContext, answer: dict[str, Any]) -> None:

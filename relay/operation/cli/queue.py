@@ -25,7 +25,7 @@ from relay.base.running_relay import (
     ControlForbiddenError,
     ControlUnavailableError,
 )
-from relay.base.settings.tree import Settings
+from relay.base.settings.document import SettingsError
 from relay.operation.app.state_dir import AlreadyRunningError
 from relay.operation.cli.errors import INTERRUPTED, CommandError, ExitCode
 from relay.operation.cli.options import (
@@ -38,6 +38,7 @@ from relay.operation.cli.options import (
     user_name,
 )
 from relay.operation.cli.output import journey_lines, print_json, print_lines, recipient_lines
+from relay.operation.cli.relay_client import operator_client, valid_settings
 from relay.operation.commands.operator_client import (
     LIST_MAX,
     OperatorClient,
@@ -151,7 +152,7 @@ def stats(context: CommandContext) -> None:
     The nodes that share a PostgreSQL spool are listed too.
     """
     clock = SystemClock()
-    counts = OperatorClient(context.settings(), clock).stats()
+    counts = operator_client(context).stats()
     context.show(counts, lambda: stats_lines(counts, now_us=clock.time_us()))
 
 
@@ -284,7 +285,7 @@ def _refuse_unknown(verb: str, unknown: Sequence[str]) -> None:
 
 
 def _client(context: CommandContext) -> OperatorClient:
-    return OperatorClient(context.settings(), SystemClock())
+    return operator_client(context)
 
 
 def _say_if_cut(entries: list[dict[str, Any]]) -> None:
@@ -443,7 +444,7 @@ def resume(context: CommandContext, *, what: str | None) -> None:
 
 def _change_pause(context: CommandContext, verb: str, order: dict[str, str | None]) -> None:
     try:
-        answer = _asked(context.settings(), verb, order | {"who": user_name()})
+        answer = _asked(context, verb, order | {"who": user_name()})
     except ControlError as error:
         if error.status == HTTPStatus.BAD_REQUEST:
             raise click.UsageError(with_option(str(error))) from None
@@ -452,8 +453,9 @@ def _change_pause(context: CommandContext, verb: str, order: dict[str, str | Non
     context.show(answer, lambda: [*resumed, *pause_lines(answer)] or ["nothing is paused"])
 
 
-def _asked(settings: Settings, verb: str, order: dict[str, Any]) -> dict[str, Any]:
+def _asked(context: CommandContext, verb: str, order: dict[str, Any]) -> dict[str, Any]:
     """Pause or resume, by the relay or in its file. Return what is paused then."""
+    settings, of_files = valid_settings(context)
     body = {name: argument for name, argument in order.items() if argument is not None}
     try:
         return ControlClient(settings.control_socket).post(f"/{verb}", body)
@@ -461,6 +463,8 @@ def _asked(settings: Settings, verb: str, order: dict[str, Any]) -> dict[str, An
         raise
     except ControlUnavailableError as error:
         silent = str(error)
+    if of_files:
+        raise SettingsError(of_files)
     from relay.operation.commands.offline import change_pauses  # noqa: PLC0415 - slow
 
     try:

@@ -40,7 +40,7 @@ from relay.operation.cli.options import (
     user_name,
 )
 from relay.operation.cli.output import printable
-from relay.operation.commands.operator_client import OperatorClient
+from relay.operation.cli.relay_client import operator_client
 from relay.operation.commands.sendmail import (
     NoRecipientsError,
     SendmailOptions,
@@ -96,7 +96,7 @@ def sendmail(
         list_queue(context)
         return
     if flags["flushes"]:
-        client = OperatorClient(context.settings(), SystemClock())
+        client = operator_client(context)
         client.change("retry", Selector(all=True), who=user_name())
         return
     if mode not in ("m", "s"):
@@ -288,8 +288,8 @@ def mailq(context: CommandContext) -> None:
 
 def list_queue(context: CommandContext) -> None:
     """Print the queue, and on stderr the number of files in the drop directory."""
-    settings = context.settings()
-    entries = OperatorClient(settings, SystemClock()).queue_list(Selector())
+    client = operator_client(context, "sendmail")
+    entries, settings = client.queue_list(Selector()), client.settings
     context.show(entries, lambda: queue_lines(entries))
     drop = settings.sendmail.drop if settings.sendmail else None
     if drop is not None and (dropped := _dropped(drop)):

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from relay.base.clock import SystemClock, rfc3339
+from relay.base.clock import rfc3339
 from relay.base.files import OpenOctets
 from relay.base.message.content import Octets
 from relay.base.message.properties import EmailAddress
@@ -24,7 +24,7 @@ from relay.formats.transfer_encoding import decoded_blocks
 from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.options import KEY, CommandContext, common_options
 from relay.operation.cli.output import printable
-from relay.operation.commands.operator_client import OperatorClient
+from relay.operation.cli.relay_client import operator_client
 from relay.store.journeys.document import Journey
 
 _IN_MEMORY_BYTES = 1 << 20
@@ -52,7 +52,7 @@ def show(
     if source + html + (attachment is not None) + context.json > 1:
         names = "--source, --html, --attachment and --json"
         raise click.UsageError(f"expected at most one of {names}")
-    client = OperatorClient(context.settings(), SystemClock())
+    client = operator_client(context)
     journey = client.message_from_relay(key)
     blocks = client.source(journey.key)
     if source:

@@ -9,6 +9,7 @@ from relay.base.phrases import table_lines, time_span
 from relay.base.running_relay import ControlClient
 from relay.base.settings.values import parse_duration
 from relay.operation.cli.options import CommandContext, Parsed, common_options
+from relay.operation.cli.relay_client import valid_settings
 from relay.store.spool.shared.traffic import COUNTS, GROUPINGS
 
 _ANSWER_S_MAX = 300.0  # a second for 100,000 messages
@@ -27,7 +28,7 @@ def stats(context: CommandContext, *, by: str, since: float) -> None:
     expired. MEDIAN and 95 % are times from acceptance to delivery. Below each group are the replies
     that deferred or failed most of it.
     """
-    settings = context.settings()
+    settings, _ = valid_settings(context)
     client = ControlClient(settings.control_socket, timeout_s=_ANSWER_S_MAX)
     answer = client.get("/stats", {"by": by, "since": f"{since:.0f}"})
     cut = "; spool.keep keeps nothing older" if since > settings.spool.keep else ""

@@ -16,7 +16,7 @@ from relay.base.phrases import counted
 from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.options import CommandContext, common_options, older_than_s
 from relay.operation.cli.output import print_json, print_lines
-from relay.operation.commands.operator_client import OperatorClient
+from relay.operation.cli.relay_client import operator_client
 from relay.operation.commands.storage import (
     BackupRefusedError,
     FoundRoot,
@@ -91,7 +91,7 @@ def prune(context: CommandContext, *, older_than: str, dry_run: bool) -> None:
     mailboxes do not change.
     """
     age_s = older_than_s(older_than)
-    client = OperatorClient(context.settings(), SystemClock())
+    client = operator_client(context)
     result = client.prune(older_than_s=age_s, dry_run=dry_run)
     if context.json:
         print_json(result)

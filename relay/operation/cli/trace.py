@@ -38,6 +38,7 @@ from relay.operation.cli.options import (
     unknown_message,
 )
 from relay.operation.cli.output import UNREMARKABLE, journey_lines, printable
+from relay.operation.cli.relay_client import operator_client
 from relay.operation.commands.operator_client import LIST_MAX, OperatorClient
 from relay.store.journeys.details import ClaimDetail
 from relay.store.journeys.document import Journey, Recipient
@@ -98,7 +99,7 @@ def log(context: CommandContext, *, limit: int, **conditions: str) -> None:
     or a time (UTC), today, yesterday, or a duration such as 2h: that long ago. What SMTP sessions
     refused is no message; relay trace shows it.
     """
-    client = OperatorClient(context.settings(), SystemClock())
+    client = operator_client(context)
     try:
         page = client.log(log_query(**conditions) | {"limit": str(limit)})
     except ControlError as error:
@@ -122,7 +123,7 @@ def search(context: CommandContext, *, words: tuple[str, ...], limit: int) -> No
     WORDS are parts of the subject or an address, or begin a word of the text; from:, to:, subject:,
     state:, id:, client:, login:, has:attachment, larger:, after:, before: and is:unread are others.
     """
-    client = OperatorClient(context.settings(), SystemClock())
+    client = operator_client(context)
     try:
         journeys = client.search(" ".join(words), limit=limit)
     except ControlError as error:
@@ -189,7 +190,7 @@ def trace(context: CommandContext, key: str) -> None:
     newest message of that sender or recipient, and what SMTP sessions refused from or to it; an
     IP address selects the messages of that client, and what they refused of it.
     """
-    client = OperatorClient(context.settings(), SystemClock())
+    client = operator_client(context)
     refused = client.refused(key) if is_ip(key) or _is_address(key) else []
     journey = None if is_ip(key) else client.journey(key)
     if journey is None and _is_address(key):  # a name is looked for among the newest messages only
@@ -323,7 +324,7 @@ def wait(
     """
     if not math.isfinite(timeout_s):
         raise click.UsageError("--timeout: expected a number of seconds")
-    client = OperatorClient(context.settings(), SystemClock())
+    client = operator_client(context)
     awaited = client.wait(key, state=state, timeout_s=timeout_s)
     if awaited is None:
         text = f"relay wait: no message appeared as {shown(key)} within {timeout_s:g} s"

@@ -16,7 +16,7 @@ from relay.base.clock import Clock
 from relay.base.files import open_to_others
 from relay.base.phrases import counted, named, shown
 from relay.base.settings.document import Document, KeyPath, SettingsError, dotted, read_document
-from relay.base.settings.reader import load, secret_files
+from relay.base.settings.reader import load, removed_keys, secret_files
 from relay.base.settings.tree import ListenerTls, NodeRole, SendmailSettings, Settings
 from relay.base.settings.validation import as_fallback, hidden_routes, host_of, name_of
 from relay.base.socket_address import Address
@@ -96,6 +96,7 @@ def _check_file(
         return
     yield CheckFinding("configuration", CheckResult.OK, str(file))
     place = read_document(file)  # for line numbers
+    yield from (warning_of("configuration", removed) for removed in removed_keys(place))
     yield from _reach(settings, place)
     table = yield from _accounts(settings, file, environ, clock=clock)
     yield from _dovecot(settings.mailboxes.dovecot_auth)

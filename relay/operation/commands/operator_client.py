@@ -4,7 +4,7 @@ If no daemon answers on run/control.sock, OperatorClient opens the files of the 
 (offline.py). Modules for that are imported only then, so that a command to a daemon starts quickly.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +22,7 @@ from relay.base.running_relay import (
     ControlUnavailableError,
     path_of,
 )
+from relay.base.settings.document import Fault, SettingsError
 from relay.base.settings.tree import Settings
 from relay.operation.app.state_dir import AlreadyRunningError
 from relay.store.journeys.document import Journey
@@ -49,11 +50,13 @@ _PRUNED = ("messages", "submissions", "refused")
 class OperatorClient:
     """Reads messages and the queue; changes it through the daemon. All methods block.
 
-    Raises ControlUnavailableError, ControlError; SpoolError and OSError for the files.
+    Raises ControlUnavailableError, ControlError; for the files SpoolError, OSError, and
+    SettingsError with `faults`, which are of the keys that say where they are.
     """
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, clock: Clock, *, faults: Sequence[Fault] = ()) -> None:
+        self.settings = settings
+        self._faults = faults
         self._clock = clock
         self._client = ControlClient(settings.control_socket)
         self.without_daemon = ""  # why the files were read, if no daemon answered
@@ -108,7 +111,7 @@ class OperatorClient:
             from relay.operation.commands.offline import read_refusals  # noqa: PLC0415 - slow
 
             self.without_daemon = str(silent)
-            page = read_refusals(self._settings, RefusalSearch(address, limit=_REFUSED_MAX))
+            page = read_refusals(self.settings, RefusalSearch(address, limit=_REFUSED_MAX))
         return page.refused
 
     def wait(self, key: str, *, state: str, timeout_s: float) -> Journey | None:
@@ -118,7 +121,7 @@ class OperatorClient:
         Return the journey with `reached`, or None if the message is unknown. `reached` is false
         after a time-out, or if the state can no longer be reached. Raises ControlUnavailableError.
         """
-        client = ControlClient(self._settings.control_socket, timeout_s=_WAIT_S + _WAIT_MARGIN_S)
+        client = ControlClient(self.settings.control_socket, timeout_s=_WAIT_S + _WAIT_MARGIN_S)
         deadline = self._clock.real_s() + timeout_s
         while True:
             left_s = max(0.0, deadline - self._clock.real_s())
@@ -146,7 +149,7 @@ class OperatorClient:
 
         Raises ControlError for a question that cannot be answered; SettingsError for files.
         """
-        client = ControlClient(self._settings.control_socket, timeout_s=_EXPLAIN_S_MAX)
+        client = ControlClient(self.settings.control_socket, timeout_s=_EXPLAIN_S_MAX)
         try:
             if message is None and "probe" not in query:
                 return client.get("/explain", query)
@@ -160,7 +163,7 @@ class OperatorClient:
         from relay.operation.commands.offline import explain  # noqa: PLC0415 - slow
 
         return explain(
-            query, message, settings=self._settings, file=file, environ=environ, clock=self._clock
+            query, message, settings=self.settings, file=file, environ=environ, clock=self._clock
         )
 
     def message_from_relay(self, key: str) -> Journey:
@@ -238,7 +241,7 @@ class OperatorClient:
         invalid request, ControlUnavailableError without a daemon.
         """
         body = _conditions(selector) | {name: field for name, field in more.items() if field}
-        client = ControlClient(self._settings.control_socket, timeout_s=_CHANGE_S_MAX)
+        client = ControlClient(self.settings.control_socket, timeout_s=_CHANGE_S_MAX)
         return client.post(f"/queue/{operation}", body)
 
     def prune(self, *, older_than_s: float | None, dry_run: bool) -> dict[str, Any]:
@@ -247,7 +250,7 @@ class OperatorClient:
         Expired submission keys and old refusals are removed as well. Return the numbers of removed
         messages, submission keys and refusals.
         """
-        client = ControlClient(self._settings.control_socket, timeout_s=_STEP_S_MAX)
+        client = ControlClient(self.settings.control_socket, timeout_s=_STEP_S_MAX)
 
         def ask(*, dry_run_only: bool) -> Mapping[str, Any]:
             body = {"older_than_s": older_than_s, "dry_run": dry_run_only}
@@ -272,11 +275,13 @@ class OperatorClient:
                 raise silent
         finally:
             del silent
+        if self._faults:
+            raise SettingsError(self._faults)
         from relay.operation.commands.offline import with_spool_files  # noqa: PLC0415 - slow
 
         self.without_daemon = reason
         try:
-            return with_spool_files(self._settings, self._clock, ask, nothing=nothing)
+            return with_spool_files(self.settings, self._clock, ask, nothing=nothing)
         except AlreadyRunningError as running:
             raise ControlUnavailableError(f"{reason}, but {running}") from None
 
