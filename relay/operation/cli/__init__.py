@@ -8,6 +8,8 @@ What verbs share:
 
 - `root`: the list of verbs, and which module is loaded for one
 - `options`: --config, --json, --role; which configuration file is used without --config
+- `relay_client`: what verbs that ask the running relay take from relay.toml, and which faults there
+  end them
 - `output`: JSON and text; the lines of journeys, recipients, and what rules compared and would do;
   control characters
 - `errors`: which exception has which exit code, and the line on stderr
