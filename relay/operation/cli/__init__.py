@@ -22,7 +22,7 @@ A service:
 - `account`: `relay account`: add, list, remove, token, password, unlock
 - `oauth`: `relay oauth login | test`: device code, pasted address; the account of a token
 - `dns`: `relay dns`, `relay dkim keygen | show`
-- `policy`: `relay policy check | test | try | diff`; what diff prints
+- `policy`: `relay policy check | test | try`
 - `backup`: `relay backup`, `relay restore`, `relay check`
 - `storage`: `relay storage verify | backup | prune | adopt`; the text of findings
 - `mail_files`: `relay import`

@@ -15,8 +15,6 @@ nothing, so that a command that uses the daemon loads neither of them.
 - `dns_records`: what to publish for a domain, and what is wrong with what is published: MX, SPF,
   DKIM, DMARC, MTA-STS, TLS-RPT, TLSA
 - `mail_import`: .eml, mbox and Maildir into a mailbox; which fields go; repeated imports
-- `saved_mail`: `relay policy diff`: which files are mail, their envelopes, with journeys or without
-- `rule_diff`: which results of two sets of rules differ, and which rules cause it
 
 Checks:
 

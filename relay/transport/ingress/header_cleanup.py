@@ -47,7 +47,7 @@ def cleaned(header: Header, *, origin: Origin, hostname: str) -> Header:
 
     Mail from a client that is not trusted loses the Authentication-Results fields of `hostname`.
     """
-    header = without_dropped(header)
+    header = header.remove(_DROPPED, prefix=_PRIVATE_PREFIX)
     if _RESULTS in header and not origin.trusted:
         header = _without_results_of(hostname, header)
     return header
@@ -96,11 +96,6 @@ def completed(
     if author and "From" not in header:
         new += address_list_field("From", [EmailAddress(author)]).encode()
     return header.prepend(new)
-
-
-def without_dropped(header: Header) -> Header:
-    """Return a header without the fields that no accepted message keeps."""
-    return header.remove(_DROPPED, prefix=_PRIVATE_PREFIX)
 
 
 def with_domain_of_author(header: Header, user: LocalUser, sender: str) -> Header:

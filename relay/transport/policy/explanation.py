@@ -87,12 +87,9 @@ def explain(
 
 def verdict_document(explained: RulesExplained) -> dict[str, Any]:
     """Return what the rules would do with a message, for `relay policy try`."""
-    return {"rules": msgspec.to_builtins(explained.rules), **outcome_document(explained.verdict)}
-
-
-def outcome_document(verdict: Verdict) -> dict[str, Any]:
-    """Return what happens to a message, without the findings about rules."""
+    verdict = explained.verdict
     return {
+        "rules": msgspec.to_builtins(explained.rules),
         "verdict": str(overall_verdict(verdict)),
         "deferred": msgspec.to_builtins(verdict.deferred),
         "sender": verdict.sender,

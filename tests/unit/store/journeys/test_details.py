@@ -20,7 +20,6 @@ from relay.front_door.notifications.webhooks import event_names
 from relay.front_door.pages.journey_view import journey_view
 from relay.operation.cli.output import journey_lines
 from relay.operation.cli.trace import diagnosis
-from relay.operation.commands.saved_mail import envelope_of
 from relay.store.journeys.details import read_detail
 from relay.store.journeys.document import Journey
 from relay.store.journeys.event_feed import event_data
@@ -176,7 +175,6 @@ def read_everywhere(journey: Journey) -> None:
         journey_view(shown)
         journey_lines(shown)
         diagnosis(shown, [])
-        envelope_of(shown)
 
 
 @pytest.mark.parametrize(("step", "row"), [*ROWS, (7, SUBMISSION_FAILED)])
