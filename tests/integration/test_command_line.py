@@ -73,7 +73,7 @@ def test_send_by_smtp_from_standard_input(shared: SharedRelay) -> None:
         (["send", "--from", "a@b.test", "--to", "nobody@example.test", "--body", "x"], DATA, "550"),
         (["serve"], UNAVAILABLE, "in use by process"),
         (["queue", "hold", "--all", "--until", "yesterday"], USAGE, "found 'yesterday'"),
-        (["import", ".", "--mailbox", "nobody@example.test"], DATA, "--create` makes it"),
+        (["import", ".", "--mailbox", "nobody@example.test"], USAGE, "A mailbox that moves"),
     ],
 )
 def test_exit_codes(relay: RelayProcess, words: list[str], code: int, expected_text: str) -> None:

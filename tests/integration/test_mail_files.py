@@ -1,24 +1,25 @@
-"""`relay import`, and the program of the page that writes a mailbox as mbox."""
+"""The programs and the recipe of the pages: a mailbox as mbox, files by SMTP, a Maildir that moves."""
 
 import mailbox
-import shutil
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
 
 from tests.support.dev_process import DevProcess
 from tests.support.graph_client import message
+from tests.support.relay_config import OPERATOR
 
-DATA = 65
 TOP = Path(__file__).parents[2]
-BOB, CAROL = "bob@example.test", "carol@example.test"
+EXAMPLES = TOP / "docs/examples"
+BOB = "bob@example.test"
 MAIL = [
     b"Subject: plain\r\n\r\nHello.\r\n",
-    b"Subject: quoting\r\n\r\nFrom here\r\n>From there\r\n\r\nFrom \r\n>>From x\r\n\r\n\r\n",
+    b"Subject: quoting\r\n\r\nFrom here\r\n\r\nFrom \r\n\r\n\r\n",
     b"Subject: =?utf-8?q?=C3=BC?=\r\nContent-Type: text/plain; charset=utf-8\r\n\r\n\xc3\xbc.\r\n",
     b"Subject: long\r\n\r\n" + (b"x" * 990 + b"\r\nFrom ") * 4000 + b"\r\n",
 ]
@@ -27,102 +28,130 @@ MAIL = [
 @pytest.fixture(scope="module")
 def relay() -> Iterator[DevProcess]:
     with DevProcess("--no-demo") as running:
-        for content in MAIL:
-            running.until_final(running.submit("app@example.test", [BOB], content))
-        draft = message(to=["x@a.test"], bcc=["hidden@a.test"], subject="a draft")
-        assert running.graph("POST", "/me/messages", draft, token="bob").status == 201
         yield running
 
 
-def imported(relay: DevProcess, name: str, *paths: Path) -> dict[str, int]:
-    words = (*map(str, paths), "--mailbox", f"{name}@example.test", "--create")
-    return dict(relay.cli_json("import", *words))
+def run_example(name: str, *words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name, *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return done.stderr
 
 
-def test_the_program_of_the_page_writes_a_mailbox_as_mbox(
+def sent_by_smtp(relay: DevProcess, recipient: str, *paths: Path) -> str:
+    """Wait until all is delivered; return what was said."""
+    host, port = relay.smtp_address()
+    said = run_example("send_mailbox.py", f"{host}:{port}", recipient, *map(str, paths))
+    answer = relay.graph("POST", "/relay/v1/quiet", {"timeout_s": 30}, token=OPERATOR)
+    assert answer.json()["quiet"] is True
+    return said
+
+
+def body_of(content: bytes) -> bytes:
+    return content.partition(b"\r\n\r\n")[2]
+
+
+def test_a_mailbox_goes_out_as_mbox_and_comes_back_by_smtp(
     relay: DevProcess, tmp_path: Path
 ) -> None:
-    shutil.copy(TOP / "docs/examples/to_mbox.py", tmp_path)
+    for content in MAIL:
+        relay.until_final(relay.submit("app@example.test", [BOB], content))
+    draft = message(to=["x@a.test"], bcc=["hidden@a.test"], subject="a draft")
+    assert relay.graph("POST", "/me/messages", draft, token="bob").status == 201
     target = tmp_path / "all.mbox"
-    words = [sys.executable, "to_mbox.py", str(relay.mailbox_of(BOB)), str(target)]
-    subprocess.run(words, cwd=tmp_path, check=True, timeout=60)
-    found = mailbox.mbox(str(target), create=False)
-    assert sorted(map(str, (one["subject"] for one in found))) == sorted(
-        ["=?utf-8?q?=C3=BC?=", "a draft", "long", "plain", "quoting"]
-    )
+    run_example("to_mbox.py", str(relay.mailbox_of(BOB)), str(target))
+    found = mailbox.mbox(target, create=False)
+    subjects = ["=?utf-8?q?=C3=BC?=", "a draft", "long", "plain", "quoting"]
+    assert sorted(str(one["subject"]) for one in found) == subjects
     found.close()
-    assert imported(relay, "from-mbox", target) == {"imported": 5, "present": 0, "no_mail": 0}
-    again = imported(relay, "from-mbox", target)
-    assert again == {"imported": 0, "present": 5, "no_mail": 0}
+    assert sent_by_smtp(relay, "back@example.test", target) == ""
+    came = [body_of(one) for one in contents(relay, "back@example.test")]
+    assert {body_of(content) for content in MAIL} <= {*came}
+    assert len(came) == len(subjects)
 
 
-def test_files_of_other_programs_are_imported(relay: DevProcess, tmp_path: Path) -> None:
-    one = EmailMessage()
-    one["Subject"], one["X-Relay-Id"] = "theirs", "0123456789abcdef"
-    one.set_content("From a far country\n")
-    mbox = mailbox.mbox(str(tmp_path / "theirs"))
-    mbox.add(one)
-    mbox.add(b"Subject: second\n\nno line end")
-    mbox.close()
-    maildir = mailbox.Maildir(str(tmp_path / "maildir"))
-    seen = mailbox.MaildirMessage(b"Subject: seen\n\nx\n")
-    seen.set_subdir("cur")
-    seen.set_flags("FS")
-    maildir.add(seen)
-    paths = (tmp_path / "theirs", tmp_path / "maildir")
-    assert imported(relay, "theirs", *paths) == {"imported": 3, "present": 0, "no_mail": 0}
-    found = {each["subject"]: each for each in relay.messages("inbox", token="theirs")}
-    assert {name: each["isRead"] for name, each in found.items()} == {
-        "theirs": False,
-        "second": False,
+def contents(relay: DevProcess, address: str) -> list[bytes]:
+    return [file.read_bytes() for file in (relay.mailbox_of(address) / "new").iterdir()]
+
+
+def test_files_of_other_programs_are_sent(relay: DevProcess, tmp_path: Path) -> None:
+    for file, content in {
+        "Maildir/cur/1.a.host:2,S": b"From: A <a@x.test>\nSubject: seen\n\nx\n",
+        "Maildir/.Sent/new/2.a.host": b"Subject: sent\n\nno line end",
+        "Maildir/dovecot.index": b"\0",
+        "Mail/inbox/17": b"From: b\xfc@x.test\nSubject: mh\n\n8 bit \xfc\n",
+        "Mail/.mh_sequences": b"unseen: 17\n",
+        "one.eml": b"Subject: one\n\n.\n",
+        "bare": b"Subject: bare\n\nCR\rLF\n",
+    }.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(content)
+    paths = [tmp_path / name for name in ("bare", "Maildir", "Mail", "one.eml")]
+    told = sent_by_smtp(relay, "theirs@example.test", *paths)
+    assert re.fullmatch(f"{tmp_path}/bare: .*5[0-9][0-9].*\n", told)  # the others were sent
+    found = relay.messages("inbox", token="theirs")
+    assert sorted(one["subject"] for one in found) == ["mh", "one", "seen", "sent"]
+
+
+def test_a_maildir_moves_as_the_page_says(relay: DevProcess, tmp_path: Path) -> None:
+    for file, content in {
+        "cur/1700000000.1.host,S=59,W=62:2,FS": "Subject: seen\n\nx\n",
+        "new/1700000001.2.host": "Received: x\nX-RELAY-Id: 0123456789abcdef\n more\nSubject: new\n\nX-Relay-Id: text\n",
+        "new/1700000002.3.host,S=99,W=104": "X-Relay-Draft: 1 0000000024\r\nX-Relay-Data: {}\r\nSubject: block\r\n\r\nx\r\n",
+        ".Sent/cur/1700000003.4.host:2,Sa": "Subject: sent\n\nx\n",
+        ".Work/new/1700000004.5.host": "Subject: work\n\nx\n",
+        ".Work.2025/cur/1700000005.6.host:2,S": "Subject: work of 2025\n\nx\n",
+    }.items():
+        folder = (tmp_path / file).parents[1]
+        for name in ("cur", "new", "tmp"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(content.encode())
+        os.utime(tmp_path / file, (1_600_000_000, 1_600_000_000))
+    (tmp_path / ".Sent/dovecot-keywords").write_text("0 tax\n")
+    (tmp_path / "dovecot-uidlist").write_text("3 V1 N6 G1\n")
+    page = (TOP / "docs/operation-routes.md").read_text().partition("### A mailbox that moves\n")[2]
+    (recipe,) = re.findall(r"(?s)```\n(.*?)```", page.partition("\n#")[0])
+    target = relay.mailbox_of("ann@example.test")
+    user = (
+        ("-o relay -g relay", f"-o {os.getuid()} -g {os.getgid()}"),
+        ("relay:relay", f"{os.getuid()}:{os.getgid()}"),
+    )
+    place = (
+        ("~ann/Maildir", str(tmp_path)),
+        ("/var/lib/relay/mail/example.org/ann", str(target)),
+    )
+    for written, here in (*user, *place):
+        assert recipe.count(written) == 1
+        recipe = recipe.replace(written, here)
+    done = subprocess.run(
+        ["bash", "-e"], check=False, input=recipe, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+    found = {one["subject"]: one for one in relay.messages("inbox", token="ann")}
+    assert {name: one["isRead"] for name, one in found.items()} == {
         "seen": True,
+        "new": False,
+        "block": False,
     }
     assert found["seen"]["flag"]["flagStatus"] == "flagged"
-    assert found["theirs"]["id"] != "0123456789abcdef"
-
-
-def test_what_is_no_mail_is_named_and_left_out(relay: DevProcess, tmp_path: Path) -> None:
-    for name in ("a", "c"):
-        (tmp_path / f"{name}.eml").write_text(f"Subject: {name}\n\nx\n")
-    bad = {
-        "b1.eml": (b"", "found no octets, expected a message"),
-        "b2.eml": (b"\x89PNG\r\n", "found '\\\\x89PNG', expected the header of a message"),
-        "b3.eml": (
-            b"From a@b Thu Jan  1 00:00:00 1970\nSubject: x\n\ny\n\nFrom a\nno header\n",
-            ":6: found",
-        ),
+    assert {one["receivedDateTime"] for one in found.values()} == {"2020-09-13T12:26:40Z"}
+    assert found["new"]["id"] != "0123456789abcdef"
+    assert {one.read_bytes() for one in (target / "new").iterdir()} == {
+        b"Received: x\nSubject: new\n\nX-Relay-Id: text\n",
+        b"Subject: block\r\n\r\nx\r\n",
     }
-    for name, (octets, _) in bad.items():
-        (tmp_path / name).write_bytes(octets)
-    done = relay.cli("import", str(tmp_path), "--mailbox", CAROL, "--create")
-    told = "found 6: imported 3 messages, left out 3\n"
-    assert (done.returncode, done.stdout) == (DATA, told)
-    for name, (_, text) in bad.items():
-        assert str(tmp_path / name) in done.stderr
-        assert text in done.stderr
-    assert [*relay.mailbox_of(CAROL).glob("tmp/*")] == []
-
-
-def test_folders_of_a_maildir_go_below_the_named_folder(relay: DevProcess, tmp_path: Path) -> None:
-    for folder in ("", ".Sent", ".Archive.2025"):
-        for directory in ("cur", "new"):
-            (tmp_path / folder / directory).mkdir(parents=True)
-        (tmp_path / folder / "cur/1.x.host:2,S").write_text(f"Subject: in {folder}\n\nx\n")
-    (tmp_path / ".Linked").symlink_to(tmp_path / ".Sent")
-    words = ("import", str(tmp_path), "--mailbox", CAROL, "--folder", "Archive")
-    done = relay.cli(*words)
-    told = "found 4: imported 3 messages, left out 1\n"
-    assert (done.returncode, done.stdout) == (DATA, told)
-    assert f"left out {tmp_path / '.Linked'}: found a symbolic link" in done.stderr
-    (tmp_path / ".Linked").unlink()
-    done = relay.cli(*words)
-    told = "found 3: imported 0 messages, 3 were there already\n"
-    assert (done.returncode, done.stdout) == (0, told)
-    root = relay.mailbox_of(CAROL)
-    for folder in (".Archive", ".Archive.Sent", ".Archive.Archive.2025"):
-        assert [*(root / folder / "cur").iterdir()]
-    below = relay.graph("GET", "/me/mailFolders/archive/childFolders", token="carol").json()
-    assert {(each["displayName"], each["totalItemCount"]) for each in below["value"]} == {
-        ("Sent", 1),
-        ("Archive", 0),
-    }
+    (sent,) = relay.messages("sentitems", token="ann")
+    assert sent["subject"] == "sent"
+    assert (target / ".Sent/dovecot-keywords").read_text() == "0 tax\n"
+    folders = relay.graph("GET", "/me/mailFolders", token="ann").json()["value"]
+    (work,) = [one["id"] for one in folders if one["displayName"] == "Work"]
+    below = relay.graph("GET", f"/me/mailFolders/{work}/childFolders", token="ann").json()["value"]
+    assert [(one["displayName"], one["totalItemCount"]) for one in below] == [("2025", 1)]
+    relay.until_final(relay.submit("app@example.test", ["ann@example.test"], MAIL[0]))
+    moved = f"/me/messages/{found['new']['id']}/move"
+    assert relay.graph("POST", moved, {"destinationId": below[0]["id"]}, token="ann").status == 201

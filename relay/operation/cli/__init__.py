@@ -25,7 +25,6 @@ A service:
 - `policy`: `relay policy check | test | try`
 - `backup`: `relay backup`, `relay restore`, `relay check`
 - `storage`: `relay storage verify | backup | prune | adopt`; the text of findings
-- `mail_files`: `relay import`
 
 Messages:
 

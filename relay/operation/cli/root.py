@@ -44,7 +44,6 @@ _GROUPS = {
         "oauth": "Sign in for the tokens of routes, and try to get them.",
         "dns": "Compare the DNS records of a domain with what to publish.",
         "dkim": "Make keys that sign mail, and show those in use.",
-        "import": "Put messages from files into a mailbox.",
     },
     "Repair": {
         "queue": "List the queue and change it.",
@@ -61,7 +60,6 @@ _MODULES = {
     "log": "trace",
     "list": "trace",
     "search": "trace",
-    "import": "mail_files",
     "restore": "backup",
     "check": "backup",
     "pause": "queue",
@@ -75,7 +73,7 @@ _MODULES = {
     "reset": "relay.development.verbs.clock",
 }
 _CALLED = ("sendmail", "mailq")  # names of the program, such as symbolic links, that select a verb
-_NAMES = {"import": "import_mail", "list": "log"}
+_NAMES = {"list": "log"}
 # Names that users of other programs may try.
 _INSTEAD = {name: f"queue {name}" for name in ("retry", "hold", "release", "cancel", "reroute")} | {
     "delete": "queue cancel",
@@ -86,7 +84,10 @@ _INSTEAD = {name: f"queue {name}" for name in ("retry", "hold", "release", "canc
     "tail": "list",
 }
 # Removed in 0.5.0, and what to do instead; 0.6.0 knows these names no longer.
-_REMOVED = {"policy diff": "`relay policy try` says what the rules do with a message"}
+_REMOVED = {
+    "policy diff": "`relay policy try` says what the rules do with a message",
+    "import": "docs/operation-routes.md, A mailbox that moves; docs/examples/send_mailbox.py",
+}
 
 
 class _Verbs(click.Group):

@@ -14,7 +14,6 @@ nothing, so that a command that uses the daemon loads neither of them.
 - `dns`: asks the DNS for `relay dns`: SPF with its includes, MX, TLSA ...
 - `dns_records`: what to publish for a domain, and what is wrong with what is published: MX, SPF,
   DKIM, DMARC, MTA-STS, TLS-RPT, TLSA
-- `mail_import`: .eml, mbox and Maildir into a mailbox; which fields go; repeated imports
 
 Checks:
 

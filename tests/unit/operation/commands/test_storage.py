@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-import relay.operation.cli.mail_files
 import relay.operation.cli.policy
 import relay.operation.cli.send
 import relay.operation.cli.storage
