@@ -4,7 +4,7 @@
 page. If there is a token, the user must enter it: as the password, or on the page of /authorize.
 Then there are no device codes, and the token is also the secret of each client. Refresh tokens and
 codes are signed texts, which only their client can use. A code can be used once, for 60 s. RFC 6749
-4.1, 4.3, 6; RFC 7523 2.1; RFC 7636; RFC 8628; OpenID Connect Core 2. Error numbers are Entra's.
+4.1, 4.3, 6; RFC 7636; RFC 8628; OpenID Connect Core 2. Error numbers are Entra's.
 """
 
 import base64
@@ -51,8 +51,6 @@ from relay.front_door.sign_in.token_endpoint import (
     DEVICE_CODE,
     NO_STORE,
     TEXT_MAX,
-    TOKEN_V1,
-    V1_OF,
     SignInError,
     SignInRequest,
     graph_url,
@@ -60,7 +58,6 @@ from relay.front_door.sign_in.token_endpoint import (
     read_form,
     require_method,
     required,
-    resource_of,
     token_response,
 )
 
@@ -70,7 +67,6 @@ REFRESH_LIFETIME_S = 90 * 24 * 3600
 DEVICE_PAGE = "oauth2/deviceauth"
 USER_REALM = "userrealm"
 _DEVICE_GRANTS = ("urn:ietf:params:oauth:grant-type:device_code", "device_code")
-_ON_BEHALF = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 _POLL_INTERVAL_S = 1
 _CLIENT_ID_MAX = 256  # octets
 _NONCE_MAX = 512
@@ -101,10 +97,10 @@ class UserGrants:
     needs_token: bool  # whether the user must enter the token of the relay
 
     # see UserSignIn
-    paths: ClassVar[Sequence[str]] = (TOKEN_V1, *V1_OF, DEVICE_PAGE, NATIVE_CLIENT)
+    paths: ClassVar[Sequence[str]] = (DEVICE_PAGE, NATIVE_CLIENT)
     prefixes: ClassVar[Sequence[str]] = ("common",)  # of the path with a user's name
     # that a person opens in a browser
-    pages: ClassVar[Sequence[str]] = (AUTHORIZE, *V1_OF, DEVICE_PAGE, NATIVE_CLIENT)
+    pages: ClassVar[Sequence[str]] = (AUTHORIZE, DEVICE_PAGE, NATIVE_CLIENT)
 
     def __post_init__(self) -> None:
         self._ids = Ids(self.clock)
@@ -115,7 +111,6 @@ class UserGrants:
             "refresh_token": self._by_refresh_token,
             "password": self._by_password,
             **dict.fromkeys(_DEVICE_GRANTS, self._by_device_code),
-            _ON_BEHALF: self._on_behalf,
         }
         self.grants: Sequence[str] = tuple(self._by_grant)
         self.discovery: Mapping[str, Any] = {
@@ -128,12 +123,11 @@ class UserGrants:
 
     async def respond(self, asked: SignInRequest) -> Response | None:
         """See UserSignIn."""
-        path = V1_OF.get(asked.path, asked.path)
-        if path == AUTHORIZE:
+        if asked.path == AUTHORIZE:
             return await self._authorize(asked)
         if asked.path == NATIVE_CLIENT:
             return blank_page()
-        if path == DEVICE_CODE:
+        if asked.path == DEVICE_CODE:
             require_method(asked.http, "POST")
             return self._new_device_code(asked, await read_form(asked.http))
         if asked.path == DEVICE_PAGE:
@@ -157,14 +151,8 @@ class UserGrants:
         self, asked: SignInRequest, form: Mapping[str, str], client: RegisteredClient | None
     ) -> Response:
         """See UserSignIn."""
-        grant, has_secret = form["grant_type"], client is not None
-        if client is None:
-            client = self._public_client(form)
-        if grant == _ON_BEHALF and not has_secret:
-            text = "The request body must contain the parameter 'client_secret' or "
-            text += "'client_assertion': a token is exchanged by a service."
-            raise SignInError("invalid_client", text, number=7000218, status=401)
-        granted = await self._by_grant[grant](asked, form, client)
+        client = client or self._public_client(form)
+        granted = await self._by_grant[form["grant_type"]](asked, form, client)
         return self._response(asked, form, granted)
 
     def _public_client(self, form: Mapping[str, str]) -> RegisteredClient:
@@ -225,39 +213,16 @@ class UserGrants:
     async def _by_device_code(
         self, _asked: SignInRequest, form: Mapping[str, str], client: RegisteredClient
     ) -> _Grant:
-        code = form.get("device_code") or required(form, "code")
+        code = required(form, "device_code")
         claims = self._unsealed(code, "device_code", client, ended=("expired_token", 70020))
         self._use_once(claims["id"], DEVICE_LIFETIME_S)
         return _Grant(client, self._user(claims["user"], client), claims["scope"])
 
-    async def _on_behalf(
-        self, asked: SignInRequest, form: Mapping[str, str], client: RegisteredClient
-    ) -> _Grant:
-        if (use := form.get("requested_token_use", "")) != "on_behalf_of":
-            text = f"requested_token_use: found {quoted(use)}, expected 'on_behalf_of'."
-            raise SignInError("invalid_request", text, number=900144)
-        try:
-            user = self.tokens.account_of(
-                required(form, "assertion"), self.accounts, client=asked.http.counted_address
-            )
-        except InvalidTokenError as error:
-            text = f"Assertion is not within its valid time range. {error}"
-            raise SignInError("invalid_grant", text, number=500133) from None
-        if user is None:
-            text = "Assertion failed: it is no token of a user of this relay."
-            raise SignInError("invalid_grant", text, number=50013)
-        if user.acts_for:
-            text = "The assertion is a token of an application; expected that of a user."
-            raise SignInError("invalid_grant", text, number=7000114)
-        user = self.accounts.by_address(user.address) or user  # with all of its scopes
-        return _Grant(client, user, _scope(form))
-
     def _response(self, asked: SignInRequest, form: Mapping[str, str], grant: _Grant) -> Response:
         """Return the tokens. The scope may add those of OpenID Connect and for a refresh."""
-        is_v1, user, client = asked.path == TOKEN_V1, grant.user, grant.client
+        user, client = grant.user, grant.client
         scopes = grant.scope.split()
-        audience = (resource_of(form) if is_v1 else "") or _audience(scopes)
-        audience = audience or graph_url(asked.base_url)
+        audience = _audience(scopes) or graph_url(asked.base_url)
         names = (scope.rpartition("/")[2] for scope in (*scopes, *grant.earlier.split()))
         access_token = self.tokens.issue(
             client,
@@ -271,11 +236,9 @@ class UserGrants:
         fields = {"access_token": access_token}
         if granted := " ".join(scope for scope in scopes if scope != "offline_access"):
             fields["scope"] = granted
-        if is_v1:
-            fields |= {"resource": audience, "expires_on": str(self._now_s() + LIFETIME_S - 1)}
-        if is_v1 or "openid" in scopes:
+        if "openid" in scopes:
             fields["id_token"] = self.tokens.sign(self._id_claims(asked, grant))
-        if is_v1 or "offline_access" in scopes:
+        if "offline_access" in scopes:
             kept = {"user": user.address, "scope": grant.scope}
             fields["refresh_token"] = self.tokens.seal(
                 client, kept, kind="refresh_token", lifetime_s=REFRESH_LIFETIME_S
@@ -307,7 +270,7 @@ class UserGrants:
 
     async def _authorize(self, asked: SignInRequest) -> Response:
         request = asked.http
-        query = _with_resource(asked, _parameters(request.query))
+        query = _parameters(request.query)
         client = self._public_client(query)
         redirect_uri = required(query, "redirect_uri")
         require_own_redirect(redirect_uri, asked.base_url)
@@ -358,7 +321,6 @@ class UserGrants:
         return "" if account is not None else "This is not the token of this relay."
 
     def _new_device_code(self, asked: SignInRequest, form: Mapping[str, str]) -> Response:
-        form = _with_resource(asked, form)
         client = self._public_client(form)
         if self.needs_token:
             text = "A relay that has a token signs in no device: use the grant password, or "
@@ -376,7 +338,7 @@ class UserGrants:
             {
                 "device_code": code,
                 "user_code": secrets.token_hex(4).upper(),
-                "verification_url" if asked.path in V1_OF else "verification_uri": uri,
+                "verification_uri": uri,
                 "expires_in": DEVICE_LIFETIME_S,
                 "interval": _POLL_INTERVAL_S,
                 "message": f"{claims['user']} is signed in now; there is nothing to do.",
@@ -412,14 +374,6 @@ class UserGrants:
 
     def _now_s(self) -> int:
         return self.clock.time_us() // 1_000_000
-
-
-def _with_resource(asked: SignInRequest, form: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the parameters of a request. In version 1, the resource becomes the scope."""
-    if asked.path not in V1_OF or "scope" in form:
-        return form
-    resource = resource_of(form)
-    return {**form, "scope": f"{resource}/.default"} if resource else form
 
 
 def _parameters(query: tuple[tuple[str, str], ...]) -> Mapping[str, str]:

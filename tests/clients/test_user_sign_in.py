@@ -123,8 +123,8 @@ def test_msal_interactively(dev: DevProcess, url: str, browser: None) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:response_mode='form_post' is recommended")
-def test_msal_by_a_code_and_on_behalf_of_its_user(dev: DevProcess, url: str) -> None:
-    """A web application with a secret, and a service that it calls."""
+def test_msal_by_a_code(dev: DevProcess, url: str) -> None:
+    """A web application with a secret."""
     web = msal.ConfidentialClientApplication(
         "web", client_credential="any", authority=f"{url}/contoso", instance_discovery=False
     )
@@ -133,11 +133,6 @@ def test_msal_by_a_code_and_on_behalf_of_its_user(dev: DevProcess, url: str) -> 
     back = dict(httpx.URL(answer.headers["location"]).params)
     found = web.acquire_token_by_auth_code_flow(flow, back)  # checks state and nonce
     assert mailbox(dev, found) == ALICE
-    service = msal.ConfidentialClientApplication(
-        "service", client_credential="any", authority=f"{url}/contoso", instance_discovery=False
-    )
-    behalf = service.acquire_token_on_behalf_of(found["access_token"], SCOPES)
-    assert mailbox(dev, behalf) == ALICE
 
 
 def test_msal_with_a_certificate(dev: DevProcess, url: str) -> None:
@@ -191,17 +186,7 @@ def test_credentials_of_an_application(dev: DevProcess, identity: Any, tmp_path:
     assert opened(dev, credential, ALL) == "app@example.test"
 
 
-def test_credentials_of_a_user_and_on_behalf_of_it(dev: DevProcess, identity: Any) -> None:
-    def of_carol() -> Any:
-        user = ("desktop", "carol@example.test", "any")
-        return identity.UsernamePasswordCredential(*user, tenant_id="contoso")
-
-    assert opened(dev, of_carol()) == "carol@example.test"
-    with of_carol() as user:
-        assertion = user.get_token(SCOPES[0]).token
-    data = (certificate().key_pem + certificate().pem).encode()
-    for own in ({"client_secret": "any"}, {"client_certificate": data}):
-        credential = identity.OnBehalfOfCredential(
-            "contoso", "service", user_assertion=assertion, **own
-        )
-        assert opened(dev, credential) == "carol@example.test"
+def test_credentials_of_a_user(dev: DevProcess, identity: Any) -> None:
+    user = ("desktop", "carol@example.test", "any")
+    credential = identity.UsernamePasswordCredential(*user, tenant_id="contoso")
+    assert opened(dev, credential) == "carol@example.test"

@@ -35,10 +35,9 @@ from relay.front_door.sign_in.client_assertions import (
 )
 
 _TOKEN = "oauth2/v2.0/token"  # noqa: S105 - a path
-TOKEN_V1 = "oauth2/token"  # noqa: S105 - a path, of a UserSignIn
+_TOKEN_V1 = "oauth2/token"  # noqa: S105 - no path here: programs name it as audience
 AUTHORIZE = "oauth2/v2.0/authorize"
 DEVICE_CODE = "oauth2/v2.0/devicecode"
-V1_OF = {"oauth2/authorize": AUTHORIZE, "oauth2/devicecode": DEVICE_CODE}  # of a UserSignIn
 _KEYS = "discovery/v2.0/keys"
 _CONFIGURATION = ".well-known/openid-configuration"
 _CONFIGURATION_V2 = f"v2.0/{_CONFIGURATION}"
@@ -204,9 +203,9 @@ class _Endpoints:
             return json_response(document(asked))
         if self.users is not None and (response := await self.users.respond(asked)) is not None:
             return response
-        if path not in SIGN_IN_PATHS and path != TOKEN_V1:
+        if path not in SIGN_IN_PATHS:
             raise SignInError("invalid_request", "There is no endpoint of this path.", status=404)
-        if path not in (_TOKEN, TOKEN_V1):
+        if path != _TOKEN:
             text = f"Users cannot sign in here; the only grant is {_GRANT}, at {_TOKEN}."
             kind = "unsupported_grant_type" if path == DEVICE_CODE else "unsupported_response_type"
             raise SignInError(kind, text, number=70003)
@@ -268,8 +267,6 @@ class _Endpoints:
             raise SignInError("unsupported_grant_type", f"{text}.", number=70003)
         credentials = _credentials(request, form)
         audience = _audience(form.get("scope", ""))
-        if asked.path == TOKEN_V1:
-            audience = resource_of(form) or audience
         client = await self._signed_in(asked, credentials)
         token = self.tokens.issue(
             client,
@@ -319,7 +316,7 @@ class _Endpoints:
             self._assertions.check,
             credentials.assertion,
             client_id=credentials.client_id,
-            audiences=[f"{asked.authority}/{path}" for path in (_TOKEN, TOKEN_V1)],
+            audiences=[f"{asked.authority}/{path}" for path in (_TOKEN, _TOKEN_V1)],
         )
         return self.accounts.by_client_assertion(
             credentials.client_id, check, client=asked.http.counted_address
@@ -366,14 +363,6 @@ def _with_secret(form: Mapping[str, str]) -> Mapping[str, str]:
         return form
     others = {name: value for name, value in form.items() if name != "client_assertion"}
     return {**others, "client_secret": form["client_assertion"]}
-
-
-def resource_of(form: Mapping[str, str]) -> str:
-    """Return the resource of a request at the path of version 1, "" for none."""
-    resource = form.get("resource", "")
-    if len(resource.encode()) > TEXT_MAX:
-        raise SignInError("invalid_resource", "The resource is too long.", number=500011)
-    return resource.rstrip("/")
 
 
 def host_of(base_url: str) -> str:

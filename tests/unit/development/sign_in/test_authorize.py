@@ -245,26 +245,6 @@ async def test_with_a_token_a_code_needs_it(guarded):
     assert await guarded.mailbox(found) == "carol@example.test"
 
 
-async def test_the_paths_of_version_1_take_a_resource(dev):
-    query = {
-        "client_id": "app",
-        "response_type": "code",
-        "redirect_uri": REDIRECT,
-        "resource": GRAPH,
-    }
-    answer = await dev.http.get("/common/oauth2/authorize", params=query)
-    form = {"redirect_uri": REDIRECT, "code": returned(answer)["code"], "scope": ""}
-    found = await dev.tokens_by("authorization_code", "/common/oauth2/token", **form)
-    assert found["resource"] == GRAPH
-    assert await dev.mailbox(found) == "alice@example.test"
-    sent = {"client_id": "app", "resource": "https://outlook.office.com"}
-    device = (await dev.http.post("/common/oauth2/devicecode", data=sent)).json()
-    assert device["verification_url"].endswith("/common/oauth2/deviceauth")
-    form = {"code": device["device_code"], "scope": ""}
-    found = await dev.tokens_by("device_code", "/common/oauth2/token", **form)
-    assert found["resource"] == "https://outlook.office.com"
-
-
 async def test_the_page_of_native_clients_is_blank(dev):
     page = await dev.http.get("/common/oauth2/nativeclient?code=x")
     assert (page.status_code, page.text) == (200, "")

@@ -152,30 +152,14 @@ async def test_a_token_opens_what_its_scopes_name(dev):
 
     none = await dev.tokens_by("password", **form, scope="api://service/access")
     assert await may(none) == [200, 403, 403]
-    service = {"requested_token_use": "on_behalf_of", "client_id": "service", "client_secret": "x"}
-    found = await dev.tokens_by(
-        ON_BEHALF, assertion=none["access_token"], **service, scope="Mail.Read"
-    )
-    assert await may(found) == [200, 200, 403]
 
 
-async def test_what_no_service_gets_on_behalf_of_a_user(dev):
-    form = {"requested_token_use": "on_behalf_of", "client_secret": "any"}
-    user = await dev.tokens_by("password", username="carol", password="any")
-    answer = await dev.ask(
-        ON_BEHALF, assertion=user["access_token"], **form | {"client_secret": ""}
-    )
-    failed(answer, "invalid_client", 7000218, status=401)
-    answer = await dev.ask(ON_BEHALF, **form)
-    assert "'assertion'" in failed(answer, "invalid_request", 900144)
-    answer = await dev.ask(ON_BEHALF, assertion="x", client_secret="any")
-    assert "requested_token_use" in failed(answer, "invalid_request", 900144)
-    own = await dev.tokens_by("client_credentials", client_secret="x", scope=f"{GRAPH}/.default")
-    answer = await dev.ask(ON_BEHALF, assertion=own["access_token"], **form)
-    failed(answer, "invalid_grant", 7000114)
-    dev.clock.advance(LIFETIME_S)
-    answer = await dev.ask(ON_BEHALF, assertion=user["access_token"], **form)
-    failed(answer, "invalid_grant", 500133)
+async def test_the_paths_of_version_1_and_the_grant_of_a_service_are_gone(dev):
+    for path in ("token", "authorize", "devicecode"):
+        answer = await dev.ask("client_credentials", f"/common/oauth2/{path}", client_secret="x")
+        assert answer.status_code == 404
+    answer = await dev.ask(ON_BEHALF, client_secret="x", requested_token_use="on_behalf_of")
+    assert "authorization_code" in failed(answer, "unsupported_grant_type", 70003)
 
 
 async def test_any_assertion_is_a_secret_of_its_client(dev):
@@ -217,18 +201,6 @@ async def test_with_a_token_no_secret_and_no_assertion_of_another_text_is_good(g
     form = {"client_assertion": THE_TOKEN, "scope": f"{GRAPH}/.default"}
     found = await guarded.tokens_by("client_credentials", **form)
     assert await guarded.mailbox(found, "users/app@example.test")
-
-
-async def test_with_a_token_on_behalf_of_needs_a_token_of_this_relay(guarded):
-    form = {"requested_token_use": "on_behalf_of", "client_secret": THE_TOKEN}
-    claims = base64.urlsafe_b64encode(b'{"upn":"alice@example.test"}').decode().rstrip("=")
-    answer = await guarded.ask(ON_BEHALF, assertion=f"eyJhbGciOiJub25lIn0.{claims}.", **form)
-    failed(answer, "invalid_grant", 50013)
-    answer = await guarded.ask(ON_BEHALF, assertion=THE_TOKEN, **form)
-    failed(answer, "invalid_grant", 7000114)
-    user = await guarded.tokens_by("password", username="carol", password=THE_TOKEN)
-    found = await guarded.tokens_by(ON_BEHALF, assertion=user["access_token"], **form)
-    assert await guarded.mailbox(found) == "carol@example.test"
 
 
 GUESSES: list[Callable[[Development, str], Any]] = [
