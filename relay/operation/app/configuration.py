@@ -306,7 +306,7 @@ def route_table(
 ) -> RouteTable:
     """Return the table of the routes and local domains in `settings`."""
     boxes = settings.mailboxes
-    return RouteTable(
+    table = RouteTable(
         settings.route,
         settings.domains,
         accounts,
@@ -316,6 +316,8 @@ def route_table(
         hostname=settings.hostname,
         confinement=confinement,
     )
+    table.signed = {key.domain for key in settings.dkim}
+    return table
 
 
 def read_table(settings: Settings, accounts: AccountDirectory, file: Path) -> RouteTable:

@@ -219,7 +219,9 @@ class Explainer:
     ) -> RoutingResult:
         """Return where mail for an address goes, as acceptance does."""
         header = Header.of(question.content or b"")
-        examine = self.forwarding.examiner(sender.reverse_path, header, trusted=sender.is_trusted)
+        examine = self.forwarding.examiner(
+            sender.reverse_path, header, trusted=sender.is_trusted, results=question.results
+        )
         return examine(address, "", is_copy)
 
     def _expander(self, question: Question) -> Callable[[str], Expansion | None]:

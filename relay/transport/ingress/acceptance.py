@@ -276,7 +276,9 @@ class Acceptance:
         recipients = expand_recipients(arrival.paths, expand, filtered.recipients, refuse=refuse)
         if filtered.added:
             recipients = with_added(recipients, expand, filtered.added)
-        examine = forwarding.examiner(sender, content.header, trusted=origin.trusted)
+        examine = forwarding.examiner(
+            sender, content.header, trusted=origin.trusted, results=filtered.results
+        )
         return ExaminedMail(
             arrival=arrival,
             content=content,
@@ -314,7 +316,9 @@ class Acceptance:
         arrival = examined.arrival
         envelope = replace(arrival.envelope, reverse_path=sender)
         header, is_trusted = examined.content.header, arrival.origin.trusted
-        examine = self.forwarding.examiner(sender, header, trusted=is_trusted)
+        examine = self.forwarding.examiner(
+            sender, header, trusted=is_trusted, results=arrival.filtered.results
+        )
         routes = examined_recipients(examined.recipients, examine)
         return replace(
             examined,
@@ -351,7 +355,12 @@ class Acceptance:
                 forwarded_by = aliases.get(added.acted_for) or added.acted_for
             return forwarding.sender_of(forwarded_by, address, reverse_path, trusted=is_trusted)
 
-        chosen = partial(self.router.examine_chosen, reverse_path=reverse_path)
+        chosen = forwarding.examiner_of_chosen(
+            reverse_path,
+            examined.content.header,
+            trusted=is_trusted,
+            results=arrival.filtered.results,
+        )
         return fan_out(
             recipients,
             with_next_hops(examined.routes, verdict, chosen),

@@ -36,7 +36,7 @@ from relay.store.journeys.details import RefusedRecipient, ReplacedSender, Route
 from relay.store.journeys.events import Event
 from relay.store.mailbox.stored_message import WellKnown
 from relay.store.spool.types import NO_EXTRA, EntryExtra, NewEntry, NewRecipient
-from relay.transport.ingress.forwarding import LENDS, ExpandedRecipients
+from relay.transport.ingress.forwarding import BORROWS, BORROWS_LATE, ExpandedRecipients
 from relay.transport.ingress.stages import DecidedMail, Examine
 from relay.transport.routing.routing_result import (
     InvalidRecipient,
@@ -184,6 +184,8 @@ def fan_out(
         added_by = recipients.added_by.get(path.address, "")
         start = NewRecipient(path, position=position, added_by=added_by)
         if isinstance(route, InvalidRecipient):
+            if route.is_late:
+                next(verdicts)
             final.append(_failed(start, route.status, route.text))
             continue
         decided = next(verdicts)
@@ -225,7 +227,7 @@ def fan_out(
 def _refused(additions: Sequence[tuple[AddedRecipient, str, str, RoutingResult]]) -> set[_Copy]:
     """Return the copies that rules add and that must not leave in any content."""
     copies = {
-        ((addition.rule, addition.tenant, addition.address), route == LENDS)
+        ((addition.rule, addition.tenant, addition.address), route == BORROWS)
         for addition, *_, route in additions
     }
     return {copy for copy, is_lent in copies if is_lent and (copy, False) not in copies}
@@ -258,9 +260,13 @@ def has_answers(examinations: Sequence[RoutingResult]) -> bool:
 def as_valid(
     before: Sequence[RoutingResult], after: Sequence[RoutingResult]
 ) -> Sequence[RoutingResult]:
-    """Return the later routes; if the validity of a recipient has changed, the route before."""
+    """Return the later routes; if the validity of a recipient has changed, the route before, unless
+    the later one would vouch for a borrowed name.
+    """
     return [
-        later if isinstance(later, InvalidRecipient) == isinstance(was, InvalidRecipient) else was
+        later
+        if isinstance(later, InvalidRecipient) == isinstance(was, InvalidRecipient)
+        else (BORROWS_LATE if later == BORROWS else was)
         for was, later in zip(before, after, strict=True)
     ]
 
@@ -274,12 +280,18 @@ def with_next_hops(
     if not any(recipient.next_hop for recipient in verdict.recipients):  # nearly always
         return examinations
     verdicts = iter(verdict.recipients)
-    return [
-        route
-        if isinstance(route, InvalidRecipient) or not (decided := next(verdicts)).next_hop
-        else chosen(decided.address, decided.next_hop, route)
-        for route in examinations
-    ]
+
+    routes = list[RoutingResult]()
+    for route in examinations:
+        if not isinstance(route, InvalidRecipient):
+            decided = next(verdicts)
+            if decided.next_hop and decided.action is VerdictAction.DELIVER:
+                routes.append(chosen(decided.address, decided.next_hop, route))
+                continue
+        elif route.is_late:
+            next(verdicts)
+        routes.append(route)
+    return routes
 
 
 def _entry(key: _Key, bucket: Sequence[NewRecipient], used: Sequence[int]) -> NewEntry:
@@ -304,7 +316,7 @@ def _final_state(
         case VerdictAction.DISCARD:
             return _discarded(start)
         case VerdictAction.REDIRECT if refused.issuperset(_copies_of(verdict)):
-            return _failed(start, LENDS.status, LENDS.text)
+            return _failed(start, BORROWS.status, BORROWS.text)
         case VerdictAction.REDIRECT:
             return replace(start, state=RecipientState.REDIRECTED, successors=verdict.successors)
         case VerdictAction.QUARANTINE:  # RFC 3463 3.2

@@ -13,8 +13,10 @@ account keeps it, the alias rejects it.
 
 A copy for another domain leaves with a sender of this host. It passes SPF for the local domains,
 and DMARC if From has one of them. So a copy of a stranger's mail with a local domain in From is
-rejected. Copies that a rule sends outside have such a sender too: a rule of the operator may use
-any local domain, a rule of a tenant only the tenant's.
+rejected. What leaves by a login passes for the names of that login: a stranger's mail in such a
+name is rejected, unless SPF or DKIM has passed for its author's domain. Copies that a rule sends
+outside have a sender of this host too: a rule of the operator may use any local domain, a rule of a
+tenant only the tenant's.
 
 An alias may take mail from some senders only (`from`), as aliases that Postfix protects by the
 sender (its RESTRICTION_CLASS_README), and groups of Exchange (AcceptMessagesOnlyFrom). As in
@@ -26,11 +28,10 @@ RFC 5321 3.9.1, 4.5.5; RFC 3461 5.2.1 (ORCPT), 5.2.7.2, 5.2.7.3; RFC 7489 3.1 (S
 RFC 9228 (Delivered-To).
 """
 
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
-from unicodedata import normalize
+from typing import TypeGuard
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -38,6 +39,7 @@ from msgspec.structs import replace
 from relay.base.accounts.account import AccountDirectory, AliasTarget, Expansion
 from relay.base.clock import Clock
 from relay.base.message.address import AddressError, own_mailbox, parse_mailbox
+from relay.base.message.authentication_results import AuthResult, is_aligned
 from relay.base.message.envelope import ForwardPath, Notify, domain_of
 from relay.base.message.header import Header
 from relay.base.message.lifecycle import RecipientState
@@ -47,14 +49,19 @@ from relay.base.message.status import own_reply, split_reply
 from relay.base.message.verdict import AddedRecipient, RateCharge, Verdict, tenant_of_rule
 from relay.base.phrases import counted
 from relay.formats.dsn import ReportedRecipient
-from relay.formats.read_header import ORIGINATORS_OCTETS_MAX, decode_text, originators
 from relay.store.spool.types import NewRecipient
+from relay.transport.ingress.author_names import AuthorNames
 from relay.transport.ingress.data import Submitter
 from relay.transport.ingress.message_limits import RateLimits
 from relay.transport.ingress.session_limits import EXPANDED_MAX
 from relay.transport.policy.rule_book import TenantRules
 from relay.transport.routing.route_table import RouteTable
-from relay.transport.routing.routing_result import InvalidRecipient, RemoteRecipient, RoutingResult
+from relay.transport.routing.routing_result import (
+    InvalidRecipient,
+    LocalRecipient,
+    RemoteRecipient,
+    RoutingResult,
+)
 
 REPORT_BYTES_MAX = 1_000_000  # of a report to an SRS address
 REPORTS_PER_HOUR = 20  # to the SRS addresses of one sender
@@ -72,15 +79,13 @@ _SUCCESS = frozenset({Notify.SUCCESS})
 _DEFAULT = frozenset({Notify.FAILURE, Notify.DELAY})  # without NOTIFY
 _LOOP = Expansion(())  # of an alias that has forwarded the mail before
 _NOTHING: frozenset[str] = frozenset()
-_DOMAIN = re.compile(r"@\s*([^\s!-,/:-@\[-^`{-\x7f]+)")  # no ASCII but letters, digits, "-._"
-_JOINERS = re.compile("[\u200c\u200d]")  # IDNA 2003 drops them
-_LONG_LABEL = re.compile(r"[^.]{64}")  # readers may leave out some of it; to encode it takes long
 # RFC 3463 3.8
-LENDS = InvalidRecipient(
+BORROWS = InvalidRecipient(
     "5.7.1",
-    "550 5.7.1 From or Sender has a domain of this host, whose mail it forwards to other domains "
-    "only for authenticated clients",
+    "550 5.7.1 From or Sender has a domain of this host, or a name of its login at another one: it "
+    "sends such mail on only for authenticated clients",
 )
+BORROWS_LATE = replace(BORROWS, is_late=True)
 
 
 class Forwarder(Struct, frozen=True):
@@ -157,14 +162,19 @@ class Forwarder(Struct, frozen=True):
         return self.expand(address, reverse_path) or self.examine(address, reverse_path)
 
     def examiner(
-        self, reverse_path: str, header: Header, *, trusted: bool
+        self,
+        reverse_path: str,
+        header: Header,
+        *,
+        trusted: bool,
+        results: Sequence[AuthResult] = (),
     ) -> Callable[[str, str, bool], RoutingResult]:
         """Return examine() for one message; its third argument says whether the mail is a copy.
 
-        A copy of a stranger's mail with a local domain in From is rejected. Operators' holds are of
-        domains too, so what leaves is examined once for each domain.
+        A stranger's mail is rejected where it would borrow a name. Operators' holds are of domains
+        too, so what leaves is examined once for each domain.
         """
-        lends = cache(lambda: self._may_be_ours(header))
+        names, proven = cache(lambda: AuthorNames.of(header)), _proven(results)
         known: dict[str, RoutingResult] = {}  # by "@domain"
 
         def examine(address: str, forwarded_by: str, is_copy: bool) -> RoutingResult:
@@ -172,12 +182,36 @@ class Forwarder(Struct, frozen=True):
             if domain in known:
                 return known[domain]
             route = self.examine(address, reverse_path, forwarded_by=forwarded_by)
+            if self._leaves(route, trusted=trusted) and (
+                (is_copy and self._lends(route, names())) or self._vouches(route, names, proven)
+            ):
+                route = BORROWS
             if domain and self.router.leaving(address) is not None:
                 known[domain] = route
-            is_lent = is_copy and self._may_lend(route, trusted=trusted) and lends()
-            return LENDS if is_lent else route
+            return route
 
         return examine
+
+    def examiner_of_chosen(
+        self,
+        reverse_path: str,
+        header: Header,
+        *,
+        trusted: bool,
+        results: Sequence[AuthResult] = (),
+    ) -> Callable[[str, str, LocalRecipient | RemoteRecipient], RoutingResult]:
+        """Return RouteTable.examine_chosen() for one message, as examiner() does."""
+        names, proven = partial(AuthorNames.of, header), _proven(results)
+
+        def examine_chosen(
+            address: str, way: str, usual: LocalRecipient | RemoteRecipient
+        ) -> RoutingResult:
+            route = self.router.examine_chosen(address, way, usual, reverse_path=reverse_path)
+            if self._leaves(route, trusted=trusted) and self._vouches(route, names, proven):
+                return BORROWS_LATE
+            return route
+
+        return examine_chosen
 
     def examiner_of_added(
         self,
@@ -188,21 +222,40 @@ class Forwarder(Struct, frozen=True):
         trusted: bool,
     ) -> Callable[[AddedRecipient, str, str], RoutingResult]:
         """Return examine() for what rules add; a tenant's rules may use only its domains."""
-        lends = cache(lambda at, own: self._may_be_ours(verdict.contents[at].header, own))
+        names = cache(lambda at: AuthorNames.of(verdict.contents[at].header))
 
         def examine_added(added: AddedRecipient, address: str, forwarded_by: str) -> RoutingResult:
             route = examine(address, forwarded_by, bool(forwarded_by))
             tenant = tenants.get(tenant_of_rule(added.rule))
-            if tenant is None or not self._may_lend(route, trusted=trusted):
+            if tenant is None or not self._leaves(route, trusted=trusted):
                 return route
-            return LENDS if lends(added.content, tenant.domains) else route
+            written = partial(names, added.content)
+            is_borrowed = self._lends(route, written(), tenant.domains) or self._vouches(
+                route, written, tenant.domains
+            )
+            return BORROWS if is_borrowed else route
 
         return examine_added
 
-    def _may_lend(self, route: RoutingResult, *, trusted: bool) -> bool:
-        """Whether a stranger's mail leaves this host, and may not use a local domain."""
-        leaves = isinstance(route, RemoteRecipient) and not route.is_local
-        return leaves and not (trusted or self.forward_own_from)
+    def _leaves(self, route: RoutingResult, *, trusted: bool) -> TypeGuard[RemoteRecipient]:
+        """Whether a stranger's mail leaves this host, and may not borrow a name."""
+        return isinstance(route, RemoteRecipient) and not (trusted or self.forward_own_from)
+
+    def _lends(self, route: RemoteRecipient, names: AuthorNames, but: Collection[str] = ()) -> bool:
+        """Whether a copy would leave in the name of a local domain; domains in `but` may."""
+        is_local = self.router.is_local_domain
+        return not route.is_local and names.has_domain(lambda d: is_local(d) and d not in but)
+
+    def _vouches(
+        self, route: RemoteRecipient, names: Callable[[], AuthorNames], proven: Collection[str]
+    ) -> bool:
+        """Whether mail leaves by a login that stands for a name in it. Not so if the author has
+        proven to belong to the domain of the name.
+        """
+        patterns = self.router.names_of_login(route.next_hop)
+        return bool(patterns) and (
+            not names().has_author or any(names().has(pattern, proven) for pattern in patterns)
+        )
 
     def sender_of(
         self, forwarded_by: str, address: str, reverse_path: str, *, trusted: bool
@@ -248,30 +301,6 @@ class Forwarder(Struct, frozen=True):
 
     def _is_local(self, address: str) -> bool:
         return self.router.is_local_domain(domain_of(address))
-
-    def _may_be_ours(self, header: Header, but: Collection[str] = ()) -> bool:
-        """Whether any reader may find an address of a local domain in From or Sender.
-
-        Domains in `but` do not count. Where readers may see other addresses, each @ is searched.
-        """
-        fields = Header(
-            tuple([field for field in header.fields if field[0] in (b"from", b"sender")])
-        )
-        if sum(len(octets) for _, octets in fields.fields) > ORIGINATORS_OCTETS_MAX:
-            return True
-        author_fields = list(originators(fields))
-        texts = [author.address for field in author_fields for author in field.addresses]
-        has_words = any("=?" in text for text in texts)  # which some readers decode
-        if has_words or any(field.unread or not field.addresses for field in author_fields):
-            values = (*fields.values("From"), *fields.values("Sender"))
-            texts += [decode_text(value.decode("utf-8", "replace")) for value in values]
-        domains = [domain for text in texts for domain in _DOMAIN.findall(text)]
-        is_local = self.router.is_local_domain
-        return any(
-            _LONG_LABEL.search(domain)
-            or any(is_local(form) for form in _as_a_labels(domain) if form not in but)
-            for domain in domains
-        )
 
     def _is_own_srs(self, address: str) -> bool:
         return is_srs(address) and self._is_local(address)
@@ -336,19 +365,11 @@ def _report_to(sender: str) -> RateCharge:
     )
 
 
-def _as_a_labels(domain: str) -> Iterator[str]:
-    """Yield a domain with A-labels: by IDNA 2008, by IDNA 2003 (which writes "ss" for the sharp s),
-    and with each label encoded as it is.
-    """
-    domain = normalize("NFKC", domain).replace("\u3002", ".").rstrip(".")  # RFC 3490 3.1
-    yield domain_of(f"@{domain}")
-    domain = domain.lower()
-    yield domain_of(f"@{_JOINERS.sub('', domain.casefold())}")
-    labels = [
-        label if label.isascii() else f"xn--{label.encode('punycode').decode()}"
-        for label in domain.split(".")
-    ]
-    yield ".".join(labels)
+def _proven(results: Sequence[AuthResult]) -> Collection[str]:
+    """Return the domain of the author if an aligned SPF or DKIM has passed."""
+    dmarc = [result for result in results if result.method == "dmarc"]
+    is_proven = is_aligned(results)
+    return {domain_of(f"@{result.domain('header.from')}") for result in dmarc if is_proven}
 
 
 def _passed(header: Header) -> frozenset[str]:

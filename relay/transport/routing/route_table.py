@@ -22,7 +22,7 @@ See RFC 5321 2.3.5, 4.5.1 (postmaster) and 5.1.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace as replace_fields
 from functools import lru_cache
 
@@ -30,7 +30,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.accounts.account import DEAD_LETTER, AccountDirectory, AliasTarget, Expansion
-from relay.base.message.address import literal_address
+from relay.base.message.address import literal_address, own_mailbox, untagged
 from relay.base.message.envelope import domain_of, main_address
 from relay.base.message.nexthop import (
     BY_RULE,
@@ -43,6 +43,7 @@ from relay.base.message.nexthop import (
 )
 from relay.base.message.tls_policy import CONFIGURATION, TlsLevel, TlsPolicy
 from relay.base.settings.tree import MIME_MAX, OwnDomain, Route
+from relay.base.settings.validation import sender_matches
 from relay.transport.routing.own_domains import OwnDomains, catch_alls_elsewhere
 from relay.transport.routing.routes import (
     Fallback,
@@ -121,6 +122,7 @@ class RouteTable:
         self._own = OwnDomains(domains, catch_all=self._catch_all, mailbox_of=self._mailbox_of)
         self.alias_domains = self._own.alias_domains
         self._hostname = hostname.lower()
+        self.signed: Collection[str] = ()  # the domains of keys for DKIM
         self._confinement = confinement
         # returns why an operator holds what comes for an address, and until when
         self.hold_of: Callable[[str], tuple[str, int]] = lambda _address: ("", 0)
@@ -438,6 +440,28 @@ class RouteTable:
         return HopOptions(
             tls_of(next_hop, self._default_options.tls), mime_max=MIME_MAX if is_graph else 0
         )
+
+    def names_of_login(self, next_hop: NextHop) -> tuple[str, ...]:
+        """Return the patterns of addresses that the login at a next hop stands for, `local@domain`
+        or `*@domains`: its mailbox, the mailbox's domain if that is local or signed (DKIM), and
+        the `sender` of each route with this login. () without a login.
+        """
+        login = self.options_for(next_hop).login
+        if login is None:
+            return ()
+        mailbox = untagged(own_mailbox(login.user))
+        domain, patterns = domain_of(mailbox), [mailbox]
+        is_signed = any(f".{domain}".endswith(f".{name}") for name in self.signed)
+        if is_signed or self.is_local_domain(domain):
+            patterns.append(f"*@{domain}")
+        for route in self.named.values():
+            other = route.options.login
+            if other is None or replace_fields(other, user=login.user) != login:
+                continue
+            takes = route.logs_in_as_sender and sender_matches(route.sender, mailbox)
+            if takes or untagged(own_mailbox(other.user)) == mailbox:
+                patterns.append(route.sender)
+        return tuple([pattern for pattern in patterns if "@" in pattern])
 
     def tls_demanded_by(self, next_hop: NextHop) -> str:
         """Return who demands the TLS level of options_for(): "route NAME" or "configuration"."""

@@ -45,6 +45,7 @@ class InvalidRecipient(Struct, frozen=True):
     status: str
     text: str
     route: str = ""  # the route that rejects it; "": the address or domain is unknown
+    is_late: bool = False  # the rules have decided about it as a valid one
 
 
 RoutingResult = LocalRecipient | RemoteRecipient | InvalidRecipient
