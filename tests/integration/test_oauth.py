@@ -1,7 +1,10 @@
 """Mail leaves with tokens of another relay's token endpoint, through its SMTP listener (XOAUTH2)."""
 
 import json
+import time
+from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -85,3 +88,51 @@ def test_mail_leaves_with_a_token_and_waits_without_one(cloud, outgoing):
     assert row["for"] == "bob@example.test"
     assert "Mail.Send" in row["scopes"]
     until("ready", lambda: "oauth" not in outgoing.get("/readyz").text)
+
+
+def day(days: float) -> str:
+    return (datetime.now(UTC) + timedelta(days=days)).date().isoformat()
+
+
+def test_a_secret_that_cannot_ask_for_a_token_refuses_a_reload_and_no_start(serve):
+    """And an end, of the secret or the certificate, is named from 30 days before, and refuses nothing."""
+    soon_s = int(time.time()) + 5 * 86400
+    pems = {"ends": certificate(ends_s=soon_s), "keyless": certificate()}
+    client = {"token_url": "https://login.test/token", "scope": "s", "client_id": "c"}
+    ends = {"secret": day(31), "old": day(-400), "next": day(29)}
+    clients = [{"name": x, "certificate": f"{x}.pem", **client} for x in pems]
+    clients += [{"name": "google", "provider": "google", "service_account": "google.json"}]
+    clients += [
+        {"name": x, "client_secret": "x", "secret_ends": y, **client} for x, y in ends.items()
+    ]
+    auth = {"user": "b@b.test", "oauth": "keyless"}
+    route = {"domain": "b.test", "next_hop": "smtp://127.0.0.1:2", "auth": auth}
+    relay = serve(config={"oauth": clients, "route": [route]}, start=False)
+    for name, made in pems.items():
+        (relay.folder / f"{name}.pem").write_text(made.pem + made.key_pem * (name == "ends"))
+    (relay.folder / "google.json").write_text("no JSON")
+    relay.start()
+    relay.submit("bob@example.test", ["x@b.test"], MAIL.format("waits").encode())
+    until("deferred", lambda: any(entry["attempts"] for entry in relay.queue()))
+    assert relay.metric("relay_attempts_total", outcome="deferred", **{"class": "auth"}) == 1
+    words = relay.get("/readyz").text
+    for text in ("an RSA key in PEM", "JSON of a service account", "ends, the", "has ended, the"):
+        assert text in words
+    assert '"secret"' not in words
+    for name, days in (("ends", 5), ("old", -399), ("secret", 32)):
+        left_s = relay.metric("relay_oauth_secret_expires_seconds", oauth=name)
+        assert left_s == pytest.approx(days * 86400, abs=86400)
+    logged = [line for line in relay.log.splitlines() if "a secret for tokens ends" in line]
+    assert [name in line for name, line in zip(("ends", "old", "next"), logged, strict=True)]
+    assert relay.cli("reload").returncode == 78
+    checked = relay.cli("check", "--json")
+    found = [each for each in json.loads(checked.stdout) if each["check"] == "oauth"]
+    assert (checked.returncode, any(each["refuses_start"] for each in found)) == (78, False)
+    assert Counter(each["verdict"] for each in found) == {"fault": 2, "warning": 3, "ok": 4}
+    (relay.folder / "keyless.pem").write_text(KEYED.pem + KEYED.key_pem)
+    (relay.folder / "google.json").write_text(
+        json.dumps({"client_email": "a@b.test", "private_key": KEYED.key_pem})
+    )
+    assert "JSON" not in relay.get("/readyz").text
+    assert relay.cli("reload").returncode == 0
+    assert '"verdict":"fault"' not in relay.cli("check", "--json").stdout.replace(" ", "")

@@ -192,6 +192,9 @@ class Metrics:
         self.certificate_end = gauge(
             "relay_certificate_end_timestamp_seconds", "When it ends.", ["certificate"]
         )
+        self.oauth_secret_expires = gauge(
+            "relay_oauth_secret_expires_seconds", "Until it ends; below 0: since.", ["oauth"]
+        )
         self._milter_answers = counter(
             "relay_milter_answers",
             "Milters' refusals, and their decisions about messages.",

@@ -396,6 +396,8 @@ class OAuthClient:
     client_id: str = ""  # of the application
     # of an application, or of google with a person who has signed in
     client_secret: Annotated[str, Secret] = field(default="", repr=False)
+    # the last day (UTC) of the secret, which warnings name; "": not known
+    secret_ends: Annotated[str, values.parse_date] = ""
     certificate: Path | None = None  # PEM, with its key
     service_account: Path | None = None  # Google's JSON
     assertion_file: Path | None = None  # read at each request

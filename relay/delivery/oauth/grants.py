@@ -95,7 +95,11 @@ def grant_form(
     form = {"client_id": client.client_id, "scope": scope_of(client, use)}
     claims = {"aud": token_url(client), "iat": now_s, "exp": now_s + _ASSERTION_S, "jti": jti}
     if client.service_account is not None:
-        account = msgspec.json.decode(secret, type=_ServiceAccount)
+        try:
+            account = msgspec.json.decode(secret, type=_ServiceAccount)
+        except ValueError as error:
+            expected = "the JSON of a service account"
+            raise ValueError(f"found something else ({error}), expected {expected}") from None
         claims |= {"iss": account.client_email, "scope": form["scope"]}
         claims |= {"sub": mailbox} if mailbox else {}
         header = {"alg": "RS256", "kid": account.private_key_id}

@@ -12,7 +12,7 @@ server gives is durable there before its access token is used: the old one may h
 import asyncio
 import os
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from math import inf
 from urllib.parse import urlencode
@@ -242,12 +242,15 @@ class TokenHolder:
         finally:
             held.request = None
 
-    def impaired(self) -> str:
-        """Return which clients give no tokens, and why; "" if all do."""
+    def impaired(self, faults: Iterable[tuple[str, str]] = ()) -> str:
+        """Return which clients give no tokens, and why; "" if all do. `faults` are known without a
+        request: the name of a client, and why.
+        """
         since_s, clients = self._clock.monotonic() - _IMPAIRED_S, self._settings().oauth
         failed = {
-            name: f'[[oauth]] "{name}" gives no token: {held.error}'
+            name: str(held.error)
             for (name, *_), held in self._held.items()
             if held.failed_s > since_s and held.made_of[0] in clients
         }
-        return named(list(failed.values()), most=3)
+        reasons = (failed | dict(faults)).items()
+        return named([f'[[oauth]] "{name}" gives no token: {why}' for name, why in reasons], most=3)

@@ -272,8 +272,10 @@ def _impairment(base: Foundation) -> str:
     paused = base.pauses.why(Paused.DELIVERY)
     rules = base.sources.active.impaired() if base.sources.active else ""
     down = [f'the milter "{name}" is down: {why}' for name, why in base.milters.down.items()]
-    tokens = base.tokens.impaired()
-    reasons = (refusing, paused, base.readiness.impaired, rules, tokens, *without_node, *down)
+    tokens = base.tokens.impaired(base.secrets.faults())
+    ending = (f'[[oauth]] "{x}": {y}' for x, y in base.secrets.warnings(base.clock.time_us()))
+    reasons = (refusing, paused, base.readiness.impaired, rules, tokens, *ending)
+    reasons += (*without_node, *down)
     return "; ".join(filter(None, reasons))
 
 

@@ -1,5 +1,5 @@
 """Periodic tasks: queue metrics, pruning of history, stale contents and uploads, clock anchor, keys
-that end, milters that are down.
+and secrets that end, milters that are down.
 
 Each pass is bounded. A pass that fails is logged and repeated at the next interval. In the
 dead-letter mailbox, mail that strangers cause (answers to reports, notices about mail of strangers)
@@ -9,16 +9,18 @@ is limited to a size: the oldest of it is removed. Other mail for the postmaster
 import asyncio
 import math
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from msgspec import Struct
+from prometheus_client import Gauge
 
 from relay.base.clock import Clock, ResumedTime, advanced_us, now_at_least_us, sleep_in_step
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.observe.metrics import Metrics
+from relay.delivery.oauth.client_secrets import ClientSecrets
 from relay.operation.app.state_dir import AlreadyRunningError
 from relay.store.journeys.submission_log import SubmissionLog
 from relay.store.mailbox.errors import StoreError
@@ -335,24 +337,46 @@ async def expire_uploads(remove_expired: Callable[[], Awaitable[None]], clock: C
     await _repeat(remove_expired, clock, interval_s=_PRUNE_S, fault="uploads not removed")
 
 
-async def warn_of_ending_keys(keys: Callable[[], KeyRing], clock: Clock) -> None:
-    """Once a day (UTC) until cancelled, log each domain whose last signing key has ended or ends
-    within 14 days.
+async def warn_of_ends(
+    ends: Callable[[int], Iterable[tuple[str, Mapping[str, str]]]], clock: Clock
+) -> None:
+    """Once a day (UTC) until cancelled, log each event that `ends` returns for the time, with its
+    fields.
     """
-    logged = set[tuple[str, str, int]]()
+    logged = set[tuple[object, ...]]()
 
     async def warn() -> None:
         nonlocal logged
         now_us = clock.time_us()
-        today = now_us // DAY_US
-        ending = {(key.domain, key.last_day, today): key for key in keys().ending(now_us)}
-        for line, key in ending.items():
+        lines = {
+            (now_us // DAY_US, event, *fields.items()): (event, fields)
+            for event, fields in ends(now_us)
+        }
+        for line, (event, fields) in lines.items():
             if line not in logged:
-                event = _KEY_ENDS if key.is_usable(now_us) else _KEY_ENDED
-                _log.warning(event, domain=key.domain, selector=key.selector, until=key.last_day)
-        logged = set(ending)
+                _log.warning(event, **fields)
+        logged = set(lines)
 
-    await _repeat(warn, clock, interval_s=_KEYS_S, fault="signing keys not checked")
+    await _repeat(warn, clock, interval_s=_KEYS_S, fault="signing keys and secrets not checked")
+
+
+def ending_keys(ring: KeyRing, now_us: int) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Yield each domain whose last signing key has ended or ends within 14 days."""
+    for key in ring.ending(now_us):
+        event = _KEY_ENDS if key.is_usable(now_us) else _KEY_ENDED
+        yield event, {"domain": key.domain, "selector": key.selector, "until": key.last_day}
+
+
+def ending_secrets(
+    secrets: ClientSecrets, expires: Gauge, now_us: int
+) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Yield each [[oauth]] whose secret ends soon or has ended; `expires` shows all ends."""
+    expires.clear()
+    for name, state in secrets.states().items():
+        if state.ends_us is not None:
+            expires.labels(name).set((state.ends_us - now_us) / 1_000_000)
+    for name, text in secrets.warnings(now_us):
+        yield "a secret for tokens ends", {"oauth": name, "detail": text}
 
 
 _KEYS_S = 600.0

@@ -15,12 +15,20 @@ from typing import TypeVar
 from relay.base.clock import Clock
 from relay.base.files import open_to_others
 from relay.base.phrases import counted, named, shown
-from relay.base.settings.document import Document, KeyPath, SettingsError, dotted, read_document
+from relay.base.settings.document import (
+    Document,
+    Fault,
+    KeyPath,
+    SettingsError,
+    dotted,
+    read_document,
+)
 from relay.base.settings.reader import load, removed_keys, secret_files
 from relay.base.settings.tree import ListenerTls, NodeRole, SendmailSettings, Settings
 from relay.base.settings.validation import as_fallback, hidden_routes, host_of, name_of
 from relay.base.socket_address import Address
 from relay.base.sockets import has_address
+from relay.delivery.oauth.client_secrets import secret_state
 from relay.delivery.oauth.tokens import TokenServer
 from relay.delivery.provider_replies import load_provider_replies
 from relay.delivery.reports.texts import load_texts
@@ -45,6 +53,7 @@ from relay.operation.commands.check_network import (
     mail_loops,
     needs_of_dns,
     port_fault,
+    refusal_of,
     warning_of,
 )
 from relay.operation.commands.dkim import DNS_TIMEOUT_S, key_warnings, record_warnings
@@ -106,7 +115,7 @@ def _check_file(
     yield from _reports(settings)
     ring = yield from _signing_keys(settings, place, clock)
     unusable = unusable_state(settings)
-    yield _folder("state_dir", settings.state_dir, unusable)
+    yield _folder("state_dir", settings.state_dir, unusable, refuses_start=True)
     folders: dict[KeyPath, Path] = {(): file, ("state_dir",): settings.state_dir}
     if role is NodeRole.ALL:
         root = folders["mailboxes", "root"] = settings.mailboxes.root
@@ -227,6 +236,9 @@ def _tokens(
         server, now_s = TokenServer(client.name, settings), clock.time_us() // 1_000_000
         if server.secret_file and (text := open_to_others(server.secret_file, to_read=True)):
             yield warning_of("permissions", place.fault(("oauth", number), text))
+        state = secret_state(client, settings)
+        if text := state.warning(clock.time_us()):
+            yield warning_of("oauth", place.fault(("oauth", number), text))
         finding = CheckFinding("oauth", CheckResult.OK, f'"{client.name}"')
         try:
             for use, mailbox in server.uses:
@@ -235,18 +247,24 @@ def _tokens(
                     asyncio.run(server.token(use, mailbox, now_s))
         except TokenError as error:
             verdict = CheckResult.FAILED if online else CheckResult.WARNING
+            verdict = CheckResult.FAULT if state.fault else verdict  # no start refuses it
             text = str(place.fault(("oauth", number), f"{error}; mail waits in class auth"))
             finding = CheckFinding("oauth", verdict, text)
         yield finding
 
 
-def _loaded(what: str, read: Callable[[], T]) -> Generator[CheckFinding, None, T | None]:
-    """Return what `read` returns; if its files have faults, yield them and return None."""
+def _loaded(
+    what: str, read: Callable[[], T], *, starts_with: Callable[[Fault], bool] = lambda _: False
+) -> Generator[CheckFinding, None, T | None]:
+    """Return what `read` returns; if its files have faults, yield them and return None. A start
+    does not refuse those of which `starts_with` is true.
+    """
     try:
         return read()
     except SettingsError as error:
         for fault in error.faults:
-            yield CheckFinding(what, CheckResult.FAULT, str(fault))
+            refuses_start = not starts_with(fault)
+            yield CheckFinding(what, CheckResult.FAULT, str(fault), refuses_start=refuses_start)
     return None
 
 
@@ -271,7 +289,7 @@ def _accounts(
         return None
     table = yield from _loaded("routes", lambda: read_table(settings, accounts, file))
     if fault := anonymous_fault(settings.http.anonymous, accounts):
-        yield CheckFinding("accounts", CheckResult.FAULT, f"http.anonymous: {fault}")
+        yield refusal_of("accounts", f"http.anonymous: {fault}")
     for warning in accounts.tables.warnings:
         yield CheckFinding("accounts", CheckResult.WARNING, warning)
     for number, text in auth_missing(settings, accounts.tables).items():
@@ -307,7 +325,12 @@ def _dovecot(path: str) -> Iterator[CheckFinding]:
 
 
 def _policies(settings: Settings, file: Path, table: RouteTable | None) -> Iterator[CheckFinding]:
-    sets = yield from _loaded("policy", lambda: load_strictly(settings, file))
+    tenants = [settings.policy.directory / tenant.name for tenant in settings.tenant]
+    sets = yield from _loaded(
+        "policy",
+        lambda: load_strictly(settings, file),
+        starts_with=lambda fault: any(map(fault.file.is_relative_to, tenants)),
+    )
     if sets is None:
         return
     for _, rules in sets:
@@ -372,9 +395,9 @@ def _signing_keys(
     return ring
 
 
-def _folder(name: str, folder: Path, fault: str) -> CheckFinding:
+def _folder(name: str, folder: Path, fault: str, *, refuses_start: bool = False) -> CheckFinding:
     if fault:
-        return CheckFinding(name, CheckResult.FAULT, fault)
+        return CheckFinding(name, CheckResult.FAULT, fault, refuses_start)
     made = "" if folder.exists() else " (will be created)"
     return CheckFinding(name, CheckResult.OK, f"{folder}{made}")
 
@@ -388,7 +411,7 @@ def _sendmail(settings: Settings, place: Document) -> Iterator[CheckFinding]:
         if expected := port_fault(Address(path=str(sendmail.socket)), settings.run_dir):
             text = f'found "{sendmail.socket}", expected {expected}'
             fault = place.fault(("sendmail", "socket"), text)
-            yield CheckFinding("sendmail", CheckResult.FAULT, str(fault))
+            yield refusal_of("sendmail", str(fault))
         for number, name in enumerate(sendmail.users):
             try:
                 pwd.getpwnam(name)
@@ -433,7 +456,7 @@ def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
         hint = "; see relay restore" if isinstance(error, SpoolDamagedError) else ""
         fault = f"spool.url: {error}{hint}"
     if fault:
-        yield CheckFinding("spool", CheckResult.FAULT, fault)
+        yield refusal_of("spool", fault)
         return
     if stored.is_marked_damaged():
         failures.append(f"{stored} is damaged and accepts no mail; see relay storage verify")

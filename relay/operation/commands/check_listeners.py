@@ -17,6 +17,7 @@ from relay.base.socket_address import Address
 from relay.base.sockets import has_address
 from relay.delivery.smtp.tls import certificate_matches, certificate_names
 from relay.operation.commands.check_network import (
+    OCCUPIED,
     WILDCARDS,
     CheckFinding,
     CheckResult,
@@ -154,7 +155,8 @@ def check_listeners(settings: Settings, place: Document, clock: Clock) -> Iterat
         if expected := port_fault(listener.address, settings.run_dir):
             is_free = False
             text = f'found "{listener.address}", expected {expected}'
-            yield CheckFinding("listeners", CheckResult.FAULT, str(place.fault(listener.key, text)))
+            fault, waits = str(place.fault(listener.key, text)), expected.startswith(OCCUPIED)
+            yield CheckFinding("listeners", CheckResult.FAULT, fault, refuses_start=not waits)
     for listener in http:
         if listener.is_open and listener.tls is None:
             text = (

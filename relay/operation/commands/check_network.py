@@ -46,6 +46,12 @@ class CheckFinding(Struct, frozen=True, rename={"what": "check"}):
     what: str
     verdict: CheckResult
     text: str
+    refuses_start: bool = False  # `relay serve` ends with this fault, as a unit of systemd
+
+
+def refusal_of(what: str, text: str) -> CheckFinding:
+    """Return a fault with which `relay serve` does not start."""
+    return CheckFinding(what, CheckResult.FAULT, text, refuses_start=True)
 
 
 def warning_of(what: str, fault: Fault) -> CheckFinding:
@@ -53,6 +59,7 @@ def warning_of(what: str, fault: Fault) -> CheckFinding:
     return CheckFinding(what, CheckResult.WARNING, str(fault))
 
 
+OCCUPIED = "a free address: "  # for which a start waits
 WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 
 
@@ -77,7 +84,7 @@ def port_fault(address: Address, run_dir: Path) -> str:
         if program and is_running(run_dir):
             continue
         if program:
-            return f"a free address: {program} listens there"
+            return f"{OCCUPIED}{program} listens there"
         if error in (errno.EACCES, errno.EPERM):
             return (
                 "a port that this user may bind: a port below 1024 needs the capability "

@@ -126,7 +126,8 @@ async def test_keys_that_end_are_logged_14_days_before_and_then_once_a_day() -> 
         return SigningKey(domain, selector, private, Path(), ends_us)
 
     ring = KeyRing([key("s1", end_us - day_us), key("s2", end_us), key("s3", None, "b.test")])
-    task = asyncio.create_task(maintenance.warn_of_ending_keys(lambda: ring, clock))
+    ends = maintenance.warn_of_ends(lambda now_us: maintenance.ending_keys(ring, now_us), clock)
+    task = asyncio.create_task(ends)
 
     async def logged(at_us: int) -> list[tuple[str, str]]:
         """What is logged at a moment."""

@@ -254,8 +254,10 @@ FAULTS = [
 
 
 @each_row("changed, what, expected_text", FAULTS)
-def test_a_fault_has_its_file_and_line(files, changed, what, expected_text):
-    [(name, text)] = of(files(**changed), CheckResult.FAULT)
+def test_a_fault_has_its_file_and_line_and_refuses_a_start(files, changed, what, expected_text):
+    findings = files(**changed)
+    [(name, text)] = of(findings, CheckResult.FAULT)
+    assert [one.refuses_start for one in findings if one.verdict is CheckResult.FAULT] == [True]
     assert name == what
     assert f"{files.folder}/" in text or what == "accounts"
     assert expected_text in text
@@ -541,6 +543,24 @@ def test_a_port_without_auth_by_default_is_named(
 def with_https(made, listen='"0.0.0.0:0"'):
     tls = f'tls = {{ certificate = "{made.certificate}", key = "{made.key}" }}'
     return CONFIG.replace('listen = ["127.0.0.1:0"]', f"listen = [{listen}]\n{tls}")
+
+
+def test_faults_with_which_a_start_goes_on_say_so(files, authority):
+    """Rules of a tenant, an old certificate, a mail root, a secret for tokens, a port in use."""
+    made = authority.issue(NAME, days=-1)
+    more = '[[tenant]]\nname = "t"\ndomains = ["t.test"]\n' + CLIENT
+    more = more.replace('client_secret = "s"', f'certificate = "{made.certificate}"')
+    config = with_certificate(made).replace('root = "mail"', 'root = "relay.toml/mail"')
+    config = config.replace('["example.test"]', '["example.test", "t.test"]') + more
+    (files.folder / "policies/t").mkdir(parents=True)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        config = config.replace('listen = ["127.0.0.1:0"]', f'listen = ["127.0.0.1:{port}"]')
+        findings = files(relay=config, **{"policies/t/10": "x = 1\n"})
+        ActiveConfiguration(files.folder / "relay.toml", {}, clock=SystemClock()).close()
+    found = {one.what: one.refuses_start for one in findings if one.verdict is CheckResult.FAULT}
+    whats = ("policy", "mailboxes.root", "listeners", "certificates", "oauth")
+    assert found == dict.fromkeys(whats, False)
 
 
 def test_https_for_other_machines_is_in_order(files, authority):
