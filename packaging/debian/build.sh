@@ -62,6 +62,7 @@ package() {
     printf 'graph-relay (%s) unstable; urgency=medium\n\n  * See CHANGELOG.md.gz.\n\n -- %s  %s\n' "$version+deb$release" \
         "$(sed -n 's/^Maintainer: //p' "$files/control")" "$(date -R -d "@$SOURCE_DATE_EPOCH")" |
         gzip -9n >"$share/changelog.gz"
+    gzip -9n <"$files/NEWS" >"$share/NEWS.Debian.gz"
     cp -r "$work/share/." "$root/usr/share"
     gzip -9n "$root"/usr/share/man/man?/*
     install -m 0644 conf/relay.toml "$share/relay.toml"

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from relay.base.settings.reader import load
+from relay.base.settings.removed_keys import REMOVED_KEYS
 from relay.operation.cli.root import _VERBS
 from tests.support.relay_config import keys_of
 from tests.support.tls import self_signed
@@ -119,6 +120,11 @@ def test_the_short_file_of_the_package_differs_in_its_rules_and_checks_alone(tmp
     short.write_text(text)
     shutil.copy(CONF, tmp_path)
     assert load(short, {}) == load(tmp_path / "relay.toml", {})
+
+
+def test_news_of_the_package_have_each_key_that_was_removed():
+    news = (TOP / "packaging/debian/NEWS").read_text()
+    assert [key for keys in REMOVED_KEYS.values() for key in keys if key not in news] == []
 
 
 @pytest.fixture
