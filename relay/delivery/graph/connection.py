@@ -125,7 +125,7 @@ class GraphConnection:
         evidence = SessionEvidence(level=target.tls.level)
         self.peer = Peer(target.host, address=str(target), session=evidence)
         self.extensions = Extensions(eight_bit=True, smtputf8=True, recipients_max=RECIPIENTS_MAX)
-        self._token = ""
+        self._token, self._is_new = "", False
         self._http: ClientConnection | None = None
         self._busy = False
 
@@ -134,12 +134,13 @@ class GraphConnection:
         """Whether it can take a transaction. False once the host has closed it."""
         return self._http is not None and self._http.is_open and not self._busy
 
-    async def renew_token(self, words: str = "") -> None:
-        """Get a token, in place of one that the host has refused with these words. Raises
+    async def renew_token(self, refused: str = "", words: str = "") -> None:
+        """Get the token of now, another one than the host has `refused` with these words. Raises
         ConnectError.
         """
         try:
-            self._token = await self.get_token(self.login, HopKind.GRAPH, self._token)
+            self._token = await self.get_token(self.login, HopKind.GRAPH, refused)
+            self._is_new = True
         except TokenError as error:
             outcome = Deferred(self.peer.evidence("4.7.8", f"{words}{error}"), DeferralClass.AUTH)
             raise ConnectError(outcome, SmtpStage.AUTH) from None
@@ -203,17 +204,20 @@ class GraphConnection:
     ) -> TransactionResult:
         """Send one message, or ask what became of it. Recipients that do not fit into one request
         are `again`. `before_dot` is awaited before each request that makes or sends something.
+        Raises ConnectError if there is no token any more.
         """
         assert not self._busy, "one transaction at a time"
         everyone = range(len(transaction.recipients))
         if wrong := wrong_address(transaction, self.extensions):
             failed = Failed(self.peer.evidence(wrong.status, f"{wrong.status} {wrong.text}"))
             return TransactionResult(dict.fromkeys(everyone, failed), reusable=True)
+        if not self._is_new:
+            await self.renew_token()
         self._busy = True
         try:
             outcomes = await _GraphTransaction(self, transaction, before_dot or _permitted).run()
         finally:
-            self._busy = False
+            self._busy = self._is_new = False
         self.transactions += 1
         again = tuple(index for index in everyone if index not in outcomes)
         return TransactionResult(outcomes, again, reusable=self.is_open)
@@ -245,7 +249,7 @@ class GraphConnection:
             answer = replace(answer, body=answer.body.replace(self._token.encode(), b"..."))
             if answer.status != _UNAUTHORIZED or is_last:
                 break
-            await self.renew_token(f"{reply_of(answer)}; ")
+            await self.renew_token(self._token, f"{reply_of(answer)}; ")
         return answer
 
     async def quit(self) -> None:

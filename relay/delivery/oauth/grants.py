@@ -31,7 +31,8 @@ _SCOPES = {  # of Microsoft: by use, and whether a person has signed in
 _JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 _ASSERTED = {"client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"}
 _ASSERTION_S = 600  # Microsoft advises 5 to 10 minutes
-_LIFETIME_S_MIN, _LIFETIME_S_MAX = 60.0, 86400.0  # of a token, whatever the server says of it
+_LIFETIME_S_MIN, _LIFETIME_S_MAX = 1.0, 86400.0  # of a token that are believed
+_LIFETIME_S = 60.0  # where the server says less
 _TEXT_MAX = 600
 _TOKEN = re.compile(r"[\x21-\x7e]+")  # RFC 6749 A.12; one word in a header, and in XOAUTH2
 _OPEN_FIELDS = ("grant_type", "client_id", "scope", "client_assertion_type", "redirect_uri")
@@ -147,7 +148,8 @@ def read_answer(
     except (ValueError, RecursionError):
         answer = TokenAnswer()
     if status == 200 and _TOKEN.fullmatch(answer.access_token or answer.device_code):
-        lifetime_s = min(max(answer.expires_in, _LIFETIME_S_MIN), _LIFETIME_S_MAX)
+        is_life = answer.expires_in >= _LIFETIME_S_MIN
+        lifetime_s = min(answer.expires_in, _LIFETIME_S_MAX) if is_life else _LIFETIME_S
         return msgspec.structs.replace(answer, expires_in=lifetime_s)
     host = urlsplit(token_url(client)).netloc
     if not answer.error:

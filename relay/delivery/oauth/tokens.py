@@ -1,7 +1,9 @@
 """Asks token servers, and holds the access tokens of the [[oauth]] clients.
 
-All that wait for a token share one request. A token is renewed some minutes before its end, in the
-background, and serves until then if the token server is away. After a failure the server is asked
+All that wait for a token share one request, and a client has one at a time. A token is renewed some
+minutes before its end, in the background, and serves until then if the token server is away; one
+that lives for seconds serves one message. A token that has ended, or is due for renewal, is not one
+that a host has refused. After a failure the server is asked
 again only later, or when the file with the secret has changed. The life of a token is measured on
 the monotonic clock. The settings in force decide at each call.
 
@@ -44,6 +46,8 @@ _CONNECT_S, _ANSWER_S = 10.0, 30.0
 _ANSWER_BYTES_MAX = 64 * 1024  # tokens of Entra have up to 5 KB
 _TOKENS_MAX = 4096  # of service accounts: one for each mailbox
 _RENEWED_BEFORE_S, _RENEWED_AFTER_PART = 300.0, 0.8  # the later of the two
+_LAST_S = 5.0  # of a token's life: what wants it waits for the next one
+_ONE_MESSAGE_S = 10.0  # a token that lives for less serves one message
 _AGAIN_S, _AGAIN_S_MAX = 15.0, 60.0  # after a failure; an operator who repairs it waits for it
 _REFUSED_S = 60.0  # between tokens that replace refused ones
 _IMPAIRED_S = 3600.0  # of a failure: mail is tried again before
@@ -173,12 +177,21 @@ class _HeldToken:
 
     def __init__(self, client: OAuthClient, stamp_ns: int) -> None:
         self.made_of = (client, stamp_ns)
-        self.token = ""
+        self.token, self.is_for_one = "", False
         self.ends_s = self.renew_s = self.again_s = self.failed_s = -inf
         self.replaced_s = -inf  # when a host refused a token
         self.failures = 0
         self.error = TokenError("")
         self.request: asyncio.Task[None] | None = None
+
+    def keep(self, answer: TokenAnswer, began_s: float, *, now_s: float) -> None:
+        """Keep the token of a request. Raises TokenError if it has ended already."""
+        lives_s = answer.expires_in
+        if now_s >= began_s + lives_s:
+            raise TokenError("the token had ended before it came")
+        self.token, self.failures, self.failed_s = answer.access_token, 0, -inf
+        self.ends_s, self.is_for_one = began_s + lives_s, lives_s < _ONE_MESSAGE_S
+        self.renew_s = began_s + max(lives_s - _RENEWED_BEFORE_S, lives_s * _RENEWED_AFTER_PART)
 
 
 class TokenHolder:
@@ -190,6 +203,7 @@ class TokenHolder:
         """`count` gets the name of a client and the result of each request: ok, refused, away."""
         self._settings, self._clock, self._count = settings, clock, count
         self._held = BoundedDict[tuple[str, str, str], _HeldToken](_TOKENS_MAX)
+        self._asking = BoundedDict[tuple[str, str], asyncio.Lock](_TOKENS_MAX)
         self.tasks = TaskSet()  # its requests
 
     async def token(self, login: Credentials, use: HopKind, refused: str = "") -> str:
@@ -206,27 +220,37 @@ class TokenHolder:
         self._held[key] = held
         now_s = self._clock.monotonic()
         if refused and refused == held.token:
-            if now_s < held.replaced_s + _REFUSED_S:
+            if held.replaced_s + _REFUSED_S > now_s < held.renew_s:
                 raise TokenError("the host refuses new tokens as well", error="invalid_token")
-            held.token, held.replaced_s = "", now_s
-        if now_s >= held.ends_s:
+            held.replaced_s = now_s if now_s < held.renew_s else held.replaced_s
             held.token = ""
-        if not held.token or now_s >= held.renew_s:
-            if held.request is None and now_s >= held.again_s:
+        while True:
+            now_s = self._clock.monotonic()
+            if now_s >= held.ends_s:
+                held.token = ""
+            is_due = not held.token or now_s >= held.renew_s
+            if is_due and held.request is None and now_s >= held.again_s:
                 held.request = self.tasks.start(self._renew(held, server, use, mailbox=mailbox))
-            if not held.token and held.request is not None:
-                await asyncio.shield(held.request)
+            if held.request is None or (held.token and now_s < held.ends_s - _LAST_S):
+                break
+            await asyncio.shield(held.request)
         if not held.token:
             raise held.error.with_traceback(None)
-        return held.token
+        token = held.token
+        held.token = "" if held.is_for_one else token
+        return token
 
     async def _renew(
         self, held: _HeldToken, server: TokenServer, use: HopKind, *, mailbox: str
     ) -> None:
         """Ask for a token; `held` has the result."""
-        name, began_s = server.client.name, self._clock.monotonic()
+        name, key = server.client.name, (server.client.name, mailbox)
+        lock = self._asking[key] = self._asking.get(key) or asyncio.Lock()
         try:
-            answer = await server.token(use, mailbox, self._clock.time_us() // 1_000_000)
+            async with lock:
+                began_s = self._clock.monotonic()
+                answer = await server.token(use, mailbox, self._clock.time_us() // 1_000_000)
+            held.keep(answer, began_s, now_s=self._clock.monotonic())
         except TokenError as error:
             held.error, held.failed_s = error, self._clock.monotonic()
             held.again_s = held.failed_s + min(_AGAIN_S * 2**held.failures, _AGAIN_S_MAX)
@@ -234,10 +258,6 @@ class TokenHolder:
             self._count(name, "refused" if error.error else "away")
             _log.warning("no token", oauth=name, error=str(error))
         else:
-            held.token, held.failures, held.failed_s = answer.access_token, 0, -inf
-            lives_s = answer.expires_in
-            held.ends_s = began_s + lives_s
-            held.renew_s = began_s + max(lives_s - _RENEWED_BEFORE_S, lives_s * _RENEWED_AFTER_PART)
             self._count(name, "ok")
         finally:
             held.request = None

@@ -12,15 +12,18 @@ from joserfc.jwk import RSAKey
 
 from relay.base.files import replace_file
 from relay.base.message.nexthop import HopKind
+from relay.base.message.outcome import Relayed
 from relay.base.settings.tree import Settings
 from relay.delivery.oauth import tokens
 from relay.delivery.oauth.tokens import TokenHolder
 from relay.delivery.smtp.connect import TokenError
 from relay.transport.routing.routes import Credentials
 from tests.support.client_keys import certificate
+from tests.support.fake_graph import FakeGraph, error
 from tests.support.manual_clock import ManualClock
 from tests.support.relay_config import written_settings
 from tests.support.token_endpoint import TokenEndpoint, refused, token
+from tests.unit.delivery.test_graph import Spooled, opened
 
 LOGIN = Credentials("printer@contoso.example", oauth="m365")
 SECRET = "s3cret+value"
@@ -139,7 +142,8 @@ async def test_a_server_that_lies_gives_no_token(tmp_path, capfd, answer, words)
 
 
 @pytest.mark.parametrize(
-    ("expires_in", "lives_s"), [(-5, 60), (0, 60), (1e300, 86400), ("3599", 3599), (None, 300)]
+    ("expires_in", "lives_s"),
+    [(-5, 60), ("nan", 60), (0.9, 60), (25, 25), (1e300, 86400), ("3599", 3599), (None, 300)],
 )
 async def test_the_life_of_a_token_is_bounded(tmp_path, expires_in, lives_s):
     first = {"access_token": "one"} | ({} if expires_in is None else {"expires_in": expires_in})
@@ -151,6 +155,54 @@ async def test_the_life_of_a_token_is_bounded(tmp_path, expires_in, lives_s):
         assert len(endpoint.forms) == 1
         holder.clock.advance(lives_s)
         assert await holder.get() == "two"
+
+
+async def test_a_token_that_has_ended_or_is_due_is_not_a_refused_one(tmp_path):
+    answers = [token(str(number), expires_in=25) for number in range(9)]
+    with TokenEndpoint(*answers) as endpoint:
+        holder = Holder(tmp_path, endpoint)
+        for number, after_s in enumerate((24, 26, 21)):  # a host may count from before us
+            assert await holder.get() == str(2 * number)
+            holder.clock.advance(after_s)
+            assert await holder.get(str(2 * number)) == str(2 * number + 1)
+            holder.clock.advance(25)
+        assert await holder.get() == "6"
+        assert await holder.get("6") == "7"
+        assert "refuses new tokens" in await holder.fails("7")
+
+
+async def test_a_short_token_serves_one_message_and_requests_follow_each_other(tmp_path):
+    asked, now, is_second = [], threading.Lock(), threading.Event()
+
+    def one_at_a_time(form: dict[str, str]) -> dict[str, Any]:
+        if not now.acquire(blocking=False):
+            is_second.set()
+        is_second.wait(0.02)  # for what may be asked meanwhile
+        now.release()
+        asked.append(form["scope"])
+        return token(f"t{len(asked)}", expires_in=9)
+
+    with TokenEndpoint(one_at_a_time) as endpoint:
+        holder = Holder(tmp_path, endpoint)
+        assert {await holder.get(), await holder.get()} == {"t1", "t2"}
+        assert len(set(await asyncio.gather(*(holder.get() for _ in range(5))))) == 5
+        first = asyncio.create_task(holder.get())
+        await asyncio.sleep(0)
+        holder.settings = Holder(tmp_path, endpoint, client_secret="x", scope="y").settings
+        assert await holder.get() != await first
+        assert (len(asked), asked[-1], is_second.is_set()) == (9, "y", False)
+
+
+async def test_a_token_that_had_ended_before_it_came_is_a_failure(tmp_path):
+    def slow(_form: dict[str, str]) -> dict[str, Any]:
+        holder.clock.advance(2)
+        return token("late", expires_in=2)
+
+    with TokenEndpoint(slow) as endpoint:
+        holder = Holder(tmp_path, endpoint)
+        assert "had ended before it came" in await holder.fails()
+        assert await holder.fails()
+        assert len(endpoint.forms) == 1
 
 
 async def test_a_slow_server_is_given_up(tmp_path, monkeypatch):
@@ -226,3 +278,35 @@ async def test_an_assertion_is_read_at_each_request(tmp_path):
         file.write_text("eyJ2.e30.x\n")
         assert await holder.get("one") == "two"
         assert [form["client_assertion"] for form in endpoint.forms] == ["eyJ1.e30.x", "eyJ2.e30.x"]
+
+
+@pytest.mark.parametrize(("life_s", "requests"), [(25, 3), (9, 60)])
+async def test_a_session_has_a_new_token_before_the_old_one_ends(tmp_path, life_s, requests):
+    """A message each second, to a Graph that refuses a token which has ended."""
+    asked, ended = list[float](), list[str]()
+
+    def issued(_form: dict[str, str]) -> dict[str, Any]:
+        asked.append(holder.clock.monotonic())
+        graph.token = f"t{len(asked)}"
+        return token(graph.token, expires_in=life_s)
+
+    def fault(_method: str, path: str) -> Any:
+        if holder.clock.monotonic() < asked[-1] + life_s:
+            return ""
+        ended.append(path)
+        return error(401, "InvalidAuthenticationToken")
+
+    with TokenEndpoint(issued) as endpoint:
+        holder = Holder(tmp_path, endpoint)
+        async with FakeGraph(holder.clock.queue_us) as graph:
+            graph.fault = fault
+            session = await opened(graph, token=holder.token)
+            for _ in range(60):
+                [outcome] = await Spooled(holder.clock, 1).attempt(session)
+                assert isinstance(outcome, Relayed), outcome
+                holder.clock.advance(1)
+            assert (ended, len(asked)) == ([], requests)
+            holder.clock.advance(100)  # it has ended while nothing was to be sent
+            [outcome] = await Spooled(holder.clock, 1).attempt(session)
+            assert (isinstance(outcome, Relayed), ended) == (True, [])
+            session.close()
