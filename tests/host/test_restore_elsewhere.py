@@ -10,7 +10,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from click.testing import CliRunner, Result
 
+from relay.operation.cli.root import cli
+from relay.operation.commands import restore
 from tests.support import relay_starts
 from tests.support.disks import short_place
 from tests.support.dns_server import DnsThread
@@ -113,6 +116,47 @@ def test_what_is_outside_the_service_is_listed_and_needs_consent(service: Servic
     listed = [one.strip() for one in done.stderr.splitlines() if one.startswith("  ")]
     assert listed == [str(service.away), str(service.name)]
     assert list(service.copy.parent.iterdir()) == [service.copy]
+
+
+def test_files_as_the_package_has_installed_them_are_replaced(service: Service, monkeypatch):
+    service.back_up()
+    wanted = [service.file.read_text(), (service.home / "accounts.toml").read_text()]
+    service.go(service.away)
+    service.home.mkdir(parents=True)
+    shipped = service.copy.with_name("shipped.toml")
+    shipped.write_text("# the package's\n")
+    shutil.copy(shipped, service.file)
+    (service.home / "accounts.toml").touch()
+    fresh = tree(service.home)
+    monkeypatch.setattr(restore, "_OF_PACKAGE", shipped)
+    monkeypatch.delenv("RELAY_CONFIG", raising=False)
+
+    def restored() -> Result:
+        return CliRunner().invoke(cli, ["restore", str(service.copy)], standalone_mode=False)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(restore, "_restore", fail)
+        assert isinstance(restored().exception, OSError)
+    assert tree(service.home) == fresh
+    service.file.write_text("# mine\n")
+    assert restored().exception.code == USAGE
+    shutil.copy(shipped, service.file)
+    done = restored()
+    assert (
+        f"renamed, as it was that of a new installation: {service.file}.before-restore"
+        in done.stdout
+    )
+    files = [service.file, service.home / "accounts.toml"]
+    assert [file.read_text() for file in files] == wanted
+    aside = [file.with_name(f"{file.name}.before-restore").read_text() for file in files]
+    assert aside == ["# the package's\n", ""]
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {str(path): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(("answer", "code"), [("n\n", USAGE), ("y\n", OK)])

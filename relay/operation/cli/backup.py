@@ -195,6 +195,7 @@ def _lines(result: dict[str, Any]) -> list[str]:
     places = ", ".join((result["config"], result["state_dir"], result["root"]))
     return [
         f"restored {counted(result['files'], 'file')}, {result['bytes'] / 2**20:.1f} MiB: {places}",
+        *(f"renamed, as it was that of a new installation: {path}" for path in result["replaced"]),
         *(f"kept, and different from the backup: {path}" for path in result["kept"]),
         *_damaged(result),
         f"held: {entries} of the queue, {submissions}",

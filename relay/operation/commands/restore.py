@@ -15,6 +15,7 @@ import pwd
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
+from filecmp import cmp
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,9 @@ from relay.submission.outbox.idempotency import KeyedSubmissions
 from relay.transport.ingress.maildrop import ASIDE
 
 _LOST_AND_FOUND = "lost+found"
+# what the Debian package installs first; its accounts.toml is empty
+_OF_PACKAGE = Path("/usr/share/graph-relay/relay.toml")
+_ASIDE = ".before-restore"
 _LINE_BYTES_MAX = 64 * 1024
 
 
@@ -85,6 +89,7 @@ class Restored(Struct, frozen=True):
     settings: Settings
     manifest: Manifest
     kept: list[Path]  # existing files of the configuration that differ from the backup
+    replaced: list[Path]  # those of a new installation, each with the name that it has now
     left: list[Path]  # mail of the drop directory that is only in the backup
     held: HeldMail
 
@@ -108,11 +113,14 @@ def restore(
     manifest = _verified(folder, on_file)
     written: list[Path] = []
     kept: list[Path] = []
+    replaced: list[Path] = []
     file = config or Path(manifest.config)
     try:
         if config is None:
             _check_places(_normal(manifest.state_dir.path), _normal(manifest.root.path))
-            kept = _restore_config(folder, manifest, written=written, allow=allow)
+            kept = _restore_config(
+                folder, manifest, written=written, replaced=replaced, allow=allow
+            )
         settings = load(file, environ)
         owner = _owner(settings, manifest)
         held = _restore(folder, settings, manifest, clock=clock, owner=owner, who=who)
@@ -120,9 +128,11 @@ def restore(
         for path in reversed(written):
             with suppress(OSError):
                 path.rmdir() if path.is_dir() else path.unlink()
+        for path in replaced:
+            path.rename(path.with_name(path.name.removesuffix(_ASIDE)))
         raise
     left = [] if config is None else list(_dropped(folder, manifest))
-    return Restored(file, settings, manifest, kept, left, held)
+    return Restored(file, settings, manifest, kept, replaced, left, held)
 
 
 # -- the backup
@@ -219,15 +229,18 @@ def _restore_config(
     manifest: Manifest,
     *,
     written: list[Path],
+    replaced: list[Path],
     allow: Callable[[list[Path]], object],
 ) -> list[Path]:
     """Create the directories and files of the configuration as they were.
 
-    An existing file in the directory of relay.toml must be the same as in the backup. Existing
-    files in other directories, such as certificates, are not changed. Created paths are added to
-    `written`. Return the existing files that differ from the backup.
+    An existing file in the directory of relay.toml must be the same as in the backup, or that of a
+    new installation, which is renamed. Existing files in other directories, such as certificates,
+    are not changed. Created paths are added to `written`, renamed files to `replaced`. Return the
+    existing files that differ from the backup.
     """
-    home = _normal(manifest.config).parent
+    file = _normal(manifest.config)
+    home = file.parent
     differing: list[Path] = []
     kept: list[Path] = []
     missing = []
@@ -236,7 +249,7 @@ def _restore_config(
     for place in manifest.config_files:
         path = _normal(place.path)
         source = folder / CONFIG / path.relative_to("/")
-        if not os.path.lexists(path):
+        if not os.path.lexists(path) or _is_of_installation(path, file):
             missing.append((path, place, source))
         elif not path.is_file() or path.read_bytes() != source.read_bytes():
             (differing if path.is_relative_to(home) else kept).append(path)
@@ -256,6 +269,10 @@ def _restore_config(
     ]
     if outside:
         allow(outside)
+    for path in (path for path, _, _ in missing if os.path.lexists(path)):
+        aside = path.with_name(path.name + _ASIDE)
+        path.rename(aside)
+        replaced.append(aside)
     for path, place in new:
         path.mkdir(mode=0o700)
         written.append(path)
@@ -266,6 +283,14 @@ def _restore_config(
         shutil.copyfile(source, path)
         _restore_owner(path, place)
     return kept
+
+
+def _is_of_installation(path: Path, config: Path) -> bool:
+    """Return whether a file beside relay.toml is as a new installation has made it."""
+    if path == config:
+        return path.is_file() and _OF_PACKAGE.is_file() and cmp(path, _OF_PACKAGE, shallow=False)
+    is_accounts = path == config.with_name("accounts.toml")
+    return is_accounts and path.is_file() and not path.stat().st_size
 
 
 def _dropped(folder: Path, manifest: Manifest) -> Iterator[Path]:
@@ -435,6 +460,7 @@ def document(restored: Restored) -> dict[str, Any]:
         "files": restored.manifest.files,
         "bytes": restored.manifest.bytes,
         "kept": [str(path) for path in restored.kept],
+        "replaced": [str(path) for path in restored.replaced],
         "left": [str(path) for path in restored.left],
         "damaged": msgspec.to_builtins([*restored.manifest.damaged, *restored.held.differing]),
         "held": {"entries": restored.held.entries, "submissions": restored.held.submissions},
