@@ -10,7 +10,7 @@ host replies once its session stands changes nothing here, not even 421.
 
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import KW_ONLY, dataclass
 from typing import Protocol
@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
+from relay.base.message.nexthop import NextHop
 from relay.base.message.outcome import (
     DeferralClass,
     Deferred,
@@ -35,8 +36,9 @@ from relay.delivery.smtp.connection import BeforeDot, OnReplies
 from relay.delivery.smtp.transaction import Extensions, Transaction, TransactionResult
 from relay.store.spool.types import Claim
 from relay.transport.routing.mx_hosts import Host, Hosts
+from relay.transport.routing.route_table import RouteTable
 from relay.transport.routing.routes import Credentials, HopOptions
-from relay.transport.routing.usable_hosts import of_family, policy_of
+from relay.transport.routing.usable_hosts import Resolve, of_family, policy_of, usable_hosts
 
 HOSTS_MAX = 20_000
 
@@ -168,6 +170,17 @@ def target_of(host: Host, address: str, via: HopOptions) -> Target:
         is_mx=via.is_mx,
         graph=GraphOptions(via.confirm, via.mime_max) if via.mime_max else None,
     )
+
+
+async def targets_of(next_hop: NextHop, table: RouteTable, resolve: Resolve) -> Sequence[Target]:
+    """Look up the hosts of a next hop; return where to connect, the best host first."""
+    via = table.options_for(next_hop)
+    lookup = await usable_hosts(resolve, table, next_hop)
+    return [
+        target_of(host, address, via)
+        for host in (lookup.hosts if isinstance(lookup, Hosts) else ())
+        for address in of_family(host.addresses, via.source_address)
+    ]
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ is silent at RCPT is not asked for that address. See RFC 5321 3.3 and 4.2.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from relay.base.bounded_dict import BoundedDict
@@ -17,13 +17,12 @@ from relay.base.message.address import own_mailbox
 from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.message.outcome import Reply
 from relay.base.message.status import reply_text, split_reply
-from relay.delivery.host_selection import target_of
+from relay.delivery.host_selection import targets_of
 from relay.delivery.smtp.client_protocol import SmtpProtocolError
 from relay.delivery.smtp.connect import ConnectError, Target
 from relay.delivery.smtp.connection import Connection
-from relay.transport.routing.mx_hosts import Hosts
 from relay.transport.routing.route_table import RouteTable
-from relay.transport.routing.usable_hosts import Resolve, of_family, usable_hosts
+from relay.transport.routing.usable_hosts import Resolve
 
 CONNECT_S = 3.0  # to one address
 _PROBES_MAX = 20  # at once
@@ -108,7 +107,7 @@ class RecipientVerifier:
         """
         if next_hop.kind is HopKind.GRAPH:  # it takes every address
             return None
-        for target in await self._targets(next_hop):
+        for target in await targets_of(next_hop, self.table, self.resolve):
             try:
                 connection = await self.connect(target)
             except ConnectError:
@@ -123,12 +122,3 @@ class RecipientVerifier:
                 connection.close()
             return reply
         return None
-
-    async def _targets(self, next_hop: NextHop) -> Sequence[Target]:
-        via = self.table.options_for(next_hop)
-        lookup = await usable_hosts(self.resolve, self.table, next_hop)
-        return [
-            target_of(host, address, via)
-            for host in (lookup.hosts if isinstance(lookup, Hosts) else ())
-            for address in of_family(host.addresses, via.source_address)
-        ]

@@ -19,6 +19,7 @@ from relay.base.observe.logs import ContainedErrors, RepeatedError, get_logger
 from relay.delivery.active_queue import ActiveQueue
 from relay.delivery.attempt_recorder import AttemptRecorder, EndedClaim
 from relay.delivery.attempt_result import internal_error_outcomes
+from relay.delivery.graph.drafts import DraftCleaner
 from relay.delivery.host_selection import Connect
 from relay.delivery.local_delivery import LocalDelivery
 from relay.delivery.queue_scanner import QueueScanner, Wake
@@ -64,6 +65,7 @@ class DeliveryScheduler:
             admin=self.queue_admin,
             clock=self.clock,
         )
+        self.drafts = DraftCleaner(self.table, self.sites.resolve, self.sites.connect)
         self._scanner = QueueScanner(
             self.recorder.spool,
             self.active_queue,
@@ -130,6 +132,7 @@ class DeliveryScheduler:
         that are not begun. Where the options of a route are over, no further transaction begins.
         """
         self._rerouter.changed_us = self.clock.queue_us()
+        self.drafts.connect = connect
         claims = self.sites.renew(options, connect, is_over) + self.local.ready.drain()
         for claim in claims:
             self._remove(claim)
@@ -252,6 +255,7 @@ class DeliveryScheduler:
         self.local.abort()
         await self._all_ended(loop.time() + _AFTER_CANCEL_S)  # real time: as above
         self.recorder.stop_retrying()
+        await self.drafts.looks.end()
         await self._all_ended(loop.time() + _AFTER_CANCEL_S)  # real time: as above
 
     @contextlib.asynccontextmanager
@@ -315,6 +319,8 @@ class DeliveryScheduler:
         self._remove(claim)
         if end.due_us is not None and self._scanner.requeued(claim, end.due_us):
             self._wake()
+        if end.due_us is None and (lost := claim.extra.all_lost_posts) and not self._stopping:
+            self.drafts.look_for_lost(claim.message.id, claim.next_hop, lost)
         self.offer(end.reports)
         if end.has_unclaimed:  # the scanner asks the spool when the first of them ends
             self.look_for_work(from_start=False)

@@ -6,8 +6,10 @@ import pytest
 from msgspec.structs import replace as replace_fields
 
 from relay.base.message.nexthop import CAPTURE, Destination, NextHop
+from relay.delivery.graph.claim_requests import ClaimRequests
 from relay.store.spool.queue_commands import NO_REPORTS
 from relay.store.spool.types import (
+    NO_EXTRA,
     ClaimResult,
     CloudRequest,
     DueQuery,
@@ -20,8 +22,11 @@ from tests.support.operator import LATER, OK, command, reroute
 NOW = 10**16
 HOP = "graph://graph.test:443 cloud"
 OF_PRINTER = f'{HOP}\t"p r"@a.test'
-POSTED = CloudRequest("p@a.test", "<1@a.test>", (1,), posted_us=5)
-SENT = replace_fields(POSTED, draft="AAMk=", sent_us=6)
+DRAFT = CloudRequest(
+    "p@a.test", "<1@a.test>", (1,), 5, draft="AAMk=", created="2026-11-27T10:00:00"
+)
+SENT = replace_fields(DRAFT, sent_us=6, lost_us=7)
+NOTED = EntryExtra(requests=(SENT,), requests_before=1, lost_posts=(("p@a.test", "<2@a.test>"),))
 WAITS = EntrySchedule(NOW, NOW)
 
 
@@ -37,20 +42,44 @@ async def write(spool, column, text):
 async def test_they_survive_a_kill_and_each_change(spool, restart, make) -> None:
     (claim,) = (await spool.accept(make({HOP: ["x@b.test"]}))).claims
     await write(spool, "extra", '{"of_a_newer":1}')
-    assert await spool.note_requests(claim, (POSTED,), before=1)
+    assert await spool.note_requests(claim, EntryExtra(requests=(DRAFT,), requests_before=1))
     spool = await restart(frees=1)
-    assert not await spool.note_requests(claim, (), before=2), "its epoch is over"
+    assert not await spool.note_requests(claim, NO_EXTRA), "its epoch is over"
     (claim,) = await claims(spool)
-    assert (claim.extra.requests, claim.extra.requests_before) == ((POSTED,), 1)
-    assert await spool.note_requests(claim, (SENT,), before=1)
+    assert (claim.extra.requests, claim.extra.requests_before) == ((DRAFT,), 1)
+    assert await spool.note_requests(claim, NOTED)
     await spool.record(ClaimResult(claim, 5, {1: LATER}, WAITS, held=True, fallback_us=9))
     await spool.queue_admin.execute(command("release"))
     spool = await restart()
     (claim,) = await claims(spool)
-    expected = EntryExtra(released=True, fallback_us=9, requests=(SENT,), requests_before=1)
-    assert claim.extra == expected
+    assert claim.extra == replace_fields(NOTED, released=True, fallback_us=9)
     [[text]] = await spool.ask(lambda tables: tables.fetch("SELECT extra FROM entry"))
     assert '"of_a_newer":1' in text
+
+
+async def test_a_request_ends_with_its_last_recipient(spool, make) -> None:
+    (claim,) = (await spool.accept(make({HOP: ["x@b.test", "y@b.test", "z@b.test"]}))).claims
+    first, second = replace_fields(SENT, recipients=(1, 2)), replace_fields(DRAFT, recipients=(3,))
+    noted = replace_fields(NOTED, requests=(first, second))
+    await spool.note_requests(claim, noted)
+    await spool.record(ClaimResult(claim, 5, {1: OK, 2: LATER}, WAITS))
+    (claim,) = await claims(spool)
+    assert (claim.extra, claim.extra.in_doubt) == (noted, True)
+    await spool.record(ClaimResult(claim, 5, {2: OK, 3: LATER}, WAITS))
+    (claim,) = await claims(spool)
+    assert (claim.extra.requests, claim.extra.in_doubt) == ((second,), False)
+
+
+async def test_a_post_that_an_older_release_lost_is_no_request(spool, make, clock) -> None:
+    (claim,) = (await spool.accept(make({HOP: ["x@b.test"]}))).claims
+    lost = CloudRequest("p@a.test", "<1@a.test>", (1,), posted_us=5)
+    await spool.note_requests(claim, replace_fields(NOTED, requests=(lost,)))
+    await spool.record(ClaimResult(claim, 5, {1: LATER}, WAITS))
+    (claim,) = await claims(spool)
+    requests = ClaimRequests(spool, claim, clock, "relay.test")
+    assert not requests.requests
+    assert requests.lost_posts == (("p@a.test", "<2@a.test>"), ("p@a.test", "<1@a.test>"))
+    assert await requests.message_id("<1@a.test>") == f"<{claim.message.id}.1.2@relay.test>"
 
 
 async def test_a_message_id_belongs_to_one_request(spool, make, clock) -> None:
@@ -69,7 +98,7 @@ async def test_a_message_id_belongs_to_one_request(spool, make, clock) -> None:
     assert not await spool.is_first_with(beside, "<1@a>"), "others had it"
     assert await spool.maintenance.prune(3000) == 2
     assert await spool.is_first_with(beside, "<1@a>"), "the other one goes by MX"
-    await spool.note_requests(beside, (POSTED,), before=1)
+    await spool.note_requests(beside, NOTED)
     await spool.record(ClaimResult(alone, 5, {1: LATER}, WAITS))
     await spool.queue_admin.execute(reroute(HOP, Selector(ids=(f"{alone.message.id}-1",))))
     (alone,) = await claims(spool)
@@ -81,7 +110,7 @@ async def test_only_an_attempt_decides(spool, make, active_claims, reporter, clo
     order = replace(order, bounce=order.operation == "cancel")
     spool.queue_admin.reports.writer = reporter
     (claim,) = (await spool.accept(make({HOP: ["x@b.test"]}))).claims
-    assert await spool.note_requests(claim, (SENT,), before=1)
+    assert await spool.note_requests(claim, NOTED)
     await spool.record(ClaimResult(claim, 5, {1: LATER}, WAITS))
     other = (await spool.accept(make(), claim=False)).queue_id
     note = f"the answer of Microsoft Graph is awaited: relay queue retry {claim.message.id}-1"

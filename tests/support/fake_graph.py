@@ -5,7 +5,8 @@
 
 The id of a message changes when it is sent, and its copy is in Sent Items a minute later. A message to an
 address that begins with "bad" is refused. A fault is "lost before" or "lost after" the effect, "late" (a 504,
-and the draft is sent 30 s later), or an answer.
+and the draft is sent 100 s later), or an answer. Its clock is not ours. From the beginning, others have a draft
+and a sent message of OTHERS_ID in each folder.
 """
 
 import asyncio
@@ -16,12 +17,15 @@ import ssl
 from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from email.utils import getaddresses
-from itertools import count
+from itertools import count, product
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
-SEEN_US, LATE_US = 60_000_000, 30_000_000
+SEEN_US, LATE_US = 60_000_000, 100_000_000
+OTHERS_ID = "<o'1@a.test>"
+_YEAR_2000_US = 946_684_800_000_000
 Answer = tuple[int, dict[str, Any], dict[str, str]]
 
 
@@ -37,6 +41,8 @@ class Item:
     folder: str = "drafts"
     seen_us: int = 0
     sends_us: int = 0  # when it is sent although the answer was 504, whatever becomes of the draft
+    created_us: int = 0
+    is_draft: bool = True
 
     @property
     def message_id(self) -> str:
@@ -54,11 +60,19 @@ class FakeGraph:
 
     def __init__(self, now_us: Callable[[], int], tls: ssl.SSLContext | None = None) -> None:
         self.now_us, self.tls = now_us, tls
-        self.items: dict[str, Item] = {}
+        places = product(("drafts", "sentitems", "deleteditems"), (True, False))
+        mime = f"Message-ID: {OTHERS_ID}\r\nTo: eve@e.test\r\n\r\n".encode()
+        self.others = {
+            f"other {place}": Item(
+                mime, place[0], created_us=now_us() - 1_000_000, is_draft=place[1]
+            )
+            for place in places
+        }
+        self.items: dict[str, Item] = {**self.others}
         self.sent: list[Item] = []
         self.late: dict[str, Item] = {}
         self.asked: list[tuple[str, str]] = []
-        self.token = "token"
+        self.token, self.is_dated = "token", True
         self.fault: Callable[[str, str], str | Answer] = lambda _method, _path: ""
         self._numbers = count(1)
         self._writers: list[asyncio.StreamWriter] = []
@@ -78,7 +92,9 @@ class FakeGraph:
             self._writers.pop().close()
 
     def in_folder(self, name: str) -> list[Item]:
-        return [one for one in self.items.values() if one.folder == name]
+        """What Relay has there."""
+        ours = (self.items[key] for key in self.items if key not in self.others)
+        return [one for one in ours if one.folder == name]
 
     def settle(self) -> None:
         """Send what is late and due."""
@@ -125,7 +141,7 @@ class FakeGraph:
             return self._refusal(self.items[name]) or self._send(name, self.items[name])
         if method == "POST" and path == ["messages"]:
             name = self._add(body)
-            return 201, {"id": name, "isDraft": True}, {}
+            return 201, self._shown(name), {}
         if path[0] == "mailFolders":
             ids = [name for name in self.items if self._matches(name, path[1], parse_qs(url.query))]
             return 200, {"value": [self._shown(name) for name in ids]}, {}
@@ -137,7 +153,7 @@ class FakeGraph:
         if method == "DELETE":
             found.folder = "deleteditems"
             return 204, {}, {}
-        if found.folder == "sentitems":
+        if not found.is_draft:
             return error(404, "ErrorItemNotFound")
         if refusal := self._refusal(found):
             return refusal
@@ -153,18 +169,23 @@ class FakeGraph:
 
     def _add(self, body: bytes) -> str:
         name = f"id/{next(self._numbers)}="
-        self.items[name] = Item(b64decode(body, validate=True))
+        self.items[name] = Item(b64decode(body, validate=True), created_us=self.now_us())
         return name
 
     def _send(self, name: str, item: Item) -> Answer:
         self.items.pop(name, None)
         self.sent.append(item)
         seen_us = (item.sends_us or self.now_us()) + SEEN_US
-        self.items[f"sent/{name}"] = Item(item.mime, "sentitems", seen_us)
+        copy = Item(item.mime, "sentitems", seen_us, 0, item.created_us, is_draft=False)
+        self.items[f"sent/{name}"] = copy
         return 202, {}, {}
 
     def _shown(self, name: str) -> dict[str, Any]:
-        return {"id": name, "isDraft": self.items[name].folder != "sentitems"}
+        item = self.items[name]
+        seconds = (_YEAR_2000_US + item.created_us) / 1_000_000
+        created = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        dates = {"createdDateTime": created} if self.is_dated else {}
+        return {"id": name, "isDraft": item.is_draft, **dates}
 
     def _matches(self, name: str, folder: str, query: dict[str, list[str]]) -> bool:
         item = self.items[name]

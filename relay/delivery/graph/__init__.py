@@ -6,4 +6,5 @@ In: a transaction, as for SMTP. Out: requests, each with exactly its recipients,
   something is sent again
 - `outcomes`: which answer is which outcome, and what the operator can do; Retry-After
 - `claim_requests`: the requests of a claim that are in the spool
+- `drafts`: which drafts are deleted outside of an attempt
 """

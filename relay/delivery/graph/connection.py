@@ -3,12 +3,16 @@
 The connection is HTTPS with a verified host name; in the clear it goes to a loopback address only.
 One that the host has closed between two requests is opened again.
 
-A transaction is a request for up to RECIPIENTS_MAX recipients: a draft is made, then sent. The
-request is in the spool before its draft is posted, and the id of the draft before it is sent, so
-that the next attempt can ask what became of it. Nothing is made or sent while that is not known: a
-draft is sent again, or deleted, at the earliest SENT_US after an answer to /send was lost; what is
-seen nowhere is looked for until LOOKED_FOR_US have passed. Without `confirm`, sendMail is used, and
-a lost answer is Indeterminate. Graph v1.0: message: send, user: sendMail, list messages.
+A transaction is a request for up to RECIPIENTS_MAX recipients: a draft is made, then sent. The id
+that Graph gave the draft is in the spool before /send, and decides what became of it. A draft
+without such an id was never sent, whatever is found: another one is made, and the first is deleted
+once the entry has ended (relay.delivery.graph.drafts). While the answer to a /send is not known,
+nothing is made or sent: a draft is sent again, or deleted, at the earliest SENT_US after the loss
+of the answer was noted. If the id is gone, a message with its Message-ID that is not older than the
+draft, by the clock of Graph, is the sent one; it is looked for until LOOKED_FOR_US have passed.
+
+Without `confirm`, sendMail is used, and a lost answer is Indeterminate. Graph v1.0: message: send,
+user: sendMail, list messages.
 """
 
 import asyncio
@@ -39,7 +43,14 @@ from relay.base.message.outcome import (
     SmtpStage,
     classify_session_failure,
 )
-from relay.delivery.graph.outcomes import TAKEN, is_of_one, is_refused, outcome_of, reply_of
+from relay.delivery.graph.outcomes import (
+    TAKEN,
+    is_missing,
+    is_of_one,
+    is_refused,
+    outcome_of,
+    reply_of,
+)
 from relay.delivery.host_selection import HostSession
 from relay.delivery.http_connection import (
     ClientConnection,
@@ -67,22 +78,36 @@ LOOKED_FOR_US = 600_000_000
 _ANSWER_BYTES_MAX = 1024 * 1024
 _ANSWER_BYTES_PER_OCTET = 6  # a draft is answered with its text, in JSON
 _LEFT_OUT_MAX = 50  # of an attempt, for the journey
-_UNAUTHORIZED, _NOT_FOUND = 401, 404
-_DELETED = "deleteditems"
-_FOLDERS = ("drafts", "sentitems", _DELETED)  # never the Inbox: a copy may come there by SMTP
+_UNAUTHORIZED = 401
+DRAFTS = "drafts"
+_FOLDERS = ("sentitems", DRAFTS, "deleteditems")  # never the Inbox: a copy may come there by SMTP
+_ITEMS_MAX = 1000  # of one Message-ID in a folder: the most that Graph lists at once
+_SECOND = len("2026-11-27T10:00:00")
+_NEVER = "never"  # after each time, where Graph does not say when it made a draft
+_LOST_POSTS_MAX = 5
+_NO_ANSWER = (ConnectError, HttpError, SmtpProtocolError)
 _ADVICE = "correct the certificate, or name its CA in the route's ca"
 
 
-class _StoredMessage(Struct, rename="camel"):
+class GraphItem(Struct, rename="camel"):
+    """What is read of a message in Graph."""
+
     id: str
     is_draft: bool = True
+    created_date_time: str | None = None
+
+    @property
+    def created(self) -> str:
+        """When it was created, to the second, in UTC: such texts can be compared."""
+        return (self.created_date_time or "")[:_SECOND]
 
 
-class _StoredMessages(Struct):
-    value: list[_StoredMessage]
+class _GraphItems(Struct):
+    value: list[GraphItem]
 
 
-_S = TypeVar("_S", _StoredMessage, _StoredMessages)
+_S = TypeVar("_S", GraphItem, _GraphItems)
+_FIELDS = "$select=id,isDraft,createdDateTime"
 
 
 async def open_graph(
@@ -100,7 +125,7 @@ async def open_graph(
     return session
 
 
-async def _permitted() -> None:
+async def permitted() -> None:
     """Permit a request at once."""
 
 
@@ -215,18 +240,25 @@ class GraphConnection:
             await self.renew_token()
         self._busy = True
         try:
-            outcomes = await _GraphTransaction(self, transaction, before_dot or _permitted).run()
+            outcomes = await _GraphTransaction(self, transaction, before_dot or permitted).run()
         finally:
             self._busy = self._is_new = False
         self.transactions += 1
-        again = tuple(index for index in everyone if index not in outcomes)
+        left = () if transaction.graph and transaction.graph.only_ask else everyone
+        again = tuple(index for index in left if index not in outcomes)
         return TransactionResult(outcomes, again, reusable=self.is_open)
 
     async def request(
-        self, method: str, path: str, body: bytes, *, before_post: BeforeDot
+        self,
+        method: str,
+        mailbox: str,
+        path: str,
+        *,
+        body: bytes = b"",
+        before_post: BeforeDot = permitted,
     ) -> HttpResponse:
-        """Make one request; with another token if this one is refused. Raises HttpError,
-        ConnectError (nothing was written), and what `before_post` raises.
+        """Make one request in a mailbox; with another token if this one is refused. Raises
+        HttpError, ConnectError (nothing was written), and what `before_post` raises.
         """
         for is_last in (False, True):
             if self._http is None or not self._http.is_open:
@@ -239,7 +271,7 @@ class GraphConnection:
             bearer = ("Authorization", f"Bearer {self._token}")
             answer = await self._http.request(
                 method,
-                f"/v1.0/users/{path}",
+                f"/v1.0/users/{quote(mailbox, safe='')}/{path}",
                 fields=[bearer, ("Prefer", 'IdType="ImmutableId"'), *kind],
                 body=body,
                 timeout_s=self.timeouts.dot_s if method == "POST" else self.timeouts.command_s,
@@ -251,6 +283,34 @@ class GraphConnection:
                 break
             await self.renew_token(self._token, f"{reply_of(answer)}; ")
         return answer
+
+    async def find(self, mailbox: str, folder: str, message_id: str) -> list[GraphItem]:
+        """Return the messages of a folder with this Message-ID. Raises ConnectError, HttpError."""
+        text = quote(message_id.replace("'", "''"), safe="")
+        query = f"$filter=internetMessageId%20eq%20'{text}'&{_FIELDS}&$top={_ITEMS_MAX}"
+        path = f"mailFolders/{folder}/messages?{query}"
+        return self.read(await self.request("GET", mailbox, path), _GraphItems).value
+
+    async def delete(self, mailbox: str, draft: str) -> None:
+        """Delete a draft; it may be gone. Raises ConnectError, HttpError."""
+        answer = await self.request("DELETE", mailbox, _path(draft))
+        if answer.status // 100 != 2 and not is_missing(answer):
+            raise self.trouble(answer)
+
+    def read(self, answer: HttpResponse, kind: type[_S]) -> _S:
+        """Return the JSON of an answer. Raises ConnectError, HttpError."""
+        if answer.status not in (200, 201):
+            raise self.trouble(answer)
+        try:
+            return msgspec.json.decode(answer.body, type=kind)
+        except (ValueError, RecursionError):
+            raise HttpError(f"{reply_of(answer)}: not the JSON of Microsoft Graph") from None
+
+    def trouble(self, answer: HttpResponse) -> ConnectError:
+        """Return the error for an answer to what is neither content nor /send."""
+        outcome = outcome_of(answer, self.peer)
+        kind = outcome.kind if isinstance(outcome, Deferred) else DeferralClass.SITE
+        return ConnectError(Deferred(outcome.evidence, kind), SmtpStage.DATA)
 
     async def quit(self) -> None:
         """Close the connection: HTTP has no command that ends a session."""
@@ -271,8 +331,13 @@ class _GraphTransaction:
         assert transaction.graph is not None
         self._session, self._transaction = session, transaction
         self._requests, self._before_post = transaction.graph, before_post
-        requests, ended = self._requests.requests, self._requests.ended
-        self._open = [request for request in requests if request.message_id not in ended]
+        user = own_mailbox(session.login.user)  # the route may have another login now
+        self._open = [
+            request
+            for request in self._requests.requests
+            if request.sent_us or own_mailbox(request.mailbox) == user
+        ]
+        self._lost = [*self._requests.lost_posts]
         self._left_out: tuple[str, ...] = ()
 
     async def run(self) -> dict[int, Outcome]:
@@ -281,27 +346,23 @@ class _GraphTransaction:
         """
         numbers, outcomes = self._requests.recipients, dict[int, Outcome]()
         try:
+            await self._note_losses()
             for request in tuple(self._open):
                 live = [number for number in request.recipients if number in numbers]
                 outcome = await self._resume(request, live) if live else None
                 if outcome and (len(live) == 1 or not is_of_one(outcome)):
                     outcomes |= dict.fromkeys(live, outcome)
-            part = [number for number in numbers if number not in outcomes][:RECIPIENTS_MAX]
+            left = [] if self._requests.only_ask else numbers
+            part = [number for number in left if number not in outcomes][:RECIPIENTS_MAX]
             while part:
                 outcome = await self._begin(part)
                 if len(part) == 1 or not is_of_one(outcome):
                     outcomes |= dict.fromkeys(part, outcome)
                     break
                 part = part[: len(part) // 2]  # the others have the next transaction
-        except (ConnectError, HttpError, SmtpProtocolError, UnreadableError) as error:
+        except (*_NO_ANSWER, UnreadableError) as error:
             failed = self._of_error(error)
             outcomes |= {number: failed for number in numbers if number not in outcomes}
-        done = {
-            number for number, outcome in outcomes.items() if isinstance(outcome, Relayed | Failed)
-        }
-        self._requests.ended |= {
-            request.message_id for request in self._open if done.issuperset(request.recipients)
-        }
         return {at: outcomes[number] for at, number in enumerate(numbers) if number in outcomes}
 
     def _of_error(self, error: Exception) -> Outcome:
@@ -318,44 +379,48 @@ class _GraphTransaction:
         return self._deferred(str(error), DeferralClass.CONNECT)
 
     # -- requests of earlier attempts
+    async def _note_losses(self) -> None:
+        """Make durable from when on is waited for each /send whose answer is lost."""
+        now_us = self._requests.clock.queue_us()
+        noted = [
+            replace(request, lost_us=now_us) if request.sent_us and not request.lost_us else request
+            for request in self._open
+        ]
+        if noted != self._open:
+            self._open = noted
+            await self._note()
+
     async def _resume(self, request: CloudRequest, numbers: Sequence[int]) -> Outcome | None:
-        """Return the outcome for these recipients of a request; None if they need another one."""
+        """Return the outcome for these recipients of a request; None if they are in none now."""
         message, now_us = await self._look(request), self._requests.clock.queue_us()
-        if message is None:
-            if now_us < max(request.posted_us, request.sent_us) + LOOKED_FOR_US:
-                return self._deferred("the message is looked for in Drafts and Sent Items")
+        if message is None and request.sent_us:
+            if now_us < request.lost_us + LOOKED_FOR_US:
+                return self._deferred("the message is looked for in Sent Items")
             await self._note(without=request)
-            if not request.sent_us:
-                return None
             text = "no answer to /send, and it is neither in Drafts nor in Sent or Deleted Items"
             return Indeterminate(self._session.peer.evidence("4.4.2", text), unanswered=True)
-        if not message.is_draft:
-            return self._relayed("HTTP 200: it is no draft any more, so it was sent")
-        if request.sent_us and now_us < request.sent_us + SENT_US:
-            return self._deferred("its draft is there, and may still be sent")
-        if set(numbers) == set(request.recipients):
-            return await self._send(request, message.id)
-        await self._delete(request, message.id)
-        self._open.remove(request)
+        if message is not None:
+            if not message.is_draft:
+                return self._relayed("HTTP 200: it is no draft any more, so it was sent")
+            if request.sent_us and now_us < request.lost_us + SENT_US:
+                return self._deferred("its draft is there, and may still be sent")
+            if set(numbers) == set(request.recipients) and not self._requests.only_ask:
+                return await self._send(request)
+            await self._session.delete(request.mailbox, request.draft)
+        await self._note(without=request)
         return None
 
-    async def _look(self, request: CloudRequest) -> _StoredMessage | None:
-        """Return the message of a request, the sent one if there are several."""
-        fields = "$select=id,isDraft"
-        if request.draft:
-            answer = await self._ask("GET", request, f"{_path(request.draft)}?{fields}")
-            if answer.status != _NOT_FOUND:
-                return self._read(answer, _StoredMessage)
-        items: list[_StoredMessage] = []
-        text = quote(request.message_id.replace("'", "''"), safe="")
-        query = f"$filter=internetMessageId%20eq%20'{text}'&{fields}"
-        for folder in _FOLDERS:
-            answer = await self._ask("GET", request, f"mailFolders/{folder}/messages?{query}")
-            # What came by SMTP may have been deleted; what was not to be sent, was not.
-            may_be_sent = folder != _DELETED or request.sent_us
-            listed = self._read(answer, _StoredMessages).value
-            items += [item for item in listed if item.is_draft or may_be_sent]
-        return min(items, key=lambda item: item.is_draft, default=None)
+    async def _look(self, request: CloudRequest) -> GraphItem | None:
+        """Return the message of a request: by its id, else the sent one by its Message-ID."""
+        answer = await self._ask("GET", request, f"{_path(request.draft)}?{_FIELDS}")
+        if not is_missing(answer):
+            return self._session.read(answer, GraphItem)
+        for folder in _FOLDERS if request.sent_us else ():
+            found = await self._session.find(request.mailbox, folder, request.message_id)
+            for item in found:  # an older one is another's
+                if not item.is_draft and item.created >= request.created:
+                    return item
+        return None
 
     # -- drafts
     async def _begin(self, numbers: Sequence[int]) -> Outcome:
@@ -372,45 +437,49 @@ class _GraphTransaction:
         request = replace(request, message_id=message_id)
         body = await self._body(request)
         await self._before_post()
-        request = replace(request, posted_us=requests.clock.queue_us())
-        await self._note(request, new=1)
+        lost, self._lost = self._lost, [*self._lost, (request.mailbox, message_id)]
+        await self._note(new=1)  # it counts as lost until its id is known
         try:
             answer = await self._ask("POST", request, "messages", body=body)
-        except (ConnectError, HttpError) as error:
-            if not isinstance(error, HttpError) or not error.may_have_arrived:
-                await self._note(without=request, new=-1)
+        except _NO_ANSWER as error:
+            if not _may_have_arrived(error):
+                self._lost = lost
+                await self._note(new=-1)
             raise
         if answer.status in TAKEN:
-            return await self._send(request, self._read(answer, _StoredMessage).id)
+            made, now_us = session.read(answer, GraphItem), requests.clock.queue_us()
+            created, self._lost = made.created or _NEVER, lost
+            return await self._send(
+                replace(request, posted_us=now_us, draft=made.id, created=created)
+            )
         if is_refused(answer) or answer.status == 200:
-            await self._note(without=request, new=-1)
+            self._lost = lost
+            await self._note(new=-1)
         return self._failed(answer)
 
-    async def _send(self, request: CloudRequest, draft: str) -> Outcome:
+    async def _send(self, request: CloudRequest) -> Outcome:
         """Send a draft."""
         await self._before_post()
-        sent = replace(request, draft=draft, sent_us=self._requests.clock.queue_us())
+        sent = replace(request, sent_us=self._requests.clock.queue_us(), lost_us=0)
         await self._note(sent, without=request)
-        answer = await self._ask("POST", request, f"{_path(draft)}/send")
+        try:
+            answer = await self._ask("POST", request, f"{_path(request.draft)}/send")
+        except _NO_ANSWER as error:
+            if _may_have_arrived(error):
+                await self._note_losses()
+            else:
+                await self._note(request, without=sent)
+            raise
         if answer.status in TAKEN:
             return self._relayed(reply_of(answer))
-        outcome = outcome_of(answer, self._session.peer)
-        if is_refused(answer) and isinstance(outcome, Failed):
-            await self._delete(request, draft)
-            await self._note(without=sent)
-        elif is_refused(answer):
-            await self._note(replace(sent, sent_us=0), without=sent)
-        elif answer.status // 100 != 5:
-            message = await self._look(sent)
-            if message is not None and not message.is_draft:
-                return self._relayed(reply_of(answer))
-            return self._deferred(f"{reply_of(answer)}; it is looked for")
+        if not is_refused(answer):
+            await self._note_losses()
+            raise self._session.trouble(answer)
+        await self._note(request, without=sent)  # an earlier /send may be in doubt
+        if isinstance(outcome_of(answer, self._session.peer), Failed):
+            await self._session.delete(request.mailbox, request.draft)
+            await self._note(without=request)
         return self._failed(answer)
-
-    async def _delete(self, request: CloudRequest, draft: str) -> None:
-        answer = await self._ask("DELETE", request, _path(draft))
-        if answer.status // 100 != 2 and answer.status != _NOT_FOUND:
-            raise self._trouble(answer)
 
     # -- without drafts
     async def _send_at_once(self, request: CloudRequest) -> Outcome:
@@ -426,7 +495,7 @@ class _GraphTransaction:
         if answer.status in TAKEN:
             return self._relayed(reply_of(answer))
         outcome = outcome_of(answer, self._session.peer)
-        if answer.status // 100 == 5 and not outcome.evidence.pause_s:
+        if answer.status // 100 == 5 and not (answer.status == 503 and outcome.evidence.pause_s):
             return Indeterminate(outcome.evidence, unanswered=True)
         return self._failed(answer)
 
@@ -451,17 +520,9 @@ class _GraphTransaction:
         self, method: str, request: CloudRequest, path: str, *, body: bytes = b""
     ) -> HttpResponse:
         """Make a request in the mailbox of this transaction."""
-        path = f"{quote(request.mailbox, safe='')}/{path}"
-        return await self._session.request(method, path, body, before_post=self._before_post)
-
-    def _read(self, answer: HttpResponse, kind: type[_S]) -> _S:
-        """Return the JSON of an answer. Raises ConnectError, HttpError."""
-        if answer.status not in (200, 201):
-            raise self._trouble(answer)
-        try:
-            return msgspec.json.decode(answer.body, type=kind)
-        except (ValueError, RecursionError):
-            raise HttpError(f"{reply_of(answer)}: not the JSON of Microsoft Graph") from None
+        return await self._session.request(
+            method, request.mailbox, path, body=body, before_post=self._before_post
+        )
 
     async def _note(
         self,
@@ -470,10 +531,12 @@ class _GraphTransaction:
         without: CloudRequest | None = None,
         new: int = 0,
     ) -> None:
-        """Make a request durable, in place of another one; `new` as in CloudRequests.note()."""
+        """Make a request durable, in place of another one, and the lost drafts; `new` as in
+        CloudRequests.note().
+        """
         noted = self._open if request is None else [*self._open, request]
         self._open = [kept for kept in noted if kept != without]
-        await self._requests.note(self._open, new=new)
+        await self._requests.note(self._open, self._lost[-_LOST_POSTS_MAX:], new=new)
 
     def _failed(self, answer: HttpResponse) -> Failed:
         """Return the outcome of a message. Raises ConnectError if the answer is not about the
@@ -483,12 +546,6 @@ class _GraphTransaction:
         if isinstance(outcome, Failed):
             return Failed(replace(outcome.evidence, left_out=self._left_out))
         raise ConnectError(outcome, SmtpStage.DATA)
-
-    def _trouble(self, answer: HttpResponse) -> ConnectError:
-        """Return the error for an answer to what is neither content nor /send."""
-        outcome = outcome_of(answer, self._session.peer)
-        kind = outcome.kind if isinstance(outcome, Deferred) else DeferralClass.SITE
-        return ConnectError(Deferred(outcome.evidence, kind), SmtpStage.DATA)
 
     def _relayed(self, reply: str) -> Relayed:
         evidence = self._session.peer.evidence("2.0.0", reply, remote=True)
@@ -502,3 +559,7 @@ class _GraphTransaction:
 
 def _path(draft: str) -> str:
     return f"messages/{quote(draft, safe='')}"
+
+
+def _may_have_arrived(error: Exception) -> bool:
+    return isinstance(error, HttpError) and error.may_have_arrived

@@ -65,15 +65,7 @@ class _ErrorBody(Struct):
 
 def outcome_of(answer: HttpResponse, peer: Peer) -> Deferred | Failed:
     """Return the outcome of an answer that is not what was asked for."""
-    error = _error_of(answer)
-    row = next(
-        (
-            row
-            for (status, code), row in _ROWS.items()
-            if status == answer.status and error.code.startswith(code)
-        ),
-        _OTHER,
-    )
+    row = _row_of(answer)
     reply = reply_of(answer) + (f"; {row.advice}" if row.advice else "")
     evidence = replace(peer.evidence(row.status, reply, remote=True), pause_s=pause_s(answer))
     return Failed(evidence) if row.kind is None else Deferred(evidence, row.kind)
@@ -87,7 +79,13 @@ def is_of_one(outcome: Outcome) -> bool:
 def is_refused(answer: HttpResponse) -> bool:
     """Return whether an answer proves that the request had no effect."""
     status, has_code = answer.status, bool(_error_of(answer).code)
-    return status in (401, 413, 429) or (400 <= status < 500 and status not in _UNSURE and has_code)
+    is_sure = status not in _UNSURE or _row_of(answer) is not _OTHER
+    return status in (401, 413, 429) or (400 <= status < 500 and is_sure and has_code)
+
+
+def is_missing(answer: HttpResponse) -> bool:
+    """Return whether there is no such message, in a mailbox that is there."""
+    return answer.status == 404 and _row_of(answer) is _OTHER
 
 
 def reply_of(answer: HttpResponse) -> str:
@@ -102,11 +100,11 @@ def reply_of(answer: HttpResponse) -> str:
 
 
 def pause_s(answer: HttpResponse) -> float:
-    """Return how many seconds a host asks to wait, by the Retry-After of 429 and 503: it is a
+    """Return how many seconds a host asks to wait, by the Retry-After of 429 and 5xx: it is a
     number of seconds, or a date, which counts from the date of the answer (RFC 9110 10.2.3).
     """
     text = answer.fields.get("retry-after", "")
-    if answer.status not in (429, 503) or not text:
+    if (answer.status != 429 and answer.status // 100 != 5) or not text:
         return 0.0
     if text.isascii() and text.isdecimal() and len(text) < 10:
         return min(float(text), PAUSE_S_MAX)
@@ -116,6 +114,16 @@ def pause_s(answer: HttpResponse) -> float:
     except (ValueError, TypeError, OverflowError):
         return 0.0
     return min(max(wait_s, 0.0), PAUSE_S_MAX)
+
+
+def _row_of(answer: HttpResponse) -> _Row:
+    code = _error_of(answer).code
+    rows = (
+        row
+        for (status, start), row in _ROWS.items()
+        if status == answer.status and code.startswith(start)
+    )
+    return next(rows, _OTHER)
 
 
 def _error_of(answer: HttpResponse) -> _Error:

@@ -67,17 +67,24 @@ class Transaction:
 class CloudRequests(Protocol):
     """The requests of a claim to Microsoft Graph that have no known result."""
 
-    requests: tuple[CloudRequest, ...]  # as they are in the spool
+    # as they are in the spool
+    requests: tuple[CloudRequest, ...]
+    lost_posts: tuple[tuple[str, str], ...]  # mailbox and internetMessageId
     recipients: tuple[int, ...]  # the numbers of Transaction.recipients, in their order
     # Nothing is made or sent, because an order waits: what became of the requests is asked, and
     # drafts are deleted. Recipients in no request that may have been sent have no outcome then.
     only_ask: bool
-    ended: set[str]  # the Message-IDs of those whose recipients have an outcome in this attempt
     clock: Clock  # for queue time
 
-    async def note(self, requests: Sequence[CloudRequest], *, new: int = 0) -> None:
-        """Make these requests durable; `new` 1: the last one is new; -1: one is missing that had no
-        effect, and its Message-ID is free. Raises SpoolError.
+    async def note(
+        self,
+        requests: Sequence[CloudRequest],
+        lost_posts: Sequence[tuple[str, str]],
+        *,
+        new: int = 0,
+    ) -> None:
+        """Make these durable; `new` 1: one more draft is posted; -1: the last one had no effect,
+        and its Message-ID is free. Raises SpoolError.
         """
 
     async def message_id(self, own_id: str) -> str:

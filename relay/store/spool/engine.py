@@ -75,9 +75,9 @@ from relay.store.spool.types import (
     Claim,
     ClaimedRecipient,
     ClaimResult,
-    CloudRequest,
     DueBatch,
     DueQuery,
+    EntryExtra,
     HoldsFullError,
     Key,
     LendableBody,
@@ -289,15 +289,11 @@ class SpoolEngine(QueueEngine, SpoolHistory):
     async def _record(self, new: NewResult) -> Recorded | None:
         """Make a result durable; None if the claim's epoch has ended."""
 
-    async def note_requests(
-        self, claim: Claim, requests: Sequence[CloudRequest], *, before: int
-    ) -> bool:
-        """Make the requests of a claim to Microsoft Graph durable, and how many there were before;
-        False if the claim's epoch has ended.
+    async def note_requests(self, claim: Claim, noted: EntryExtra) -> bool:
+        """Make what `noted` says of requests of a claim to Microsoft Graph durable; False if the
+        claim's epoch has ended.
         """
-        return await self.change(
-            lambda transaction: note_requests(transaction, claim, requests, before=before)
-        )
+        return await self.change(lambda transaction: note_requests(transaction, claim, noted))
 
     async def is_first_with(self, claim: Claim, message_id: str) -> bool:
         """Return whether a request of this claim may use this Message-ID: no other request to

@@ -178,7 +178,9 @@ class CloudRequest(Struct, frozen=True, omit_defaults=True):
     posted_us: int  # when the draft was made
     draft: str = ""  # its id; "": the answer was lost, by 0.4.0 or older
     sent_us: int = 0  # when the last /send without a known answer was made; 0: there is none
-    created: str = ""  # its createdDateTime, to the second, by Graph's own 201; "": not known
+    # its createdDateTime, to the second, by Graph's own 201, "never" where that has none; "": a
+    # release up to 0.4.0 made it
+    created: str = ""
     lost_us: int = 0  # when it was noted that the answer to this /send is lost; 0: not yet
 
 
@@ -235,6 +237,12 @@ class EntryExtra(Struct, frozen=True, omit_defaults=True):
     def in_doubt(self) -> bool:
         """Whether Microsoft Graph may have sent it: the answer to a /send is not known."""
         return any(request.sent_us for request in self.requests)
+
+    @property
+    def all_lost_posts(self) -> tuple[tuple[str, str], ...]:
+        """`lost_posts`, with those in `requests`."""
+        older = [(one.mailbox, one.message_id) for one in self.requests if not one.draft]
+        return (*self.lost_posts, *older)
 
 
 NO_EXTRA = EntryExtra()  # of ordinary mail

@@ -1,6 +1,7 @@
 """Delivery by Microsoft Graph: once, whatever answers are lost; who gets it; what each answer means."""
 
 import asyncio
+from itertools import count
 from random import Random
 
 import pytest
@@ -26,12 +27,13 @@ from relay.delivery.http_connection import HttpResponse
 from relay.delivery.smtp.connect import ConnectError, GraphOptions, Target, TokenError
 from relay.delivery.smtp.connection import Timeouts
 from relay.delivery.smtp.transaction import Transaction
+from relay.store.spool.types import CloudRequest
 from relay.transport.routing.mx_hosts import Host, Hosts, Unprotected
 from relay.transport.routing.routes import Credentials, HopOptions
 from relay.transport.routing.usable_hosts import with_tls
 from relay.transport.signing.signer import Signer
 from tests.support.dkim import DkimKeys
-from tests.support.fake_graph import FakeGraph, error
+from tests.support.fake_graph import OTHERS_ID, FakeGraph, error
 from tests.support.journeys import states
 from tests.support.manual_clock import ManualClock
 from tests.support.receiver import Receiver
@@ -63,20 +65,28 @@ class Spooled:
     def __init__(self, clock, count, content=MESSAGE) -> None:
         self.clock, self.content = clock, content
         self.live = {number: f"r{number}@x.test" for number in range(count)}
-        self.requests, self.recipients, self.ended = (), (), set()
-        self.now_us = clock.queue_us
-        self.outcomes = {}
+        self.requests, self.lost_posts, self.recipients, self.only_ask = (), (), (), False
+        self.outcomes, self.ever_lost = {}, set()
+        self.step = bool  # whether it ends here
         self._before = 0
 
-    async def note(self, requests, *, new=0) -> None:
-        self.requests, self._before = tuple(requests), self._before + new
+    async def note(self, requests, lost_posts, *, new=0) -> None:
+        self._end_here()
+        self.requests, self.lost_posts = tuple(requests), tuple(lost_posts)
+        self._before += new
+        self._end_here()
+
+    def _end_here(self) -> None:
+        if self.step():
+            raise asyncio.CancelledError
 
     async def message_id(self, given) -> str:
         return f"<{self._before}@relay.test>" if self._before else given
 
     async def attempt(self, session) -> list[object]:
         """Attempt all that are live, as OutboundSession does; return the outcomes."""
-        self.ended, self.outcomes = set(), {}
+        self.outcomes = {}
+        self.ever_lost |= {message_id for _, message_id in self.lost_posts}
         left = tuple(self.live)
         while left:
             self.recipients = left
@@ -108,6 +118,8 @@ async def world(seed: int) -> None:
 
             def fault(_method, path, task=attempt, quiet=number > 12):
                 chosen = "" if quiet else rng.choice(faults)
+                if chosen == "late":  # and so is the answer
+                    clock.now_us += 115 * SECONDS_US
                 if chosen == "stop":
                     task.cancel()
                     return rng.choice(["lost before", "lost after"])
@@ -127,7 +139,18 @@ async def world(seed: int) -> None:
         clock.now_us += 700 * SECONDS_US
         graph.settle()
         assert sorted(one for item in graph.sent for one in item.recipients) == expected
-        assert not graph.in_folder("drafts")
+        leaves_no_trace(graph, claim)
+
+
+def faulty(end: str, fault):
+    """A fault of each POST whose path has this end."""
+    return lambda method, path: fault if method == "POST" and path.endswith(end) else ""
+
+
+def leaves_no_trace(graph, claim) -> None:
+    """Others have what they had; of ours, only drafts of lost POSTs are left."""
+    assert {name: graph.items.get(name) for name in graph.others} == graph.others
+    assert {item.message_id for item in graph.in_folder("drafts")} <= claim.ever_lost
 
 
 @pytest.mark.parametrize("first", range(0, 200, 50))
@@ -139,6 +162,46 @@ async def test_each_recipient_gets_it_once_whatever_answers_are_lost(first, monk
         except BaseException as failure:
             failure.add_note(f"seed {seed}")
             raise
+
+
+@each_row(
+    "before, moments",
+    [
+        (None, 8),
+        (("/send", "lost before"), 6),
+        (("/send", "lost after"), 4),
+        (("/messages", "lost after"), 8),
+    ],
+)
+async def test_a_kill_at_any_moment_is_no_second_copy(before, moments) -> None:
+    for moment in range(moments + 1):
+        clock = ManualClock()
+        async with FakeGraph(clock.queue_us) as graph:
+            claim, steps = Spooled(clock, 1), count()
+            if before is not None:
+                await attempt(graph, claim, faulty(*before))
+                clock.now_us += 150 * SECONDS_US
+            session = await opened(graph)
+            task = asyncio.create_task(claim.attempt(session))
+
+            def step(task=task, steps=steps, moment=moment) -> bool:
+                if is_now := next(steps) == moment:
+                    task.cancel()
+                return is_now
+
+            claim.step = step
+            graph.fault = lambda *_, step=step: (
+                "lost before" if step() else "lost after" if step() else ""
+            )
+            await asyncio.gather(task, return_exceptions=True)
+            session.close()
+            assert task.cancelled() == (moment < moments)
+            claim.step = bool
+            while claim.live:
+                clock.now_us += 150 * SECONDS_US
+                await attempt(graph, claim)
+            assert len(graph.sent) == 1
+            leaves_no_trace(graph, claim)
 
 
 @each_row(
@@ -159,6 +222,7 @@ async def test_each_recipient_gets_it_once_whatever_answers_are_lost(first, monk
         (429, "ApplicationThrottled", {"retry-after": "17"}, "site", "4.3.2", 17),
         (429, "MailboxConcurrency", {"retry-after": "9" * 9}, "site", "4.3.2", 3600),
         *[(status, "", {}, "site", "4.3.0", 0) for status in (500, 502, 504)],
+        (502, "", {"retry-after": "7"}, "site", "4.3.0", 7),
         (503, "", {"retry-after": "x"}, "site", "4.3.0", 0),
         (503, "", {"retry-after": f"27 Nov 2026 10:01 +{'9' * 17}"}, "site", "4.3.0", 0),
         (
@@ -218,7 +282,7 @@ async def test_a_draft_for_others_is_deleted_and_a_message_is_made_for_who_is_le
         assert [one.split("%")[0] for one in asked[:3]] == ["GET id", "DELETE id", "POST messages"]
         assert graph.sent[0].recipients == ["r0@x.test", "r2@x.test"]
         assert graph.sent[0].message_id == "<1@relay.test>"
-        assert not graph.in_folder("drafts")
+        leaves_no_trace(graph, claim)
 
 
 async def test_others_get_the_message_where_graph_refuses_a_recipient() -> None:
@@ -230,12 +294,118 @@ async def test_others_get_the_message_where_graph_refuses_a_recipient() -> None:
         assert [type(one) for one in outcomes] == [Relayed, Relayed, Relayed, Failed, Relayed]
 
 
+@each_row(
+    "end, fault, is_dated",
+    [
+        *[("/messages", fault, True) for fault in ("lost before", "lost after", error(503, ""))],
+        *[("/send", fault, True) for fault in ("lost before", "lost after", error(504, ""))],
+        ("/send", "lost before", False),
+    ],
+)
+async def test_what_another_sent_is_not_taken_for_ours(end, fault, is_dated) -> None:
+    clock = ManualClock()
+    async with FakeGraph(clock.queue_us) as graph:
+        claim, graph.is_dated = Spooled(clock, 1), is_dated
+        await attempt(graph, claim, faulty(end, fault))
+        assert bool(claim.requests) == (end == "/send")
+        if claim.requests:  # once more, with an id that is not found
+            clock.now_us += 150 * SECONDS_US
+            (outcome,), _ = await attempt(
+                graph,
+                claim,
+                lambda _, path: error(404, "ErrorItemNotFound") if "id" in path else "",
+            )
+            assert isinstance(outcome, Relayed) == (fault == "lost after")
+            if isinstance(outcome, Deferred):
+                assert "looked for" in outcome.evidence.reply
+        if claim.live:
+            (outcome,), _ = await attempt(graph, claim)
+            assert isinstance(outcome, Relayed)
+        assert [item.recipients for item in graph.sent] == [["r0@x.test"]]
+        leaves_no_trace(graph, claim)
+
+
+async def test_each_send_has_a_wait_of_its_own_from_the_loss_of_its_answer() -> None:
+    clock = ManualClock()
+    async with FakeGraph(clock.queue_us) as graph:
+
+        async def after(seconds: int, fault=""):
+            clock.now_us += seconds * SECONDS_US
+            (outcome,), asked = await attempt(graph, claim, faulty("/send", fault))
+            (request,) = claim.requests
+            return type(outcome), (request.sent_us, request.lost_us), asked[-1].endswith("send")
+
+        claim, began_us = Spooled(clock, 1), clock.now_us
+        session = await opened(graph)
+        task = asyncio.create_task(claim.attempt(session))
+        graph.fault = lambda _, path: "lost before" if "/send" in path and task.cancel() else ""
+        await asyncio.gather(task, return_exceptions=True)
+        session.close()
+        assert (claim.requests[0].sent_us, claim.requests[0].lost_us) == (began_us, 0)
+        noted = (began_us, began_us + 300 * SECONDS_US)
+        assert await after(300) == (Deferred, noted, False), "the first that finds it notes it"
+        assert await after(119) == (Deferred, noted, False)
+        refused = error(429, "ApplicationThrottled")
+        assert await after(2, refused) == (Deferred, noted, True), "it is as it was before"
+        again = (clock.now_us, clock.now_us)
+        assert await after(0, "lost before") == (Deferred, again, True)
+        assert await after(119) == (Deferred, again, False)
+        assert (await after(2))[0] is Relayed
+
+
+@each_row(
+    "prior, seconds, expected, drafts",
+    [
+        (faulty("/messages", "lost before"), 0, None, 0),
+        (faulty("/send", error(429, "")), 0, None, 0),
+        (faulty("/send", "lost before"), 0, Deferred, 1),
+        (faulty("/send", "lost before"), 121, None, 0),
+        (faulty("/send", "lost after"), 0, Deferred, 0),
+        (faulty("/send", "lost after"), 121, Relayed, 0),
+        (faulty("/send", error(404, "ErrorItemNotFound")), 601, None, 0),
+    ],
+)
+async def test_with_an_order_it_is_only_asked(prior, seconds, expected, drafts) -> None:
+    clock = ManualClock()
+    async with FakeGraph(clock.queue_us) as graph:
+        claim = Spooled(clock, 2)
+        await attempt(graph, claim, prior)
+        claim.only_ask, made = True, len(graph.sent)
+        clock.now_us += seconds * SECONDS_US
+        outcomes, asked = await attempt(graph, claim)
+        assert [type(one) for one in outcomes] == [expected] * (2 if expected else 0)
+        assert len(graph.in_folder("drafts")) == drafts
+        assert not any(one.startswith("POST") for one in asked)
+        assert len(graph.sent) == made
+
+
+async def test_a_draft_in_the_mailbox_of_another_login_is_left_there() -> None:
+    clock = ManualClock()
+    async with FakeGraph(clock.queue_us) as graph:
+        claim = Spooled(clock, 1)
+        await attempt(graph, claim, faulty("/send", error(429, "")))
+        claim.requests = (replace(claim.requests[0], mailbox="former@a.test"),)
+        (outcome,), asked = await attempt(graph, claim)
+        assert isinstance(outcome, Relayed)
+        assert asked == ["POST messages", "POST send"]
+
+
+async def test_an_older_release_did_not_say_when_the_draft_was_made() -> None:
+    clock = ManualClock()
+    async with FakeGraph(clock.queue_us) as graph:
+        claim = Spooled(clock, 1)
+        claim.requests = (CloudRequest(LOGIN.user, OTHERS_ID, (0,), 1, draft="gone", sent_us=1),)
+        (outcome,), _ = await attempt(graph, claim)
+        assert "so it was sent" in outcome.evidence.reply
+        assert not graph.sent
+
+
 async def test_what_is_seen_nowhere_is_looked_for_then_made_again() -> None:
     clock = ManualClock()
     async with FakeGraph(clock.queue_us) as graph:
         claim = Spooled(clock, 1)
         await attempt(graph, claim, lambda _, path: "lost before" if "/send" in path else "")
-        graph.items.clear()  # a person has removed the draft for good
+        graph.items = {**graph.others}  # a person has removed the draft for good
         kinds = []
         for _ in range(3):
             (outcome,), _ = await attempt(graph, claim)
@@ -383,6 +553,27 @@ async def test_parts_of_500_recipients_each_get_it_once(delivery, monkeypatch) -
         one for kind, people in delivery.reporter.reported if kind == "relayed" for one in people
     ]
     assert sorted(told) == sorted(everyone)
+
+
+async def test_a_lost_draft_is_made_again_at_once_and_deleted_after_the_result(delivery) -> None:
+    async with FakeGraph(lambda: 0) as graph:
+        lost = iter(["lost after", "lost after", error(503, "")])
+        graph.fault = lambda method, path: (
+            next(lost, "") if (method, path[-9:]) == ("POST", "/messages") else ""
+        )
+        routed(delivery, graph)
+        await delivery.start()
+        content = f"Message-ID: {OTHERS_ID}\r\n\r\n".encode()
+        queue_id = await delivery.send("a@x.test", contents=(content,), message_id=OTHERS_ID)
+        journey = await delivery.done(queue_id)
+        assert set(states(journey).values()) == {"relayed"}
+        while delivery.scheduler.drafts.looks:
+            await asyncio.sleep(0.01)
+    (draft,) = graph.in_folder("drafts")
+    assert draft.message_id == OTHERS_ID, "whose draft that is, is not known"
+    (deleted,) = graph.in_folder("deleteditems")
+    assert deleted.message_id.startswith(f"<{queue_id}.")
+    assert {name: graph.items.get(name) for name in graph.others} == graph.others
 
 
 async def test_retry_after_pauses_the_mailbox(delivery) -> None:

@@ -42,9 +42,10 @@ from relay.store.spool.types import (
     NEVER_US,
     Claim,
     ClaimResult,
-    CloudRequest,
+    EntryExtra,
     EntrySchedule,
     PriorityLevel,
+    readable_extra,
 )
 
 _OWE = "UPDATE recipient SET owed_report = ? WHERE message_id = ? AND entry = ? AND number = ?"
@@ -76,7 +77,8 @@ _CLAIMS = (
     ' AND detail LIKE \'%"by":"remote"%\' ORDER BY sequence'
 )
 _DETAIL = "SELECT detail FROM event WHERE message_id = ? AND sequence = ?"
-_OF_EPOCH = "SELECT extra FROM entry WHERE message_id = ? AND number = ? AND epoch = ?"
+_EXTRA = "SELECT extra FROM entry WHERE message_id = ? AND number = ?"
+_OF_EPOCH = f"{_EXTRA} AND epoch = ?"
 _NOTE = "UPDATE entry SET extra = ? WHERE message_id = ? AND number = ? AND epoch = ?"
 _EARLIER_MESSAGE = "SELECT 1 FROM message WHERE message_id = ? AND message_id <> '' AND id < ?"
 # A later entry may have sent first; while it lives, it has recorded that.
@@ -206,23 +208,40 @@ def record_effects(
         note_extra(transaction, claim.key, unanswered=claim_result.unanswered)
     if claim_result.fallback_us != claim.extra.fallback_us:
         note_extra(transaction, claim.key, fallback_us=claim_result.fallback_us)
+    if claim.next_hop.kind is HopKind.GRAPH and not rows.is_finished:
+        _drop_ended_requests(transaction, claim, rows)
     add_receipts(transaction, claim.message.id, rows.receipts, now_us=new.now_us, store=store)
     if claim_result.remote_report is not None:
         report, to = claim_result.remote_report
         join_report(transaction, claim_result, report, to=to)
 
 
-def note_requests(
-    transaction: OpenTransaction, claim: Claim, requests: Sequence[CloudRequest], *, before: int
-) -> bool:
-    """Record the requests of a claim to Microsoft Graph, and how many there were before. Return
-    False, and record nothing, if the epoch of the claim has ended.
+def note_requests(transaction: OpenTransaction, claim: Claim, noted: EntryExtra) -> bool:
+    """Record what `noted` says of requests of a claim to Microsoft Graph. Return False, and record
+    nothing, if the epoch of the claim has ended.
     """
     owned = (*claim.key, claim.epoch)
     if (row := transaction.fetch_one(_OF_EPOCH, owned)) is None:
         return False
-    text = changed_extra(row[0], requests=tuple(requests), requests_before=before)
+    text = changed_extra(
+        row[0],
+        requests=noted.requests,
+        requests_before=noted.requests_before,
+        lost_posts=noted.lost_posts,
+    )
     return transaction.execute(_NOTE, (text, *owned)) > 0  # another node may have raised the epoch
+
+
+def _drop_ended_requests(transaction: OpenTransaction, claim: Claim, rows: ResultRows) -> None:
+    """Drop the requests to Microsoft Graph whose recipients are all final."""
+    row = transaction.fetch_one(_EXTRA, claim.key)
+    if row is None or (extra := readable_extra(row[0])) is None:
+        return
+    final = {number for state, *_, number in rows.recipients if state in FINAL}
+    live = {recipient.id for recipient in claim.recipients} - final
+    kept = tuple(one for one in extra.requests if live.intersection(one.recipients))
+    if kept != extra.requests:
+        note_extra(transaction, claim.key, requests=kept)
 
 
 def is_first_with(tables: Tables, claim: Claim, message_id: str) -> bool:

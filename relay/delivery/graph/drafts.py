@@ -1,0 +1,95 @@
+"""Delete drafts in a mailbox of Microsoft Graph outside of an attempt.
+
+A draft is deleted if Graph gave its id to Relay, or if Relay made its Message-ID. What cannot be
+deleted within DELETE_S stays in Drafts, and nothing else changes: no message depends on it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from relay.base.message.address import own_mailbox
+from relay.base.message.nexthop import NextHop
+from relay.base.observe.logs import ContainedErrors, get_logger
+from relay.base.task_set import TaskSet
+from relay.delivery.graph.connection import DRAFTS, GraphConnection
+from relay.delivery.host_selection import Connect, targets_of
+from relay.delivery.http_connection import HttpError
+from relay.delivery.smtp.connect import ConnectError
+from relay.transport.routing.route_table import RouteTable
+from relay.transport.routing.usable_hosts import Resolve
+
+DELETE_S = 10.0
+_LOOKS_MAX = 1000  # that wait for their turn; of further ones the drafts stay
+_log = get_logger("delivery")
+Named = tuple[str, str]  # a mailbox, and an id there
+
+
+@dataclass(eq=False)
+class DraftCleaner:
+    """Logs in as the routes in force do."""
+
+    table: RouteTable
+    resolve: Resolve
+    connect: Connect
+
+    def __post_init__(self) -> None:
+        self.looks = TaskSet()
+        self._turn = asyncio.Lock()  # Graph takes few requests at once
+
+    async def delete_drafts(self, next_hop: NextHop, drafts: Iterable[Named]) -> set[Named]:
+        """Delete drafts by the ids that Graph gave. Return those that are gone."""
+        return await self._each(next_hop, drafts, GraphConnection.delete)
+
+    def look_for_lost(self, queue_id: str, next_hop: NextHop, lost_posts: Sequence[Named]) -> None:
+        """Begin to look once for the drafts of EntryExtra.lost_posts of a message."""
+        made_here = [post for post in lost_posts if post[1].startswith(f"<{queue_id}.")]
+        if made_here and len(self.looks) < _LOOKS_MAX:
+            self.looks.start(self._delete_lost(next_hop, made_here))
+
+    async def _delete_lost(self, next_hop: NextHop, posts: Sequence[Named]) -> None:
+        with ContainedErrors(_log, "internal error in deleting drafts"):
+            async with self._turn:
+                await self._each(next_hop, posts, _delete_found)
+
+    async def _each(
+        self,
+        next_hop: NextHop,
+        named: Iterable[Named],
+        use: Callable[[GraphConnection, str, str], Awaitable[None]],
+    ) -> set[Named]:
+        """Call `use` for each one in the mailbox of the route, in one session; return those for
+        which it succeeded.
+        """
+        login, done = self.table.options_for(next_hop).login, set[Named]()
+        user = own_mailbox(login.user) if login is not None else ""
+        mine = [one for one in named if own_mailbox(one[0]) == user]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DELETE_S):  # real time: a peer
+                session = await self._session(next_hop) if mine else None
+                if session is not None:
+                    try:
+                        for one in mine:
+                            with suppress(ConnectError, HttpError):
+                                await use(session, *one)
+                                done.add(one)
+                    finally:
+                        session.close()
+        return done
+
+    async def _session(self, next_hop: NextHop) -> GraphConnection | None:
+        """Return a session with the first host that gives one."""
+        for target in await targets_of(next_hop, self.table, self.resolve):
+            with suppress(ConnectError):
+                session = await self.connect(target)
+                if isinstance(session, GraphConnection):
+                    return session
+                session.close()
+        return None
+
+
+async def _delete_found(session: GraphConnection, mailbox: str, message_id: str) -> None:
+    for item in await session.find(mailbox, DRAFTS, message_id):
+        if item.is_draft:
+            await session.delete(mailbox, item.id)
