@@ -289,7 +289,8 @@ class HostSelection:
                     return connection
                 outcome, stage = known.outcome, SmtpStage.CONNECT
             except ConnectError as error:
-                outcome, stage = self.options.providers.judged(error.outcome), error.stage
+                judged = self.options.providers.judged
+                outcome, stage = judged(error.outcome, self.via.login), error.stage
                 # A connected host is reachable: it only takes no more connections.
                 if host.name not in connected:
                     failure = ConnectFailure(

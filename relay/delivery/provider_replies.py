@@ -16,8 +16,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed
+from relay.base.phrases import words_in
 from relay.base.settings.document import Fault, SettingsError, read_document, unknown_key
 from relay.base.settings.environment import shipped
+from relay.base.settings.tree import OAuthClient
 from relay.base.settings.values import is_ip, parse_duration
 from relay.transport.policy.globs import Globs, read_globs
 from relay.transport.policy.patterns import Pattern, PatternError, PatternSet
@@ -27,11 +29,12 @@ from relay.transport.policy.table_reader import (
     some_text,
     tables,
 )
+from relay.transport.routing.routes import Credentials
 
 FILE_BYTES_MAX = 256 * 1024
 _PAUSE_S_MAX = 86400.0
 _CONNECTIONS_MAX = 1000
-_KEYS = ("name", "source", "date", "mx", "code", "status", "text", "class", "pause", "connections")
+_KEYS = words_in("name source date mx login code status text class pause connections provider")
 _SECOND_LEVEL = ("ac", "co", "com", "edu", "gov", "ne", "net", "or", "org")  # as in co.uk
 _FAILED = "failed"
 # Mail whose class is "content" is held the second time: its file cannot be read.
@@ -49,6 +52,7 @@ class ReplyEntry(Struct, frozen=True):
     status: Globs | None  # the enhanced status that the host sent, "" if it sent none
     text: Pattern | None  # found anywhere in the reply
     kind: DeferralClass | None  # None: failed
+    at_microsoft: bool = False  # for other hosts too, if the route's [[oauth]] is Microsoft's
     pause_s: float = 0.0  # how long the site is not contacted
     connections: int = 0  # the site's limit for a while; 0: none
 
@@ -56,8 +60,11 @@ class ReplyEntry(Struct, frozen=True):
 class ProviderReplies:
     """Entries in the order in which they are asked. Of those with one name the first counts."""
 
-    def __init__(self, entries: Iterable[ReplyEntry] = ()) -> None:
-        """Compile the entries."""
+    def __init__(
+        self, entries: Iterable[ReplyEntry] = (), clients: Iterable[OAuthClient] = ()
+    ) -> None:
+        """Compile the entries; `clients` are the [[oauth]] of the configuration."""
+        self.of_microsoft = {client.name for client in clients if client.is_microsoft}
         self.entries: dict[str, ReplyEntry] = {}
         for rule in entries:
             self.entries.setdefault(rule.name, rule)
@@ -65,10 +72,14 @@ class ProviderReplies:
             rule.name: PatternSet([rule.text]) for rule in self.entries.values() if rule.text
         }
 
-    def judged(self, outcome: Deferred | Failed) -> Deferred | Failed:
-        """Return the outcome by the first entry that matches; the outcome itself if none does."""
+    def judged(
+        self, outcome: Deferred | Failed, login: Credentials | None = None
+    ) -> Deferred | Failed:
+        """Return the outcome by the first entry that matches; the outcome itself if none does.
+        `login` is that of the route.
+        """
         evidence = outcome.evidence
-        rule = self._entry_for(evidence)
+        rule = self._entry_for(evidence, login is not None and login.oauth in self.of_microsoft)
         if rule is None:
             return outcome
         severity = "5" if rule.kind is None else "4"
@@ -84,7 +95,7 @@ class ProviderReplies:
         number = 3 if len(labels[-1]) == 2 and labels[-2:][0] in _SECOND_LEVEL else 2
         return host if is_ip(host) else ".".join(labels[-number:])
 
-    def _entry_for(self, evidence: Evidence) -> ReplyEntry | None:
+    def _entry_for(self, evidence: Evidence, at_microsoft: bool) -> ReplyEntry | None:
         reply = evidence.reply
         match = _REPLY.match(reply)
         if not evidence.remote or evidence.provider or match is None:
@@ -93,7 +104,11 @@ class ProviderReplies:
         for rule in self.entries.values():
             if (
                 (rule.codes is None or code in rule.codes)
-                and (rule.mx is None or rule.mx.match(evidence.host))
+                and (
+                    rule.mx is None
+                    or rule.mx.match(evidence.host)
+                    or (at_microsoft and rule.at_microsoft)
+                )
                 and (rule.status is None or rule.status.match(status))
                 and (rule.text is None or self._has_text(rule, reply))
             ):
@@ -106,9 +121,11 @@ class ProviderReplies:
         return False
 
 
-def load_provider_replies(own: Path | None, config: Path) -> ProviderReplies:
+def load_provider_replies(
+    own: Path | None, config: Path, clients: Iterable[OAuthClient] = ()
+) -> ProviderReplies:
     """Return the entries of the operator's file, which `config` names, and of the one that is
-    shipped. Raises SettingsError.
+    shipped; `clients` are the [[oauth]] there. Raises SettingsError.
     """
     if own is not None and not own.is_file():
         text = f'found "{own}", expected a file of [[reply]] tables: there is none'
@@ -118,7 +135,7 @@ def load_provider_replies(own: Path | None, config: Path) -> ProviderReplies:
     entries = [rule for file in files for rule in _read(file, faults)]
     if faults:
         raise SettingsError(faults)
-    return ProviderReplies(entries)
+    return ProviderReplies(entries, clients)
 
 
 def _read(file: Path, faults: list[Fault]) -> Iterator[ReplyEntry]:
@@ -138,7 +155,7 @@ def _read(file: Path, faults: list[Fault]) -> Iterator[ReplyEntry]:
 
 
 def _entry(reader: TableReader) -> ReplyEntry:
-    reader.check_keys((*_KEYS, "provider"))
+    reader.check_keys(_KEYS)
     if not reader.table.keys() & {"code", "status", "text"}:
         reader.add_fault((), "found no code, status or text, expected one: it is for all failures")
     for key in ("source", "date"):
@@ -154,6 +171,7 @@ def _entry(reader: TableReader) -> ReplyEntry:
         kind=None if kind == _FAILED else DeferralClass(kind),
         pause_s=reader.key("pause", _pause, default=0.0),
         connections=reader.key("connections", _connections, default=0),
+        at_microsoft=reader.key("login", _login, default=False),
     )
 
 
@@ -161,6 +179,12 @@ def _class(value: Any) -> str:
     if value not in _CLASSES:
         raise ValueError(f"one of {', '.join(_CLASSES)}")
     return str(value)
+
+
+def _login(value: Any) -> bool:
+    if value != "microsoft":
+        raise ValueError('"microsoft"')
+    return True
 
 
 def _codes(value: Any) -> frozenset[int] | None:

@@ -421,7 +421,7 @@ class Site:
     # -- [[reply]] entries
     def judged(self, outcome: Deferred | Failed) -> Deferred | Failed:
         """Return what a rejection means, and obey the [[reply]] entry that says so."""
-        outcome = self.options.providers.judged(outcome)
+        outcome = self.options.providers.judged(outcome, self.hosts.via.login)
         self._obey(outcome)
         return outcome
 

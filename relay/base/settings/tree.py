@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
 
 from relay.base.settings import values
 from relay.base.socket_address import Address
@@ -384,6 +385,18 @@ class Route:
 MIME_MAX: Final = 2_200_000
 
 
+# of Microsoft's clouds; also with a name before them, such as westeurope
+_LOGIN_HOSTS = (
+    "login.microsoftonline.com",
+    "login.microsoftonline.us",
+    "login.partner.microsoftonline.cn",
+    "login.chinacloudapi.cn",
+    "login.microsoft.com",
+    "login.windows.net",
+    "sts.windows.net",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class OAuthClient:
     """Where tokens for routes come from (RFC 6749). Without a secret, certificate, service account
@@ -404,6 +417,13 @@ class OAuthClient:
     token_url: Annotated[str, values.parse_token_url] = ""  # "": the provider's
     device_url: Annotated[str, values.parse_token_url] = ""  # "": devicecode next to token_url
     scope: str = ""  # "": as the provider has it for what uses the token
+
+    @property
+    def is_microsoft(self) -> bool:
+        """Whether its tokens are those of one of Microsoft's clouds."""
+        host = urlsplit(self.token_url).hostname or ""
+        at_microsoft = any(f".{host}".endswith(f".{name}") for name in _LOGIN_HOSTS)
+        return self.provider == "microsoft" or at_microsoft
 
 
 @dataclass(frozen=True, slots=True)

@@ -436,16 +436,16 @@ class _SessionSetup:
             Failed(peer.evidence(NEEDED, text)), SmtpStage.EHLO, "requiretls-not-supported"
         )
 
-    async def _token(self, refused: str = "", words: str = "") -> str:
+    async def _token(self) -> str:
         """Return a token for the login, "" for one by password. Raises ConnectError."""
         login = self.target.login
         if login is None or not login.oauth:
             return ""
         try:
-            return await self.get_token(login, HopKind.SMTP, refused)
+            return await self.get_token(login, HopKind.SMTP, "")
         except TokenError as error:
             self._stage = SmtpStage.AUTH
-            raise self._trouble(SessionFailure.LOST, f"{words}{error}") from None
+            raise self._trouble(SessionFailure.LOST, str(error)) from None
 
     async def _log_in(self, token: str) -> None:
         target = self.target
@@ -467,7 +467,7 @@ class _SessionSetup:
         `again` is an attempt with a second token.
 
         A refusal is a 334 with its reason as JSON and, after an empty line, a 535; or the 535 at
-        once. If the second token is refused too, an operator has to act.
+        once. It stays the host's reply where no second token is to be had, or the host hangs up.
         """
         sasl = b64encode(f"user={login.user}\1auth=Bearer {token}\1\1".encode())
         answer, why = await self._client.execute_command(b"AUTH", b"XOAUTH2", sasl), ""
@@ -483,8 +483,13 @@ class _SessionSetup:
             return
         if answer.code // 100 != 5 or not again:
             raise aiosmtplib.SMTPResponseException(answer.code, words)
-        refused = f"{self.target}: {answer.code} {printable(words.encode('utf-8', 'replace'))}; "
-        await self._log_in_by_token(login, await self._token(token, refused), again=False)
+        try:
+            second = await self.get_token(login, HopKind.SMTP, token)
+            await self._log_in_by_token(login, second, again=False)
+        except TokenError as error:
+            raise aiosmtplib.SMTPResponseException(answer.code, f"{words}; {error}") from None
+        except (aiosmtplib.SMTPServerDisconnected, aiosmtplib.SMTPTimeoutError):
+            raise aiosmtplib.SMTPResponseException(answer.code, words) from None
 
     def _take_over(self) -> Connection:
         """Install our protocol on the transport; the library must have no unread bytes."""

@@ -225,7 +225,7 @@ class ActiveConfiguration:
         check_operator(settings, self._file, rules)
         texts = load_texts(settings.reports)
         keys = load_keys(settings.dkim, self._file)
-        providers = load_provider_replies(settings.delivery.providers, self._file)
+        providers = load_provider_replies(settings.delivery.providers, self._file, settings.oauth)
         accounts = accounts_of(settings, clock=self._clock, environ=self._environ)
         for number, text in auth_missing(settings, accounts.tables).items():
             _log.warning("AUTH is off", key=dotted(("smtp", number, "auth")), detail=text)

@@ -247,11 +247,9 @@ def use_settings(
         transport.resolver.use(
             settings.dns, port=delivery.port, proxy_host=_proxy_host(delivery.proxy)
         )
-    providers = base.sources.providers()
-    is_other = (
-        delivery != before.delivery
-        or providers.entries != scheduler.sites.options.providers.entries
-    )
+    providers, used = base.sources.providers(), scheduler.sites.options.providers
+    is_other = (delivery, providers.entries) != (before.delivery, used.entries)
+    is_other |= providers.of_microsoft != used.of_microsoft
     if is_other:
         scheduler.recorder.schedule = retry_schedule(settings)
         scheduler.sites.slots.limit_to(delivery.max_connections)

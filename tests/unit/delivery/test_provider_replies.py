@@ -188,6 +188,7 @@ FAULTS = [
         name = "x" / code = 250 / class = "site" | 3: reply "x": code: found 250, expected a code from 400 to 599, or a list of codes
         name = "x" / code = "5xx" / class = "site" | 3: reply "x": code: found "5xx", expected a code from 400 to 599, or a list of codes
         name = "x" / code = 550 / class = "site" / pause = "2d" | 5: reply "x": pause: found "2d", expected a duration of at most 1 day
+        name = "x" / code = 550 / class = "site" / login = "google" | 5: reply "x": login: found "google", expected "microsoft"
         name = "x" / code = 550 / class = "site" / connections = 0 | 5: reply "x": connections: found 0, expected a whole number from 1 to 1000
         name = "x" / code = 550 / class = "site" / [[reply]] / name = "x" / code = 550 / class = "site" | 6: reply "x": name: found the name of the entry in line 1, expected another
         name = "x" / code = 550 / class = "site" / [[rule]] / a = 1 | 5: rule: found an unknown key, expected one of reply

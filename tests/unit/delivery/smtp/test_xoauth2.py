@@ -2,18 +2,22 @@
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from relay.base.message.nexthop import HopKind
 from relay.base.message.outcome import DeferralClass, Deferred, SmtpStage
 from relay.base.message.tls_policy import TlsPolicy
+from relay.base.settings.tree import OAuthClient
+from relay.delivery.provider_replies import load_provider_replies
 from relay.delivery.smtp.connect import ConnectError, Target, TokenError, connect
 from relay.transport.routing.routes import Credentials
 from tests.support.ingress import Relay
 from tests.unit.delivery.smtp.conftest import QUICK
 
 LOGIN = Credentials("alice@example.test", oauth="m365")
+BASIC = "exchange-online-basic-authentication"
 GOOD, ENDED, OTHER = "token", "a-token-that-has-ended", "another-that-is-unknown"
 
 
@@ -83,10 +87,10 @@ async def test_without_a_token_there_is_no_connection():
 
 
 class Host:
-    """A host that answers AUTH with `reply`."""
+    """A host that answers AUTH with `reply`, once if it hangs up then."""
 
-    def __init__(self, reply: str) -> None:
-        self.reply, self.lines = reply, []
+    def __init__(self, reply: str, hangs_up: bool = False) -> None:
+        self.reply, self.lines, self.hangs_up = reply, [], hangs_up
 
     async def converse(self, reader, writer):
         writer.write(b"220 mx.test\r\n")
@@ -95,7 +99,31 @@ class Host:
             auth = self.reply.format(line) if line.startswith("AUTH") else "535 5.7.8 after (empty)"
             said = "250-mx\r\n250 AUTH XOAUTH2" if line.startswith("EHLO") else auth
             writer.write(f"{said}\r\n".encode(errors="surrogateescape"))
+            if self.hangs_up and line.startswith("AUTH"):
+                break
         writer.close()
+
+
+@pytest.mark.parametrize("given", [(ENDED,), (ENDED, OTHER)])
+@pytest.mark.parametrize("hangs_up", [False, True])
+async def test_what_a_provider_says_at_auth_counts_whatever_became_of_a_second_token(
+    given, hangs_up
+):
+    host = Host("550 5.7.30 Basic authentication is not supported", hangs_up)
+    server = await asyncio.start_server(host.converse, "127.0.0.1", 0)
+    target = Target("localhost", "127.0.0.1", server.sockets[0].getsockname()[1], login=LOGIN)
+    with pytest.raises(ConnectError) as caught:
+        await session(replace(target, tls=TlsPolicy("none")), Tokens(*given))
+    server.close()
+    for more, name in (
+        ({"provider": "microsoft"}, BASIC),
+        ({"token_url": "https://eu.login.microsoftonline.us/x"}, BASIC),
+        ({"token_url": "https://login.microsoft.com.other.test/x"}, ""),
+        ({"provider": "microsoft", "name": "other"}, ""),
+    ):
+        client = OAuthClient(**{"name": "m365", **more})
+        replies = load_provider_replies(None, Path("relay.toml"), [client])
+        assert replies.judged(caught.value.outcome, LOGIN).evidence.provider == name
 
 
 @pytest.mark.parametrize(
