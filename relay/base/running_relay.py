@@ -26,6 +26,7 @@ import msgspec
 
 from relay.base.certificates import client_of_pair
 from relay.base.message.address import AddressError, ascii_address, parse_mailbox
+from relay.base.message.envelope import KEY_PARAMETER
 from relay.base.message.extended_properties import DEFERRED_SEND_TIME
 from relay.base.socket_address import Address
 
@@ -203,7 +204,7 @@ class AwayError(TryLaterError):
     """The relay accepts no mail now, and no part of the message was accepted.
 
     The reply was 421, or had a status X.3.Z of the mail system, before the reply to the final dot
-    (RFC 5321 3.8, RFC 3463 3.4); or the connection was lost, or silent, before DATA.
+    (RFC 5321 3.8, RFC 3463 3.4); or the connection was lost, or silent, before DATA, or with a key.
     """
 
 
@@ -358,15 +359,16 @@ def send_content(
     sender: str,
     recipients: Sequence[str],
     notify: str = "",
-    ret: str = "",
-    envid: str = "",
+    dsn: Mapping[str, str] | None = None,
+    key: str = "",
     refused: list[str] | None = None,
 ) -> str:
     """Submit a content with CRLF by SMTP; return the queue id. Raises RejectedError, OSError.
 
-    `notify`, `ret` and `envid` are the values of these parameters (RFC 3461), "" for none. With
+    `notify` is the value of NOTIFY, `dsn` has those of RET and ENVID (RFC 3461), "" for none. With
     `refused` it is sent if at least one recipient is accepted; permanent rejections of others are
-    added to the list.
+    added to the list. A relay that offers KEY_PARAMETER gets the `key`; then AwayError also means
+    that it may have accepted the message, and takes it with this key once.
     """
     sender, *recipients = map(ascii_address, (sender, *recipients))
     needs_utf8 = not "".join((sender, *recipients)).isascii()
@@ -381,8 +383,10 @@ def send_content(
             options = [f"size={len(data)}"] if client.has_extn("size") else []
             options += ["smtputf8"] if needs_utf8 else []
             options += ["body=8bitmime"] if needs_utf8 or not data.isascii() else []
-            dsn = {"ret": ret, "envid": envid} if client.has_extn("dsn") else {}
-            options += [f"{name}={value}" for name, value in dsn.items() if value]
+            given = dsn if dsn and client.has_extn("dsn") else {}
+            options += [f"{name}={value}" for name, value in given.items() if value]
+            is_keyed = bool(key) and client.has_extn(KEY_PARAMETER)
+            options += [f"{KEY_PARAMETER}={key}"] if is_keyed else []
             _expect(client.mail(sender, options))
             notify_options = [f"notify={notify}"] if notify and client.has_extn("dsn") else []
             for recipient in recipients:
@@ -392,7 +396,7 @@ def send_content(
                     if refused is None or len(refused) == len(recipients) - 1:
                         raise
                     refused.append(str(error))
-            lost = TryLaterError
+            lost = AwayError if is_keyed else TryLaterError
             reply = client.data(data)
             if reply[0] // 100 == 4:
                 raise TryLaterError(_text(*reply))

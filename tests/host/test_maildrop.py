@@ -7,10 +7,13 @@ import fcntl
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
+import sqlite3
 import stat
+import subprocess
 import tempfile
 from contextlib import closing
 from email import message_from_bytes
@@ -28,6 +31,7 @@ from tests.support.tables import each_row
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become other users")
 HOST = "relay.example.test"
 STUCK = '"stays" cannot be removed: Operation not permitted'
+KEYED = re.compile("[0-9a-z]{16}-[0-9a-f]{32}").fullmatch
 NOBODY, OWNER = (pwd.getpwnam(name).pw_uid for name in ("nobody", "daemon"))
 
 
@@ -318,6 +322,112 @@ def test_a_kill_between_acceptance_and_removal_sends_once(relay, drop):
     until("delivered", lambda: subjects(relay))
     assert subjects(relay) == ["once"]
     assert relay.metric("relay_messages_accepted_total", via="sendmail") == 0
+
+
+@pytest.mark.parametrize("point", [CrashPoint.SPOOL_BEFORE_COMMIT, CrashPoint.SPOOL_COMMITTED])
+def test_a_kill_before_the_reply_sends_once(relay, drop, point):
+    """Also if the next relay dies once it has taken the file; a refused recipient is told at once."""
+    relay.start(crash_at=point)
+    words = ["-f", "alice@example.test", "bob", "gone"]
+    done = sendmail(relay, "Subject: once\n\nx\n", *words, user=0)
+    assert relay.wait_end() == -signal.SIGKILL
+    [name] = left(drop)
+    assert done.returncode == 0
+    assert done.stderr.startswith("sendmail: 550 5.1.1 <gone@example.test>")
+    assert done.stderr.count("\n") == 1
+    relay.start(crash_at=CrashPoint.DROP_ACCEPTED, wait=False)
+    assert relay.wait_end() == -signal.SIGKILL
+    assert left(drop) == [name]
+    relay.start()
+    until("removed", lambda: not left(drop))
+    until("delivered", lambda: subjects(relay))
+    assert subjects(relay) == ["once"]
+    is_known = point is CrashPoint.SPOOL_COMMITTED
+    until("reported", lambda: is_known or relay.maildir("alice"))
+    assert relay.faults() == []
+
+
+KEY = "0123456789abcdef" * 2
+
+
+def keyed(relay, key, *, user=NOBODY, subject="first"):
+    """Send as a program that speaks SMTP itself; return the replies."""
+    lines = ["EHLO x", f"MAIL FROM:<> XRELAYKEY={key}", "RCPT TO:<bob>", "DATA"]
+    lines += [f"Subject: {subject}", "", "x", ".", "QUIT", ""]
+    return sendmail(relay, "\n".join(lines), "-bs", user=user).stdout.splitlines()
+
+
+def test_a_key_is_its_users_and_of_this_socket_only(relay, drop):
+    with relay:
+        replies = keyed(relay, KEY)
+        assert "250-XRELAYKEY" in replies
+        until("delivered", lambda: subjects(relay) == ["first"])
+        again = keyed(relay, KEY, subject="again")
+        assert [one for one in again if "queued as" in one] == [replies[-2]]
+        assert "501 5.5.4 XRELAYKEY: expected 32 hexadecimal digits" in keyed(relay, KEY.upper())
+        write(drop, f"0-{KEY}", "again")
+        write(drop, f"1-{KEY}", "another's", user=0)
+        until("taken", lambda: not left(drop))
+        until("delivered", lambda: subjects(relay) == ["another's", "first"])
+        with relay.smtp() as client:
+            client.ehlo()
+            assert not client.has_extn("XRELAYKEY")
+            assert client.docmd("MAIL", f"FROM:<> XRELAYKEY={KEY}")[0] == 555
+
+
+def test_a_key_does_not_end_while_its_file_is_there(relay, drop):
+    """A machine that was off for long: the directory is read before keys that have ended go."""
+    with relay:
+        keyed(relay, KEY)
+        until("delivered", lambda: subjects(relay) == ["first"])
+        assert relay.cli("pause", "accept").returncode == 0
+        relay.stop()
+        write(drop, f"0-{KEY}", "again")
+        with closing(sqlite3.connect(relay.folder / "state/spool.sqlite")) as spool:
+            with spool:
+                spool.execute("INSERT INTO submission SELECT 'x', message_id, 0 FROM submission")
+                assert spool.execute("UPDATE submission SET expires_us = 1").rowcount == 2
+            relay.start()
+            until(
+                "pruned", lambda: spool.execute("SELECT key FROM submission").fetchall()[1:] == []
+            )
+        assert relay.cli("resume", "accept").returncode == 0
+        until("taken", lambda: not left(drop))
+        assert subjects(relay) == ["first"]
+
+
+@pytest.fixture
+def older(relay, drop, tmp_path):
+    """A relay of 0.4.0 with the same folder, as root, which the sendmail of this tree meets."""
+    tree = ["git", "-C", str(relay_starts.ROOT), "archive", "58e30772", "relay", "policies", "conf"]
+    done = subprocess.run(tree, capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("the history lacks 0.4.0")
+    subprocess.run(["tar", "-x", "-C", tmp_path], input=done.stdout, check=True)
+    os.chown(drop, 0, 0)
+    relay.user = 0
+    here, there = relay.environment["PYTHONPATH"], str(tmp_path)
+
+    def start(**options):
+        relay._environment["PYTHONPATH"] = there
+        relay.start(**options)
+        relay._environment["PYTHONPATH"] = here
+
+    return start
+
+
+def test_a_relay_of_the_version_before_takes_the_mail(older, relay, drop):
+    assert sendmail(relay, "Subject: left\n\nx\n", "bob").returncode == 0
+    assert KEYED(left(drop)[0])
+    older()
+    until("taken", lambda: not left(drop))
+    assert sendmail(relay, "Subject: now\n\nx\n", "bob").returncode == 0
+    assert any(one.startswith("555 ") for one in keyed(relay, KEY))
+    until("delivered", lambda: subjects(relay) == ["left", "now"])
+    relay.stop()
+    older(crash_at=CrashPoint.SPOOL_COMMITTED)
+    done = sendmail(relay, "Subject: unknown\n\nx\n", "bob")
+    assert (done.returncode, left(drop)) == (75, [])
 
 
 @each_row(

@@ -135,6 +135,11 @@ def main_address(address: str, alias_domains: Mapping[str, str]) -> str:
     return f"{address.rpartition('@')[0]}@{main}" if main else address
 
 
+# Of EHLO and MAIL on the socket of [sendmail], private to Relay (RFC 5321 4.1.5): 128 random bits,
+# with which a message is accepted once.
+KEY_PARAMETER = "XRELAYKEY"
+is_key = re.compile(r"[0-9a-f]{32}").fullmatch
+
 ENVID_CHARACTERS_MAX = 100
 ORCPT_CHARACTERS_MAX = 500
 

@@ -538,6 +538,7 @@ def _mail_of_machine(
         report = partial(setattr, base.readiness, "impaired")
         renew = base.spool.renew_submission_keys
         maildrop = MailDrop(sendmail.drop, users, ingress, renew=renew, report=report)
+        base.spool.maintenance.before_prune = maildrop.renew_keys
     return [SmtpServer(listener, ingress, role=SENDMAIL, users=users)], maildrop
 
 

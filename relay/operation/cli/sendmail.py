@@ -10,6 +10,7 @@ may be editing the file.
 
 import os
 import re
+import secrets
 import socket
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -49,7 +50,13 @@ from relay.operation.commands.sendmail import (
     talk,
 )
 from relay.store.spool.types import Selector
-from relay.transport.ingress.dropped_mail import PART, DroppedEnvelope, drop_mail
+from relay.transport.ingress.dropped_mail import (
+    FILE_BYTES_MAX,
+    LINE_BYTES_MAX,
+    PART,
+    DroppedEnvelope,
+    drop_mail,
+)
 from relay.transport.ingress.local_users import LocalUsers
 
 _DEFAULT = Address("127.0.0.1", 1025)
@@ -58,6 +65,7 @@ _NOTIFY = re.compile(
 )
 _NEEDED = ("hostname", "state_dir", "smtp", "mailboxes", "domain", "sendmail")
 _RET = {"full": "FULL", "hdrs": "HDRS"}
+_DROPPED_BYTES_MAX = FILE_BYTES_MAX - LINE_BYTES_MAX  # a larger one is never given a key
 _UNKNOWN_RECIPIENT = re.compile(r"5\d\d 5\.1\.").match  # RFC 3463 3.2
 
 
@@ -88,9 +96,10 @@ def sendmail(
 
     It goes by SMTP to RELAY_SENDMAIL (HOST:PORT), else to the socket that [sendmail] configures,
     else to the first listener of role relay in the configuration, else to 127.0.0.1:1025. If no
-    relay listens on the socket, or it takes no mail now, it is left in the drop directory. -f '<>'
-    is the null reverse-path; a recipient without a domain is in the first local domain. Bcc and
-    Resent-Bcc are removed, From, Date and Message-ID added. Exit codes: docs/names.md.
+    relay listens on the socket, it takes no mail now, or no answer to the message comes, this is
+    left in the drop directory, and accepted once. -f '<>' is the null reverse-path; a recipient
+    without a domain is in the first local domain. Bcc and Resent-Bcc are removed, From, Date and
+    Message-ID added. Exit codes: docs/names.md.
     """
     if mode == "p":
         list_queue(context)
@@ -116,6 +125,9 @@ def sendmail(
         )
         text = _message(ends_with_dot=not (flags["ignores_dots"] or "i" in more))
         message = prepare(text, options, clock=SystemClock())
+        envelope = DroppedEnvelope(message.sender, message.recipients, notify, ret, envid)
+        key = secrets.token_hex(16)
+        may_drop = place.drop is not None and len(message.content) <= _DROPPED_BYTES_MAX
         refused: list[str] = []
         try:
             send_content(
@@ -124,17 +136,16 @@ def sendmail(
                 sender=message.sender,
                 recipients=message.recipients,
                 notify=notify,
-                ret=ret,
-                envid=envid,
+                dsn={"ret": ret, "envid": envid},
+                key=key if may_drop else "",
                 refused=refused,
             )
-            for reply in refused:
-                click.echo(f"sendmail: {printable(reply)}", err=True)
         except (ConnectionRefusedError, FileNotFoundError, AwayError):
             if place.drop is None:
                 raise
-            envelope = DroppedEnvelope(message.sender, message.recipients, notify, ret, envid)
-            _drop(place.drop, envelope, message.content, users=place.users)
+            _drop(place.drop, envelope, message.content, users=place.users, key=key)
+        for reply in refused:
+            click.echo(f"sendmail: {printable(reply)}", err=True)
     except NoRecipientsError:
         expected = "an address, or one in To, Cc or Bcc" if flags["from_header"] else "one, or -t"
         raise CommandError(ExitCode.USAGE, f"sendmail: no recipient: expected {expected}") from None
@@ -169,12 +180,17 @@ def _envid(text: str) -> str:
 
 
 def _drop(
-    directory: Path, envelope: DroppedEnvelope, content: bytes, *, users: LocalUsers | None
+    directory: Path,
+    envelope: DroppedEnvelope,
+    content: bytes,
+    *,
+    users: LocalUsers | None,
+    key: str,
 ) -> None:
     """Leave the message for the relay. Raises CommandError (75), RejectedError."""
     check_dropped(envelope, content, users)
     try:
-        drop_mail(directory, envelope, content, name=Ids(SystemClock()).new())
+        drop_mail(directory, envelope, content, name=f"{Ids(SystemClock()).new()}-{key}")
     except OSError as error:
         why = f"no relay listens, and {directory} does not take mail: {error.strerror or error}"
         raise CommandError(ExitCode.TRY_LATER, f"sendmail: {why}") from None

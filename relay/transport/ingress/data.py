@@ -85,14 +85,15 @@ class Origin(Struct, frozen=True):
     role: ListenerRole = RELAY  # of the listener
     user: LocalUser | None = None  # whose program of this machine sent it
     is_hidden: bool = False  # neither the message nor a report about it tells ip and helo
-    key: str = ""  # of a file in the drop directory; the same if the file is taken again
+    key: str = ""  # of a file in the drop directory; the same if the message comes again
+    has_client: bool = False  # who waits for the reply, although there is a key
     has_bare_lf: bool = False  # a bare LF of the message became CRLF
     checks: SenderChecks | None = None  # of a stranger; None: SPF, DKIM and DMARC are not checked
 
     @property
     def is_promised(self) -> bool:
         """Whether rejections of recipients are reported to the sender: no client is waiting."""
-        return self.role.is_promised or bool(self.key)
+        return self.role.is_promised or (bool(self.key) and not self.has_client)
 
     def sender(self, reverse_path: str) -> Submitter:
         """Return the sender, for the checks of aliases."""

@@ -2,7 +2,8 @@
 
 Every user may write into the drop directory, so only the owner of a file is trusted: the owner is
 the sender. The name is not trusted, and the file may change while it is read. The first line is the
-envelope as JSON, the rest is the content. A file whose name begins with a dot is being written.
+envelope as JSON, the rest is the content. A file whose name begins with a dot is being written. A
+name that ends with a key of KEY_PARAMETER is of a message that may be accepted already.
 """
 
 import errno
@@ -16,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from relay.base.files import write_all
+from relay.base.message.envelope import is_key
 from relay.base.phrases import shown
 
 PART = "."
@@ -24,7 +26,7 @@ DROP_MODE = 0o3733  # of the directory: others cannot list it, or remove files o
 FILE_BYTES_MAX = 100_000_000
 RECIPIENTS_MAX = 1000
 Identity = tuple[int, int, int]  # device, inode, time of the last change
-_LINE_BYTES_MAX = 1 << 20
+LINE_BYTES_MAX = 1 << 20
 # O_NONBLOCK: opening a FIFO must not wait for a writer.
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 # a link, closed to us, a socket, a directory
@@ -50,6 +52,17 @@ class HostileFileError(Exception):
     """The file is not one that `relay sendmail` writes."""
 
 
+def submission_key(uid: int, key: str) -> str:
+    """Return the submission key of a message that a user sends with this KEY_PARAMETER."""
+    return f"sendmail-{uid}-{key}"
+
+
+def key_of_name(name: str, facts: os.stat_result) -> str:
+    """Return the submission key of a file that drop_mail() wrote, "" for another name."""
+    key = name.rpartition("-")[2]
+    return submission_key(facts.st_uid, key) if is_key(key) else ""
+
+
 def identity_of(facts: os.stat_result) -> Identity:
     """Return values that differ for another file of the same name."""
     return facts.st_dev, facts.st_ino, facts.st_mtime_ns
@@ -60,6 +73,7 @@ class DroppedFile:
 
     def __init__(self, path: Path) -> None:
         """Open it. Raises FileNotFoundError, HostileFileError, OSError."""
+        self._name = path.name
         if path.name.startswith(PART):
             raise HostileFileError("it was not finished")
         try:
@@ -72,7 +86,7 @@ class DroppedFile:
         try:
             self._facts = os.fstat(self._file.fileno())
             self._check()
-            self.line = self._file.readline(_LINE_BYTES_MAX)  # the envelope as it is written
+            self.line = self._file.readline(LINE_BYTES_MAX)  # the envelope as it is written
             self.envelope = self._read_envelope()
         except BaseException:
             self.close()
@@ -91,6 +105,11 @@ class DroppedFile:
     def size(self) -> int:
         """The octets of the file."""
         return self._facts.st_size
+
+    @property
+    def key(self) -> str:
+        """See key_of_name()."""
+        return key_of_name(self._name, self._facts)
 
     @property
     def identity(self) -> Identity:
@@ -139,6 +158,8 @@ class DroppedFile:
 
 def drop_mail(directory: Path, envelope: DroppedEnvelope, content: bytes, *, name: str) -> None:
     """Leave a message in the drop directory, durably. Raises OSError.
+
+    Relays of 0.4.0 take any `name` without a dot in front, so the key is there and not in the file.
 
     A user who may not read the directory cannot sync it. The second sync of the file makes its new
     name durable too.

@@ -1,7 +1,8 @@
 """Parse the arguments of MAIL FROM and RCPT TO: the path and its ESMTP parameters.
 
-MAIL takes SIZE, BODY, SMTPUTF8, RET, ENVID, AUTH and REQUIRETLS, RCPT takes NOTIFY and ORCPT. An
-unknown or malformed parameter is rejected, never ignored. The case of addresses is preserved.
+MAIL takes SIZE, BODY, SMTPUTF8, RET, ENVID, AUTH and REQUIRETLS, RCPT takes NOTIFY and ORCPT. From
+a program of this machine MAIL also takes KEY_PARAMETER. An unknown or malformed parameter is
+rejected, never ignored. The case of addresses is preserved.
 
 RFC 5321 4.1.1.2, 4.1.1.3, 4.1.1.11; RFC 1870, 3461 4, 4954 5, 6152, 6531 3.4, 8689 2.
 """
@@ -12,9 +13,11 @@ from msgspec import Struct
 
 from relay.base.message.address import NEEDS_SMTPUTF8, AddressError, excerpt, parse_path
 from relay.base.message.envelope import (
+    KEY_PARAMETER,
     Envelope,
     ForwardPath,
     decode_xtext,
+    is_key,
     parse_envid,
     parse_notify,
     parse_orcpt,
@@ -25,6 +28,7 @@ from relay.base.message.tls_policy import IF_OFFERED, REQUIRETLS, TlsDemand
 _KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*").fullmatch
 _SIZE = re.compile(r"[0-9]{1,20}").fullmatch
 _MAIL_KEYWORDS = frozenset({"SIZE", "BODY", "SMTPUTF8", "RET", "ENVID", "AUTH", "REQUIRETLS"})
+_OF_PROGRAM = _MAIL_KEYWORDS | {KEY_PARAMETER}
 _FLAGS = ("SMTPUTF8", "REQUIRETLS")  # without a value
 _RCPT_KEYWORDS = frozenset({"NOTIFY", "ORCPT"})
 
@@ -59,14 +63,20 @@ def check_utf8(argument: str) -> None:
 
 
 class MailArgument(Struct, frozen=True):
-    """The argument of MAIL; `size_bytes` is 0 if SIZE was not given."""
+    """The argument of MAIL; `size_bytes` is 0 if SIZE was not given, `key` is KEY_PARAMETER."""
 
     envelope: Envelope
     size_bytes: int = 0
+    key: str = ""
 
 
 def parse_mail(
-    argument: str, *, extended: bool, tls: str = "", odd_domain: str = ""
+    argument: str,
+    *,
+    extended: bool,
+    tls: str = "",
+    odd_domain: str = "",
+    of_program: bool = False,
 ) -> MailArgument:
     """Parse `FROM:<reverse-path> [parameters]`. Raises SmtpRejection.
 
@@ -87,7 +97,8 @@ def parse_mail(
     if not rest:
         _check_ascii(reverse_path, smtputf8=False)
         return MailArgument(Envelope(reverse_path))
-    parameters = _parameters(rest, known=_MAIL_KEYWORDS if extended else frozenset())
+    known = _OF_PROGRAM if of_program else _MAIL_KEYWORDS
+    parameters = _parameters(rest, known=known if extended else frozenset())
     smtputf8 = "SMTPUTF8" in parameters
     _check_ascii(reverse_path, smtputf8=smtputf8)
     demand: TlsDemand = ""
@@ -102,6 +113,10 @@ def parse_mail(
     if not _SIZE(size):
         # RFC 1870 3
         raise SmtpRejection("501 5.5.4 SIZE: expected a number of octets, at most 20 digits")
+    key = parameters.get(KEY_PARAMETER, "")
+    if key and not is_key(key):
+        # RFC 5321 4.1.1.11
+        raise SmtpRejection(f"501 5.5.4 {KEY_PARAMETER}: expected 32 hexadecimal digits")
     try:
         if parameters.get("AUTH", "<>") != "<>" and not decode_xtext(parameters["AUTH"]):
             raise SmtpRejection("501 5.5.4 AUTH: expected a mailbox as xtext, or <>")  # RFC 4954 5
@@ -113,7 +128,7 @@ def parse_mail(
             eight_bit=body == "8BITMIME",
             tls=demand,
         )
-        return MailArgument(envelope, size_bytes=int(size))
+        return MailArgument(envelope, size_bytes=int(size), key=key)
     except ValueError as error:
         raise SmtpRejection(f"501 5.5.4 {error}") from error  # RFC 3461 4.3, 4.4
 

@@ -28,6 +28,7 @@ class LocalUser(Struct, frozen=True):
     name: str
     address: str  # USER@hostname
     any_sender: bool = False  # may send from any address
+    uid: int = -1  # -1: not known
 
     def may_send_as(self, address: str) -> bool:
         """Whether mail of this user may have this sender."""
@@ -49,7 +50,7 @@ class LocalUsers:
             address = parse_mailbox(f"{name}@{self.hostname}")
         except (KeyError, AddressError):
             name, address = str(uid), f"{uid}@{self.hostname}"
-        return LocalUser(name, address, not uid or name in self.trusted)
+        return LocalUser(name, address, not uid or name in self.trusted, uid)
 
 
 def peer_uid(transport: "asyncio.BaseTransport") -> int:

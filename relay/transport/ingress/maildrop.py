@@ -1,8 +1,9 @@
 """Take the mail that `relay sendmail` left in the drop directory while no relay listened.
 
-Each file is accepted as if its owner had sent it, and then removed. The spool keeps a key of
-device, inode, time and digest, so that after a crash in between the file is not sent again. A file
-that cannot be removed is named by /readyz, and its key is renewed while the file is there. Files
+Each file is accepted as if its owner had sent it, and then removed. The spool keeps a key, so that
+after a crash in between the file is not sent again: that with which `relay sendmail` may have sent
+it before, else one of device, inode, time and digest. The keys of files are renewed while these are
+there. A file that cannot be removed is named by /readyz. Files
 that `relay sendmail` did not write, and files that are rejected, are moved into a directory that
 only the relay can enter. Directories stay, since only their owners can move them.
 """
@@ -29,6 +30,7 @@ from relay.base.message.envelope import Envelope, ForwardPath, parse_envid, pars
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.phrases import shown
 from relay.base.pressure import MemoryBudget
+from relay.store.spool.types import SpoolUnavailableError
 from relay.transport.ingress.data import ContentCollector, DataReply, Origin
 from relay.transport.ingress.dropped_mail import (
     FILE_BYTES_MAX,
@@ -38,6 +40,7 @@ from relay.transport.ingress.dropped_mail import (
     HostileFileError,
     Identity,
     identity_of,
+    key_of_name,
 )
 from relay.transport.ingress.listener_role import SENDMAIL
 from relay.transport.ingress.local_users import LocalUsers
@@ -50,7 +53,6 @@ FILES_MAX = 10_000  # looked at in one round, which reads at most FILE_BYTES_MAX
 _LOOK_S = 5.0
 _AGAIN_S = 60.0  # after a file that the relay cannot take now
 _PART_S = 600.0  # an older file is not being written any more
-_RENEW_S = 3600.0
 _LOGGED_MAX = 10  # files moved aside, in one round
 _ASIDE_MAX = 1000  # files that are kept; more are removed
 
@@ -80,7 +82,6 @@ class MailDrop:
         self._ids = Ids(self._clock)
         self._budget = MemoryBudget(self._limits.buffered_bytes)
         self._stuck: dict[str, StuckFile] = {}  # by name
-        self._renewed_s = -_RENEW_S
         self._waited: set[str] = set()  # files that had to wait in the last round
         self._logged = 0  # files moved aside in this round
 
@@ -134,7 +135,6 @@ class MailDrop:
             except OSError as error:
                 error.filename = str(self.directory / name)
                 failures = failures or [error]
-        await self._renew()
         self.report("")
         for name, stuck in itertools.islice(self._stuck.items(), 1):
             more = f", and {len(self._stuck) - 1} more" if len(self._stuck) > 1 else ""
@@ -143,12 +143,23 @@ class MailDrop:
             raise failures.pop()
         return is_done
 
-    async def _renew(self) -> None:
-        """Renew the keys of files that cannot be removed. Raises SpoolError."""
-        keys = [stuck.key for stuck in self._stuck.values() if stuck.key]
-        if keys and self._clock.real_s() - self._renewed_s >= _RENEW_S:
-            await self.renew(keys)
-            self._renewed_s = self._clock.real_s()
+    async def renew_keys(self) -> None:
+        """Renew the keys of the files that are there. Raises SpoolError."""
+        try:
+            keys = await asyncio.to_thread(self._keys_of_names)
+        except OSError as error:
+            raise SpoolUnavailableError(f"the drop directory cannot be read: {error}") from error
+        keys += [stuck.key for stuck in self._stuck.values()]
+        if known := list(filter(None, keys)):
+            await self.renew(known)
+
+    def _keys_of_names(self) -> list[str]:
+        keys: list[str] = []
+        with suppress(FileNotFoundError):
+            for name in self._listed():
+                with suppress(FileNotFoundError):
+                    keys.append(key_of_name(name, (self.directory / name).lstat()))
+        return keys
 
     def _listed(self) -> list[str]:
         """Return the names of files, the oldest first as `relay sendmail` names them."""
@@ -218,7 +229,8 @@ class MailDrop:
             if content.rejection is not None:
                 return DataReply(content.rejection), ""
             envelope, paths = self._envelope(file.envelope, eight_bit=eight_bit)
-            key = "-".join(("drop", *map(str, file.identity), digest.hexdigest()[:32]))
+            own_key = "-".join(("drop", *map(str, file.identity), digest.hexdigest()[:32]))
+            key = file.key or own_key
             origin = Origin("", user.name, trusted=True, user=user, key=key, role=SENDMAIL)
             received = content.hand_over()
             try:

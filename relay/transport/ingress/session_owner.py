@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from relay.base.accounts.account import (
     DEAD_LETTER,
@@ -46,6 +46,7 @@ from relay.store.mailbox.usage import Room
 from relay.store.spool.types import LendableBody
 from relay.transport.ingress.acceptance import Acceptance
 from relay.transport.ingress.data import DataReply, Origin, ReceivedContent, Submitter
+from relay.transport.ingress.dropped_mail import submission_key
 from relay.transport.ingress.filtering import SessionFilters
 from relay.transport.ingress.forwarding import Forwarder
 from relay.transport.ingress.listener_role import ListenerRole
@@ -329,6 +330,9 @@ class SessionOwner:
             if self._has_ended:
                 return DataReply(LOGIN_ENDED)
             envelope, origin = offered.mail.envelope, self._origin(offered.claims)
+            if offered.mail.key and origin.user is not None:
+                key = submission_key(origin.user.uid, offered.mail.key)
+                origin = structs.replace(origin, key=key, has_client=True)
             size_bytes = size_of(received.content)
             if size_bytes > offered.mail.size_bytes and not self._shared.role.is_promised:
                 sender = origin.sender(envelope.reverse_path)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from relay.base.crashpoints import CrashPoint
 from relay.base.message.content import memory_part
-from relay.base.message.envelope import ForwardPath
+from relay.base.message.envelope import KEY_PARAMETER, ForwardPath
 from relay.base.observe.logs import get_logger
 from relay.base.sliding_window import Reservation
 from relay.base.socket_address import client_of
@@ -291,6 +291,8 @@ class SmtpCommands:
             offers.append("REQUIRETLS" if self._tls else "STARTTLS")
         if self._offers_auth:
             offers.append(AUTH_OFFER)
+        if self.user is not None:
+            offers.append(KEY_PARAMETER)
         return "\r\n".join((*(f"250-{offer}" for offer in offers), "250 DSN"))
 
     async def _greet(self, verb: str, name: str) -> None:
@@ -377,7 +379,13 @@ class SmtpCommands:
         if self._listener.pressure.paused():
             return self._end_with(PAUSED)
         domain = self._listener.odd_domain if self.user is None else self._listener.hostname
-        mail = parse_mail(argument, extended=self._extended, tls=self._tls, odd_domain=domain)
+        mail = parse_mail(
+            argument,
+            extended=self._extended,
+            tls=self._tls,
+            odd_domain=domain,
+            of_program=self.user is not None,
+        )
         login, reverse_path = self._authentication.login, mail.envelope.reverse_path
         is_known = login or self.user is not None
         if is_known and (rejection := await self._client.sender_rejection(reverse_path)):

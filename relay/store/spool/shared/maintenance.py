@@ -11,7 +11,7 @@ See docs/design.md 4 (Counters and history), 7.2, 7.6 and 7.8.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from relay.base.clock import Clock, first_id_after, wall_offset_us
@@ -44,6 +44,8 @@ class SpoolMaintenance(ABC):
     def __init__(self, engine: QueueEngine, clock: Clock) -> None:
         self.engine = engine
         self.clock = clock
+        # Renews submission keys of mail that may come again. Raises SpoolError: then nothing ends.
+        self.before_prune: Callable[[], Awaitable[None]] | None = None
         self._pruned_to = ""
         self._counts: QueueCounts | None = None  # the most recent ones
         self._counted: Any = None  # what had happened before that
@@ -92,6 +94,8 @@ class SpoolMaintenance(ABC):
         """
         now_us = self.clock.confirmed_us()
         before_us = now_us - int(age_s * 1_000_000)
+        if self.before_prune is not None:
+            await self.before_prune()
         keys = await self.change(lambda transaction: prune_keys(transaction, now_us))
         while True:
             messages, self._pruned_to = await self.change(
