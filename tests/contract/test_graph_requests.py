@@ -77,8 +77,8 @@ async def test_a_post_that_an_older_release_lost_is_no_request(spool, make, cloc
     await spool.record(ClaimResult(claim, 5, {1: LATER}, WAITS))
     (claim,) = await claims(spool)
     requests = ClaimRequests(spool, claim, clock, "relay.test")
-    assert not requests.requests
-    assert requests.lost_posts == (("p@a.test", "<2@a.test>"), ("p@a.test", "<1@a.test>"))
+    assert not requests.noted.requests
+    assert requests.noted.lost_posts == (("p@a.test", "<2@a.test>"), ("p@a.test", "<1@a.test>"))
     assert await requests.message_id("<1@a.test>") == f"<{claim.message.id}.1.2@relay.test>"
 
 

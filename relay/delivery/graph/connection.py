@@ -82,7 +82,6 @@ _UNAUTHORIZED = 401
 DRAFTS = "drafts"
 _FOLDERS = ("sentitems", DRAFTS, "deleteditems")  # never the Inbox: a copy may come there by SMTP
 _ITEMS_MAX = 1000  # of one Message-ID in a folder: the most that Graph lists at once
-_SECOND = len("2026-11-27T10:00:00")
 _NEVER = "never"  # after each time, where Graph does not say when it made a draft
 _LOST_POSTS_MAX = 5
 _NO_ANSWER = (ConnectError, HttpError, SmtpProtocolError)
@@ -99,7 +98,7 @@ class GraphItem(Struct, rename="camel"):
     @property
     def created(self) -> str:
         """When it was created, to the second, in UTC: such texts can be compared."""
-        return (self.created_date_time or "")[:_SECOND]
+        return (self.created_date_time or "")[: len("2026-11-27T10:00:00")]
 
 
 class _GraphItems(Struct):
@@ -125,7 +124,7 @@ async def open_graph(
     return session
 
 
-async def permitted() -> None:
+async def _permitted() -> None:
     """Permit a request at once."""
 
 
@@ -240,7 +239,7 @@ class GraphConnection:
             await self.renew_token()
         self._busy = True
         try:
-            outcomes = await _GraphTransaction(self, transaction, before_dot or permitted).run()
+            outcomes = await _GraphTransaction(self, transaction, before_dot or _permitted).run()
         finally:
             self._busy = self._is_new = False
         self.transactions += 1
@@ -255,7 +254,7 @@ class GraphConnection:
         path: str,
         *,
         body: bytes = b"",
-        before_post: BeforeDot = permitted,
+        before_post: BeforeDot = _permitted,
     ) -> HttpResponse:
         """Make one request in a mailbox; with another token if this one is refused. Raises
         HttpError, ConnectError (nothing was written), and what `before_post` raises.
@@ -334,10 +333,10 @@ class _GraphTransaction:
         user = own_mailbox(session.login.user)  # the route may have another login now
         self._open = [
             request
-            for request in self._requests.requests
+            for request in self._requests.noted.requests
             if request.sent_us or own_mailbox(request.mailbox) == user
         ]
-        self._lost = [*self._requests.lost_posts]
+        self._lost = self._requests.noted.lost_posts
         self._left_out: tuple[str, ...] = ()
 
     async def run(self) -> dict[int, Outcome]:
@@ -437,12 +436,12 @@ class _GraphTransaction:
         request = replace(request, message_id=message_id)
         body = await self._body(request)
         await self._before_post()
-        lost, self._lost = self._lost, [*self._lost, (request.mailbox, message_id)]
+        lost, self._lost = self._lost, (*self._lost, (request.mailbox, message_id))
         await self._note(new=1)  # it counts as lost until its id is known
         try:
             answer = await self._ask("POST", request, "messages", body=body)
         except _NO_ANSWER as error:
-            if not _may_have_arrived(error):
+            if not isinstance(error, HttpError) or not error.may_have_arrived:
                 self._lost = lost
                 await self._note(new=-1)
             raise
@@ -465,7 +464,7 @@ class _GraphTransaction:
         try:
             answer = await self._ask("POST", request, f"{_path(request.draft)}/send")
         except _NO_ANSWER as error:
-            if _may_have_arrived(error):
+            if isinstance(error, HttpError) and error.may_have_arrived:
                 await self._note_losses()
             else:
                 await self._note(request, without=sent)
@@ -531,12 +530,19 @@ class _GraphTransaction:
         without: CloudRequest | None = None,
         new: int = 0,
     ) -> None:
-        """Make a request durable, in place of another one, and the lost drafts; `new` as in
-        CloudRequests.note().
+        """Make a request durable, in place of another one, and the lost drafts; `new` 1: one more
+        draft is posted; -1: the last one had no effect, and its Message-ID is free.
         """
         noted = self._open if request is None else [*self._open, request]
         self._open = [kept for kept in noted if kept != without]
-        await self._requests.note(self._open, self._lost[-_LOST_POSTS_MAX:], new=new)
+        before = self._requests.noted
+        after = replace(
+            before,
+            requests=tuple(self._open),
+            requests_before=before.requests_before + new,
+            lost_posts=self._lost[-_LOST_POSTS_MAX:],
+        )
+        await self._requests.note(after)
 
     def _failed(self, answer: HttpResponse) -> Failed:
         """Return the outcome of a message. Raises ConnectError if the answer is not about the
@@ -559,7 +565,3 @@ class _GraphTransaction:
 
 def _path(draft: str) -> str:
     return f"messages/{quote(draft, safe='')}"
-
-
-def _may_have_arrived(error: Exception) -> bool:
-    return isinstance(error, HttpError) and error.may_have_arrived

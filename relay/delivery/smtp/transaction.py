@@ -37,7 +37,7 @@ from relay.base.message.outcome import (
     closes_connection,
     is_recipient_limit,
 )
-from relay.store.spool.types import CloudRequest
+from relay.store.spool.types import EntryExtra
 
 BLOCK_BYTES = 128 * 1024
 FINAL_DOT = b".\r\n"
@@ -67,25 +67,15 @@ class Transaction:
 class CloudRequests(Protocol):
     """The requests of a claim to Microsoft Graph that have no known result."""
 
-    # as they are in the spool
-    requests: tuple[CloudRequest, ...]
-    lost_posts: tuple[tuple[str, str], ...]  # mailbox and internetMessageId
+    noted: EntryExtra  # `requests`, `requests_before` and `lost_posts` are as they are in the spool
     recipients: tuple[int, ...]  # the numbers of Transaction.recipients, in their order
     # Nothing is made or sent, because an order waits: what became of the requests is asked, and
     # drafts are deleted. Recipients in no request that may have been sent have no outcome then.
     only_ask: bool
     clock: Clock  # for queue time
 
-    async def note(
-        self,
-        requests: Sequence[CloudRequest],
-        lost_posts: Sequence[tuple[str, str]],
-        *,
-        new: int = 0,
-    ) -> None:
-        """Make these durable; `new` 1: one more draft is posted; -1: the last one had no effect,
-        and its Message-ID is free. Raises SpoolError.
-        """
+    async def note(self, noted: EntryExtra) -> None:
+        """Make these three durable. Raises SpoolError."""
 
     async def message_id(self, own_id: str) -> str:
         """Return the internetMessageId of a new request. It is `own_id`, the Message-ID of the

@@ -27,7 +27,7 @@ from relay.delivery.http_connection import HttpResponse
 from relay.delivery.smtp.connect import ConnectError, GraphOptions, Target, TokenError
 from relay.delivery.smtp.connection import Timeouts
 from relay.delivery.smtp.transaction import Transaction
-from relay.store.spool.types import CloudRequest
+from relay.store.spool.types import NO_EXTRA, CloudRequest
 from relay.transport.routing.mx_hosts import Host, Hosts, Unprotected
 from relay.transport.routing.routes import Credentials, HopOptions
 from relay.transport.routing.usable_hosts import with_tls
@@ -65,15 +65,21 @@ class Spooled:
     def __init__(self, clock, count, content=MESSAGE) -> None:
         self.clock, self.content = clock, content
         self.live = {number: f"r{number}@x.test" for number in range(count)}
-        self.requests, self.lost_posts, self.recipients, self.only_ask = (), (), (), False
+        self.noted, self.recipients, self.only_ask = NO_EXTRA, (), False
         self.outcomes, self.ever_lost = {}, set()
         self.step = bool  # whether it ends here
-        self._before = 0
 
-    async def note(self, requests, lost_posts, *, new=0) -> None:
+    @property
+    def requests(self):
+        return self.noted.requests
+
+    @requests.setter
+    def requests(self, requests) -> None:
+        self.noted = replace(self.noted, requests=requests)
+
+    async def note(self, noted) -> None:
         self._end_here()
-        self.requests, self.lost_posts = tuple(requests), tuple(lost_posts)
-        self._before += new
+        self.noted = noted
         self._end_here()
 
     def _end_here(self) -> None:
@@ -81,12 +87,13 @@ class Spooled:
             raise asyncio.CancelledError
 
     async def message_id(self, given) -> str:
-        return f"<{self._before}@relay.test>" if self._before else given
+        before = self.noted.requests_before
+        return f"<{before}@relay.test>" if before else given
 
     async def attempt(self, session) -> list[object]:
         """Attempt all that are live, as OutboundSession does; return the outcomes."""
         self.outcomes = {}
-        self.ever_lost |= {message_id for _, message_id in self.lost_posts}
+        self.ever_lost |= {message_id for _, message_id in self.noted.lost_posts}
         left = tuple(self.live)
         while left:
             self.recipients = left
