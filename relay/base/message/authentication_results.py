@@ -22,8 +22,14 @@ _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _KEY_BITS = re.compile(r"\b(\d{3,5})-bit key\b")  # as filters write it in a comment
 _POLICY = re.compile(r"\b(?:p|policy)=([a-z]{1,20})\b", re.IGNORECASE | re.ASCII)
 _WORD = "word"
+POLICY = "policy.dmarc"  # the property: what the author's domain asks for, once it is known
+ABOVE = "policy.above"  # the property: what a name above it asks for, as long as it is not known
+ASKING = ("quarantine", "reject")  # policies that forgeries meet
 _PROVEN = {"spf": "smtp.mailfrom", "dkim": "header.d"}  # the property whose domain a pass proves
 _Token = tuple[str, str]  # its kind: a sign, "(" of a comment, or a word; its text
+
+
+UNABLE = "unable"  # a result: this relay was not able to check; in the field temperror
 
 
 class AuthResult(Struct, frozen=True):
@@ -111,14 +117,34 @@ def is_aligned(results: Sequence[AuthResult]) -> bool:
     return False
 
 
+def may_be_aligned(domain: str, author: str) -> bool:
+    """Return whether a domain is the author's, or one of both is below the other.
+
+    That is alignment as long as no DMARC record is known.
+    """
+    own, other = f".{domain}", f".{author}"
+    return bool(domain and author) and (own.endswith(other) or other.endswith(own))
+
+
+def has_aligned_pass(results: Sequence[AuthResult]) -> bool:
+    """Return whether DMARC passed; as long as no record is known, an aligned SPF or DKIM."""
+    for result in results:
+        if result.method == "dmarc":
+            is_open = result.result in ("temperror", UNABLE) and not result.properties.get(POLICY)
+            author = result.domain("header.from")
+            passed = proven_domains(results) if is_open else ()
+            return result.result == "pass" or any(may_be_aligned(name, author) for name in passed)
+    return False
+
+
 def proven_domains(results: Sequence[AuthResult]) -> set[str]:
     """Return the domains for which SPF of the sender, or DKIM, passed; lower case, A-labels."""
-    domains = {
-        domain_of(f"@{result.domain(name)}")
-        for result in results
-        if result.result == "pass" and (name := _PROVEN.get(result.method))
-    }
-    return domains - {""}
+    return {domain_shown(result) for result in results if result.result == "pass"} - {""}
+
+
+def domain_shown(result: AuthResult) -> str:
+    """Return the domain that a pass of SPF of the sender, or of DKIM, proves; else ""."""
+    return domain_of(f"@{result.domain(_PROVEN.get(result.method, ''))}")
 
 
 def checks_of(results: Sequence[AuthResult]) -> dict[str, Any] | None:
@@ -194,5 +220,5 @@ def _first(
     check = {"result": result.result, "domain": result.domain(name), "reason": result.reason}
     if policy:
         stated = _POLICY.search(result.reason)
-        check["policy"] = result.properties.get("policy.dmarc", stated[1].lower() if stated else "")
+        check["policy"] = result.properties.get(POLICY, stated[1].lower() if stated else "")
     return check

@@ -27,10 +27,10 @@ from relay.operation.cli.options import (
     read_input,
 )
 from relay.operation.cli.output import printable, verdict_lines
-from relay.transport.policy.archives import UnexaminedArchiveError
 from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.explanation import explain, verdict_document
 from relay.transport.policy.message_parts import TooManyPartsError
+from relay.transport.policy.message_view import UndecidedError
 from relay.transport.policy.rule_files import load_rules, read_rules, unread_directories
 from relay.transport.policy.rule_test_reader import crlf
 from relay.transport.policy.rule_tests import (
@@ -154,7 +154,7 @@ def try_(context: CommandContext, *, file: Path, **options: Any) -> None:
     except TooManyPartsError as error:
         text = f"the rules cannot be applied to {shown(str(file))}, which is rejected: {error}"
         raise CommandError(ExitCode.DATA, f"relay policy try: {text}") from None
-    except UnexaminedArchiveError as error:
+    except UndecidedError as error:
         text = f"the rules cannot be applied to {shown(str(file))}, which is deferred: {error}"
         raise CommandError(ExitCode.DATA, f"relay policy try: {text}") from None
     document = verdict_document(explained)

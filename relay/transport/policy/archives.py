@@ -42,12 +42,6 @@ _READ_BYTES = 1 << 16
 _LOOKED_INTO = ARCHIVES | {OLE}
 
 
-class UnexaminedArchiveError(Exception):
-    """A condition cannot be evaluated, because an archive exceeds a bound."""
-
-    rule = ""  # the rule with the condition
-
-
 class ArchiveContents(Struct, frozen=True):
     """What is in an attachment, as far as it was examined."""
 

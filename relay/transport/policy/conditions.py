@@ -21,7 +21,7 @@ from operator import or_
 from typing import Any, ClassVar, Self
 
 from relay.base.message.address import ascii_address, with_a_labels
-from relay.base.message.authentication_results import is_aligned, is_of_helo
+from relay.base.message.authentication_results import UNABLE, is_aligned, is_of_helo
 from relay.base.message.envelope import Source, domain_of
 from relay.base.phrases import shown
 from relay.base.settings.values import parse_size
@@ -34,7 +34,7 @@ from relay.transport.policy.content_conditions import (
 )
 from relay.transport.policy.globs import FieldGlobs, Globs, Groups, read_globs, some_texts
 from relay.transport.policy.groups import OWN_GROUP
-from relay.transport.policy.message_view import BaseCondition, MessageView
+from relay.transport.policy.message_view import BaseCondition, MessageView, UndecidedError
 from relay.transport.policy.patterns import Pattern
 from relay.transport.policy.table_reader import check_parts, part, parts, words_of
 
@@ -356,12 +356,17 @@ class AuthCondition(BaseCondition, frozen=True):
         return cls(tuple([(method, part(value, method, read_globs)) for method in value]))
 
     def matches(self, view: MessageView) -> bool:
-        """Return whether the condition matches."""
-        results = list(_results(view))
-        return all(
-            any(name == method and globs.match(result) for name, result in results)
-            for method, globs in self.methods
-        )
+        """Return whether the condition matches. Raises UndecidedError."""
+        results, unknown = list(_results(view)), list[str]()
+        for method, globs in self.methods:
+            words = [result for name, result in results if name == method]
+            if not any(globs.match(word) for word in words if word != UNABLE):
+                if UNABLE not in words:
+                    return False
+                unknown.append(method)
+        if unknown:
+            raise UndecidedError(f"{', '.join(unknown)} of the sender could not be checked")
+        return True
 
     def value_in(self, view: MessageView) -> str:
         """Return the results by these methods."""
@@ -375,8 +380,9 @@ def _results(view: MessageView) -> Iterator[tuple[str, str]]:
     yield from ((result.method, result.result) for result in results if not is_of_helo(result))
     if is_aligned(results):
         yield "aligned", "pass"
-    elif any((result.method, result.result) == ("dmarc", "temperror") for result in results):
-        yield "aligned", "temperror"
+    else:
+        words = {result.result for result in results if result.method == "dmarc"}
+        yield from (("aligned", word) for word in ("temperror", UNABLE) if word in words)
 
 
 # The test of a field: globs, a pattern, or a number that the number in the field must exceed.
@@ -517,7 +523,6 @@ CONDITIONS: dict[str, type[Condition]] = {
     "recipients_over": RecipientsOverCondition,
     "client": ClientCondition,
     "login": LoginCondition,
-    "auth": AuthCondition,
     "sender": SenderCondition,
     "recipient": RecipientAddressCondition,
     "subject": SubjectCondition,
@@ -525,6 +530,7 @@ CONDITIONS: dict[str, type[Condition]] = {
     "to_or_cc": ToOrCcCondition,
     "message_type": MessageTypeCondition,
     "header": HeaderCondition,
+    "auth": AuthCondition,  # late, since it may not be known
     "attachment_name": AttachmentNameCondition,
     "attachment": AttachmentCondition,
     "body": BodyCondition,

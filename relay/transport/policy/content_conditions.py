@@ -24,12 +24,17 @@ from relay.base.message.header import Header
 from relay.formats.content_fields import ContentField, content_field
 from relay.formats.file_types import ARCHIVES, EXECUTABLES
 from relay.formats.headers import is_auto_submitted
-from relay.transport.policy.archives import ArchiveContents, UnexaminedArchiveError
+from relay.transport.policy.archives import ArchiveContents
 from relay.transport.policy.body_text import in_words
 from relay.transport.policy.folding import folded
 from relay.transport.policy.globs import GLOB_CHARACTERS_MAX, FieldGlobs, Globs, Groups, some_texts
 from relay.transport.policy.message_parts import AttachedFile, may_have_attachments
-from relay.transport.policy.message_view import FIELDS_MAX, BaseCondition, MessageView
+from relay.transport.policy.message_view import (
+    FIELDS_MAX,
+    BaseCondition,
+    MessageView,
+    UndecidedError,
+)
 from relay.transport.policy.patterns import PATTERN_STEPS_MAX, Pattern
 from relay.transport.policy.table_reader import check_parts, part, parts, words_of
 
@@ -125,7 +130,7 @@ class AttachmentCondition(AttachedCondition, frozen=True):
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches.
 
-        Raises UnexaminedArchiveError if that is not known, because of a bound.
+        Raises UndecidedError if that is not known, because of a bound.
         """
         if not self._may_match(view):
             return False
@@ -138,7 +143,7 @@ class AttachmentCondition(AttachedCondition, frozen=True):
         for attachment, archive in zip(view.attachments, view.archives, strict=True):
             is_unknown = self.inside or (self.encrypted and not archive.is_encrypted)
             if archive.bound and is_unknown and (self.inside or self._fits(attachment)):
-                raise UnexaminedArchiveError(f"{_shown(attachment)} exceeds {archive.bound}")
+                raise UndecidedError(f"{_shown(attachment)} exceeds {archive.bound}")
         return False
 
     def value_in(self, view: MessageView) -> str:

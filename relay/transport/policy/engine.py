@@ -41,7 +41,8 @@ from relay.base.message.verdict import (
     mails_about,
 )
 from relay.store.journeys.details import UsedRules
-from relay.transport.policy.archives import MessageArchives, UnexaminedArchiveError
+from relay.transport.policy.archives import MessageArchives
+from relay.transport.policy.conditions import AuthCondition
 from relay.transport.policy.content_actions import (
     NO_DISCLAIMER_STATUS,
     CcAction,
@@ -51,7 +52,7 @@ from relay.transport.policy.content_actions import (
     edited,
 )
 from relay.transport.policy.message_parts import TooManyPartsError
-from relay.transport.policy.message_view import MessageView, OutOfTimeError
+from relay.transport.policy.message_view import MessageView, OutOfTimeError, UndecidedError
 from relay.transport.policy.recipient_actions import (
     BccAction,
     DeferAction,
@@ -94,6 +95,11 @@ class RuleSet:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "index", RuleIndex(self.rules))
+
+    @property
+    def reads_auth(self) -> bool:
+        """Whether a rule has the condition `auth`."""
+        return any(isinstance(one, AuthCondition) for one in self.index.message_conditions)
 
     @property
     def identity(self) -> UsedRules | None:
@@ -274,7 +280,7 @@ class Evaluation:
             # a rule that changes nothing may not stop mail either
             if rule.mode is not RuleMode.AUDIT and rule.on_error is not OnError.IGNORE:
                 if not self._is_shared:
-                    if isinstance(error, UnexaminedArchiveError):
+                    if isinstance(error, UndecidedError):
                         error.rule = rule.name
                     raise
                 self._fail(rule, error)

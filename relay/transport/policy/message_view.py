@@ -58,6 +58,12 @@ class _Fact(Generic[T]):
         return fact
 
 
+class UndecidedError(Exception):
+    """A condition cannot be evaluated: an archive exceeds a bound, or a sender was not checked."""
+
+    rule = ""  # the rule with the condition
+
+
 class OutOfTimeError(Exception):
     """The rules of a tenant take too long; the rules after them may still read the same fact."""
 

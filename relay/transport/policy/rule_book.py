@@ -49,6 +49,7 @@ class RuleBook:
     _by_domain: Mapping[str, TenantRules] = field(init=False, repr=False, compare=False)
     _early: RuleSet = field(init=False, repr=False, compare=False)
     _late: RuleSet = field(init=False, repr=False, compare=False)
+    reads_auth: bool = field(init=False, repr=False, compare=False)  # a rule has the condition
 
     def __post_init__(self) -> None:
         by_domain = {
@@ -63,23 +64,27 @@ class RuleBook:
             late = dataclasses.replace(operator, rules=late_rules)
         object.__setattr__(self, "_early", early)
         object.__setattr__(self, "_late", late)
+        object.__setattr__(self, "reads_auth", any(rules.reads_auth for rules in self._rule_sets))
 
     def tenant_of(self, domain: str) -> TenantRules | None:
         """Return the tenant whose domain (A-labels) this is."""
         return self._by_domain.get(domain)
 
     @property
+    def _rule_sets(self) -> Sequence[RuleSet]:
+        tenants = (tenant.rules for tenant in self.tenants.values() if tenant.rules)
+        return (self.operator, *tenants)
+
+    @property
     def rule_count(self) -> int:
         """How many rules there are."""
-        sets = (self.operator, *(tenant.rules for tenant in self.tenants.values() if tenant.rules))
-        return sum(len(rule_set.rules) for rule_set in sets)
+        return sum(len(rule_set.rules) for rule_set in self._rule_sets)
 
     def outcomes(self) -> set[tuple[str, str]]:
         """Return the labels of the metric of rules: pairs of a name and an outcome."""
-        sets = (self.operator, *(tenant.rules for tenant in self.tenants.values() if tenant.rules))
         return {
             (rule.name, outcome)
-            for rule_set in sets
+            for rule_set in self._rule_sets
             for rule in rule_set.rules
             for outcome in (rule.outcome, DEFERRED, SKIPPED)
         }

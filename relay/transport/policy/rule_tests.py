@@ -19,12 +19,12 @@ from relay.base.message.header import ParsedContent
 from relay.base.message.verdict import ExaminedMessage, Hold, Verdict, VerdictAction
 from relay.base.phrases import counted
 from relay.formats import headers
-from relay.transport.policy.archives import UnexaminedArchiveError
 from relay.transport.policy.body_text import body_text
 from relay.transport.policy.conditions import cut_value
 from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.folding import folded
 from relay.transport.policy.message_parts import TooManyPartsError, message_parts
+from relay.transport.policy.message_view import UndecidedError
 from relay.transport.policy.rules import ExpectedResult, OverallVerdict, Rule, RuleMode, RuleTest
 
 _GOING = (VerdictAction.DELIVER, VerdictAction.REDIRECT, VerdictAction.QUARANTINE)
@@ -116,7 +116,7 @@ def _run(rules: RuleSet, test: RuleTest, local_domains: Collection[str]) -> Rule
     subject = structs.replace(subject, recipient_count=test.recipient_count, results=test.results)
     try:
         return RuleTestResult(test, tuple(_failures(rules, test, rules.evaluate(subject))))
-    except (TooManyPartsError, UnexaminedArchiveError) as error:
+    except (TooManyPartsError, UndecidedError) as error:
         return RuleTestResult(test, (f"the rules could not be applied: {error}",))
 
 

@@ -18,13 +18,13 @@ from relay.transport.policy.archive_child import MEMORY_BYTES_MAX, examine
 from relay.transport.policy.archives import (
     ENTRIES_MAX,
     MessageArchives,
-    UnexaminedArchiveError,
     archive_contents,
     reader,
 )
 from relay.transport.policy.content_conditions import AttachmentCondition
 from relay.transport.policy.engine import EvaluationStoppedError
 from relay.transport.policy.message_parts import message_parts
+from relay.transport.policy.message_view import UndecidedError
 from tests.support.tables import each_row
 from tests.unit.transport.policy.conftest import rule
 from tests.unit.transport.policy.test_content_conditions import PE, PE_TYPE, mixed, part, view_of
@@ -331,8 +331,8 @@ def test_bounds_are_those_of_a_message():
         ({"unreadable": True, "type": "application/zip"}, [b"x" + MANY], True),
         ({"unreadable": True, "type": "application/zip"}, [b"Rar!\x1a\x07\x01" + MANY], True),
         ({"unreadable": True, "type": "application/zip"}, [TAR.ljust(512) + SMALL], False),
-        (EXE, [MANY], UnexaminedArchiveError),
-        ({"encrypted": True}, [MANY], UnexaminedArchiveError),
+        (EXE, [MANY], UndecidedError),
+        ({"encrypted": True}, [MANY], UndecidedError),
         ({"encrypted": True, "type": "executable"}, [MANY], False),
         (EXE, [TAR, SMALL[:-30]], False),
     ],
@@ -369,7 +369,7 @@ def test_a_rule_that_cannot_know_ends_as_it_says(evaluate, mode, on_error, actio
     assert "number of entries" in verdict.hits[0].error
     first = rule("{ hold = 'look' }", when="{ attachment = { unreadable = true } }", stop="true")
     defers = inside.replace(f"'{mode}'", "'enforce'").replace(f"'{on_error}'", "'defer'")
-    with pytest.raises(UnexaminedArchiveError):
+    with pytest.raises(UndecidedError):
         evaluate(defers, content=content)
     assert evaluate(first, defers, content=content).recipients[0].hold
 

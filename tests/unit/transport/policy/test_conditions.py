@@ -7,6 +7,7 @@ from relay.base.message.authentication_results import AuthResult
 from relay.base.message.envelope import Source
 from relay.base.message.verdict import Finding
 from relay.base.settings.document import SettingsError
+from relay.transport.policy.message_view import UndecidedError
 from relay.transport.policy.rule_tests import examined_message
 from tests.support.tables import each_row
 from tests.unit.transport.policy.conftest import MAIL, rule
@@ -34,21 +35,32 @@ def matches(verdict):
         ("{ dmarc = 'pass' }", False),
         ("{ dkim = 'pass', dmarc = 'fail' }", True),  # one of the signatures
         ("{ dkim = 'pass', dmarc = 'pass' }", False),
-        ("{ spf = '*' }", False),
+        ("{ aligned = '*' }", False),
+        ("{ spf = '*' }", UndecidedError),
+        ("{ spf = 'fail', dkim = 'pass' }", UndecidedError),
+        ("{ spf = 'fail', dmarc = 'pass' }", False),
         ("{ arc = 'pass' }", ValueError),
         ("{}", ValueError),
         ("'fail'", ValueError),
     ],
 )
 def test_auth(rules_of, table, found):
-    results = (AuthResult("dkim", "fail"), AuthResult("dkim", "pass"), AuthResult("dmarc", "fail"))
+    pairs = ("spf", "unable"), ("dkim", "unable"), ("dkim", "pass"), ("dmarc", "fail")
+    results = [AuthResult(*pair) for pair in pairs]
     subject = examined_message("", ["b@x.test"], MAIL, source=Source.SMTP, local_domains=())
     text = rule(TAG, when=f"{{ auth = {table} }}")
     if found is ValueError:
         with pytest.raises(SettingsError, match="auth"):
             rules_of(text)
         return
-    verdict = rules_of(text).evaluate(replace(subject, results=results))
+    subject = replace(subject, results=results)
+    if found is UndecidedError:
+        with pytest.raises(UndecidedError, match="spf"):
+            rules_of(text).evaluate(subject)
+        verdict = rules_of(text + "on_error = 'ignore'\n").evaluate(subject)
+        assert "spf of the sender" in verdict.hits[0].error
+        return
+    verdict = rules_of(text).evaluate(subject)
     assert matches(verdict) == found
     if found:
         assert "dmarc=fail" in verdict.hits[0].because[0].value
