@@ -1,6 +1,11 @@
 """`sender_checks`: the verdict of SPF, DKIM and DMARC on what strangers send, and what follows from it."""
 
+import contextlib
+import os
+import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -191,6 +196,45 @@ def test_a_method_of_a_milter_counts_in_place_of_ours(dns, serve) -> None:
             milter.script[b"E"] = field + packet(b"c")
             given = give(relay, author, mail_from(author), listener_number=number)
             assert given[0].startswith(reply), method
+
+
+def killed_workers(relay: RelayProcess) -> None:
+    """Kill the processes that check senders."""
+    for task in Path(f"/proc/{relay.process.pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            for pid in (task / "children").read_text().split():
+                if b"check_child" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(int(pid), signal.SIGKILL)
+
+
+def test_without_a_worker_a_forgery_waits_and_record_refuses_nothing(dns, serve) -> None:
+    """A rule that reads the results waits too."""
+    config = {"smtp": [*listener("enforce")["smtp"], *listener("record")["smtp"]]}
+    rule = "[[rule]]\nname='r'\nwhen={ sender='r@*', auth={ spf='fail' } }\nthen=[{ hold='x' }]\n"
+    relay = serve(dns=dns.address, config=config, policies={"10-a.toml": rule})
+    unable = {"method": "dmarc", "result": "unable"}
+    with ThreadPoolExecutor() as threads:
+
+        def given(number: int, sender: str = "a@plain.test") -> tuple[str, str]:
+            mail = mail_from("a@strict.test")
+            reply = threads.submit(give, relay, sender, mail, listener_number=number)
+            until("a reply", lambda: killed_workers(relay) or reply.done())
+            return reply.result()
+
+        assert given(0)[0].startswith("451 4.7.1 The author of the message cannot be checked now")
+        assert relay.metric("relay_sender_checks_total", **unable) == 1
+        assert b"no sender could be checked" in relay.request("GET", "/readyz").body
+        reply, queue_id = given(1)
+        assert (reply[:3], relay.journey(queue_id)["checks"]["dmarc"]["result"]) == (
+            "250",
+            "unable",
+        )
+        assert "DMARC unable" in relay.cli("trace", queue_id).stdout
+        assert given(1, "r@plain.test")[0].startswith(
+            "451 4.7.1 The mail rules could not be applied"
+        )
+    assert give(relay, "a@strict.test", mail_from("a@strict.test"))[0].startswith("550 5.7.26 ")
+    assert b"no sender" not in relay.request("GET", "/readyz").body
 
 
 def test_without_the_libraries_the_key_is_a_fault(relay, monkeypatch) -> None:

@@ -5,7 +5,8 @@ async with open_checks({"bank.test": txt("v=spf1 -all")}) as checks:
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
+from random import Random
 from typing import Any
 
 import dkim
@@ -13,9 +14,9 @@ import dkim
 from relay.base.clock import SystemClock
 from relay.base.message.authentication_results import AuthResult
 from relay.base.message.content import Content
+from relay.base.settings.tree import DnsSettings
 from relay.transport.checks.checker import SenderChecker, SenderQuestion
-from relay.transport.routing.dns_cache import DnsCache
-from relay.transport.routing.dns_client import StubResolver
+from relay.transport.routing.resolver import Resolver
 from relay.transport.signing.keys import SigningKey
 from relay.transport.signing.private_keys import write_pem
 from tests.support.dns_server import DnsThread, Zone
@@ -26,24 +27,27 @@ class Checks:
 
     def __init__(self, dns: DnsThread) -> None:
         self.dns = dns
-        self.resolver = StubResolver((dns.address,), timeout_s=10)
-        self.cache = DnsCache(self.resolver.ask, clock=SystemClock())
-        self.checker = SenderChecker(self.ask, clock=SystemClock())
-
-    async def ask(self, questions: Sequence[tuple[str, str]], **_: Any) -> Any:
-        return await self.cache.answers(*questions)
+        self.settings, clock = DnsSettings((dns.address,), timeout=10.0), SystemClock()
+        self.resolver = Resolver(self.settings, clock=clock, rng=Random(1), hostname="relay.test")
+        self.checker = SenderChecker(self.resolver.answers_for_clients, clock=clock)
 
     def use(self, zone: Zone) -> None:
         """Answer from another zone."""
         self.dns.zone = zone
         self.dns.queries.clear()
-        self.cache = DnsCache(self.resolver.ask, clock=SystemClock())
+        self.resolver.use(self.settings, port=25)
 
     async def __call__(
-        self, content: Content, sender: str, *, ip: str = "192.0.2.1", helo: str = "mx.bank.test"
+        self,
+        content: Content,
+        sender: str,
+        *,
+        ip: str = "192.0.2.1",
+        helo: str = "mx.bank.test",
+        needs_all: bool = True,
     ) -> tuple[AuthResult, ...]:
         question = SenderQuestion(ip, helo, sender, "relay.test")
-        return await self.checker.check(question, content)
+        return await self.checker.check(question, content, needs_all=needs_all)
 
 
 @contextlib.asynccontextmanager
@@ -54,7 +58,7 @@ async def open_checks(zone: Zone | None = None) -> AsyncIterator[Checks]:
             yield checks
         finally:
             checks.checker.close()
-            await checks.cache.close()
+            await checks.resolver.close()
 
 
 def txt(*texts: str | bytes) -> dict[str, list[str]]:

@@ -173,6 +173,11 @@ class Metrics:
             "SMTP commands, connections and TLS handshakes that were refused.",
             ["reason"],
         )
+        self.sender_checks = counter(
+            "relay_sender_checks", "SPF, DKIM and DMARC of strangers' mail.", ["method", "result"]
+        )
+        for result in ("pass", "unable"):  # alerts look for their first increase
+            self.sender_checks.labels("dmarc", result)
         self.smtp_sessions = counter(
             "relay_smtp_sessions", "SMTP connections, without pickup's.", ["role"]
         )

@@ -66,9 +66,9 @@ from relay.transport.ingress.session_owner import RecipientChecks
 from relay.transport.ingress.strangers import Stranger, StrangerChecks
 from relay.transport.milter.filtered_message import FilterVerdict, NewBodies
 from relay.transport.milter.filters import FilterClient, FilterSession, MilterSet
-from relay.transport.policy.archives import UnexaminedArchiveError
 from relay.transport.policy.explanation import RulesExplained, explain
 from relay.transport.policy.message_parts import TooManyPartsError
+from relay.transport.policy.message_view import UndecidedError
 from relay.transport.policy.rule_book import RuleBook
 from relay.transport.routing.mx_hosts import Hosts, Resolution, outcome_of
 from relay.transport.routing.route_table import RouteTable
@@ -151,7 +151,7 @@ class Explainer:
             return await self._explain(question)
         helo = f"[IPv6:{question.ip}]" if ":" in question.ip else f"[{question.ip}]"
         asked = SenderQuestion(question.ip, helo, question.sender, self.hostname)
-        ours = await self.checker.check(asked, content)
+        ours = await self.checker.check(asked, content, needs_all=self.rules().reads_auth)
         checked = judge(checks, question.results, ours, ip=question.ip, hostname=self.hostname)
         document = await self._explain(replace(question, results=checked.results))
         is_refused_at_rcpt = document["state"] in ("rejected", "invalid") and not document["rule"]
@@ -253,7 +253,7 @@ class Explainer:
             explained = await self._apply_rules(address, sender, question, recipient=recipient)
         except TooManyPartsError:
             return document | {"state": "rejected", "reply": TOO_MANY_PARTS.reply}
-        except UnexaminedArchiveError:
+        except UndecidedError:
             return document | {"state": "rejected", "reply": NO_POLICY.reply}
         document["rules"] = [_rule(rule) for rule in msgspec.to_builtins(explained.rules)]
         if (deferred := explained.verdict.deferred) is not None:

@@ -222,7 +222,7 @@ def _means(
         samples=base.samples,
         clock=base.clock,
         ready=unready,
-        impaired=partial(_impairment, base),
+        impaired=partial(_impairment, base, transport),
         prune=prune,
         pressure=base.pressure,
         development=development,
@@ -264,7 +264,7 @@ def _usage(base: Foundation, account: str, is_reset: bool) -> Sequence[AccountUs
     return [base.usage.today(name)]
 
 
-def _impairment(base: Foundation) -> str:
+def _impairment(base: Foundation, transport: Transport) -> str:
     """Return what does not work although /readyz answers 200, "" if all works."""
     fault = base.root.fault
     refusing = f"the mail store refuses all writes: {fault}" if fault else ""
@@ -275,7 +275,8 @@ def _impairment(base: Foundation) -> str:
     tokens = base.tokens.impaired(base.secrets.faults())
     ending = (f'[[oauth]] "{x}": {y}' for x, y in base.secrets.warnings(base.clock.time_us()))
     reasons = (refusing, paused, base.readiness.impaired, rules, tokens, *ending)
-    reasons += (*without_node, *down)
+    checker = transport.acceptance.checker
+    reasons += (*without_node, *down, checker.impaired() if checker else "")
     return "; ".join(filter(None, reasons))
 
 

@@ -109,7 +109,8 @@ def build_transport(base: Foundation) -> Transport:
     scheduler = _scheduler(base, reporter, policies.resolve, connect=_connect(base, resolver))
     checker = None  # a development relay asks no name servers about senders
     if isinstance(resolver, Resolver):
-        checker = SenderChecker(resolver.answers_for_clients, clock=base.clock)
+        ask = resolver.answers_for_clients
+        checker = SenderChecker(ask, clock=base.clock, metrics=base.metrics)
     acceptance = _acceptance(base, reporter, scheduler, checker=checker)
     verifier = RecipientVerifier(
         base.table,

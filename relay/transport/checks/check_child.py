@@ -8,12 +8,17 @@ import sys
 
 from msgspec import msgpack
 
-from relay.base.message.authentication_results import AuthResult
+from relay.base.message.authentication_results import domain_shown, may_be_aligned
 from relay.base.message.header import Header
 from relay.base.process_limits import limit_cpu, limit_this_process
-from relay.transport.checks.checker import CheckReply, CheckRequest
-from relay.transport.checks.dkim_check import dkim_results
-from relay.transport.checks.dmarc import Unanswered, author_of, dmarc_result, walk_questions
+from relay.transport.checks.checker import CheckReply, CheckRequest, is_asked
+from relay.transport.checks.dkim_check import CheckedHeader, dkim_results
+from relay.transport.checks.dmarc import (
+    Answers,
+    author_of,
+    dmarc_result,
+    walk_questions,
+)
 from relay.transport.checks.spf_check import spf_result
 from relay.transport.checks.workers import LENGTH_BYTES
 
@@ -22,25 +27,28 @@ _CPU_S = 2  # of a request
 
 
 def reply_to(request: CheckRequest) -> CheckReply:
-    """Return what is lacking, or the results."""
-    header = Header.parse(request.header)
+    """Return the results by what is known, and what is lacking."""
+    header, answers = Header.parse(request.header), Answers(request.known)
     author, fault = author_of(header)
-    results = list[AuthResult]()
-    lacking = [name for name in walk_questions(author) if name not in request.known]
-    for of_helo in (False, True):
-        try:
-            results.append(spf_result(request, of_helo=of_helo))
-        except Unanswered as error:
-            lacking += error.args
-    try:
-        results += dkim_results(header, request, is_ready=not lacking)
-        if not lacking:
-            # without the body too: a large one is sent when nothing is lacking
-            results.append(dmarc_result(author, fault, results, known=request.known))
-            return CheckReply((), tuple(results) if request.body is not None else ())
-    except Unanswered as error:
-        lacking += error.args
-    return CheckReply(lacking, early=[(author, "A")] if author else ())
+    if not all(is_asked(octets) for name, octets in header.fields if name == b"from"):
+        author, fault = "", "From is too long"
+    for question in walk_questions(author):
+        answers.of(question)
+    results = [
+        spf_result(request.question, answers, of_helo=of_helo, author=author)
+        for of_helo in (False, True)
+    ]
+    is_ready = request.is_last or not answers.lacking
+    results += dkim_results(header, CheckedHeader(request, answers, author, is_ready))
+    names = [name for name in map(domain_shown, results) if may_be_aligned(name, author)]
+    results.append(dmarc_result(author, fault, results, answers=answers))
+    walks = [question for name in names for question in walk_questions(name)]
+    return CheckReply(
+        sorted(answers.lacking, key=lambda question: not answers.lacking[question]),
+        tuple(results),
+        kept=sum(answers.lacking.values()),
+        early=[(author, "A"), *walks] if author else (),
+    )
 
 
 def main() -> None:

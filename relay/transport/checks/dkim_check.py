@@ -6,32 +6,49 @@ time and much memory, are replaced by those of `signing`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 
 import dkim
 from dkim.canonicalization import Relaxed, Simple
+from msgspec import Struct
 
 from relay.base.message.address import to_ascii_domain
-from relay.base.message.authentication_results import PROPERTY_CHARACTERS_MAX, AuthResult, clipped
+from relay.base.message.authentication_results import (
+    PROPERTY_CHARACTERS_MAX,
+    UNABLE,
+    AuthResult,
+    clipped,
+    may_be_aligned,
+)
 from relay.base.message.header import Header
-from relay.transport.checks.checker import CheckRequest
-from relay.transport.checks.dmarc import DOMAIN, Unanswered
-from relay.transport.routing.dns_cache import DnsQuestion
+from relay.transport.checks.checker import NOT_COMPUTED, TOO_MANY, CheckRequest, is_asked
+from relay.transport.checks.dmarc import DOMAIN, Answers
 from relay.transport.signing.record import listed, parse_record
 from relay.transport.signing.signature import NAME, relaxed_body
 
 _SIGNATURES_MAX = 5
+_NAME = NAME.lower().encode()
 _WHITE_RUN = re.compile(rb"\s{100}")  # in dkimpy, time is the square of its length
 _STEPS_MAX = 1_000_000  # names in h= times fields of the header
 _KEY_BITS_MIN, _KEY_BITS_MAX = 1024, 4096  # of RSA (RFC 8301 3.2)
 _EXPONENT_MAX = 1 << 64
 
 
-def dkim_results(header: Header, request: CheckRequest, *, is_ready: bool) -> list[AuthResult]:
-    """Return the results of the first signatures from the top.
+class CheckedHeader(Struct, frozen=True):
+    """What the signatures in a header are checked with."""
 
-    Unless `is_ready`, only their keys are looked for. Raises Unanswered.
+    request: CheckRequest
+    answers: Answers
+    author: str  # the domain of the author
+    is_ready: bool  # else only their keys are looked for
+
+
+def dkim_results(header: Header, checked: CheckedHeader) -> list[AuthResult]:
+    """Return the results of at most five signatures, in their order.
+
+    Those that may be aligned are looked at first, then those at the top.
     """
     if any(name == b"" for name, _ in header.fields):
         return [AuthResult("dkim", "permerror", "the header has a line that is no field")]
@@ -39,28 +56,46 @@ def dkim_results(header: Header, request: CheckRequest, *, is_ready: bool) -> li
     # dkimpy reads a field of many lines in quadratic time
     pairs = (octets.partition(b":") for _, octets in header.fields)
     message.headers = [(name.rstrip(), rest) for name, _, rest in pairs]
-    message.body = request.body if is_ready else None
-    name, results, lacking = NAME.lower().encode(), list[AuthResult](), list[DnsQuestion]()
-    signatures = [octets for field, octets in message.headers if field.lower() == name]
-    for number, field in enumerate(signatures[:_SIGNATURES_MAX]):
-        try:
-            results.append(_result(message, number, field, request=request))
-        except Unanswered as error:
-            lacking += error.args
-    if lacking:
-        raise Unanswered(*lacking)
+    message.body = checked.request.body if checked.is_ready else None
+    signatures = [octets for name, octets in header.fields if name == _NAME]
+    results = [
+        _result(message, number, signatures[number], checked=checked)
+        for number in _looked_at(signatures, checked.author)
+    ]
     return results or [AuthResult("dkim", "none", "no signature")]
 
 
-def _result(message: dkim.DKIM, number: int, field: bytes, *, request: CheckRequest) -> AuthResult:
+def _looked_at(signatures: Sequence[bytes], author: str) -> Sequence[int]:
+    """Return the places of the signatures that are looked at."""
+    if len(signatures) <= _SIGNATURES_MAX:
+        return range(len(signatures))
+    aligned = [may_be_aligned(_domain_of(octets), author) for octets in signatures]
+    places = sorted(range(len(signatures)), key=lambda place: not aligned[place])
+    return sorted(places[:_SIGNATURES_MAX])
+
+
+def _tags(field: bytes) -> dict[str, str]:
+    """Return the tags of a signature. Raises RecordError."""
+    return parse_record(field.partition(b":")[2].decode("utf-8", "replace"))
+
+
+def _domain_of(field: bytes) -> str:
+    with suppress(KeyError, ValueError):
+        return to_ascii_domain(_tags(field)["d"])
+    return ""
+
+
+def _result(message: dkim.DKIM, number: int, field: bytes, *, checked: CheckedHeader) -> AuthResult:
     tags, domain = dict[str, str](), ""
     try:
-        tags = parse_record(field.decode("utf-8", "replace"))
+        tags = _tags(field)
         domain = to_ascii_domain(tags["d"])
-        if _WHITE_RUN.search(field):
+        if not is_asked(field):
+            result, reason = "permerror", "the signature is too long"
+        elif _WHITE_RUN.search(field):
             result, reason = "permerror", "the signature has too much white space"
         else:
-            result, reason = _judged(message, number, tags | {"d": domain}, request=request)
+            result, reason = _judged(message, number, tags | {"d": domain}, checked=checked)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - dkimpy and what it calls raise many
@@ -78,26 +113,26 @@ def _result(message: dkim.DKIM, number: int, field: bytes, *, request: CheckRequ
 
 
 def _judged(
-    message: dkim.DKIM, number: int, tags: Mapping[str, str], *, request: CheckRequest
+    message: dkim.DKIM, number: int, tags: Mapping[str, str], *, checked: CheckedHeader
 ) -> tuple[str, str]:
-    """Return result and reason. Raises Unanswered, and what dkimpy raises."""
+    """Return result and reason. Raises what dkimpy raises."""
     name = f"{tags['s'].lower()}._domainkey.{tags['d']}"
     if not DOMAIN.fullmatch(name):
         return "permerror", "d= or s= is not a name of the DNS"
     signed = [field.strip().lower() for field in tags["h"].split(":")]
     if "from" not in signed or len(signed) * len(message.headers) > _STEPS_MAX:  # 5.4
         return "permerror", "h= does not have From, or has too many names"
-    if request.is_large:
+    if checked.request.is_large:
         return "none", "not checked: the message is too large"
-    if (name, "TXT") not in request.known:
-        raise Unanswered((name, "TXT"))
-    answer = request.known[name, "TXT"]
+    is_kept = may_be_aligned(tags["d"], checked.author)
+    answer = checked.answers.of((name, "TXT"), is_kept=is_kept)
     if answer.failure:
-        return "temperror", f"{name}: {answer.failure}"
+        result = "permerror" if answer.failure == TOO_MANY else answer.undecided
+        return result, f"{name}: {answer.failure}"
     if not answer.values:
         return "permerror", f"no key at {name}"
     if message.body is None:
-        return "temperror", "not computed yet"
+        return UNABLE, NOT_COMPUTED
     return _verified(message, number, tags, record=answer.values[0])
 
 

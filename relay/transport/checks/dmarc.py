@@ -1,9 +1,9 @@
 """DMARC: does a domain that SPF or DKIM shows belong to the author's, and what if none does.
 
 RFC 9989: the walk up the DNS (4.10), alignment (4.4), records and policies (4.7). Nothing is asked
-here: Unanswered has the questions whose answers are needed.
+here: Answers notes the questions whose answers are needed.
 
-A temporary error of SPF or DKIM counts only if its domain is aligned: the forger of a message
+SPF or DKIM without an answer counts only if its domain may be aligned: the forger of a message
 chooses all other domains.
 """
 
@@ -13,24 +13,61 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 
 from relay.base.message.address import ascii_address
-from relay.base.message.authentication_results import AuthResult, clipped
+from relay.base.message.authentication_results import (
+    ABOVE,
+    ASKING,
+    POLICY,
+    UNABLE,
+    AuthResult,
+    clipped,
+    domain_shown,
+    may_be_aligned,
+)
 from relay.base.message.header import Header
 from relay.formats.read_header import originators
-from relay.transport.checks.checker import Known, KnownAnswer
+from relay.transport.checks.checker import TOO_MANY, Known, KnownAnswer
 from relay.transport.routing.dns_cache import DnsQuestion
 
 DOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(?>\.[a-z0-9_-]{1,63})*+")  # with A-labels
 _LABELS_MAX = 7  # of the names of a walk after the first
 _WEAKER = {"reject": "quarantine", "quarantine": "none", "none": "none"}  # what t=y makes of it
 _POLICIES = ("p", "sp", "np")
+_BELOW = (("sp", "p"), ("np", "sp", "p"))  # of names that exist, and of those that do not
+_OPEN = ("pass", "temperror", UNABLE)  # results with which DMARC may pass, the surest first
+_NOT_YET = KnownAnswer(failure="no answer yet", is_own=True)
 
 
-class Unanswered(BaseException):
-    """The arguments are questions that must be asked first. No handler of errors catches it."""
+class Answers:
+    """The DNS answers of a request. A question without one is noted, and is not answered yet."""
+
+    def __init__(self, known: Known) -> None:
+        self.lacking = dict[DnsQuestion, bool]()  # whether it is for an aligned name
+        self._known = known
+
+    def of(self, question: DnsQuestion, *, is_kept: bool = True) -> KnownAnswer:
+        """Return the answer; `is_kept` says that the question is for an aligned name."""
+        if question in self._known:
+            return self._known[question]
+        self.lacking[question] = is_kept or question in self.lacking
+        return _NOT_YET
 
 
 class _NoAnswerError(Exception):
-    """The name servers gave no answer that is needed."""
+    """There is no answer to a question, which is needed."""
+
+    def __init__(self, question: DnsQuestion, answer: KnownAnswer) -> None:
+        super().__init__(f"{question[1]} of {question[0]}: {answer.failure}")
+        self.is_bound = answer.failure == TOO_MANY
+        self.result = answer.undecided
+
+
+class _Verdict(Struct, frozen=True):
+    """The result of DMARC, why, and the policy as far as it is known."""
+
+    result: str
+    reason: str
+    policy: str = ""
+    above: str = ""
 
 
 class _Record(Struct, frozen=True):
@@ -63,59 +100,78 @@ def walk_questions(domain: str) -> list[DnsQuestion]:
 
 
 def dmarc_result(
-    author: str, fault: str, results: Sequence[AuthResult], *, known: Known
+    author: str, fault: str, results: Sequence[AuthResult], *, answers: Answers
 ) -> AuthResult:
     """Return the result of DMARC for what author_of() returned.
 
-    `results` are those of SPF and DKIM. Raises Unanswered.
+    `results` are those of SPF and DKIM. A policy that is not known is "temperror" or UNABLE, with
+    ABOVE if a name above the author's asks for something.
     """
     if fault:
         return AuthResult("dmarc", "permerror", fault)
-    properties = {"header.from": author}
-    try:
-        result, policy, reason = _judged(author, results, known)
-    except _NoAnswerError as error:
-        result, policy, reason = "temperror", "", str(error)
-    if policy:
-        properties["policy.dmarc"] = policy
-    return AuthResult("dmarc", result, clipped(reason), properties)
+    verdict = _judged(author, results, answers)
+    properties = {"header.from": author, POLICY: verdict.policy, ABOVE: verdict.above}
+    stated = {name: text for name, text in properties.items() if text}
+    return AuthResult("dmarc", verdict.result, clipped(verdict.reason), stated)
 
 
-def _judged(author: str, results: Sequence[AuthResult], known: Known) -> tuple[str, str, str]:
-    """Return the result, the policy and the reason."""
-    record = _record(author, known) or _inherited(author, known)
-    policy, text = _policy(record, author, ("sp", "p")) if record else ("", "")
+def _judged(author: str, results: Sequence[AuthResult], answers: Answers) -> _Verdict:
+    records, unanswered = _walk(author, answers)
+    record = next((record for record in records if record.domain == author), None)
+    if record is None and unanswered:
+        return _not_known(author, records, unanswered)
+    record = record or _inherited(author, records, answers)
+    policy, text = _policy(record, author, _BELOW[0]) if record else ("", "")
     if record is None or not policy:
-        return "none", "", "no DMARC record"
-    reasons, undecided = [text], list[str]()
-    for result in sorted(results, key=lambda result: _domain_of(result) != author):
+        return _Verdict("none", "no DMARC record")
+    reasons, undecided = [text], dict[str, str]()
+    for result in sorted(results, key=lambda result: domain_shown(result) != author):
         if "smtp.helo" in result.properties:
             continue
-        method, domain = result.method, _domain_of(result)
+        method, domain = result.method, domain_shown(result)
         name = f"{method.upper()} {domain}".strip()
-        is_open = result.result in ("pass", "temperror")
-        strict = record.tags.get(f"a{method}") == "s"
-        if not (domain and is_open):
+        if not (domain and result.result in _OPEN):
             reasons.append(f"{name} {result.result}")
-        elif not _is_aligned(domain, author, known, strict=strict):
+            continue
+        aligned = _alignment(domain, author, answers, strict=record.tags.get(f"a{method}") == "s")
+        if aligned == "fail":
             reasons.append(f"{name} not aligned")
-        elif result.result == "pass":
-            return "pass", policy, f"{text}, {name} aligned"
+        elif aligned == result.result == "pass":
+            return _Verdict("pass", f"{text}, {name} aligned", policy)
         else:
-            undecided.append(f"{text}, {name}: {result.reason}")
-    if (
-        "np" in record.tags
-        and record.domain != author
-        and not _answer((author, "A"), known).has_name
-    ):
-        policy, reasons[0] = _policy(record, author, ("np",))
-    if undecided:
-        return "temperror", "", undecided[0]
-    return "fail", policy, ", ".join(reasons)
+            worse = max(aligned, result.result, key=_OPEN.index)
+            undecided.setdefault(worse, f"{text}, {name}: {result.reason}")
+    of_missing, why = _policy(record, author, _BELOW[1])
+    if of_missing != policy:
+        try:
+            if not _answer((author, "A"), answers).has_name:
+                policy, reasons[0] = of_missing, why
+        except _NoAnswerError as error:
+            return _not_known(author, [record], [error])
+    for open_result in (UNABLE, "temperror"):
+        if open_result in undecided:
+            return _Verdict(open_result, undecided[open_result], policy)
+    return _Verdict("fail", ", ".join(reasons), policy)
 
 
-def _domain_of(result: AuthResult) -> str:
-    return result.domain("header.d" if result.method == "dkim" else "smtp.mailfrom").lower()
+def _not_known(
+    author: str, above: Sequence[_Record], unanswered: Sequence[_NoAnswerError]
+) -> _Verdict:
+    """Return the verdict if the policy is not known: sp, p and np of names above may count."""
+    error = max(unanswered, key=lambda error: _OPEN.index(error.result))
+    stated = [_policy(record, author, tags)[0] for record in above for tags in _BELOW]
+    asking = next((policy for policy in stated if policy in ASKING), "")
+    return _Verdict(error.result, str(error), above=asking)
+
+
+def _alignment(domain: str, author: str, answers: Answers, *, strict: bool) -> str:
+    """Return "pass" or "fail"; "temperror" or UNABLE for a domain that may be aligned."""
+    try:
+        return "pass" if _is_aligned(domain, author, answers, strict=strict) else "fail"
+    except _NoAnswerError as error:
+        is_near = domain.split(".")[-2:] == author.split(".")[-2:]
+        may_be = is_near or may_be_aligned(domain, author)
+        return error.result if may_be and not error.is_bound else "fail"
 
 
 def _policy(record: _Record, author: str, of_subdomains: Sequence[str]) -> tuple[str, str]:
@@ -134,26 +190,28 @@ def _policy(record: _Record, author: str, of_subdomains: Sequence[str]) -> tuple
     return policy, f"{text} of {record.domain}" if is_below else text
 
 
-def _inherited(author: str, known: Known) -> _Record | None:
+def _inherited(author: str, records: Sequence[_Record], answers: Answers) -> _Record | None:
     """Return the record above the author's domain that counts for it (4.10.1)."""
-    organization, records = _organization(author, known), _walk(author, known)
+    organization = _organization(author, answers)
     own = [record for record in records if record.domain == organization]
     public = [record for record in records[-1:] if record.tags.get("psd") == "y"]
     return next(iter(own + public), None)
 
 
-def _is_aligned(domain: str, author: str, known: Known, *, strict: bool) -> bool:
-    """Return whether a domain belongs to the author's (4.4)."""
+def _is_aligned(domain: str, author: str, answers: Answers, *, strict: bool) -> bool:
+    """Return whether a domain belongs to the author's (4.4). Raises _NoAnswerError."""
     if strict or domain == author:
         return domain == author
-    organization = _organization(author, known)
+    organization = _organization(author, answers)
     is_inside = f".{domain}".endswith(f".{organization}")  # others need no walk
-    return is_inside and _organization(domain, known) == organization
+    return is_inside and _organization(domain, answers) == organization
 
 
-def _organization(domain: str, known: Known) -> str:
-    """Return the organizational domain (4.10.2)."""
-    records = _walk(domain, known)
+def _organization(domain: str, answers: Answers) -> str:
+    """Return the organizational domain (4.10.2). Raises _NoAnswerError."""
+    records, unanswered = _walk(domain, answers)
+    if unanswered:
+        raise max(unanswered, key=lambda error: _OPEN.index(error.result))
     for record in records:
         if record.tags.get("psd") == "n":
             return record.domain
@@ -163,25 +221,26 @@ def _organization(domain: str, known: Known) -> str:
     return records[-1].domain if records else domain
 
 
-def _walk(domain: str, known: Known) -> list[_Record]:
-    """Return the records from the longest name to the shortest (4.10)."""
-    questions = walk_questions(domain)
-    if missing := [question for question in questions if question not in known]:
-        raise Unanswered(*missing)
-    records = list[_Record]()
-    for name, _ in questions:
-        record = _record(name.removeprefix("_dmarc."), known)
+def _walk(domain: str, answers: Answers) -> tuple[list[_Record], list[_NoAnswerError]]:
+    """Return the records from the longest name to the shortest (4.10), and what is not known."""
+    records, unanswered = list[_Record](), list[_NoAnswerError]()
+    for name, _ in walk_questions(domain):
+        try:
+            record = _record(name.removeprefix("_dmarc."), answers)
+        except _NoAnswerError as error:
+            unanswered.append(error)
+            continue
         if record is not None:
             records.append(record)
             ends = ("n",) if record.domain == domain else ("n", "y")
             if record.tags.get("psd") in ends:
                 break
-    return records
+    return records, unanswered
 
 
-def _record(domain: str, known: Known) -> _Record | None:
+def _record(domain: str, answers: Answers) -> _Record | None:
     """Return the only DMARC record of a domain."""
-    texts = _answer((f"_dmarc.{domain}", "TXT"), known).values
+    texts = _answer((f"_dmarc.{domain}", "TXT"), answers).values
     tags = [parsed for text in texts if (parsed := _tags(text.decode("utf-8", "replace")))]
     return _Record(domain, tags[0]) if len(tags) == 1 else None
 
@@ -196,9 +255,8 @@ def _tags(text: str) -> dict[str, str]:
     return {name: stated.lower() for name, stated in tags.items()} if is_dmarc else {}
 
 
-def _answer(question: DnsQuestion, known: Known) -> KnownAnswer:
-    if question not in known:
-        raise Unanswered(question)
-    if failure := known[question].failure:
-        raise _NoAnswerError(f"{question[1]} of {question[0]}: {failure}")
-    return known[question]
+def _answer(question: DnsQuestion, answers: Answers) -> KnownAnswer:
+    answer = answers.of(question)
+    if answer.failure:
+        raise _NoAnswerError(question, answer)
+    return answer

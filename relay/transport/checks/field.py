@@ -3,7 +3,12 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from relay.base.message.authentication_results import PROPERTY_CHARACTERS_MAX, AuthResult, clipped
+from relay.base.message.authentication_results import (
+    PROPERTY_CHARACTERS_MAX,
+    UNABLE,
+    AuthResult,
+    clipped,
+)
 from relay.formats.headers import fold
 
 _PLAIN = re.compile(r"[A-Za-z0-9!#$%&'*+/?^_`{|}~.@:-]++")
@@ -17,7 +22,8 @@ def results_field(hostname: str, results: Sequence[AuthResult]) -> bytes:
 
 
 def _words(result: AuthResult) -> Iterator[str]:
-    yield f"{result.method}={result.result}"
+    # RFC 8601 2.7 has no other word for what could not be checked
+    yield f"{result.method}={'temperror' if result.result == UNABLE else result.result}"
     pairs = [("reason", result.reason)] if result.reason else []
     for name, stated in (*pairs, *result.properties.items()):
         # ASCII, since the message need not be of SMTPUTF8

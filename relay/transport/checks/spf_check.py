@@ -8,9 +8,15 @@ from typing import Any
 
 import spf
 
-from relay.base.message.authentication_results import PROPERTY_CHARACTERS_MAX, AuthResult, clipped
-from relay.transport.checks.checker import TOO_MANY, CheckRequest
-from relay.transport.checks.dmarc import DOMAIN, Unanswered
+from relay.base.message.authentication_results import (
+    PROPERTY_CHARACTERS_MAX,
+    UNABLE,
+    AuthResult,
+    clipped,
+    may_be_aligned,
+)
+from relay.transport.checks.checker import TOO_MANY, SenderQuestion
+from relay.transport.checks.dmarc import DOMAIN, Answers
 from relay.transport.routing.dns_cache import DnsQuestion
 
 _NAME_MAX = 253
@@ -19,27 +25,28 @@ _RECORD = re.compile(rb"v=spf1(?: |\Z)", re.IGNORECASE)
 _LONG_WORD = re.compile(rb"[^ ]{500}")  # quadratic in pyspf
 
 
-def spf_result(request: CheckRequest, *, of_helo: bool) -> AuthResult:
+def spf_result(
+    question: SenderQuestion, answers: Answers, *, of_helo: bool, author: str = ""
+) -> AuthResult:
     """Return the result for the sender, or for the name in HELO (2.3, 2.4).
 
-    Raises Unanswered.
+    `author` is the domain of the message's author.
     """
-    question, known = request.question, request.known
     local_part, _, domain = question.sender.rpartition("@")
     if of_helo or not question.sender:
         local_part, domain = "postmaster", question.helo
     sender = f"{local_part}@{domain}"
     property_name, checked = ("smtp.helo", domain) if of_helo else ("smtp.mailfrom", sender)
-    octets, pointers = 0, set[str]()
+    octets, pointers, is_unable = 0, set[str](), False
+    is_kept = not of_helo and may_be_aligned(domain.lower(), author)
 
     def look_up(name: str, kind: str, *_: object) -> list[tuple[DnsQuestion, Any]]:
-        nonlocal octets
+        nonlocal octets, is_unable
         if len(name) > _NAME_MAX or not name.isascii():
             return []
-        if (name, kind) not in known:
-            raise Unanswered((name, kind))
-        answer = known[name, kind]
-        if answer.failure and (kind == "PTR" or name in pointers):
+        answer = answers.of((name, kind), is_kept=is_kept)
+        is_unable |= answer.is_own
+        if answer.failure and not answer.is_own and (kind == "PTR" or name in pointers):
             return []  # the client chooses these names (5.5)
         if answer.failure:
             error = spf.PermError if answer.failure == TOO_MANY else spf.TempError
@@ -60,7 +67,9 @@ def spf_result(request: CheckRequest, *, of_helo: bool) -> AuthResult:
             query = spf.query(question.ip, f"x@{domain}", question.helo, receiver=question.hostname)
             query.s, query.l = sender, local_part  # pyspf ends a local part at its first @
             result, _, reason = query.check()
-            if result not in ("permerror", "temperror"):
+            if result == "temperror" and is_unable:
+                result = UNABLE
+            if result not in ("permerror", "temperror", UNABLE):
                 reason = query.mechanism or ""
         except MemoryError:
             raise

@@ -100,8 +100,8 @@ from relay.transport.ingress.policy_threads import PolicyThreads
 from relay.transport.ingress.rule_mail import RuleMails
 from relay.transport.ingress.stages import DecidedMail, ExaminedMail
 from relay.transport.milter.filters import MilterSet
-from relay.transport.policy.archives import UnexaminedArchiveError
 from relay.transport.policy.message_parts import TooManyPartsError
+from relay.transport.policy.message_view import UndecidedError
 from relay.transport.policy.rule_book import DEFERRED, RuleBook
 from relay.transport.routing.route_table import RouteTable
 from relay.transport.routing.routing_result import InvalidRecipient
@@ -176,6 +176,7 @@ class Acceptance:
             self.milters,
             self.spool.incoming_body,
             self.checker,
+            lambda: self.policy().reads_auth,
         )
 
     def use(self, srs: Srs, *, forward_own_from: bool) -> None:
@@ -489,7 +490,7 @@ class Acceptance:
         except TimeoutError:
             _log.error("policy timed out", size_bytes=message.content.size)
             raise RefusedError(NO_POLICY) from None
-        except UnexaminedArchiveError as error:
+        except UndecidedError as error:
             _log.error("policy failed", rule=error.rule, client=message.client, error=str(error))
             self.metrics.policy_rules.labels(rule=error.rule, outcome="error").inc()
             raise RefusedError(NO_POLICY) from None

@@ -122,11 +122,12 @@ class Preparation(Struct, frozen=True):
 
     hostname: str  # in Received fields
     accounts: AccountDirectory  # whose addresses a sender may use
-    clock: Clock
+    clock: Clock  # of the fields that are added
     any_sender: bool  # a login may send from any address
-    milters: MilterSet
+    milters: MilterSet  # that hear the message
     new_body: Callable[[], IncomingBody]  # makes a file for a body that a milter writes
     checker: SenderChecker | None = None  # finds SPF, DKIM and DMARC results
+    reads_auth: Callable[[], bool] = lambda: False  # whether a rule reads them
 
     async def prepare(self, arrival: ArrivedMail) -> PreparedMail:
         """Return the message as the milters made it, with the results of our own checks.
@@ -138,7 +139,8 @@ class Preparation(Struct, frozen=True):
             return await self._prepared(arrival)
         sender = arrival.envelope.reverse_path
         question = SenderQuestion(origin.ip.partition("%")[0], origin.helo, sender, self.hostname)
-        checking = asyncio.create_task(checker.check(question, arrival.content))
+        check = checker.check(question, arrival.content, needs_all=self.reads_auth())
+        checking = asyncio.create_task(check)
         with ExitStack() as undo:
             undo.callback(checking.cancel)
             prepared = await self._prepared(arrival)

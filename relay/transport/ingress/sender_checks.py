@@ -2,8 +2,9 @@
 
 relay/transport/checks finds them. Where a milter of this relay reports a method, its results count
 instead. With `sender_checks = "enforce"` the message gets what the policy of its author's domain
-asks for, also where a milter found that it fails. A temporary error refuses nothing.
-RFC 8601 (the field), RFC 9989 (DMARC), RFC 7372 3.2 (5.7.26).
+asks for, also where a milter found that it fails. Silent name servers refuse nothing, unless the
+policy is known and the author may be right; what this relay was not able to check waits.
+RFC 8601 (the field), RFC 9989 (DMARC), RFC 7372 3.2 (5.7.26), RFC 3463 3.8 (4.7.1).
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,16 @@ from typing import Self
 
 from msgspec import Struct
 
-from relay.base.message.authentication_results import AuthResult, checks_of, proven_domains
+from relay.base.message.authentication_results import (
+    ABOVE,
+    ASKING,
+    POLICY,
+    UNABLE,
+    AuthResult,
+    checks_of,
+    has_aligned_pass,
+    proven_domains,
+)
 from relay.base.settings.tree import SmtpListener
 from relay.transport.checks.field import results_field
 
@@ -58,12 +68,23 @@ def judge(
         return checked
     domain, reason = dmarc["domain"], dmarc["reason"]
     reply, fails = "", dmarc["result"] == "fail"
-    if dmarc["result"] == "permerror" and "dmarc" not in reported:
+    if "dmarc" not in reported and _is_deferred(ours):
+        reply = f"451 4.7.1 The author of the message cannot be checked now: {reason}"
+    elif dmarc["result"] == "permerror" and "dmarc" not in reported:
         reply = f"550 5.7.1 The author of the message cannot be checked: {reason}"
     elif fails and dmarc["policy"] == "reject":
         reply = f"550 5.7.26 The DMARC policy of {domain} refuses the message: {reason}"
     in_junk = fails and dmarc["policy"] == "quarantine"
     return CheckedSender(results, checked.field, reply, in_junk)
+
+
+def _is_deferred(results: Sequence[AuthResult]) -> bool:
+    """Return whether another attempt of the client may show that a message is no forgery."""
+    properties, result = results[-1].properties, results[-1].result
+    if result not in ("temperror", UNABLE) or has_aligned_pass(results):
+        return False
+    policy = properties.get(POLICY) or properties.get(ABOVE)
+    return policy in ASKING or (result == UNABLE and not policy)
 
 
 def _is_excepted(excepted: Sequence[str], results: Sequence[AuthResult], ip: str) -> bool:

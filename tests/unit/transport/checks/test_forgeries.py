@@ -77,6 +77,9 @@ def forged(from_: str, done: Sequence[str], keys: DkimKeys) -> bytes:
             case "broken" | "five-broken":
                 for _ in range(5 if step == "five-broken" else 1):
                     content = signed(content, bank).replace(b"c=relaxed", b"c=simple", 1)
+            case "five-of-attacker":
+                for _ in range(5):
+                    content = signed(content, by_domain["attacker.test"])
             case "length":
                 content = signed(content, bank, length=True)
             case "sha1":

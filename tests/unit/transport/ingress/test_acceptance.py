@@ -15,8 +15,8 @@ from relay.store.journeys.events import Step
 from relay.store.spool.types import Claim, PriorityLevel, SpoolUnavailableError
 from relay.transport.ingress import listener_role
 from relay.transport.ingress.data import Origin
-from relay.transport.policy.archives import UnexaminedArchiveError
 from relay.transport.policy.message_parts import TooManyPartsError
+from relay.transport.policy.message_view import UndecidedError
 from relay.transport.policy.rule_book import RuleBook
 from relay.transport.policy.rule_files import read_rules
 from tests.support.contents import as_large
@@ -267,7 +267,7 @@ async def test_an_untrusted_client_with_a_local_sender_is_not_internal(origin, i
             "451 4.7.1 The mail rules could not be applied, try again later",
         ),
         (
-            UnexaminedArchiveError("secret"),
+            UndecidedError("secret"),
             "451 4.7.1 The mail rules could not be applied, try again later",
         ),
         (TooManyPartsError("secret"), "554 5.6.0 The message has too many MIME parts,"),
