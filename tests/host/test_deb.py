@@ -24,8 +24,9 @@ RELEASES = {"12": ("bookworm", "python3.11"), "13": ("trixie", "python3.13")}
 NEEDED = "libstdc++6,ca-certificates,systemd-sysv,dbus,debconf,curl,procps,iproute2,openssl"
 FROM_DEBIAN = "apt-get install -y --no-install-recommends"
 SERVICES = "opendkim opendmarc publicsuffix fail2ban python3-systemd"
+RESTARTS = "needrestart"
 COMMIT = "git init -q && git add . && git -c user.name=a -c user.email=a@a.test commit -qm x"
-OLDER = "git log -1 --format=%H --grep='^release: 0\\.3\\.0'"
+OLDER = {"old": "0.3.0", "0.4.0": "0.4.0"}
 BLOCKS = re.compile(r"^```(?:toml)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 EDIT = """sed -i 's/relay.example.org/mail.example.org/; s/^.mailboxes]$/&\\ndomains = ["example.org"]/' /etc/relay/relay.toml"""
 EDIT_SHORT = "sed -i 's/relay.example/mail.example/; s/#domains/domains/' /etc/relay/relay.toml"
@@ -57,24 +58,30 @@ def build(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def packages() -> Iterator[Path]:
-    """A directory with those of this version, `new`, and those of 0.3.0, `old`."""
+    """A directory with those of this version, `new`, of 0.3.0, `old`, and of 0.4.0."""
     needed = "dpkg-deb --version && /usr/bin/python3 -c 'import ensurepip' && unshare --mount true"
     if subprocess.run(needed, shell=True, capture_output=True, check=False).returncode:
         pytest.skip("only root of a Debian with python3-venv can do this")
-    commit = subprocess.check_output(OLDER, shell=True, cwd=ROOT, text=True).strip()
-    if not commit:
-        pytest.skip("the history of Git has no 0.3.0")
-    with TemporaryDirectory(dir="/tmp") as name:
-        top = Path(name)
+    find = ["git", "log", "-1", "--format=%H", "--fixed-strings"]
+    commits = {
+        name: subprocess.check_output([*find, f"--grep=release: {version}"], cwd=ROOT, text=True)
+        for name, version in OLDER.items()
+    }
+    if not all(commits.values()):
+        pytest.skip("the history of Git has not all releases")
+    with TemporaryDirectory(dir="/tmp") as folder:
+        top = Path(folder)
         top.chmod(0o755)
         new, again = top / "one", top / "another/folder"
         checkout(new)
         checkout(again)
-        old = top / "before"
-        old.mkdir()
-        subprocess.run(f"git archive {commit} | tar -x -C {old}", shell=True, cwd=ROOT, check=True)
         shutil.copytree(build(new), top / "new")
-        shutil.copytree(build(old), top / "old")
+        for name, commit in commits.items():
+            older = top / f"source-{name}"
+            older.mkdir()
+            archive = f"git archive {commit.strip()} | tar -x -C {older}"
+            subprocess.run(archive, shell=True, cwd=ROOT, check=True)
+            shutil.copytree(build(older), top / name)
         for package in build(again).iterdir():
             assert package.read_bytes() == (top / "new" / package.name).read_bytes()
         yield top
@@ -89,7 +96,8 @@ def root_of(release: str, folder: Path) -> Path:
             f"debootstrap --variant=minbase --include={python},{NEEDED} {name} {place} &&"
             # they stay in the cache of apt, as the machine has no network
             f" chroot {place} sh -c 'apt-get update && {FROM_DEBIAN} -d postfix &&"
-            f" {FROM_DEBIAN} -d bsd-mailx && {FROM_DEBIAN} -d {SERVICES}'"
+            f" {FROM_DEBIAN} -d bsd-mailx && {FROM_DEBIAN} -d {SERVICES} &&"
+            f" {FROM_DEBIAN} -d {RESTARTS}'"
         )
         done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -100,14 +108,14 @@ def root_of(release: str, folder: Path) -> Path:
 
 @pytest.fixture(params=RELEASES)
 def machine(request, packages: Path, tmp_path: Path) -> Iterator[BootedRoot]:
-    """A machine of each release, with the packages in `old` and `dist`, where the administrator is."""
+    """A machine of each release, with the packages in `old`, `0.4.0` and `dist`, where the administrator is."""
     release = request.param
     try:
         booted = BootedRoot(root_of(release, tmp_path), tmp_path / "machine")
     except NoMachineError as error:
         pytest.skip(str(error))
     with booted as machine:
-        for name, where in (("old", "old"), ("new", "dist")):
+        for name, where in (*zip(OLDER, OLDER, strict=True), ("new", "dist")):
             (machine.files / "root" / where).mkdir(parents=True, exist_ok=True)
             for package in (packages / name).glob(f"*+deb{release}_*.deb"):
                 shutil.copy(package, machine.files / "root" / where)
@@ -178,6 +186,43 @@ def test_beside_postfix_an_older_package_is_upgraded_and_takes_the_role(machine)
     machine.run("systemctl is-active relay && relay --version | grep 0.3.0")
     machine.run("sha256sum --check before")
     assert machine.run(RULES) == rules
+
+
+@long
+@pytest.mark.parametrize("edited", [False, True], ids=["as it was", "edited"])
+@pytest.mark.parametrize("first", OLDER)
+def test_the_file_of_an_older_package_starts_after_two_upgrades_and_a_boot(machine, first, edited):
+    machine.run(f"{FROM_DEBIAN} {RESTARTS} && apt-get install -y ./{first}/graph-relay_*.deb")
+    if edited:
+        machine.run(EDIT if first == "old" else EDIT_SHORT)
+        use_accounts(machine)
+    machine.run("systemctl enable --now relay")
+    machine.run("find /etc/relay -type f -exec sha256sum {} + >before")
+    for packages in ("0.4.0/*", "dist/*", "dist/*"):
+        assert "active: " in machine.run(f"apt-get install -y --reinstall ./{packages}.deb")
+        machine.run("NEEDRESTART_UI=NeedRestart::UI::stdio needrestart -r a")
+    machine.run("sha256sum --check before")
+    machine.reboot()
+    machine.run(
+        "systemctl is-active relay && ! relay check --json | grep '\"refuses_start\": *true'"
+    )
+    machine.run("echo 'Subject: x' | sendmail bob@elsewhere.test")
+    until("it is in the queue", lambda: "bob@elsewhere.test" in machine.run("relay queue list"))
+    # what a start would refuse is the status of the process that runs on
+    machine.run("echo '[nonsense]' >>/etc/relay/relay.toml; sha256sum /etc/relay/* >before || true")
+    assert "relay.toml:" in machine.run("apt-get install -y --reinstall ./dist/*.deb")
+    status = "systemctl show -p StatusText relay"
+    assert "=the new version does not start: /etc/relay/relay.toml:" in machine.run(status)
+    machine.run("sha256sum --check before && mailq && relay resume")
+    machine.run("sed -i /nonsense/d /etc/relay/relay.toml && systemctl reload relay")
+    assert "=reloaded" in machine.run(status)
+    if edited:
+        mail_arrives(machine)
+        back_up, restore, *_ = blocks("Back up", "operation-backup")
+        machine.run(f"{back_up}apt-get -y purge 'graph-relay*'; rm -rf /etc/relay /var/lib/relay")
+        machine.run(f"{INSTALL}\n{restore.replace('2026-11-22', '$(date +%F)')}")
+        assert "bob@elsewhere.test" in machine.run("relay queue list")
+        mail_arrives(machine)
 
 
 @long
