@@ -14,13 +14,8 @@ from relay.base.settings.tree import DeliverySettings, Settings, SmtpListener, S
 # what a warning says of each: the release, and what applies now
 REMOVED_KEYS: Final[Mapping[type, Mapping[str, str]]] = {
     Settings: {"pickup": "0.4.0 has removed: pickup tries for a day"},
-    DeliverySettings: {
-        "retry_by_class": "0.4.0 has removed: delivery.retry is for deferrals of all classes"
-    },
-    SmtpListener: {
-        "max_recipients_per_session": "0.3.0 has removed: max_messages and max_recipients limit a"
-        " session"
-    },
+    DeliverySettings: {"retry_by_class": "0.4.0 has removed: delivery.retry is for all deferrals"},
+    SmtpListener: {"max_recipients_per_session": "0.3.0 has removed: see max_messages"},
     SpoolSettings: {
         "keep_size": "0.3.0 has removed: spool.keep alone limits the history",
         "reserve_size": "0.3.0 has removed: the reserve is a quarter of pressure.disk_free",

@@ -6,16 +6,17 @@ client's routes waiting, in class auth: it refuses a reload, not a start. An end
 token server decides.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from msgspec import Struct
 
 from relay.base.clock import rfc3339
-from relay.base.settings.tree import OAuthClient, Settings
-from relay.delivery.oauth.tokens import TokenServer
-from relay.delivery.smtp.connect import TokenError
+from relay.base.files import read_key_file
+from relay.base.message.nexthop import HopKind
+from relay.base.settings.tree import OAuthClient
+from relay.delivery.oauth.grants import grant_form
 from relay.transport.signing.keys import DAY_US
 
 _SOON_US = 30 * DAY_US
@@ -35,51 +36,33 @@ class SecretState(Struct, frozen=True):
         return f"its secret {verb}, the last day is {rfc3339(self.ends_us - 1)[:10]}"
 
 
-def secret_state(client: OAuthClient, settings: Settings) -> SecretState:
-    """Read the file of a client's secret, if it has one."""
+def secret_states(clients: Iterable[OAuthClient]) -> dict[str, SecretState]:
+    """Return the state of each client's secret, by the client's name. A file is read again when it
+    has changed. Blocks.
+    """
+    return {client.name: _state(client, _stamp_ns(client)) for client in clients}
+
+
+def _stamp_ns(client: OAuthClient) -> int:
+    file = client.certificate or client.service_account
+    return file.stat().st_mtime_ns if file and file.exists() else 0
+
+
+@lru_cache(maxsize=1000)
+def _state(client: OAuthClient, _stamp_ns: int) -> SecretState:
     fault, ends = "", list[datetime]()
     if client.secret_ends:  # the last day (UTC)
         day = datetime.fromisoformat(client.secret_ends)
         ends.append(day.replace(tzinfo=UTC) + timedelta(days=1))
-    if client.certificate or client.service_account:
-        server = TokenServer(client.name, settings)
-        try:
-            server.form(*server.uses[0], now_s=0)
-        except TokenError as error:
-            fault = str(error)
-    if client.certificate:
+    if file := client.certificate or client.service_account:
         from cryptography import x509  # noqa: PLC0415 - it takes memory
 
-        with suppress(OSError, ValueError):  # a fault
-            certificate = x509.load_pem_x509_certificate(client.certificate.read_bytes())
-            ends.append(certificate.not_valid_after_utc)
+        try:
+            secret = read_key_file(file, expected="a key", is_secret=False)
+            text = secret.decode()
+            grant_form(client, HopKind.SMTP, "", secret=text, now_s=0, jti="")
+            if client.certificate:
+                ends.append(x509.load_pem_x509_certificate(secret).not_valid_after_utc)
+        except ValueError as error:
+            fault = f"{file}: {error}"
     return SecretState(fault, int(min(ends).timestamp() * 1_000_000) if ends else None)
-
-
-class ClientSecrets:
-    """The states of all clients' secrets; a file is read again when it has changed."""
-
-    def __init__(self, settings: Callable[[], Settings]) -> None:
-        self._settings = settings
-        self._read: dict[str, tuple[object, SecretState]] = {}
-
-    def states(self) -> dict[str, SecretState]:
-        """Return the state of each client of the settings in force, by its name."""
-        settings, before = self._settings(), self._read
-        self._read = {}
-        for client in settings.oauth:
-            made_of = client, TokenServer(client.name, settings).stamp_ns
-            made, state = before.get(client.name, (None, SecretState()))
-            is_same = made == made_of
-            self._read[client.name] = made_of, state if is_same else secret_state(client, settings)
-        return {name: state for name, (_, state) in self._read.items()}
-
-    def faults(self) -> Iterator[tuple[str, str]]:
-        """Yield the name of each client with whose secret no token can be asked for, and why."""
-        return ((name, state.fault) for name, state in self.states().items() if state.fault)
-
-    def warnings(self, now_us: int) -> Iterator[tuple[str, str]]:
-        """Yield the name of each client whose secret ends soon or has ended, and what is said."""
-        for name, state in self.states().items():
-            if text := state.warning(now_us):
-                yield name, text

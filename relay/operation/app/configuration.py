@@ -36,7 +36,6 @@ from relay.base.message.srs import Srs
 from relay.base.observe.logs import get_logger
 from relay.base.phrases import without_login
 from relay.base.settings.document import (
-    Document,
     Fault,
     KeyPath,
     SettingsError,
@@ -50,7 +49,7 @@ from relay.base.settings.reloadable_keys import apply_reloadable
 from relay.base.settings.tree import ListenerTls, NodeRole, Settings
 from relay.base.settings.validation import name_of
 from relay.base.settings.values import SRS_KEY_EXPECTED, parse_domain, parse_srs_key
-from relay.delivery.oauth.client_secrets import secret_state
+from relay.delivery.oauth.client_secrets import secret_states
 from relay.delivery.provider_replies import ProviderReplies, load_provider_replies
 from relay.delivery.reports.texts import ReportTexts, load_texts
 from relay.operation.app.account_file import accounts_of
@@ -117,9 +116,7 @@ class ActiveConfiguration:
         """Load the configuration `file` and the files that it names. Raises SettingsError."""
         self._file, self._environ, self._clock, self._role = file, environ, clock, role
         text = self._text_at_start = read_text(file)
-        settings, faults = self._load(text)
-        for fault in faults:
-            _log.warning("no token can be asked for", key=fault.key, detail=str(fault))
+        settings = self._load(text)
         self._last_good = LastGoodSets(settings.state_dir, CrashPoints(crash_at))
         self.now = replace(self._with_files(settings, {}), text=text)
         self.accounts = FileAccounts(
@@ -164,9 +161,7 @@ class ActiveConfiguration:
         has a fault. Raises SettingsError.
         """
         text = read_text(self._file)
-        read, faults = self._load(text)
-        if faults:
-            raise SettingsError(faults)
+        read = self._load(text, is_reload=True)
         settings, changes = apply_reloadable(self.now.settings, read)
         for change in changes:
             on_restart_key(change)
@@ -175,15 +170,22 @@ class ActiveConfiguration:
         self._last_good.keep_all(loaded.tenants, settings.policy.directory)
         return replace(loaded, new_pairs=pairs, text=text)
 
-    def _load(self, text: str) -> tuple[Settings, list[Fault]]:
-        """Return the settings in a `text` of the file, and what of them refuses a reload, not a
-        start. Log the keys of older releases.
+    def _load(self, text: str, *, is_reload: bool = False) -> Settings:
+        """Return the settings in a `text` of the file; log the keys of older releases. A secret
+        with which no token can be asked for refuses a reload, and is logged at a start.
         """
         settings = load(self._file, self._environ, role=self._role, text=text)
         place = parse_document(self._file, text)
-        for removed in removed_keys(place):
-            _log.warning("a key of relay.toml is not used", key=removed.key, detail=str(removed))
-        return settings, faults_of_secrets(settings, place)
+        faults = [
+            place.fault(("oauth", number), f"{state.fault}; mail waits in class auth")
+            for number, state in enumerate(secret_states(settings.oauth).values())
+            if state.fault
+        ]
+        if faults and is_reload:
+            raise SettingsError(faults)
+        for fault in (*removed_keys(place), *faults):
+            _log.warning("a key of relay.toml is of no use", key=fault.key, detail=str(fault))
+        return settings
 
     def use(self, read: Configuration) -> None:
         """Make this configuration the active one."""
@@ -246,16 +248,6 @@ class ActiveConfiguration:
     def close(self) -> None:
         """Stop the threads of the accounts."""
         self.accounts.close()
-
-
-def faults_of_secrets(settings: Settings, place: Document) -> list[Fault]:
-    """Return a fault for each [[oauth]] whose certificate or service account gives no token."""
-    states = (secret_state(client, settings) for client in settings.oauth)
-    return [
-        place.fault(("oauth", number), f"{state.fault}; mail waits in class auth")
-        for number, state in enumerate(states)
-        if state.fault
-    ]
 
 
 def warn_of_rules(rules: RuleSet) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Container, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,8 +39,6 @@ from relay.operation.app.maintenance import (
     PrunedHistory,
     check_policies,
     end_mail_without_node,
-    ending_keys,
-    ending_secrets,
     expire_uploads,
     keep_usage,
     log_continued,
@@ -143,7 +141,9 @@ class Daemon:
         if not base.settings.spool.is_file:
             end = self.transport.scheduler.end_without_node
             self._spawn(end_mail_without_node(base.spool, end, base.clock), "mail-without-node")
-        self._spawn(warn_of_ends(self._ends, base.clock), "ends")
+        expires, clients = base.metrics.oauth_secret_expires, lambda: base.settings.oauth
+        ends = warn_of_ends(base.sources.keys, clients, base.clock, expires=expires)
+        self._spawn(ends, "ends")
         if self.transport.maildrop is not None:
             self._spawn(self.transport.maildrop.run(), "maildrop")
         if self.subscriptions is not None and base.holds_root:
@@ -237,10 +237,6 @@ class Daemon:
         self.base.readiness.reason = str(error)
         _log.critical("the spool is lost to this node", error=str(error))
         self.on_fault()
-
-    def _ends(self, now_us: int) -> Iterator[tuple[str, Mapping[str, str]]]:
-        yield from ending_keys(self.base.sources.keys(), now_us)
-        yield from ending_secrets(self.base.secrets, self.base.metrics.oauth_secret_expires, now_us)
 
     def _sessions(self) -> int:
         gate = self.transport.gate

@@ -31,7 +31,6 @@ from relay.base.phrases import counted
 from relay.base.pressure import Pressure
 from relay.base.settings.document import Fault, SettingsError
 from relay.base.settings.tree import Limits, Settings, SmtpListener
-from relay.delivery.oauth.client_secrets import ClientSecrets
 from relay.delivery.oauth.tokens import TokenHolder
 from relay.delivery.provider_replies import ProviderReplies
 from relay.delivery.reports.texts import ReportTexts
@@ -301,7 +300,6 @@ class Foundation:
     milters: MilterSet  # replaced by a reload
     usage: UsageCounter  # counts what accounts send to other domains
     tokens: TokenHolder  # of [[oauth]]
-    secrets: ClientSecrets  # of the same
 
     @property
     def settings(self) -> Settings:
@@ -454,10 +452,6 @@ def open_foundation(
     on_refusal = changes.notify if sources.development is not None else lambda: None
     metrics.reload_success_time.set(clock.time_us() / 1_000_000)
     active = sources.active
-
-    def in_force() -> Settings:
-        return active.settings if active is not None else settings
-
     if active is not None:
         active.keep_sets()
     feed = EventFeed(engine, LogReader(log_directory, store=settings.mailboxes.store))
@@ -489,7 +483,8 @@ def open_foundation(
         milters=_milters(settings, metrics),
         usage=_usage(settings, sources, table, clock=clock),
         tokens=TokenHolder(
-            in_force, clock, lambda name, result: metrics.oauth_requests.labels(name, result).inc()
+            lambda: active.settings if active is not None else settings,
+            clock,
+            lambda name, result: metrics.oauth_requests.labels(name, result).inc(),
         ),
-        secrets=ClientSecrets(in_force),
     )

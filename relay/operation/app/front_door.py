@@ -24,6 +24,7 @@ from relay.base.accounts.usage import AccountUsage
 from relay.base.clock import SystemClock, advanced_us, first_id_after, now_at_least_us, rfc3339
 from relay.base.pauses import Paused
 from relay.base.socket_address import Address
+from relay.delivery.oauth.client_secrets import secret_states
 from relay.front_door import api
 from relay.front_door.api.content_search import ContentSearch
 from relay.front_door.api.dependencies import Principal
@@ -272,11 +273,12 @@ def _impairment(base: Foundation, transport: Transport) -> str:
     paused = base.pauses.why(Paused.DELIVERY)
     rules = base.sources.active.impaired() if base.sources.active else ""
     down = [f'the milter "{name}" is down: {why}' for name, why in base.milters.down.items()]
-    tokens = base.tokens.impaired(base.secrets.faults())
-    ending = (f'[[oauth]] "{x}": {y}' for x, y in base.secrets.warnings(base.clock.time_us()))
-    reasons = (refusing, paused, base.readiness.impaired, rules, tokens, *ending)
     checker = transport.acceptance.checker
-    reasons += (*without_node, *down, checker.impaired() if checker else "")
+    down += [checker.impaired()] if checker else []
+    secrets, now_us = secret_states(base.settings.oauth), base.clock.time_us()
+    tokens = base.tokens.impaired((x, y.fault) for x, y in secrets.items() if y.fault)
+    down += [f'[[oauth]] "{x}": {text}' for x, y in secrets.items() if (text := y.warning(now_us))]
+    reasons = (refusing, paused, base.readiness.impaired, rules, tokens, *without_node, *down)
     return "; ".join(filter(None, reasons))
 
 

@@ -9,7 +9,7 @@ is limited to a size: the oldest of it is removed. Other mail for the postmaster
 import asyncio
 import math
 import os
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -20,7 +20,8 @@ from prometheus_client import Gauge
 from relay.base.clock import Clock, ResumedTime, advanced_us, now_at_least_us, sleep_in_step
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.observe.metrics import Metrics
-from relay.delivery.oauth.client_secrets import ClientSecrets
+from relay.base.settings.tree import OAuthClient
+from relay.delivery.oauth.client_secrets import secret_states
 from relay.operation.app.state_dir import AlreadyRunningError
 from relay.store.journeys.submission_log import SubmissionLog
 from relay.store.mailbox.errors import StoreError
@@ -338,45 +339,38 @@ async def expire_uploads(remove_expired: Callable[[], Awaitable[None]], clock: C
 
 
 async def warn_of_ends(
-    ends: Callable[[int], Iterable[tuple[str, Mapping[str, str]]]], clock: Clock
+    keys: Callable[[], KeyRing],
+    clients: Callable[[], Iterable[OAuthClient]],
+    clock: Clock,
+    *,
+    expires: Gauge,
 ) -> None:
-    """Once a day (UTC) until cancelled, log each event that `ends` returns for the time, with its
-    fields.
+    """Once a day (UTC) until cancelled, log each domain whose last signing key has ended or ends
+    within 14 days, and each [[oauth]] whose secret has or does within 30; `expires` shows its end.
     """
-    logged = set[tuple[object, ...]]()
+    logged = set[tuple[str, str, int]]()
 
     async def warn() -> None:
         nonlocal logged
         now_us = clock.time_us()
-        lines = {
-            (now_us // DAY_US, event, *fields.items()): (event, fields)
-            for event, fields in ends(now_us)
-        }
+        today = now_us // DAY_US
+        lines: dict[tuple[str, str, int], tuple[str, dict[str, str]]] = {}
+        for key in keys().ending(now_us):
+            event = _KEY_ENDS if key.is_usable(now_us) else _KEY_ENDED
+            fields = {"domain": key.domain, "selector": key.selector, "until": key.last_day}
+            lines[key.domain, key.last_day, today] = event, fields
+        expires.clear()
+        for name, secret in secret_states(clients()).items():
+            if secret.ends_us is not None:
+                expires.labels(name).set((secret.ends_us - now_us) / 1_000_000)
+            if text := secret.warning(now_us):
+                lines[name, "", today] = "a secret for tokens ends", {"oauth": name, "detail": text}
         for line, (event, fields) in lines.items():
             if line not in logged:
                 _log.warning(event, **fields)
         logged = set(lines)
 
     await _repeat(warn, clock, interval_s=_KEYS_S, fault="signing keys and secrets not checked")
-
-
-def ending_keys(ring: KeyRing, now_us: int) -> Iterator[tuple[str, Mapping[str, str]]]:
-    """Yield each domain whose last signing key has ended or ends within 14 days."""
-    for key in ring.ending(now_us):
-        event = _KEY_ENDS if key.is_usable(now_us) else _KEY_ENDED
-        yield event, {"domain": key.domain, "selector": key.selector, "until": key.last_day}
-
-
-def ending_secrets(
-    secrets: ClientSecrets, expires: Gauge, now_us: int
-) -> Iterator[tuple[str, Mapping[str, str]]]:
-    """Yield each [[oauth]] whose secret ends soon or has ended; `expires` shows all ends."""
-    expires.clear()
-    for name, state in secrets.states().items():
-        if state.ends_us is not None:
-            expires.labels(name).set((state.ends_us - now_us) / 1_000_000)
-    for name, text in secrets.warnings(now_us):
-        yield "a secret for tokens ends", {"oauth": name, "detail": text}
 
 
 _KEYS_S = 600.0

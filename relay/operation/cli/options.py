@@ -18,9 +18,8 @@ from msgspec import Struct
 
 from relay.base.files import check_readable
 from relay.base.phrases import shown
-from relay.base.settings.document import Fault
 from relay.base.settings.environment import read_environment
-from relay.base.settings.reader import load, load_valid
+from relay.base.settings.reader import load
 from relay.base.settings.tree import NodeRole, Settings
 from relay.base.settings.values import parse_domain, parse_duration
 from relay.operation.app.development_folder import running_config
@@ -75,19 +74,13 @@ class CommandContext(Struct, frozen=True):
         return running_config() or file
 
     def settings(self) -> Settings:
-        """Load found_config_file().
+        """Load readable_file(). Raises SettingsError."""
+        return load(self.readable_file(), read_environment().variables)
 
-        Raises SettingsError, PermissionError, and CommandError (69) if no file is named or found.
+    def readable_file(self) -> Path:
+        """Return found_config_file(). Raises PermissionError, and CommandError (69) if no file is
+        named or found.
         """
-        return load(self._readable_file(), read_environment().variables)
-
-    def valid_settings(self) -> tuple[Settings, Sequence[Fault]]:
-        """Return the settings without what has a fault, and the faults. Raises as settings(), and
-        SettingsError without a valid state_dir.
-        """
-        return load_valid(self._readable_file(), read_environment().variables)
-
-    def _readable_file(self) -> Path:
         file = self.found_config_file()
         if not self.names_config and not file.exists():
             text = f"no relay is running: there is no {file}, and `relay dev` does not run"

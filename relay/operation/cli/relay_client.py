@@ -5,18 +5,21 @@ runs, the files of the spool are opened, and a fault in the keys that say where 
 verb with 78, as the default could be another spool.
 """
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 
 import click
 
 from relay.base.clock import SystemClock
 from relay.base.settings.document import Fault, SettingsError
+from relay.base.settings.environment import read_environment
+from relay.base.settings.reader import load_valid
 from relay.base.settings.tree import Settings
 from relay.operation.cli.options import CommandContext
-from relay.operation.cli.output import printable
 from relay.operation.commands.operator_client import OperatorClient
 
-_OF_FILES = ("spool", "mailboxes.root", "mailboxes.store")
+# keys that say where the files of a relay are
+_OF_FILES = re.compile(r"spool\b|mailboxes(?:\.(?:root|store))?\Z")
 
 
 def operator_client(context: CommandContext, *used: str) -> OperatorClient:
@@ -30,22 +33,9 @@ def valid_settings(context: CommandContext, *used: str) -> tuple[Settings, Seque
 
     Raises SettingsError for a fault in state_dir or a table in `used`; else as settings() does.
     """
-    settings, faults = context.valid_settings()
-    if needed := _within(faults, ("state_dir", *used)):
+    settings, faults = load_valid(context.readable_file(), read_environment().variables)
+    if needed := [fault for fault in faults if fault.key.partition(".")[0] in ("state_dir", *used)]:
         raise SettingsError(needed)
     if faults:
-        first, *others = SettingsError(faults).faults
-        more = f" (and {len(others)} more, see relay check)" if others else ""
-        click.echo(printable(f"{first}{more}"), err=True)
-    return settings, _within(faults, _OF_FILES)
-
-
-def _within(faults: Iterable[Fault], keys: Sequence[str]) -> list[Fault]:
-    """Return the faults of these keys, of what is in them, and of the tables that they are in."""
-    return [
-        fault
-        for fault in faults
-        if any(
-            f"{fault.key}.".startswith(f"{key}.") or key.startswith(f"{fault.key}.") for key in keys
-        )
-    ]
+        click.echo(f"{SettingsError(faults).faults[0]} (see relay check)", err=True)
+    return settings, [fault for fault in faults if _OF_FILES.match(fault.key)]

@@ -15,20 +15,13 @@ from typing import TypeVar
 from relay.base.clock import Clock
 from relay.base.files import open_to_others
 from relay.base.phrases import counted, named, shown
-from relay.base.settings.document import (
-    Document,
-    Fault,
-    KeyPath,
-    SettingsError,
-    dotted,
-    read_document,
-)
+from relay.base.settings.document import Document, KeyPath, SettingsError, dotted, read_document
 from relay.base.settings.reader import load, removed_keys, secret_files
 from relay.base.settings.tree import ListenerTls, NodeRole, SendmailSettings, Settings
 from relay.base.settings.validation import as_fallback, hidden_routes, host_of, name_of
 from relay.base.socket_address import Address
 from relay.base.sockets import has_address
-from relay.delivery.oauth.client_secrets import secret_state
+from relay.delivery.oauth.client_secrets import secret_states
 from relay.delivery.oauth.tokens import TokenServer
 from relay.delivery.provider_replies import load_provider_replies
 from relay.delivery.reports.texts import load_texts
@@ -236,7 +229,7 @@ def _tokens(
         server, now_s = TokenServer(client.name, settings), clock.time_us() // 1_000_000
         if server.secret_file and (text := open_to_others(server.secret_file, to_read=True)):
             yield warning_of("permissions", place.fault(("oauth", number), text))
-        state = secret_state(client, settings)
+        state = secret_states([client])[client.name]
         if text := state.warning(clock.time_us()):
             yield warning_of("oauth", place.fault(("oauth", number), text))
         finding = CheckFinding("oauth", CheckResult.OK, f'"{client.name}"')
@@ -254,17 +247,16 @@ def _tokens(
 
 
 def _loaded(
-    what: str, read: Callable[[], T], *, starts_with: Callable[[Fault], bool] = lambda _: False
+    what: str, read: Callable[[], T], *, may_start: Callable[[Path], bool] = lambda _: False
 ) -> Generator[CheckFinding, None, T | None]:
     """Return what `read` returns; if its files have faults, yield them and return None. A start
-    does not refuse those of which `starts_with` is true.
+    does not refuse those of the files of which `may_start` is true.
     """
     try:
         return read()
     except SettingsError as error:
         for fault in error.faults:
-            refuses_start = not starts_with(fault)
-            yield CheckFinding(what, CheckResult.FAULT, str(fault), refuses_start=refuses_start)
+            yield CheckFinding(what, CheckResult.FAULT, str(fault), not may_start(fault.file))
     return None
 
 
@@ -329,7 +321,7 @@ def _policies(settings: Settings, file: Path, table: RouteTable | None) -> Itera
     sets = yield from _loaded(
         "policy",
         lambda: load_strictly(settings, file),
-        starts_with=lambda fault: any(map(fault.file.is_relative_to, tenants)),
+        may_start=lambda file: any(map(file.is_relative_to, tenants)),
     )
     if sets is None:
         return

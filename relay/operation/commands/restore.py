@@ -15,7 +15,6 @@ import pwd
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
-from filecmp import cmp
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -239,19 +238,26 @@ def _restore_config(
     are not changed. Created paths are added to `written`, renamed files to `replaced`. Return the
     existing files that differ from the backup.
     """
-    file = _normal(manifest.config)
-    home = file.parent
+    home = _normal(manifest.config).parent
     differing: list[Path] = []
     kept: list[Path] = []
     missing = []
+    installed = {home / "accounts.toml": b""}
+    with suppress(OSError):
+        installed[_normal(manifest.config)] = _OF_PACKAGE.read_bytes()
     directories = [(_normal(place.path), place) for place in manifest.directories]
     new = [(path, place) for path, place in directories if not path.exists()]
     for place in manifest.config_files:
         path = _normal(place.path)
         source = folder / CONFIG / path.relative_to("/")
-        if not os.path.lexists(path) or _is_of_installation(path, file):
+        found = path.read_bytes() if path.is_file() else None
+        if not os.path.lexists(path):
             missing.append((path, place, source))
-        elif not path.is_file() or path.read_bytes() != source.read_bytes():
+        elif found == source.read_bytes():
+            continue
+        elif found is not None and found == installed.get(path):
+            missing.append((path, place, source))
+        else:
             (differing if path.is_relative_to(home) else kept).append(path)
     if differing:
         names = named([str(path) for path in differing])
@@ -283,14 +289,6 @@ def _restore_config(
         shutil.copyfile(source, path)
         _restore_owner(path, place)
     return kept
-
-
-def _is_of_installation(path: Path, config: Path) -> bool:
-    """Return whether a file beside relay.toml is as a new installation has made it."""
-    if path == config:
-        return path.is_file() and _OF_PACKAGE.is_file() and cmp(path, _OF_PACKAGE, shallow=False)
-    is_accounts = path == config.with_name("accounts.toml")
-    return is_accounts and path.is_file() and not path.stat().st_size
 
 
 def _dropped(folder: Path, manifest: Manifest) -> Iterator[Path]:

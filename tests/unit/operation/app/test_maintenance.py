@@ -126,7 +126,8 @@ async def test_keys_that_end_are_logged_14_days_before_and_then_once_a_day() -> 
         return SigningKey(domain, selector, private, Path(), ends_us)
 
     ring = KeyRing([key("s1", end_us - day_us), key("s2", end_us), key("s3", None, "b.test")])
-    ends = maintenance.warn_of_ends(lambda now_us: maintenance.ending_keys(ring, now_us), clock)
+    expires = Metrics().oauth_secret_expires
+    ends = maintenance.warn_of_ends(lambda: ring, tuple, clock, expires=expires)
     task = asyncio.create_task(ends)
 
     async def logged(at_us: int) -> list[tuple[str, str]]:
