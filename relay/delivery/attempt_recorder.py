@@ -61,6 +61,7 @@ from relay.formats.dsn import UNREADABLE, ReportedRecipient, ReportKind
 from relay.formats.read_report import RemoteReport, read_remote_report
 from relay.store.journeys.events import Event
 from relay.store.spool.engine import SpoolEngine
+from relay.store.spool.queue_commands import CloudDrafts, staying
 from relay.store.spool.types import Claim, ClaimResult, Key, NewMessage, ReportWriter, SpoolError
 from relay.transport.routing.routes import Fallback
 
@@ -105,6 +106,7 @@ class AttemptRecorder:
     ended: Callable[[Claim, EndedClaim, bool | None], None] = lambda *_ended: None
     # what the last lookup for a claim gave
     lookup_of: Callable[[Claim], Lookup | None] = lambda _claim: None
+    drafts: CloudDrafts | None = None  # deletes those of mail that expires
     # called with the queue id of each message whose state has changed
     on_change: Callable[[str], None] = lambda _queue_id: None
 
@@ -170,8 +172,12 @@ class AttemptRecorder:
         self.on_change(claim.message.id)
 
     async def expire(self, claim: Claim) -> None:
-        """Record an expired claim."""
-        await self._end(claim, lambda: expiry_result(claim, time=self._time()))
+        """Record an expired claim, after its drafts have been deleted that were never sent."""
+        drafts = set(claim.extra.unsent)
+        if drafts and self.drafts is not None and self.spool.may_finish(claim):
+            drafts -= await self.drafts.delete_drafts(claim.next_hop, drafts)
+        note = f"; {staying(drafts)}" if drafts else ""
+        await self._end(claim, lambda: expiry_result(claim, time=self._time(), note=note))
 
     async def requeue(self, claim: Claim) -> None:
         """Requeue a claim without an attempt; report its delay once, when that is due."""

@@ -175,6 +175,9 @@ def result_of_attempt(
         cause_attempts=cause.attempts,
         warn_us=warned,
     )
+    waiting = _waiting(claim, waiting)
+    if claim.state is RecipientState.HELD:  # only asked about; the hold goes on
+        waiting = replace(waiting, retry_us=claim.retry_us)
     event = _attempt_event(
         claim,
         outcomes,
@@ -183,7 +186,7 @@ def result_of_attempt(
         retry="" if held else time.wall_time(retry_us),
     )
     commit = replace(
-        _commit(claim, time, outcomes, event=event, waiting=_waiting(claim, waiting)),
+        _commit(claim, time, outcomes, event=event, waiting=waiting),
         unanswered=unanswered,
         held=held,
         ends_warning=late is not None,
@@ -347,8 +350,8 @@ def unrecorded_result(
     return AttemptResult(replace(commit, held=may_be_delivered), time)
 
 
-def expiry_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
-    """Expire every recipient of the claim, with the last reply that it got.
+def expiry_result(claim: Claim, *, time: AttemptTime, note: str = "") -> AttemptResult:
+    """Expire every recipient of the claim, with the last reply that it got, and a note.
 
     Captured mail gets no reports, because it was not meant to be sent; nor does mail that a rule
     holds silently.
@@ -361,6 +364,7 @@ def expiry_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
     is_silent = bool(rule) and claim.extra.silent
     for recipient in claim.recipients:
         evidence = _expiry_evidence(claim, recipient)
+        evidence = replace(evidence, reply=evidence.reply + note)
         if recipient.id in sent:
             evidence = replace(evidence, reply=f"{_NOT_ANSWERED}; {evidence.reply}")
         expired[recipient.id] = Failed(evidence)

@@ -56,6 +56,7 @@ _log = get_logger("delivery")
 
 TRANSACTIONS_MAX = 1000  # per connection
 _AGAIN_MAX = 1000  # transactions for one claim
+_NOT_SENT = "it was not sent, and is not made again: an order ends it here"
 
 
 @dataclass
@@ -237,9 +238,9 @@ class OutboundSession(SessionState):
     # -- transactions
     async def _transact(self, attempt: _Attempt) -> None:
         """Fill the outcomes. Raises ConnectError if nothing was attempted."""
-        claim = attempt.claim
+        claim, only_ask = attempt.claim, attempt.claim.extra.order is not None
         try:
-            content = await self._contents.of(claim)
+            content = b"" if only_ask else await self._contents.of(claim)
         except SpoolError as error:
             _log.error("content unreadable", qid=claim.message.id, error=str(error))
             attempt.outcomes |= unreadable(claim, error)
@@ -250,7 +251,9 @@ class OutboundSession(SessionState):
         if claim.next_hop.kind is HopKind.GRAPH:
             content = self._contents.without_own_signatures(content)
             recorder, clock = self._recorder, self._site.clock
-            requests = ClaimRequests(recorder.spool, claim, clock, recorder.hostname)
+            requests = ClaimRequests(
+                recorder.spool, claim, clock, recorder.hostname, only_ask=only_ask
+            )
         for _ in range(_AGAIN_MAX):
             paths = tuple([recipient.path for recipient in left])
             if requests is not None:
@@ -270,7 +273,10 @@ class OutboundSession(SessionState):
                 return
             attempt.has_begun = attempt.has_begun or not result.never_begun
             attempt.add(left, result.outcomes, self._site.judged)
-            if not result.again:
+            if only_ask:
+                unsent = Deferred(Evidence("4.4.2", _NOT_SENT, host=self.host), DeferralClass.SITE)
+                attempt.outcomes = same_outcome(claim, unsent) | attempt.outcomes
+            if not result.again or only_ask:
                 return
             left = tuple(left[index] for index in result.again)
             self._record_accepted(attempt)  # before the next final dot

@@ -66,7 +66,7 @@ class ClaimRerouter:
         is_odd = hop.kind is HopKind.GRAPH or hop.mailbox
         if claim.is_fresh and claim.message.received_us > self.changed_us and not is_odd:
             return False  # nearly always
-        if claim.extra.requests:
+        if claim.extra.in_doubt:
             return self._has_lost_route(claim)
         leaves_hop = self._leaves_hop(claim)
         may_log_in = hop.mailbox in ("", own_mailbox(claim.extra.sender or usual))
@@ -117,9 +117,10 @@ class ClaimRerouter:
         return sender if to is not None and to.next_hop.mailbox else usual
 
     def _has_lost_route(self, claim: Claim) -> bool:
-        """Take a claim with requests to Microsoft Graph if its route does not lead to them."""
+        """Take a claim that Microsoft Graph may have sent if its route does not lead there."""
         login = self.table.options_for(claim.next_hop).login
-        mailboxes = {own_mailbox(request.mailbox) for request in claim.extra.requests}
+        requests = claim.extra.requests
+        mailboxes = {own_mailbox(request.mailbox) for request in requests if request.sent_us}
         if login is not None and mailboxes == {own_mailbox(login.user)}:
             return False
         text = _LOST_ROUTE.format(claim.next_hop.route, ", ".join(sorted(mailboxes)))

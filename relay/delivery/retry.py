@@ -68,15 +68,18 @@ class ClaimAction(Enum):
 def claim_action(claim: Claim, *, now_us: int, confirmed_us: int, started_us: int) -> ClaimAction:
     """Decide what to do with a claim.
 
-    Held and captured claims are never attempted. A claim without an attempt gets one before it
-    expires, and so does one that came due while the relay was down, or whose hold ended after a
-    doubtful expiry. `started_us` is when this relay started; `confirmed_us` is
+    Held and captured claims are never attempted, unless an order waits for Microsoft Graph; one
+    that waits no more is carried out when its entry is requeued. A claim without an attempt gets
+    one before it expires, and so does one that came due while the relay was down, or whose hold
+    ended after a doubtful expiry. `started_us` is when this relay started; `confirmed_us` is
     Clock.confirmed_us(), by which held and captured claims expire.
     """
     ends_us = end_us(claim, started_us=started_us)
     is_held_or_captured = claim.state in HELD_OR_CAPTURED
     if ends_us is not None and (confirmed_us if is_held_or_captured else now_us) >= ends_us:
         return ClaimAction.EXPIRE
+    if claim.extra.order is not None:
+        return ClaimAction.ATTEMPT if claim.extra.in_doubt else ClaimAction.REQUEUE
     if is_held_or_captured:
         return ClaimAction.REQUEUE
     is_over = now_us >= claim.expires_us

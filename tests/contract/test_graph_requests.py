@@ -1,8 +1,5 @@
 """Requests to Microsoft Graph whose result is not known: with their entry, whatever happens to it."""
 
-from dataclasses import replace
-
-import pytest
 from msgspec.structs import replace as replace_fields
 
 from relay.base.message.nexthop import CAPTURE, Destination, NextHop
@@ -103,32 +100,6 @@ async def test_a_message_id_belongs_to_one_request(spool, make, clock) -> None:
     await spool.queue_admin.execute(reroute(HOP, Selector(ids=(f"{alone.message.id}-1",))))
     (alone,) = await claims(spool)
     assert not await spool.is_first_with(alone, "<1@a>"), "one behind it has it"
-
-
-@pytest.mark.parametrize("order", [*map(command, ("hold", "cancel")), reroute("mx:c.test")])
-async def test_only_an_attempt_decides(spool, make, active_claims, reporter, clock, order) -> None:
-    order = replace(order, bounce=order.operation == "cancel")
-    spool.queue_admin.reports.writer = reporter
-    (claim,) = (await spool.accept(make({HOP: ["x@b.test"]}))).claims
-    assert await spool.note_requests(claim, NOTED)
-    await spool.record(ClaimResult(claim, 5, {1: LATER}, WAITS))
-    other = (await spool.accept(make(), claim=False)).queue_id
-    note = f"the answer of Microsoft Graph is awaited: relay queue retry {claim.message.id}-1"
-    for dry_run in (True, False):
-        answer = await spool.queue_admin.execute(replace(order, dry_run=dry_run))
-        told = {one["id"]: (one["result"], one["note"]) for one in answer.entries}
-        assert told == {claim.message.id: ("in flight", f"{note} asks now"), other: ("done", "")}
-        assert answer.reports in (None, 1)
-    this = Selector(ids=(claim.message.id,))
-    await spool.queue_admin.execute(command("retry", this))
-    claimed = (await spool.claim_due(clock.queue_us(), 9, DueQuery())).claims
-    active_claims.waiting.update(one.key for one in claimed)  # withdrawn, and given back
-    await spool.queue_admin.execute(replace(order, selector=this))
-    claimed = (await spool.claim_due(clock.queue_us(), 9, DueQuery())).claims
-    assert [one.extra.requests for one in claimed if one.key == claim.key] == [(SENT,)]
-    await spool.release(claimed)
-    restored = await spool.queue_admin.execute(command("hold", this, backed_up_us=5))
-    assert restored.as_json()["done"] == 1
 
 
 async def test_no_reroute_sends_a_report_there(spool, make) -> None:

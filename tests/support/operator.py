@@ -34,10 +34,31 @@ def own_mx(address: str, _sender: str) -> Destination | None:
     return None if domain == "gone.test" else Destination(NextHop(HopKind.MX, domain))
 
 
+class FakeDrafts:
+    """Drafts in Microsoft Graph: those in `staying` cannot be deleted."""
+
+    def __init__(self) -> None:
+        self.staying: set[tuple[str, str]] = set()
+        self.deleted: list[tuple[str, str]] = []
+        self.lost: list[tuple[str, str]] = []
+
+    async def delete_drafts(
+        self, _next_hop: NextHop, drafts: Collection[tuple[str, str]]
+    ) -> set[tuple[str, str]]:
+        self.deleted += sorted(set(drafts) - self.staying)
+        return set(drafts) - self.staying
+
+    def look_for_lost(
+        self, _queue_id: str, _next_hop: NextHop, lost_posts: Collection[tuple[str, str]]
+    ) -> None:
+        self.lost += lost_posts
+
+
 class FakeActiveClaims:
     """Delivery's claims in memory: `waiting` can be withdrawn, other claims are in flight."""
 
     def __init__(self) -> None:
+        self.drafts = FakeDrafts()
         self.waiting: set[Key] = set()
         self.retried_hops: list[NextHop] = []
         self.due: list[int] = []

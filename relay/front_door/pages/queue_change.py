@@ -44,7 +44,7 @@ _PARAMETERS = {
     Operation.CANCEL: ("bounce", "text"),
     Operation.REROUTE: ("to",),
 }
-_COUNTS = ("matched", "done", "unchanged", "in_flight")
+_COUNTS = ("matched", "done", "unchanged", "in_flight", "ordered")
 LABELS = {
     Operation.RETRY: "Retry now",
     Operation.HOLD: "Hold",

@@ -177,6 +177,8 @@ def _means(
         route = parse_next_hop(text, lambda: base.table, check=check)
         return route if development is None else without_release_host(route, development)
 
+    base.spool.queue_admin.way_to = way_to
+
     async def prune(older_than_s: float | None, dry_run: bool) -> Mapping[str, Any]:
         age_s = base.settings.spool.keep if older_than_s is None else older_than_s
         age_s += advanced_us(base.clock) / 1e6

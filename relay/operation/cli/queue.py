@@ -3,7 +3,7 @@
 `relay pause` stops delivery or acceptance on this node, until a time or `relay resume`. If no relay
 runs, both take effect at the next start. Commands that change entries need a selector.
 Exits 65 for an unknown message, 69 without a relay that changes entries, 75 if all selected entries
-are in flight, 130 for Ctrl-C.
+are in flight, 130 for Ctrl-C. What waits for an answer of Microsoft Graph is ordered, with 0.
 """
 
 from collections import Counter
@@ -257,7 +257,8 @@ def _change(
             click.echo(f"relay queue {operation}: {paused}", err=True)
     _refuse_unknown(operation, answer["unknown"])
     may_wait = operation == "retry" or answer["dry_run"]
-    if answer["in_flight"] and not answer["done"] and not may_wait:
+    is_any_done = answer["done"] or answer.get("ordered")  # not of a relay before 0.5.0
+    if answer["in_flight"] and not (is_any_done or may_wait):
         text = f"relay queue {operation}: all selected entries are in flight; try again later"
         raise CommandError(ExitCode.TRY_LATER, text)
     if not answer["done"] and any(row["note"] == NO_REPORTS for row in answer["entries"]):
@@ -265,10 +266,13 @@ def _change(
 
 
 def _reasons(answer: Mapping[str, Any]) -> list[str]:
-    """Return each reason why entries were not changed, with the number of these entries."""
-    entries = answer["entries"]
-    notes = Counter(f"{row['result']}: {row['note']}" for row in entries if row["note"])
-    return [f"    {number} {note}" for note, number in notes.items()]
+    """Return each reason why entries were not changed, with the number of these entries. What was
+    ordered has the latest time of all.
+    """
+    noted = [(row["result"], row["note"]) for row in answer["entries"] if row["note"]]
+    latest = max((note for result, note in noted if result == "ordered"), default="")
+    notes = Counter((result, latest if result == "ordered" else note) for result, note in noted)
+    return [f"    {number} {result}: {note}" for (result, note), number in notes.items()]
 
 
 def with_option(text: str) -> str:
@@ -401,8 +405,10 @@ def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
         yield f"{held_by}, since {since}" if since else held_by
         if entry.get("subject"):
             yield f"subject: {entry['subject']}"
-    if entry.get("note"):
-        yield f"{entry['result']}: {entry['note']}"
+    if note := entry.get("note"):
+        yield f"{entry['result']}: {note}"
+    elif order := entry.get("order"):
+        yield f"ordered: {order} when Graph answers, at the latest {entry['expires'][:19]}Z"
 
 
 def _age(at: str | None, now_us: int) -> str:

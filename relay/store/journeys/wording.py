@@ -184,6 +184,8 @@ def changed_line(operation: str, answer: Mapping[str, Any]) -> str:
         parts.append(f"and what comes for {named(domains)}")
     if in_flight := answer["in_flight"]:
         parts.append(f"{in_flight} in flight")
+    if ordered := answer.get("ordered"):
+        parts.append(f"{ordered} ordered")
     if (reports := answer.get("reports")) is not None:
         parts.append(f"{counted(reports, 'report')} to senders")
     line = ", ".join(parts)

@@ -266,13 +266,18 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         """
         stored = await self.store_contents(claim_result.reports)
         now_us = self._clock.queue_us() if self.receipts.has_room else NEVER_US
+        order = None
         try:
+            order = await self.queue_admin.order_of(claim_result)
+            carry_out = order.carry_out if order is not None else None
             recorded = await self._record(
-                NewResult(claim_result, stored, self._captured, claim_reports, now_us)
+                NewResult(claim_result, stored, self._captured, claim_reports, now_us, carry_out)
             )
         except Exception:
             await self.discard(stored)
+            await self.queue_admin.end_order(order, None)
             raise
+        await self.queue_admin.end_order(order, recorded.ordered if recorded is not None else None)
         if recorded is None:
             await self.discard(stored)
             return False, ()

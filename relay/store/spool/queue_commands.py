@@ -18,8 +18,9 @@ from relay.base.clock import rfc3339
 from relay.base.message.address import AddressError, parse_odd_mailbox
 from relay.base.message.lifecycle import FINAL, TRANSITIONS, RecipientState
 from relay.base.message.nexthop import Destination, NextHop
+from relay.base.phrases import named
 from relay.store.journeys.details import AttemptDetail, CommandDetail, Detail
-from relay.store.spool.types import RESTORED_US, Key, Selector
+from relay.store.spool.types import RESTORED_US, Key, QueueOrder, Selector
 
 RouteLookup = Callable[[str, str], Destination | None]  # of an address and the reverse-path
 WHY_CHARACTERS_MAX = 500
@@ -49,6 +50,7 @@ class CommandResult(StrEnum):
     DONE = "done"
     UNCHANGED = "unchanged"
     IN_FLIGHT = "in flight"
+    ORDERED = "ordered"  # it is done when Microsoft Graph has said whether it sent the message
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,10 @@ class QueueCommand:
         if self.copy_to and (self.to is None or self.operation is not Operation.RELEASE):
             raise ValueError("only a release sends copies, and it needs a next hop")
 
+    def as_order(self) -> QueueOrder:
+        """Return what is noted of it until it can be carried out."""
+        return QueueOrder(*[getattr(self, name) for name in QueueOrder.__struct_fields__])
+
     def is_rerouting(self, state: RecipientState) -> bool:
         """Whether the command gives an entry in `state` another next hop."""
         return self.operation is Operation.REROUTE or (
@@ -121,7 +127,7 @@ class QueueCommand:
 class CommandReport:
     """The result of a command: counts, and the first entries as `queue list` shows them.
 
-    Each listed entry has its `result` and, where that is not "done", a `note`.
+    Each listed entry has its `result` and a `note`: why it is not done, or what is left to do.
     """
 
     counts: dict[CommandResult, int] = field(  # entries
@@ -140,6 +146,7 @@ class CommandReport:
             "done": self.counts[CommandResult.DONE],
             "unchanged": self.counts[CommandResult.UNCHANGED],
             "in_flight": self.counts[CommandResult.IN_FLIGHT],
+            "ordered": self.counts[CommandResult.ORDERED],
             "dry_run": self.dry_run,
             "unknown": list(self.unknown),
             "entries": self.entries,
@@ -165,8 +172,31 @@ class EntryList(list[dict[str, Any]]):
         self.before_queue = before_queue
 
 
+class CloudDrafts(Protocol):
+    """Drafts in Microsoft Graph that no attempt sends any more; a draft is its mailbox and id."""
+
+    async def delete_drafts(
+        self, next_hop: NextHop, drafts: Collection[tuple[str, str]]
+    ) -> set[tuple[str, str]]:
+        """Delete drafts, within 10 s; return those that are gone. Raises nothing."""
+
+    def look_for_lost(
+        self, queue_id: str, next_hop: NextHop, lost_posts: Sequence[tuple[str, str]]
+    ) -> None:
+        """Begin to look for EntryExtra.lost_posts, and delete what is found."""
+
+
+def staying(drafts: Collection[tuple[str, str]]) -> str:
+    """Return the note on drafts that could not be deleted."""
+    return f"its draft stays in Drafts of {named(sorted({mailbox for mailbox, _ in drafts}))}"
+
+
 class ActiveClaims(Protocol):
     """The claims that delivery holds in memory."""
+
+    @property
+    def drafts(self) -> CloudDrafts:
+        """Drafts in Microsoft Graph."""
 
     def waiting_among(self, keys: Collection[Key]) -> frozenset[Key]:
         """Return which of these claims wait for an attempt."""

@@ -184,6 +184,20 @@ class CloudRequest(Struct, frozen=True, omit_defaults=True):
     lost_us: int = 0  # when it was noted that the answer to this /send is lost; 0: not yet
 
 
+class QueueOrder(Struct, frozen=True, omit_defaults=True):
+    """A queue command that waits until Microsoft Graph has said whether it sent the message. Fields
+    as in QueueCommand. Their names are stored: see EntryExtra.
+    """
+
+    operation: str
+    who: str
+    why: str = ""
+    until_us: int | None = None
+    bounce: bool = False
+    text: str = ""
+    to_text: str = msgspec.field(default="", name="to")
+
+
 class EntryExtra(Struct, frozen=True, omit_defaults=True):
     """Fields of an entry that no query selects by: a JSON text in its row, "" for the defaults.
 
@@ -232,11 +246,19 @@ class EntryExtra(Struct, frozen=True, omit_defaults=True):
     requests_before: int = 0
     # The last drafts whose POST had no 201: mailbox and internetMessageId of each.
     lost_posts: tuple[tuple[str, str], ...] = ()
+    # What is done with it once the answer to each /send is known.
+    order: QueueOrder | None = None
 
     @property
     def in_doubt(self) -> bool:
         """Whether Microsoft Graph may have sent it: the answer to a /send is not known."""
         return any(request.sent_us for request in self.requests)
+
+    @property
+    def unsent(self) -> list[tuple[str, str]]:
+        """The drafts that were not asked to be sent: the mailbox and id of each."""
+        drafts = [one for one in self.requests if one.draft and not one.sent_us]
+        return [(one.mailbox, one.draft) for one in drafts]
 
     @property
     def all_lost_posts(self) -> tuple[tuple[str, str], ...]:

@@ -35,7 +35,9 @@ def not_run(work: Coroutine[Any, Any, Any]) -> object:
 
 
 TOKEN = RouteAuth("p@s.test", oauth="o")
-AWAITED = {"requests": (CloudRequest("P@s.test", "<1@s.test>", (1,), 5),), "fallback_us": 1}
+SENT = CloudRequest("P@s.test", "<1@s.test>", (1,), 5, draft="d", sent_us=6)
+AWAITED = {"requests": (SENT,), "fallback_us": 1}
+DRAFT = {"requests": (replace(SENT, sent_us=0),), "fallback_us": 1}
 OWN = "smtps://w.test:465 own\ta@x.test"
 ROUTES = [
     Route("new.test", "capture"),
@@ -88,6 +90,7 @@ ROUTES = [
         ("1@a.test", "graph://c.test:443 all", AWAITED, False),  # where it was asked for
         ("1@big.test", "graph://c.test:443 big", {}, True),  # its content is too large
         ("1@big.test", "graph://c.test:443 big", AWAITED, False),
+        ("1@a.test", "graph://c.test:443 all", DRAFT, True),  # a draft binds it to nothing
         ("1@big.test", "smtp://h.test:26 big", {"chosen": True, "fallback_us": 1}, False),
         ("1@x.test", OWN, {}, False),
         ("1@x.test", OWN, {"chosen": True}, False),

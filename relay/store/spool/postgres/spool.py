@@ -301,9 +301,12 @@ class PostgresSpool(SpoolEngine):
         reports = new.claim_result.reports
         is_alone = transactions.runs_statements(new.claim_result)
         is_alone = is_alone or transactions.reads_for(reports, new.stored)
+        is_order = new.order is not None
         record = partial(transactions.record, new=new)
         try:
-            return await self._writer.submit(record, alone=is_alone, size=_size_of(reports))
+            return await self._writer.submit(
+                record, alone=is_alone or is_order, is_order=is_order, size=_size_of(reports)
+            )
         except StaleClaimError:
             return None
         except asyncio.CancelledError:

@@ -33,8 +33,10 @@ from relay.store.spool.shared.accepted import (
 from relay.store.spool.shared.columns import json_text, message_row
 from relay.store.spool.shared.holds import as_held_now, count_holds, is_held_as_it_comes
 from relay.store.spool.shared.results import (
+    RECORD,
     NewResult,
     Recorded,
+    leave_entry,
     record_effects,
     result_rows,
     waiting_columns,
@@ -53,6 +55,7 @@ from relay.store.spool.types import (
 _ENDS, _WAITS, _GOES_ON = 1, 0, 2  # what a result does to its entry; see commit.sql
 # A release, or another hold of the domain, waits for acceptances, and then finds their entries.
 _LOCK_HOLDS = " FOR SHARE"
+_SENT_TO = "UPDATE recipient SET next_hop = ? WHERE message_id = ? AND entry = ?"
 _PARTS = "SELECT id, count(*) FROM body WHERE id = ? GROUP BY id"
 T = TypeVar("T")
 _PARAMETER = re.compile(r"\$(\d+)")
@@ -307,24 +310,31 @@ def record(transaction: WriteTransaction, new: NewResult) -> Recorded:
     """Record outcomes; the commit raises StaleClaimError where the claim has ended."""
     claim_result, claim, rows = new.claim_result, new.claim_result.claim, transaction.rows
     changed = result_rows(new)
-    ends = _GOES_ON if claim_result.goes_on else _WAITS
-    if changed.is_finished:
-        ends = _ENDS
-    rows.results.append(
-        (
-            *claim.key,
-            claim.epoch,
-            claim.owner,
-            claim.content_id[1],
-            ends,
-            changed.state,
-            changed.attempts,
-            *waiting_columns(changed.waiting),
+    if new.order is None:
+        ends = _GOES_ON if claim_result.goes_on else _WAITS
+        if changed.is_finished:
+            ends = _ENDS
+        rows.results.append(
+            (
+                *claim.key,
+                claim.epoch,
+                claim.owner,
+                claim.content_id[1],
+                ends,
+                changed.state,
+                changed.attempts,
+                *waiting_columns(changed.waiting),
+            )
         )
-    )
-    rows.outcomes += changed.recipients
-    rows.hops += [claim.next_hop.key] * len(changed.recipients)
+        rows.outcomes += changed.recipients
+        rows.hops += [claim.next_hop.key] * len(changed.recipients)
+    elif leave_entry(transaction, claim_result, changed):  # the order reads what this has changed
+        transaction.execute_each(RECORD, changed.recipients)
+        transaction.execute(_SENT_TO, (claim.next_hop.key, *claim.key))
+    else:
+        raise StaleClaimError("the claim has ended")
     record_effects(transaction, new, changed, store=claim.store)
+    ordered = new.order(transaction) if new.order is not None else None
     claims: list[Claim] = []
     for message, bodies in zip(claim_result.reports, new.stored, strict=True):
         claims += add_message(
@@ -335,7 +345,7 @@ def record(transaction: WriteTransaction, new: NewResult) -> Recorded:
             captured=new.captured,
             store=claim.store,
         ).claims
-    return Recorded(tuple(claims), owes=bool(changed.receipts))
+    return Recorded(tuple(claims), owes=bool(changed.receipts), ordered=ordered)
 
 
 def runs_statements(claim_result: ClaimResult) -> bool:

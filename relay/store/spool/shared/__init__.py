@@ -15,7 +15,7 @@ What acceptance and delivery write:
 Queue commands and counts:
 
 - `queue_admin`: runs a command in slices; entries in flight, also at other nodes; --dry-run; the
-  bounces of a cancel (--bounce)
+  bounces of a cancel (--bounce); orders that wait for Microsoft Graph
 - `entry_selection`: which entries a selector matches
 - `entry_list`: the JSON of entries in `queue list`
 - `entry_facts`: what a command reads of the entries that it changes

@@ -41,11 +41,11 @@ from relay.store.spool.types import RESTORED_US, ContentKey, Key, NewMessage, Ne
 
 _OF_A_RULE = "a rule holds it"
 _IN_FLIGHT = "it is being delivered"
-_AWAITED = "the answer of Microsoft Graph is awaited: relay queue retry {}-{} asks now"
 _BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 _HOPS_RECORDED_MAX = 20  # of one event
 _LEFT_US_MIN = 3600_000_000  # of the time of restored mail: it is attempted once more
 _NEVER = frozenset((Notify.NEVER,))
+Pairs = Sequence[tuple[str, str]]
 
 
 @dataclass(slots=True)
@@ -59,6 +59,8 @@ class ChangeResult:
     due_us: int | None = None  # the earliest due time of a changed entry
     ended: dict[Key, ContentKey] = field(default_factory=dict)  # entries, with their contents
     cancelled: int = 0  # recipients
+    # of entries that leave Microsoft Graph unsent: next hop, drafts, and EntryExtra.lost_posts
+    drafts: dict[Key, tuple[str, Pairs, Pairs]] = field(default_factory=dict)
     given_back: list[CancelledMail] = field(default_factory=list)  # to the counts of accounts
     reports: list[NewMessage] = field(default_factory=list)  # to senders
     left: Leftovers = None  # to be removed once it is durable
@@ -67,6 +69,10 @@ class ChangeResult:
 def in_flight_note(node: str = "") -> str:
     """Return the note for an entry that is being delivered, by another `node` if that is named."""
     return f"{_IN_FLIGHT} at {node}" if node else _IN_FLIGHT
+
+
+def _withdrawn(facts: EntryFacts) -> str:
+    return f"the order to {facts.ordered} is withdrawn" if facts.ordered else ""
 
 
 def decide(
@@ -136,6 +142,7 @@ def _unchanged_reason(command: QueueCommand, facts: EntryFacts, *, now_us: int) 
             return "it is due already"
         case Operation.HOLD if (
             facts.state is RecipientState.HELD
+            and not facts.ordered
             and facts.retry_us == command.until_us
             and (command.backed_up_us is None or has_been_restored(facts.due_us))
         ):
@@ -200,23 +207,29 @@ class _EntryChanger:
                 continue
             if facts.is_claimed and key not in self.taken:
                 self._result(key, CommandResult.IN_FLIGHT)
-            elif self._is_awaited(facts):
-                self._result(key, CommandResult.IN_FLIGHT, _AWAITED.format(*key))
-                self._put_back(key, facts)
-            elif key in passed_over:
+            elif key in passed_over and not self._must_wait(facts):
                 self._result(key, CommandResult.IN_FLIGHT)
                 self._put_back(key, facts)
+            elif facts.ordered and self._restarts and facts.state is not RecipientState.HELD:
+                self._ask_now(key, facts, order=None)
+                self._record(key, operation=f"{facts.ordered} withdrawn")
+                self._result(key, CommandResult.DONE, _withdrawn(facts))
             elif note := self.command.inapplicable_reason(facts.state) or self._do(key, facts):
                 self._result(key, CommandResult.UNCHANGED, note)
                 self._put_back(key, facts)
-            else:
-                self._result(key, CommandResult.DONE)
+            elif key not in self._work.results:
+                self._result(key, CommandResult.DONE, _withdrawn(facts))
         return self._work
 
-    def _is_awaited(self, facts: EntryFacts) -> bool:
-        """Whether Microsoft Graph may have the message, so that only an attempt may decide."""
-        is_other = self.command.operation not in (Operation.RETRY, Operation.RELEASE)
-        return is_other and self.command.backed_up_us is None and facts.is_awaited
+    @property
+    def _restarts(self) -> bool:
+        """Whether the command lets attempts go on."""
+        return self.command.operation in (Operation.RETRY, Operation.RELEASE)
+
+    def _must_wait(self, facts: EntryFacts) -> bool:
+        """Whether Microsoft Graph may have sent the message, so that an attempt must ask first."""
+        is_asked = not self._restarts and self.command.backed_up_us is None
+        return is_asked and facts.is_awaited
 
     def _facts(self, key: Key) -> EntryFacts | None:
         """Return the facts, with the expiry that this command has given to the message so far."""
@@ -228,6 +241,8 @@ class _EntryChanger:
 
     def _do(self, key: Key, facts: EntryFacts) -> str:
         """Change the entry, or return why nothing is to be changed."""
+        if self._must_wait(facts):
+            return self._order(key, facts)
         match self.command.operation:
             case Operation.RETRY:
                 return self._retry(key, facts)
@@ -241,6 +256,46 @@ class _EntryChanger:
                 return self._cancel(key, facts)
             case Operation.RELEASE | Operation.REROUTE:
                 return self._reroute(key, facts)
+
+    def _order(self, key: Key, facts: EntryFacts) -> str:
+        """Note the command, and have the next attempt ask at once; or return why it would change
+        nothing. It waits until the entry expires at the latest: a node that pauses ends it too.
+        """
+        command = self.command
+        reason = _unchanged_reason(command, facts, now_us=self.now_us)
+        if command.to is not None:
+            _, reason = _reroute_targets(self.loaded, key, command)
+        if reason:
+            return reason
+        end_us = self._ask_now(key, facts, order=command.as_order()).expires_us
+        detail = self._record(key, operation=f"{command.operation} ordered")
+        detail.to[:] = filter(None, [command.to_text])
+        text = rfc3339(end_us + offset_us(wall_us=self.at_us, queue_us=self.now_us))[:19]
+        self._result(key, CommandResult.ORDERED, f"when Graph answers, at the latest {text}Z")
+        return ""
+
+    def _ask_now(self, key: Key, facts: EntryFacts, **order: Any) -> EntryFacts:
+        """Change the order of an entry, which is due at once. A hold goes on, but what a restore
+        holds expires from now on.
+        """
+        retry_us: int | None = self.now_us
+        if facts.state is RecipientState.HELD:
+            retry_us = facts.retry_us
+            if has_been_restored(facts.due_us):
+                facts = self._with_end(key, facts)
+        self._change_extra(key, facts, **order)
+        self.changes.waiting[key] = (facts.state, retry_us, self.now_us)
+        self._due_now(facts.next_hop)
+        return facts
+
+    def _leave_graph(self, key: Key, facts: EntryFacts, **fields: Any) -> None:
+        """Forget drafts: nothing was sent, and no attempt sends them from now on."""
+        extra = facts.extra
+        if extra is None or not (extra.requests or extra.lost_posts or extra.order):
+            return
+        lost = extra.all_lost_posts if self.command.operation is not Operation.HOLD else ()
+        self._work.drafts[key] = (facts.next_hop, extra.unsent, lost)
+        self._change_extra(key, facts, requests=(), order=None, **fields)
 
     def _retry(self, key: Key, facts: EntryFacts) -> str:
         self._due_now(facts.next_hop)
@@ -260,7 +315,9 @@ class _EntryChanger:
         elif facts.rule:  # the operator's hold replaces the hold of the rule
             facts = self._with_lifetime(key, facts)
         self._wait(key, facts, retry_us=until_us)
-        if self.command.backed_up_us is not None and was_held_for_good:
+        if self.command.backed_up_us is None:
+            self._leave_graph(key, facts)
+        elif was_held_for_good:
             return "it was held before"
         detail = self._record(key)
         reason = ": ".join(filter(None, (self.command.who, self.command.why)))
@@ -346,6 +403,7 @@ class _EntryChanger:
         self.changes.held_by_rules[facts.rule] -= 1
         self.changes.states.setdefault(RecipientState.CANCELLED, []).append(key)
         self._work.ended[key] = facts.content_id
+        self._leave_graph(key, facts)
         self._record(key)
         return ""
 
@@ -354,6 +412,7 @@ class _EntryChanger:
         if reason:
             return reason
         retry_us = facts.retry_us if facts.state is RecipientState.HELD else self.now_us
+        self._leave_graph(key, facts, lost_posts=())
         apart = onward = list(targets)
         if sum(map(len, targets.values())) == len(self.loaded.recipients[key]):
             # no recipient stays: the entry gets the first next hop
@@ -364,6 +423,8 @@ class _EntryChanger:
             apart = onward[1:]
         else:
             self._put_back(key, facts)
+            if key in self._work.drafts:  # no claim with a draft goes on
+                self.changes.due.append((facts.due_us, *key))
         made = [self._split(key, facts, to, numbers=targets[to]) for to in apart]
         self.changes.held_by_rules[facts.rule] += len(made)
         for new_key, to in zip(made, apart, strict=True):
@@ -400,7 +461,8 @@ class _EntryChanger:
         self._last_numbers[message_id] = (entry + 1, recipient)
         made = (message_id, entry + 1)
         self.changes.copies.append((made[1], to.next_hop.key, attempts, *key))
-        self._change_extra(made, facts, chosen=to.chosen, fallback_us=0)
+        left = {"requests": (), "lost_posts": (), "order": None}
+        self._change_extra(made, facts, chosen=to.chosen, fallback_us=0, **left)
         return made
 
     def _add_recipient(self, key: Key, recipient: NewRecipient) -> None:
@@ -439,7 +501,7 @@ class _EntryChanger:
                 if facts.rule:
                     facts = self._with_lifetime(key, facts)
                     self.changes.held_by_rules[facts.rule] -= 1
-                self._change_extra(key, facts, **RELEASED)
+                self._change_extra(key, facts, order=None, **RELEASED)
         # held mail gets no delay warning
         warn_us = None if after is RecipientState.HELD else facts.warn_us
         end_us = facts.due_us if is_restored else facts.expires_us
@@ -471,14 +533,16 @@ class _EntryChanger:
         with suppress(ValueError):  # of a damaged entry
             self._work.next_hops[NextHop.parse(next_hop)] = None
 
-    def _detail_of(self, key: Key) -> CommandDetail:
-        """Return the detail of the event of the message."""
+    def _detail_of(self, key: Key, operation: str = "") -> CommandDetail:
+        """Return the detail of the event of the message, which says what was done: by default what
+        the command says.
+        """
         command, until = self.command, ""
         if command.until_us is not None:
             ahead_us = offset_us(wall_us=self.at_us, queue_us=self.now_us)
             until = rfc3339(command.until_us + ahead_us)
         detail = CommandDetail(
-            operation=str(command.operation),
+            operation=operation or str(command.operation),
             who=command.who,
             why=command.why,
             restored=command.backed_up_us is not None,
@@ -486,11 +550,11 @@ class _EntryChanger:
             bounce=command.bounce,
             text=command.text,
         )
-        return self.changes.recorded.setdefault(key[0], detail)
+        return self.changes.recorded.setdefault((key[0], detail.operation), detail)
 
-    def _record(self, *keys: Key) -> CommandDetail:
-        """Add these entries to the event of the message."""
-        detail = self._detail_of(keys[0])
+    def _record(self, *keys: Key, operation: str = "") -> CommandDetail:
+        """Add these entries to the event of the message; `operation` as in _detail_of()."""
+        detail = self._detail_of(keys[0], operation)
         detail.entries.extend(number for _, number in keys)
         return detail
 

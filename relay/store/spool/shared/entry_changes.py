@@ -68,7 +68,8 @@ class EntryChanges:
     expiries: dict[str, int] = field(default_factory=dict)  # of messages
     # by how much the number of entries that each rule ("": none) holds changes
     held_by_rules: Counter[str] = field(default_factory=Counter)
-    recorded: dict[str, CommandDetail] = field(default_factory=dict)  # by message
+    # by message and operation
+    recorded: dict[tuple[str, str], CommandDetail] = field(default_factory=dict)
 
 
 def store_changes(transaction: OpenTransaction, changes: EntryChanges, *, at_us: int) -> int:
@@ -89,7 +90,7 @@ def store_changes(transaction: OpenTransaction, changes: EntryChanges, *, at_us:
             transaction.execute_each(statement, rows)
     cancelled = _store_states(transaction, changes.states)
     count_holds(transaction, changes.held_by_rules)
-    for message_id, detail in changes.recorded.items():
+    for (message_id, _), detail in changes.recorded.items():
         transaction.append_events(message_id, [Event(at_us, detail)])
     return cancelled
 

@@ -81,8 +81,14 @@ class EntryFacts(Struct, frozen=True):
 
     @property
     def is_awaited(self) -> bool:
-        """Whether a request to Microsoft Graph has no known result."""
-        return self.extra is not None and bool(self.extra.requests)
+        """Whether the answer of Microsoft Graph to a /send is not known."""
+        return self.extra is not None and self.extra.in_doubt
+
+    @property
+    def ordered(self) -> str:
+        """The operation that waits for this answer, "" for none."""
+        order = self.extra.order if self.extra is not None else None
+        return order.operation if order is not None else ""
 
     def is_held_by(self, to: Destination) -> bool:
         """Whether a route holds it at this next hop. An entry that was released before, or that is

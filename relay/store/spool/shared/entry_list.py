@@ -102,6 +102,7 @@ class EntryListBuilder:
                 "held_until": due if is_held else None,
                 **_hold(facts, times=self._times, held=is_held),
                 **({"restored": True} if is_restored else {}),
+                **({"order": facts.ordered} if facts.ordered else {}),
                 **({"recipients_cut": True} if len(listed) < len(recipients) else {}),
                 **more,
             }

@@ -22,13 +22,16 @@ from functools import partial
 from itertools import groupby
 
 from msgspec import Struct
+from msgspec.structs import asdict
+from msgspec.structs import replace as replace_fields
 
 from relay.base.accounts.usage import CancelledMail
 from relay.base.clock import Clock
 from relay.base.message.address import with_a_labels
 from relay.base.message.envelope import Source, domain_of
 from relay.base.message.lifecycle import RecipientState
-from relay.base.message.outcome import Evidence
+from relay.base.message.nexthop import NextHop
+from relay.base.message.outcome import Evidence, Failed, Success
 from relay.base.observe.logs import get_logger
 from relay.base.observe.metrics import Metrics
 from relay.base.task_set import TaskSet
@@ -37,13 +40,16 @@ from relay.store.journeys.message_list import matches_pattern
 from relay.store.spool.queue_commands import (
     LISTED_MAX,
     RECIPIENTS_MAX,
+    WHY_CHARACTERS_MAX,
     ActiveClaims,
     CommandReport,
     CommandResult,
     EntryList,
     Operation,
     QueueCommand,
+    RouteLookup,
     ShownTimes,
+    staying,
 )
 from relay.store.spool.shared.columns import LOGIN, PAY_REPORTS
 from relay.store.spool.shared.decisions import (
@@ -56,13 +62,21 @@ from relay.store.spool.shared.entry_changes import PUT_BACK, EntryChanges, store
 from relay.store.spool.shared.entry_facts import LoadedEntries, load_entries, to_be_planned
 from relay.store.spool.shared.entry_list import EntryListBuilder
 from relay.store.spool.shared.entry_selection import EntrySelection, like
-from relay.store.spool.shared.holds import HoldRule, end_new, hold_new, stored_hold_rules
+from relay.store.spool.shared.holds import (
+    HoldRule,
+    end_new,
+    hold_new,
+    note_extra,
+    stored_hold_rules,
+)
 from relay.store.spool.shared.tables import OpenTransaction, QueueEngine, StoredReports, Tables
 from relay.store.spool.types import (
     FIRST_KEY,
     Claim,
+    ClaimResult,
     Key,
     NewMessage,
+    QueueOrder,
     ReportPlan,
     ReportWriter,
     Selector,
@@ -115,12 +129,9 @@ class CancelReports:
         claims, epochs = await self._engine.read(
             lambda tables: self._entries(tables, to_be_planned(tables, keys, command), taken)
         )
-        by_message = {}
-        for message_id, group in groupby(claims, lambda claim: claim.message.id):
-            plan = await self._plan(tuple(group), command)
-            if plan.messages or plan.events:
-                stored = await self._engine.store_contents(plan.messages)
-                by_message[message_id] = StoredReports(message_id, plan, stored)
+        by_message: dict[str, StoredReports] = {}
+        for _, group in groupby(claims, lambda claim: claim.message.id):
+            by_message |= await self.about(tuple(group), command)
         return epochs, by_message
 
     async def count(self, keys: Sequence[Key], *, taken: Collection[Key]) -> int:
@@ -148,11 +159,14 @@ class CancelReports:
         is_wanted = self.writer.wants(ReportKind.FAILED, message, recipients)
         return recipients if is_wanted else ()
 
-    async def _plan(self, claims: Sequence[Claim], command: QueueCommand) -> ReportPlan:
+    async def about(
+        self, claims: Sequence[Claim], command: QueueCommand
+    ) -> Mapping[str, StoredReports]:
+        """Write the reports about entries of a message. Raises SpoolError."""
         failed = self._reported(claims, command.text) if command.bounce else ()
         owed = [recipient for claim in claims for recipient in claim.owed]
         if self.writer is None or not (failed or owed):
-            return ReportPlan()
+            return {}
         message = claims[0].message
         try:
             content = await self._engine.read_content(claims[0].content_id)
@@ -169,10 +183,12 @@ class CancelReports:
             for kind, recipients in by_kind.items()
             if recipients
         ]
-        return ReportPlan(
+        plan = ReportPlan(
             tuple(report for plan in plans for report in plan.messages),
             tuple(event for plan in plans for event in plan.events),
         )
+        stored = await self._engine.store_contents(plan.messages)
+        return {message.id: StoredReports(message.id, plan, stored)}
 
     def _entries(
         self, tables: Tables, keys: Collection[Key], taken: Collection[Key]
@@ -185,7 +201,7 @@ class CancelReports:
             if not is_claimed or (message_id, number) in taken
         ]
         read, damaged = self._engine.read_claims(tables, free)
-        claims = [claim for claim in read if not claim.extra.requests]  # these stay
+        claims = [claim for claim in read if not claim.extra.in_doubt]  # these wait
         epochs: dict[Key, int | None] = {claim.key: claim.epoch for claim in claims}
         epochs |= dict.fromkeys(damaged)
         return sorted(claims, key=lambda claim: claim.key), epochs
@@ -207,6 +223,8 @@ class QueueAdmin:
         self._releasing = TaskSet()
         self._hold_rules: Sequence[HoldRule] = ()  # as they were read last
         self.give_back: Callable[[CancelledMail], None] = lambda _mail: None  # what was counted
+        # parses QueueCommand.to_text, or raises ValueError
+        self.way_to: Callable[[str], RouteLookup] = lambda _text: lambda *_: None
 
     async def read_hold_rules(self) -> None:
         """Read for which domains new mail is held. Raises SpoolError."""
@@ -305,7 +323,7 @@ class QueueAdmin:
     async def _dry_run(self, keys: Sequence[Key], answer: "_ReportBuilder") -> None:
         waiting = self._take(answer.command, keys)
         now_us, at_us = self.clock.queue_us(), self.clock.time_us()
-        part = _Slice(answer, keys, waiting, self.engine, now_us, at_us)
+        part = Slice(answer, keys, waiting, self.engine, now_us, at_us)
         results, listed = await self.engine.read(part.rehearse)
         reports = await self.reports.count(keys, taken=waiting) if answer.command.bounce else 0
         answer.add(results, listed, reports=reports)
@@ -322,7 +340,7 @@ class QueueAdmin:
                 if answer.command.operation is Operation.CANCEL:
                     planned = await self.reports.plan(left, answer.command, taken=taken)
                 now_us, at_us = self.clock.queue_us(), self.clock.time_us()
-                part = _Slice(answer, left, taken, self.engine, now_us, at_us, planned)
+                part = Slice(answer, left, taken, self.engine, now_us, at_us, planned)
                 result, listed = await self.engine.change(part.write)
             except Exception:
                 self._release_later(taken)
@@ -330,6 +348,7 @@ class QueueAdmin:
                 raise
             await self._discard(planned, result.reports)
             self._follow_up(result)
+            await self._delete_drafts(result, listed, answer.silent)
             outcomes = (outcome for outcome, _ in result.results.values())
             certain = (outcome for outcome in outcomes if outcome is not CommandResult.IN_FLIGHT)
             answer.add(certain, listed, reports=len(result.reports))
@@ -377,6 +396,68 @@ class QueueAdmin:
         if result.due_us is not None:
             self.delivery.due_at(result.due_us)
 
+    async def _delete_drafts(
+        self, result: ChangeResult, listed: EntryListBuilder, silent: set[str]
+    ) -> None:
+        """Delete the drafts of changed entries, and note which stay. This follows the commit: until
+        then an attempt could send them. A next hop in `silent` has deleted none, and is not asked.
+        """
+        by_hop: dict[str, set[tuple[str, str]]] = {}
+        for (queue_id, _), (hop, drafts, lost) in result.drafts.items():
+            by_hop.setdefault(hop, set()).update(drafts)
+            if lost and self.delivery is not None:
+                self.delivery.drafts.look_for_lost(queue_id, NextHop.parse(hop), lost)
+        for hop, known in by_hop.items():
+            if known and hop not in silent and self.delivery is not None:
+                gone = await self.delivery.drafts.delete_drafts(NextHop.parse(hop), known)
+                known.difference_update(gone)
+                silent |= set() if gone else {hop}
+        for row in listed.entries:
+            hop, drafts, _ = result.drafts.get((row["id"], row["entry"]), ("", (), ()))
+            if stay := by_hop.get(hop, set()).intersection(drafts):
+                row["note"] = staying(stay)
+
+    async def order_of(self, claim_result: ClaimResult) -> "Slice | None":
+        """Return the order on the entry of this result, to be carried out with it; None: there is
+        none. Raises SpoolError.
+        """
+        claim, order = claim_result.claim, claim_result.claim.extra.order
+        if order is None or claim_result.goes_on:  # nearly always
+            return None
+        outcomes = {**claim_result.outcomes, **claim_result.expired}
+        done = {to for to, known in outcomes.items() if isinstance(known, Success | Failed)}
+        left = tuple([to for to in claim.recipients if to.id not in done])
+        if not left:
+            return None
+        command, reports = self._ordered(order, claim.key), dict[str, StoredReports]()
+        if command.operation is Operation.CANCEL:
+            rest = replace_fields(claim, recipients=left, owed=())  # the result pays
+            reports |= await self.reports.about((rest,), command)
+        answer = _ReportBuilder(command, partial(EntryListBuilder, self.shown_times()))
+        now_us, at_us = self.clock.queue_us(), self.clock.time_us()
+        planned = ({claim.key: None}, reports)
+        return Slice(answer, (claim.key,), (), self.engine, now_us, at_us, planned)
+
+    def _ordered(self, order: QueueOrder, key: Key) -> QueueCommand:
+        """Return the command of an order, as it is now: a hold if its route is gone."""
+        fields = asdict(order) | {"operation": Operation(order.operation)}
+        try:
+            to = self.way_to(order.to_text) if order.to_text else None
+        except ValueError as error:
+            fields |= {"operation": Operation.HOLD, "why": str(error)[:WHY_CHARACTERS_MAX]}
+            fields["to_text"], to = "", None
+        return QueueCommand(selector=Selector(ids=("{}-{}".format(*key),)), to=to, **fields)
+
+    async def end_order(self, part: "Slice | None", done: ChangeResult | None) -> None:
+        """Do what follows order_of() and the transaction; `done` is what the order has changed."""
+        if part is None:
+            return
+        await self._discard(part.planned, done.reports if done is not None else ())
+        if done is not None:
+            self._follow_up(done)
+            await self._delete_drafts(done, part.answer.listing(), set())
+            await self.follow(part.answer.command)
+
     def _release_later(self, taken: Collection[Key]) -> None:
         """Release withdrawn claims in the background after an operation failed."""
         if taken:
@@ -408,6 +489,7 @@ class _ReportBuilder:
         self.report = CommandReport(dry_run=command.dry_run, reports=0 if command.bounce else None)
         self._listing = listing
         self._recipients_left = RECIPIENTS_MAX
+        self.silent = set[str]()  # next hops that have deleted no draft
 
     def listing(self) -> EntryListBuilder:
         """Return a list for what may still be listed; pass it to add()."""
@@ -430,7 +512,7 @@ class _ReportBuilder:
             self.report.reports += reports
 
 
-class _Slice(Struct, frozen=True):
+class Slice(Struct, frozen=True):
     """Some entries of a command, which one transaction changes."""
 
     answer: _ReportBuilder
@@ -471,6 +553,16 @@ class _Slice(Struct, frozen=True):
         if result.ended:
             result.left = self.engine.entries_ended(transaction, result.ended)
         return result, listed
+
+    def carry_out(self, transaction: OpenTransaction) -> ChangeResult | None:
+        """Carry out an order on one entry, after the result of an attempt; None: Microsoft Graph
+        may still have sent the message.
+        """
+        (key,) = self.keys
+        if load_entries(transaction, self.answer.command, self.keys).facts[key].is_awaited:
+            return None
+        note_extra(transaction, key, order=None)
+        return self.write(transaction)[0]
 
     def _add_reports(self, transaction: OpenTransaction, result: ChangeResult) -> None:
         """Add the planned reports on messages whose entries were cancelled."""

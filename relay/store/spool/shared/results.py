@@ -10,7 +10,7 @@ counters do not change.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -34,7 +34,8 @@ from relay.formats.read_report import RemoteClaim, RemoteReport
 from relay.store.journeys.details import AttemptDetail, ClaimDetail, ReportSource, read_known
 from relay.store.journeys.events import Event, Step
 from relay.store.spool.shared.accepted import CapturedMail
-from relay.store.spool.shared.columns import PAY_REPORTS, json_text
+from relay.store.spool.shared.columns import LIVE_STATES, PAY_REPORTS, json_text
+from relay.store.spool.shared.decisions import ChangeResult
 from relay.store.spool.shared.holds import changed_extra, count_holds, note_extra, note_hold
 from relay.store.spool.shared.receipts import add_receipts
 from relay.store.spool.shared.tables import OpenTransaction, StoredContents, Tables
@@ -48,6 +49,18 @@ from relay.store.spool.types import (
     readable_extra,
 )
 
+_LEAVE = (
+    "UPDATE entry SET state = ?, attempts = ?, claimed = 0, epoch = epoch + ?, due_us = ?,"
+    " retry_us = ?, lane = ?, cause = ?, cause_attempts = ?,"
+    # the warning may have been reported meanwhile
+    " warn_us = CASE WHEN warn_us IS NULL THEN NULL ELSE CAST(? AS BIGINT) END"
+    " WHERE message_id = ? AND number = ? AND epoch = ? AND state <> 'final'"
+)
+RECORD_ALL = (
+    "UPDATE recipient SET state = ?, status = ?, reply = ?, remote_id = ?"
+    f" WHERE state IN {LIVE_STATES} AND message_id = ? AND entry = ?"
+)
+RECORD = f"{RECORD_ALL} AND number = ?"
 _OWE = "UPDATE recipient SET owed_report = ? WHERE message_id = ? AND entry = ? AND number = ?"
 _END_WARNING = "UPDATE entry SET warn_us = NULL WHERE message_id = ? AND warn_us IS NOT NULL"
 _STATES: Mapping[type[Outcome], RecipientState] = {  # after an attempt
@@ -119,6 +132,8 @@ class NewResult(Struct, frozen=True):
     captured: CapturedMail
     claim_reports: bool
     now_us: int  # queue time, or NEVER_US if no read receipts are to be recorded
+    # carries out the order that waited for this result: QueueAdmin.order_of
+    order: Callable[[OpenTransaction], ChangeResult | None] | None = None
 
 
 class Recorded(Struct, frozen=True):
@@ -129,17 +144,20 @@ class Recorded(Struct, frozen=True):
     claims: tuple[Claim, ...] = ()
     unneeded: str = ""
     owes: bool = False
+    ordered: ChangeResult | None = None  # what an order has changed
 
 
 def result_rows(new: NewResult) -> ResultRows:
     """Return what to write. Raises ValueError for a transition that is not allowed."""
     claim_result, takes_receipts = new.claim_result, new.now_us != NEVER_US
     claim, key = claim_result.claim, claim_result.claim.key
+    # of a held entry an order had it asked what has become of it
+    stays_held = claim_result.held or claim.state is RecipientState.HELD
     changed: list[tuple[RecipientState, str, str, str, str, int, int]] = []
     receipts: dict[str, tuple[int, ReceiptRequest]] = {}
     for number, outcome in claim_result.outcomes.items():
         state = _STATES[type(outcome)]
-        if claim_result.held and state is RecipientState.DEFERRED:
+        if stays_held and state is RecipientState.DEFERRED:
             state = RecipientState.HELD
         evidence = outcome.evidence
         remote_id = _remote_id(evidence.reply) if state is RecipientState.RELAYED else ""
@@ -182,11 +200,26 @@ def _waiting(
     if Captured in map(type, claim_result.outcomes.values()):
         due_us = captured.due_us(claim.message.received_us)
         return RecipientState.CAPTURED, EntrySchedule(None, due_us, claim.priority)
-    if claim_result.held:
+    if claim_result.held or claim.state is RecipientState.HELD:
         return RecipientState.HELD, waiting
     if not claim_result.counts_as_attempt:
         return claim.state, waiting
     return RecipientState.DEFERRED, waiting
+
+
+def leave_entry(transaction: OpenTransaction, claim_result: ClaimResult, rows: ResultRows) -> bool:
+    """Requeue the entry of a claim that does not go on, or end it. If the epoch of the claim has
+    ended, do nothing: return False.
+    """
+    values = (
+        "final" if rows.is_finished else rows.state,
+        rows.attempts,
+        int(not rows.is_finished),
+        *waiting_columns(None if rows.is_finished else rows.waiting),
+        *claim_result.claim.key,
+        claim_result.claim.epoch,
+    )
+    return transaction.execute(_LEAVE, values) == 1
 
 
 def record_effects(

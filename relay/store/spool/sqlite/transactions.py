@@ -44,7 +44,6 @@ from relay.store.spool.shared.claimed import (
     scan_next_hop,
 )
 from relay.store.spool.shared.columns import (
-    LIVE_STATES,
     MESSAGE_COLUMNS,
     REMOVED_EVENTS,
     WAITS,
@@ -52,12 +51,13 @@ from relay.store.spool.shared.columns import (
 )
 from relay.store.spool.shared.holds import as_held_now, count_holds, end_hold, hold_damaged
 from relay.store.spool.shared.results import (
+    RECORD,
+    RECORD_ALL,
     NewResult,
     Recorded,
-    ResultRows,
+    leave_entry,
     record_effects,
     result_rows,
-    waiting_columns,
 )
 from relay.store.spool.shared.tables import StoredBodies, StoredBody
 from relay.store.spool.sqlite.database import SqliteTables
@@ -67,7 +67,6 @@ from relay.store.spool.types import (
     FIRST_POSITION,
     Accepted,
     Claim,
-    ClaimResult,
     ContentKey,
     DueBatch,
     DueQuery,
@@ -87,10 +86,6 @@ _ENTRY = (
     f" VALUES ({','.join('?' * len(ENTRY_COLUMNS))}, 0, {FIRST_EPOCH})"
 )
 _RECIPIENT = "INSERT INTO recipient VALUES (?,?,?,?,?,?,?,?,?,?,?,'','')"
-_RECORD_ALL = (
-    "UPDATE recipient SET state = ?, status = ?, reply = ?, remote_id = ?"
-    f" WHERE state IN {LIVE_STATES} AND message_id = ? AND entry = ?"
-)
 _RELEASE = (
     "UPDATE entry SET claimed = 0, epoch = epoch + 1"
     " WHERE message_id = ? AND number = ? AND epoch = ? AND claimed = 1"
@@ -151,23 +146,25 @@ def record(batch: Batch, new: NewResult) -> Recorded | None:
     """Record outcomes. If the claim's epoch has ended, do nothing and return None."""
     claim_result, claim = new.claim_result, new.claim_result.claim
     rows = result_rows(new)
-    if not _leave(batch, claim_result, rows):
+    goes_on = claim_result.goes_on
+    if not (_is_in_time(batch, claim) if goes_on else leave_entry(batch, claim_result, rows)):
         return None
     is_for_all = len(rows.recipients) == len(claim.recipients)  # the claim has all live ones
     if is_for_all and len({row[:-1] for row in rows.recipients}) == 1:
-        batch.execute(_RECORD_ALL, rows.recipients[0][:-1])
+        batch.execute(RECORD_ALL, rows.recipients[0][:-1])
     else:
-        batch.execute_each(f"{_RECORD_ALL} AND number = ?", rows.recipients)
+        batch.execute_each(RECORD, rows.recipients)
     unneeded = ""
     if rows.is_finished:
         unneeded = drop_content(batch, claim.message.id, claim.content_id)
     record_effects(batch, new, rows, store=0)
+    ordered = new.order(batch) if new.order is not None else None
     claims: list[Claim] = []
     for message, files in zip(claim_result.reports, new.stored, strict=True):
         claims += add_message(
             batch, message, files, claim=new.claim_reports, captured=new.captured
         ).claims
-    return Recorded(tuple(claims), unneeded, owes=bool(rows.receipts))
+    return Recorded(tuple(claims), unneeded, bool(rows.receipts), ordered)
 
 
 def note_removed_events(batch: Batch, last: int | None) -> None:
@@ -207,29 +204,6 @@ def add_message(
     batch.counts.update(rows.counts)
     count_holds(batch, Counter(message.held_by_rules))
     return rows
-
-
-def _leave(batch: Batch, claim_result: ClaimResult, rows: ResultRows) -> bool:
-    """Requeue the entry, or end it. If the claim's epoch has ended, do nothing: return False."""
-    claim = claim_result.claim
-    if claim_result.goes_on:
-        return _is_in_time(batch, claim)
-    changed = batch.execute(
-        "UPDATE entry SET state = ?, attempts = ?, claimed = 0, epoch = epoch + ?, due_us = ?,"
-        " retry_us = ?, lane = ?, cause = ?, cause_attempts = ?,"
-        " warn_us = iif(warn_us IS NULL, NULL, ?)"  # the warning may have been reported meanwhile
-        " WHERE message_id = ? AND number = ? AND epoch = ? AND state <> 'final'",
-        (
-            "final" if rows.is_finished else rows.state,
-            rows.attempts,
-            int(not rows.is_finished),
-            *waiting_columns(None if rows.is_finished else rows.waiting),
-            claim.message.id,
-            claim.entry_id,
-            claim.epoch,
-        ),
-    )
-    return changed == 1
 
 
 def _is_in_time(batch: Batch, claim: Claim) -> bool:

@@ -59,6 +59,7 @@ async def test_the_control_socket_is_an_operator(api: ApiClients) -> None:
         "done": 3,
         "unchanged": 0,
         "in_flight": 0,
+        "ordered": 0,
         "dry_run": False,
         "unknown": [],
         "entries": [{"id": "q1", "entry": 1}],
