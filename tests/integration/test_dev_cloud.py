@@ -99,6 +99,33 @@ def test_mail_goes_out_through_the_cloud(relay: DevProcess, cloud: Cloud) -> Non
     assert cloud.messages(fred, "inbox") == []
 
 
+def test_an_order_on_mail_that_the_cloud_may_have_sent(relay: DevProcess, cloud: Cloud) -> None:
+    """429 sends nothing; 503 may have; 504 has."""
+    keys = {}
+    for status in ("429", "503", "504"):
+        sender = f"order{status}@example.test"
+        cloud.use(f'[[graph]]\nstatus = {status}\npath = "*/send"\ntimes = 1\n')
+        head = f"From: {sender}\r\nTo: {ANN}\r\nSubject: {status}\r\n\r\nx"
+        keys[status] = relay.submit(sender, [ANN], head.encode())
+        relay.until_state(keys[status], "deferred")
+    told = {one: relay.cli("queue", "cancel", "--bounce", key) for one, key in keys.items()}
+    assert {one.returncode for one in told.values()} == {0}
+    assert "ordered" not in told["429"].stdout
+    for status in ("503", "504"):
+        assert "    ordered: when Graph answers, at the latest 20" in told[status].stdout
+        assert "cancelled 0 of 1 entry, 1 ordered" in told[status].stdout
+    relay.until_final(keys["504"])
+    assert "ordered: cancel when Graph" in relay.cli("queue", "show", keys["503"]).stdout
+    relay.advance(600)  # a draft may still be sent until two minutes have passed
+    states = {status: relay.until_final(key)["state"] for status, key in keys.items()}
+    assert states == {"429": "cancelled", "503": "cancelled", "504": "relayed"}
+    assert cloud.client.post("/relay/v1/quiet", json={"timeout_s": 10}).json()["quiet"] is True
+    for status, sent in (("429", 0), ("503", 0), ("504", 1)):
+        author = f"order{status}@example.test"
+        assert [len(cloud.messages(author, one)) for one in ("sentitems", "drafts")] == [sent, 0]
+        assert len(relay.messages("inbox", token=author)) == 1 - sent, "its report"
+
+
 def test_a_test_describes_a_cloud() -> None:
     strict = {"http": {"profile": "strict"}}
     with Relay(config=strict) as cloud, Relay(config=cloud.as_cloud) as relay:
