@@ -24,7 +24,7 @@ from relay.base.message.authentication_results import (
     may_be_aligned,
 )
 from relay.base.message.header import Header
-from relay.formats.read_header import originators
+from relay.formats.read_header import originators, parse_header, read_text
 from relay.transport.checks.checker import TOO_MANY, Known, KnownAnswer
 from relay.transport.routing.dns_cache import DnsQuestion
 
@@ -85,8 +85,11 @@ def author_of(header: Header) -> tuple[str, str]:
     [from_] = originators(Header(fields))
     addresses = [ascii_address(person.address) for person in from_.addresses]
     domains = {address.rpartition("@")[2].lower() for address in addresses}
-    # a name with an odd sign is no fault if no program can read another address
-    is_unclear = from_.unread and fields[0][1].count(b"@") != 1
+    # a name with an odd sign is no fault if no program can read another address, nor one that
+    # decodes the name first
+    octets = fields[0][1]
+    texts = (octets.decode("latin-1"), read_text(parse_header(octets), "from"))
+    is_unclear = from_.unread and any(text.count("@") != 1 for text in texts)
     if is_unclear or len(domains) != 1 or not DOMAIN.fullmatch(min(domains)):
         return "", "From has no author, an unclear one, or authors of several domains"
     return min(domains), ""
