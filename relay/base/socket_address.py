@@ -54,14 +54,16 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def client_of(address: str) -> str:
-    """Return the key by which failures of a client are counted; "" for a Unix socket."""
+def client_of(address: str, *, bits: int = _NETWORK_BITS) -> str:
+    """Return the key by which a client is counted, of IPv6 its network of `bits`; "" for a Unix
+    socket.
+    """
     try:
         ip = plain_ip(address.partition("%")[0])
     except ValueError:
         return ""
     if isinstance(ip, IPv6Address) and not ip.is_loopback:
-        return str(ip_network((ip, _NETWORK_BITS), strict=False))
+        return str(ip_network((ip, bits), strict=False))
     return str(ip)
 
 

@@ -8,10 +8,12 @@ import socket
 from relay.base.child_process import ChildProcess
 from relay.base.observe.logs import get_logger
 from relay.base.task_set import TaskSet
+from relay.base.turns import Turns
 
 WORKERS_MAX = 2
 WAITING_MAX = 500  # requests that wait for a worker
 LENGTH_BYTES = 4  # before each request and reply
+_TURN_S = 5.0  # a request waits for a worker
 _REQUEST_S = 3.0
 _FIRST_REQUEST_S = 20.0  # with the start, on a busy machine
 _MODULE = "relay.transport.checks.check_child"
@@ -19,28 +21,22 @@ _log = get_logger("checks")
 
 
 class CheckWorkers:
-    """The processes of check_child. A request has one for itself."""
+    """The processes of check_child. A request has one for itself, each client in its turn."""
 
     def __init__(self) -> None:
-        self._slots = asyncio.Semaphore(WORKERS_MAX)
+        self._turns = Turns(WORKERS_MAX, share=1, waiting_max=WAITING_MAX)
         self._idle: list[ChildProcess] = []
         self._requests = TaskSet()
-        self._waiting = 0
 
-    async def ask(self, request: bytes, *, client: str) -> bytes:  # noqa: ARG002
+    async def ask(self, request: bytes, *, client: str) -> bytes:
         """Return the reply to a request. Raises OSError, with the reason.
 
         `client` is what client_of() returns.
         """
-        if self._slots.locked() and self._waiting >= WAITING_MAX:
-            raise OSError(f"{WAITING_MAX} messages are being checked")
-        self._waiting += 1
-        try:
-            await self._slots.acquire()  # a caller that gives up leaves the queue
-        finally:
-            self._waiting -= 1
+        if not await self._turns.take(client, wait_s=_TURN_S):
+            raise OSError("too many messages are being checked")
         exchange = self._requests.start(self._reply(request))
-        exchange.add_done_callback(lambda _: self._slots.release())
+        exchange.add_done_callback(lambda _: self._turns.give_back(client))
         # if the caller stops waiting, a worker that has just started stays for the next one
         reply = await asyncio.shield(exchange)
         if isinstance(reply, str):

@@ -123,9 +123,11 @@ HOSTILE: list[tuple[Zone, bytes, str, str]] = [
 ]
 
 
-async def timed(checks: Checks, content: bytes) -> tuple[float, tuple[AuthResult, ...]]:
+async def timed(
+    checks: Checks, content: bytes, *, ip: str = "192.0.2.1"
+) -> tuple[float, tuple[AuthResult, ...]]:
     began_s = time.monotonic()
-    results = await checks(content, "a@bank.test")
+    results = await checks(content, "a@bank.test", ip=ip)
     return time.monotonic() - began_s, results
 
 
@@ -184,12 +186,12 @@ async def test_large_messages_that_wait_for_silent_name_servers_delay_no_others(
 async def test_those_that_gave_up_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "WAITING_MAX", 3)
     async with open_checks({"bank.test": txt("v=spf1 -all")}) as checks:
-        await asyncio.gather(*[checks(PLAIN, "a@bank.test") for _ in range(2)])
+        await asyncio.gather(*[timed(checks, PLAIN, ip=ip) for ip in ("192.0.2.1", "192.0.2.2")])
         pids = [worker.process.pid for worker in checks.checker._workers._idle]
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         waiting = [asyncio.create_task(checks(PLAIN, "a@bank.test")) for _ in range(5)]
-        await until(lambda: checks.checker._workers._slots._waiters)
+        await until(lambda: checks.checker._workers._turns._waiting == 3)
         for task in waiting:
             task.cancel()
         await asyncio.wait(waiting)
@@ -215,10 +217,24 @@ async def test_a_long_header_stops_no_other_session() -> None:
         assert (await check)[0].result == "fail"
 
 
+async def test_the_messages_of_a_client_have_one_worker_and_delay_no_other() -> None:
+    async with open_checks({"bank.test": txt("v=spf1 -all")}) as checks:
+        await checks(PLAIN, "a@bank.test")
+        [worker] = checks.checker._workers._idle
+        os.kill(worker.process.pid, signal.SIGSTOP)
+        slow = [asyncio.create_task(checks(PLAIN, "a@bank.test")) for _ in range(9)]
+        await until(lambda: checks.checker._workers._turns._waiting == 8)
+        assert (await checks(PLAIN, "a@bank.test", ip="192.0.2.2"))[0].result == "fail"
+        assert not any(task.done() for task in slow)
+        os.kill(worker.process.pid, signal.SIGCONT)
+        assert {(await task)[0].result for task in slow} == {"fail"}
+
+
 async def test_too_many_messages_at_once_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "WAITING_MAX", 0)
     async with open_checks({"bank.test": txt("v=spf1 -all")}) as checks:
-        *others, last = await asyncio.gather(*[timed(checks, PLAIN) for _ in range(3)])
+        ips = ("192.0.2.1", "192.0.2.2", "192.0.2.3")
+        *others, last = await asyncio.gather(*[timed(checks, PLAIN, ip=ip) for ip in ips])
         assert [results[0].result for _, results in others] == ["fail", "fail"]
         assert last[1][0].result == "unable"
         assert last[0] < min(waited_s for waited_s, _ in others)
