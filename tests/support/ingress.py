@@ -9,7 +9,7 @@ import os
 import socket
 import struct
 import zlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -207,7 +207,6 @@ class Relay:
     refused: list[Refusal] = field(default_factory=list)  # the oldest first
     keys: KeyRing = field(default_factory=KeyRing)
     srs: Srs = field(default_factory=lambda: Srs(b"a key for tests"))
-    is_null_mx: Callable[[str], Awaitable[bool]] | None = None
     strangers: StrangerChecks | None = None
     milters: MilterSet = field(default_factory=lambda: MilterSet((), hostname="relay.example.test"))
 
@@ -261,7 +260,6 @@ class Relay:
             quota=FakeQuota(),
             pressure=self.pressure,
             refusals=SimpleNamespace(record=self.refused.append),
-            is_null_mx=self.is_null_mx,
             strangers=self.strangers,
         )
         settings = SmtpListener(**({"listen": Address("127.0.0.1", 0)} | listener))

@@ -128,7 +128,7 @@ def build_transport(base: Foundation) -> Transport:
         strangers = StrangerChecks(
             resolver.answers_for_clients, is_own=base.table.is_local_domain, clock=base.clock
         )
-    ingress = _ingress(base, acceptance, verifier, resolver=resolver, strangers=strangers)
+    ingress = _ingress(base, acceptance, verifier, strangers=strangers)
     pickup = Pickup(
         _submission_processor(base, reporter),
         socket=settings.pickup_socket,
@@ -311,7 +311,6 @@ def _ingress(
     acceptance: Acceptance,
     verifier: RecipientVerifier,
     *,
-    resolver: Resolver | LoopbackResolver,
     strangers: StrangerChecks | None,
 ) -> IngressDependencies:
     settings, accounts = base.settings, base.sources.accounts
@@ -325,8 +324,6 @@ def _ingress(
         pressure=base.pressure,
         refusals=base.refusals,
         verify=verifier.rejection,
-        # a development relay sends no mail to other machines
-        is_null_mx=resolver.is_null_mx if isinstance(resolver, Resolver) else None,
         strangers=strangers,
     )
 

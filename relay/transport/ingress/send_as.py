@@ -5,23 +5,18 @@ for the reverse-path, for the fields From and Sender, and for Resent-From and Re
 last resending. HTTP has the same rule (check_rights() in relay/front_door/graph/send_mail.py). If
 such a field cannot be parsed, the message is rejected: a program might read another author there.
 
-The domain of a stranger's sender must not have a null MX.
-
 RFC 6409 6.1, 6.3 (with 550; 553 5.7.1 is Postfix's reply); RFC 5322 3.6.2 (From, Sender), 3.6.6
 (Resent-From); RFC 7505 4.2.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from relay.base.accounts.account import AccountDirectory
 from relay.base.message.address import ascii_address, shown_address
-from relay.base.message.envelope import domain_of
 from relay.base.message.header import Header
 from relay.formats.read_header import originators
 from relay.transport.ingress.local_users import LocalUser
-from relay.transport.routing.route_table import RouteTable
 
-IsNullMx = Callable[[str], Awaitable[bool]]  # whether a domain has a null MX
 _SHOWN_CHARACTERS_MAX = 120
 _ADVICE = "use its own address, an alias, or an address that its send_as lists"
 _USER_ADVICE = "the users that [sendmail] users names may send from any address"
@@ -48,18 +43,6 @@ def local_rejection(user: LocalUser, reverse_path: str, header: Header | None = 
     if header is None or user.any_sender:
         return ""
     return _field_rejection(header, user.may_send_as, who=who, advice=_USER_ADVICE)
-
-
-async def null_mx_rejection(
-    reverse_path: str, is_null_mx: IsNullMx | None, table: RouteTable
-) -> str:
-    """Return the reply if the domain of a stranger's sender accepts no mail, else ""."""
-    domain = domain_of(reverse_path)
-    if is_null_mx is None or not domain or domain.startswith("["):
-        return ""
-    if table.is_local_domain(domain) or not await is_null_mx(domain):
-        return ""
-    return null_mx_reply(domain)
 
 
 def null_mx_reply(domain: str) -> str:

@@ -51,12 +51,7 @@ from relay.transport.ingress.filtering import SessionFilters
 from relay.transport.ingress.forwarding import Forwarder
 from relay.transport.ingress.listener_role import ListenerRole
 from relay.transport.ingress.local_users import LocalUser, LocalUsers
-from relay.transport.ingress.send_as import (
-    IsNullMx,
-    local_rejection,
-    null_mx_rejection,
-    sender_rejection,
-)
+from relay.transport.ingress.send_as import local_rejection, sender_rejection
 from relay.transport.ingress.sender_checks import SenderChecks
 from relay.transport.ingress.session_client import (
     LOGIN_ENDED,
@@ -112,7 +107,6 @@ class IngressDependencies:
     pressure: Pressure = field(default_factory=Pressure)  # whether new mail is taken
     refusals: RefusalFiles | None = None  # keeps what is refused; None: nothing does
     verify: Verify | None = None  # whether a next hop takes an address; None: none is asked
-    is_null_mx: IsNullMx | None = None  # None: no domain is asked
     strangers: StrangerChecks | None = None  # None: the DNS is not asked
 
 
@@ -253,7 +247,7 @@ class SessionOwner:
         self.login = ""  # the address of the account
         self._user: LocalUser | None = None
         self._filters: SessionFilters | None = None
-        self._stranger: Stranger | None = None  # once a recipient of a stranger was checked
+        self._stranger: Stranger | None = None  # once a stranger gave MAIL
 
     def client(self, uid: int | None = None) -> SessionClient:
         """Return the client for a session in this process, with the uid of a program."""
@@ -294,7 +288,8 @@ class SessionOwner:
             if shared.acceptance.any_sender:
                 return ""
             return sender_rejection(shared.accounts, self.login, reverse_path)
-        return await null_mx_rejection(reverse_path, shared.is_null_mx, shared.acceptance.router)
+        stranger = self._as_stranger()
+        return "" if stranger is None else await stranger.sender_refusal(reverse_path)
 
     async def check_recipient(
         self, address: str, reverse_path: str, size_bytes: int, *, helo: str = ""
@@ -306,12 +301,10 @@ class SessionOwner:
             return _TAKEN
         sender = self._origin(_NO_CLAIMS).sender(reverse_path)
         answer = await self._checks.answer(address, sender, size_bytes=size_bytes)
-        checks = self._shared.listeners.strangers
-        if answer.reply or sender.is_trusted or checks is None:
+        stranger = self._as_stranger()
+        if answer.reply or sender.is_trusted or stranger is None:
             return answer
-        if self._stranger is None:
-            self._stranger = Stranger(checks, self._shared.settings, self.ip)
-        refusal = await self._stranger.refusal(address, reverse_path, helo=helo)
+        refusal = await stranger.refusal(address, reverse_path, helo=helo)
         return refusal if refusal.reply else answer
 
     def new_body(self) -> LendableBody:
@@ -355,6 +348,12 @@ class SessionOwner:
         if self._shared.users is not None:
             self._user = await asyncio.to_thread(self._shared.users.find, uid)
         return self._user
+
+    def _as_stranger(self) -> Stranger | None:
+        checks = self._shared.listeners.strangers
+        if self._stranger is None and checks is not None:
+            self._stranger = Stranger(checks, self._shared.settings, self.ip)
+        return self._stranger
 
     def _new_filters(self) -> SessionFilters | None:
         if not self._shared.role.is_local:

@@ -18,6 +18,7 @@ route is made.
 - `sts_policies`: the MTA-STS policy of a domain: when it is fetched, how long it holds, its file
 - `dns_client`: queries to the name servers, time-outs (SERVFAIL ...)
 - `dns_cache`: how long an answer is remembered (TTL), and how many queries are in progress
+- `client_questions`: questions of strangers: how many are in progress, and whose turn it is
 
 Elsewhere: aliases: `relay/base/accounts/aliases.py`; whether RCPT is accepted:
 `relay/transport/ingress/session_owner.py`; the next host if one does not answer:

@@ -37,7 +37,7 @@ class Ask(Protocol):
         ...
 
 
-QUERIES_MAX = 256  # in progress at once; others wait
+QUERIES_MAX = 256  # of delivery in progress at once; others wait
 CACHE_MAX = 20_000  # questions in the cache
 
 
@@ -53,11 +53,6 @@ class DnsCache:
         self._cache = BoundedDict[DnsQuestion, tuple[float, Answer]](CACHE_MAX)
         self._running: dict[DnsQuestion, asyncio.Task[Answer]] = {}
 
-    @property
-    def is_half_full(self) -> bool:
-        """Whether half as many queries as may be in progress are."""
-        return len(self._running) >= QUERIES_MAX // 2
-
     def forget(self, question: DnsQuestion) -> None:
         """Send a query for this question the next time."""
         self._cache.pop(question, None)
@@ -69,7 +64,7 @@ class DnsCache:
         if tasks:
             await asyncio.wait(tasks)  # not cancelled with this caller: others may wait for them
             fresh = [query for query, answer in remembered.items() if answer is None]
-            remembered |= {query: _result(task) for query, task in zip(fresh, tasks, strict=True)}
+            remembered |= {query: result_of(task) for query, task in zip(fresh, tasks, strict=True)}
         return [answer for query in questions if (answer := remembered[query]) is not None]
 
     async def close(self) -> None:
@@ -90,9 +85,13 @@ class DnsCache:
     async def _fetch(self, question: DnsQuestion) -> Answer:
         async with self._slots:
             answer, ttl_s = await self._ask(question)
+        self.remember(question, answer, ttl_s)
+        return answer
+
+    def remember(self, question: DnsQuestion, answer: Answer, ttl_s: float) -> None:
+        """Keep an answer for its TTL."""
         if ttl_s > 0:
             self._cache[question] = (self._clock.monotonic() + ttl_s, answer)
-        return answer
 
     def remembered(self, question: DnsQuestion) -> Answer | None:
         """Return the answer in the cache, None if there is none."""
@@ -107,5 +106,6 @@ class DnsCache:
         return answer
 
 
-def _result(task: asyncio.Task[Answer]) -> Answer:
+def result_of(task: asyncio.Task[Answer]) -> Answer:
+    """Return the answer of a query that has ended."""
     return NoAnswer("the relay is shutting down") if task.cancelled() else task.result()

@@ -5,6 +5,7 @@ RFC 6840 5.7 (AD).
 """
 
 import asyncio
+import errno
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -48,6 +49,8 @@ def _from_wire_in_bounds(wire: bytes, *args: Any, **options: Any) -> dns.message
 
 dns.message.from_wire = _from_wire_in_bounds
 
+# of this machine: no more files, or no memory
+_OWN_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _NAME = "relay-check.invalid"  # RFC 6761 6.4: never exists
 
 
@@ -105,7 +108,7 @@ class StubResolver:
         except (TimeoutError, dns.exception.Timeout):
             return NoAnswer(f"no answer within {self._timeout_s:g} s"), 0.0
         except dns.resolver.NoNameservers as error:
-            return NoAnswer(_why(error)), 0.0
+            return _why(error), 0.0
         except (dns.exception.DNSException, OSError, ValueError) as error:
             return NoAnswer(f"the answer cannot be used: {_reason(error)}"), 0.0
         secure = self._is_secure(answer.response)
@@ -154,14 +157,16 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or "no reason given"
 
 
-def _why(error: dns.resolver.NoNameservers) -> str:
+def _why(error: dns.resolver.NoNameservers) -> NoAnswer:
     """Say why no name server answered: the result of the last one."""
     attempts = error.kwargs.get("errors") or []
     if not attempts:
-        return "no name server is configured"
+        return NoAnswer("no name server is configured")
     server, _, port, reason, _ = attempts[-1]
+    if isinstance(reason, OSError) and reason.errno in _OWN_ERRORS:
+        return NoAnswer(f"no query was sent: {_reason(reason)}", is_own=True)
     host = str(server).removeprefix("Do53:").partition("@")[0]  # dnspython's notation
-    return f"name server {host} port {port} answered {reason}"
+    return NoAnswer(f"name server {host} port {port} answered {reason}")
 
 
 async def look_up(

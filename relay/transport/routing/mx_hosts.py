@@ -61,6 +61,11 @@ NOT_ASKED = NoAnswer("too many questions of clients wait", is_own=True)
 Answer = Records | NoRecords | NoName | NoAnswer
 
 
+def is_own_fault(answer: Answer) -> bool:
+    """Return whether there is no answer because this relay could not ask."""
+    return isinstance(answer, NoAnswer) and answer.is_own
+
+
 class Exchange(Struct, frozen=True):
     """One MX record; `name` is lower case without the final dot, "" for the root (RFC 7505).
 

@@ -29,9 +29,9 @@ from relay.base.settings.tree import DnsSettings
 from relay.base.settings.values import is_ip
 from relay.base.socket_address import Address, is_loopback, plain_ip
 from relay.base.sockets import is_of_this_machine
+from relay.transport.routing.client_questions import ClientQuestions
 from relay.transport.routing.dns_cache import DnsCache, DnsQuestion, TimedAnswer
 from relay.transport.routing.mx_hosts import (
-    NOT_ASKED,
     Answer,
     Exchange,
     Host,
@@ -41,7 +41,6 @@ from relay.transport.routing.mx_hosts import (
     NoAnswer,
     NoName,
     NoRecords,
-    NullMx,
     Records,
     Resolution,
     TemporaryFailure,
@@ -58,8 +57,6 @@ if TYPE_CHECKING:
 
 HOSTS_FILE_TTL_S = 30.0
 _MX_PORT = 25  # RFC 5321 4.5.4.2
-NULL_MX_S = 5.0  # a client waits for it
-_SILENT_S = 10.0  # after that wait was in vain, only the cache is asked for clients
 _SYSTEM_THREADS = 2
 RECORDS_MAX = 16  # they are part of the keys of connections; one or two are usual
 _DIGEST_BYTES = {1: 32, 2: 64}  # SHA-256 and SHA-512
@@ -89,7 +86,6 @@ class Resolver:
         self._hostname = hostname.lower()
         listeners = [listener for listener in own_addresses if listener.host]
         self._own = frozenset(place for own in listeners for place in _places_of(own))
-        self._silent_until_s = 0.0
         # Separate threads: the system's lookup may hang, and the default ones write bodies.
         self._threads = ThreadPoolExecutor(_SYSTEM_THREADS, thread_name_prefix="dns")
         self.use(dns, port=port, proxy_host=proxy_host)
@@ -106,6 +102,7 @@ class Resolver:
         self._servers = cache(partial(_servers_of, dns))  # made for the first question
         self._find_tlsa = self.find_tlsa if dns.validating else None
         self._dns = DnsCache(self._ask, clock=self._clock)
+        self._of_clients = ClientQuestions(self._dns, self._ask)
 
     async def resolve(self, next_hop: NextHop) -> Resolution:
         """Return the hosts of a next hop, best first; equals in random order.
@@ -122,41 +119,17 @@ class Resolver:
             case _:
                 raise ValueError(f"{next_hop} has no hosts")
 
-    async def is_null_mx(self, domain: str) -> bool:
-        """Return whether a domain says that it accepts no mail (RFC 7505); False without an answer
-        within NULL_MX_S.
-        """
-        now_s, question = self._clock.monotonic(), (domain, "MX")
-        if now_s < self._silent_until_s and self._dns.remembered(question) is None:
-            return False
-        [answer] = await self.answers_for_clients([question], client="", wait_s=NULL_MX_S)
-        if answer == _late(NULL_MX_S):
-            self._silent_until_s = now_s + NULL_MX_S + _SILENT_S
-        return isinstance(exchanges_of(domain, answer), NullMx)
-
     async def answers_for_clients(
         self,
         questions: Sequence[DnsQuestion],
         *,
-        client: str,  # noqa: ARG002 - see Ask
+        client: str,
         wait_s: float,
-        is_kept: bool = False,  # noqa: ARG002 - see Ask
+        is_kept: bool = False,
     ) -> Sequence[Answer]:
-        """Return the answers to questions that a client chose, in their order: see Ask. NOT_ASKED
-        leaves half of the queries to delivery.
-        """
-        asked = [self._answer_within(wait_s, question) for question in questions]
-        return await asyncio.gather(*asked)
-
-    async def _answer_within(self, wait_s: float, question: DnsQuestion) -> Answer:
-        if self._dns.is_half_full:
-            return self._dns.remembered(question) or NOT_ASKED
-        try:
-            async with asyncio.timeout(wait_s):  # real time: a name server
-                [answer] = await self._dns.answers(question)
-        except TimeoutError:
-            return _late(wait_s)
-        return answer
+        """Return the answers to questions that a client chose, in their order: see Ask."""
+        ask = partial(self._of_clients.answer, client=client, wait_s=wait_s, is_kept=is_kept)
+        return await asyncio.gather(*map(ask, questions))
 
     async def texts(self, name: str) -> Answer:
         """Return the TXT records of a name."""
@@ -241,6 +214,7 @@ class Resolver:
 
     async def close(self) -> None:
         """Cancel the queries in progress."""
+        await self._of_clients.close()
         await self._dns.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -367,10 +341,6 @@ def _servers_of(dns: DnsSettings) -> "StubResolver":
     from relay.transport.routing.dns_client import StubResolver  # noqa: PLC0415
 
     return StubResolver(dns.nameservers, timeout_s=dns.timeout, validating=dns.validating)
-
-
-def _late(wait_s: float) -> NoAnswer:
-    return NoAnswer(f"no answer within {wait_s:g} s")
 
 
 class LoopbackResolver:

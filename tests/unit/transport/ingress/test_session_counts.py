@@ -1,6 +1,5 @@
 """The limits of [[smtp]] that count strangers, and null-MX senders; a trusted client beside them."""
 
-import asyncio
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address
@@ -8,12 +7,10 @@ from random import Random
 
 import pytest
 
-from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.settings.tree import DnsSettings
+from relay.transport.ingress import strangers
 from relay.transport.ingress.message_limits import KEYS_MAX, RateLimits
-from relay.transport.routing import resolver as resolver_module
-from relay.transport.routing.dns_cache import QUERIES_MAX
-from relay.transport.routing.mx_hosts import Hosts
+from relay.transport.ingress.strangers import StrangerChecks
 from relay.transport.routing.resolver import Resolver
 from tests.support.dns_server import DnsThread
 from tests.support.ingress import Client
@@ -81,14 +78,15 @@ def name_server():
 
 @pytest.fixture
 async def asking(relay, name_server, monkeypatch):
-    monkeypatch.setattr(resolver_module, "NULL_MX_S", 0.2)
+    monkeypatch.setattr(strangers, "_WAIT_S", 0.2)
     made = Resolver(
         DnsSettings((name_server.address,), timeout=60.0),
         clock=relay.clock,
         rng=Random(1),
         hostname="relay.test",
     )
-    relay.is_null_mx = made.is_null_mx
+    is_own = relay.router.is_local_domain
+    relay.strangers = StrangerChecks(made.answers_for_clients, is_own=is_own, clock=relay.clock)
     yield made
     await made.close()
 
@@ -114,16 +112,6 @@ async def test_mail_of_a_stranger_from_a_null_mx_domain_is_refused(
     client = await client_of(await listening())
     assert await client.say(f"MAIL FROM:{sender}") == reply
     assert not name_server.asked("example.test", "MX")
-
-
-async def test_domains_that_strangers_name_leave_queries_to_delivery(asking, name_server):
-    name_server.zone |= {f"s{number}.test": "TIMEOUT" for number in range(2 * QUERIES_MAX)}
-    questions = [asking.is_null_mx(f"s{number}.test") for number in range(2 * QUERIES_MAX)]
-    assert not any(await asyncio.gather(*questions))
-    async with asyncio.timeout(10):
-        assert isinstance(await asking.resolve(NextHop(HopKind.MX, "plain.test")), Hosts)
-    assert not await asking.is_null_mx("late.test")  # the cache alone is asked for a while
-    assert not name_server.asked("late.test", "MX")
 
 
 async def test_no_question_for_a_trusted_client_or_a_login(asking, listening, name_server):

@@ -4,17 +4,20 @@ tests/integration/test_strangers.py has what each key refuses.
 """
 
 import asyncio
+from ipaddress import ip_address
 from random import Random
 
 import pytest
 
+from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.settings.tree import DnsBlocklist, DnsSettings
 from relay.transport.ingress import strangers as strangers_module
 from relay.transport.ingress.strangers import StrangerChecks, is_host_name, listing_in
-from relay.transport.routing.dns_cache import QUERIES_MAX
-from relay.transport.routing.mx_hosts import Records
+from relay.transport.routing import client_questions
+from relay.transport.routing.mx_hosts import Hosts, Records
 from relay.transport.routing.resolver import Resolver
 from tests.support.dns_server import DnsThread
+from tests.support.events import until
 from tests.support.logs import capture_logs
 from tests.support.tables import each_row
 
@@ -31,7 +34,7 @@ FAULTS = {
     "expired.test": "it does not list 127.0.0.2",
     "every.test": "it lists 127.0.0.1",
     "error.test": "it answers 127.255.255.254, which is an error",
-    "silent.test": "no answer in time",
+    "silent.test": "no answer within 0.3 s",
 }
 
 
@@ -50,6 +53,7 @@ async def resolver(relay, dns, monkeypatch):
     """The relay's resolver, whose own time-out is longer than clients wait."""
     for name in ("_WAIT_S", "_BLOCKLISTS_S"):
         monkeypatch.setattr(strangers_module, name, 0.3)
+    monkeypatch.setattr(client_questions, "_QUERY_S", 0.3)
     settings, rng = DnsSettings((dns.address,), timeout=60.0), Random(1)
     made = Resolver(settings, clock=relay.clock, rng=rng, hostname="relay.test")
     relay.strangers = StrangerChecks(
@@ -59,10 +63,12 @@ async def resolver(relay, dns, monkeypatch):
     await made.close()
 
 
-async def reply_to(relay, *, zones=(), sender: str = SENDER, helo: str = "[11.0.0.2]") -> str:
+async def reply_to(
+    relay, *, zones=(), sender: str = SENDER, helo: str = "[11.0.0.2]", ip: str = CLIENT
+) -> str:
     """The reply to RCPT in a new session of the client, "" if the recipient is taken."""
     blocklists = tuple(DnsBlocklist(zone) for zone in zones)
-    owner = relay.server(**ALL, dnsbl=blocklists)._owner(CLIENT)
+    owner = relay.server(**ALL, dnsbl=blocklists)._owner(ip)
     return (await owner.check_recipient(BOB, sender, 0, helo=helo)).reply
 
 
@@ -103,14 +109,55 @@ async def test_silent_name_servers_refuse_nothing_but_a_sender_for_now(relay, re
     assert not any(dns.asked(f"2.0.0.11.{zone}", "A") for zone in zones)
 
 
-async def test_questions_of_clients_leave_half_of_the_queries_to_delivery(relay, resolver, dns):
-    names = [f"s{number}.test" for number in range(QUERIES_MAX)]
-    dns.zone |= dict.fromkeys(names, "TIMEOUT")
-    asked = [reply_to(relay, sender=f"ann@{name}") for name in names]
-    # what is not asked refuses nothing, or one client could have the mail of all others refused
-    *replies, honest = await asyncio.gather(*asked, reply_to(relay, sender="ann@plain.test"))
-    assert ({reply[:9] for reply in replies}, honest) == ({"450 4.1.8", ""}, "")
-    assert sum(dns.asked(name, "MX") for name in names) <= QUERIES_MAX // 2
+async def test_a_silent_domain_costs_a_session_one_wait(relay, resolver, dns):
+    dns.zone["silent.test"] = "TIMEOUT"
+    owner = relay.server(**ALL)._owner(CLIENT)
+    for sender in ("ann@silent.test", "bob@silent.test"):
+        assert await owner.sender_rejection(sender) == ""
+        dns.zone["silent.test"] = {"MX": ["0 ."]}
+        answer = await owner.check_recipient(BOB, sender, 0, helo="[11.0.0.2]")
+        assert answer.reply[:9] == "450 4.1.8"
+    assert (await relay.server(**ALL)._owner(CLIENT).sender_rejection(sender))[:3] == "550"
+
+
+@pytest.mark.parametrize(
+    ("clients", "honest", "query_s", "turn_s"),
+    [
+        (["11.0.0.9"], CLIENT, 60.0, 0.5),  # no query of the others ends
+        ([f"2a00:1:2:{number}::1" for number in range(40)], "2a00:1:3::1", 60.0, 0.5),
+        ([f"11.0.0.{number}" for number in range(100, 110)], CLIENT, 0.3, 5.0),
+    ],
+)
+async def test_clients_that_ask_much_delay_no_other_and_disable_no_check(
+    relay, resolver, dns, monkeypatch, clients, honest, query_s, turn_s
+):
+    monkeypatch.setattr(client_questions, "_QUERY_S", query_s)
+    monkeypatch.setattr(client_questions, "_TURN_S", turn_s)
+    dns.zone |= {f"2.0.0.127.{zone}.test": {"A": ["127.0.0.2"]} for zone in ("list", "zone")}
+    pointers = {ip: ip_address(ip).reverse_pointer for ip in (*clients, honest)}
+    dns.zone |= {name: {"PTR": ["x.test."]} for name in pointers.values()}
+    dns.zone[f"{pointers[honest].rsplit('.', 2)[0]}.list.test"] = {"A": ["127.0.0.2"]}
+    flood = []
+    for ip in clients:
+        for number in range(300 // len(clients)):
+            domain = f"s{number}.{ip.replace(':', '-')}.test"
+            dns.zone |= {domain: "TIMEOUT", f"h.{domain}": "TIMEOUT"}
+            asked = {"sender": f"x@{domain}", "helo": f"h.{domain}", "zones": ["zone.test"]}
+            flood.append(asyncio.create_task(reply_to(relay, ip=ip, **asked)))
+    await until(lambda: len(dns.queries) > 20)
+    with capture_logs() as logged:
+        for zones, sender, reply in (
+            ((), SENDER, ""),
+            (("zone.test",), SENDER, ""),
+            (("zone.test",), "ann@nowhere.test", "550 5.1.8"),
+            (("zone.test", "list.test"), SENDER, "554 5.7.1"),
+        ):
+            found = await reply_to(relay, ip=honest, sender=sender, zones=zones)
+            assert (found[:9], [*logged]) == (reply, [])
+    dns.zone["plain.test"] = {"A": ["192.0.2.1"]}
+    assert isinstance(await resolver.resolve(NextHop(HopKind.MX, "plain.test")), Hosts)
+    replies = {reply[:9] for reply in await asyncio.gather(*flood)}
+    assert {"450 4.7.1"} <= replies <= {"450 4.7.1", "450 4.1.8"}
 
 
 async def test_a_dnsbl_that_is_broken_is_left_out_until_it_is_repaired(relay, resolver, dns):

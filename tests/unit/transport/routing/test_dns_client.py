@@ -1,6 +1,8 @@
 """The DNS cache: bounded in memory and queries, TTLs."""
 
 import asyncio
+import os
+import resource
 
 from relay.transport.routing import dns_cache
 from relay.transport.routing.dns_cache import QUERIES_MAX, DnsCache
@@ -112,3 +114,16 @@ async def test_an_answer_of_thousands_of_records_does_not_stop_the_relay():
         answers = await look_up((server.address,), [(name, "A") for name in zone], timeout_s=5.0)
     assert "more than 500 records" in answers["many.test", "A"].text
     assert len(answers["few.test", "A"].values) == 400
+
+
+async def test_a_query_that_this_machine_cannot_send_is_no_silence_of_a_name_server():
+    with DnsThread({"a.test": {"A": ["192.0.2.1"]}}) as dns:
+        servers, free = StubResolver((dns.address,), timeout_s=10), os.dup(0)
+        os.close(free)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+        try:
+            answer, _ = await servers.ask(("a.test", "A"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert answer == NoAnswer("no query was sent: too many open files", is_own=True)
