@@ -137,6 +137,17 @@ def has_aligned_pass(results: Sequence[AuthResult]) -> bool:
     return False
 
 
+def may_be_honest(results: Sequence[AuthResult]) -> bool:
+    """Return whether another attempt may show that a message, for which there is no pass, is no
+    forgery; `results` are those of this relay, DMARC last.
+    """
+    properties, result = results[-1].properties, results[-1].result
+    if result not in ("temperror", UNABLE) or has_aligned_pass(results):
+        return False
+    policy = properties.get(POLICY) or properties.get(ABOVE)
+    return policy in ASKING or (result == UNABLE and not policy)
+
+
 def proven_domains(results: Sequence[AuthResult]) -> set[str]:
     """Return the domains for which SPF of the sender, or DKIM, passed; lower case, A-labels."""
     return {domain_shown(result) for result in results if result.result == "pass"} - {""}

@@ -12,7 +12,7 @@ from relay.base.message.authentication_results import domain_shown, may_be_align
 from relay.base.message.header import Header
 from relay.base.process_limits import limit_cpu, limit_this_process
 from relay.transport.checks.checker import CheckReply, CheckRequest, is_asked
-from relay.transport.checks.dkim_check import CheckedHeader, dkim_results
+from relay.transport.checks.dkim_check import dkim_results
 from relay.transport.checks.dmarc import (
     Answers,
     author_of,
@@ -28,20 +28,18 @@ _CPU_S = 2  # of a request
 
 def reply_to(request: CheckRequest) -> CheckReply:
     """Return the results by what is known, and what is lacking."""
-    header, answers = Header.parse(request.header), Answers(request.known)
+    header = Header.parse(request.header)
     author, fault = author_of(header)
     if not all(is_asked(octets) for name, octets in header.fields if name == b"from"):
         author, fault = "", "From is too long"
+    answers = Answers(request.known, author)
     for question in walk_questions(author):
-        answers.of(question)
-    results = [
-        spf_result(request.question, answers, of_helo=of_helo, author=author)
-        for of_helo in (False, True)
-    ]
+        answers.of(question, author)
+    results = [spf_result(request.question, answers, of_helo=of_helo) for of_helo in (False, True)]
     is_ready = request.is_last or not answers.lacking
-    results += dkim_results(header, CheckedHeader(request, answers, author, is_ready))
+    results += dkim_results(header, request, answers, is_ready=is_ready)
     names = [name for name in map(domain_shown, results) if may_be_aligned(name, author)]
-    results.append(dmarc_result(author, fault, results, answers=answers))
+    results.append(dmarc_result(fault, results, answers))
     walks = [question for name in names for question in walk_questions(name)]
     return CheckReply(
         sorted(answers.lacking, key=lambda question: not answers.lacking[question]),

@@ -14,18 +14,17 @@ from functools import partial
 from math import inf
 
 from msgspec import Struct, msgpack
-from msgspec.structs import replace
 
 from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
 from relay.base.message.authentication_results import (
-    POLICY,
     UNABLE,
     AuthResult,
     domain_shown,
     has_aligned_pass,
     is_of_helo,
     may_be_aligned,
+    may_be_honest,
 )
 from relay.base.message.content import Content, LargeContent, octets_in_blocks
 from relay.base.message.header import Header, ParsedContent, has_short_header
@@ -277,7 +276,8 @@ class SenderChecker:
                 rest_s = inf
                 last = await self._reply(checked, is_whole=True, is_last=True)
                 if has_aligned_pass(last.results):
-                    checked.results = _without_rest(last.results)
+                    known = [result for result in last.results if result.result != UNABLE]
+                    checked.results = tuple(known)
                     return
             is_whole = checked.is_small or not reply.lacking
             lookups.ask(reply.lacking[: reply.kept], is_kept=True)
@@ -303,17 +303,7 @@ def _is_open(results: Sequence[AuthResult], *, needs_all: bool) -> bool:
     """Return whether it is worth another attempt."""
     if needs_all:
         return any(result.result == UNABLE for result in results)
-    dmarc = results[-1]
-    may_refuse = dmarc.properties.get(POLICY) != "none" and not has_aligned_pass(results)
-    return dmarc.result == UNABLE and may_refuse
-
-
-def _without_rest(results: Sequence[AuthResult]) -> tuple[AuthResult, ...]:
-    """Return the results without those that nobody waits for."""
-    *others, dmarc = results
-    if dmarc.result == UNABLE:
-        dmarc = replace(dmarc, result="temperror")
-    return (*[result for result in others if result.result != UNABLE], dmarc)
+    return results[-1].result == UNABLE and may_be_honest(results)
 
 
 def _may_pass(results: Sequence[AuthResult]) -> bool:

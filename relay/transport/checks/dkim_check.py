@@ -12,7 +12,6 @@ from functools import lru_cache
 
 import dkim
 from dkim.canonicalization import Relaxed, Simple
-from msgspec import Struct
 
 from relay.base.message.address import to_ascii_domain
 from relay.base.message.authentication_results import (
@@ -36,19 +35,13 @@ _KEY_BITS_MIN, _KEY_BITS_MAX = 1024, 4096  # of RSA (RFC 8301 3.2)
 _EXPONENT_MAX = 1 << 64
 
 
-class CheckedHeader(Struct, frozen=True):
-    """What the signatures in a header are checked with."""
-
-    request: CheckRequest
-    answers: Answers
-    author: str  # the domain of the author
-    is_ready: bool  # else only their keys are looked for
-
-
-def dkim_results(header: Header, checked: CheckedHeader) -> list[AuthResult]:
+def dkim_results(
+    header: Header, request: CheckRequest, answers: Answers, *, is_ready: bool
+) -> list[AuthResult]:
     """Return the results of at most five signatures, in their order.
 
-    Those that may be aligned are looked at first, then those at the top.
+    Those that may be aligned are looked at first, then those at the top. Unless `is_ready`, only
+    their keys are looked for.
     """
     if any(name == b"" for name, _ in header.fields):
         return [AuthResult("dkim", "permerror", "the header has a line that is no field")]
@@ -56,12 +49,14 @@ def dkim_results(header: Header, checked: CheckedHeader) -> list[AuthResult]:
     # dkimpy reads a field of many lines in quadratic time
     pairs = (octets.partition(b":") for _, octets in header.fields)
     message.headers = [(name.rstrip(), rest) for name, _, rest in pairs]
-    message.body = checked.request.body if checked.is_ready else None
+    message.body = request.body if is_ready else None
     signatures = [octets for name, octets in header.fields if name == _NAME]
-    results = [
-        _result(message, number, signatures[number], checked=checked)
-        for number in _looked_at(signatures, checked.author)
-    ]
+    results = list[AuthResult]()
+    for number in _looked_at(signatures, answers.author):
+        field = signatures[number]
+        results.append(
+            _result(message, number, field, answers=None if request.is_large else answers)
+        )
     return results or [AuthResult("dkim", "none", "no signature")]
 
 
@@ -85,7 +80,9 @@ def _domain_of(field: bytes) -> str:
     return ""
 
 
-def _result(message: dkim.DKIM, number: int, field: bytes, *, checked: CheckedHeader) -> AuthResult:
+def _result(
+    message: dkim.DKIM, number: int, field: bytes, *, answers: Answers | None
+) -> AuthResult:
     tags, domain = dict[str, str](), ""
     try:
         tags = _tags(field)
@@ -95,7 +92,7 @@ def _result(message: dkim.DKIM, number: int, field: bytes, *, checked: CheckedHe
         elif _WHITE_RUN.search(field):
             result, reason = "permerror", "the signature has too much white space"
         else:
-            result, reason = _judged(message, number, tags | {"d": domain}, checked=checked)
+            result, reason = _judged(message, number, tags | {"d": domain}, answers=answers)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - dkimpy and what it calls raise many
@@ -113,7 +110,7 @@ def _result(message: dkim.DKIM, number: int, field: bytes, *, checked: CheckedHe
 
 
 def _judged(
-    message: dkim.DKIM, number: int, tags: Mapping[str, str], *, checked: CheckedHeader
+    message: dkim.DKIM, number: int, tags: Mapping[str, str], *, answers: Answers | None
 ) -> tuple[str, str]:
     """Return result and reason. Raises what dkimpy raises."""
     name = f"{tags['s'].lower()}._domainkey.{tags['d']}"
@@ -122,10 +119,9 @@ def _judged(
     signed = [field.strip().lower() for field in tags["h"].split(":")]
     if "from" not in signed or len(signed) * len(message.headers) > _STEPS_MAX:  # 5.4
         return "permerror", "h= does not have From, or has too many names"
-    if checked.request.is_large:
+    if answers is None:
         return "none", "not checked: the message is too large"
-    is_kept = may_be_aligned(tags["d"], checked.author)
-    answer = checked.answers.of((name, "TXT"), is_kept=is_kept)
+    answer = answers.of((name, "TXT"), tags["d"])
     if answer.failure:
         result = "permerror" if answer.failure == TOO_MANY else answer.undecided
         return result, f"{name}: {answer.failure}"

@@ -40,15 +40,17 @@ _NOT_YET = KnownAnswer(failure="no answer yet", is_own=True)
 class Answers:
     """The DNS answers of a request. A question without one is noted, and is not answered yet."""
 
-    def __init__(self, known: Known) -> None:
+    def __init__(self, known: Known, author: str = "") -> None:
+        self.author = author  # the domain of the author
         self.lacking = dict[DnsQuestion, bool]()  # whether it is for an aligned name
         self._known = known
 
-    def of(self, question: DnsQuestion, *, is_kept: bool = True) -> KnownAnswer:
-        """Return the answer; `is_kept` says that the question is for an aligned name."""
+    def of(self, question: DnsQuestion, domain: str) -> KnownAnswer:
+        """Return the answer to a question about a domain."""
         if question in self._known:
             return self._known[question]
-        self.lacking[question] = is_kept or question in self.lacking
+        is_kept = may_be_aligned(domain, self.author) or self.lacking.get(question, False)
+        self.lacking[question] = is_kept
         return _NOT_YET
 
 
@@ -102,18 +104,16 @@ def walk_questions(domain: str) -> list[DnsQuestion]:
     return [(f"_dmarc.{name}", "TXT") for name in names if name]
 
 
-def dmarc_result(
-    author: str, fault: str, results: Sequence[AuthResult], *, answers: Answers
-) -> AuthResult:
-    """Return the result of DMARC for what author_of() returned.
+def dmarc_result(fault: str, results: Sequence[AuthResult], answers: Answers) -> AuthResult:
+    """Return the result of DMARC; `fault` is that of From, as author_of() returned it.
 
     `results` are those of SPF and DKIM. A policy that is not known is "temperror" or UNABLE, with
     ABOVE if a name above the author's asks for something.
     """
     if fault:
         return AuthResult("dmarc", "permerror", fault)
-    verdict = _judged(author, results, answers)
-    properties = {"header.from": author, POLICY: verdict.policy, ABOVE: verdict.above}
+    verdict = _judged(answers.author, results, answers)
+    properties = {"header.from": answers.author, POLICY: verdict.policy, ABOVE: verdict.above}
     stated = {name: text for name, text in properties.items() if text}
     return AuthResult("dmarc", verdict.result, clipped(verdict.reason), stated)
 
@@ -161,10 +161,14 @@ def _not_known(
     author: str, above: Sequence[_Record], unanswered: Sequence[_NoAnswerError]
 ) -> _Verdict:
     """Return the verdict if the policy is not known: sp, p and np of names above may count."""
-    error = max(unanswered, key=lambda error: _OPEN.index(error.result))
+    error = max(unanswered, key=_badness)
     stated = [_policy(record, author, tags)[0] for record in above for tags in _BELOW]
     asking = next((policy for policy in stated if policy in ASKING), "")
     return _Verdict(error.result, str(error), above=asking)
+
+
+def _badness(error: _NoAnswerError) -> int:
+    return _OPEN.index(error.result)
 
 
 def _alignment(domain: str, author: str, answers: Answers, *, strict: bool) -> str:
@@ -214,7 +218,7 @@ def _organization(domain: str, answers: Answers) -> str:
     """Return the organizational domain (4.10.2). Raises _NoAnswerError."""
     records, unanswered = _walk(domain, answers)
     if unanswered:
-        raise max(unanswered, key=lambda error: _OPEN.index(error.result))
+        raise max(unanswered, key=_badness)
     for record in records:
         if record.tags.get("psd") == "n":
             return record.domain
@@ -259,7 +263,7 @@ def _tags(text: str) -> dict[str, str]:
 
 
 def _answer(question: DnsQuestion, answers: Answers) -> KnownAnswer:
-    answer = answers.of(question)
+    answer = answers.of(question, answers.author)
     if answer.failure:
         raise _NoAnswerError(question, answer)
     return answer

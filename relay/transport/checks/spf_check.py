@@ -13,7 +13,6 @@ from relay.base.message.authentication_results import (
     UNABLE,
     AuthResult,
     clipped,
-    may_be_aligned,
 )
 from relay.transport.checks.checker import TOO_MANY, SenderQuestion
 from relay.transport.checks.dmarc import DOMAIN, Answers
@@ -25,26 +24,20 @@ _RECORD = re.compile(rb"v=spf1(?: |\Z)", re.IGNORECASE)
 _LONG_WORD = re.compile(rb"[^ ]{500}")  # quadratic in pyspf
 
 
-def spf_result(
-    question: SenderQuestion, answers: Answers, *, of_helo: bool, author: str = ""
-) -> AuthResult:
-    """Return the result for the sender, or for the name in HELO (2.3, 2.4).
-
-    `author` is the domain of the message's author.
-    """
+def spf_result(question: SenderQuestion, answers: Answers, *, of_helo: bool) -> AuthResult:
+    """Return the result for the sender, or for the name in HELO (2.3, 2.4)."""
     local_part, _, domain = question.sender.rpartition("@")
     if of_helo or not question.sender:
         local_part, domain = "postmaster", question.helo
     sender = f"{local_part}@{domain}"
     property_name, checked = ("smtp.helo", domain) if of_helo else ("smtp.mailfrom", sender)
     octets, pointers, is_unable = 0, set[str](), False
-    is_kept = not of_helo and may_be_aligned(domain.lower(), author)
 
     def look_up(name: str, kind: str, *_: object) -> list[tuple[DnsQuestion, Any]]:
         nonlocal octets, is_unable
         if len(name) > _NAME_MAX or not name.isascii():
             return []
-        answer = answers.of((name, kind), is_kept=is_kept)
+        answer = answers.of((name, kind), "" if of_helo else domain.lower())
         is_unable |= answer.is_own
         if answer.failure and not answer.is_own and (kind == "PTR" or name in pointers):
             return []  # the client chooses these names (5.5)

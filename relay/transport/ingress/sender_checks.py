@@ -14,13 +14,9 @@ from typing import Self
 from msgspec import Struct
 
 from relay.base.message.authentication_results import (
-    ABOVE,
-    ASKING,
-    POLICY,
-    UNABLE,
     AuthResult,
     checks_of,
-    has_aligned_pass,
+    may_be_honest,
     proven_domains,
 )
 from relay.base.settings.tree import SmtpListener
@@ -68,7 +64,7 @@ def judge(
         return checked
     domain, reason = dmarc["domain"], dmarc["reason"]
     reply, fails = "", dmarc["result"] == "fail"
-    if "dmarc" not in reported and _is_deferred(ours):
+    if "dmarc" not in reported and may_be_honest(ours):
         reply = f"451 4.7.1 The author of the message cannot be checked now: {reason}"
     elif dmarc["result"] == "permerror" and "dmarc" not in reported:
         reply = f"550 5.7.1 The author of the message cannot be checked: {reason}"
@@ -76,15 +72,6 @@ def judge(
         reply = f"550 5.7.26 The DMARC policy of {domain} refuses the message: {reason}"
     in_junk = fails and dmarc["policy"] == "quarantine"
     return CheckedSender(results, checked.field, reply, in_junk)
-
-
-def _is_deferred(results: Sequence[AuthResult]) -> bool:
-    """Return whether another attempt of the client may show that a message is no forgery."""
-    properties, result = results[-1].properties, results[-1].result
-    if result not in ("temperror", UNABLE) or has_aligned_pass(results):
-        return False
-    policy = properties.get(POLICY) or properties.get(ABOVE)
-    return policy in ASKING or (result == UNABLE and not policy)
 
 
 def _is_excepted(excepted: Sequence[str], results: Sequence[AuthResult], ip: str) -> bool:
