@@ -61,7 +61,7 @@ from relay.formats.dsn import UNREADABLE, ReportedRecipient, ReportKind
 from relay.formats.read_report import RemoteReport, read_remote_report
 from relay.store.journeys.events import Event
 from relay.store.spool.engine import SpoolEngine
-from relay.store.spool.queue_commands import CloudDrafts, staying
+from relay.store.spool.queue_commands import DRAFT_STAYS, CloudDrafts
 from relay.store.spool.types import Claim, ClaimResult, Key, NewMessage, ReportWriter, SpoolError
 from relay.transport.routing.routes import Fallback
 
@@ -176,7 +176,7 @@ class AttemptRecorder:
         drafts = set(claim.extra.unsent)
         if drafts and self.drafts is not None and self.spool.may_finish(claim):
             drafts -= await self.drafts.delete_drafts(claim.next_hop, drafts)
-        note = f"; {staying(drafts)}" if drafts else ""
+        note = f"; {DRAFT_STAYS}" if drafts else ""
         await self._end(claim, lambda: expiry_result(claim, time=self._time(), note=note))
 
     async def requeue(self, claim: Claim) -> None:

@@ -175,9 +175,6 @@ def result_of_attempt(
         cause_attempts=cause.attempts,
         warn_us=warned,
     )
-    waiting = _waiting(claim, waiting)
-    if claim.state is RecipientState.HELD:  # only asked about; the hold goes on
-        waiting = replace(waiting, retry_us=claim.retry_us)
     event = _attempt_event(
         claim,
         outcomes,
@@ -186,7 +183,7 @@ def result_of_attempt(
         retry="" if held else time.wall_time(retry_us),
     )
     commit = replace(
-        _commit(claim, time, outcomes, event=event, waiting=waiting),
+        _commit(claim, time, outcomes, event=event, waiting=_waiting(claim, waiting)),
         unanswered=unanswered,
         held=held,
         ends_warning=late is not None,
@@ -434,7 +431,10 @@ def _as_before(claim: Claim, *, warn_us: int | None, now_us: int) -> EntrySchedu
         cause_attempts=claim.cause_attempts,
         warn_us=warn_us,
     )
-    return _waiting(claim, before)
+    waiting = _waiting(claim, before)
+    if claim.state is RecipientState.HELD and claim.extra.order is not None:
+        waiting = replace(waiting, due_us=min(waiting.due_us, now_us + _UNSURE_EXPIRY_US))
+    return waiting
 
 
 def late_elsewhere(

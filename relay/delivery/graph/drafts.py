@@ -21,6 +21,7 @@ from relay.transport.routing.route_table import RouteTable
 from relay.transport.routing.usable_hosts import Resolve
 
 DELETE_S = 10.0
+_SESSIONS_MAX = 4
 _LOOKS_MAX = 1000  # that wait for their turn; of further ones the drafts stay
 _log = get_logger("delivery")
 Named = tuple[str, str]  # a mailbox, and an id there
@@ -37,6 +38,7 @@ class DraftCleaner:
     def __post_init__(self) -> None:
         self.looks = TaskSet()
         self._turn = asyncio.Lock()  # Graph takes few requests at once
+        self._sessions = asyncio.Semaphore(_SESSIONS_MAX)  # of much mail that expires at once
 
     async def delete_drafts(self, next_hop: NextHop, drafts: Iterable[Named]) -> set[Named]:
         """Delete drafts by the ids that Graph gave. Return those that are gone."""
@@ -66,7 +68,7 @@ class DraftCleaner:
         user = own_mailbox(login.user) if login is not None else ""
         mine = [one for one in named if own_mailbox(one[0]) == user]
         with suppress(TimeoutError):
-            async with asyncio.timeout(DELETE_S):  # real time: a peer
+            async with asyncio.timeout(DELETE_S), self._sessions:  # real time: a peer
                 session = await self._session(next_hop) if mine else None
                 if session is not None:
                     try:

@@ -18,7 +18,6 @@ from relay.base.clock import rfc3339
 from relay.base.message.address import AddressError, parse_odd_mailbox
 from relay.base.message.lifecycle import FINAL, TRANSITIONS, RecipientState
 from relay.base.message.nexthop import Destination, NextHop
-from relay.base.phrases import named
 from relay.store.journeys.details import AttemptDetail, CommandDetail, Detail
 from relay.store.spool.types import RESTORED_US, Key, QueueOrder, Selector
 
@@ -29,6 +28,7 @@ RECIPIENTS_MAX = 100_000  # recipients of these entries
 COPIES_MAX = 100  # addresses to which one release sends a copy
 UNKNOWN_HEADER = "x-relay-unknown"  # of a list over HTTP: percent-encoded, separated by commas
 BEFORE_QUEUE_HEADER = "x-relay-before-queue"  # of a list over HTTP: scheduled=1, converting=0
+DRAFT_STAYS = "its draft stays in Drafts"  # Microsoft Graph did not delete it
 # why a reroute leaves a report where it is
 NO_REPORTS = "a route to Microsoft Graph takes no mail with the null reverse-path"
 LIVE = tuple(state for state in RecipientState if TRANSITIONS[state])
@@ -184,11 +184,6 @@ class CloudDrafts(Protocol):
         self, queue_id: str, next_hop: NextHop, lost_posts: Sequence[tuple[str, str]]
     ) -> None:
         """Begin to look for EntryExtra.lost_posts, and delete what is found."""
-
-
-def staying(drafts: Collection[tuple[str, str]]) -> str:
-    """Return the note on drafts that could not be deleted."""
-    return f"its draft stays in Drafts of {named(sorted({mailbox for mailbox, _ in drafts}))}"
 
 
 class ActiveClaims(Protocol):

@@ -125,7 +125,8 @@ WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS id), new_event AS (
 ), waiting AS (
     UPDATE entry e SET
         state = k.state, attempts = k.attempts, claimed = 0, owner = 0, epoch = e.epoch + 1,
-        due_us = k.due_us, retry_us = k.retry_us, lane = k.lane, cause = k.cause,
+        due_us = k.due_us, lane = k.lane, cause = k.cause,
+        retry_us = CASE WHEN e.state = 'held' THEN e.retry_us ELSE k.retry_us END,
         cause_attempts = k.cause_attempts,
         warn_us = CASE WHEN e.warn_us IS NULL THEN NULL ELSE k.warn_us END
     FROM claimed k

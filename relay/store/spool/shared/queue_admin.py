@@ -38,6 +38,7 @@ from relay.base.task_set import TaskSet
 from relay.formats.dsn import UNREADABLE, ReportedRecipient, ReportKind
 from relay.store.journeys.message_list import matches_pattern
 from relay.store.spool.queue_commands import (
+    DRAFT_STAYS,
     LISTED_MAX,
     RECIPIENTS_MAX,
     WHY_CHARACTERS_MAX,
@@ -49,7 +50,6 @@ from relay.store.spool.queue_commands import (
     QueueCommand,
     RouteLookup,
     ShownTimes,
-    staying,
 )
 from relay.store.spool.shared.columns import LOGIN, PAY_REPORTS
 from relay.store.spool.shared.decisions import (
@@ -414,8 +414,8 @@ class QueueAdmin:
                 silent |= set() if gone else {hop}
         for row in listed.entries:
             hop, drafts, _ = result.drafts.get((row["id"], row["entry"]), ("", (), ()))
-            if stay := by_hop.get(hop, set()).intersection(drafts):
-                row["note"] = staying(stay)
+            if not by_hop.get(hop, set()).isdisjoint(drafts):
+                row["note"] = DRAFT_STAYS
 
     async def order_of(self, claim_result: ClaimResult) -> "Slice | None":
         """Return the order on the entry of this result, to be carried out with it; None: there is

@@ -51,7 +51,8 @@ from relay.store.spool.types import (
 
 _LEAVE = (
     "UPDATE entry SET state = ?, attempts = ?, claimed = 0, epoch = epoch + ?, due_us = ?,"
-    " retry_us = ?, lane = ?, cause = ?, cause_attempts = ?,"
+    " retry_us = CASE WHEN state = 'held' THEN retry_us ELSE CAST(? AS BIGINT) END, lane = ?,"
+    " cause = ?, cause_attempts = ?,"
     # the warning may have been reported meanwhile
     " warn_us = CASE WHEN warn_us IS NULL THEN NULL ELSE CAST(? AS BIGINT) END"
     " WHERE message_id = ? AND number = ? AND epoch = ? AND state <> 'final'"
