@@ -56,7 +56,7 @@ _log = get_logger("delivery")
 
 TRANSACTIONS_MAX = 1000  # per connection
 _AGAIN_MAX = 1000  # transactions for one claim
-_NOT_SENT = "it was not sent, and is not made again: an order ends it here"
+_NOT_SENT = "Microsoft Graph has not sent it"  # what an order waits for
 
 
 @dataclass
