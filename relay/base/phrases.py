@@ -1,8 +1,11 @@
 """How values and numbers are written in messages to people."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from urllib.parse import quote_plus
 
 _SHOWN_LENGTH_MAX = 80
+_SECRET_MIN = 8  # characters; a shorter one may be a word of the text
+_BEGINNING = 16  # characters by which a secret is known whose end was cut off
 
 
 def shown(value: object) -> str:
@@ -49,6 +52,32 @@ def without_login(text: str) -> str:
     if not mark:  # for example a malformed URL
         scheme, mark, login = before.partition(":")
     return f"{scheme}{mark}…@{after}" if login and not login[0].isspace() else text
+
+
+def hiding(*secrets: str) -> Callable[[str], str]:
+    """Return a function that replaces secrets in the words of a host that repeats what it was sent:
+    as they are, or as in a form; whole, or without their end.
+    """
+    long = {secret for secret in secrets if len(secret) >= _SECRET_MIN}
+    forms = sorted(long | set(map(quote_plus, long)), key=len, reverse=True)
+    beginnings = {form[:_BEGINNING] for form in forms if len(form) > _BEGINNING}
+
+    def hidden(text: str) -> str:
+        for form in forms:
+            text = text.replace(form, "...")
+        for beginning in beginnings:
+            while (at := text.find(beginning)) >= 0:
+                end = at + max(_common(form, text[at : at + len(form)]) for form in forms)
+                text = f"{text[:at]}...{text[end:]}"
+        return text
+
+    return hidden
+
+
+def _common(first: str, other: str) -> int:
+    """Return how many characters two texts have in common at their beginning."""
+    pairs = enumerate(zip(first, other, strict=False))
+    return next((at for at, (one, two) in pairs if one != two), min(len(first), len(other)))
 
 
 def counted(number: int, noun: str) -> str:

@@ -75,7 +75,12 @@ def look(place: str, tmp_path: Path) -> None:
                 done = relay.cli(*command, *form)
                 seen += done.stdout + done.stderr
         seen += relay.log
-    refusals = ("client_secret=…", "client_assertion=…", "refresh_token=…", "ErrorAccessDenied")
+    refusals = (
+        "client_secret=...",
+        "client_assertion=...",
+        "refresh_token=...",
+        "ErrorAccessDenied",
+    )
     assert [one for one in refusals if one not in seen] == []
     hidden = {**SECRETS, "key": made.key_pem.splitlines()[2], "JWT": "eyJ"}
     assert {name for name, text in hidden.items() if text in seen} == set()

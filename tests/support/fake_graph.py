@@ -26,7 +26,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 SEEN_US, LATE_US = 60_000_000, 100_000_000
 OTHERS_ID = "<o'1@a.test>"
 _YEAR_2000_US = 946_684_800_000_000
-Answer = tuple[int, dict[str, Any], dict[str, str]]
+Answer = tuple[int, dict[str, Any] | bytes, dict[str, str]]
 
 
 def error(status: int, code: str, **fields: str) -> Answer:
@@ -124,7 +124,9 @@ class FakeGraph:
                 if fault == "lost after":
                     break
                 status, value, more = given
-                octets = json.dumps(value).encode() if value else b""
+                octets = (
+                    value if isinstance(value, bytes) else json.dumps(value).encode() * bool(value)
+                )
                 named = "".join(f"{name}: {text}\r\n" for name, text in more.items())
                 head = f"HTTP/1.1 {status} x\r\n{named}content-length: {len(octets)}\r\n\r\n"
                 writer.write(

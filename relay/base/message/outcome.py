@@ -10,6 +10,7 @@ RFC 5321 4.2, 4.3.2, 4.5.3.1.10; RFC 2033 (LMTP); RFC 3463 (status); RFC 3464 2.
 """
 
 import re
+from collections.abc import Callable
 from enum import StrEnum
 
 from msgspec import Struct
@@ -168,12 +169,13 @@ class Peer(Struct, frozen=True):
     session: SessionEvidence | None = None  # as in Evidence
     lmtp: bool = False  # it speaks LMTP
     encoded: str = ""  # as in Evidence
+    hide: Callable[[str], str] = str  # replaces what the login has sent and no text may repeat
 
     def evidence(self, status: str, reply: str, *, remote: bool = False) -> Evidence:
         """Return the evidence of a reply of this host, or of a failure to talk to it."""
         return Evidence(
             status,
-            reply,
+            self.hide(reply),
             host=self.host,
             remote=remote,
             tls=self.tls,

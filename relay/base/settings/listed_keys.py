@@ -2,7 +2,7 @@
 
 A value is as the file has it, with ${env:NAME} and ${file:PATH} as they are written there, or the
 default as a file would have it. What the tree marks as Secret is hidden, and so are the login in a
-URL and what follows the host in the URL of a webhook.
+URL, the query in the URL of a token server and what follows the host in the URL of a webhook.
 """
 
 import re
@@ -84,6 +84,8 @@ def _value(raw: Any, marks: set[Any], *, is_default: bool) -> Any:
             return f"{count}/{_value(float(seconds), marks, is_default=True)}"
         case str() if values.parse_webhook_url in marks:
             return _WEBHOOK_URL.sub(r"\1/…", raw)
+        case str() if values.parse_token_url in marks and "?" in raw:
+            return f"{without_login(raw.partition('?')[0])}?…"
         case str() if Secret in marks and not marks & _WITH_LOGIN:
             return "(hidden)" if values.without_references(raw) else raw
         case _:

@@ -43,6 +43,7 @@ from relay.base.message.outcome import (
     SmtpStage,
     classify_session_failure,
 )
+from relay.base.phrases import hiding
 from relay.delivery.graph.outcomes import (
     TAKEN,
     is_missing,
@@ -163,11 +164,12 @@ class GraphConnection:
         ConnectError.
         """
         try:
-            self._token = await self.get_token(self.login, HopKind.GRAPH, refused)
-            self._is_new = True
+            token = await self.get_token(self.login, HopKind.GRAPH, refused)
         except TokenError as error:
             outcome = Deferred(self.peer.evidence("4.7.8", f"{words}{error}"), DeferralClass.AUTH)
             raise ConnectError(outcome, SmtpStage.AUTH) from None
+        self.peer = replace(self.peer, hide=hiding(token, self._token))
+        self._token, self._is_new = token, True
 
     async def connect(self) -> None:
         """Connect, and check whose certificate it is. Raises ConnectError."""
@@ -276,8 +278,6 @@ class GraphConnection:
                 timeout_s=self.timeouts.dot_s if method == "POST" else self.timeouts.command_s,
                 answer_bytes_max=_ANSWER_BYTES_MAX + _ANSWER_BYTES_PER_OCTET * len(body),
             )
-            # whatever the host repeats, its words are shown
-            answer = replace(answer, body=answer.body.replace(self._token.encode(), b"..."))
             if answer.status != _UNAUTHORIZED or is_last:
                 break
             await self.renew_token(self._token, f"{reply_of(answer)}; ")

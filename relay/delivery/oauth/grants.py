@@ -7,7 +7,7 @@ developers.google.com/identity/protocols/oauth2/service-account.
 
 import re
 from base64 import urlsafe_b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from relay.base.message.nexthop import HopKind
-from relay.base.phrases import printable
+from relay.base.phrases import hiding, printable
 from relay.base.settings.tree import OAuthClient
 from relay.delivery.smtp.connect import TokenError
 
@@ -137,6 +137,11 @@ def _jwt(header: dict[str, str], claims: dict[str, Any], pem: str) -> str:
         raise ValueError(f"found something else, expected {expected}") from None
 
 
+def hide_form(form: Mapping[str, str]) -> Callable[[str], str]:
+    """Return a function that removes the secrets of a form from a text."""
+    return hiding(*(text for name, text in form.items() if name not in _OPEN_FIELDS))
+
+
 def read_answer(
     status: int, body: bytes, *, client: OAuthClient, form: Mapping[str, str]
 ) -> TokenAnswer:
@@ -156,10 +161,7 @@ def read_answer(
         raise TokenError(f"{host}: the answer ({status}) is not one of a token server")
     words = f"{answer.error} {answer.error_description}"
     words += f" (trace_id {answer.trace_id})" if answer.trace_id not in words else ""
-    for name, secret in form.items():
-        if secret and name not in _OPEN_FIELDS:
-            words = words.replace(secret, "…")
-    text = f"{host}: {printable(words.strip()[:_TEXT_MAX])}"
+    text = f"{host}: {printable(hide_form(form)(words).strip()[:_TEXT_MAX])}"
     if status >= 500 or status == 429 or answer.error in _AWAY:
         raise TokenError(text)
     step = f'check [[oauth]] "{client.name}" and the registration of the application'

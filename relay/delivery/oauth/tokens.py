@@ -26,13 +26,14 @@ from relay.base.files import fsync_path, read_key_file, replace_file
 from relay.base.message.nexthop import HopKind
 from relay.base.message.web_url import read_url
 from relay.base.observe.logs import get_logger
-from relay.base.phrases import named
+from relay.base.phrases import hiding, named
 from relay.base.settings.tree import SENDER, OAuthClient, Settings
 from relay.base.task_set import TaskSet
 from relay.delivery.http_connection import HttpError, Proxy, open_http
 from relay.delivery.oauth.grants import (
     TokenAnswer,
     grant_form,
+    hide_form,
     is_delegated,
     key_file,
     read_answer,
@@ -138,7 +139,8 @@ class TokenServer:
                     answer_bytes_max=_ANSWER_BYTES_MAX,
                 )
         except (HttpError, OSError) as error:
-            raise TokenError(f"the token server does not answer: {reason(error)}") from None
+            said = hide_form(form)(reason(error))
+            raise TokenError(f"the token server does not answer: {said}") from None
         return read_answer(answer.status, answer.body, client=self.client, form=form)
 
     def _context(self) -> ssl.SSLContext:
@@ -178,6 +180,7 @@ class _HeldToken:
     def __init__(self, client: OAuthClient, stamp_ns: int) -> None:
         self.made_of = (client, stamp_ns)
         self.token, self.is_for_one = "", False
+        self.given = ""  # the last one
         self.ends_s = self.renew_s = self.again_s = self.failed_s = -inf
         self.replaced_s = -inf  # when a host refused a token
         self.failures = 0
@@ -189,7 +192,8 @@ class _HeldToken:
         lives_s = answer.expires_in
         if now_s >= began_s + lives_s:
             raise TokenError("the token had ended before it came")
-        self.token, self.failures, self.failed_s = answer.access_token, 0, -inf
+        self.token = self.given = answer.access_token
+        self.failures, self.failed_s = 0, -inf
         self.ends_s, self.is_for_one = began_s + lives_s, lives_s < _ONE_MESSAGE_S
         self.renew_s = began_s + max(lives_s - _RENEWED_BEFORE_S, lives_s * _RENEWED_AFTER_PART)
 
@@ -251,7 +255,8 @@ class TokenHolder:
                 began_s = self._clock.monotonic()
                 answer = await server.token(use, mailbox, self._clock.time_us() // 1_000_000)
             held.keep(answer, began_s, now_s=self._clock.monotonic())
-        except TokenError as error:
+        except TokenError as failure:
+            error = TokenError(hiding(held.given)(str(failure)), error=failure.error)
             held.error, held.failed_s = error, self._clock.monotonic()
             held.again_s = held.failed_s + min(_AGAIN_S * 2**held.failures, _AGAIN_S_MAX)
             held.failures = min(held.failures + 1, 10)

@@ -45,6 +45,7 @@ from relay.base.message.tls_policy import (
     TlsLevel,
     TlsPolicy,
 )
+from relay.base.phrases import hiding
 from relay.base.socket_address import Address, ip_of, is_loopback
 from relay.delivery.smtp.client_protocol import (
     REPLY_BYTES_MAX,
@@ -264,6 +265,10 @@ class _SessionSetup:
 
     def __post_init__(self) -> None:
         self._stage = SmtpStage.CONNECT
+        login, self._secrets = self.target.login, list[str]()
+        if login is not None and login.password:
+            texts = (login.password, f"\0{login.user}\0{login.password}")  # AUTH LOGIN, PLAIN
+            self._secrets += (login.password, *(b64encode(t.encode()).decode() for t in texts))
         self._client = aiosmtplib.SMTP(
             local_hostname=self.ehlo_name,
             timeout=self.timeouts.command_s,
@@ -470,6 +475,7 @@ class _SessionSetup:
         once. It stays the host's reply where no second token is to be had, or the host hangs up.
         """
         sasl = b64encode(f"user={login.user}\1auth=Bearer {token}\1\1".encode())
+        self._secrets += (token, sasl.decode())
         answer, why = await self._client.execute_command(b"AUTH", b"XOAUTH2", sasl), ""
         if answer.code == _CHALLENGE:
             with suppress(ValueError, AttributeError, RecursionError):
@@ -477,8 +483,6 @@ class _SessionSetup:
                 why = f" ({', '.join(f'{key} {value}' for key, value in said)})"[:_WHY_MAX]
             answer = await self._client.execute_command(b"")
         words = f"{answer.message}{why}; relay oauth test {login.oauth} shows what the token is for"
-        for secret in (token, sasl.decode()):  # whatever the host repeats, its words are shown
-            words = words.replace(secret, "...")
         if answer.code == _AUTHENTICATED:
             return
         if answer.code // 100 != 5 or not again:
@@ -543,7 +547,8 @@ class _SessionSetup:
     def _place_of_failure(self) -> Peer:
         """Return the host of a session that ended before TLS and EHLO were complete."""
         evidence = self.stopwatch.evidence()
-        return Peer(self.target.host, address=str(self.target), session=evidence)
+        hide = hiding(*self._secrets)
+        return Peer(self.target.host, address=str(self.target), session=evidence, hide=hide)
 
     def _trouble(
         self, trouble: SessionFailure, text: str, *, peer: Peer | None = None

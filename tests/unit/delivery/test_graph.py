@@ -486,6 +486,28 @@ async def test_the_words_of_the_host_stay_where_no_further_token_is_to_be_had() 
     session.close()
 
 
+async def test_no_evidence_repeats_the_token() -> None:
+    token = "tok-4f1c9a7be0d2-and-more"
+
+    async def get_long_token(*_) -> str:
+        return token
+
+    escaped = "".join(f"\\u{ord(letter):04x}" for letter in token)
+    long = "x" * 280 + token  # it is cut
+    async with FakeGraph(ManualClock().queue_us) as graph:
+        graph.token = token
+        for code, words in ((f"E{token}", "x"), ("E", escaped), ("E", long)):
+            body = f'{{"error": {{"code": "{code}", "message": "{words}"}}}}'.encode()
+            answer = 403, body, {"request-id": token}
+            graph.fault = lambda *_, answer=answer: answer
+            session = await opened(graph, token=get_long_token)
+            [outcome] = await Spooled(ManualClock(), 1).attempt(session)
+            assert outcome.evidence.reply.startswith("HTTP 403 E")
+            assert outcome.evidence.reply.endswith(" (request-id ...)")
+            assert token[:16] not in outcome.evidence.reply
+            session.close()
+
+
 async def refused(graph, **fields):
     with pytest.raises(ConnectError) as failure:
         await opened(graph, **fields)

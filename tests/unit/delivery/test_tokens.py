@@ -5,6 +5,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from joserfc import jwt
@@ -96,6 +97,14 @@ async def test_a_token_is_renewed_in_the_background_and_by_a_reload(tmp_path):
         assert SECRET not in repr(holder.settings)
 
 
+async def test_a_server_that_repeats_a_token_is_not_repeated(tmp_path, capfd):
+    with TokenEndpoint(token("earlier-token"), refused("x", "had earlier-token")) as endpoint:
+        holder = Holder(tmp_path, endpoint)
+        await holder.get()
+        assert "x had ... (trace" in await holder.fails("earlier-token")
+        assert "earlier-token" not in holder.impaired() + capfd.readouterr().err
+
+
 async def test_a_refused_token_is_replaced_once_a_minute(tmp_path):
     with TokenEndpoint(*map(token, ("one", "two", "three"))) as endpoint:
         holder = Holder(tmp_path, endpoint)
@@ -119,8 +128,9 @@ LIES = [
     (refused("server_error", "x" * 50_000), "server_error xxx"),
     (
         refused("invalid_client", f"AADSTS7000215: {SECRET}\x1b[1m"),
-        "AADSTS7000215: …\\x1b[1m (trace",
+        "AADSTS7000215: ...\\x1b[1m (trace",
     ),
+    (refused("invalid_client", f"in {urlencode({'x': SECRET})}&y"), "in x=...&y (trace"),
     (refused("invalid_client"), '(trace_id trace-1); check [[oauth]] "m365"'),
     (refused("temporarily_unavailable", status=503), "temporarily_unavailable"),
 ]

@@ -1,17 +1,20 @@
 """Logins with a token in place of a password, at the SMTP listener of a relay."""
 
 import asyncio
+from base64 import b64decode, b64encode
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from relay.base.message.envelope import Envelope, ForwardPath
 from relay.base.message.nexthop import HopKind
 from relay.base.message.outcome import DeferralClass, Deferred, SmtpStage
 from relay.base.message.tls_policy import TlsPolicy
 from relay.base.settings.tree import OAuthClient
 from relay.delivery.provider_replies import load_provider_replies
 from relay.delivery.smtp.connect import ConnectError, Target, TokenError, connect
+from relay.delivery.smtp.transaction import Transaction
 from relay.transport.routing.routes import Credentials
 from tests.support.ingress import Relay
 from tests.unit.delivery.smtp.conftest import QUICK
@@ -154,3 +157,56 @@ async def test_a_host_that_answers_otherwise_defers(reply, expected):
     assert (stage, "is not sent without TLS" in text) == (SmtpStage.STARTTLS, True)
     assert not [line for line in host.lines if line.startswith("AUTH")]
     server.close()
+
+
+class Echo:
+    """A host that repeats what AUTH has told it: in JSON when it refuses a first token, and at MAIL."""
+
+    def __init__(self, offers: str) -> None:
+        self.offers, self.told = offers, list[str]()
+
+    def answer(self, line: str) -> str:
+        verb, _, rest = line.partition(" ")
+        if verb == "EHLO":
+            return f"250-mx\r\n250 AUTH {self.offers}"
+        if verb == "MAIL":
+            return f"550 5.7.1 you sent {' and '.join(self.told)}, or {self.told[-1][:-2]}"
+        if not line:
+            return "535 5.7.8 no"
+        sent = rest.split(" ")[-1] or line
+        text = b64decode(sent).decode().strip("\1")
+        self.told += (sent, text.split("\0")[-1].split(" ")[-1])
+        if self.offers == "LOGIN" and not self.told[2:]:
+            return "334 UGFzc3dvcmQ6"
+        if self.offers == "XOAUTH2" and not self.told[2:]:
+            escaped = "".join(f"\\u{ord(letter):04x}" for letter in self.told[1])
+            words = b64encode(f'{{"you": "{escaped}"}}'.encode())
+            return f"334 {words.decode()}"
+        return "235 2.7.0 ok"
+
+    async def converse(self, reader, writer):
+        writer.write(b"220 mx.test\r\n")
+        while octets := await reader.readline():
+            writer.write(f"{self.answer(octets.decode().strip())}\r\n".encode())
+        writer.close()
+
+
+@pytest.mark.parametrize("offers", ["PLAIN", "LOGIN", "XOAUTH2"])
+async def test_no_evidence_repeats_what_the_login_has_sent(offers):
+    host, secret = Echo(offers), "a-password+of-a-route"
+    server = await asyncio.start_server(host.converse, "127.0.0.1", 0)
+    login = LOGIN if offers == "XOAUTH2" else Credentials("alice@example.test", secret)
+    port = server.sockets[0].getsockname()[1]
+    target = Target("localhost", "127.0.0.1", port, login=login, tls=TlsPolicy("none"))
+    if offers == "XOAUTH2":
+        _, reply = await refusal(target, Tokens("a-token-that-is-refused"))
+        assert "(you ...); relay oauth" in reply
+    connection = await session(target, Tokens("a-first-token-of-a-login"))
+    paths = (ForwardPath("x@x.test"),)
+    result = await connection.transact(Transaction(Envelope("a@a.test"), paths, b"x\r\n"))
+    connection.close()
+    server.close()
+    reply = result.outcomes[0].evidence.reply
+    assert reply.startswith("550 5.7.1 you sent ")
+    assert reply.endswith(" and ..., or ...")
+    assert not [text for text in host.told[-2:] if text[:16] in reply]

@@ -31,10 +31,10 @@ proxy = "http://user:{secret}@127.0.0.1:3128"
 retry = ["1m", 90]
 [[oauth]]
 name = "m365"
-provider = "microsoft"
-tenant = "contoso.example"
+scope = "mail"
 client_id = "1"
 client_secret = "{secret}"
+token_url = "https://login.example.test/token?code={secret}"
 [[webhook]]
 url = "https://hooks.example.test/{secret}?{secret}"
 events = ["failed"]
@@ -69,11 +69,12 @@ def test_all_keys_are_shown_and_no_secret(tmp_path: Path) -> None:
         names = [
             line.split(" = ")[0] for line in text.splitlines() if MARKER in line or "${" in line
         ]
-        assert {*names, "state_dir"} == {*secrets_of(tree.Settings), "state_dir"}
+        assert {*names, "state_dir"} == {*secrets_of(tree.Settings), "state_dir", "token_url"}
         for words in ((), ("--origin",), ("--changed",), ("--json",)):
             output = shown(tmp_path, *words)
             assert MARKER not in output
             assert "https://hooks.example.test/…" in output
+            assert "https://login.example.test/token?…" in output
             assert str(tmp_path / "state") not in output
         keys = {row["key"]: row["value"] for row in json.loads(shown(tmp_path, "--json"))}
         assert keys["oauth[0].client_secret"] == (secret if secret != MARKER else "(hidden)")
