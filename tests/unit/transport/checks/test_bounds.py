@@ -321,6 +321,7 @@ async def test_a_forger_spends_no_question_and_no_time_of_aligned_names() -> Non
     names = [f"h{number}.test" for number in range(10)]
     zone: Zone = {
         "_dmarc.bank.test": txt("v=DMARC1; p=reject"),
+        "s2._domainkey.bank.test": "TIMEOUT",
         "slow.test": "TIMEOUT",
         **MX,
         **HOSTS,
@@ -328,7 +329,7 @@ async def test_a_forger_spends_no_question_and_no_time_of_aligned_names() -> Non
         **{f"k._domainkey.{name}": "TIMEOUT" for name in names},
     }
     others = b"".join(TAGS.replace(b"d=bank", b"d=h%d" % n) + b"\r\n" for n in range(10))
-    long = TAGS + b"; z=" + "ä".encode() * 4200 + b"\r\n"
+    long = TAGS.replace(b"s1", b"s2") + b"; z=" + "ä".encode() * 4200 + b"\r\n"
     large = b"x" * 900 + b"\r\n"
     async with open_checks(zone) as checks:
         for fields in (others + TAGS + b"\r\n", long):
@@ -337,6 +338,28 @@ async def test_a_forger_spends_no_question_and_no_time_of_aligned_names() -> Non
                 *_, dkim, dmarc = await checks(content, f"a@{sender}", helo=f"h.{sender}")
                 assert (dkim.domain("header.d"), dkim.result) == ("bank.test", "permerror")
                 assert dmarc.result == "fail", dmarc
+
+
+async def test_aligned_names_have_their_own_questions_however_late() -> None:
+    zone: Zone = MANY_MX | {
+        "_dmarc.bank.test": txt("v=DMARC1; p=reject"),
+        "helo.test": MANY_MX["bank.test"],
+        "bank.test": txt("v=spf1 include:1.test -all"),
+        **{f"{n}.test": txt(f"v=spf1 include:{n + 1}.test -all") for n in range(1, 8)},
+        "8.test": txt("v=spf1 +all"),
+    }
+    async with open_checks(zone) as checks:
+        ask = checks.checker._ask
+
+        async def late(questions: Sequence[DnsQuestion], **options: Any) -> Sequence[Answer]:
+            if ("2.test", "TXT") in questions:
+                await checks.dns.until_asked("h3.m2.test", "A")
+            return await ask(questions, **options)
+
+        checks.checker._ask = late
+        spf, helo, *_, dmarc = await checks(PLAIN, "a@bank.test", helo="helo.test")
+        results = [result.result for result in (spf, helo, dmarc)]
+        assert results == ["pass", "permerror", "pass"], spf
 
 
 async def test_an_aligned_pass_waits_for_the_rest_if_a_rule_reads_it() -> None:
