@@ -31,7 +31,6 @@ RFC 9228 (Delivered-To).
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
-from typing import TypeGuard
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -162,17 +161,13 @@ class Forwarder(Struct, frozen=True):
         return self.expand(address, reverse_path) or self.examine(address, reverse_path)
 
     def examiner(
-        self,
-        reverse_path: str,
-        header: Header,
-        *,
-        trusted: bool,
-        results: Sequence[AuthResult] = (),
+        self, reverse_path: str, header: Header, *, trusted: bool, results: Sequence[AuthResult]
     ) -> Callable[[str, str, bool], RoutingResult]:
         """Return examine() for one message; its third argument says whether the mail is a copy.
 
-        A stranger's mail is rejected where it would borrow a name. Operators' holds are of domains
-        too, so what leaves is examined once for each domain.
+        A stranger's mail is rejected where it would borrow a name; `results` are those of its
+        checks. Operators' holds are of domains too, so what leaves is examined once for each
+        domain.
         """
         names, proven = cache(lambda: AuthorNames.of(header)), _proven(results)
         known: dict[str, RoutingResult] = {}  # by "@domain"
@@ -182,9 +177,7 @@ class Forwarder(Struct, frozen=True):
             if domain in known:
                 return known[domain]
             route = self.examine(address, reverse_path, forwarded_by=forwarded_by)
-            if self._leaves(route, trusted=trusted) and (
-                (is_copy and self._lends(route, names())) or self._vouches(route, names, proven)
-            ):
+            if not trusted and self._borrows(route, names, is_copy=is_copy, proven=proven):
                 route = BORROWS
             if domain and self.router.leaving(address) is not None:
                 known[domain] = route
@@ -193,25 +186,19 @@ class Forwarder(Struct, frozen=True):
         return examine
 
     def examiner_of_chosen(
-        self,
-        reverse_path: str,
-        header: Header,
-        *,
-        trusted: bool,
-        results: Sequence[AuthResult] = (),
+        self, reverse_path: str, header: Header, *, trusted: bool, results: Sequence[AuthResult]
     ) -> Callable[[str, str, LocalRecipient | RemoteRecipient], RoutingResult]:
         """Return RouteTable.examine_chosen() for one message, as examiner() does."""
         names, proven = partial(AuthorNames.of, header), _proven(results)
 
-        def examine_chosen(
+        def examine(
             address: str, way: str, usual: LocalRecipient | RemoteRecipient
         ) -> RoutingResult:
             route = self.router.examine_chosen(address, way, usual, reverse_path=reverse_path)
-            if self._leaves(route, trusted=trusted) and self._vouches(route, names, proven):
-                return BORROWS_LATE
-            return route
+            is_borrowed = not trusted and self._borrows(route, names, proven=proven)
+            return BORROWS_LATE if is_borrowed else route
 
-        return examine_chosen
+        return examine
 
     def examiner_of_added(
         self,
@@ -227,31 +214,33 @@ class Forwarder(Struct, frozen=True):
         def examine_added(added: AddedRecipient, address: str, forwarded_by: str) -> RoutingResult:
             route = examine(address, forwarded_by, bool(forwarded_by))
             tenant = tenants.get(tenant_of_rule(added.rule))
-            if tenant is None or not self._leaves(route, trusted=trusted):
+            if tenant is None or trusted:
                 return route
-            written = partial(names, added.content)
-            is_borrowed = self._lends(route, written(), tenant.domains) or self._vouches(
-                route, written, tenant.domains
-            )
+            written, own = partial(names, added.content), tenant.domains
+            is_borrowed = self._borrows(route, written, is_copy=True, own=own, proven=own)
             return BORROWS if is_borrowed else route
 
         return examine_added
 
-    def _leaves(self, route: RoutingResult, *, trusted: bool) -> TypeGuard[RemoteRecipient]:
-        """Whether a stranger's mail leaves this host, and may not borrow a name."""
-        return isinstance(route, RemoteRecipient) and not (trusted or self.forward_own_from)
-
-    def _lends(self, route: RemoteRecipient, names: AuthorNames, but: Collection[str] = ()) -> bool:
-        """Whether a copy would leave in the name of a local domain; domains in `but` may."""
-        is_local = self.router.is_local_domain
-        return not route.is_local and names.has_domain(lambda d: is_local(d) and d not in but)
-
-    def _vouches(
-        self, route: RemoteRecipient, names: Callable[[], AuthorNames], proven: Collection[str]
+    def _borrows(
+        self,
+        route: RoutingResult,
+        names: Callable[[], AuthorNames],
+        *,
+        is_copy: bool = False,
+        own: Collection[str] = (),
+        proven: Collection[str] = (),
     ) -> bool:
-        """Whether mail leaves by a login that stands for a name in it. Not so if the author has
-        proven to belong to the domain of the name.
+        """Whether a stranger's mail would leave in a name that it may not have: as a copy in that
+        of a local domain, but for those that are the tenant's `own`; by a login in a name of that,
+        but for domains that its author has `proven`.
         """
+        if not isinstance(route, RemoteRecipient) or self.forward_own_from:
+            return False
+        is_local = self.router.is_local_domain
+        lends = is_copy and not route.is_local
+        if lends and names().has_domain(lambda domain: is_local(domain) and domain not in own):
+            return True
         patterns = self.router.names_of_login(route.next_hop)
         return bool(patterns) and (
             not names().has_author or any(names().has(pattern, proven) for pattern in patterns)
