@@ -9,7 +9,6 @@ not ask or compute in time is UNABLE. It is tried once more. A bound that a repe
 import asyncio
 from asyncio import to_thread
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
 from functools import partial
 from math import inf
 
@@ -31,7 +30,7 @@ from relay.base.message.header import Header, ParsedContent, has_short_header
 from relay.base.observe.logs import ContainedErrors, get_logger
 from relay.base.observe.metrics import Metrics
 from relay.base.socket_address import client_of
-from relay.transport.checks.workers import WORKERS_MAX, CheckWorkers
+from relay.transport.checks.workers import CheckWorkers
 from relay.transport.routing.dns_cache import Ask, DnsQuestion
 from relay.transport.routing.mx_hosts import Answer, NoAnswer, NoName, Records
 
@@ -201,7 +200,6 @@ class SenderChecker:
         self._ask, self._clock = ask, clock
         self._count = (metrics or Metrics()).sender_checks.labels
         self._workers = CheckWorkers()
-        self._bodies = asyncio.Semaphore(WORKERS_MAX)  # large ones in memory
         # what the last message of a client and its sender's domain needed: saves most rounds
         self._needed = BoundedDict[tuple[str, ...], Mapping[DnsQuestion, bool]](_NEEDED_MAX)
         self._last_s = [-inf, -inf]  # when the last check succeeded, and when one did not
@@ -289,14 +287,11 @@ class SenderChecker:
         self, checked: _Checked, *, is_whole: bool, is_last: bool = False
     ) -> CheckReply:
         """Ask a worker. Raises OSError."""
-        async with AsyncExitStack() as held:
-            if is_whole and not checked.is_small:
-                await held.enter_async_context(self._bodies)
-            request = await checked.request(is_whole=is_whole, is_last=is_last)
-            client = client_of(checked.question.ip)
-            reply = _read_reply(await self._workers.ask(request, client=client))
-            checked.results = reply.results
-            return reply
+        make_request = partial(checked.request, is_whole=is_whole, is_last=is_last)
+        client = client_of(checked.question.ip)
+        reply = _read_reply(await self._workers.ask(make_request, client=client))
+        checked.results = reply.results
+        return reply
 
 
 def _is_open(results: Sequence[AuthResult], *, needs_all: bool) -> bool:

@@ -4,6 +4,7 @@ fail.
 
 import asyncio
 import socket
+from collections.abc import Awaitable, Callable
 
 from relay.base.child_process import ChildProcess
 from relay.base.observe.logs import get_logger
@@ -28,14 +29,15 @@ class CheckWorkers:
         self._idle: list[ChildProcess] = []
         self._requests = TaskSet()
 
-    async def ask(self, request: bytes, *, client: str) -> bytes:
-        """Return the reply to a request. Raises OSError, with the reason.
+    async def ask(self, make_request: Callable[[], Awaitable[bytes]], *, client: str) -> bytes:
+        """Return the reply to a request, which is made when a worker is free for it: few large ones
+        are in memory. Raises OSError, with the reason, and what `make_request` raises.
 
         `client` is what client_of() returns.
         """
         if not await self._turns.take(client, wait_s=_TURN_S):
             raise OSError("too many messages are being checked")
-        exchange = self._requests.start(self._reply(request))
+        exchange = self._requests.start(self._reply(make_request))
         exchange.add_done_callback(lambda _: self._turns.give_back(client))
         # if the caller stops waiting, a worker that has just started stays for the next one
         reply = await asyncio.shield(exchange)
@@ -49,8 +51,9 @@ class CheckWorkers:
         while self._idle:
             self._idle.pop().end()
 
-    async def _reply(self, request: bytes) -> bytes | str:
+    async def _reply(self, make_request: Callable[[], Awaitable[bytes]]) -> bytes | str:
         """Return the reply of a worker, or why there is none."""
+        request = await make_request()
         limit_s = _REQUEST_S if self._idle else _FIRST_REQUEST_S
         try:
             worker = self._idle.pop() if self._idle else ChildProcess(_MODULE)
