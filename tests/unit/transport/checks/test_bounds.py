@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -228,6 +229,26 @@ async def test_the_messages_of_a_client_have_one_worker_and_delay_no_other() -> 
         assert not any(task.done() for task in slow)
         os.kill(worker.process.pid, signal.SIGCONT)
         assert {(await task)[0].result for task in slow} == {"fail"}
+
+
+async def test_honest_mail_passes_while_another_client_asks_much() -> None:
+    silent: Zone = dict.fromkeys([f"s{number}.test" for number in range(400)], "TIMEOUT")
+    zone = {"_dmarc.bank.test": txt("v=DMARC1; p=reject"), **spf("v=spf1 ip4:192.0.2.0/28 -all")}
+    async with open_checks(zone | silent) as checks:
+        await checks(PLAIN, "a@other.test")
+        questions = [(name, "TXT") for name in silent]
+        ask = partial(checks.resolver.answers_for_clients, client="192.0.2.99", wait_s=5)
+        flood = [asyncio.create_task(ask(questions, is_kept=is_kept)) for is_kept in (True, False)]
+        await checks.dns.until_asked("s0.test", "TXT")
+        began_s = time.monotonic()
+        for number in range(1, 13):
+            ip, host = f"192.0.2.{number}", f"mx{number}.bank.test"
+            *_, dmarc = await checks(PLAIN, "a@bank.test", ip=ip, helo=host)
+            assert dmarc.result == "pass"
+        assert time.monotonic() - began_s < 4
+        assert not any(task.done() for task in flood)
+        for task in flood:
+            task.cancel()
 
 
 async def test_too_many_messages_at_once_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
