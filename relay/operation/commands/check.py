@@ -56,7 +56,7 @@ from relay.transport.ingress.dropped_mail import DROP_MODE
 from relay.transport.policy.conditions import RecipientAddressCondition
 from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.globs import Globs
-from relay.transport.routing.dns_client import name_servers_answer
+from relay.transport.routing.dns_client import REFUSED, name_servers_answer
 from relay.transport.routing.route_table import RouteTable
 from relay.transport.routing.routing_result import InvalidRecipient
 from relay.transport.signing.key_files import load_keys
@@ -479,7 +479,9 @@ async def _dns(
     if fault:
         lost = await needs_of_dns(settings, clock)
         text = f"{servers}: {fault}: {lost or 'no mail'} is deferred for that"
-        verdict = CheckResult.FAILED if lost else CheckResult.WARNING
+        # one that refuses is there, and may be meant so: of a closed network
+        is_failure = lost and not fault.endswith(REFUSED)
+        verdict = CheckResult.FAILED if is_failure else CheckResult.WARNING
         return [CheckFinding("dns", verdict, text)]
     finding = CheckFinding("dns", CheckResult.OK, servers)
     loops = [loop async for loop in mail_loops(settings, place, clock)]

@@ -49,6 +49,7 @@ def _from_wire_in_bounds(wire: bytes, *args: Any, **options: Any) -> dns.message
 
 dns.message.from_wire = _from_wire_in_bounds
 
+REFUSED = "answered REFUSED"  # the end of the text of a NoAnswer
 # of this machine: no more files, or no memory
 _OWN_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _NAME = "relay-check.invalid"  # RFC 6761 6.4: never exists

@@ -150,13 +150,18 @@ MX_LOST = "mail that needs an MX record is deferred for that"
         (ALL.format("smtp://gone.test:2525"), "mail by gone.test is deferred for that"),
     ],
 )
-def test_name_servers_without_a_root_are_a_fault_where_mail_needs_them(files, routes, lost):
-    zone = dict.fromkeys(("relay-check.invalid", "gone.test"), "REFUSED")
-    with DnsThread(zone | {"hub.test": {"A": ["127.0.0.9"]}}) as dns:
-        found = [one for one in files(relay=with_dns(dns.address) + routes) if one.what == "dns"]
-    [(verdict, text)] = [(one.verdict, one.text) for one in found]
-    assert verdict is (CheckResult.FAILED if lost else CheckResult.WARNING)
-    assert text.endswith(f"answered REFUSED: {lost or 'no mail is deferred for that'}")
+def test_name_servers_without_an_answer_fail_where_mail_needs_them_unless_they_refuse(
+    files, routes, lost
+):
+    for answer, needed in (("SERVFAIL", CheckResult.FAILED), ("REFUSED", CheckResult.WARNING)):
+        zone = dict.fromkeys(("relay-check.invalid", "gone.test"), answer)
+        with DnsThread(zone | {"hub.test": {"A": ["127.0.0.9"]}}) as dns:
+            found = [
+                one for one in files(relay=with_dns(dns.address) + routes) if one.what == "dns"
+            ]
+        [(verdict, text)] = [(one.verdict, one.text) for one in found]
+        assert verdict is (needed if lost else CheckResult.WARNING)
+        assert f"answered {answer}: {lost or 'no mail is deferred for that'}" in text
 
 
 async def test_each_milter_is_connected_to(files, short_path):
