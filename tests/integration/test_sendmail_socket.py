@@ -143,6 +143,19 @@ def test_mailq_lists_the_queue(relay, sendmail):
     assert listed.endswith("-- 1 Kbytes in 1 Request.\n")
 
 
+def test_mailq_of_another_user_says_how_to_see_the_queue(relay, sendmail):
+    (relay.folder / "closed").mkdir(mode=0o700)
+    away = relay.folder / "away.toml"  # no relay runs there
+    away.write_text(f'hostname = "{HOST}"\nstate_dir = "closed"\n[sendmail]\n')
+    modes = [(away, 0o644), (away, 0o640), (relay.config_file, 0o640), (relay.config_file, 0o644)]
+    for file, mode in modes:
+        file.chmod(mode)
+        for verb, words in (("mailq", []), ("sendmail", ["-bp"])):
+            done = sendmail("", *words, user=NOBODY, verb=verb, RELAY_CONFIG=str(file))
+            assert (done.returncode, done.stdout, done.stderr.count("\n")) == (77, "", 1)
+            assert done.stderr.endswith("sudo relay mailq\n")
+
+
 def test_q_tries_the_queue_again(relay, sendmail):
     def attempts():
         listed = json.loads(sendmail("", "--json", user=0, verb="mailq").stdout)

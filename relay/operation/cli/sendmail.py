@@ -25,7 +25,13 @@ from relay.base.clock import Ids, SystemClock, id_time_us
 from relay.base.files import check_readable
 from relay.base.message.envelope import encode_xtext, parse_envid
 from relay.base.phrases import counted, shown
-from relay.base.running_relay import AwayError, RejectedError, TryLaterError, send_content
+from relay.base.running_relay import (
+    AwayError,
+    ControlForbiddenError,
+    RejectedError,
+    TryLaterError,
+    send_content,
+)
 from relay.base.settings.document import SettingsError, read_document
 from relay.base.settings.environment import read_environment
 from relay.base.settings.reader import DocumentReader
@@ -304,8 +310,12 @@ def mailq(context: CommandContext) -> None:
 
 def list_queue(context: CommandContext) -> None:
     """Print the queue, and on stderr the number of files in the drop directory."""
-    client = operator_client(context, "sendmail")
-    entries, settings = client.queue_list(Selector()), client.settings
+    try:
+        client = operator_client(context, "sendmail")
+        entries, settings = client.queue_list(Selector()), client.settings
+    except (PermissionError, ControlForbiddenError):
+        text = "mailq: the queue is for root and the user of the service: sudo relay mailq"
+        raise CommandError(ExitCode.NO_PERMISSION, text) from None
     context.show(entries, lambda: queue_lines(entries))
     drop = settings.sendmail.drop if settings.sendmail else None
     if drop is not None and (dropped := _dropped(drop)):
