@@ -74,8 +74,9 @@ class Turns:
 
     def _send_one_away(self) -> None:
         """Give no place to the last one of the longest line."""
-        network, line = max(self._lines.items(), key=lambda item: len(item[1]))
-        client = max(line, key=lambda name: len(line.items(name)))
+        # of lines that are as long, the one whose turn comes last
+        network, line = max(reversed(self._lines.items()), key=lambda item: len(item[1]))
+        client = max(reversed([*line]), key=lambda name: len(line.items(name)))
         [*_, place] = line.items(client)
         self._remove(network, client, place)
         place.set_result(False)

@@ -39,6 +39,11 @@ async def test_the_longest_line_loses_its_last_one_when_too_many_wait():
     assert await first
     turns.give_back("11.0.0.2")
     assert await other
+    *early, late = waiting(turns, "11.0.0.4", "11.0.0.5", "11.0.0.6")
+    assert not await late
+    for ip, task in zip(("11.0.0.3", "11.0.0.4"), early, strict=True):
+        turns.give_back(ip)
+        assert await task
 
 
 async def test_who_gives_up_leaves_no_place_taken():
