@@ -6,10 +6,15 @@ silence of a name server. Equal questions share a query, and answers are in the 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 from relay.base.turns import Turns
-from relay.transport.routing.dns_cache import DnsCache, DnsQuestion, TimedAnswer, result_of
+from relay.transport.routing.dns_cache import (
+    AskTimed,
+    DnsCache,
+    DnsQuestion,
+    TimedAnswer,
+    result_of,
+)
 from relay.transport.routing.mx_hosts import NOT_ASKED, Answer, NoAnswer
 
 _PLACES = 96  # queries in progress
@@ -23,45 +28,37 @@ _QUERY_S = 5.0  # no client waits longer for an answer
 class ClientQuestions:
     """Asks what clients want to know, as Ask says."""
 
-    def __init__(
-        self, cache: DnsCache, ask: Callable[[DnsQuestion], Awaitable[TimedAnswer]]
-    ) -> None:
-        self._cache, self._ask = cache, ask
+    def __init__(self, ask: AskTimed, cache: DnsCache) -> None:
+        """Answers are kept in `cache`, whose queries are delivery's own."""
+        self._ask, self._queries = ask, cache.with_own_queries(self._in_time)
         self._places, self._kept = (
             Turns(places, share=places // _SHARE, waiting_max=_WAITING_MAX)
             for places in (_PLACES, _KEPT)
         )
-        self._running: dict[DnsQuestion, asyncio.Task[Answer]] = {}
 
     async def answer(
         self, question: DnsQuestion, *, client: str, wait_s: float, is_kept: bool
     ) -> Answer:
         """Return the answer to one question."""
-        found = self._found(question)
-        if found is None:
+        known = self._queries.known(question)
+        if known is None:
             turns = await self._turn(client, is_kept=is_kept)
             if turns is None:
                 return NOT_ASKED
-            found = self._found(question)  # another client may have asked
-            if found is None:
-                found = self._sent(question)
-                found.add_done_callback(lambda _: turns.give_back(client))
+            known = self._queries.known(question)  # another client may have asked
+            if known is None:
+                known = self._queries.sent(question)
+                known.add_done_callback(lambda _: turns.give_back(client))
             else:
                 turns.give_back(client)
-        if not isinstance(found, asyncio.Task):
-            return found
-        await asyncio.wait([found], timeout=wait_s)  # real time: a name server
-        return result_of(found) if found.done() else _late(wait_s)
+        if not isinstance(known, asyncio.Task):
+            return known
+        await asyncio.wait([known], timeout=wait_s)  # real time: a name server
+        return result_of(known) if known.done() else _late(wait_s)
 
     async def close(self) -> None:
         """Cancel the queries in progress."""
-        running = list(self._running.values())
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-
-    def _found(self, question: DnsQuestion) -> Answer | asyncio.Task[Answer] | None:
-        return self._cache.remembered(question) or self._running.get(question)
+        await self._queries.close()
 
     async def _turn(self, client: str, *, is_kept: bool) -> Turns | None:
         """Return the places of which the client has one now, None if there was none in time."""
@@ -69,19 +66,12 @@ class ClientQuestions:
             return self._places
         return self._kept if is_kept and await self._kept.take(client, wait_s=_TURN_S) else None
 
-    def _sent(self, question: DnsQuestion) -> asyncio.Task[Answer]:
-        task = self._running[question] = asyncio.create_task(self._fetch(question))
-        task.add_done_callback(lambda _: self._running.pop(question, None))
-        return task
-
-    async def _fetch(self, question: DnsQuestion) -> Answer:
+    async def _in_time(self, question: DnsQuestion) -> TimedAnswer:
         try:
             async with asyncio.timeout(_QUERY_S):  # real time: a name server
-                answer, ttl_s = await self._ask(question)
+                return await self._ask(question)
         except TimeoutError:
-            return _late(_QUERY_S)
-        self._cache.remember(question, answer, ttl_s)
-        return answer
+            return _late(_QUERY_S), 0.0
 
 
 def _late(wait_s: float) -> NoAnswer:

@@ -15,6 +15,7 @@ from relay.transport.routing.mx_hosts import Answer, NoAnswer
 # A name in lower case without the final dot, and "MX", "A", "AAAA", "TXT", "TLSA" or "HOST".
 DnsQuestion = tuple[str, str]
 TimedAnswer = tuple[Answer, float]  # an answer and its TTL in seconds
+AskTimed = Callable[[DnsQuestion], Awaitable[TimedAnswer]]
 
 
 class Ask(Protocol):
@@ -37,21 +38,25 @@ class Ask(Protocol):
         ...
 
 
-QUERIES_MAX = 256  # of delivery in progress at once; others wait
+QUERIES_MAX = 256  # in progress at once; others wait
 CACHE_MAX = 20_000  # questions in the cache
 
 
 class DnsCache:
     """A bounded cache of MX and address answers before `ask`; equal questions share a query."""
 
-    def __init__(
-        self, ask: Callable[[DnsQuestion], Awaitable[TimedAnswer]], *, clock: Clock
-    ) -> None:
+    def __init__(self, ask: AskTimed, *, clock: Clock) -> None:
         self._ask = ask
         self._clock = clock
         self._slots = asyncio.Semaphore(QUERIES_MAX)
         self._cache = BoundedDict[DnsQuestion, tuple[float, Answer]](CACHE_MAX)
         self._running: dict[DnsQuestion, asyncio.Task[Answer]] = {}
+
+    def with_own_queries(self, ask: AskTimed) -> "DnsCache":
+        """Return the same cache before another `ask`, with which no query is shared."""
+        other = DnsCache(ask, clock=self._clock)
+        other._cache = self._cache
+        return other
 
     def forget(self, question: DnsQuestion) -> None:
         """Send a query for this question the next time."""
@@ -60,7 +65,7 @@ class DnsCache:
     async def answers(self, *questions: DnsQuestion) -> list[Answer]:
         """Return the answers in the order of the questions; all queries run in parallel."""
         remembered = {query: self.remembered(query) for query in questions}
-        tasks = [self._task(query) for query, answer in remembered.items() if answer is None]
+        tasks = [self.sent(query) for query, answer in remembered.items() if answer is None]
         if tasks:
             await asyncio.wait(tasks)  # not cancelled with this caller: others may wait for them
             fresh = [query for query, answer in remembered.items() if answer is None]
@@ -74,7 +79,12 @@ class DnsCache:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
-    def _task(self, question: DnsQuestion) -> asyncio.Task[Answer]:
+    def known(self, question: DnsQuestion) -> Answer | asyncio.Task[Answer] | None:
+        """Return the answer in the cache, or the query in progress; None if there is neither."""
+        return self.remembered(question) or self._running.get(question)
+
+    def sent(self, question: DnsQuestion) -> asyncio.Task[Answer]:
+        """Return the query in progress; send one if there is none."""
         task = self._running.get(question)
         if task is None:
             task = asyncio.get_running_loop().create_task(self._fetch(question))
@@ -85,13 +95,9 @@ class DnsCache:
     async def _fetch(self, question: DnsQuestion) -> Answer:
         async with self._slots:
             answer, ttl_s = await self._ask(question)
-        self.remember(question, answer, ttl_s)
-        return answer
-
-    def remember(self, question: DnsQuestion, answer: Answer, ttl_s: float) -> None:
-        """Keep an answer for its TTL."""
         if ttl_s > 0:
             self._cache[question] = (self._clock.monotonic() + ttl_s, answer)
+        return answer
 
     def remembered(self, question: DnsQuestion) -> Answer | None:
         """Return the answer in the cache, None if there is none."""

@@ -102,7 +102,7 @@ class Resolver:
         self._servers = cache(partial(_servers_of, dns))  # made for the first question
         self._find_tlsa = self.find_tlsa if dns.validating else None
         self._dns = DnsCache(self._ask, clock=self._clock)
-        self._of_clients = ClientQuestions(self._dns, self._ask)
+        self._of_clients = ClientQuestions(self._ask, self._dns)
 
     async def resolve(self, next_hop: NextHop) -> Resolution:
         """Return the hosts of a next hop, best first; equals in random order.
