@@ -66,7 +66,7 @@ DEVICE_LIFETIME_S = 900
 REFRESH_LIFETIME_S = 90 * 24 * 3600
 DEVICE_PAGE = "oauth2/deviceauth"
 USER_REALM = "userrealm"
-_DEVICE_GRANTS = ("urn:ietf:params:oauth:grant-type:device_code", "device_code")
+_DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 _POLL_INTERVAL_S = 1
 _CLIENT_ID_MAX = 256  # octets
 _NONCE_MAX = 512
@@ -110,7 +110,7 @@ class UserGrants:
             "authorization_code": self._by_code,
             "refresh_token": self._by_refresh_token,
             "password": self._by_password,
-            **dict.fromkeys(_DEVICE_GRANTS, self._by_device_code),
+            _DEVICE_GRANT: self._by_device_code,
         }
         self.grants: Sequence[str] = tuple(self._by_grant)
         self.discovery: Mapping[str, Any] = {

@@ -41,7 +41,6 @@ from relay.operation.cli.output import journey_lines, print_json, print_lines, r
 from relay.operation.cli.relay_client import operator_client, valid_settings
 from relay.operation.commands.operator_client import (
     LIST_MAX,
-    OperatorClient,
 )
 from relay.store.journeys.document import Recipient
 from relay.store.journeys.wording import RELEASE_RESTORED, changed_line
@@ -122,7 +121,7 @@ def list_(context: CommandContext, **conditions: Any) -> None:
 
     An entry must match all conditions given; without any, all entries are listed.
     """
-    entries = _client(context).queue_list(_selector(conditions))
+    entries = operator_client(context).queue_list(_selector(conditions))
     context.show(entries, lambda: [*entry_lines(entries), *_before_queue_lines(entries)])
     _say_if_cut(entries)
     _refuse_unknown("list", entries.unknown)
@@ -133,7 +132,7 @@ def list_(context: CommandContext, **conditions: Any) -> None:
 @common_options
 def show(context: CommandContext, key: str) -> None:
     """Show one message: its journey and its queue entries."""
-    client = _client(context)
+    client = operator_client(context)
     journey = client.journey(key)
     if journey is None:
         raise unknown_message("queue show", key, without_daemon=client.without_daemon)
@@ -232,7 +231,7 @@ def _change(
         raise click.UsageError("expected a selector: ID, a condition, or --all")
     more |= conditions | {"who": user_name()}
     try:
-        client = _client(context)
+        client = operator_client(context)
         answer = client.change(operation, selector, **more)
     except ControlError as error:
         if error.status == HTTPStatus.BAD_REQUEST:  # an option that only the relay checks
@@ -286,10 +285,6 @@ def _refuse_unknown(verb: str, unknown: Sequence[str]) -> None:
     if unknown:
         names = ", ".join(shown(name) for name in unknown)
         raise CommandError(ExitCode.DATA, f"relay queue {verb}: not in the queue: {names}")
-
-
-def _client(context: CommandContext) -> OperatorClient:
-    return operator_client(context)
 
 
 def _say_if_cut(entries: list[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ See Maildir++ and Graph's mailFolder.
 import errno
 import shutil
 import stat
-from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial, wraps
@@ -410,16 +410,10 @@ def reject_same_name(
 ) -> None:
     """Raise FolderExistsError if another folder in `parent` has that name, in any case."""
     parent_id = "" if parent is None else parent.id
-    for folder in same_named(list_folders(mailbox), parent_id, display_name):
-        if but is None or folder.id != but.id:
+    for folder in list_folders(mailbox):
+        is_same = same_name(folder.display_name, display_name) and folder.parent_id == parent_id
+        if is_same and (but is None or folder.id != but.id):
             raise _existing(display_name)
-
-
-def same_named(folders: list[Folder], parent_id: str, display_name: str) -> Iterator[Folder]:
-    """Yield the folders within a parent that have that name, in any case."""
-    for folder in folders:
-        if folder.parent_id == parent_id and same_name(folder.display_name, display_name):
-            yield folder
 
 
 def reject_existing(mailbox: Path, directories: Iterable[str], *, but: Container[str] = ()) -> None:
