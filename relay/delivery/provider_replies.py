@@ -23,12 +23,7 @@ from relay.base.settings.tree import OAuthClient
 from relay.base.settings.values import is_ip, parse_duration
 from relay.transport.policy.globs import Globs, read_globs
 from relay.transport.policy.patterns import Pattern, PatternError, PatternSet
-from relay.transport.policy.table_reader import (
-    FAULTS_MAX,
-    TableReader,
-    some_text,
-    tables,
-)
+from relay.transport.policy.table_reader import FAULTS_MAX, TableReader, some_text, tables
 from relay.transport.routing.routes import Credentials
 
 FILE_BYTES_MAX = 256 * 1024

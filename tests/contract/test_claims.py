@@ -1,13 +1,7 @@
 """Queries for due entries: in order, round robin; and the claims they take."""
 
 from relay.base.message.nexthop import NextHop
-from relay.store.spool.types import (
-    ClaimResult,
-    DueQuery,
-    EntrySchedule,
-    PriorityLevel,
-    sender_key,
-)
+from relay.store.spool.types import ClaimResult, DueQuery, EntrySchedule, PriorityLevel, sender_key
 from tests.support.operator import ALL, LATER, command
 from tests.support.spools import ids_of
 

@@ -6,11 +6,7 @@ from pathlib import Path
 
 import relay
 from relay.store.journeys.spool_history import SpoolHistory
-from relay.store.spool.engine import (
-    DevelopmentSpool,
-    SpoolEngine,
-    SpoolStorage,
-)
+from relay.store.spool.engine import DevelopmentSpool, SpoolEngine, SpoolStorage
 from relay.store.spool.shared.maintenance import SpoolMaintenance
 from relay.store.spool.shared.queue_admin import QueueAdmin
 from relay.store.spool.shared.receipts import ReceiptLedger

@@ -18,15 +18,7 @@ from relay.store.spool.types import (
     EntrySchedule,
     Selector,
 )
-from tests.support.operator import (
-    HOUR_US,
-    LATER,
-    OK,
-    all_to,
-    command,
-    operations,
-    reroute,
-)
+from tests.support.operator import HOUR_US, LATER, OK, all_to, command, operations, reroute
 
 HOP = "graph://graph.test:443 cloud"
 DRAFT = CloudRequest("p@a.test", "<1@a.test>", (1,), 5, draft="AAMk=")

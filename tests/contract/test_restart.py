@@ -3,11 +3,7 @@
 from msgspec.structs import replace
 
 from relay.base.message.outcome import Evidence, Relayed
-from relay.store.spool.types import (
-    ClaimResult,
-    DueQuery,
-    EntrySchedule,
-)
+from relay.store.spool.types import ClaimResult, DueQuery, EntrySchedule
 
 
 async def test_claims_of_a_dead_process_are_indeterminate_attempts(

@@ -11,14 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.spools.make_spools import (
-    CONFIG,
-    LAST,
-    OWED,
-    SEND_AT,
-    TABLES,
-    WITHOUT_DSN,
-)
+from tests.spools.make_spools import CONFIG, LAST, OWED, SEND_AT, TABLES, WITHOUT_DSN
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
 from tests.support.reports import report_about

@@ -10,12 +10,7 @@ import pytest
 from relay.store.mailbox.maildir import keeps_order
 from tests.support.disks import journaled_disk, small_disk
 from tests.support.relay_process import ROOT, RelayProcess, until
-from tests.support.sync_trace import (
-    CannotTraceError,
-    SyncTrace,
-    is_in_order,
-    synced_before,
-)
+from tests.support.sync_trace import CannotTraceError, SyncTrace, is_in_order, synced_before
 from tests.support.tables import each_row
 
 SMALL = b"Subject: small\r\n\r\nHello.\r\n"

@@ -13,9 +13,7 @@ import apsw
 import msgspec
 
 from relay.base.message.lifecycle import RecipientState
-from relay.store.spool.shared.columns import (
-    REMOVED_EVENTS,
-)
+from relay.store.spool.shared.columns import REMOVED_EVENTS
 from relay.store.spool.sqlite.write_ahead_log import COMMITS_COUNTER
 from tests.simulation.sites import TOKEN
 

@@ -26,12 +26,7 @@ from relay.store.journeys.event_feed import ChangeNotifier
 from relay.store.journeys.events import EventCursor
 from relay.store.journeys.journey import ListPage, MessageList
 from relay.store.journeys.message_list import ListPosition, MessageSearch
-from relay.store.spool.queue_commands import (
-    CommandReport,
-    CommandResult,
-    EntryList,
-    QueueCommand,
-)
+from relay.store.spool.queue_commands import CommandReport, CommandResult, EntryList, QueueCommand
 from relay.store.spool.types import Selector
 from relay.transport.refusals.day_files import RefusalFiles
 from tests.support.accounts import TokenAccounts, authentication_of

@@ -21,12 +21,7 @@ from relay.front_door.http.gateway import Gateway
 from relay.front_door.http.http_request import HttpRequest, RequestLimits
 from relay.front_door.pages.compose import FORM_BYTES_MAX, compose_page
 from relay.front_door.pages.content_pages import CONTENT_VIEWS
-from relay.front_door.pages.development import (
-    CHANGES,
-    change_internet,
-    clock_page,
-    internet_page,
-)
+from relay.front_door.pages.development import CHANGES, change_internet, clock_page, internet_page
 from relay.front_door.pages.health import health_page
 from relay.front_door.pages.help import help_page, send_example, snippets_page
 from relay.front_door.pages.live import LiveViews

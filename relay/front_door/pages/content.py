@@ -31,12 +31,7 @@ from relay.formats.links import (
     other_host,
     text_of_html,
 )
-from relay.formats.read_header import (
-    body_charset,
-    date_us_of,
-    parse_header,
-    read_stored_addresses,
-)
+from relay.formats.read_header import body_charset, date_us_of, parse_header, read_stored_addresses
 from relay.formats.read_mime import AttachedOctets, ReadParts, read_parts
 from relay.formats.transfer_encoding import decoded_blocks
 from relay.front_door.pages.sanitize import (

@@ -23,12 +23,7 @@ from relay.operation.app.notifications import build_webhooks
 from relay.operation.app.pressure_monitor import PressureMonitor, bounds_of, resident_bytes
 from relay.operation.app.settling import Settling
 from relay.operation.app.state_dir import OwnerLock
-from relay.operation.app.transport import (
-    SUBMISSIONS_MAX,
-    Transport,
-    build_transport,
-    connect_parts,
-)
+from relay.operation.app.transport import SUBMISSIONS_MAX, Transport, build_transport, connect_parts
 from relay.store.spool.usage import UsageLedger
 
 _SLOW_DIVISOR = 4  # divides pickup's concurrency at pressure level SLOW

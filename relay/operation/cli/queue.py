@@ -39,9 +39,7 @@ from relay.operation.cli.options import (
 )
 from relay.operation.cli.output import journey_lines, print_json, print_lines, recipient_lines
 from relay.operation.cli.relay_client import operator_client, valid_settings
-from relay.operation.commands.operator_client import (
-    LIST_MAX,
-)
+from relay.operation.commands.operator_client import LIST_MAX
 from relay.store.journeys.document import Recipient
 from relay.store.journeys.wording import RELEASE_RESTORED, changed_line
 from relay.store.spool.queue_commands import NO_REPORTS, EntryList

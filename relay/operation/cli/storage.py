@@ -17,12 +17,7 @@ from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.options import CommandContext, common_options, older_than_s
 from relay.operation.cli.output import print_json, print_lines
 from relay.operation.cli.relay_client import operator_client
-from relay.operation.commands.storage import (
-    BackupRefusedError,
-    FoundRoot,
-    NotAdoptedError,
-    back_up,
-)
+from relay.operation.commands.storage import BackupRefusedError, FoundRoot, NotAdoptedError, back_up
 from relay.operation.commands.storage import adopt as adopted
 from relay.operation.commands.storage import verify as verified
 from relay.store.spool.engine import SpoolFinding

@@ -229,10 +229,7 @@ def _public_keys(settings: Settings) -> list[bytes]:
     ]
     if not files:
         return []
-    from cryptography.hazmat.primitives.serialization import (  # noqa: PLC0415 -- a large library
-        Encoding,
-        PublicFormat,
-    )
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat  # noqa: PLC0415 -- a large library
     from cryptography.x509 import load_pem_x509_certificate  # noqa: PLC0415 -- as above
 
     keys = [load_pem_x509_certificate(file.read_bytes()).public_key() for file in files]

@@ -12,12 +12,7 @@ from msgspec import Struct
 from relay.base.message.content import Content
 from relay.store.journeys.document import Journey
 from relay.store.journeys.events import RecordedEvent
-from relay.store.journeys.message_list import (
-    FoundPage,
-    ListPosition,
-    MessageSearch,
-    MessageSummary,
-)
+from relay.store.journeys.message_list import FoundPage, ListPosition, MessageSearch, MessageSummary
 
 CONTENTS_MAX = 50  # contents that one call reads: each may have a file open
 

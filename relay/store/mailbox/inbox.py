@@ -16,17 +16,8 @@ from relay.formats.headers import with_relay_id
 from relay.store.mailbox.delivery_store import DeliveryResult
 from relay.store.mailbox.folders import well_known_path
 from relay.store.mailbox.index.background import IndexBuilder
-from relay.store.mailbox.maildir import (
-    Stripes,
-    finish_content,
-    place,
-    remove,
-    write_file,
-)
-from relay.store.mailbox.message_file import (
-    delivered_base_name,
-    delivered_id,
-)
+from relay.store.mailbox.maildir import Stripes, finish_content, place, remove, write_file
+from relay.store.mailbox.message_file import delivered_base_name, delivered_id
 from relay.store.mailbox.store_part import StorePart
 from relay.store.mailbox.stored_message import WellKnown
 

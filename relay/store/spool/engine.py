@@ -56,12 +56,7 @@ from relay.store.spool.shared.group_commit import WAITING_MAX, GroupWriter
 from relay.store.spool.shared.maintenance import SpoolMaintenance
 from relay.store.spool.shared.queue_admin import QueueAdmin
 from relay.store.spool.shared.receipts import ReceiptLedger
-from relay.store.spool.shared.results import (
-    NewResult,
-    Recorded,
-    is_first_with,
-    note_requests,
-)
+from relay.store.spool.shared.results import NewResult, Recorded, is_first_with, note_requests
 from relay.store.spool.shared.tables import (
     OpenTransaction,
     QueueEngine,

@@ -13,12 +13,7 @@ from relay.base.message.header import Header
 from relay.base.process_limits import limit_cpu, limit_this_process
 from relay.transport.checks.checker import CheckReply, CheckRequest, is_asked
 from relay.transport.checks.dkim_check import dkim_results
-from relay.transport.checks.dmarc import (
-    Answers,
-    author_of,
-    dmarc_result,
-    walk_questions,
-)
+from relay.transport.checks.dmarc import Answers, author_of, dmarc_result, walk_questions
 from relay.transport.checks.spf_check import spf_result
 from relay.transport.checks.workers import LENGTH_BYTES
 

@@ -9,14 +9,7 @@ from msgspec.structs import replace
 
 from relay.base.message.envelope import Envelope, ForwardPath
 from relay.base.message.nexthop import HopKind
-from relay.base.message.outcome import (
-    DeferralClass,
-    Deferred,
-    Failed,
-    Indeterminate,
-    Peer,
-    Relayed,
-)
+from relay.base.message.outcome import DeferralClass, Deferred, Failed, Indeterminate, Peer, Relayed
 from relay.base.message.tls_policy import TlsPolicy
 from relay.base.observe.metrics import Metrics
 from relay.delivery.content_cache import ContentCache

@@ -19,11 +19,7 @@ from relay.base.accounts.account import (
 )
 from relay.base.accounts.passwords import FREE_FAILURES_OF_CLIENT
 from relay.base.message.address import parse_mailbox
-from relay.development.accounts import (
-    ACCOUNTS_MAX,
-    TOKEN_LENGTH_MAX,
-    DevelopmentAccounts,
-)
+from relay.development.accounts import ACCOUNTS_MAX, TOKEN_LENGTH_MAX, DevelopmentAccounts
 from tests.support.manual_clock import ManualClock
 from tests.support.tables import each_row
 

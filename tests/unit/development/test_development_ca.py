@@ -17,11 +17,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from relay.base.certificates import client_of_pair, load_pair
 from relay.base.clock import SystemClock
 from relay.base.settings.tree import CertificateFiles
-from relay.development.authority import (
-    LEAF_DAYS,
-    DevelopmentCertificate,
-    open_authority,
-)
+from relay.development.authority import LEAF_DAYS, DevelopmentCertificate, open_authority
 from relay.development.issuer import Issuer, pem_of
 from tests.support.tables import each_row
 

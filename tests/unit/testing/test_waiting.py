@@ -7,11 +7,7 @@ from pathlib import Path
 import pytest
 
 from relay.testing.arrivals import ArrivedMessage, MessageCopy, _read_copy
-from relay.testing.waiting import (
-    Observed,
-    Wanted,
-    timeout_text,
-)
+from relay.testing.waiting import Observed, Wanted, timeout_text
 from tests.support.journeys import made_journey
 from tests.support.tables import each_row
 

@@ -52,12 +52,7 @@ from relay.store.spool.queue_commands import (
     ShownTimes,
 )
 from relay.store.spool.shared.columns import LOGIN, PAY_REPORTS
-from relay.store.spool.shared.decisions import (
-    ChangeResult,
-    decide,
-    held_by_restore,
-    in_flight_note,
-)
+from relay.store.spool.shared.decisions import ChangeResult, decide, held_by_restore, in_flight_note
 from relay.store.spool.shared.entry_changes import PUT_BACK, EntryChanges, store_changes
 from relay.store.spool.shared.entry_facts import LoadedEntries, load_entries, to_be_planned
 from relay.store.spool.shared.entry_list import EntryListBuilder

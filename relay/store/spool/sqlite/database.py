@@ -26,10 +26,7 @@ from relay.store.spool.sqlite.spool_files import (
     is_openable,
     translate_sqlite_errors,
 )
-from relay.store.spool.sqlite.write_ahead_log import (
-    check_commits,
-    read_recorded,
-)
+from relay.store.spool.sqlite.write_ahead_log import check_commits, read_recorded
 from relay.store.spool.types import SpoolDamagedError, SpoolError
 
 SQLITE_VERSION_MIN = 3_051_003

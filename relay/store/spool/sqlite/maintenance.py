@@ -20,10 +20,7 @@ from relay.store.spool.shared.holds import count_removed
 from relay.store.spool.shared.maintenance import AT_ONCE, IS_IN_QUEUE, SpoolMaintenance
 from relay.store.spool.shared.tables import OpenTransaction, QueueEngine
 from relay.store.spool.sqlite.content_files import ContentFiles
-from relay.store.spool.sqlite.transactions import (
-    is_file_needed,
-    note_removed_events,
-)
+from relay.store.spool.sqlite.transactions import is_file_needed, note_removed_events
 from relay.store.spool.sqlite.write_ahead_log import COMMITS_COUNTER
 from relay.store.spool.sqlite.writer import Batch, Writer
 

@@ -25,11 +25,7 @@ from relay.store.spool.sqlite.spool_files import (
     copy_database,
     translate_sqlite_errors,
 )
-from relay.store.spool.sqlite.write_ahead_log import (
-    check_commits,
-    open_at_rest,
-    read_recorded,
-)
+from relay.store.spool.sqlite.write_ahead_log import check_commits, open_at_rest, read_recorded
 from relay.store.spool.types import SpoolDamagedError, SpoolFormatError, SpoolFullError
 
 _log = get_logger("spool")

@@ -43,12 +43,7 @@ from relay.store.spool.shared.claimed import (
     scan_level,
     scan_next_hop,
 )
-from relay.store.spool.shared.columns import (
-    MESSAGE_COLUMNS,
-    REMOVED_EVENTS,
-    WAITS,
-    message_row,
-)
+from relay.store.spool.shared.columns import MESSAGE_COLUMNS, REMOVED_EVENTS, WAITS, message_row
 from relay.store.spool.shared.holds import as_held_now, count_holds, end_hold, hold_damaged
 from relay.store.spool.shared.results import (
     RECORD,

@@ -18,12 +18,7 @@ from relay.delivery.smtp.transaction import Transaction
 from relay.development.internet import simulator
 from relay.development.internet.scenario_file import parse_scenario
 from relay.development.internet.simulator import SimulatedInternet, address_of
-from relay.transport.routing.mx_hosts import (
-    NoAddress,
-    NoSuchDomain,
-    NullMx,
-    TemporaryFailure,
-)
+from relay.transport.routing.mx_hosts import NoAddress, NoSuchDomain, NullMx, TemporaryFailure
 from relay.transport.routing.resolver import Resolver
 
 CONTENT = b"Subject: x\r\n\r\nhello\r\n"

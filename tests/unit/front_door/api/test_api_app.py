@@ -6,10 +6,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from relay.base.pressure import PressureLevel, PressureReason, PressureState
-from relay.store.spool.queue_commands import (
-    Operation,
-    QueueCommand,
-)
+from relay.store.spool.queue_commands import Operation, QueueCommand
 from relay.store.spool.types import Selector, SpoolUnavailableError
 from tests.support.api_clients import ApiClients, a_journey, code
 from tests.support.tables import each_row

@@ -6,11 +6,7 @@ import pytest
 from msgspec import convert, to_builtins
 
 from relay.base.message.envelope import Client
-from relay.operation.cli.output import (
-    journey_lines,
-    print_json,
-    print_lines,
-)
+from relay.operation.cli.output import journey_lines, print_json, print_lines
 from relay.operation.cli.queue import entry_lines
 from relay.operation.cli.trace import diagnosis
 from relay.store.journeys.document import Journey, JourneyStep, Recipient

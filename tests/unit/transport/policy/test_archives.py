@@ -15,12 +15,7 @@ from relay.base.message.header import ParsedContent
 from relay.base.message.verdict import VerdictAction
 from relay.transport.policy import archives
 from relay.transport.policy.archive_child import MEMORY_BYTES_MAX, examine
-from relay.transport.policy.archives import (
-    ENTRIES_MAX,
-    MessageArchives,
-    archive_contents,
-    reader,
-)
+from relay.transport.policy.archives import ENTRIES_MAX, MessageArchives, archive_contents, reader
 from relay.transport.policy.content_conditions import AttachmentCondition
 from relay.transport.policy.engine import EvaluationStoppedError
 from relay.transport.policy.message_parts import message_parts
