@@ -201,10 +201,10 @@ class TryLaterError(RejectedError):
 
 
 class AwayError(TryLaterError):
-    """The relay accepts no mail now, and no part of the message was accepted.
+    """The relay does not accept the message now for all recipients, and accepted no part of it.
 
-    The reply was 421, or had a status X.3.Z of the mail system, before the reply to the final dot
-    (RFC 5321 3.8, RFC 3463 3.4); or the connection was lost, or silent, before DATA, or with a key.
+    A recipient was refused for now; or the reply was 421, or had a status X.3.Z of the mail system
+    (RFC 5321 3.8, RFC 3463 3.4), or there was none: before the content, or with a key.
     """
 
 
@@ -392,13 +392,15 @@ def send_content(
             for recipient in recipients:
                 try:
                     _expect(client.rcpt(recipient, notify_options))
+                except TryLaterError as error:  # such as a full mailbox: nobody would try again
+                    raise AwayError(str(error)) from None
                 except RejectedError as error:
                     if refused is None or len(refused) == len(recipients) - 1:
                         raise
                     refused.append(str(error))
             lost = AwayError if is_keyed else TryLaterError
             reply = client.data(data)
-            if reply[0] // 100 == 4:
+            if reply[0] // 100 == 4 and not is_keyed:
                 raise TryLaterError(_text(*reply))
             _expect(reply)
         finally:  # the last reply is valid whatever happens afterwards

@@ -25,6 +25,7 @@ from relay.base.crashpoints import CrashPoint
 from relay.transport.ingress.dropped_mail import DroppedFile, HostileFileError
 from relay.transport.ingress.maildrop import FILES_MAX
 from tests.support import relay_starts
+from tests.support.relay_config import account
 from tests.support.relay_process import RelayProcess, until
 from tests.support.tables import each_row
 
@@ -49,7 +50,8 @@ def relay(drop):
     """A relay of the user daemon that does not run yet."""
     # As another user it may not start a process of the Python of root.
     sendmail = {"socket": "submit.sock", "drop": str(drop)}
-    relay = RelayProcess(config={"smtp_gate": "off", "sendmail": sendmail})
+    config = {"smtp_gate": "off", "sendmail": sendmail}
+    relay = RelayProcess(config=config, accounts=[account("full", quota_messages=1)])
     relay.user = OWNER
     relay.folder.chmod(0o755)
     yield relay
@@ -142,8 +144,11 @@ def test_a_backup_has_what_was_left_and_a_restoration_holds_it(relay, drop, tmp_
 
 
 def test_a_relay_that_takes_no_mail_now_gets_it_later(relay, drop):
-    rule = '[[rule]]\nname = "later"\nwhen = { subject = "later" }\nthen = [ { defer = "4.3.2 later" } ]\n'
-    (relay.folder / "policies/10-later.toml").write_text(rule)
+    """By a rule's defer after the content too, unless that is a limit of the sender."""
+    (rules := relay.folder / "policies/10-later.toml").write_text(
+        '[[rule]]\nname = "a"\nwhen = { subject = "later" }\nthen = [ { defer = "4.3.2 later" } ]\n'
+        '[[rule]]\nname = "b"\nwhen = { subject = "limit" }\nthen = [ { defer = "4.7.1 slower" } ]\n'
+    )
     relay.write_config(relay.config | {"pressure": {"memory": "20 MiB"}})
     with relay:
         done = sendmail(relay, "Subject: too full\n\nx\n", "bob")
@@ -153,8 +158,28 @@ def test_a_relay_that_takes_no_mail_now_gets_it_later(relay, drop):
         relay.write_config(relay.config)
         relay.start()
         until("taken", lambda: subjects(relay) == ["too full"])
-        done = sendmail(relay, "Subject: later\n\nx\n", "bob")
+        done = sendmail(relay, "Subject: limit\n\nx\n", "bob")
         assert (done.returncode, left(drop)) == (75, [])
+        done = sendmail(relay, "Subject: later\n\nx\n", "bob")
+        assert (done.returncode, done.stderr, len(left(drop))) == (0, "", 1)
+        relay.stop()
+        rules.unlink()
+        relay.start()
+        until("taken", lambda: subjects(relay) == ["later", "too full"])
+
+
+def test_a_recipient_that_is_refused_for_now_is_in_the_queue(relay, drop):
+    with relay:
+        assert sendmail(relay, "Subject: first\n\nx\n", "full").returncode == 0
+        until("full", lambda: relay.maildir("full"))
+        done = sendmail(relay, "Subject: all\n\nx\n", "bob", "full")
+        assert (done.returncode, done.stderr) == (0, "")
+        until("taken", lambda: subjects(relay) == ["all"])
+        listed = relay.cli("--json", "queue", "list").stdout
+        [entry] = json.loads(listed)
+        assert ("full@example.test", "deferred") in [
+            (one["address"], one["state"]) for one in entry["recipients"]
+        ]
 
 
 def test_a_start_takes_all_whatever_else_is_there(relay, drop):
@@ -459,10 +484,21 @@ def test_what_is_left_without_a_relay(relay, drop):
     relay.write_config({**relay.config, "route": [route], "delivery": {"unknown": 1}})
     done = sendmail(relay, "Subject: x\n\nx\n", "bob")
     assert (done.returncode, done.stderr, len(left(drop))) == (0, "", 4)
+    place = relay.folder / "submit.sock"
+    with socket.socket(socket.AF_UNIX) as stuck, socket.socket(socket.AF_UNIX) as other:
+        stuck.bind(str(place))
+        place.chmod(0o666)
+        stuck.listen(0)  # with one in the line it is full
+        other.connect(str(place))
+        done = sendmail(relay, "Subject: x\n\nx\n", "bob")
+        assert (done.returncode, done.stderr, len(left(drop))) == (0, "", 5)
     drop.chmod(0o700)
     done = sendmail(relay, "Subject: x\n\nx\n", "bob")
-    assert (done.returncode, len(left(drop))) == (75, 4)
-    assert done.stderr.startswith(f"sendmail: no relay listens, and {drop} does not take mail: ")
+    assert (done.returncode, len(left(drop))) == (75, 5)
+    said = (
+        f"sendmail: {drop} does not take mail: .*\nsendmail: no relay answers at unix:{place}: .*\n"
+    )
+    assert re.fullmatch(said, done.stderr)
 
 
 def test_a_fault_in_what_it_needs_is_named_and_mail_is_left(relay, drop):
@@ -481,7 +517,8 @@ def test_a_configuration_that_cannot_be_parsed_leaves_the_defaults(relay, drop):
     with relay.config_file.open("a") as config:
         config.write("\n[half")
     done = sendmail(relay, "Subject: x\n\nx\n", "bob")
-    first, second = done.stderr.splitlines()
+    first, second, third = done.stderr.splitlines()
     assert first.endswith("; the default [sendmail] is used")
-    assert second.startswith("sendmail: no relay listens, and /var/spool/relay/maildrop does not")
+    assert second.startswith("sendmail: /var/spool/relay/maildrop does not take mail: ")
+    assert third.startswith("sendmail: no relay answers at unix:/run/relay/submit.sock: ")
     assert done.returncode == 75

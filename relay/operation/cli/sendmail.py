@@ -2,10 +2,9 @@
 queue in the form of mailq(1) of Postfix and sendmail, which monitors read.
 
 They are also used if the program has the name sendmail or mailq. `relay sendmail` exits 64 without
-a recipient, 65 if the relay rejects the message, 67 if it knows none of the recipients, 75 if no
-relay listens, and for a temporary error. Then nothing is sent. Only the needed part of the
-configuration is read. If that part has a fault, [sendmail] or its defaults are used, because a user
-may be editing the file.
+a recipient, 65 if the relay rejects the message, 67 if it knows none of the recipients, 75 for a
+temporary error. Only the needed part of the configuration is read. If that part has a fault,
+[sendmail] or its defaults are used, because a user may be editing the file.
 """
 
 import os
@@ -102,10 +101,10 @@ def sendmail(
 
     It goes by SMTP to RELAY_SENDMAIL (HOST:PORT), else to the socket that [sendmail] configures,
     else to the first listener of role relay in the configuration, else to 127.0.0.1:1025. If no
-    relay listens on the socket, it takes no mail now, or no answer to the message comes, this is
-    left in the drop directory, and accepted once. -f '<>' is the null reverse-path; a recipient
-    without a domain is in the first local domain. Bcc and Resent-Bcc are removed, From, Date and
-    Message-ID added. Exit codes: docs/names.md.
+    relay listens on the socket, it cannot take the message now, or no answer comes, this is left
+    in the drop directory, and accepted once. -f '<>' is the null reverse-path; a recipient without
+    a domain is in the first local domain. Bcc and Resent-Bcc are removed, From, Date and Message-ID
+    added. Exit codes: docs/names.md.
     """
     if mode == "p":
         list_queue(context)
@@ -146,10 +145,12 @@ def sendmail(
                 key=key if may_drop else "",
                 refused=refused,
             )
-        except (ConnectionRefusedError, FileNotFoundError, AwayError):
+        except (OSError, AwayError):
             if place.drop is None:
                 raise
-            _drop(place.drop, envelope, message.content, users=place.users, key=key)
+            check_dropped(envelope, message.content, place.users)
+            if not _drop(place.drop, envelope, message.content, key=key):
+                raise
         for reply in refused:
             click.echo(f"sendmail: {printable(reply)}", err=True)
     except NoRecipientsError:
@@ -185,21 +186,15 @@ def _envid(text: str) -> str:
         raise click.UsageError(f"-V: {error}") from None
 
 
-def _drop(
-    directory: Path,
-    envelope: DroppedEnvelope,
-    content: bytes,
-    *,
-    users: LocalUsers | None,
-    key: str,
-) -> None:
-    """Leave the message for the relay. Raises CommandError (75), RejectedError."""
-    check_dropped(envelope, content, users)
+def _drop(directory: Path, envelope: DroppedEnvelope, content: bytes, *, key: str) -> bool:
+    """Leave the message for the relay; return False, and say why, if the directory takes none."""
     try:
         drop_mail(directory, envelope, content, name=f"{Ids(SystemClock()).new()}-{key}")
     except OSError as error:
-        why = f"no relay listens, and {directory} does not take mail: {error.strerror or error}"
-        raise CommandError(ExitCode.TRY_LATER, f"sendmail: {why}") from None
+        why = f"{directory} does not take mail: {error.strerror or error}"
+        click.echo(f"sendmail: {printable(why)}", err=True)
+        return False
+    return True
 
 
 class _Place(Struct, frozen=True):
