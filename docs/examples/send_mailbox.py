@@ -28,12 +28,15 @@ def messages(path: Path) -> Iterator[tuple[str, bytes]]:
             yield f"{path}, message {key}", re.sub(rb"(?m)^>(?=>*From )", b"", octets)
 
 
-with smtplib.SMTP(sys.argv[1]) as relay:
-    for path in map(Path, sys.argv[3:]):
-        for place, octets in messages(path):
-            sender = parseaddr(str(message_from_bytes(octets)["From"]))[1]
-            sender = sender if sender.isascii() and "@" in sender else ""
-            try:
+status = 0
+for path in map(Path, sys.argv[3:]):
+    for place, octets in messages(path):
+        sender = parseaddr(str(message_from_bytes(octets)["From"]))[1]
+        sender = sender if sender.isascii() and "@" in sender else ""
+        try:
+            with smtplib.SMTP(sys.argv[1]) as relay:  # each its own: refusals end a session
                 relay.sendmail(sender, sys.argv[2], re.sub(rb"\r?\n", b"\r\n", octets))
-            except smtplib.SMTPException as error:
-                sys.stderr.write(f"{place}: {error}\n")
+        except smtplib.SMTPException as error:
+            sys.stderr.write(f"{place}: {error}\n")
+            status = 1
+sys.exit(status)
