@@ -2,6 +2,7 @@
 
 import asyncio
 from base64 import b64decode, b64encode
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +90,14 @@ async def test_without_a_token_there_is_no_connection():
     assert (stage, "AADSTS50173" in reply) == (SmtpStage.AUTH, True)
 
 
+@asynccontextmanager
+async def serving(host, login=LOGIN):
+    """Serve the host while a test uses its target."""
+    async with await asyncio.start_server(host.converse, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        yield Target("localhost", "127.0.0.1", port, login=login, tls=TlsPolicy("none"))
+
+
 class Host:
     """A host that answers AUTH with `reply`, once if it hangs up then."""
 
@@ -113,11 +122,9 @@ async def test_what_a_provider_says_at_auth_counts_whatever_became_of_a_second_t
     given, hangs_up
 ):
     host = Host("550 5.7.30 Basic authentication is not supported", hangs_up)
-    server = await asyncio.start_server(host.converse, "127.0.0.1", 0)
-    target = Target("localhost", "127.0.0.1", server.sockets[0].getsockname()[1], login=LOGIN)
-    with pytest.raises(ConnectError) as caught:
-        await session(replace(target, tls=TlsPolicy("none")), Tokens(*given))
-    server.close()
+    async with serving(host) as target:
+        with pytest.raises(ConnectError) as caught:
+            await session(target, Tokens(*given))
     for more, name in (
         ({"provider": "microsoft"}, BASIC),
         ({"token_url": "https://eu.login.microsoftonline.us/x"}, BASIC),
@@ -143,20 +150,17 @@ async def test_what_a_provider_says_at_auth_counts_whatever_became_of_a_second_t
 )
 async def test_a_host_that_answers_otherwise_defers(reply, expected):
     host = Host(reply)
-    server = await asyncio.start_server(host.converse, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    target = Target("localhost", "127.0.0.1", port, login=LOGIN, tls=TlsPolicy("none"))
-    tokens = Tokens(ENDED, OTHER)
-    stage, text = await refusal(target, tokens)
-    assert (stage, expected in text) == (SmtpStage.AUTH, True), text
-    assert len(tokens.refused) == (2 if "535" in expected else 1)
-    assert ("(empty)" in host.lines) == reply.startswith("334")
-    host.lines = []
-    away = replace(target, host="mx.test")  # no name of loopback's
-    stage, text = await refusal(away, Tokens(ENDED))
-    assert (stage, "is not sent without TLS" in text) == (SmtpStage.STARTTLS, True)
-    assert not [line for line in host.lines if line.startswith("AUTH")]
-    server.close()
+    async with serving(host) as target:
+        tokens = Tokens(ENDED, OTHER)
+        stage, text = await refusal(target, tokens)
+        assert (stage, expected in text) == (SmtpStage.AUTH, True), text
+        assert len(tokens.refused) == (2 if "535" in expected else 1)
+        assert ("(empty)" in host.lines) == reply.startswith("334")
+        host.lines = []
+        away = replace(target, host="mx.test")  # no name of loopback's
+        stage, text = await refusal(away, Tokens(ENDED))
+        assert (stage, "is not sent without TLS" in text) == (SmtpStage.STARTTLS, True)
+        assert not [line for line in host.lines if line.startswith("AUTH")]
 
 
 class Echo:
@@ -194,18 +198,15 @@ class Echo:
 @pytest.mark.parametrize("offers", ["PLAIN", "LOGIN", "XOAUTH2"])
 async def test_no_evidence_repeats_what_the_login_has_sent(offers):
     host, secret = Echo(offers), "a-password+of-a-route"
-    server = await asyncio.start_server(host.converse, "127.0.0.1", 0)
     login = LOGIN if offers == "XOAUTH2" else Credentials("alice@example.test", secret)
-    port = server.sockets[0].getsockname()[1]
-    target = Target("localhost", "127.0.0.1", port, login=login, tls=TlsPolicy("none"))
-    if offers == "XOAUTH2":
-        _, reply = await refusal(target, Tokens("a-token-that-is-refused"))
-        assert "(you ...); relay oauth" in reply
-    connection = await session(target, Tokens("a-first-token-of-a-login"))
-    paths = (ForwardPath("x@x.test"),)
-    result = await connection.transact(Transaction(Envelope("a@a.test"), paths, b"x\r\n"))
-    connection.close()
-    server.close()
+    async with serving(host, login) as target:
+        if offers == "XOAUTH2":
+            _, reply = await refusal(target, Tokens("a-token-that-is-refused"))
+            assert "(you ...); relay oauth" in reply
+        connection = await session(target, Tokens("a-first-token-of-a-login"))
+        paths = (ForwardPath("x@x.test"),)
+        result = await connection.transact(Transaction(Envelope("a@a.test"), paths, b"x\r\n"))
+        connection.close()
     reply = result.outcomes[0].evidence.reply
     assert reply.startswith("550 5.7.1 you sent ")
     assert reply.endswith(" and ..., or ...")

@@ -161,48 +161,6 @@ async def test_messages_that_wait_for_silent_name_servers_delay_no_others() -> N
     assert took_s < 4
 
 
-async def test_large_messages_that_wait_for_silent_name_servers_delay_no_others() -> None:
-    zone: Zone = {
-        "bank.test": txt("v=spf1 -all"),
-        "_dmarc.bank.test": txt("v=DMARC1; p=reject; np=quarantine"),
-        "a.b.bank.test": txt("v=spf1 +all"),
-        "_dmarc.b.bank.test": "TIMEOUT",
-        "x.bank.test": {"A": "TIMEOUT"},
-    }
-    large = PLAIN + b"Hello again.\r\n" * 6000
-    async with open_checks(zone) as checks:
-        await checks(PLAIN, "a@bank.test")
-        for author, sender, question in (
-            (b"bank", "a@a.b.bank.test", ("_dmarc.b.bank.test", "TXT")),
-            (b"x.bank", "a@other.test", ("x.bank.test", "A")),
-        ):
-            content = large.replace(b"bank", author, 1)
-            silent = [asyncio.create_task(checks(content, sender)) for _ in range(4)]
-            await checks.dns.until_asked(*question)
-            took_s, (*_, dmarc) = await timed(checks, large)
-            assert (dmarc.result, took_s < 2) == ("fail", True)
-            assert not any(task.done() for task in silent)
-            assert {(await task)[-1].result for task in silent} == {"temperror"}
-
-
-async def test_those_that_gave_up_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "WAITING_MAX", 3)
-    async with open_checks({"bank.test": txt("v=spf1 -all")}) as checks:
-        await asyncio.gather(*[timed(checks, PLAIN, ip=ip) for ip in ("192.0.2.1", "192.0.2.2")])
-        pids = [worker.process.pid for worker in checks.checker._workers._idle]
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        waiting = [asyncio.create_task(checks(PLAIN, "a@bank.test")) for _ in range(5)]
-        await until(lambda: checks.checker._workers._turns._waiting == 3)
-        for task in waiting:
-            task.cancel()
-        await asyncio.wait(waiting)
-        last = asyncio.create_task(checks(PLAIN, "a@bank.test"))
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
-        assert (await last)[0].result == "fail"
-
-
 async def test_a_long_header_stops_no_other_session() -> None:
     content = b"From: a@bank.test\r\nx: y\r\n" + b" y\r\n" * 250_000 + b"\r\nHello.\r\n"
     async with open_checks({"bank.test": txt("v=spf1 -all")}) as checks:
