@@ -81,7 +81,7 @@ class DocumentReader:
     ) -> None:
         self.document = document
         self.faults: list[Fault] = []
-        self.removed: list[Fault] = []  # what is not used, and no fault
+        self.removed: list[Fault] = []  # keys that are ignored, with a warning
         self.read: list[tuple[KeyPath, object]] = []
         self.secret_files: list[tuple[KeyPath, Path]] = []
         self._base = base

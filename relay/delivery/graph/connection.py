@@ -90,7 +90,7 @@ _ADVICE = "correct the certificate, or name its CA in the route's ca"
 
 
 class GraphItem(Struct, rename="camel"):
-    """What is read of a message in Graph."""
+    """The fields of a message in Graph that are read."""
 
     id: str
     is_draft: bool = True

@@ -1,7 +1,7 @@
 """Delete drafts in a mailbox of Microsoft Graph outside of an attempt.
 
-A draft is deleted if Graph gave its id to Relay, or if Relay made its Message-ID. What cannot be
-deleted within DELETE_S stays in Drafts, and nothing else changes: no message depends on it.
+A draft is deleted if Graph gave its id to Relay, or if Relay made its Message-ID. A draft that
+cannot be deleted within DELETE_S stays in Drafts, and nothing else changes: no message needs it.
 """
 
 import asyncio
@@ -61,8 +61,8 @@ class DraftCleaner:
         named: Iterable[Named],
         use: Callable[[GraphConnection, str, str], Awaitable[None]],
     ) -> set[Named]:
-        """Call `use` for each one in the mailbox of the route, in one session; return those for
-        which it succeeded.
+        """Call `use` for each draft in the mailbox of the route, in one session; return the drafts
+        for which it succeeded.
         """
         login, done = self.table.options_for(next_hop).login, set[Named]()
         user = own_mailbox(login.user) if login is not None else ""

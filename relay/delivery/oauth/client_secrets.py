@@ -1,5 +1,4 @@
-"""What the secrets of [[oauth]] clients show before a token is asked for: that they give none, and
-when they end.
+"""Check the secrets of [[oauth]] clients before a token is asked for: their faults and their ends.
 
 A fault (a certificate without its key, a service account that is no JSON) keeps the mail of the
 client's routes waiting, in class auth: it refuses a reload, not a start. An end only warns: the
@@ -23,7 +22,7 @@ _SOON_US = 30 * DAY_US
 
 
 class SecretState(Struct, frozen=True):
-    """What the secret of a client shows."""
+    """The state of the secret of a client."""
 
     fault: str = ""  # why no token can be asked for
     ends_us: int | None = None  # wall time; None: not known

@@ -3,7 +3,7 @@
 `relay pause` stops delivery or acceptance on this node, until a time or `relay resume`. If no relay
 runs, both take effect at the next start. Commands that change entries need a selector.
 Exits 65 for an unknown message, 69 without a relay that changes entries, 75 if all selected entries
-are in flight, 130 for Ctrl-C. What waits for an answer of Microsoft Graph is ordered, with 0.
+are in flight, 130 for Ctrl-C. A command that waits for Microsoft Graph is ordered, and exits 0.
 """
 
 from collections import Counter
@@ -263,8 +263,8 @@ def _change(
 
 
 def _reasons(answer: Mapping[str, Any]) -> list[str]:
-    """Return each reason why entries were not changed, with the number of these entries. What was
-    ordered has the latest time of all.
+    """Return each reason why entries were not changed, with the number of these entries. Ordered
+    entries have the latest time of all.
     """
     noted = [(row["result"], row["note"]) for row in answer["entries"] if row["note"]]
     latest = max((note for result, note in noted if result == "ordered"), default="")

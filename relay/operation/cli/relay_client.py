@@ -1,4 +1,4 @@
-"""What verbs that ask the running relay take from relay.toml: state_dir, where its socket is.
+"""The part of relay.toml that verbs need to ask the running relay: state_dir, with its socket.
 
 A fault elsewhere is one line on stderr: the relay runs on with what it has read before. If none
 runs, the files of the spool are opened, and a fault in the keys that say where they are ends the

@@ -246,7 +246,7 @@ class EntryExtra(Struct, frozen=True, omit_defaults=True):
     requests_before: int = 0
     # The last drafts whose POST had no 201: mailbox and internetMessageId of each.
     lost_posts: tuple[tuple[str, str], ...] = ()
-    # What is done with it once the answer to each /send is known.
+    # The command that is carried out once the answer to each /send is known.
     order: QueueOrder | None = None
 
     @property

@@ -86,7 +86,7 @@ class Origin(Struct, frozen=True):
     user: LocalUser | None = None  # whose program of this machine sent it
     is_hidden: bool = False  # neither the message nor a report about it tells ip and helo
     key: str = ""  # of a file in the drop directory; the same if the message comes again
-    has_client: bool = False  # who waits for the reply, although there is a key
+    has_client: bool = False  # a program waits for the reply, although there is a key
     has_bare_lf: bool = False  # a bare LF of the message became CRLF
     checks: SenderChecks | None = None  # of a stranger; None: SPF, DKIM and DMARC are not checked
 

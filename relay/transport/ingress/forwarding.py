@@ -13,8 +13,8 @@ account keeps it, the alias rejects it.
 
 A copy for another domain leaves with a sender of this host. It passes SPF for the local domains,
 and DMARC if From has one of them. So a copy of a stranger's mail with a local domain in From is
-rejected. What leaves by a login passes for the names of that login: a stranger's mail in such a
-name is rejected, unless SPF or DKIM has passed for its author's domain. Copies that a rule sends
+rejected. Mail that leaves by a login passes for the names of that login: a stranger's mail in such
+a name is rejected, unless SPF or DKIM has passed for its author's domain. Copies that a rule sends
 outside have a sender of this host too: a rule of the operator may use any local domain, a rule of a
 tenant only the tenant's.
 

@@ -219,7 +219,7 @@ _Check = Callable[["Stranger", str], Awaitable[str]]
 
 
 class Stranger:
-    """The checks of one session. What was checked in it is not asked again."""
+    """The checks of one session, in which no check is made twice."""
 
     def __init__(self, checks: StrangerChecks, settings: SmtpListener, ip: str) -> None:
         """`ip` is "" where the client has no address."""
@@ -232,7 +232,7 @@ class Stranger:
 
     async def sender_refusal(self, reverse_path: str) -> str:
         """Return the reply if MAIL is refused, else ""."""
-        # what could not be asked for the message before is asked again
+        # a question that could not be asked for the message before is asked again
         for question in [name for name, answer in self._answers.items() if is_own_fault(answer)]:
             del self._answers[question]
         for checked in [key for key, reply in self._replies.items() if reply == UNABLE]:

@@ -52,6 +52,17 @@ async def opened(graph, *, token=get_token, options=None, **fields):
     return await open_graph(target, get_token=token, proxy=None, timeouts=QUICK, real_s=lambda: 0.0)
 
 
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+async def graph(clock):
+    async with FakeGraph(clock.queue_us) as running:
+        yield running
+
+
 class Spooled:
     """A claim: its live recipients by number, and the requests that are durable."""
 
@@ -267,31 +278,27 @@ async def attempt(graph, claim, fault=lambda _method, _path: "", **options):
     ]
 
 
-async def test_a_draft_for_others_is_deleted_and_a_message_is_made_for_who_is_left() -> None:
-    clock = ManualClock()
-    async with FakeGraph(clock.queue_us) as graph:
-        claim = Spooled(clock, 3)
-        throttled = error(429, "ApplicationThrottled", retry_after="20")
-        outcomes, _ = await attempt(
-            graph, claim, lambda _, path: throttled if "/send" in path else ""
-        )
-        assert {one.evidence.pause_s for one in outcomes} == {20}
-        del claim.live[1]
-        outcomes, asked = await attempt(graph, claim)
-        assert [type(one) for one in outcomes] == [Relayed, Relayed]
-        assert [one.split("%")[0] for one in asked[:3]] == ["GET id", "DELETE id", "POST messages"]
-        assert graph.sent[0].recipients == ["r0@x.test", "r2@x.test"]
-        assert graph.sent[0].message_id == "<1@relay.test>"
-        leaves_no_trace(graph, claim)
+async def test_a_draft_for_others_is_deleted_and_a_message_is_made_for_who_is_left(
+    graph, clock
+) -> None:
+    claim = Spooled(clock, 3)
+    throttled = error(429, "ApplicationThrottled", retry_after="20")
+    outcomes, _ = await attempt(graph, claim, lambda _, path: throttled if "/send" in path else "")
+    assert {one.evidence.pause_s for one in outcomes} == {20}
+    del claim.live[1]
+    outcomes, asked = await attempt(graph, claim)
+    assert [type(one) for one in outcomes] == [Relayed, Relayed]
+    assert [one.split("%")[0] for one in asked[:3]] == ["GET id", "DELETE id", "POST messages"]
+    assert graph.sent[0].recipients == ["r0@x.test", "r2@x.test"]
+    assert graph.sent[0].message_id == "<1@relay.test>"
+    leaves_no_trace(graph, claim)
 
 
-async def test_others_get_the_message_where_graph_refuses_a_recipient() -> None:
-    clock = ManualClock()
-    async with FakeGraph(clock.queue_us) as graph:
-        claim = Spooled(clock, 5)
-        claim.live[3] = "bad@x.test"
-        outcomes, _ = await attempt(graph, claim)
-        assert [type(one) for one in outcomes] == [Relayed, Relayed, Relayed, Failed, Relayed]
+async def test_others_get_the_message_where_graph_refuses_a_recipient(graph, clock) -> None:
+    claim = Spooled(clock, 5)
+    claim.live[3] = "bad@x.test"
+    outcomes, _ = await attempt(graph, claim)
+    assert [type(one) for one in outcomes] == [Relayed, Relayed, Relayed, Failed, Relayed]
 
 
 @each_row(
@@ -325,32 +332,29 @@ async def test_what_another_sent_is_not_taken_for_ours(end, fault, is_dated) -> 
         leaves_no_trace(graph, claim)
 
 
-async def test_each_send_has_a_wait_of_its_own_from_the_loss_of_its_answer() -> None:
-    clock = ManualClock()
-    async with FakeGraph(clock.queue_us) as graph:
+async def test_each_send_has_a_wait_of_its_own_from_the_loss_of_its_answer(graph, clock) -> None:
+    async def after(seconds: int, fault=""):
+        clock.now_us += seconds * SECONDS_US
+        (outcome,), asked = await attempt(graph, claim, faulty("/send", fault))
+        (request,) = claim.requests
+        return type(outcome), (request.sent_us, request.lost_us), asked[-1].endswith("send")
 
-        async def after(seconds: int, fault=""):
-            clock.now_us += seconds * SECONDS_US
-            (outcome,), asked = await attempt(graph, claim, faulty("/send", fault))
-            (request,) = claim.requests
-            return type(outcome), (request.sent_us, request.lost_us), asked[-1].endswith("send")
-
-        claim, began_us = Spooled(clock, 1), clock.now_us
-        session = await opened(graph)
-        task = asyncio.create_task(claim.attempt(session))
-        graph.fault = lambda _, path: "lost before" if "/send" in path and task.cancel() else ""
-        await asyncio.gather(task, return_exceptions=True)
-        session.close()
-        assert (claim.requests[0].sent_us, claim.requests[0].lost_us) == (began_us, 0)
-        noted = (began_us, began_us + 300 * SECONDS_US)
-        assert await after(300) == (Deferred, noted, False), "the first that finds it notes it"
-        assert await after(119) == (Deferred, noted, False)
-        refused = error(429, "ApplicationThrottled")
-        assert await after(2, refused) == (Deferred, noted, True), "it is as it was before"
-        again = (clock.now_us, clock.now_us)
-        assert await after(0, "lost before") == (Deferred, again, True)
-        assert await after(119) == (Deferred, again, False)
-        assert (await after(2))[0] is Relayed
+    claim, began_us = Spooled(clock, 1), clock.now_us
+    session = await opened(graph)
+    task = asyncio.create_task(claim.attempt(session))
+    graph.fault = lambda _, path: "lost before" if "/send" in path and task.cancel() else ""
+    await asyncio.gather(task, return_exceptions=True)
+    session.close()
+    assert (claim.requests[0].sent_us, claim.requests[0].lost_us) == (began_us, 0)
+    noted = (began_us, began_us + 300 * SECONDS_US)
+    assert await after(300) == (Deferred, noted, False), "the first that finds it notes it"
+    assert await after(119) == (Deferred, noted, False)
+    refused = error(429, "ApplicationThrottled")
+    assert await after(2, refused) == (Deferred, noted, True), "it is as it was before"
+    again = (clock.now_us, clock.now_us)
+    assert await after(0, "lost before") == (Deferred, again, True)
+    assert await after(119) == (Deferred, again, False)
+    assert (await after(2))[0] is Relayed
 
 
 @each_row(
@@ -379,40 +383,34 @@ async def test_with_an_order_it_is_only_asked(prior, seconds, expected, drafts) 
         assert len(graph.sent) == made
 
 
-async def test_a_draft_in_the_mailbox_of_another_login_is_left_there() -> None:
-    clock = ManualClock()
-    async with FakeGraph(clock.queue_us) as graph:
-        claim = Spooled(clock, 1)
-        await attempt(graph, claim, faulty("/send", error(429, "")))
-        claim.requests = (replace(claim.requests[0], mailbox="former@a.test"),)
-        (outcome,), asked = await attempt(graph, claim)
-        assert isinstance(outcome, Relayed)
-        assert asked == ["POST messages", "POST send"]
+async def test_a_draft_in_the_mailbox_of_another_login_is_left_there(graph, clock) -> None:
+    claim = Spooled(clock, 1)
+    await attempt(graph, claim, faulty("/send", error(429, "")))
+    claim.requests = (replace(claim.requests[0], mailbox="former@a.test"),)
+    (outcome,), asked = await attempt(graph, claim)
+    assert isinstance(outcome, Relayed)
+    assert asked == ["POST messages", "POST send"]
 
 
-async def test_an_older_release_did_not_say_when_the_draft_was_made() -> None:
-    clock = ManualClock()
-    async with FakeGraph(clock.queue_us) as graph:
-        claim = Spooled(clock, 1)
-        claim.requests = (CloudRequest(LOGIN.user, OTHERS_ID, (0,), 1, draft="gone", sent_us=1),)
+async def test_an_older_release_did_not_say_when_the_draft_was_made(graph, clock) -> None:
+    claim = Spooled(clock, 1)
+    claim.requests = (CloudRequest(LOGIN.user, OTHERS_ID, (0,), 1, draft="gone", sent_us=1),)
+    (outcome,), _ = await attempt(graph, claim)
+    assert "so it was sent" in outcome.evidence.reply
+    assert not graph.sent
+
+
+async def test_what_is_seen_nowhere_is_looked_for_then_made_again(graph, clock) -> None:
+    claim = Spooled(clock, 1)
+    await attempt(graph, claim, lambda _, path: "lost before" if "/send" in path else "")
+    graph.items = {**graph.others}  # a person has removed the draft for good
+    kinds = []
+    for _ in range(3):
         (outcome,), _ = await attempt(graph, claim)
-        assert "so it was sent" in outcome.evidence.reply
-        assert not graph.sent
-
-
-async def test_what_is_seen_nowhere_is_looked_for_then_made_again() -> None:
-    clock = ManualClock()
-    async with FakeGraph(clock.queue_us) as graph:
-        claim = Spooled(clock, 1)
-        await attempt(graph, claim, lambda _, path: "lost before" if "/send" in path else "")
-        graph.items = {**graph.others}  # a person has removed the draft for good
-        kinds = []
-        for _ in range(3):
-            (outcome,), _ = await attempt(graph, claim)
-            kinds.append((type(outcome), getattr(outcome, "unanswered", None)))
-            clock.now_us += 600 * SECONDS_US
-        assert kinds == [(Deferred, None), (Indeterminate, True), (Relayed, None)]
-        assert len(graph.sent) == 1
+        kinds.append((type(outcome), getattr(outcome, "unanswered", None)))
+        clock.now_us += 600 * SECONDS_US
+    assert kinds == [(Deferred, None), (Indeterminate, True), (Relayed, None)]
+    assert len(graph.sent) == 1
 
 
 @each_row(
@@ -439,29 +437,25 @@ async def test_one_request_and_its_outcome(options, content, fault, expected) ->
 
 
 @pytest.mark.parametrize("fault", [error(429, ""), error(401, "")])
-async def test_a_request_without_effect_leaves_its_message_id_free(fault) -> None:
-    clock = ManualClock()
-    async with FakeGraph(clock.queue_us) as graph:
-        claim = Spooled(clock, 1)
-        (outcome,), _ = await attempt(graph, claim, lambda *_: fault)
-        assert (type(outcome), claim.requests) == (Deferred, ())
-        await attempt(graph, claim, lambda *_: "")
-        assert [item.message_id for item in graph.sent] == ["<o'1@a.test>"]
+async def test_a_request_without_effect_leaves_its_message_id_free(graph, clock, fault) -> None:
+    claim = Spooled(clock, 1)
+    (outcome,), _ = await attempt(graph, claim, lambda *_: fault)
+    assert (type(outcome), claim.requests) == (Deferred, ())
+    await attempt(graph, claim, lambda *_: "")
+    assert [item.message_id for item in graph.sent] == ["<o'1@a.test>"]
 
 
-async def test_a_refused_token_and_a_closed_connection_are_replaced() -> None:
-    clock = ManualClock()
-    async with FakeGraph(clock.queue_us) as graph:
-        session = await opened(graph)
-        graph.token = "token2"
-        assert isinstance((await Spooled(clock, 1).attempt(session))[0], Relayed)
-        assert session.is_open
-        graph.hang_up()
-        async with asyncio.timeout(5):
-            while session.is_open:
-                await asyncio.sleep(0)
-        assert isinstance((await Spooled(clock, 1).attempt(session))[0], Relayed)
-        session.close()
+async def test_a_refused_token_and_a_closed_connection_are_replaced(graph, clock) -> None:
+    session = await opened(graph)
+    graph.token = "token2"
+    assert isinstance((await Spooled(clock, 1).attempt(session))[0], Relayed)
+    assert session.is_open
+    graph.hang_up()
+    async with asyncio.timeout(5):
+        while session.is_open:
+            await asyncio.sleep(0)
+    assert isinstance((await Spooled(clock, 1).attempt(session))[0], Relayed)
+    session.close()
 
 
 async def test_the_words_of_the_host_stay_where_no_further_token_is_to_be_had() -> None:
