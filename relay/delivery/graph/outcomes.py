@@ -84,8 +84,8 @@ def is_refused(answer: HttpResponse) -> bool:
 
 
 def is_missing(answer: HttpResponse) -> bool:
-    """Return whether there is no such message, in a mailbox that is there."""
-    return answer.status == 404 and _row_of(answer) is _OTHER
+    """Return whether Graph says that there is no such message, in a mailbox that is there."""
+    return answer.status == 404 and bool(_error_of(answer).code) and _row_of(answer) is _OTHER
 
 
 def reply_of(answer: HttpResponse) -> str:

@@ -26,7 +26,7 @@ from relay.transport.routing.routes import Credentials, HopOptions
 from relay.transport.routing.usable_hosts import with_tls
 from relay.transport.signing.signer import Signer
 from tests.support.dkim import DkimKeys
-from tests.support.fake_graph import OTHERS_ID, FakeGraph, error
+from tests.support.fake_graph import OTHERS_ID, FakeGraph, Item, error
 from tests.support.journeys import states
 from tests.support.manual_clock import ManualClock
 from tests.support.receiver import Receiver
@@ -330,6 +330,21 @@ async def test_what_another_sent_is_not_taken_for_ours(end, fault, is_dated) -> 
             assert isinstance(outcome, Relayed)
         assert [item.recipients for item in graph.sent] == [["r0@x.test"]]
         leaves_no_trace(graph, claim)
+
+
+async def test_a_404_of_a_gateway_does_not_say_that_the_draft_is_gone(graph, clock) -> None:
+    claim = Spooled(clock, 1)
+    await attempt(graph, claim, faulty("/send", "lost before"))
+    clock.now_us += 150 * SECONDS_US
+    mime = b"Message-ID: " + claim.requests[0].message_id.encode() + b"\r\n\r\n"
+    kept = Item(mime, "sentitems", created_us=clock.now_us, is_draft=False)  # by IMAP
+    graph.items["kept"] = kept
+    page = (404, b"<html>", {})
+    (outcome,), _ = await attempt(graph, claim, lambda _, path: page if "/id" in path else "")
+    assert isinstance(outcome, Deferred)
+    (outcome,), _ = await attempt(graph, claim)
+    assert isinstance(outcome, Relayed)
+    assert len(graph.sent) == 1
 
 
 async def test_each_send_has_a_wait_of_its_own_from_the_loss_of_its_answer(graph, clock) -> None:
