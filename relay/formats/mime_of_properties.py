@@ -114,7 +114,7 @@ def _tree(stored: Octets, block: PrivateBlock, *, length: int, text: bytes) -> _
         return leaf(coded.fields(subtype), coded.content)
 
     def file_part(part: StoredPart, *, inline: bool) -> MIMEPart:
-        fields = attachment_fields(replace(part, inline=inline))
+        fields = attachment_fields(replace(part, inline=inline and part.inline))
         return leaf(fields, stored.part(length + part.offset, part.length))
 
     if body_type == "html":
@@ -127,7 +127,8 @@ def _tree(stored: Octets, block: PrivateBlock, *, length: int, text: bytes) -> _
     else:
         root = text_part("plain", text)
     if files:
-        parts = [file_part(file, inline=False) for file in files]
+        # a name that is the Content-ID is none to save the file by
+        parts = [file_part(file, inline=file.name == _identity(file)) for file in files]
         root = _multipart("mixed", [root, *parts], f"{boundary}_mixed")
         if any(file.eight_bit for file in files):
             root.set_raw("Content-Transfer-Encoding", "8bit")  # RFC 2045 6.4

@@ -6,6 +6,7 @@ from email.message import EmailMessage, Message
 from email.policy import SMTP
 
 import pytest
+from msgspec.json import encode
 
 from tests.support import relay_starts
 from tests.support.relay_process import RelayProcess, until
@@ -24,6 +25,7 @@ OF_THE_CONTENT = {
     "header-pattern": "header = { name = 'X-Kind', pattern = '^ask.*again$' }",
     "header-over": "header = { name = 'X-Score', over = 5 }",
     "attachment-name": "attachment_name = '*.txt'",
+    "program": "attachment_name = ['*.com', '*.txt']",
     "attachment-type": "attachment = { name = '*.txt', type = 'executable' }",
     "body-words": "body = { words = 'please pay' }",
     "body-matches": "body = { matches = '*account ?12*' }",
@@ -40,6 +42,7 @@ OF_THE_WAY = {
 }
 BY_SMTP = {"client", "no-login", "from-smtp"}
 EXPECTED = {"smtp": BY_SMTP, "graph": {"login", "from-graph"}, "sendmail": BY_SMTP}
+PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(9)).decode()
 GROUPS = {"staff": ALICE, "everybody": "# all of us\nexample.test\n"}
 
 
@@ -99,6 +102,32 @@ def send(relay: RelayProcess, way: str, letter: EmailMessage) -> None:
             timeout_s=30,
         )
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["text", "html"])
+def test_a_subject_and_a_content_id_are_no_programs_by_graph(relay, kind):
+    picture = {"name": "logo@shop.com", "contentType": "image/png", "contentBytes": PNG}
+    item = {"item": {"subject": "x"}, "@odata.type": "#microsoft.graph.itemAttachment"}
+    inline = {**picture, "isInline": True, "contentId": "logo@shop.com"}
+    files = {
+        "item": {**item, "name": "shop.com"},
+        "inline": inline,
+        "attached": {**inline, "isInline": False},
+        "no id": {**inline, "contentId": None},
+        "no picture": {**inline, "contentBytes": "aGk="},
+    }
+    for subject, file in files.items():
+        message = {
+            "subject": f"{kind} {subject}",
+            "body": {"contentType": kind, "content": "a"},
+            "toRecipients": [{"emailAddress": {"address": TO[0]}}],
+            "attachments": [{"@odata.type": "#microsoft.graph.fileAttachment", **file}],
+        }
+        json = {"Authorization": "Bearer alice", "Content-Type": "application/json"}
+        sent = encode({"message": message})
+        assert relay.request("POST", "/v1.0/me/sendMail", sent, json).status == 202
+    programs = {name for name in files if "program" in matched(relay, f"{kind} {name}")}
+    assert programs == files.keys() - {"item", "inline"}
 
 
 def matched(relay: RelayProcess, subject: str) -> set[str]:

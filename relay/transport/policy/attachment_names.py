@@ -45,7 +45,7 @@ _separators = re.compile(r"[/\\]")
 
 
 def names_in(value: bytes) -> tuple[list[str], bool]:
-    """Return all names in the unfolded value of Content-Type or Content-Disposition, normalised;
+    """Return all names in the unfolded value of Content-Type or Content-Disposition, as they are;
     and whether all programs read the same names.
     """
     if b"name" not in value.lower() and b"=?" not in value:
@@ -61,7 +61,7 @@ def names_in(value: bytes) -> tuple[list[str], bool]:
     if not is_plain:
         names += filter(None, _decoded(_others(text)))
     names += [_ENDING.split(name, 1)[0] for name in names if _ENDING.search(name)]
-    return list(dict.fromkeys(map(normalised, names))), is_plain
+    return names, is_plain
 
 
 def boundaries_in(field: bytes) -> list[bytes]:

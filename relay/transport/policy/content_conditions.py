@@ -20,6 +20,8 @@ from enum import StrEnum
 from itertools import chain
 from typing import Any, Self
 
+from msgspec.structs import replace
+
 from relay.base.message.header import Header
 from relay.formats.content_fields import ContentField, content_field
 from relay.formats.file_types import ARCHIVES, EXECUTABLES
@@ -28,7 +30,7 @@ from relay.transport.policy.archives import ArchiveContents
 from relay.transport.policy.body_text import in_words
 from relay.transport.policy.folding import folded
 from relay.transport.policy.globs import GLOB_CHARACTERS_MAX, FieldGlobs, Globs, Groups, some_texts
-from relay.transport.policy.message_parts import AttachedFile, may_have_attachments
+from relay.transport.policy.message_parts import AttachedFile, may_have_attachments, names_of
 from relay.transport.policy.message_view import (
     FIELDS_MAX,
     BaseCondition,
@@ -82,12 +84,12 @@ class AttachmentNameCondition(AttachedCondition, frozen=True):
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
-        return self.globs.match_any(view.attachment_names)
+        return any(_matching(self.globs, view.attachment_names))
 
     def value_in(self, view: MessageView) -> str:
         """Return the first name that matches, else all names."""
         names = view.attachment_names
-        return self.globs.first_match(names) or ", ".join(names)
+        return next(_matching(self.globs, names), "") or ", ".join([name for name, _ in names])
 
 
 class AttachmentCondition(AttachedCondition, frozen=True):
@@ -168,7 +170,7 @@ class AttachmentCondition(AttachedCondition, frozen=True):
             ):
                 continue
             types = archive.types if self.unreadable else attachment.types
-            if self._fits(AttachedFile(attachment.names, types)):
+            if self._fits(replace(attachment, types=types)):
                 yield _with_contents(attachment, archive)
             for entry in filter(self._fits, archive.entries if self.inside else ()):
                 yield f"{_shown(attachment)}: {_shown(entry)}"
@@ -176,12 +178,19 @@ class AttachmentCondition(AttachedCondition, frozen=True):
     def _may_match(self, view: MessageView) -> bool:
         if self.inside or self.names is None:
             return any(file.is_attachment for file in view.files)
-        return self.names.match_any(view.attachment_names)
+        return any(_matching(self.names, view.attachment_names))
 
     def _fits(self, attachment: AttachedFile) -> bool:
-        return (self.names is None or self.names.match_any(attachment.names)) and (
+        return (self.names is None or any(_matching(self.names, names_of(attachment)))) and (
             self.types is None or self.types.match_any(attachment.types)
         )
+
+
+def _matching(globs: Globs, names: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Yield the names that match: a glob that is no whole name has to fit the ending, too."""
+    for name, compared in names:
+        if globs.match(name) and (name in globs.whole or name == compared or globs.match(compared)):
+            yield name
 
 
 def is_slow(view: MessageView) -> bool:

@@ -93,10 +93,6 @@ class Globs(Struct, frozen=True):
         """Return whether any glob matches any of `values`."""
         return any(map(self.match, values))
 
-    def first_match(self, values: Sequence[str]) -> str:
-        """Return the first of `values` that matches, "" if none does."""
-        return next(filter(self.match, values), "")
-
 
 # The address groups by their names: what `group:NAME` stands for.
 Groups = Mapping[str, Globs]

@@ -9,6 +9,9 @@ uuencoded files in a text. relay.formats.structure reads the message, in linear 
 Raises TooManyPartsError for a message with too many parts, so that no part can be hidden among a
 thousand others; OSError (UnreadableError) for a large body that cannot be read.
 
+A name that ends in .com need not be that of a file: it may be the subject of a forwarded message,
+or the Content-ID of a picture in the text. AttachedFile.compared has another ending for these.
+
 attachments() also finds the types of attachments. Only as many octets of a part are decoded as its
 type needs. Base64 is decoded as lenient programs do: other octets are ignored, and so is padding
 before the end. relay/formats/file_types.py has the types.
@@ -17,7 +20,7 @@ RFC 2045 5 and 6, RFC 2046 5.1, RFC 2183 2.3, RFC 2231, RFC 2047.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from email.message import Message
 from functools import cache, lru_cache
 from itertools import chain, islice, pairwise, product
@@ -65,6 +68,18 @@ _BODIES = ("text/plain", "text/html")
 _CODED = ("base64", "quoted-printable")
 _UUENCODED = "uuencode"
 _MESSAGE = re.compile(r"message/(?!delivery-status\Z)")  # delivery-status has several headers
+# The types whose names need be no file names, if all programs read them in the same way.
+_NAMED_OTHERWISE = re.compile(
+    rb"(?:message/(?:rfc822|global)|image/(?:png|jpeg|gif|webp))[ \t]*+(?:;|\Z)", re.IGNORECASE
+)
+_PROGRAM = ".com"  # the only file extension that is the end of a domain, too
+# A header to its end, without a line that is no field; MZ begins a program.
+_WHOLE_HEADER = re.compile(
+    rb"(?!MZ)(?>[!-9;-~]++[ \t]*+:[^\r\n\0]*+"
+    rb"(?>(?>\r\n|[\r\n])[ \t][^\r\n\0]*+)*+(?>\r\n|[\r\n]))++(?=[\r\n]|\Z)"
+)
+_OF_A_MESSAGE = re.compile(rb"^(?:from|date)[ \t]*+:", re.IGNORECASE | re.MULTILINE)
+_HEADER_READ_OCTETS = 64 * 1024  # of an attached message
 _MORE_IN_TYPE = re.compile(rb"(?!text/|multipart/)|.*(?:name|=\?|\()", re.IGNORECASE | re.DOTALL)
 # A "content-" that begins no field, or the field of a text without a name.
 _NO_FILE = re.compile(
@@ -98,6 +113,7 @@ class MessagePart(Struct, frozen=True):
     is_leaf: bool  # it contains no other entity
     is_forwarded: bool  # it is in an attached message
     source: Octets | None = None  # where the positions count, if not in the message
+    compared: tuple[str, ...] = ()  # `names` as AttachedFile.compared
 
     def body(self, content: Octets) -> Octets:
         """Return its body, as it is stored in the content or in an encoded part of it."""
@@ -125,14 +141,18 @@ class MessagePart(Struct, frozen=True):
 
 
 def message_parts(
-    content: ParsedContent, between_parts: Callable[[], None] = lambda: None
+    content: ParsedContent,
+    between_parts: Callable[[], None] = lambda: None,
+    *,
+    by_graph: bool = False,
 ) -> tuple[MessagePart, ...]:
     """Return all parts of all readings, in the order of the message for each reading.
 
-    `between_parts` is called between blocks, parts and readings: what it raises ends the call.
+    `between_parts` is called between blocks, parts and readings: what it raises ends the call. An
+    item in a message by Graph is a message without From and Date, too.
     Raises TooManyPartsError; OSError for a large body that cannot be read.
     """
-    reader = _PartReader(content, between_parts)
+    reader = _PartReader(content, between_parts, by_graph=by_graph)
     first_parts, is_ambiguous = reader.read(_READINGS[0])
     parts = dict.fromkeys(first_parts)
     for reading in _READINGS[1:] if is_ambiguous else ():
@@ -173,10 +193,11 @@ class _PartHeader(Struct, frozen=True):
     is_ambiguous: bool  # another reading may find other parts
     has_several: bool  # a content field is there twice, or programs read names in several ways
     size: int  # of the content fields, in octets
-    disposition: str
-    names: tuple[str, ...]
+    disposition: str  # of the first field, "" if there is none
+    names: tuple[str, ...]  # normalised, each once
+    no_files: frozenset[str]  # of the names, those that are no file names if the body fits
     encodings: tuple[str, ...]  # without the first
-    boundaries: tuple[bytes, ...]
+    boundaries: tuple[bytes, ...]  # first the usual one, which may be b""
 
 
 def _as_read(header: bytes) -> bytes:
@@ -194,7 +215,7 @@ def _parsed(octets: bytes) -> tuple[Header, "Message[str, str]"]:
 
 def _part_header(header: Header) -> _PartHeader:
     after = {previous[0]: line for previous, (name, line) in pairwise(header.fields) if not name}
-    names: list[str] = []
+    forms: dict[str, set[str]] = {}  # of each name, those that are in the fields
     is_plain = True
     for field in _FIELDS:
         values = header.values(field)
@@ -206,11 +227,13 @@ def _part_header(header: Header) -> _PartHeader:
                     f"a field of more than {FIELD_OCTETS_MAX} octets or {PARAMETERS_MAX} parameters"
                 )
             field_names, is_alike = names_in(value)
-            names += field_names
+            for name in field_names:
+                forms.setdefault(normalised(name), set()).add(name)
             is_plain &= is_alike
     for value in header.values("Content-Location"):
         if b":" not in value:  # no URL, whose host may look like a file name
-            names.append(normalised(value.decode("utf-8", "replace")))
+            location = value.decode("utf-8", "replace")
+            forms.setdefault(normalised(location), set()).add(location)
     types = header.values("Content-Type")
     sizes = [(name, len(octets)) for name, octets in header.fields if name.startswith(b"content-")]
     return _PartHeader(
@@ -218,7 +241,8 @@ def _part_header(header: Header) -> _PartHeader:
         has_several=len(dict(sizes)) < len(sizes) or not is_plain,
         size=sum([size for _, size in sizes]),
         disposition=_first_word(header.first("Content-Disposition") or b""),
-        names=tuple(dict.fromkeys(names)),
+        names=tuple(forms),
+        no_files=frozenset(_no_files(header, forms)),
         encodings=tuple(
             _first_word(encoding) for encoding in header.values("Content-Transfer-Encoding")[1:]
         ),
@@ -230,6 +254,22 @@ def _part_header(header: Header) -> _PartHeader:
             )
         ),
     )
+
+
+def _no_files(header: Header, forms: Mapping[str, set[str]]) -> Iterator[str]:
+    """Yield the names that are a subject, or the only Content-ID, by the header."""
+    names = [name for name in forms if name.endswith(_PROGRAM)]
+    types = header.values("Content-Type") if names and "" not in header else []
+    if len(types) != 1 or not _NAMED_OTHERWISE.match(types[0]):
+        return
+    if types[0][:1].lower() == b"m":
+        encodings = map(_first_word, header.values("Content-Transfer-Encoding"))
+        yield from names if IDENTITY.issuperset(encodings) else ()
+        return
+    ids, dispositions = header.values("Content-ID"), header.values("Content-Disposition")
+    if len(ids) == 1 and [*map(_first_word, dispositions)] in ([], ["inline"]):
+        identity = ids[0].removeprefix(b"<").removesuffix(b">").decode("utf-8", "surrogateescape")
+        yield from [name for name in names if "@" in name and forms[name] == {identity}]
 
 
 class _Inside(Struct, frozen=True):
@@ -244,8 +284,11 @@ class _Inside(Struct, frozen=True):
 class _PartReader:
     """Reads a message in several ways, but each header only once."""
 
-    def __init__(self, content: ParsedContent, between_parts: Callable[[], None]) -> None:
+    def __init__(
+        self, content: ParsedContent, between_parts: Callable[[], None], *, by_graph: bool
+    ) -> None:
         self._content = content.joined()
+        self._by_graph = by_graph
         self._between_parts = between_parts
         parsed = cache(_parsed)
         self._fields_of = lambda octets: parsed(octets)[1]
@@ -279,6 +322,8 @@ class _PartReader:
                         " read in several ways"
                     )
                 part = _part(entity, header, inside)
+                if header.no_files and self._fits(part):
+                    part = replace(part, compared=_compared(part, header.no_files))
                 parts.append(part)
                 waiting += self._insides(entity, part, inside)
                 if len(parts) > 2 * ENTITIES_MAX or len(waiting) > ENTITIES_MAX:
@@ -321,6 +366,16 @@ class _PartReader:
                     body = MemoryOctets(_NO_BOUNDARY.sub(_ANY_BOUNDARY, body.read(0, body.size)))
                 source = join_octets([_header(entity, boundary or _ANY_BOUNDARY[2:]), body])
                 yield _Inside(source, part.is_forwarded, over.encodings + 1, is_multipart=True)
+
+    def _fits(self, part: MessagePart) -> bool:
+        """Return whether the body is the message, or the picture, that the header says."""
+        if part.content_type.startswith("message/"):
+            header = _WHOLE_HEADER.match(part.body(self._octets).read(0, _HEADER_READ_OCTETS))
+            return bool(header and (self._by_graph or _OF_A_MESSAGE.search(header[0])))
+        read = [
+            decoded_blocks(*coded, octets=_BLOCK_OCTETS) for coded in decodings(self._octets, part)
+        ]
+        return bool(read) and all(part.content_type in file_types(blocks) for blocks in read)
 
     def _again(self, part: MessagePart, encoding: str) -> Octets:
         """Return a body to be read again, decoded. Raises TooManyPartsError."""
@@ -366,6 +421,7 @@ def _files_in_text(octets: Octets, part: MessagePart, encoding: str) -> Iterator
             disposition="attachment",
             names=(normalised(name.decode("utf-8", "replace")),),
             source=source,
+            compared=(),
         )
 
 
@@ -393,6 +449,12 @@ def _part(entity: Entity, header: _PartHeader, inside: _Inside) -> MessagePart:
     )
 
 
+def _compared(part: MessagePart, no_files: frozenset[str]) -> tuple[str, ...]:
+    kind, _, subtype = part.content_type.partition("/")
+    ending = "eml" if kind == "message" else subtype
+    return tuple([f"{name}.{ending}" if name in no_files else name for name in part.names])
+
+
 @lru_cache(maxsize=64)
 def _known_encodings(name: str) -> Sequence[str]:
     """Return the encodings that programs may read in a name; "" is one that changes nothing."""
@@ -410,10 +472,19 @@ _BLOCK_OCTETS = 4096  # the first block has what most types need
 
 
 class AttachedFile(Struct, frozen=True):
-    """A file in a message: its normalised names, and its types in lower case."""
+    """A file in a message: its normalised names, and its types in lower case.
+
+    `compared` has for each name the one whose ending is compared; () if all are the names.
+    """
 
     names: tuple[str, ...]
     types: tuple[str, ...]
+    compared: tuple[str, ...] = ()
+
+
+def names_of(file: AttachedFile | MessagePart) -> Iterator[tuple[str, str]]:
+    """Return each name with the one whose ending is compared."""
+    return zip(file.names, file.compared or file.names, strict=True)
 
 
 def attachments(
@@ -438,7 +509,7 @@ def _attachment(octets: Octets, part: MessagePart) -> AttachedFile:
     types = [declared, OTHER_NAMES.get(declared, declared)]
     for body, coding in decodings(octets, part):
         types += file_types(decoded_blocks(body, coding, octets=_BLOCK_OCTETS))
-    return AttachedFile(part.names, tuple(dict.fromkeys(types)))
+    return AttachedFile(part.names, tuple(dict.fromkeys(types)), part.compared)
 
 
 def decodings(octets: Octets, part: MessagePart) -> Iterator[tuple[Octets, str | Coding]]:

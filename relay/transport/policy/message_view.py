@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from msgspec import Struct
 
 from relay.base.message.address import ascii_address, with_a_labels, with_u_labels
+from relay.base.message.envelope import Source
 from relay.base.message.header import ParsedContent
 from relay.base.message.verdict import ExaminedMessage
 from relay.base.socket_address import plain_ip
@@ -27,6 +28,7 @@ from relay.transport.policy.message_parts import (
     attachments,
     may_have_attachments,
     message_parts,
+    names_of,
     with_files_in_texts,
 )
 from relay.transport.policy.patterns import Pattern, PatternSet, PatternSets
@@ -137,7 +139,8 @@ class MessageView:
     @_Fact
     def parts(self) -> tuple[MessagePart, ...]:
         """All parts. Like the properties below, raises TooManyPartsError, OSError."""
-        return message_parts(self.content, self._between_parts)
+        by_graph = self.message.source is Source.GRAPH
+        return message_parts(self.content, self._between_parts, by_graph=by_graph)
 
     @_Fact
     def files(self) -> tuple[MessagePart, ...]:
@@ -147,9 +150,9 @@ class MessageView:
         return with_files_in_texts(self.content, self.parts, self._between_parts)
 
     @_Fact
-    def attachment_names(self) -> tuple[str, ...]:
-        """The normalised names of all attachments, each once."""
-        return tuple(dict.fromkeys(name for part in self.files for name in part.names))
+    def attachment_names(self) -> tuple[tuple[str, str], ...]:
+        """The normalised names of all attachments, each with the name whose ending is compared."""
+        return tuple(dict.fromkeys(chain.from_iterable(map(names_of, self.files))))
 
     @_Fact
     def attachments(self) -> tuple[AttachedFile, ...]:

@@ -215,7 +215,7 @@ def test_many_contents_of_tenants_do_not_take_all_memory(tmp_path, monkeypatch) 
 def test_a_tenant_may_take_half_of_the_time_that_is_left(book, monkeypatch) -> None:
     now_s, times = [0.0], [1, 0]
 
-    def parts(content, between_parts):
+    def parts(content, between_parts, **_):
         now_s[0] += 6
         between_parts()
         return message_parts(content, between_parts)
