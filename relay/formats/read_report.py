@@ -22,7 +22,7 @@ from relay.base.message.content import Octets
 from relay.base.message.conversation import message_ids, own_message_id
 from relay.base.message.envelope import decode_utf8_address
 from relay.base.message.header import Header, cleaned, header_section, with_crlf
-from relay.base.message.status import find_statuses, one_line
+from relay.base.message.status import find_statuses, one_line, split_reply
 from relay.formats.address_list import AddressBudget
 from relay.formats.encoded_words import decode_words
 from relay.formats.read_header import read_addresses, read_token
@@ -48,6 +48,7 @@ _REMOTE_STATUS_OCTETS_MAX = 1024 * 1024
 _REMOTE_RECIPIENTS_MAX = 1000
 _OTHER_ACTIONS = {"failure": "failed", "expired": "failed"}  # of programs that ignore RFC 3464
 _ACTIONS_OF_CLASSES = {"5": "failed", "4": "delayed", "2": "delivered"}
+_PERMANENT = 500  # the least of the codes 5yz
 _KINDS_OF_DISPOSITIONS = {"displayed": "read", "deleted": "notread"}
 _RECIPIENT_FIELDS = ("original-recipient", "final-recipient")
 _RETURNED = ("message/rfc822", "message/global")
@@ -72,20 +73,30 @@ _type = re.compile(r"\A[!-'*-:<-~]+ *; *")
 _word = re.compile(r"[^\s;,()]+")
 _in_brackets = re.compile(r"<([^<>]+)>")
 _blank_in_name = re.compile(rb"(?im)^(final|original) (?=recipient[ \t]*:)")
-# The line above a copy of the message: of Exim, qmail, others, and old Gmail.
+# The line above a copy of the message: of Exim, qmail, old Gmail, sendmail, and others.
 _copy_line = re.compile(
-    r"^-{2,} ?(?:(?:This is|Below this line is) a copy of (?:the|your) message\b.*"
-    r"|Original message(?: follows)?\.?[ -]*)\n(?:[ -]*\n|-{2,} .*\n)*",
+    r"^[ |]{0,4}-{2,} ?(?:(?:This is|Below this line is) a copy of (?:the|your) message\b.*"
+    r"|(?:(?:Original|Unsent) message(?: follows)?|Message header follows)[.:]?[ |-]*)\n"
+    r"(?:[ -]*\n|-{2,} .*\n)*",
     re.IGNORECASE | re.MULTILINE,
 )
+# Postfix folds its text: what a host said may be on the next line.
+_folded_text = re.compile(
+    r"\n[ \t]++(?=said:|refused to talk)|(?<=said:)[ \t]*+\n[ \t]*+(?=[45][0-5]\d\b)"
+)
 _text_address = re.compile(r"(?<![\w.+-])[\w.!#$%&'*/=?^`{|}~+-]{1,64}@[\w-]+(?:\.[\w-]+)*")
-# A code next to a status of its class, or what a host said; a telephone number is no code.
+# A code next to a status of its class, or what a host said; a telephone number is no code. Behind
+# the whole name of the host it may have a number behind it. The last form is that of qmail.
 _text_code = re.compile(
     r"(?<![\w.+-])([45])[0-5]\d[ :#(-]{1,3}(?=\1\.\d{1,3}\.\d{1,3}(?![\d.]))"
     r"|(?:(?:\b(?:host|server)|\]|[\w-]\.[\w-]\S{0,80}) said:|\bRemote host\b)[^\n\d]{0,80}\b"
-    r"([45])[0-5]\d(?![\w.]|[ -]\d)",
+    r"([45])[0-5]\d(?![\w.]|[ -]\d)"
+    r"|(?:\bRemote host|\bhost [\w-]++\.[\w.-]++(?: ?\[\S{1,80})?) (?:said|refused to talk to me):"
+    r"[^\n\d]{0,80}\b([45])[0-5]\d(?![\w.])"
+    r"|\(#([45])\.\d{1,3}\.\d{1,3}\)\s*+\Z",
     re.IGNORECASE,
 )
+_qmail_address = re.compile(r"<\S+>:\s*")  # above what qmail says of the address
 
 ReportFields = tuple[tuple[str, str], ...]
 
@@ -222,7 +233,8 @@ def _report_in_text(
     message_id = _returned_message_id(content, structure)
     if copy and not message_id:
         message_id = _message_id_in(header_section(text[copy.end() :].encode()))
-    claims = {claim.final: claim for claim in _claims_in(text[: copy.start()] if copy else text)}
+    text = _folded_text.sub(" ", text[: copy.start()] if copy else text)
+    claims = {claim.final: claim for claim in _claims_in(text)}
     for address in failed:
         claim = claims.get(address) or RemoteClaim("", address, "failure")
         claims[address] = replace(claim, kind="failure")
@@ -240,12 +252,14 @@ def _claims_in(text: str) -> Iterator[RemoteClaim]:
         code = _text_code.search(line)
         if not code or line.startswith(">"):  # a quotation
             continue
-        start = code.start(1) if code[1] else code.start(2)
-        reply = one_line(line[start:])[:_VALUE_CHARACTERS_MAX]
-        kind = "failure" if reply[0] == "5" else "delayed"
+        is_qmail, form = bool(code[4]), code.lastindex or 0
+        reply = one_line(line if is_qmail else line[code.start(form) :])[:_VALUE_CHARACTERS_MAX]
+        kind = "failure" if code[form] == "5" else "delayed"
         above = range(number, max(number - _LINES_BETWEEN_MAX, 0) - 1, -1)
         below = range(number + 1, min(number + _LINES_BETWEEN_MAX + 1, len(lines)))
         nearest = next((place for place in chain(above, below) if addresses[place]), number)
+        if is_qmail and not _qmail_address.fullmatch(lines[nearest]):
+            continue
         for address in addresses[nearest]:
             status = next(iter(find_statuses(reply)), "")
             yield RemoteClaim("", address, kind, status, reply)
@@ -335,6 +349,9 @@ def _claim(fields: ReportFields) -> RemoteClaim | None:
     action = _action(fields)
     if action not in _ACTIONS:
         action = _ACTIONS_OF_CLASSES.get(status[:1], "")
+        has_no_other = not (_value(fields, "action") or _value(fields, "status"))
+        if has_no_other and split_reply(reply).code >= _PERMANENT:
+            action = "failed"
     if not action or not (original or final):
         return None
     kind = "failure" if action == "failed" else action

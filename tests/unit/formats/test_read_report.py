@@ -169,6 +169,9 @@ def test_a_report_from_outside_names_the_original_and_the_recipient(content: byt
         Final-Recipient: b@y.test / Action: failure / Status: 553 Exceeded maximum size | - ; b@y.test ; failure ;  ; 553 Exceeded maximum size
         Final-Recipient: b@y.test / Action: Expired / Status: | - ; b@y.test ; failure
         Action: failed / Status: 5.1.1 | none
+        Final-Recipient: b@y.test / Diagnostic-Code: smtp; 552 full | - ; b@y.test ; failure ;  ; 552 full
+        Final-Recipient: b@y.test / Diagnostic-Code: smtp; 452 full | none
+        Final-Recipient: b@y.test / Action: whatever / Diagnostic-Code: smtp; 552 full | none
         Final-Recipient: b@y.test / Action: failed / Status: 4.4.7 / Diagnostic-Code: smtp; 452 4.2.2 full | - ; b@y.test ; failure ; 4.2.2 ; 452 4.2.2 full
         Final-Recipient: b@y.test / Action: failed / Status: 5.4.7 / Diagnostic-Code: x-relay; time expired; last: 452 4.2.2 full | - ; b@y.test ; failure ; 5.4.7 ; time expired; last: 452 4.2.2 full
         Final-Recipient: b@y.test / Action: failed / Status: 5.0.0 / Diagnostic-Code: X-Postfix; host mx said: 554 5.7.1 spam | - ; b@y.test ; failure ; 5.7.1 ; host mx said: 554 5.7.1 spam
@@ -260,6 +263,14 @@ def text_report(text: str, kind: str) -> bytes:
         Subject: x /  / b@y.test / Remote host said: 550 no / --- Below this line is a copy of the message. /  / Message-ID: <m@x> | text | failure ;  ; 550 no
         Subject: x /  / b@y.test /  / 550 5.1.1 no / --- Original message follows. /  / Message-ID: <m@x> | text | failure ; 5.1.1 ; 550 5.1.1 no
         Subject: x /  / a@y.test: 250 ok / b@y.test: 550 5.1.1 no / ----- Original message ----- /  / Message-ID: <m@x> | text | failure ; 5.1.1 ; 550 5.1.1 no
+        Subject: x /  / <b@y.test> / 550 5.1.1 no /  / |--- Message header follows: ---| / Message-ID: <m@x> | text | failure ; 5.1.1 ; 550 5.1.1 no
+        Subject: x /  / 550 5.1.1 b@y.test /   --- Unsent message follows --- / Message-ID: <m@x> | text | failure ; 5.1.1 ; 550 5.1.1 b@y.test
+        <b@y.test>: / No mailbox by that name. (#5.1.1) | report | failure ; 5.1.1 ; No mailbox by that name. (#5.1.1)
+        <b@y.test>: host y.test[192.0.2.1] said: /     550 no | mixed | failure ;  ; 550 no
+        <b@y.test>: host y.test[192.0.2.1] /     said: 550 no | mixed | failure ;  ; 550 no
+        b@y.test: host y.test [192.0.2.1] said: 554 30 no | mixed | failure ;  ; 554 30 no
+        b@y.test: host y.test[192.0.2.1] refused to talk to me: 554 no | mixed | failure ;  ; 554 no
+        b@y.test: host y.test[192.0.2.1] /   refused to talk to me: 421 4 open | mixed | delayed ;  ; 421 4 open
         X-Original-Message-ID: <m@x> /  / b@y.test: 550 5.1.1 no | text | failure ; 5.1.1 ; 550 5.1.1 no
         """
     ),
@@ -292,6 +303,13 @@ AUTOMATIC_REPLIES = rows_of("""
     The server said: 550 123 b@y.test | returned
     The host said: 250 ok b@y.test | returned
     Remote host 550-123 b@y.test | returned
+    As Anna said: /   550 people came. b@y.test | returned
+    Our host said: / 550 123 b@y.test | returned
+    The host anna said: 550 123 b@y.test | returned
+    My boss refused to talk to me: 550 times, b@y.test | returned
+    b@y.test: / Ticket (#5.1.1) | returned
+    <b@y.test>: / Ticket (#5.1.1) is open | returned
+    <b@y.test>: I am away. (#5.1) | returned
     550 5.1.1 no such user | returned
     b@y.test / x / x / x / x / x / 550 5.1.1 | returned
     I am away. You wrote: / > b@y.test: 550 5.1.1 no such user | returned
