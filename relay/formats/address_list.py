@@ -107,8 +107,8 @@ def address_entries(
 ) -> Iterator[Entry]:
     """Yield the entries of an unfolded value; groups are flattened.
 
-    With `unqualified`, a local part without a domain is an address too. Entries beyond `budget` are
-    left out.
+    With `unqualified`, a local part without a domain is an address too. Entries beyond `budget`,
+    which is for what is shown, are left out; there `Name <local>` has the address "local".
     """
     text = budget.beginning(value) if budget else value
     text = text if '"' in text else _PASTED.sub("[", text)  # it may be quoted
@@ -135,10 +135,20 @@ def address_entries(
             several = _without_commas(tokens)
             is_plain = token.text != ":" and len(several) == 1
             for group in several:
+                if budget:
+                    _read_local_part(group)
                 if entry := _entry(group, pattern, is_plain=is_plain, in_group=is_grouped):
                     yield entry
         tokens = []
         in_group = token.text == ":" or (in_group and token.text == ",")
+
+
+def _read_local_part(tokens: list[_AddressToken]) -> None:
+    """Take a local part alone in the only angle brackets of an entry for its address."""
+    angles = [token for token in tokens if token.kind is _TokenKind.ANGLE]
+    if len(angles) == 1 and not any("@" in token.text for token in tokens):
+        local = angles[0].text[1:-1].strip()
+        angles[0].address = local if _UNQUALIFIED.fullmatch(local) else ""
 
 
 def _without_commas(tokens: list[_AddressToken]) -> list[list[_AddressToken]]:

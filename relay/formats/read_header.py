@@ -513,7 +513,7 @@ def repaired(text: str) -> str:
 
 def _address(address: str) -> str:
     local_part, at, domain = repaired(address).rpartition("@")
-    return f"{local_part}{at}{domain.lower()}"
+    return f"{local_part}{at}{domain.lower() if at else domain}"
 
 
 def first_person(people: Sequence[EmailAddress]) -> EmailAddress | None:

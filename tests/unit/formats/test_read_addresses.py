@@ -125,6 +125,15 @@ def test_an_address_list_is_read_as_mail_programs_do(value: str, shown: list[str
         ("a@, Dr. <bob@x.test>", "Dr.|bob@x.test"),
         ("=?utf-8?q?B=C3=B6b_=3Cbob=40x.test=3E?=", "Böb|bob@x.test"),
         ('"Bob <bob@x.test>"', "Bob <bob@x.test>|"),
+        ("=?utf-8?q?B=C3=B6b?= S <MAILER-DAEMON>", "Böb S|MAILER-DAEMON"),
+        ('"S, Bob" <"MAILER D">', 'S, Bob|"MAILER D"'),
+        ("<root>", "|root"),
+        ("S, Bob <root>", "S, Bob|root"),
+        ('"Bob <root>"', "Bob <root>|"),
+        ("Bob <a b>", "Bob <a b>|"),
+        ("Bob <al> <bob>", "Bob <al> <bob>|"),
+        ("Bob <al> <bob@x.test>", "Bob <al>|bob@x.test"),
+        ("root <> bob@x.test", "root|bob@x.test"),
     ],
 )
 def test_the_author_that_is_shown_may_send_only_as_before(tmp_path: Path, value: str, author: str):
