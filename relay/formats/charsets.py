@@ -2,7 +2,8 @@
 
 Labels and decoders are those of the WHATWG Encoding standard: gb2312 is read as gb18030, iso-8859-1
 as windows-1252, and Shift_JIS, EUC-JP and ISO-2022-JP include the rows of NEC and IBM. Labels that
-the standard does not have (ibm850, iso-2022-kr, utf-7) are read with Python's encodings. Octets of
+the standard does not have, or reads as its "replacement", have the meaning that iconv gives them
+(ibm850, ms-ee, iso-2022-kr), if Python has the encoding; HTML is never read as UTF-7. Octets of
 eight bits labelled US-ASCII count as unlabelled. Nothing raises; time is linear in the octets.
 WHATWG Encoding 4.2 (labels), 6 (byte order mark); HTML 13.2.3.2 (<meta> in the first 1,024 octets).
 """
@@ -17,62 +18,99 @@ from functools import cache
 from relay.formats.html_tokens import split_html, tag_attributes
 
 _ASCII = "ascii"
-# Python's codecs, each with its labels. Labels with a regular form are not listed.
+# Python's codecs, each with its labels: those of the standard, then those of iconv. Labels with a
+# regular form are not listed: a part of ISO 8859 is here as iso8859_2, a code page as cp437.
 _TABLE = """
-utf-8 unicode-1-1-utf-8 unicode11utf8 unicode20utf8 utf-8 utf8 x-unicode20utf8
-utf_16_be unicodefffe utf-16be
-utf_16_le csunicode iso-10646-ucs-2 ucs-2 unicode unicodefeff utf-16 utf-16le
-utf_32_le utf-32
-ascii ansi_x3.4-1968 ascii us-ascii
-cp1252 cp819 csisolatin1 ibm819 iso-8859-1 iso-ir-100 iso8859-1 iso88591 iso_8859-1 iso_8859-1:1987
-cp1252 l1 latin1 latin-1
-cp1254 csisolatin5 iso-8859-9 iso-ir-148 iso8859-9 iso88599 iso_8859-9 iso_8859-9:1989 l5 latin5
-cp866 866 cp866 csibm866 ibm866
-cp874 cp874 dos-874 iso-8859-11 iso8859-11 iso885911 tis-620 windows-874
-koi8_r cskoi8r koi koi8 koi8-r koi8_r
-koi8_u koi8-ru koi8-u
+utf-8 unicode-1-1-utf-8 unicode11utf8 unicode20utf8 utf-8 utf8 x-unicode20utf8 utf-8-mac utf8-mac
+utf_16_be unicodefffe utf-16be utf16be ucs-2be unicodebig unicode-1-1 csunicode11
+utf_16_le csunicode iso-10646-ucs-2 ucs-2 unicode unicodefeff utf-16 utf-16le utf16le ucs-2le
+utf_16_le unicodelittle ucs2 utf16
+utf_32_be ucs-4 ucs4 ucs-4be csucs4 iso-10646-ucs-4 utf32be
+utf_32_le utf-32 utf32 utf32le ucs-4le
+utf_7 csunicode11utf7
+ascii ansi_x3.4-1968 ascii us-ascii ansi_x3.4 cp367
+cp1252 csisolatin1 iso-ir-100 l1 latin1 latin-1 iso8859_1 cp819 ms-ansi os2latin1 cp1004
+cp1254 csisolatin5 iso-ir-148 l5 latin5 iso8859_9 ms-turk ecma-128 ts-5881 cp920
+cp874 tis-620 iso8859_11 tis620-0 tis620.2529-1 tis620.2533 tis620.2533-0 tis620.2533-1 tactis
+cp874 cp1162 hp-thai8 hpthai8 thai8
+cp1250 ms-ee
+cp1251 ms-cyrl ansi-1251 cp5347
+cp1253 ms-greek
+cp1255 ms-hebr
+cp1256 ms-arab cp9448
+cp1257 winbaltrim
+koi8_r cskoi8r koi koi8 koi8-r koi8_r koi8r
+koi8_u koi8-ru koi8-u koi8u
+koi8_t koi8-t
+kz1048 cskz1048
+hp_roman8 cshproman8 hproman8 osf10010001
 mac_roman csmacintosh mac macintosh x-mac-roman
-mac_latin2 x-mac-ce
-mac_cyrillic x-mac-cyrillic x-mac-ukrainian
-gb18030 chinese csgb2312 csiso58gb231280 gb2312 gb_2312 gb_2312-80 gbk iso-ir-58 x-gbk gb18030
-gb18030 cp936
-big5hkscs big5 big5-hkscs cn-big5 csbig5 x-x-big5 cp950
-euc_jp cseucpkdfmtjapanese euc-jp x-euc-jp
-iso2022_jp_ext csiso2022jp iso-2022-jp iso-2022-jp-1 iso-2022-jp-ms
-cp932 csshiftjis ms932 ms_kanji shift-jis shift_jis sjis windows-31j x-sjis cp932
+mac_latin2 x-mac-ce cp1282
+mac_cyrillic x-mac-cyrillic x-mac-ukrainian mac-cyrillic mac-uk macuk macukraine macukrainian
+mac_cyrillic ms-mac-cyrillic msmaccyrillic cp10007
+mac_croatian maccroatian
+mac_romanian macromania
+mac_arabic macarabic
+mac_farsi macfarsi
+cp037 cp282 cp1070
+cp500 500v1 cp1084
+cp858 cspc858multilingual
+cp875 ebcdic-greek
+cp932 csshiftjis ms_kanji shift-jis shift_jis sjis windows-31j x-sjis cswindows31j sjis-open
+cp932 sjis-win pck cp943
 cp949 cseuckr csksc56011987 euc-kr iso-ir-149 korean ks_c_5601-1987 ks_c_5601-1989 ksc5601 ksc_5601
-cp949 windows-949 cp949
-iso8859_2 csisolatin2 iso-ir-101 iso_8859-2:1987 l2 latin2
-iso8859_3 csisolatin3 iso-ir-109 iso_8859-3:1988 l3 latin3
-iso8859_4 csisolatin4 iso-ir-110 iso_8859-4:1988 l4 latin4
-iso8859_5 csisolatincyrillic cyrillic iso-ir-144 iso_8859-5:1988
+cp949 ibm-euckr deckorean 5601
+cp1125 cp848
+cp1140 ebcdic-us-37+euro
+gb18030 chinese csgb2312 csiso58gb231280 gb2312 gb_2312 gb_2312-80 gbk iso-ir-58 x-gbk gb18030
+gb18030 cn-gb ibm-euccn hp15cn dechanzi cp936
+big5hkscs big5 big5-hkscs cn-big5 csbig5 x-x-big5 big-five bigfive big5-hkscs:1999 big5-hkscs:2001
+big5hkscs big5-hkscs:2004 big5-hkscs:2008 cp950
+euc_jp cseucpkdfmtjapanese euc-jp x-euc-jp extended_unix_code_packed_format_for_japanese ibm-eucjp
+euc_jp sdeckanji euc-jp-ms eucjp-ms eucjp-open eucjp-win
+iso2022_jp_ext csiso2022jp iso-2022-jp iso2022jp iso-2022-jp-1 iso-2022-jp-ms cp50221
+iso2022_jp_2 csiso2022jp2 iso2022jp2
+johab ko_kr.johap92 cp1361
+iso8859_2 csisolatin2 iso-ir-101 l2 latin2 cp912
+iso8859_3 csisolatin3 iso-ir-109 l3 latin3
+iso8859_4 csisolatin4 iso-ir-110 l4 latin4
+iso8859_5 csisolatincyrillic cyrillic iso-ir-144 cp915 iso-ir-153 gost_19768 gost_19768-74
+iso8859_5 gost_1976874 st_sev_358-88 csiso153gost1976874
 iso8859_6 arabic asmo-708 csiso88596e csiso88596i csisolatinarabic ecma-114 iso-8859-6-e
-iso8859_6 iso-8859-6-i iso-ir-127 iso_8859-6:1987
-iso8859_7 csisolatingreek ecma-118 elot_928 greek greek8 iso-ir-126 iso_8859-7:1987 sun_eu_greek
-iso8859_8 csiso88598e csisolatinhebrew hebrew iso-8859-8-e iso-ir-138 iso_8859-8:1988 visual
-iso8859_8 csiso88598i iso-8859-8-i logical
+iso8859_6 iso-8859-6-i iso-ir-127 cp1089
+iso8859_7 csisolatingreek ecma-118 elot_928 greek greek8 iso-ir-126 sun_eu_greek cp813
+iso8859_8 csiso88598e csisolatinhebrew hebrew iso-8859-8-e iso-ir-138 visual csiso88598i
+iso8859_8 iso-8859-8-i logical cp916
 iso8859_10 csisolatin6 iso-ir-157 l6 latin6
-iso8859_15 csisolatin9 l9
+iso8859_13 iso-ir-179 baltic cp921
+iso8859_15 csisolatin9 l9 iso-ir-203 cp923
 """
+_CODE_PAGES = (
+    "037 273 424 437 500 720 737 775 850 852 855 856 857 858 860 861 862 863 864 865 866 869 874"
+    " 875 932 949 1006 1026 1125 1140 1250 1251 1252 1253 1254 1255 1256 1257 1258"
+)
 _CODECS = {
+    **{f"iso8859_{part}": f"iso8859_{part}" for part in (*range(2, 9), 10, *range(13, 17))},
+    **{f"cp{page}": f"cp{page}" for page in _CODE_PAGES.split()},
     **{
         label: codec
         for codec, *labels in map(str.split, _TABLE.split("\n")[1:-1])
         for label in labels
     },
-    **{f"{name}{page}": f"cp{page}" for page in range(1250, 1259) for name in ("cp", "x-cp")},
-    **{f"{name}-{page}": f"cp{page}" for page in range(1250, 1259) for name in ("windows", "win")},
-    **{
-        f"{name}{part}": f"iso8859_{part}"
-        for part in (*range(2, 9), 10, *range(13, 17))
-        for name in ("iso-8859-", "iso8859-", "iso8859", "iso_8859-")
-    },
 }
+# The regular forms; those with OSF are hexadecimal.
+_PART = re.compile(r"(?:cs)?(?:iso[-_]?)?8859[-_]?([0-9]{1,2})(?::[0-9]{4})?|osf0001000([0-9a-f])")
+_PAGE = re.compile(
+    r"(?:x-)?(?:cs)?(?:(?:cp)?ibm-?|(?:ibm-)?cp-?|ccsid|windows-?|win-|dos-|ms(?:cp)?)?0*([0-9]{2,5})"
+    r"|osf1002([0-9a-f]{4})"
+)
+_UTF_7 = "utf_7"
 _UTF_16 = ("utf_16_le", "utf_16_be")
-_OF_ONE_OCTET = frozenset(_CODECS.values()) - {
-    *("utf-8", *_UTF_16, "utf_32_le", "gb18030", "big5hkscs"),
-    *("euc_jp", "iso2022_jp_ext", "cp932", "cp949"),
+_OF_SEVERAL_OCTETS = {
+    *("utf-8", *_UTF_16, "utf_32_le", "utf_32_be", _UTF_7, "gb18030", "big5hkscs", "johab"),
+    *("euc_jp", "iso2022_jp_ext", "iso2022_jp_2", "cp932", "cp949"),
 }
+_OF_ONE_OCTET = frozenset(_CODECS.values()) - _OF_SEVERAL_OCTETS
 # Python caches each name that it is asked for, so that it is asked only for these.
 _KNOWN = {*_CODECS.values(), *aliases.values()} - {"mbcs", "rot_13"}
 _KNOWN -= {codec for codec in _KNOWN if codec.endswith("_codec")}
@@ -108,8 +146,16 @@ _IN_META = re.compile(r"charset\s{0,9}=\s{0,9}[\"']?([^\s;\"']*+)", re.IGNORECAS
 
 def codec_of(label: str) -> str:
     """Return Python's name of the encoding that a label names, "" if it names none."""
-    name = label.strip().lower()
-    return _CODECS.get(name) or _python_codec(name[:_LABEL_CHARACTERS_MAX])
+    name = label.strip().lower()[:_LABEL_CHARACTERS_MAX]
+    return _CODECS.get(name) or _CODECS.get(_regular(name)) or _python_codec(name)
+
+
+def _regular(name: str) -> str:
+    """Return the name of a part of ISO 8859, or of a code page, as the table has it, or ""."""
+    if part := _PART.fullmatch(name):
+        return f"iso8859_{part[1] or int(part[2], 16)}"
+    page = _PAGE.fullmatch(name)
+    return f"cp{(page[1] or str(int(page[2], 16))).zfill(3)}" if page else ""
 
 
 def _python_codec(name: str) -> str:
@@ -147,6 +193,8 @@ def decode_octets(
         codec = _BYTE_ORDER_MARKS.get(octets[:2], codec)
     if not codec and is_html:
         codec = _codec_in_html(octets)
+    if codec == _UTF_7 and is_html:  # no browser reads it: it may hide tags
+        codec, is_known = "", False
     text = _read(octets, codec, is_cut=is_cut) if codec else ""
     is_whole = bool(codec) and "\ufffd" not in text
     if not is_whole and not (codec and octets.isascii()):  # else damaged, or cut

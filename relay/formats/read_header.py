@@ -54,7 +54,7 @@ _TEXT_CHARACTERS_MAX = 32 * 1024  # of a field
 _PHRASES_MAX = 200
 KEYWORDS_CHARACTERS_MAX = 4096  # of all Keywords fields of a message
 _IDS_MAX = 1000
-_DAY_S = 86_400
+_ZONE_S_MAX = 100 * 3600  # -9959 to +9959 (RFC 5322 3.3)
 # Dates as programs write them, not only as in RFC 5322.
 _DATE_CHARACTERS_MAX = 1000
 _ZONE = re.compile(r"(?:GMT|UTC)?([+-]\d\d):?(\d\d)\b")
@@ -445,7 +445,7 @@ def date_us_of(message: "Message[str, str]") -> int | None:
             is_leap = second == 60
             at = datetime(year, month, day, hour, minute, second - is_leap, tzinfo=UTC)
             at_us = (int(at.timestamp()) + is_leap - (offset_s or 0)) * 1_000_000
-            if abs(offset_s or 0) < _DAY_S and DATE_US_MIN <= at_us <= _DATE_US_MAX:
+            if abs(offset_s or 0) < _ZONE_S_MAX and DATE_US_MIN <= at_us <= _DATE_US_MAX:
                 return at_us
     return None
 

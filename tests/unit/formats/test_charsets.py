@@ -1,12 +1,16 @@
 """Octets as text: the labels and tables of the WHATWG Encoding standard, damage, and hostile input."""
 
+import codecs
+import contextlib
+import subprocess
 import time
 from hashlib import sha256
 
 from hypothesis import given
 from hypothesis import strategies as st
+from webencodings.labels import LABELS
 
-from relay.formats.charsets import codec_of, decode_octets
+from relay.formats.charsets import _OF_ONE_OCTET, codec_of, decode_octets
 from relay.formats.content_fields import charset_of
 from tests.support.tables import each_row
 
@@ -94,6 +98,8 @@ def test_two_octets_are_the_character_of_the_standard(label, expected):
         ("iso-2022-kr", "iso2022_kr"),
         ("hz-gb-2312", "hz"),
         ("unicode-1-1-utf-7", "utf_7"),
+        *((one, "") for one in ("idna", "punycode", "unicode_escape", "raw_unicode_escape")),
+        *((one, "") for one in ("undefined", "charmap", "rot13", "base64", "mbcs", "replacement")),
         ("ibm437", "cp437"),
         ("cp850", "cp850"),
         ("cp-1251", "cp1251"),
@@ -107,6 +113,31 @@ def test_two_octets_are_the_character_of_the_standard(label, expected):
 )
 def test_labels_are_those_of_the_standard(label, codec):
     assert codec_of(label) == codec
+
+
+def test_the_labels_are_those_of_the_standard_and_the_names_those_of_iconv():
+    """The lists are those of webencodings, and of the C library: one name of each of its sets."""
+    for label, name in LABELS.items():
+        if name not in ("replacement", "x-user-defined"):
+            assert codec_of(label) in (codec_of(name), "ascii"), label
+    sets: dict[str, str] = {}
+    for name in subprocess.check_output(["iconv", "-l"], text=True).replace("/", " ").split():
+        with contextlib.suppress(LookupError):
+            assert codec_of(name) or not codecs.lookup(name)._is_text_encoding, name
+        if name.lower() not in LABELS:
+            sets.setdefault(codec_of(name), name)
+    octets = bytes(range(256))
+    assert len(sets) > 60
+    for name in [name for codec, name in sets.items() if codec in _OF_ONE_OCTET]:
+        command = ["iconv", "-c", "-f", name, "-t", "utf-8"]
+        read = subprocess.run(command, input=octets, capture_output=True, check=False).stdout
+        others = {*filter(str.isprintable, read.decode())} - {*decode_octets(octets, name)[0]}
+        assert len(others) < 8, name
+
+
+def test_html_is_not_read_as_utf_7():
+    for octets, label in (b"+ADw-b", "utf-7"), (b"<meta charset=utf-7>+ADw-b", ""):
+        assert decode_octets(octets, label, is_html=True) == (octets.decode(), False)
 
 
 @each_row(
@@ -149,6 +180,8 @@ def test_the_parameter_charset_is_found(value, charset):
         (b"\x1b$)C\x0e0!\x0fa", "iso-2022-kr", "가a"),
         (b"~{VPND~}a", "hz-gb-2312", "中文a"),
         (b"+Tg0-a+", "utf-7", "不a"),
+        (b"\xc1\xe6", "ms-cyrl", "Бж"),
+        (b"\0\0\4\x11", "ucs-4be", "Б"),
         (b"a\xff b", "utf-7", "a\ufffd b"),
         (b"+2AA-+2ADcAA-", "utf-7", "\ufffd𐀀"),
         ("a日".encode("utf-32"), "utf-32", "a日"),
