@@ -68,6 +68,7 @@ class AddressBudget(Struct):
     """
 
     octets: int = 64 * 1024
+    fields: int = 100
     entries: int = 1000
     tokens: int = 3000
 
@@ -241,6 +242,8 @@ def _with_angles(
 
 def _address(tokens: Sequence[_AddressToken], pattern: "re.Pattern[str]") -> tuple[str, bool]:
     """Return the address that the tokens form ("" if none), and whether all programs read it."""
+    if pattern is _ADDRESS and not any("@" in token.text for token in tokens):
+        return "", False
     pieces = []
     is_exact = all(token.kind is not _TokenKind.WORD for token in tokens)  # some readers decode it
     for is_quoted, run in itertools.groupby(tokens, lambda token: token.kind is _TokenKind.QUOTED):

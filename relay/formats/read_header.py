@@ -35,7 +35,6 @@ from relay.formats.encoded_words import decode_words
 
 HEADER_OCTETS_MAX = 128 * 1024  # Postfix's message_header limit is 100 KB
 _CONTENT_FIELD_CHARACTERS_MAX = 8192
-_UNFOLD = re.compile(r"[\r\n]+")
 _SPACES = re.compile(r"\s+")
 _PHRASE = re.compile(r'(?>"(?>[^"\\]|\\.?)*+(?:"|\Z)|[^",]++)++', re.DOTALL)
 _QUOTED = re.compile(r'"((?>[^"\\]|\\.?)*+)(?:"|\Z)', re.DOTALL)
@@ -47,6 +46,7 @@ _PLAIN_AUTHOR = re.compile(
 )
 _ADDRESSES_MAX = 2000
 _ADDRESS_FIELDS = words_in("from sender reply-to to cc bcc disposition-notification-to")
+_ORIGINATORS_MAX = 50  # fields
 ORIGINATORS_OCTETS_MAX = 4096  # more than a hundred authors; takes at most some milliseconds
 _DECODED_CHARACTERS_MAX = 16 * 1024  # in the values of all fields
 _FIELD_COSTS = 64  # characters that each field counts in addition
@@ -230,7 +230,9 @@ def read_addresses(
     The address is "" for text that is not an address. With `budget`, which is for what is shown,
     only the whole entries at the beginning of the fields are read, and a From as _only_author().
     """
-    values = _raw_values(message, name)[: budget.entries if budget else None]
+    values = _raw_values(message, name, budget.fields if budget else None)
+    if budget:
+        budget.fields -= len(values)
     raw = _raw_charset(message, values)
     entries = chain.from_iterable(address_entries(value, budget) for value in values)
     first = islice(entries, _ADDRESSES_MAX)
@@ -287,7 +289,7 @@ def originators(header: Header) -> Iterator[Originators]:
     above them. A Received after the first Resent-From therefore ends the block of the last
     resending; resent fields below it belong to earlier resendings.
     """
-    size = 0
+    size = count = 0
     is_resent = is_history = False
     for name, octets in header.fields:
         is_resent |= name == b"resent-from"
@@ -298,8 +300,10 @@ def originators(header: Header) -> Iterator[Originators]:
             continue
         title = name.decode().title()
         size += len(octets)
-        if size > ORIGINATORS_OCTETS_MAX:
-            yield Originators(title, (), f"more than {ORIGINATORS_OCTETS_MAX} octets")
+        count += 1
+        if size > ORIGINATORS_OCTETS_MAX or count > _ORIGINATORS_MAX:
+            most = f"{ORIGINATORS_OCTETS_MAX} octets or {_ORIGINATORS_MAX} fields"
+            yield Originators(title, (), f"more than {most}")
             return
         field = parse_header(octets)
         addresses = tuple(
@@ -417,7 +421,7 @@ def _canonical(person: EmailAddress) -> EmailAddress:
 
 def read_text(message: _Fields, name: str) -> str:
     """Return a field's text, unfolded and decoded; "" if there is none."""
-    value = _UNFOLD.sub("", str(message.get(name) or "")[:_TEXT_CHARACTERS_MAX])
+    value = _unfolded(str(message.get(name) or "")[:_TEXT_CHARACTERS_MAX])
     return decode_text(value, _raw_charset(message, [value])).strip()
 
 
@@ -489,8 +493,12 @@ def _phrases(message: "Message[str, str]", name: str) -> Iterator[str]:
                     yield decode_text(plain, raw).strip()
 
 
-def _raw_values(message: "Message[str, str]", name: str) -> list[str]:
-    return [_UNFOLD.sub("", value) for value in message.get_all(name, [])]
+def _raw_values(message: "Message[str, str]", name: str, most: int | None = None) -> list[str]:
+    return [_unfolded(value) for value in message.get_all(name, [])[:most]]
+
+
+def _unfolded(text: str) -> str:
+    return text.replace("\r", "").replace("\n", "")
 
 
 def _raw_charset(message: _Fields, values: Iterable[str]) -> str:
@@ -537,13 +545,13 @@ def _all_fields(message: "Message[str, str]") -> tuple[tuple[str, str], ...]:
 
     Values are decoded up to a total of _DECODED_CHARACTERS_MAX.
     """
-    raw, left = _raw_charset(message, message.values()), _DECODED_CHARACTERS_MAX
-    pairs = []
-    for name, value in message.items():
-        text = _UNFOLD.sub("", value)
+    items, pairs = message.items(), []
+    raw, left = _raw_charset(message, [value for _, value in items]), _DECODED_CHARACTERS_MAX
+    for name, value in items:
+        text = _unfolded(value)
         if not text.isascii() or "=?" in text:  # decoding takes long
             left -= len(text) + _FIELD_COSTS
             text = decode_text(text, raw) if left >= 0 else repaired(text)
-        if not name.lower().startswith("x-relay-"):
+        if name[:8].lower() != "x-relay-":
             pairs.append((name, text.strip()))
     return tuple(pairs)

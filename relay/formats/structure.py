@@ -23,12 +23,12 @@ from msgspec import Struct
 
 from relay.base.message.content import Octets, as_octets, octets_in_blocks
 from relay.base.message.header import (
-    BLANK_LINE,
     BYTE_ORDER_MARK,
     LINE_END,
     Header,
     cleaned,
     fields_end,
+    find_blank_line,
 )
 from relay.formats.content_fields import content_field, read_content_field
 from relay.formats.read_header import HEADER_OCTETS_MAX, fields_of_header, parse_header
@@ -297,7 +297,7 @@ class StructureReader:
         delimiter = self._find(final)
         end = max(delimiter.start, start) if delimiter else len(self._held)
         # the line end of the delimiter may also be the blank line
-        blank = BLANK_LINE.search(self._held, self._at, min(end + len(b"\r\n"), limit))
+        blank = find_blank_line(self._held, self._at, min(end + len(b"\r\n"), limit))
         if blank is not None:
             if not final and blank.end() + self._margin > len(self._held):
                 return False
@@ -323,11 +323,14 @@ class StructureReader:
         start = self._at + 1
         section = self._held[start:header_end]
         self._headers_lines += max(section.count(b"\n"), section.count(b"\r"))
-        if self._reading is None or not self._reading.ends_late:
+        header = Header.parse(cleaned(section)) if self._reading is None else None
+        is_plain = self._reading.ends_late if self._reading else header and "" not in header
+        if not is_plain:
             last = fields_end(section)
             if last < len(section):
                 self._defect(_NO_BLANK)
                 section = section[:last]
+                header = header and Header.parse(cleaned(section))
                 header_end = body_start = start + last
         entity.header = section
         entity.blank = self._held[header_end:body_start]
@@ -335,14 +338,13 @@ class StructureReader:
         self._headers_octets += len(section)
         self._at = body_start - 1
         self._in_header = False
-        self._describe(entity)
+        self._describe(entity, header)
         if entity.is_message:
             self._open(entity, lead=entity.body_start)
 
-    def _describe(self, entity: Entity) -> None:
-        """Set the properties of an entity from its header."""
-        if self._reading is None:
-            header = Header.parse(cleaned(entity.header))
+    def _describe(self, entity: Entity, header: Header | None) -> None:
+        """Set the properties of an entity from its header, None in a loose reading."""
+        if header is not None:
             for name, line in header.fields if "" in header else ():
                 if not name:
                     start = line[:_SHOWN_CHARACTERS].decode("ascii", "replace").strip()

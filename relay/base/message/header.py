@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, pairwise
 
 from msgspec import Struct
 
@@ -25,7 +25,7 @@ MBOX_LINES = (b"From ", b">From ")  # before a message that was in an mbox file
 # search looks for these octets first, which is three times faster.
 LINE_END = re.compile(rb"\r\n?+|\n")
 BLANK_LINE = re.compile(rb"(?:\r\n?+|\n)\0*+(?:\r\n?+|\n)")  # with the line end before it
-_LINE = re.compile(rb"[^\r\n]*+(?:\r\n?+|\n|\Z)")
+_NEAR = (re.compile(rb"\n[\0\r\n]"), re.compile(rb"\r[\0\r]"))  # one of these is in a blank line
 _EMPTY = re.compile(rb"\0*(?>\r\n|[\r\n])")
 BCC_FIELDS = ("Bcc", "Resent-Bcc")  # they name hidden recipients: no copy that is sent has them
 FIELDS_MAX = 10_000  # of a message that is accepted; readers take time and memory for each
@@ -36,11 +36,12 @@ _QUICK_OCTETS_MAX = 64 * 1024  # split by one call, during which other threads w
 _STAYS_FIRST = (*MBOX_LINES, *_WHITE)  # after a field, white space continues the field
 _MBOX_FIELD = b"X-Mailbox-Line: "  # as Postfix names such a line
 _FIELD_START = re.compile(rb"(?:\xef\xbb\xbf)?([!-9;-~]++)(?>[ \t]|(?:\r\n?+|\n)[ \t])*+:")
-# The form of a field in almost all messages.
-_PLAIN_FIELD = re.compile(
-    rb"^(([!-9;-~]++)[ \t]*+:[^\r\n\0]*+\r\n(?>[ \t][^\r\n\0]*+\r\n)*+)", re.MULTILINE
+# A field, or another line, where all line ends are CRLF, as in almost all messages.
+_FIELD = re.compile(
+    rb"((?:(?:\xef\xbb\xbf)?([!-9;-~]++)(?>[ \t]|\r\n[ \t])*+:)?+"
+    rb"[^\r\n]*+(?>\r\n[ \t][^\r\n]*+)*+(?:\r\n?+|\n|(?<!\n)\Z))"
 )
-_FIELD_END = re.compile(rb"(?>\r\n|[\r\n])(?!\0*[ \t])")
+_FIELD_END = re.compile(rb"(?:\r\n?+|\n)(?!\0*+[ \t])")
 _QUICK_HEADER_BYTES = 16384  # the time to read its fields is a few milliseconds
 # Lines that programs do not read as fields, although the author meant recipients.
 _MEANT_RECIPIENTS = re.compile(
@@ -67,7 +68,7 @@ def header_end(content: bytes) -> HeaderEnd:
     """
     if empty := _EMPTY.match(content):
         return HeaderEnd(0, empty.end())
-    blank = BLANK_LINE.search(content, 0, _SEARCHED_OCTETS_MAX)
+    blank = find_blank_line(content, 0, _SEARCHED_OCTETS_MAX)
     if blank is None:
         end = len(content)
         last = fields_end(content[:_SEARCHED_OCTETS_MAX])
@@ -78,6 +79,12 @@ def header_end(content: bytes) -> HeaderEnd:
     assert line_end is not None
     last = fields_end(content[: line_end.end()])
     return HeaderEnd(last, blank.end() if last == line_end.end() else last)
+
+
+def find_blank_line(octets: bytes, start: int, end: int) -> re.Match[bytes] | None:
+    """Return the first match of BLANK_LINE; many folds before it cost little."""
+    found = [match.start() for match in (one.search(octets, start, end) for one in _NEAR) if match]
+    return BLANK_LINE.search(octets, max(min(found) - 1, start), end) if found else None
 
 
 def header_section(content: bytes) -> bytes:
@@ -100,26 +107,13 @@ def with_first_fields(content: bytes) -> bytes:
 
 
 def fields_end(header: bytes) -> int:
-    """Return where the last field of a section ends: its length, unless other lines follow.
-
-    It reads one line at a time, so that other threads can run during a long section.
-    """
-    if _plain_fields(header):  # nearly always
-        return len(header)
-    end = 0
-    in_field = False
-    for match in _LINE.finditer(header):
-        line = match[0]
-        bare = line.replace(b"\0", b"")
-        if bare[:1] not in _WHITE:
-            in_field = bool(
-                _FIELD_START.match(bare)
-                or _FIELD_START.match(header, match.start())
-                or _MEANT_RECIPIENTS.match(bare)
-            )
-        if in_field:
-            end = match.end()
-    return end
+    """Return where the last field of a section ends: its length, unless other lines follow."""
+    place = end = 0
+    for name, octets in _split(header):
+        place += len(octets)
+        if name or _MEANT_RECIPIENTS.match(octets.replace(b"\0", b"")):
+            end = place
+    return min(end, len(header))
 
 
 def with_crlf(content: bytes) -> bytes:
@@ -289,8 +283,9 @@ class ParsedContent:
         if isinstance(content, LargeContent):
             return cls(Header(_split(content.header)), content)
         blank = content.find(_CRLF + _CRLF)
-        if blank >= 0 and (plain := _plain_fields(content[: blank + len(_CRLF)])):
-            return cls(Header(plain), content[blank + len(_CRLF) :])
+        usual = _fields_in_crlf(content[: blank + len(_CRLF)]) if blank >= 0 else ()
+        if usual and all(name for name, _ in usual):
+            return cls(Header(usual), content[blank + len(_CRLF) :])
         end = header_end(content)
         rest = content[end.header :]
         if end.header == end.body and (rest or not end.header):
@@ -319,31 +314,29 @@ class ParsedContent:
         return dataclasses.replace(self.rest, header=self.header.octets)
 
 
-def _plain_fields(section: bytes) -> tuple[HeaderField, ...]:
-    """Return the fields of a section, () if it has others than plain fields."""
-    if len(section) > _QUICK_OCTETS_MAX:
+def _fields_in_crlf(section: bytes) -> tuple[HeaderField, ...]:
+    """Return the fields and other lines of a section; () with other line ends, or a NUL."""
+    ends = section.count(_CRLF)
+    if not ends == section.count(b"\n") == section.count(b"\r") or b"\0" in section:
         return ()
-    fields = _PLAIN_FIELD.findall(section)
-    if sum([len(octets) for octets, _ in fields]) != len(section):
-        return ()
-    return tuple([(name.lower(), octets) for octets, name in fields])
+    if len(section) <= _QUICK_OCTETS_MAX:
+        found = _FIELD.findall(section)
+    else:
+        found = [(match[1], match[2] or b"") for match in _FIELD.finditer(section)]
+    return tuple([(name.lower(), octets) for octets, name in found])
 
 
 def _split(section: bytes) -> tuple[HeaderField, ...]:
     """Split a section into its fields and other lines."""
     if not section:
         return ()
-    if plain := _plain_fields(section):
-        return plain
     if not section.endswith((b"\r", b"\n")):
         section += _CRLF
-    fields: list[list[bytes]] = []
-    for line in section.splitlines(keepends=True):
-        if fields and line.lstrip(b"\0")[:1] in _WHITE:
-            fields[-1].append(line)
-        else:
-            fields.append([line])
-    return tuple([(_name_of(octets), octets) for octets in map(b"".join, fields)])
+    if usual := _fields_in_crlf(section):
+        return usual
+    ends = [match.end() for match in _FIELD_END.finditer(section)]
+    fields = [section[start:end] for start, end in pairwise((0, *ends))]
+    return tuple([(_name_of(octets), octets) for octets in fields])
 
 
 def _name_of(octets: bytes) -> bytes:

@@ -227,6 +227,9 @@ FIELDS = ("From", "Sender", "Reply-To", "To", "Cc", "Bcc", "Disposition-Notifica
 DEAR = ["x <", "<a@b> ", "a@b,", "=?utf-8?b?YWE=?= <a@b>,", "=?", "\xff,", "a,", "(", '"', "a@b "]
 DEAREST = {text: b"".join(folded(name, text) for name in FIELDS) for text in DEAR} | {
     "fields": b"To: x <\r\n" * 9_990,
+    "all fields": b"".join(f"{name}: {';a=b' * 20}\r\n".encode() for name in FIELDS) * 1_400,
+    "folds": b"To: " + b"\r\n " * 330_000 + b"\r\n",
+    "odd folds": b"odd\r\nX-A: " + b"\r\n\t" * 330_000 + b"\r\n",
     "values": b"X-A: \xff\r\n" * 9_990,
     "subject": b"Content-Type: x/y; charset=gb18030\r\n" + folded("Subject", "\xff\xfe ", 1100),
     "index": folded("Thread-Index", "a ", 1100),
@@ -235,7 +238,7 @@ DEAREST = {text: b"".join(folded(name, text) for name in FIELDS) for text in DEA
 
 @each_row("header", DEAREST.values())
 def test_no_stored_header_takes_long(tmp_path: Path, header: bytes) -> None:
-    """At most 120 ms where a header with 1,000 recipients as programs write them takes 3 ms."""
+    """At most 50 ms where a header with 1,000 recipients as programs write them takes 2 ms."""
     people = ",\r\n ".join(f"Ann Bar <ann{n}.bar@example{n}.test>" for n in range(1000))
 
     def took_s(read: Callable[[], object]) -> float:
@@ -250,7 +253,7 @@ def test_no_stored_header_takes_long(tmp_path: Path, header: bytes) -> None:
         lambda: read_mime(header + b"\r\nx"),
         lambda: read_header_data(file, message_id="x"),  # for a search
     ):
-        assert any(took_s(read) < 40 * usual_s for _ in range(5))
+        assert any(took_s(read) < 32 * usual_s for _ in range(5))
 
 
 def test_what_select_does_not_name_is_not_read() -> None:

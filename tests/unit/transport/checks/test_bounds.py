@@ -162,19 +162,15 @@ async def test_messages_that_wait_for_silent_name_servers_delay_no_others() -> N
 
 
 async def test_a_long_header_stops_no_other_session() -> None:
-    content = b"From: a@bank.test\r\nx: y\r\n" + b" y\r\n" * 250_000 + b"\r\nHello.\r\n"
+    content = b"From: a@bank.test\r\nx: y\r\n" + b" y\r\n" * 750_000 + b"\r\nHello.\r\n"
     async with open_checks({"bank.test": txt("v=spf1 -all")}) as checks:
         await checks(PLAIN, "a@bank.test")
-        began_s = time.monotonic()
+        began_s = time.thread_time()
         ParsedContent.of(content)
-        long_s = time.monotonic() - began_s
-        check, gaps_s = asyncio.create_task(checks(content, "a@bank.test")), [0.0]
-        while not check.done():
-            began_s = time.monotonic()
-            await asyncio.sleep(0.001)
-            gaps_s.append(time.monotonic() - began_s)
-        assert max(gaps_s) < long_s / 2
-        assert (await check)[0].result == "fail"
+        long_s, began_s = time.thread_time() - began_s, time.thread_time()
+        [result, *_] = await checks(content, "a@bank.test")
+        assert time.thread_time() - began_s < long_s / 2
+        assert result.result == "fail"
 
 
 async def test_the_messages_of_a_client_have_one_worker_and_delay_no_other() -> None:
