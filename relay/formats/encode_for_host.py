@@ -21,7 +21,8 @@ RFC 5322 2.1.1 and 2.2.3.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from codecs import getincrementaldecoder
+from collections.abc import Callable, Iterator, Sequence
 from urllib.parse import quote_from_bytes
 
 from msgspec import Struct
@@ -37,6 +38,7 @@ from relay.base.message.content import (
     is_eight_bit,
     join_octets,
     memory_part,
+    octets_in_blocks,
     octets_of,
     spliced,
 )
@@ -71,6 +73,8 @@ _ADDRESSES = re.compile(
     rb"|return-receipt-to"
 )
 
+_TEXTS = (b"subject", b"comments", b"thread-topic", b"content-description")
+_UNBROKEN = re.compile(rb"[^ \t\r\n]{%d}" % LINE_OCTETS_MAX)  # with a space before it
 _STRUCTURED = (b"content-type", b"content-disposition", b"received", b"list-id", b"keywords")
 _IN_MEMORY_OCTETS_MAX = 128 * 1024  # a larger result is encoded while it is sent
 _CRLF = b"\r\n"
@@ -137,8 +141,10 @@ def _check_addresses(tokens: Sequence[bytes]) -> None:
             is_ascii = is_ascii and token.isascii()
 
 
-def _with_words(tokens: Sequence[bytes], column: int) -> bytes:
-    """Return the tokens joined; each run of tokens that are not ASCII becomes encoded words.
+def _with_words(
+    tokens: Sequence[bytes], column: int, *, is_kept: Callable[[bytes], bool] = bytes.isascii
+) -> bytes:
+    """Return the tokens joined; each run of tokens that are not kept becomes encoded words.
 
     Programs do not show white space between two encoded words. White space next to an existing
     encoded word is therefore encoded with the new word.
@@ -146,7 +152,7 @@ def _with_words(tokens: Sequence[bytes], column: int) -> bytes:
     line = _Line(column)
     run: list[bytes] = []
     for token in (*tokens, b""):
-        if not token.isascii():
+        if not is_kept(token):
             if not run and line.ends_with_word:
                 run.append(b" ")
             run.append(token)
@@ -205,9 +211,12 @@ def _is_blank(token: bytes) -> bool:
 
 def _unquoted(token: bytes) -> bytes:
     """Return the text of a quoted string that is to be encoded, any other token as it is."""
-    if token[:1] != b'"' or token.isascii():
-        return token
-    return _ESCAPED.sub(rb"\1", token[1:].removesuffix(b'"'))
+    return token if token.isascii() else _bare(token)
+
+
+def _bare(token: bytes) -> bytes:
+    quoted = token[:1] == b'"'
+    return _ESCAPED.sub(rb"\1", token[1:].removesuffix(b'"')) if quoted else token
 
 
 def _text_of(octets: bytes) -> tuple[str, str]:
@@ -238,10 +247,22 @@ def _parameter(match: re.Match[bytes]) -> bytes:
 def with_short_lines(field: bytes) -> bytes:
     """Return a field with its long lines folded at white space.
 
-    A line without white space is cut, and the next line begins with a space, as in Postfix.
+    Text without white space becomes encoded words in Subject, and in names and comments of address
+    fields. Elsewhere it is cut, and the next line begins with a space, as in Postfix.
     """
+    name, colon, value = field.removesuffix(_CRLF).partition(b":")
+    key = name.rstrip(_BLANKS).lower()
+    if key in _TEXTS or _ADDRESSES.fullmatch(key):
+        tokens = _split(_WORDS if key in _TEXTS else _TOKENS, value)
+        tokens = [token if _fits(token) else _bare(token) for token in tokens]
+        field = name + colon + _with_words(tokens, len(name) + 1, is_kept=_fits)
     lines = field.removesuffix(_CRLF).split(_CRLF)
     return b"".join([short + _CRLF for line in lines for short in _short(line)])
+
+
+def _fits(token: bytes) -> bool:
+    """Return whether lines can be short without a word of the token, or it is no text."""
+    return b"@" in token or token[:2] == b"=?" or not _UNBROKEN.search(token)
 
 
 def _short(line: bytes) -> Iterator[bytes]:
@@ -385,10 +406,21 @@ class _Encoding:
                 header = header.append(b"MIME-Version: 1.0\r\n")
             is_unknown = entity.content_type == "text/plain" and entity.body.eight_bit
             if is_unknown and "Content-Type" not in header:
-                header = header.append(f"Content-Type: text/plain; charset={UNKNOWN}\r\n".encode())
+                charset = "utf-8" if self._is_utf_8(entity) else UNKNOWN
+                header = header.append(f"Content-Type: text/plain; charset={charset}\r\n".encode())
         elif not entity.header.endswith(_CRLF):  # its line end belongs to the next delimiter
             return header.octets.removesuffix(_CRLF)
         return header.octets
+
+    def _is_utf_8(self, entity: Entity) -> bool:
+        octets = self._octets.part(entity.body_start, entity.end - entity.body_start)
+        decoder = getincrementaldecoder("utf-8")()
+        try:
+            for block in octets_in_blocks([octets]):
+                decoder.decode(block)
+            return decoder.decode(b"", final=True) == ""
+        except UnicodeDecodeError:
+            return False
 
     # -- bodies
 

@@ -23,6 +23,7 @@ from relay.formats.encode_for_host import (
     seven_bit_field,
     with_short_lines,
 )
+from relay.formats.read_header import parse_header, read_addresses
 from relay.formats.transfer_encoding import LINE_MAX, has_line_over
 from tests.support.long_tests import long
 from tests.support.tables import each_row, rows_of
@@ -55,7 +56,7 @@ def longest(octets: bytes) -> int:
     [
         (
             "Subject: a\n\nGrüße. \n.\n",
-            f"Subject: a\n{QUOTED}MIME-Version: 1.0\nContent-Type: text/plain; charset=unknown-8bit\n\nGr=C3=BC=C3=9Fe.=20\n=2E\n",
+            f"Subject: a\n{QUOTED}MIME-Version: 1.0\nContent-Type: text/plain; charset=utf-8\n\nGr=C3=BC=C3=9Fe.=20\n=2E\n",
         ),
         (
             "MIME-Version: 1.0\ncontent-transfer-encoding: 8bit\nX:  y\nContent-Type: text/html; charset=utf-8\n\nü",
@@ -100,7 +101,7 @@ def longest(octets: bytes) -> int:
         (
             MIXED + "--b\nX: y\nno field ü\n--b--\n",
             MIXED
-            + f"--b\nX: y\n{QUOTED}Content-Type: text/plain; charset=unknown-8bit\n\nno field =C3=BC\n--b--\n",
+            + f"--b\nX: y\n{QUOTED}Content-Type: text/plain; charset=utf-8\n\nno field =C3=BC\n--b--\n",
         ),
         (
             "Content-Type: text/html\nno field ü\n",
@@ -126,6 +127,31 @@ def test_a_content_is_encoded_as_little_as_possible(content, wanted):
     assert longest(octets) <= 998
     assert decoded_parts(octets) == decoded_parts(crlf(content)) or wanted is not None
     assert encoded(octets) == (octets, "")
+
+
+@each_row(
+    "value, name, address",
+    [
+        ("Z", "Z", ""),
+        (" a Z b Z", "a Z b Z", ""),
+        ("Z <a@x.test>", "Z", "a@x.test"),
+        ('"a \\"Z, b" <a@x.test>', 'a "Z, b', "a@x.test"),
+        ("a@x.test (Z b)", "Z b", "a@x.test"),
+        ("a <a@x.test>, Z <b@x.test>", "a", "a@x.test"),
+    ],
+)
+@pytest.mark.parametrize("letter", ["z", "ü"])
+def test_no_blank_comes_into_a_text_without_one(value, name, address, letter):
+    long, offered = letter * 3000, {"smtputf8": True, "eight_bit": True}
+    content = f"From: {value}\nSubject: {value}\n\nx\n".replace("Z", long)
+    octets, _ = encoded(crlf(content), **offered)
+    assert longest(octets) <= 998
+    fields = parse_header(octets)
+    person = read_addresses(fields, "From")[0]
+    assert (person.name, person.address) == (name.replace("Z", long), address)
+    if not address:
+        message = email.message_from_bytes(octets, policy=email.policy.default)
+        assert message["subject"] == name.replace("Z", long)
 
 
 @each_row(
