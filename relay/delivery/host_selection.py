@@ -254,14 +254,19 @@ class HostSelection:
         ranks = sorted(map(self._rank, self.hosts.hosts))
         return ranks.count(ranks[0])
 
+    def has_others(self, names: Collection[str]) -> bool:
+        """Whether there is a host to try without those of these names."""
+        return any(host.name not in names for host, _ in self._addresses_of(self.hosts.hosts))
+
     async def connect(
         self,
         session: SessionState,
         others: Collection[SessionState],
         *,
         limit: Callable[[], AbstractAsyncContextManager[object]],
+        without: Collection[str] = (),
     ) -> HostSession:
-        """Open a connection to the best host that gives one.
+        """Open a connection to the best host that gives one, except those named in `without`.
 
         `session` gets the name of each host that is tried. `others` are the other sessions of the
         site. Each try runs in the context that `limit` returns. Raises ConnectError if no host
@@ -275,7 +280,7 @@ class HostSelection:
         for host, address in self._addresses_in_order(Counter(other.host for other in others)):
             key = self._key(host, address)
             known = self.host_status.failure(key, since_s=since_s)
-            if known is None and tried == ADDRESSES_MAX:
+            if host.name in without or (known is None and tried == ADDRESSES_MAX):
                 continue
             session.host = host.name
             try:

@@ -11,7 +11,7 @@ the same attempt.
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -196,17 +196,20 @@ class OutboundSession(SessionState):
         return True
 
     # -- host and session
-    async def _session(self) -> HostSession:
-        """Return the open connection, or a new one to the best host. Raises ConnectError."""
+    async def _session(self, without: Collection[str] = ()) -> HostSession:
+        """Return the open connection, or a new one to the best host `without` these.
+
+        Raises ConnectError.
+        """
         if not self.is_over and (self.connection is None or not self.connection.is_open):
-            self.connection = await self._new_session()
+            self.connection = await self._new_session(without)
         if self.connection is None or self.is_over:
             text = "the routes or [delivery] have changed: the connection is not used any more"
             over = Deferred(Evidence("4.3.5", text), DeferralClass.INTERNAL)  # RFC 3463 3.4
             raise ConnectError(over, SmtpStage.CONNECT)
         return self.connection
 
-    async def _new_session(self) -> HostSession:
+    async def _new_session(self, without: Collection[str]) -> HostSession:
         site, slot = self._site, self._slot
         site.concurrency.end(self)
         others = [session for session in site.sessions if session is not self]
@@ -216,7 +219,7 @@ class OutboundSession(SessionState):
             self._was_attempted or slot.status is SiteStatus.ANSWERED
         )
         limit = partial(site.slots.probe_timeout, slot) if is_probe else nullcontext
-        connection = await site.hosts.connect(self, others, limit=limit)
+        connection = await site.hosts.connect(self, others, limit=limit, without=without)
         site.slots.mark_answered(slot)
         if is_first:  # open connections for the claims that waited for this one
             asyncio.get_running_loop().call_soon(site.open_connections)
@@ -304,24 +307,39 @@ class OutboundSession(SessionState):
     async def _transact_once(
         self, claim: Claim, transaction: Transaction, on_replies: OnReplies | None
     ) -> TransactionResult:
-        """Run one transaction, on a new connection if the old one turns out to be closed."""
+        """Run one transaction, on a new connection if the old one turns out to be closed, and by
+        the next host if one does not offer what the message needs.
+        """
+        lacking: set[str] = set()
+        everyone = range(len(transaction.recipients))
         while True:
-            connection = await self._session()
+            try:
+                connection = await self._session(lacking)
+            except ConnectError as error:
+                if not lacking:
+                    raise
+                return TransactionResult(dict.fromkeys(everyone, error.outcome))
             self._site.begin(self)
             try:
                 sent = await self._for_host(claim, transaction, connection.extensions)
             except CannotEncodeError as error:
                 reply = f"{error.status} {error}"
                 failed = Failed(connection.peer.evidence(error.status, reply))
-                everyone = range(len(transaction.recipients))
-                return TransactionResult(dict.fromkeys(everyone, failed), reusable=True)
-            result = await connection.transact(
-                sent, before_dot=partial(self._before_dot, claim), on_replies=on_replies
-            )
+                outcomes = dict.fromkeys(everyone, failed)
+                result = TransactionResult(outcomes, reusable=True, lacking=error.by_host)
+            else:
+                result = await connection.transact(
+                    sent, before_dot=partial(self._before_dot, claim), on_replies=on_replies
+                )
             self._in_doubt = False
             if not result.reusable:
                 self.connection = None
-            if not result.stale:
+            if result.lacking:
+                lacking.add(self.host)
+            if lacking and self.connection is not None:  # other mail begins with the best host
+                self.connection = None
+                await connection.quit()
+            if not (result.stale or (result.lacking and self._site.hosts.has_others(lacking))):
                 return result
 
     async def _for_host(

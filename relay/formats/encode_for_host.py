@@ -79,6 +79,7 @@ _STRUCTURED = (b"content-type", b"content-disposition", b"received", b"list-id",
 _IN_MEMORY_OCTETS_MAX = 128 * 1024  # a larger result is encoded while it is sent
 _CRLF = b"\r\n"
 _BOUNDARY_OCTETS_MAX = 700  # with white space after it, a line of at most 998
+_TOO_LONG = "5.6.0"  # of lines, for every host
 _ENCODING = "Content-Transfer-Encoding"
 _NEVER_ENCODED = ("message/partial", "message/external-body")  # RFC 2046 5.2.2 and 5.2.3
 
@@ -307,11 +308,15 @@ _NOTHING = Need()
 
 
 class CannotEncodeError(Exception):
-    """The message cannot be encoded again; `status` is that of RFC 3463 and RFC 6531 3.5."""
+    """The message cannot be encoded again; `status` is that of RFC 3463 and RFC 6531 3.5.
+
+    `by_host`: a host with more extensions may take it.
+    """
 
     def __init__(self, status: str, text: str) -> None:
         super().__init__(text)
         self.status = status
+        self.by_host = status != _TOO_LONG
 
 
 class EncodedForHost(Struct, frozen=True):
@@ -380,7 +385,7 @@ class _Encoding:
         if where:
             what = "8-bit content" if eight_bit else f"lines of more than {LINE_OCTETS_MAX} octets"
             text = f"the message has {what} {where}, and cannot be encoded for the host"
-            raise CannotEncodeError("5.6.3" if eight_bit else "5.6.0", text)
+            raise CannotEncodeError("5.6.3" if eight_bit else _TOO_LONG, text)
         self._why = "8 bit" if eight_bit else self._why or "long lines"
 
     # -- headers

@@ -106,7 +106,7 @@ class Connection:
         reason = unsupported(transaction, self.extensions)
         if reason is not None:
             progress.reject(reason.status, reason.text)
-            return progress.result()
+            return structs.replace(progress.result(), lacking=reason.lacking)
         if asked < count:
             transaction = replace(transaction, recipients=transaction.recipients[:asked])
         self._busy = True

@@ -89,7 +89,8 @@ class TransactionResult(Struct, frozen=True):
     `again` are recipients that did not fit (452, LIMITS): send them in a new transaction at once,
     as part of the same attempt. Every other recipient has an outcome, unless `stale`: a reused
     connection was closed already and nothing was attempted; repeat on a new one. `never_begun`: no
-    reply to MAIL, or a 421.
+    reply to MAIL, or a 421. `lacking`: the host does not offer what the message needs; nothing was
+    sent, and another host may offer it.
     """
 
     outcomes: Mapping[int, Outcome]
@@ -97,6 +98,7 @@ class TransactionResult(Struct, frozen=True):
     reusable: bool = False
     stale: bool = False
     never_begun: bool = False
+    lacking: bool = False
 
 
 class TransactionProgress:
@@ -309,10 +311,13 @@ def _limits(text: str) -> dict[str, int]:
 
 
 class Unsupported(Struct, frozen=True):
-    """Why a message cannot be sent to this peer: RFC 3463 status and text."""
+    """Why a message cannot be sent to this peer: RFC 3463 status and text; `lacking` as in
+    TransactionResult.
+    """
 
     status: str
     text: str
+    lacking: bool = True
 
 
 def unsupported(transaction: Transaction, offered: Extensions) -> Unsupported | None:
@@ -329,7 +334,7 @@ def unsupported(transaction: Transaction, offered: Extensions) -> Unsupported | 
 def wrong_address(transaction: Transaction, offered: Extensions) -> Unsupported | None:
     """Return why an address cannot be sent to this peer, or None."""
     if not all(map(str.isprintable, _addresses(transaction))):
-        return Unsupported("5.1.3", "an address has a control character")
+        return Unsupported("5.1.3", "an address has a control character", lacking=False)
     if not offered.smtputf8 and not all(map(str.isascii, _addresses(transaction))):
         return Unsupported("5.6.7", "an address needs SMTPUTF8, which the host does not offer")
     return None

@@ -77,3 +77,37 @@ async def first_attempts(delivery, queue_id: str) -> list[tuple[str, str]]:
             if all(attempts):
                 return [(each[0].outcome, each[0].status) for each in attempts]
             await delivery.changed.get()
+
+
+SMALL, UTF8 = ["SIZE 9"], ["SMTPUTF8", "8BITMIME"]
+# what the first host offers, what the next one offers and replies, outcome and status
+LACKING = [
+    (SMALL, UTF8, {}, "relayed", "2.0.0"),
+    (["8BITMIME"], UTF8, {}, "relayed", "2.0.0"),
+    (SMALL, SMALL, {}, "failed", "5.3.4"),
+    (["8BITMIME"], ["SIZE"], {}, "failed", "5.6.7"),
+    (SMALL, UTF8, {"CONNECT": DROP}, "deferred", "4.4.2"),
+    (SMALL, UTF8, {"RCPT": "450 4.2.0 greylisted"}, "deferred", "4.2.0"),
+    (SMALL, UTF8, {"RCPT": "550 who"}, "failed", "5.1.1"),
+    (SMALL, UTF8, {"CONNECT": "554 5.3.2 no mail here"}, "failed", "5.3.2"),
+]
+
+
+async def test_what_one_host_lacks_the_next_one_is_asked_for(delivery):
+    """By SIZE and SMTPUTF8; other mail still begins with the best host."""
+    delivery.retry_s = (600.0,)
+    pairs, ids = [], []
+    async with AsyncExitStack() as stack:
+        for number, (first, second, replies, *_) in enumerate(LACKING):
+            hosts = RemoteMx(extensions=first), RemoteMx(extensions=second, replies=replies)
+            pairs.append([await stack.enter_async_context(host) for host in hosts])
+            delivery.table.at(f"d{number}.test", *pairs[-1])
+        await delivery.start()
+        for number, (first, *_) in enumerate(LACKING):
+            name = "ü" if first != SMALL else "u"
+            ids.append(await delivery.send(f"{name}@d{number}.test"))
+        found = [await first_attempts(delivery, queue_id) for queue_id in ids]
+        await delivery.done(await delivery.send("plain@d1.test"))
+    assert found == [[(outcome, status)] for *_, outcome, status in LACKING]
+    assert [len(first.envelopes) for first, _ in pairs] == [0, 1, 0, 0, 0, 0, 0, 0]
+    assert all(second.sessions for _, second in pairs)
