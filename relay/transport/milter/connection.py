@@ -124,21 +124,22 @@ def now_s() -> float:
 
 
 class MilterConnection:
-    """One milter in one session."""
+    """One milter in one session, until it has a fault."""
 
     def __init__(self, milter: ConfiguredMilter, connections_max: int = CONNECTIONS_MAX) -> None:
         self.milter = milter
-        self._connections_max = connections_max
+        self.connections_max = connections_max
         self.dialogue = MilterDialogue(milter.settings.name, milter.settings.when_down)
         self._socket: socket.socket | None = None
         self._reader = PacketReader()
         self._unsent = bytearray()
         self._counted = False
+        self.is_told = False  # the fault, in the journey and the metrics
 
     async def open(self, until: float) -> None:
         """Connect and negotiate; a fault is recorded in the dialogue."""
-        if self.milter.connections >= self._connections_max:
-            self.milter.failed(MilterFaultError(f"{self._connections_max} connections, the most"))
+        if self.milter.connections >= self.connections_max:
+            self.milter.failed(MilterFaultError(f"{self.connections_max} connections, the most"))
             return self.dialogue.fault(TOO_MANY)
         self.milter.connections += 1
         self._counted = True

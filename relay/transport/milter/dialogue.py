@@ -1,9 +1,8 @@
 """The commands to one milter in one session, and the meaning of its answers: no I/O.
 
 A command is sent if the milter negotiated it and has not yet decided. A decision is about the
-session (at connect and HELO), about one recipient, or about the message. After a fault, the result
-for the rest of the session is what `when_down` says, as in Postfix. Changes are collected until the
-decision at the end of the message.
+session (at connect and HELO), about one recipient, or about the message. After a fault, each result
+is what `when_down` says. Changes are collected until the decision at the end of the message.
 """
 
 from collections.abc import Mapping, Sequence
@@ -171,6 +170,11 @@ class MilterDialogue:
     def is_done(self) -> bool:
         """Whether the milter gets no more commands about this message."""
         return self.session is not None or self._accepts_message
+
+    @property
+    def is_down(self) -> bool:
+        """Whether it has had a fault."""
+        return self.session is not None and self.session.answer == "down"
 
     def wants(self, stage: FilterStage) -> bool:
         """Return whether the milter gets this command now."""

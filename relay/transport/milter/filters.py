@@ -87,14 +87,16 @@ class FilterSession:
     """The milters of one SMTP session.
 
     The methods are called for the commands of the client, one at a time: first connect(), and
-    always close() at the end. Names of macros are without braces. A macro without a value is not
-    sent.
+    always close() at the end. After a fault of a milter, `when_down` decides about one message; the
+    next one begins with a new connection. Names of macros are without braces. A macro without a
+    value is not sent.
     """
 
     def __init__(
         self, connections: Sequence[MilterConnection], hostname: str, observe: Observe
     ) -> None:
-        self._connections = connections
+        self._connections = [*connections]
+        self._greeting: dict[FilterStage, tuple[bytes, Mapping[str, str]]] = {}  # connect and HELO
         self._observe = observe
         self._of_session: dict[str, str] = {"j": hostname, "v": "Relay"}
         self._macros: dict[str, str] = {}  # of the session and the message
@@ -135,6 +137,7 @@ class FilterSession:
     ) -> FilterAnswer:
         """Begin a message. Macros: i, auth_type, auth_authen, auth_author, mail_host, …"""
         self.abort()
+        await self._begin_again()
         self._macros = {**self._of_session, "mail_addr": address, **(macros or {})}
         return await self._ask_all(FilterStage.MAIL, codec.text_of(f"<{address}>", *parameters))
 
@@ -188,9 +191,21 @@ class FilterSession:
         for connection in self._connections:
             connection.close()
 
+    async def _begin_again(self) -> None:
+        """Greet the milters that had a fault on new connections: it concerns one message only."""
+        until = now_s() + _ALL_S
+        for place, old in enumerate(self._connections):
+            if old.dialogue.is_down:
+                new = self._connections[place] = MilterConnection(old.milter, old.connections_max)
+                await new.open(until)
+                for stage, (data, macros) in self._greeting.items():
+                    await new.ask(stage, data, macros, until=until)
+
     async def _ask_all(self, stage: FilterStage, data: bytes) -> FilterAnswer:
         """Send a command to each milter, until one refuses it or discards the message."""
         until = now_s() + _ALL_S
+        if stage in (FilterStage.CONNECT, FilterStage.HELO):
+            self._greeting[stage] = data, self._macros
         for connection in self._connections if not self._discarded_by else ():
             began_s = now_s()
             if stage is FilterStage.CONNECT:
@@ -242,12 +257,14 @@ class FilterSession:
     ) -> None:
         """Record an answer, unless it is a repetition or only lets a command pass."""
         name, session = connection.dialogue.name, connection.dialogue.session
+        is_down = connection.dialogue.is_down
+        answers = self._said if session is None or is_down else self._said_of_session
         is_last = stage is FilterStage.END_OF_MESSAGE or answer.answer != GO_ON.answer
-        if is_last and not (session and name in self._said_of_session):
-            reason = connection.milter.fault if answer.answer == "down" else answer.reply
-            said = MilterSaid(name, stage.value, answer.answer, reason, changes)
-            answers = self._said if session is None else self._said_of_session
-            answers[name] = said
+        is_told = connection.is_told if is_down else session is not None and name in answers
+        if is_last and not is_told:
+            connection.is_told = is_down
+            reason = connection.milter.fault if is_down else answer.reply
+            answers[name] = MilterSaid(name, stage.value, answer.answer, reason, changes)
             self._observe(name, answer.answer, now_s() - began_s)
         if answer.answer == "discard":
             self._discarded_by = name
