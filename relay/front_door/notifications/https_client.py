@@ -24,6 +24,12 @@ from relay.delivery.smtp.connect import reason
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
 ANYWHERE = ("0.0.0.0/0", "::/0")
+# What some versions of ipaddress take for public: addresses of protocols and tunnels (6to4, Teredo,
+# local NAT64), of sites, of documentation, and of segment routing.
+_SPECIAL = (
+    *("192.0.0.0/24", "192.88.99.0/24", "2002::/16", "2001::/32", "64:ff9b:1::/48"),
+    *("::/96", "fec0::/10", "3fff::/20", "5f00::/16"),
+)
 _NAT64 = ip_network("64:ff9b::/96")
 _IpAddress = IPv4Address | IPv6Address
 Lookup = Callable[[str], Awaitable[Sequence[str]]]  # from a name to addresses; raises OSError
@@ -173,11 +179,6 @@ def _is_in(address: _IpAddress, networks: Sequence[str]) -> bool:
 
 
 def _is_public(address: _IpAddress) -> bool:
-    """Return whether an address is on the public internet; tunnel addresses (6to4, Teredo)
-    are not.
-    """
-    if isinstance(address, IPv6Address):
-        is_compatible = (int(address) >> 32) == 0  # ::/96, of an IPv4 address
-        if address.sixtofour or address.teredo or address.is_site_local or is_compatible:
-            return False
-    return address.is_global and not address.is_multicast and not address.is_reserved
+    """Return whether an address is on the public internet."""
+    is_other = address.is_multicast or address.is_reserved or _is_in(address, _SPECIAL)
+    return address.is_global and not is_other
