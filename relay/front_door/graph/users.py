@@ -569,6 +569,8 @@ async def _mail_tips(request: GraphRequest, text: str) -> dict[str, Any]:
         tips["totalMemberCount"] = len(members)
         tips["externalMemberCount"] = sum(not is_own(domain_of(member)) for member in members)
     if not dependencies.accounts.by_address(mailbox):
+        if is_own(domain) and not is_internal:  # the answer about an account
+            tips["automaticReplies"] = {"message": ""}
         return tips
     if is_internal:
         tips["mailboxFull"] = await request.store.room(mailbox, 1) is not Room.FITS
