@@ -83,8 +83,8 @@ def header_end(content: bytes) -> HeaderEnd:
 
 def find_blank_line(octets: bytes, start: int, end: int) -> re.Match[bytes] | None:
     """Return the first match of BLANK_LINE; many folds before it cost little."""
-    found = [match.start() for match in (one.search(octets, start, end) for one in _NEAR) if match]
-    return BLANK_LINE.search(octets, max(min(found) - 1, start), end) if found else None
+    near = [match.start() for match in (near.search(octets, start, end) for near in _NEAR) if match]
+    return BLANK_LINE.search(octets, max(min(near) - 1, start), end) if near else None
 
 
 def header_section(content: bytes) -> bytes:
@@ -320,10 +320,10 @@ def _fields_in_crlf(section: bytes) -> tuple[HeaderField, ...]:
     if not ends == section.count(b"\n") == section.count(b"\r") or b"\0" in section:
         return ()
     if len(section) <= _QUICK_OCTETS_MAX:
-        found = _FIELD.findall(section)
+        pairs = _FIELD.findall(section)
     else:
-        found = [(match[1], match[2] or b"") for match in _FIELD.finditer(section)]
-    return tuple([(name.lower(), octets) for octets, name in found])
+        pairs = [(match[1], match[2] or b"") for match in _FIELD.finditer(section)]
+    return tuple([(name.lower(), octets) for octets, name in pairs])
 
 
 def _split(section: bytes) -> tuple[HeaderField, ...]:
