@@ -6,7 +6,6 @@ from email.message import EmailMessage, Message
 from email.policy import SMTP
 
 import pytest
-from msgspec.json import encode
 
 from tests.support import relay_starts
 from tests.support.relay_process import RelayProcess, until
@@ -106,9 +105,9 @@ def send(relay: RelayProcess, way: str, letter: EmailMessage) -> None:
 
 @pytest.mark.parametrize("kind", ["text", "html"])
 def test_a_subject_and_a_content_id_are_no_programs_by_graph(relay, kind):
-    picture = {"name": "logo@shop.com", "contentType": "image/png", "contentBytes": PNG}
-    item = {"item": {"subject": "x"}, "@odata.type": "#microsoft.graph.itemAttachment"}
-    inline = {**picture, "isInline": True, "contentId": "logo@shop.com"}
+    inline = {"contentType": "image/png", "contentBytes": PNG, "isInline": True}
+    inline |= dict.fromkeys(("name", "contentId"), "logo@shop.com")
+    item = {"@odata.type": "#microsoft.graph.itemAttachment", "item": {"subject": "x"}}
     files = {
         "item": {**item, "name": "shop.com"},
         "inline": inline,
@@ -116,16 +115,13 @@ def test_a_subject_and_a_content_id_are_no_programs_by_graph(relay, kind):
         "no id": {**inline, "contentId": None},
         "no picture": {**inline, "contentBytes": "aGk="},
     }
-    for subject, file in files.items():
-        message = {
-            "subject": f"{kind} {subject}",
-            "body": {"contentType": kind, "content": "a"},
-            "toRecipients": [{"emailAddress": {"address": TO[0]}}],
-            "attachments": [{"@odata.type": "#microsoft.graph.fileAttachment", **file}],
-        }
-        json = {"Authorization": "Bearer alice", "Content-Type": "application/json"}
-        sent = encode({"message": message})
-        assert relay.request("POST", "/v1.0/me/sendMail", sent, json).status == 202
+    for name, file in files.items():
+        parts = [{"@odata.type": "#microsoft.graph.fileAttachment", **file}]
+        message = {"subject": f"{kind} {name}", "body": {"contentType": kind, "content": "a"}}
+        message |= {"toRecipients": [{"emailAddress": {"address": TO[0]}}], "attachments": parts}
+        assert (
+            relay.graph("POST", "/me/sendMail", {"message": message}, token="alice").status == 202
+        )
     programs = {name for name in files if "program" in matched(relay, f"{kind} {name}")}
     assert programs == files.keys() - {"item", "inline"}
 
