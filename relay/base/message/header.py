@@ -36,10 +36,13 @@ _QUICK_OCTETS_MAX = 64 * 1024  # split by one call, during which other threads w
 _STAYS_FIRST = (*MBOX_LINES, *_WHITE)  # after a field, white space continues the field
 _MBOX_FIELD = b"X-Mailbox-Line: "  # as Postfix names such a line
 _FIELD_START = re.compile(rb"(?:\xef\xbb\xbf)?([!-9;-~]++)(?>[ \t]|(?:\r\n?+|\n)[ \t])*+:")
-# A field, or another line, where all line ends are CRLF, as in almost all messages.
+# The form of a field in almost all messages; a field, or another line, where line ends are CRLF.
+_PLAIN_FIELD = re.compile(
+    rb"^(([!-9;-~]++)[ \t]*+:[^\r\n\0]*+\r\n(?>[ \t][^\r\n\0]*+\r\n)*+)", re.MULTILINE
+)
 _FIELD = re.compile(
-    rb"((?:(?:\xef\xbb\xbf)?([!-9;-~]++)(?>[ \t]|\r\n[ \t])*+:)?+"
-    rb"[^\r\n]*+(?>\r\n[ \t][^\r\n]*+)*+(?:\r\n?+|\n|(?<!\n)\Z))"
+    rb"(?:(?:\xef\xbb\xbf)?([!-9;-~]++)(?>[ \t]|\r\n[ \t])*+:)?+"
+    rb"[^\r\n]*+(?>\r\n[ \t][^\r\n]*+)*+(?:\r\n?+|\n|(?<!\n)\Z)"
 )
 _FIELD_END = re.compile(rb"(?:\r\n?+|\n)(?!\0*+[ \t])")
 _QUICK_HEADER_BYTES = 16384  # the time to read its fields is a few milliseconds
@@ -316,14 +319,14 @@ class ParsedContent:
 
 def _fields_in_crlf(section: bytes) -> tuple[HeaderField, ...]:
     """Return the fields and other lines of a section; () with other line ends, or a NUL."""
+    if len(section) <= _QUICK_OCTETS_MAX:  # nearly always
+        pairs = _PLAIN_FIELD.findall(section)
+        if sum([len(octets) for octets, _ in pairs]) == len(section):
+            return tuple([(name.lower(), octets) for octets, name in pairs])
     ends = section.count(_CRLF)
     if not ends == section.count(b"\n") == section.count(b"\r") or b"\0" in section:
         return ()
-    if len(section) <= _QUICK_OCTETS_MAX:
-        pairs = _FIELD.findall(section)
-    else:
-        pairs = [(match[1], match[2] or b"") for match in _FIELD.finditer(section)]
-    return tuple([(name.lower(), octets) for octets, name in pairs])
+    return tuple([((match[1] or b"").lower(), match[0]) for match in _FIELD.finditer(section)])
 
 
 def _split(section: bytes) -> tuple[HeaderField, ...]:
