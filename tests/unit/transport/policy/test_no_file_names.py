@@ -2,16 +2,12 @@
 
 import base64
 
-import pytest
-
 from relay.base.message.envelope import Source
 from relay.base.settings.environment import shipped
 from relay.transport.policy.content_conditions import AttachmentCondition, AttachmentNameCondition
 from relay.transport.policy.message_view import MessageView
 from relay.transport.policy.rule_files import load_rules
 from relay.transport.policy.rule_tests import examined_message, overall_verdict
-from tests.support.contents import as_large
-from tests.support.tables import each_row
 
 PICTURE = """Content-Type: image/png; name="logo@shop.com"¶Content-ID: <logo@shop.com>
 Content-Disposition: inline¶Content-Transfer-Encoding: base64¶¶{}"""
@@ -85,8 +81,7 @@ def mail(content):
     return examined_message("a@a.test", ["b@b.test"], content, source=Source.SMTP, local_domains=())
 
 
-@pytest.mark.parametrize("form", [bytes, as_large], ids=["small", "large"])
-def test_the_shipped_rules_refuse_programs_and_no_subjects_or_content_ids(form):
+def test_the_shipped_rules_refuse_programs_and_no_subjects_or_content_ids():
     rules = load_rules(shipped("policies"))
     for part, *lists in (
         (PICTURE, HONEST_PICTURES, PROGRAMS_AS_PICTURES),
@@ -95,27 +90,18 @@ def test_the_shipped_rules_refuse_programs_and_no_subjects_or_content_ids(form):
         honest, others = ([*shapes(part, changes)] for changes in lists)
         assert len(others) >= 30
         for change, content in (*honest, *others):
-            verdict = overall_verdict(rules.evaluate(mail(form(content))))
+            verdict = overall_verdict(rules.evaluate(mail(content)))
             assert (change, verdict == "accept") == (change, (change, content) in honest)
 
 
-@each_row(
-    "globs, matches",
-    [
-        (["*.com"], False),
-        (["*SHOP.com", "*at*.com", "*.c?m"], False),
-        (["*.com", "at*"], True),
-        (["*"], True),
-        (["at shop.com"], True),
-        (["*.eml"], False),
-    ],
-)
-def test_only_the_ending_com_is_another(globs, matches):
+def test_only_the_ending_com_is_another():
     [(_, content)] = shapes(MESSAGE, "=>")
     view = MessageView(mail(content), mail(content).content, {})
-    for condition in (
-        AttachmentNameCondition.parse(globs, {}),
-        AttachmentCondition.parse({"name": globs, "type": "message/rfc822"}, {}),
-    ):
-        assert condition.matches(view) is matches
-        assert condition.value_in(view).startswith("at shop.com")
+    globs = {"*.com": 0, "*AT*.com": 0, "*.c?m": 0, "*.eml": 0, "at*": 1, "*": 1, "at shop.com": 1}
+    for glob, matches in globs.items():
+        for condition in (
+            AttachmentNameCondition.parse([glob], {}),
+            AttachmentCondition.parse({"name": glob, "type": "message/rfc822"}, {}),
+        ):
+            assert (glob, condition.matches(view)) == (glob, bool(matches))
+            assert condition.value_in(view).startswith("at shop.com")
