@@ -49,12 +49,7 @@ async def test_01_send_mail(served: ServedRelay, user: User, secure: bool) -> No
 
 
 @pytest.mark.parametrize(
-    ("size", "chunk"),
-    [
-        ((4 << 20) + 5, 5 << 20),
-        (12 << 20, 5 << 20),
-        (3_500_000, 320 << 10),
-    ],
+    ("size", "chunk"), [((4 << 20) + 5, 5 << 20), (12 << 20, 5 << 20), (3_500_000, 320 << 10)]
 )
 async def test_11_large_file_upload_task(
     served: ServedRelay, user: User, size: int, chunk: int

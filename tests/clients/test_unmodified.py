@@ -40,10 +40,7 @@ async def main():
 asyncio.run(main())
 """
 # By the module that a program imports. Each sends SUBJECT to TO, in the name of alice.
-PROGRAMS = {
-    "aiohttp": AIOHTTP,
-    "msgraph": SDK,
-}
+PROGRAMS = {"aiohttp": AIOHTTP, "msgraph": SDK}
 JAVASCRIPT = """
 const { ClientSecretCredential } = require('@azure/identity');
 const credential = new ClientSecretCredential('contoso', 'shop@example.test', 'any secret');

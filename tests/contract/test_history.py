@@ -40,11 +40,7 @@ async def messages(spool, add):
     second = await add("Dan@A.test", subject="Invoice 2", account=BOB, reverse_path=BOB)
     third = await add(subject="Hello", reverse_path="")
     report = await add(
-        "alice@example.test",
-        source=Source.REPORT,
-        subject="Hello",
-        reverse_path="",
-        account="",
+        "alice@example.test", source=Source.REPORT, subject="Hello", reverse_path="", account=""
     )
     return [first, second, third, report]
 

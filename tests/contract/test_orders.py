@@ -156,10 +156,7 @@ async def test_a_later_order_replaces_it_and_two_verbs_withdraw_it(
     (claim,) = await due(spool, clock)
     assert (claim.extra.order.operation, claim.extra.order.to_text) == ("reroute", "mx:c.test")
     await spool.release([claim])
-    assert await told(spool, command(verb), this) == (
-        "done",
-        "the order to reroute is withdrawn",
-    )
+    assert await told(spool, command(verb), this) == ("done", "the order to reroute is withdrawn")
     assert "order" not in await listed(spool, this)
     (claim,) = await due(spool, clock)
     assert (claim.extra.order, claim.extra.requests) == (None, (SENT,))

@@ -30,10 +30,7 @@ pytestmark = pytest.mark.crash
 
 SLOT = "slot"
 RECORD = ["write of the record", "sync of the record", "rename of the record", "sync of the hour"]
-PLACES = [
-    *RECORD,
-    *("link into its place", "sync of its place", "unlink in preparing"),
-]
+PLACES = [*RECORD, *("link into its place", "sync of its place", "unlink in preparing")]
 
 
 @dataclass

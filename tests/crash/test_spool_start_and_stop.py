@@ -15,10 +15,7 @@ from tests.support.relay_process import RelayProcess, until
 pytestmark = pytest.mark.crash
 
 AT_START = (CrashPoint.SPOOL_OPENED, CrashPoint.SPOOL_COMMIT_NOTED)
-AT_STOP = (
-    CrashPoint.SPOOL_CLOSED,
-    CrashPoint.SPOOL_COMMIT_FORGOTTEN,
-)
+AT_STOP = (CrashPoint.SPOOL_CLOSED, CrashPoint.SPOOL_COMMIT_FORGOTTEN)
 POINTS = (*AT_START, *AT_STOP)
 DAMAGED = 65
 

@@ -22,11 +22,7 @@ pytestmark = pytest.mark.crash
 KILLS_EACH = 5  # of one relay
 RUNS = int(os.environ.get("RUNS", "5"))
 # What only a failing submission passes, or what is not in every run's way.
-NOT_PASSED = {
-    CrashPoint.REPORT_WRITTEN,
-    CrashPoint.SPOOL_BODY_SYNCED,
-    CrashPoint.DROP_ACCEPTED,
-}
+NOT_PASSED = {CrashPoint.REPORT_WRITTEN, CrashPoint.SPOOL_BODY_SYNCED, CrashPoint.DROP_ACCEPTED}
 POINTS = [point for point in CrashPoint if point not in NOT_PASSED]
 LONGEST_LIFE_S = 1.5
 

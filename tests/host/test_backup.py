@@ -271,10 +271,7 @@ def test_what_waits_is_cancelled(stopped: tuple[RelayProcess, Path]) -> None:
 @pytest.mark.parametrize("change", ["newer draft", "newer submission", "cancelled"])
 def test_a_scheduled_send_that_was_changed_between_two_copies_is_sent(change: str, serve) -> None:
     relay = serve()
-    due = {
-        "id": "SystemTime 0x3FEF",
-        "value": (datetime.now(UTC) + timedelta(hours=1)).isoformat(),
-    }
+    due = {"id": "SystemTime 0x3FEF", "value": (datetime.now(UTC) + timedelta(hours=1)).isoformat()}
     identity = relay.send_mail(
         to=["bob@example.test"], subject="old", singleValueExtendedProperties=[due]
     )

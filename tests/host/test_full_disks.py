@@ -74,8 +74,7 @@ def small_disk_for_mail(relay: RelayProcess) -> Iterator[None]:
 def test_send_mail_is_rejected_while_the_mail_store_is_read_only(relay: RelayProcess) -> None:
     relay.send_mail(to=["bob@example.test"], subject="before")
     until(
-        "delivered",
-        lambda: relay.subjects("bob") == ["before"] and not relay.pending_submissions(),
+        "delivered", lambda: relay.subjects("bob") == ["before"] and not relay.pending_submissions()
     )
     with read_only(relay.folder / "mail"):
         answer = relay.graph("POST", "/me/sendMail", {"message": message(to=["x@a.test"])})

@@ -75,12 +75,7 @@ def test_a_backup_of_a_running_relay_is_restored(remotes, tmp_path, serve):
     assert relay.cli("queue", "retry", "--all").returncode == OK
     for queue_id in (*waiting, large):
         relay.until_state(queue_id, "relayed")
-    assert subjects(remote) == [
-        "large",
-        "waiting 0",
-        "waiting 1",
-        "waiting 2",
-    ]
+    assert subjects(remote) == ["large", "waiting 0", "waiting 1", "waiting 2"]
     assert storage_json(relay, "verify")["spool"]["unaccounted"] == 0
     assert relay.metric("relay_queue_unaccounted") == 0
 

@@ -244,10 +244,7 @@ def test_a_client_that_disconnects_does_not_stop_the_advance(relay: DevProcess) 
 
 
 BAD = [
-    (
-        {"advance_s": 0},
-        "advance_s: found 0, expected a number of seconds over 0, at most 34",
-    ),
+    ({"advance_s": 0}, "advance_s: found 0, expected a number of seconds over 0, at most 34"),
     ({"advance_s": -1}, "found -1"),
     ({"advance_s": 400 * DAY_S + 1}, "found 34560001"),
     ({"advance_s": "1d"}, "Expected `float`, got `str` - at `$.advance_s`"),

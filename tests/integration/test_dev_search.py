@@ -137,11 +137,7 @@ def test_a_message_is_found_by_all_its_parts_until_it_is_gone(dev) -> None:
     assert b"of all 2 messages" in relay.request("GET", "/?q=unicorn").body
     relay.stop()
     index = relay.folder / "search-index"
-    for content in (
-        index.read_bytes(),
-        b"damaged" * 9999,
-        None,
-    ):  # as it was, another one, none
+    for content in (index.read_bytes(), b"damaged" * 9999, None):  # as it was, another one, none
         relay.start()
         assert len(found(relay, "gnu elks")) == len(found(relay, "same")) == 1
         relay.stop()

@@ -15,12 +15,7 @@ BROKEN = (OSError, asyncio.IncompleteReadError, TimeoutError)
 
 
 def key(one: ReceivedEvent) -> tuple[Any, ...]:
-    return (
-        one.data["submission_id"],
-        one.data["message"],
-        one.data["step"],
-        one.data["at"],
-    )
+    return (one.data["submission_id"], one.data["message"], one.data["step"], one.data["at"])
 
 
 async def read_to(relay: RelayProcess, after: str, last: str) -> list[ReceivedEvent]:
@@ -75,10 +70,7 @@ async def test_a_client_that_continues_gets_each_event_once_over_kills(serve) ->
 
 async def test_a_stop_ends_the_streams_and_does_not_wait_for_clients(serve) -> None:
     relay = serve()
-    async with (
-        event_source(*relay.http) as source,
-        event_source(*relay.http, receive_bytes=4096),
-    ):
+    async with event_source(*relay.http) as source, event_source(*relay.http, receive_bytes=4096):
         began_s = time.monotonic()
         assert await asyncio.to_thread(relay.stop) == 0
         assert time.monotonic() - began_s < 8

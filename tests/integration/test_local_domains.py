@@ -245,12 +245,7 @@ def test_a_copy_that_an_account_keeps_is_not_routed_by_its_sender(
 )
 @pytest.mark.parametrize("client", CLIENTS)
 def test_catch_all_and_postmaster_are_mail_to_their_accounts(
-    taken: RelayProcess,
-    hosts: Hosts,
-    to: str,
-    sent_to: str,
-    state: str,
-    client: str,
+    taken: RelayProcess, hosts: Hosts, to: str, sent_to: str, state: str, client: str
 ) -> None:
     server = hosts[1][sent_to.partition("@")[2].partition(".")[0]]
     before = len(server.received(sent_to))

@@ -122,10 +122,7 @@ def test_a_maildir_moves_as_the_page_says(relay: DevProcess, tmp_path: Path) -> 
         ("-o relay -g relay", f"-o {os.getuid()} -g {os.getgid()}"),
         ("relay:relay", f"{os.getuid()}:{os.getgid()}"),
     )
-    place = (
-        ("~ann/Maildir", str(tmp_path)),
-        ("/var/lib/relay/mail/example.org/ann", str(target)),
-    )
+    place = (("~ann/Maildir", str(tmp_path)), ("/var/lib/relay/mail/example.org/ann", str(target)))
     for written, here in (*user, *place):
         assert recipe.count(written) == 1
         recipe = recipe.replace(written, here)

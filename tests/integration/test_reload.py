@@ -135,11 +135,7 @@ MAIL = ("MAIL FROM:<alice@example.test>", "RCPT TO:<bob@example.test>", "DATA")
 
 
 def test_a_changed_password_ends_open_smtp_sessions(relay):
-    with (
-        logged_in(relay) as idle,
-        logged_in(relay) as in_content,
-        logged_in(relay, "bob") as other,
-    ):
+    with logged_in(relay) as idle, logged_in(relay) as in_content, logged_in(relay, "bob") as other:
         assert codes(in_content, *MAIL) == [250, 250, 354]
         in_content.send(b"Subject: too late\r\n\r\nx\r\n")
         hang_up(relay, "reloaded")  # which leaves accounts and their sessions as they are

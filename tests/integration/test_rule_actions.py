@@ -82,11 +82,7 @@ def test_a_rule_sends_mail_elsewhere_over_restarts_and_lends_no_login(
     assert len(routed["set"]["hash"]) == 12
     assert routed["set"]["loaded"] < journey["steps"][0]["at"]
     ways = {one["address"]: (one["next_hop"], one["route"]) for one in journey["recipients"]}
-    assert ways == {
-        people[0]: (url, "paid"),
-        people[1]: (url, "rule"),
-        people[2]: (url, "rule"),
-    }
+    assert ways == {people[0]: (url, "paid"), people[1]: (url, "rule"), people[2]: (url, "rule")}
     for address, name in (("x@routed.test", "paid"), ("y@named.test", "rule")):
         explained = relay.cli_json("explain", address, "--from", ALICE)
         route = explained["route"]

@@ -38,9 +38,7 @@ def test_pruned_history_is_not_unaccounted(relay: RelayProcess) -> None:
     assert relay.metric("relay_queue_unaccounted") == 0
 
 
-def test_unaccounted_counts_deleted_rows_until_they_are_restored(
-    relay: RelayProcess,
-) -> None:
+def test_unaccounted_counts_deleted_rows_until_they_are_restored(relay: RelayProcess) -> None:
     assert relay.metric("relay_queue_unaccounted") == 0
     ids = [one["id"] for one in relay.queue()]
     with closing(sqlite3.connect(relay.folder / "state/spool.sqlite")) as spool:

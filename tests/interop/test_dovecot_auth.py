@@ -45,10 +45,7 @@ def asking(dovecot: DovecotAuth) -> RelayProcess:
     """A relay, not started yet, that asks this Dovecot."""
     key, _, value = SETTING.partition(" = ")
     path = value.strip('"').replace("/run/dovecot", f"{dovecot.folder}/run")
-    config = {
-        "mailboxes": {key: path},
-        "smtp": [{"listen": "127.0.0.1:0", "role": "submission"}],
-    }
+    config = {"mailboxes": {key: path}, "smtp": [{"listen": "127.0.0.1:0", "role": "submission"}]}
     return RelayProcess(config=config, accounts=[account("gone", disabled=True)])
 
 

@@ -48,11 +48,7 @@ class Proxied:
 
     def sign_in(self, address: str, secret: str, **fields: str) -> int:
         """Return the status of the token endpoint."""
-        form = {
-            "grant_type": "client_credentials",
-            "client_id": CLIENT_ID,
-            "client_secret": secret,
-        }
+        form = {"grant_type": "client_credentials", "client_id": CLIENT_ID, "client_secret": secret}
         with self.client(address, **fields) as client:
             return client.post("/common/oauth2/v2.0/token", data=form).status_code
 
@@ -67,7 +63,7 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
             "pages": True,
             "proxy_networks": ["127.0.0.1/32"],
             "public_url": f"http://127.0.0.1:{port}",
-        },
+        }
     }
     accounts = [  # whose passwords are not their tokens
         account("program", client_id=CLIENT_ID, client_secret=f"plain:{SECRET}"),

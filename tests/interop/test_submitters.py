@@ -23,12 +23,7 @@ def submission(certificate, serve):
         "key": str(certificate.key),
         "require": True,
     }
-    listener = {
-        "listen": "127.0.0.1:0",
-        "role": "submission",
-        "trusted_networks": [],
-        "tls": tls,
-    }
+    listener = {"listen": "127.0.0.1:0", "role": "submission", "trusted_networks": [], "tls": tls}
     return serve(config={"smtp": [listener]})
 
 

@@ -44,10 +44,7 @@ def sql(server: PostgresServer):
 
 
 @pytest.fixture
-def node(
-    server: PostgresServer,
-    remotes: Remotes,
-) -> Iterator[StartNode]:
+def node(server: PostgresServer, remotes: Remotes) -> Iterator[StartNode]:
     """Return a function that starts a relay on the spool of the test, or that of a URL."""
     usual_url = server.create()
     with ExitStack() as stack:

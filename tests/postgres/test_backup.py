@@ -116,11 +116,7 @@ def test_what_is_sent_after_the_database_was_copied_is_held_and_not_lost(
     assert done["held"] == {"entries": 1, "submissions": 2}
     assert relay.subjects("bob") == ["new"]
     relay.start()
-    assert sorted(one["next_hop"] for one in restored(relay)) == [
-        "mx:a.test",
-        "pickup",
-        "pickup",
-    ]
+    assert sorted(one["next_hop"] for one in restored(relay)) == ["mx:a.test", "pickup", "pickup"]
     assert relay.cli("queue", "release", "--restored").returncode == OK
     until("they are sent", lambda: relay.subjects("bob") == sorted([*both, "new"]))
     until("to others too", lambda: len(remote.received("x@a.test")) == 4)
@@ -194,10 +190,7 @@ def test_pg_dump_is_there_and_as_new_as_the_server(tmp_path: Path, serve) -> Non
     assert (done.returncode, text in done.stderr) == (UNAVAILABLE, True), done
     relay._environment["PATH"] = str(tmp_path)
     done = relay.cli("backup", str(tmp_path / "copy"))
-    assert (done.returncode, "there is no pg_dump in PATH" in done.stderr) == (
-        UNAVAILABLE,
-        True,
-    )
+    assert (done.returncode, "there is no pg_dump in PATH" in done.stderr) == (UNAVAILABLE, True)
     assert not (tmp_path / "copy").exists()
 
 

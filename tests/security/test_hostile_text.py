@@ -164,11 +164,7 @@ def pumps(pattern: re.Pattern[Any]) -> set[tuple[str, str, str]]:
         for before in first
         for one in again
         if one
-        for each in (
-            (before, one, ""),
-            (before, one, "\1\\\n"),
-            ("", before + one, "\1\\\n"),
-        )
+        for each in ((before, one, ""), (before, one, "\1\\\n"), ("", before + one, "\1\\\n"))
     }
 
 
@@ -344,10 +340,7 @@ def readers() -> dict[str, tuple[Callable[[Any], object], tuple[Callable[[str], 
 
 
 # Modules that make patterns of a word, of a glob (fnmatch, atomic), or for an operator's text.
-MADE_LATER = {
-    "relay.front_door.graph.odata.resources",
-    "relay.transport.policy.globs",
-}
+MADE_LATER = {"relay.front_door.graph.odata.resources", "relay.transport.policy.globs"}
 
 
 def repeated(before: str, again: str, end: str, size: int) -> str:

@@ -696,9 +696,7 @@ BROKEN = (
         "looked at after",
     ),
     Broken(
-        "always the first step",
-        _instead(RetrySchedule, "step_s", _first_step_again),
-        "expected",
+        "always the first step", _instead(RetrySchedule, "step_s", _first_step_again), "expected"
     ),
     Broken(
         "no timer for what is due",

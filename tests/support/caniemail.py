@@ -51,11 +51,7 @@ NAMES = {
     "css-nesting": ["selector nesting"],
     "css-padding": ["padding", *(f"padding-{side}" for side in SIDES)],
     "css-pseudo-class-lang": [":lang"],
-    "css-scroll-snap": [
-        "scroll-snap-type",
-        "scroll-snap-align",
-        "scroll-snap-stop",
-    ],
+    "css-scroll-snap": ["scroll-snap-type", "scroll-snap-align", "scroll-snap-stop"],
     "css-sytem-ui": [
         f"value {each}"
         for each in ("system-ui", "ui-serif", "ui-sans-serif", "ui-rounded", "ui-monospace")

@@ -135,10 +135,7 @@ def graph_app(
 
 @asynccontextmanager
 async def graph_on_disk(
-    root: Path,
-    *,
-    limits_of: Callable[[str], QuotaLimits] = lambda _: QuotaLimits(),
-    **options: Any,
+    root: Path, *, limits_of: Callable[[str], QuotaLimits] = lambda _: QuotaLimits(), **options: Any
 ) -> AsyncIterator["OnDisk"]:
     """Graph's application on a mail store, and alice's client; `options` are those of graph_app()."""
     clock = ManualClock()

@@ -139,11 +139,7 @@ class PostgresServer:
         command += ["-D", str(self.data)]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                **self._environment(),
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, **self._environment()
             )
         until("PostgreSQL is ready, or ends", self._is_ready_or_ended)
         assert self._process.poll() is None, self.log

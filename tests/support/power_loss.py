@@ -132,11 +132,7 @@ class PowerLossTrial:
         yield from self.disk.after_loss(self._folder / f"loss {self._losses}")
 
     async def promised(
-        self,
-        *shown: tuple[str, str],
-        sent: str = "",
-        aside: int = 0,
-        at_start: AtStart = nothing,
+        self, *shown: tuple[str, str], sent: str = "", aside: int = 0, at_start: AtStart = nothing
     ) -> None:
         """Check that this is what is shown, sent and put aside, once each."""
         expected = Found(Counter([sent] if sent else []), Counter(shown), aside)

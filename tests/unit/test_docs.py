@@ -93,12 +93,7 @@ def test_modules_cite_paths_pages_and_headings_that_exist():
         assert found == [], path
     assert missing_in(
         "docs/design.md 4 and 12, docs/flow.md (No heading) relay/gone.py relay.base.absent.x"
-    ) == [
-        "relay/gone.py",
-        "relay.base.absent.x",
-        "design.md 12",
-        "flow.md (No heading)",
-    ]
+    ) == ["relay/gone.py", "relay.base.absent.x", "design.md 12", "flow.md (No heading)"]
 
 
 @each_row("page", PAGES)

@@ -43,8 +43,7 @@ knows_mailers = pytest.mark.skipif(django.VERSION < (6, 1), reason="Django 6.1 h
 
 
 @pytest.mark.parametrize(
-    ("settings", "using"),
-    [(EMAIL, ""), pytest.param(MAILERS, "using='news'", marks=knows_mailers)],
+    ("settings", "using"), [(EMAIL, ""), pytest.param(MAILERS, "using='news'", marks=knows_mailers)]
 )
 def test_django(tmp_path, settings, using):
     conftest, test = CONFTEST.format(settings=settings), SENT.replace("{using}", using)

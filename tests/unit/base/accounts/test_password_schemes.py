@@ -74,8 +74,7 @@ def test_a_password_of_a_scheme_is_one_of_the_account(tmp_path: Path) -> None:
 
 
 @each_row(
-    "stored, nobody",
-    [([BCRYPT, SHA512, SHA512], SHA512), ([BCRYPT, "plain:a", "plain:b"], BCRYPT)],
+    "stored, nobody", [([BCRYPT, SHA512, SHA512], SHA512), ([BCRYPT, "plain:a", "plain:b"], BCRYPT)]
 )
 def test_an_unknown_user_takes_the_time_of_most_hashes(
     tmp_path: Path, stored: list[str], nobody: str

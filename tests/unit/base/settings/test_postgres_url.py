@@ -48,10 +48,7 @@ SMALL = 'hostname = "relay.test"\nstate_dir = "state"\n[spool]\n'
                 key="/k.pem",
             ),
         ),
-        (
-            "postgresql:///r?host=/a,/b&port=1,2",
-            ServerOptions((("/a", 1), ("/b", 2)), "r"),
-        ),
+        ("postgresql:///r?host=/a,/b&port=1,2", ServerOptions((("/a", 1), ("/b", 2)), "r")),
     ],
 )
 def test_what_is_read(url, expected):

@@ -77,11 +77,7 @@ def test_the_host_refuses_the_recipient(address, reply, times):
 )
 def test_recipients_of_mox_localserve(local, reply, stage):
     wanted = find_test_recipient(f"{local}@example.org")
-    assert (wanted.manner, wanted.reply, wanted.stage) == (
-        Manner.REPLY,
-        reply + MARKED,
-        stage,
-    )
+    assert (wanted.manner, wanted.reply, wanted.stage) == (Manner.REPLY, reply + MARKED, stage)
 
 
 @each_row(

@@ -74,9 +74,7 @@ async def test_the_control_socket_is_an_operator(api: ApiClients) -> None:
     assert (await api.control.get("/relay/v1/messages/last")).status_code == 200
 
 
-async def test_the_issuer_of_a_command_is_the_token_or_the_operators_user(
-    api: ApiClients,
-) -> None:
+async def test_the_issuer_of_a_command_is_the_token_or_the_operators_user(api: ApiClients) -> None:
     body = {"all": True, "who": "olga"}
     assert (await api.control.post("/relay/v1/queue/cancel", json=body)).status_code == 200
     headers = {"authorization": "Bearer operator"}

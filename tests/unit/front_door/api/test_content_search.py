@@ -82,11 +82,7 @@ class Searched:
             self.store.messages, mailbox_for=mailbox_for, keeps_captured=self.is_development
         )
         search = ContentSearch(
-            self.store.messages,
-            self.queue,
-            copies,
-            lists=self.store.lists,
-            clock=self.clock,
+            self.store.messages, self.queue, copies, lists=self.store.lists, clock=self.clock
         )
         return search.begin(MessageSearch(reader=reader, **wanted), lookup_s=lookup_s)
 

@@ -46,15 +46,7 @@ JSON = {"content-type": "application/json"}
 TEXT = {"content-type": "text/plain"}
 BAD_OPTIONS = ("$colour=1", "$format=xml", "$apply=x")
 BAD_SELECT = ("$select=colour", "$select=id,colour")
-BAD_PAGES = (
-    "$top=x",
-    "$top=-1",
-    "$top=0",
-    "$top=٣",
-    "$skip=-1",
-    "$count=maybe",
-    "$top=1&$top=2",
-)
+BAD_PAGES = ("$top=x", "$top=-1", "$top=0", "$top=٣", "$skip=-1", "$count=maybe", "$top=1&$top=2")
 BAD_CONDITIONS = (
     *("$filter=subject eq", "$filter=colour eq 'x'", "$filter=(isRead eq true", "$filter=1"),
     *("$filter=receivedDateTime ge yesterday", "$filter=subject eq 'x", "$filter=%00"),

@@ -179,9 +179,7 @@ async def test_a_batch_in_a_batch_and_another_method(graph: WatchedGraph) -> Non
     assert answer.headers["allow"] == "POST"
 
 
-async def test_each_request_is_authorized_and_routed_like_a_single_one(
-    graph: WatchedGraph,
-) -> None:
+async def test_each_request_is_authorized_and_routed_like_a_single_one(graph: WatchedGraph) -> None:
     as_bob = {"headers": {"Authorization": "Bearer bob", "Host": "elsewhere"}}
     found = await responses(
         graph.http,

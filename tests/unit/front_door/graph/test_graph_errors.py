@@ -84,7 +84,7 @@ REFUSALS: dict[tuple[int, str], list[Row]] = {
         ("GET /messages?$search=a b:", None, "Syntax error: ", ""),
     ],
     (400, "RequestBroker--ParseUri"): [
-        ("GET /messages/{draft}/foo", None, "Resource not found for the segment 'foo'.", "foo'"),
+        ("GET /messages/{draft}/foo", None, "Resource not found for the segment 'foo'.", "foo'")
     ],
     (409, "ErrorFolderExists"): [
         (
@@ -92,13 +92,13 @@ REFUSALS: dict[tuple[int, str], list[Row]] = {
             {"displayName": "Archive"},
             "A folder with the specified name already exists.",
             "'Archive'",
-        ),
+        )
     ],
     (403, "ErrorDeleteDistinguishedFolder"): [
-        ("DELETE /mailFolders/inbox", None, "Distinguished folders cannot be deleted.", "'Inbox'"),
+        ("DELETE /mailFolders/inbox", None, "Distinguished folders cannot be deleted.", "'Inbox'")
     ],
     (403, "ErrorSendAsDenied"): [
-        ("POST /sendMail", {"message": AS_BOB}, SEND_AS, "message.from: "),
+        ("POST /sendMail", {"message": AS_BOB}, SEND_AS, "message.from: ")
     ],
     (400, "ErrorInvalidRecipients"): [
         (
@@ -115,7 +115,7 @@ REFUSALS: dict[tuple[int, str], list[Row]] = {
         ),
     ],
     (400, "UnableToDeserializePostBody"): [
-        ("POST /sendMail", None, "were unable to deserialize", "is empty"),
+        ("POST /sendMail", None, "were unable to deserialize", "is empty")
     ],
     (400, "RequestBodyRead"): [
         (
@@ -144,7 +144,7 @@ REFUSALS: dict[tuple[int, str], list[Row]] = {
         ),
     ],
     (400, "ErrorInvalidPropertySet"): [
-        ("PATCH /messages/{received}", {"subject": "y"}, "Message is not draft.", "subject"),
+        ("PATCH /messages/{received}", {"subject": "y"}, "Message is not draft.", "subject")
     ],
     (400, "ErrorRequiredPropertyMissing"): [
         (
@@ -152,7 +152,7 @@ REFUSALS: dict[tuple[int, str], list[Row]] = {
             {"@odata.type": "#microsoft.graph.fileAttachment"},
             "Required property is missing.",
             "attachment.name",
-        ),
+        )
     ],
     (400, "MaximumValueExceeded"): [
         (
@@ -160,7 +160,7 @@ REFUSALS: dict[tuple[int, str], list[Row]] = {
             {"requests": MANY},
             "Number of batch request steps exceeds the maximum value of 20.",
             "found 21",
-        ),
+        )
     ],
     (409, "CategoryNameDuplicate"): [
         (
@@ -168,10 +168,10 @@ REFUSALS: dict[tuple[int, str], list[Row]] = {
             {"displayName": "dup"},
             "The category name 'dup' is already in use",
             "displayName",
-        ),
+        )
     ],
     (400, "TimeZoneNotSupportedException"): [
-        ("PATCH /mailboxSettings", {"timeZone": "Foo"}, f"{ZONE} 'Foo'.", "Europe/Berlin"),
+        ("PATCH /mailboxSettings", {"timeZone": "Foo"}, f"{ZONE} 'Foo'.", "Europe/Berlin")
     ],
 }
 

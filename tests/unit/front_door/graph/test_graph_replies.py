@@ -355,9 +355,7 @@ BAD: dict[tuple[int, str], list[tuple[str, Any, str]]] = {
         ),
         ("reply", {"message": {"toRecipients": []}}, "no recipients"),
     ],
-    (400, "UnableToDeserializePostBody"): [
-        ("*", [], "object"),
-    ],
+    (400, "UnableToDeserializePostBody"): [("*", [], "object")],
 }
 
 
@@ -419,8 +417,7 @@ def many(number: int, size: int = 10) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "text"),
-    [(many(251), "251 attachments"), (many(2, 40_000), "at most 65536")],
+    ("content", "text"), [(many(251), "251 attachments"), (many(2, 40_000), "at most 65536")]
 )
 @pytest.mark.parametrize("action", ["forward", "createForward"])
 async def test_too_many_or_too_large_attachments_are_413(

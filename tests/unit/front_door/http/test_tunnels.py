@@ -50,11 +50,7 @@ def trusting(authority: Authority) -> ssl.SSLContext:
 
 @asynccontextmanager
 async def tunnel(
-    server: HttpServer,
-    trusting: ssl.SSLContext,
-    *,
-    source: str = ATTACKER,
-    port: int = 0,
+    server: HttpServer, trusting: ssl.SSLContext, *, source: str = ATTACKER, port: int = 0
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """The client's end of a tunnel, after both handshakes."""
     at = server.bound[0]

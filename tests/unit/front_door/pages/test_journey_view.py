@@ -222,10 +222,7 @@ def test_a_rule_that_was_skipped_did_not_match():
     journey = SimpleNamespace(submission_id="s1", client={})
     step = JourneyStep(5, "", "", {"rules": hits, "next_hops": {}})
     shown = evidence_of(step, journey)
-    assert shown.lines == (
-        'rule "a": skipped: broken',
-        'rule "b": bcc (audit mode: recorded only)',
-    )
+    assert shown.lines == ('rule "a": skipped: broken', 'rule "b": bcc (audit mode: recorded only)')
     assert shown.text.startswith("1 rule matched")
 
 

@@ -66,11 +66,7 @@ class SignIn:
         tokens = AccessTokens(ECKey.generate_key("P-256"), self.clock)
         authentication = HttpAuthentication(self, tokens, realm=HOSTNAME)
         sign_in = create_sign_in_app(
-            self,
-            tokens,
-            clock=self.clock,
-            hostname=HOSTNAME,
-            public_url=public_url,
+            self, tokens, clock=self.clock, hostname=HOSTNAME, public_url=public_url
         )
         graph = graph_app(None, self.clock, authentication=authentication)
         self.app = PathRouter(

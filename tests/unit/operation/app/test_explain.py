@@ -159,12 +159,7 @@ async def test_the_whole_document_of_a_remote_recipient(explainer) -> None:
         "hosts_more": 0,
         "tls": {"level": "verify", "policy": "route checked", "requiretls": False},
         "limits": {"max_connections": 2, "max_rate": "10/60", "source_address": ""},
-        "site": {
-            "connections": 0,
-            "paused_until": None,
-            "paused_by": "",
-            "last_failure": None,
-        },
+        "site": {"connections": 0, "paused_until": None, "paused_by": "", "last_failure": None},
         "retry": [60.0, 300.0],
         "running": True,
     }

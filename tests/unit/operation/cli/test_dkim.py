@@ -78,10 +78,7 @@ def mode(path: Path) -> int:
 
 @pytest.mark.parametrize(
     ("words", "algorithm", "bits"),
-    [
-        ((), "rsa-sha256", 2048),
-        (("--type", "ed25519"), "ed25519-sha256", 256),
-    ],
+    [((), "rsa-sha256", 2048), (("--type", "ed25519"), "ed25519-sha256", 256)],
 )
 def test_a_new_key_is_in_a_file_of_its_owner(
     files: Files, words: tuple[str, ...], algorithm: str, bits: int

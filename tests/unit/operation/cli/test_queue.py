@@ -79,8 +79,7 @@ def test_invalid_conditions_are_rejected(relay, words, fault):
 
 
 @pytest.mark.parametrize(
-    "words",
-    [["queue", "list"], ["storage", "verify"], ["storage", "backup", "copy"]],
+    "words", [["queue", "list"], ["storage", "verify"], ["storage", "backup", "copy"]]
 )
 def test_a_directory_in_place_of_the_spool_is_a_configuration_error(config, words):
     spool = load(config, {}).spool_file

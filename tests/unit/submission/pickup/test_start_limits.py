@@ -26,10 +26,7 @@ class GateFakes:
         self.rush = RushMeter(self.clock)
         self.reopened = 0
         self.limits = StartLimits(
-            self.clock,
-            concurrency=concurrency,
-            is_rush=self.rush.is_rush,
-            on_eased=self._count,
+            self.clock, concurrency=concurrency, is_rush=self.rush.is_rush, on_eased=self._count
         )
 
     def _count(self) -> None:

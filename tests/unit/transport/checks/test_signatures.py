@@ -28,8 +28,7 @@ async def dkim_of(checks: Checks, content: bytes | LargeContent) -> list[str]:
 
 async def test_signatures_hold_until_an_octet_is_changed(tmp_path: Path) -> None:
     keys = DkimKeys.made(
-        tmp_path,
-        {("football.example.com", "s1"): "rsa", ("football.example.com", "s2"): "ed25519"},
+        tmp_path, {("football.example.com", "s1"): "rsa", ("football.example.com", "s2"): "ed25519"}
     )
     signer = Signer(lambda: keys.ring, clock=ManualClock(), metrics=Metrics())
     relays = read_all(signer.sign_report(ParsedContent.of(LETTER)).contents[0].joined())
@@ -53,10 +52,7 @@ async def test_a_large_body_is_read_once_and_one_above_10_mb_is_not_judged(tmp_p
     zone["_dmarc.football.example.com"] = txt("v=DMARC1; p=reject")
     header, blank, text = LETTER.partition(b"\r\n\r\n")
     async with open_checks(zone) as checks:
-        for size, result, verdict in (
-            (3_000_000, "pass", "pass"),
-            (10_100_000, "none", "fail"),
-        ):
+        for size, result, verdict in ((3_000_000, "pass", "pass"), (10_100_000, "none", "fail")):
             whole = signed(header + blank + text * (size // len(text)), keys.ring.keys[0])
             fields, _, rest = whole.partition(b"\r\n\r\n")
             body = MemoryOctets(b"\r\n" + rest)
