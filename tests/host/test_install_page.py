@@ -39,6 +39,7 @@ STRANGER = "192.0.2.7"
 # Blocks that show what is printed, or that other tests have.
 ELSEWHERE = {
     "A fallback",
+    "A mailbox that moves",
     "Debian package",
     "Import",
     "Limits for each user",

@@ -75,7 +75,6 @@ def files_of_root(relay: RelayProcess) -> list[str]:
         ("account token carol@example.test", OK),
         ("account remove dave@example.test", OK),
         ("account unlock alice@example.test", UNAVAILABLE),
-        ("import ONE.eml --mailbox alice@example.test", NO_PERMISSION),
         ("policy check", OK),
         ("dkim keygen example.test s1", OK),
         ("dkim show", OK),
