@@ -97,9 +97,14 @@ def day(days: float) -> str:
 def test_a_secret_that_cannot_ask_for_a_token_refuses_a_reload_and_no_start(serve):
     """And an end, of the secret or the certificate, is named from 30 days before, and refuses nothing."""
     soon_s = int(time.time()) + 5 * 86400
-    pems = {"ends": certificate(ends_s=soon_s), "keyless": certificate()}
+    ending = certificate(ends_s=soon_s)
+    pems = {
+        "ends": ending.pem + ending.key_pem,
+        "keyless": KEYED.pem,
+        "another": KEYED.pem + certificate("rsa", 1).key_pem,
+    }
     client = {"token_url": "https://login.test/token", "scope": "s", "client_id": "c"}
-    ends = {"secret": day(31), "old": day(-400), "next": day(29)}
+    ends = {"secret": day(31), "old": day(-400), "next": day(29), "never": "9999-12-31"}
     clients = [{"name": x, "certificate": f"{x}.pem", **client} for x in pems]
     clients += [{"name": "google", "provider": "google", "service_account": "google.json"}]
     clients += [
@@ -108,8 +113,8 @@ def test_a_secret_that_cannot_ask_for_a_token_refuses_a_reload_and_no_start(serv
     auth = {"user": "b@b.test", "oauth": "keyless"}
     route = {"domain": "b.test", "next_hop": "smtp://127.0.0.1:2", "auth": auth}
     relay = serve(config={"oauth": clients, "route": [route]}, start=False)
-    for name, made in pems.items():
-        (relay.folder / f"{name}.pem").write_text(made.pem + made.key_pem * (name == "ends"))
+    for name, text in pems.items():
+        (relay.folder / f"{name}.pem").write_text(text)
     (relay.folder / "google.json").write_text("no JSON")
     relay.start()
     relay.submit("bob@example.test", ["x@b.test"], MAIL.format("waits").encode())
@@ -128,8 +133,9 @@ def test_a_secret_that_cannot_ask_for_a_token_refuses_a_reload_and_no_start(serv
     checked = relay.cli("check", "--json")
     found = [each for each in json.loads(checked.stdout) if each["check"] == "oauth"]
     assert (checked.returncode, any(each["refuses_start"] for each in found)) == (78, False)
-    assert Counter(each["verdict"] for each in found) == {"fault": 2, "warning": 3, "ok": 4}
-    (relay.folder / "keyless.pem").write_text(KEYED.pem + KEYED.key_pem)
+    assert Counter(each["verdict"] for each in found) == {"fault": 3, "warning": 3, "ok": 5}
+    for name in ("keyless", "another"):
+        (relay.folder / f"{name}.pem").write_text(KEYED.pem + KEYED.key_pem)
     (relay.folder / "google.json").write_text(
         json.dumps({"client_email": "a@b.test", "private_key": KEYED.key_pem})
     )

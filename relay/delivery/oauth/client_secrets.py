@@ -6,7 +6,6 @@ token server decides.
 """
 
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
 from msgspec import Struct
@@ -16,6 +15,7 @@ from relay.base.files import read_key_file
 from relay.base.message.nexthop import HopKind
 from relay.base.settings.tree import OAuthClient
 from relay.delivery.oauth.grants import grant_form
+from relay.transport.signing.key_files import ends_us
 from relay.transport.signing.keys import DAY_US
 
 _SOON_US = 30 * DAY_US
@@ -49,10 +49,7 @@ def _stamp_ns(client: OAuthClient) -> int:
 
 @lru_cache(maxsize=1000)
 def _state(client: OAuthClient, _stamp_ns: int) -> SecretState:
-    fault, ends = "", list[datetime]()
-    if client.secret_ends:  # the last day (UTC)
-        day = datetime.fromisoformat(client.secret_ends)
-        ends.append(day.replace(tzinfo=UTC) + timedelta(days=1))
+    fault, ends = "", [ends_us(client.secret_ends)]
     if file := client.certificate or client.service_account:
         from cryptography import x509  # noqa: PLC0415 - it takes memory
 
@@ -61,7 +58,8 @@ def _state(client: OAuthClient, _stamp_ns: int) -> SecretState:
             text = secret.decode()
             grant_form(client, HopKind.SMTP, "", secret=text, now_s=0, jti="")
             if client.certificate:
-                ends.append(x509.load_pem_x509_certificate(secret).not_valid_after_utc)
+                end = x509.load_pem_x509_certificate(secret).not_valid_after_utc
+                ends.append(int(end.timestamp()) * 1_000_000)
         except ValueError as error:
             fault = f"{file}: {error}"
-    return SecretState(fault, int(min(ends).timestamp() * 1_000_000) if ends else None)
+    return SecretState(fault, min((end for end in ends if end is not None), default=None))

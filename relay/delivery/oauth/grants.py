@@ -120,21 +120,29 @@ def grant_form(
 
 def _jwt(header: dict[str, str], claims: dict[str, Any], pem: str) -> str:
     """Return a signed JWT, with the thumbprint of the certificate in `pem` if it has no `kid`."""
-    from cryptography import x509  # noqa: PLC0415 - they take memory
-    from cryptography.hazmat.primitives.hashes import SHA256  # noqa: PLC0415
-    from joserfc import jwt  # noqa: PLC0415
+    from joserfc import jwt  # noqa: PLC0415 - it takes memory
     from joserfc.errors import JoseError  # noqa: PLC0415
     from joserfc.jwk import RSAKey  # noqa: PLC0415
 
     try:
-        if "kid" not in header:
-            digest = x509.load_pem_x509_certificate(pem.encode()).fingerprint(SHA256())
-            header["x5t#S256"] = urlsafe_b64encode(digest).rstrip(b"=").decode()
         key = RSAKey.import_key(pem)
+        if "kid" not in header:
+            header["x5t#S256"] = _thumbprint(pem, key.public_key)
         return jwt.encode({"typ": "JWT", **header}, claims, key, algorithms=[header["alg"]])
     except (JoseError, ValueError, TypeError, KeyError):
         expected = "an RSA key in PEM without a passphrase, and its certificate if it has one"
         raise ValueError(f"found something else, expected {expected}") from None
+
+
+def _thumbprint(pem: str, public_key: object) -> str:
+    """Return the x5t#S256 of the certificate in `pem`. Raises ValueError if it has another key."""
+    from cryptography import x509  # noqa: PLC0415 - they take memory
+    from cryptography.hazmat.primitives.hashes import SHA256  # noqa: PLC0415
+
+    certificate = x509.load_pem_x509_certificate(pem.encode())
+    if certificate.public_key() != public_key:
+        raise ValueError("another key")
+    return urlsafe_b64encode(certificate.fingerprint(SHA256())).rstrip(b"=").decode()
 
 
 def hide_form(form: Mapping[str, str]) -> Callable[[str], str]:
