@@ -84,7 +84,12 @@ def test_without_a_running_relay_a_fault_of_the_spool_is_78_and_opens_no_other(s
     relay = serve()
     relay.stop()
     good = relay.config_file.read_text()
-    for fault, code in (("[nonsense]\n", 0), ('[spool]\nurl = "x"\n', CONFIGURATION)):
+    other = 'url = "sqlite:x"\n'
+    for fault, code in (
+        ("[nonsense]\n", 0),
+        ('[spool]\nurl = "x"\n', CONFIGURATION),
+        (f"[spoool]\n{other}", CONFIGURATION),
+    ):
         relay.config_file.write_text(good.replace("[spool]\n", "") + fault)
         for verb in BOTH:
             done = relay.cli(*verb.split())

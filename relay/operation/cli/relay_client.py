@@ -18,8 +18,8 @@ from relay.base.settings.tree import Settings
 from relay.operation.cli.options import CommandContext
 from relay.operation.commands.operator_client import OperatorClient
 
-# keys that say where the files of a relay are
-_OF_FILES = re.compile(r"spool\b|mailboxes(?:\.(?:root|store))?\Z")
+# keys that say where the files of a relay are, also with another name of the table
+_OF_FILES = re.compile(r'spool\b|mailboxes(\.(root|store))?: |\w+: .*mean "(spool|mailboxes)"')
 
 
 def operator_client(context: CommandContext, *used: str) -> OperatorClient:
@@ -38,4 +38,4 @@ def valid_settings(context: CommandContext, *used: str) -> tuple[Settings, Seque
         raise SettingsError(needed)
     if faults:
         click.echo(f"{SettingsError(faults).faults[0]} (see relay check)", err=True)
-    return settings, [fault for fault in faults if _OF_FILES.match(fault.key)]
+    return settings, [fault for fault in faults if _OF_FILES.match(f"{fault.key}: {fault.message}")]
