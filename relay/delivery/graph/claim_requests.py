@@ -22,7 +22,11 @@ class ClaimRequests:
 
     def __post_init__(self) -> None:
         extra, live = self.claim.extra, {recipient.id for recipient in self.claim.recipients}
-        known = [one for one in extra.requests if one.draft and live.intersection(one.recipients)]
+        known = [
+            request
+            for request in extra.requests
+            if request.draft and live.intersection(request.recipients)
+        ]
         self.noted = replace(extra, requests=tuple(known), lost_posts=extra.all_lost_posts)
 
     async def note(self, noted: EntryExtra) -> None:

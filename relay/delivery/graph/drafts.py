@@ -66,16 +66,16 @@ class DraftCleaner:
         """
         login, done = self.table.options_for(next_hop).login, set[Named]()
         user = own_mailbox(login.user) if login is not None else ""
-        mine = [one for one in named if own_mailbox(one[0]) == user]
+        mine = [(mailbox, name) for mailbox, name in named if own_mailbox(mailbox) == user]
         with suppress(TimeoutError):
             async with asyncio.timeout(DELETE_S), self._sessions:  # real time: a peer
                 session = await self._session(next_hop) if mine else None
                 if session is not None:
                     try:
-                        for one in mine:
+                        for mailbox, name in mine:
                             with suppress(ConnectError, HttpError):
-                                await use(session, *one)
-                                done.add(one)
+                                await use(session, mailbox, name)
+                                done.add((mailbox, name))
                     finally:
                         session.close()
         return done

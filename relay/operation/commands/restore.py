@@ -250,12 +250,12 @@ def _restore_config(
     for place in manifest.config_files:
         path = _normal(place.path)
         source = folder / CONFIG / path.relative_to("/")
-        found = path.read_bytes() if path.is_file() else None
+        present = path.read_bytes() if path.is_file() else None
         if not os.path.lexists(path):
             missing.append((path, place, source))
-        elif found == source.read_bytes():
+        elif present == source.read_bytes():
             continue
-        elif found is not None and found == installed.get(path):
+        elif present is not None and present == installed.get(path):
             missing.append((path, place, source))
         else:
             (differing if path.is_relative_to(home) else kept).append(path)

@@ -257,13 +257,18 @@ class EntryExtra(Struct, frozen=True, omit_defaults=True):
     @property
     def unsent(self) -> list[tuple[str, str]]:
         """The drafts that were not asked to be sent: the mailbox and id of each."""
-        drafts = [one for one in self.requests if one.draft and not one.sent_us]
-        return [(one.mailbox, one.draft) for one in drafts]
+        return [
+            (request.mailbox, request.draft)
+            for request in self.requests
+            if request.draft and not request.sent_us
+        ]
 
     @property
     def all_lost_posts(self) -> tuple[tuple[str, str], ...]:
         """`lost_posts`, with those in `requests`."""
-        older = [(one.mailbox, one.message_id) for one in self.requests if not one.draft]
+        older = [
+            (request.mailbox, request.message_id) for request in self.requests if not request.draft
+        ]
         return (*self.lost_posts, *older)
 
 

@@ -273,7 +273,7 @@ def _drop_ended_requests(transaction: OpenTransaction, claim: Claim, rows: Resul
         return
     final = {number for state, *_, number in rows.recipients if state in FINAL}
     live = {recipient.id for recipient in claim.recipients} - final
-    kept = tuple(one for one in extra.requests if live.intersection(one.recipients))
+    kept = tuple(request for request in extra.requests if live.intersection(request.recipients))
     if kept != extra.requests:
         note_extra(transaction, claim.key, requests=kept)
 
