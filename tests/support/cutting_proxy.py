@@ -35,6 +35,7 @@ class _Loss:
     cut: Cut
     after: int  # what it sends before
     of: bytes  # only what contains these octets counts
+    is_last: bool  # no connection is accepted any more
 
 
 class CuttingProxy:
@@ -61,12 +62,14 @@ class CuttingProxy:
             for one in self._open:
                 _close(one)
 
-    def lose(self, purpose: str, cut: Cut, *, after: int = 0, of: bytes = b"") -> None:
+    def lose(
+        self, purpose: str, cut: Cut, *, after: int = 0, of: bytes = b"", is_last: bool = False
+    ) -> None:
         """Cut the connection of this purpose when it has sent something `after` times, with these
-        octets in it.
+        octets in it. With `is_last` no other connection is accepted then.
         """
         with self._lock:
-            self._next.append(_Loss(purpose, cut, after, of))
+            self._next.append(_Loss(purpose, cut, after, of, is_last))
 
     def _accept(self) -> None:
         while True:
@@ -106,6 +109,7 @@ class CuttingProxy:
                     server.sendall(octets)
                     continue
                 self.losses += 1
+                self.is_refusing = loss.is_last
                 silenced.set()
                 if loss.cut in (Cut.REPLY, Cut.CLIENT):
                     server.sendall(octets)

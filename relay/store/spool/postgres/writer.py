@@ -6,20 +6,21 @@ Other operations run alone, in a transaction. Every answer is known before the c
 
 Each commit has a number, which is in its rows of `counter`. When the connection is lost during a
 commit, the writer does not know whether the commit took effect. It connects again, ends the old
-session, and reads the greatest number. A commit that took effect is answered; a commit that did not
-is sent once more. An acceptance that has waited too long for this is answered with an error,
-although the message may be in the queue: when its sender repeats it, it is a duplicate, as after
-any lost connection (RFC 1047).
+session, and reads the greatest number. A commit that took effect is answered; the operations of one
+that did not are repeated alone, and another loss is asked after in the same way. An acceptance that
+has waited too long for this is answered with an error, although the message may be in the queue:
+when its sender repeats it, it is a duplicate, as after any lost connection (RFC 1047).
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import asyncpg
 import uvloop
+from msgspec.structs import replace
 
 from relay.base.clock import Anchor, Clock, boot_s
 from relay.base.crashpoints import CrashPoint, CrashPoints
@@ -259,11 +260,12 @@ class WriteConnection(GroupWriter):
         batch: list[WaitingOperation] = []
         size = 0
         while self._jobs and len(batch) < BATCH_MAX and size < _BATCH_BYTES_MAX:
-            if self._jobs[0].alone and batch:
+            is_alone = self._jobs[0].alone or self._jobs[0].is_repeated
+            if is_alone and batch:
                 break
             batch.append(self._jobs.popleft())
             size += batch[-1].size
-            if batch[-1].alone:
+            if is_alone:
                 break
         return batch
 
@@ -387,10 +389,11 @@ class WriteConnection(GroupWriter):
             limit.cancel()
 
     def _lost(self, batch: Sequence[WaitingOperation], lost: _LostError) -> None:
-        """Find out whether the commit of a batch took effect, and answer it or send it once more.
+        """Find out whether the commit of a batch took effect, and answer it or repeat its
+        operations alone.
 
-        Acceptances wait for this no longer than _ANSWER_S. Other operations are repeated only if
-        the commit did not take effect.
+        Acceptances wait for this no longer than _ANSWER_S. Other operations wait for it once, and
+        after another loss no longer either: one may be what ends each connection.
         """
         expected = self.commits + 1
         self.fault = str(lost)
@@ -412,32 +415,24 @@ class WriteConnection(GroupWriter):
         if lost.answers and self._commits_there == expected:
             self._answer([(job.future, lost.answers[index], None) for index, job in waiting])
             return
-        for _, job in waiting:  # one by one: a part of the batch may be gone
-            try:
-                (answer,) = self._commit([job])
-            except _LostError as again:  # a second loss: its outcome is not determined
-                self.fault = str(again)
-                self._note_unanswered(again.answers)
-                self._answer([(job.future, None, SpoolUnavailableError(self.fault))])
-            except Exception as error:  # noqa: BLE001 - passed to the caller
-                self._answer([(job.future, None, error)])
-            else:
-                self._answer([(job.future, answer, None)])
+        again = [replace(job, is_repeated=True) for _, job in waiting]
+        self._jobs.extendleft(reversed(again))
 
     def _without_expired(
         self, waiting: list[tuple[int, WaitingOperation]], lost: _LostError
     ) -> list[tuple[int, WaitingOperation]]:
-        """Answer the acceptances that have waited too long, and return the other operations."""
+        """Answer the operations that have waited too long, and return the others."""
         before_s = self.clock.real_s() - _ANSWER_S
         error = SpoolUnavailableError(self.fault or "the database of the spool was away too long")
-        expired = [pair for pair in waiting if pair[1].accepts and pair[1].since_s < before_s]
+        expired = [
+            (index, job)
+            for index, job in waiting
+            if (job.accepts or job.is_repeated) and job.since_s < before_s
+        ]
         self._answer([(job.future, None, error) for _, job in expired])
-        self._note_unanswered(lost.answers[index] for index, _ in expired if lost.answers)
+        answers = [lost.answers[index] for index, _ in expired if lost.answers]
+        self._unanswered += [claim for one in answers for claim in getattr(one, "claims", ())]
         return [pair for pair in waiting if pair not in expired]
-
-    def _note_unanswered(self, answers: Iterable[Any]) -> None:
-        """Keep the claims of operations that failed for their callers but may be committed."""
-        self._unanswered += [claim for answer in answers for claim in getattr(answer, "claims", ())]
 
     def _release_unanswered(self, tables: ConnectionTables) -> None:
         """Release the claims of operations that failed for their callers. Raises SpoolError.

@@ -37,6 +37,7 @@ class WaitingOperation(Struct, frozen=True):
     alone: bool = False  # it has a commit for itself, because it runs statements
     is_order: bool = False  # it is repeated if another node has changed the same rows
     since_s: float = 0.0  # when it was submitted
+    is_repeated: bool = False  # the connection was lost, and its commit had no effect
 
 
 class GroupWriter:

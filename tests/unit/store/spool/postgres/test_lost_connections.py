@@ -35,6 +35,7 @@ DOUBT = Indeterminate(Evidence("4.4.2", "no reply"), unanswered=True)
 TO_A = [("mx:a.test", "x@a.test")]
 NOW = 10**18  # after the due time of every entry
 SOON_S = 20
+LOSSES = [[Cut.REQUEST], [Cut.REPLY], [Cut.REQUEST, Cut.REPLY], [*[Cut.REQUEST] * 3, Cut.REPLY]]
 
 
 @pytest.fixture
@@ -72,24 +73,41 @@ def messages(server: PostgresServer, url: str) -> int:
     return int(server.sql("SELECT count(*) FROM message", database=database_of(url)))
 
 
-@pytest.mark.parametrize("cut", [Cut.REQUEST, Cut.REPLY], ids=lambda one: one.value)
+@pytest.mark.parametrize("cuts", LOSSES)
 async def test_a_message_is_there_once_whatever_is_lost(
-    spool, proxy, postgres_server, postgres_url, cut
+    spool, proxy, postgres_server, postgres_url, cuts
 ) -> None:
-    proxy.lose("writer", cut)
+    for cut in cuts:
+        proxy.lose("writer", cut, of=b"x@a.test")
     accepted = await asyncio.wait_for(spool.accept(new_message(TO_A)), SOON_S)
-    assert proxy.losses == 1
+    assert proxy.losses == len(cuts)
     assert messages(postgres_server, postgres_url) == 1
     (claim,) = accepted.claims
     assert (await spool.record(ClaimResult(claim, 5, {1: OK})))[0]
     assert (await spool.counts()).unaccounted == 0
 
 
-@pytest.mark.parametrize("cut", [Cut.REQUEST, Cut.REPLY], ids=lambda one: one.value)
-async def test_a_result_is_recorded_once_whatever_is_lost(spool, proxy, cut) -> None:
+async def test_mail_whose_commit_nobody_can_ask_after_is_refused_and_free(
+    spool, proxy, postgres_server, postgres_url, monkeypatch
+) -> None:
+    """The commit after the first loss takes effect, and the server is away until the answer."""
+    monkeypatch.setattr(writer, "_ANSWER_S", 1.0)
+    proxy.lose("writer", Cut.REQUEST, of=b"x@a.test")
+    proxy.lose("writer", Cut.REPLY, of=b"x@a.test", is_last=True)
+    with pytest.raises(SpoolUnavailableError):
+        await asyncio.wait_for(spool.accept(new_message(TO_A)), SOON_S)
+    proxy.is_refusing = False
+    assert len(await claims_of(spool)) == 1
+    assert messages(postgres_server, postgres_url) == 1
+
+
+@pytest.mark.parametrize("cuts", LOSSES)
+async def test_a_result_is_recorded_once_whatever_is_lost(spool, proxy, cuts) -> None:
     claims = [(await spool.accept(new_message(TO_A))).claims[0] for _ in range(3)]
-    proxy.lose("writer", cut)
+    for cut in cuts:
+        proxy.lose("writer", cut, of=claims[1].message.id.encode())
     recorded = await asyncio.gather(*(spool.record(ClaimResult(one, 5, {1: OK})) for one in claims))
+    assert proxy.losses == len(cuts)
     assert [in_time for in_time, _ in recorded] == [True] * 3
     counts = await spool.counts()
     assert (sum(counts.entries.values()), counts.unaccounted) == (0, 0)
@@ -110,14 +128,14 @@ async def test_a_claim_is_not_lost_at_any_place(spool, proxy, place, cut) -> Non
     assert sum((await spool.counts()).entries.values()) == 0
 
 
-async def test_a_claim_that_is_lost_twice_is_free(spool, proxy) -> None:
-    """The second loss leaves its outcome open: nobody has it."""
-    await spool.accept(new_message(TO_A), claim=False)
-    for cut in (Cut.REQUEST, Cut.REPLY):
-        proxy.lose("writer", cut, of=b"COMMIT\0")
+async def test_an_operation_that_ends_each_connection_ends_itself(spool, monkeypatch) -> None:
+    """As one that the server cannot take: others go on after it."""
+    monkeypatch.setattr(writer, "_ANSWER_S", 0.3)
     with pytest.raises(SpoolUnavailableError):
-        await asyncio.wait_for(spool.claim_due(NOW, 10, DueQuery()), SOON_S)
-    assert len(await claims_of(spool)) == 1
+        await asyncio.wait_for(spool.change(lambda tables: tables.connection.terminate()), SOON_S)
+    monkeypatch.undo()
+    await until(lambda: not spool.health())
+    assert (await asyncio.wait_for(spool.accept(new_message(TO_A)), SOON_S)).claims
 
 
 async def claims_of(spool: PostgresSpool) -> Sequence[Claim]:
