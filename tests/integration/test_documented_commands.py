@@ -56,8 +56,8 @@ class Step:
 
 
 def in_order(output: str) -> str:
-    """Sort successive lines of the same step of a journey; drop the line feed at the end."""
-    lines = list(enumerate(output.splitlines()))
+    """Sort successive events of the same step of a journey; drop the line feed at the end."""
+    lines = list(enumerate(re.split(r"\n(?! {37})", output.removesuffix("\n"))))
     groups = groupby(lines, lambda one: found[0] if (found := STEP.match(one[1])) else one[0])
     sorted_groups = (
         sorted((re.sub(VARIES["time"], "", text), text) for _, text in group) for _, group in groups

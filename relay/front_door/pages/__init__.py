@@ -24,8 +24,7 @@ Messages:
 - `help`: how to send a first message: the empty list, and /help; /help/programs: the programs of
   docs/snippets.md with this relay's ports
 - `message`: /messages/{id}; send now, cancel a scheduled send, advance to what comes next
-- `journey_view`: the seven steps of a message, and its recipients
-- `step_evidence`: the sentences and facts of one event of a journey
+- `journey_view`: the seven steps of a message, what each event links to, and its recipients
 
 The content of a message:
 

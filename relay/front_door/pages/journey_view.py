@@ -1,8 +1,8 @@
 """The journey of a message as a page shows it: seven steps, and the recipients.
 
 Pure functions of a journey (docs/names.md) and its entries in the queue. All seven steps are shown
-in order, with their events as sentences and facts; a step without events says so. Texts contain
-what hosts and senders wrote; templates escape them.
+in order, each with the lines of `relay trace`; a step without events says so. Texts contain what
+hosts and senders wrote; templates escape them.
 """
 
 from collections import Counter
@@ -11,7 +11,6 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from relay.base.clock import time_us_of
 from relay.base.message.authentication_results import check_words
@@ -19,11 +18,10 @@ from relay.base.message.lifecycle import AT_REST, FINAL
 from relay.base.phrases import counted
 from relay.front_door.pages.charts import duration_text
 from relay.front_door.pages.content import one_line
-from relay.front_door.pages.step_evidence import StepEvidence, evidence_of, hop_words
 from relay.store.journeys import details
 from relay.store.journeys.document import Journey, JourneyStep, Recipient, details_in
 from relay.store.journeys.events import Step
-from relay.store.journeys.wording import REASONS, WAITS_FOR, client_line
+from relay.store.journeys.wording import REASONS, WAITS_FOR, client_line, describe, hop_words
 
 _TO = "\N{EN DASH}"  # between the first and the last number
 _EVENTS_MAX = 50  # events of one step: the newest
@@ -56,7 +54,9 @@ class StepEvent(Struct, frozen=True):
 
     at: str
     since: str
-    evidence: StepEvidence
+    lines: tuple[str, ...]  # of `relay trace`
+    links: tuple[tuple[str, str], ...] = ()  # paths below messages/, and their texts
+    next_at: str = ""  # the time of the next attempt
     count: int = 1
 
 
@@ -141,12 +141,36 @@ def _steps(journey: Journey, entries: Sequence[Mapping[str, Any]]) -> Iterator[S
 
 def _event(run: Sequence[JourneyStep], since: Mapping[int, str], journey: Journey) -> StepEvent:
     """Return an event as shown, or a run of equal attempts."""
-    last = run[-1]
-    evidence = evidence_of(last, journey)
-    if len(run) > 1:
-        numbers = f"{run[0].detail.get('attempt', '?')}{_TO}{last.detail.get('attempt', '?')}"
-        evidence = replace(evidence, text=f"Attempts {numbers}: the same reply.", facts=())
-    return StepEvent(last.at, since[id(last)], evidence, len(run))
+    last, next_at = run[-1], ""
+    lines = [*describe(last.step, last.detail)]
+    if isinstance(tried := last.read(), details.AttemptDetail):
+        next_at = tried.retry
+        if len(run) > 1:
+            numbers = f"{run[0].detail.get('attempt', '?')}{_TO}{tried.attempt}"
+            lines = [f"Attempts {numbers}: the same reply."]
+        elif tried.node:
+            lines.insert(0, f"[{tried.node}]")
+    links = tuple(_links(last, journey))
+    return StepEvent(last.at, since[id(last)], tuple(lines), links, next_at, len(run))
+
+
+def _links(step: JourneyStep, journey: Journey) -> Iterator[tuple[str, str]]:
+    """Yield the paths below messages/ of what an event is about, each with the link's text."""
+    match step.read():
+        case details.CreatedDetail():
+            made = details_in(journey.steps, details.ConvertedDetail)
+            if not any(converted.draft == "MIME" for converted in made):
+                yield f"{journey.key}/properties", "the properties (Graph JSON)"
+        case details.ConvertedDetail() as made if made.draft:
+            yield f"{journey.key}/source", "the MIME"
+        case details.RoutedDetail() as routed:
+            if routed.about:
+                yield routed.about, f"message {routed.about}"
+            yield from ((mail.queue_id, f"message {mail.queue_id}") for mail in routed.mails)
+        case details.ReportDetail(report_id=report) | details.ClaimDetail(received=report) if (
+            report
+        ):
+            yield report, f"report {report}"
 
 
 def _runs(events: Sequence[JourneyStep]) -> Iterator[Sequence[JourneyStep]]:

@@ -20,7 +20,7 @@ from relay.front_door.pages.queue_change import (
     selection_of,
 )
 from relay.front_door.pages.site import PageRequest, PageSite
-from relay.front_door.pages.step_evidence import hop_words
+from relay.store.journeys.wording import hop_words
 from relay.store.spool.queue_commands import LIVE
 from relay.store.spool.types import FIRST_KEY, WAITING, Key
 

@@ -5,11 +5,15 @@ have the characters of the message in them: the caller makes them safe for a ter
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
+
+from msgspec import to_builtins
 
 from relay.base.message.envelope import Client
 from relay.base.phrases import counted, moment, named
 from relay.store.journeys import details
+from relay.store.journeys.document import Attempt, Durations, attempts_in
 from relay.store.journeys.events import NO_SIGNING_KEYS
 from relay.store.journeys.sentences import claim_words, remote_report
 
@@ -87,12 +91,8 @@ def describe(step: int, stored: Mapping[str, Any]) -> Iterator[str]:
     match details.read_detail(step, stored):
         case details.RoutedDetail() as routed:
             yield from _routed(routed)
-        case details.AttemptDetail(recipients=[_, *_]) as tried:
-            host = f" by {tried.host}" if tried.host else ""
-            outcomes = [f"{x.address} {x.outcome}{host}: {x.reply}" for x in tried.recipients]
-            yield from _few(outcomes)
-            if tried.held:
-                yield f"held: {tried.held}"
+        case details.AttemptDetail() as tried:
+            yield from _attempt(tried)
         case details.CommandDetail() as command:
             yield _operation(command)
         case details.ClaimDetail() as claim:
@@ -104,9 +104,72 @@ def describe(step: int, stored: Mapping[str, Any]) -> Iterator[str]:
         case details.ConvertedDetail() as made if made.draft:
             size = f"size {made.size}, recipients {made.recipients}"
             yield "; ".join([size, *_few([*made.changes, *made.defects])])
-        case _ if stored:
-            said = (f"{name} {_short(value)}" for name, value in stored.items() if name != "node")
-            yield ", ".join(said)
+        case known:  # what another version has recorded besides is in the JSON
+            values = to_builtins(known).items()
+            said = [f"{name} {_short(value)}" for name, value in values if name != "node"]
+            yield from [", ".join(said)] if said else []
+
+
+def _attempt(detail: details.AttemptDetail) -> Iterator[str]:
+    by = f" by {detail.host}" if detail.host else ""
+    yield from _few([f"{x.address} {x.outcome}{by}: {x.reply}" for x in detail.recipients])
+    if detail.held:
+        yield f"held: {detail.held}"
+    yield from (f"not tried: {skipped}" for skipped in detail.mx if ": " in skipped)
+    yield from (f"tried {tried}" for tried in detail.hosts)
+    peer = f"[{detail.address}]" if detail.address else detail.host
+    for _, attempt in islice(attempts_in(detail, ""), 1 if peer else 0):  # they were made together
+        took = f", {_durations(attempt.durations)}" if attempt.durations else ""
+        yield f"to {peer}, {tls_words(attempt, detail.cipher)}{took}"
+        if attempt.encoded:
+            yield f"encoded again: {attempt.encoded}"
+
+
+def hop_words(next_hop: str) -> str:
+    """Return a next hop in words."""
+    if next_hop == "local":
+        return "a mailbox here"
+    if next_hop.startswith("mx:"):
+        return f"the mail hosts (MX) of {next_hop[3:]}"
+    if next_hop == "capture":
+        return "capture: kept here"
+    if next_hop == "hold":
+        return "hold: until an operator releases it"
+    return next_hop
+
+
+def tls_words(attempt: Attempt, cipher: str = "") -> str:
+    """Return TLS and policy of an attempt, such as "TLSv1.3, name verified, MTA-STS enforce"."""
+    verified = _VERIFIED.get(attempt.verified, attempt.verified)
+    done = [attempt.tls, cipher, verified] if attempt.tls else ["no TLS"]
+    policy = attempt.policy
+    for recorded, words in _POLICIES.items():
+        policy = policy.replace(recorded, words)
+    return ", ".join(filter(None, (*done, policy)))
+
+
+def _durations(durations: Durations) -> str:
+    """Return the durations of an attempt, such as "12.5 ms: DNS 0.2, connection 0.5, TLS 3.1"."""
+    parts = (("DNS", durations.dns), ("connection", durations.connect), ("TLS", durations.tls))
+    known = ", ".join(f"{name} {took_ms:g}" for name, took_ms in parts if took_ms)
+    return f"{durations.total:g} ms" + (f": {known}" if known else "")
+
+
+_VERIFIED = {
+    "none": "certificate not verified",
+    "chain": "certificate for another name",
+    "name": "name verified",
+    "dane": "TLSA record verified",
+}
+# what a policy begins with or contains; the first match counts
+_POLICIES = {
+    "mta-sts: verify": "MTA-STS enforce",
+    "mta-sts": "MTA-STS",
+    "dane: dane": "DANE",
+    "requiretls: verify": "REQUIRETLS",
+    "requiretls: dane": "REQUIRETLS",
+    "; by dane": "; by DANE",
+}
 
 
 def _routed(detail: details.RoutedDetail) -> Iterator[str]:

@@ -152,7 +152,7 @@ def test_a_reroute_asks_for_the_next_hop_first(relay, deferred):
     assert "would reroute 1 of 1 entry" in confirmation.text
     post(confirmation)
     relay.settle()
-    assert "Attempt 2, to smtp://127.0.0.1:9." in get(relay, f"messages/{deferred}").text
+    assert "127.0.0.1:9: connection refused" in get(relay, f"messages/{deferred}").text
     bad = Page(httpx.get(page.url.copy_add_param("to", "nonsense://x")))
     assert bad.status == 400
     assert "to: found 'nonsense://x', expected default, mx," in bad.text
@@ -250,7 +250,7 @@ def test_a_bounce_and_its_message_lead_to_each_other(relay):
     name = relay.send(ALICE, "gone@slow.test", "Lost", "text").journey["id"]
     relay.settle()
     page = get(relay, f"messages/{name}")
-    (report,) = [text for text, link in page.links.items() if link.endswith(text) and text != name]
+    (report,) = [text for text in page.links if text.startswith("report ")]
     about = get(relay, page.follow(report))
     assert about.links[f"the message {name}"] == f"../messages/{name}"
     assert (
@@ -271,10 +271,10 @@ def test_without_an_envid_the_message_id_leads_to_the_message(relay):
     page = get(relay, f"messages/{report.journey['id']}")
     (about,) = [link for text, link in page.links.items() if text.startswith("the message ")]
     about = get(relay, page.follow(f"the message {about.rpartition('/')[2]}"))
-    claim = "mx1.example.org [127.0.0.1] claims that it was not delivered: 550 5.1.1"
+    claim = "mx1.example.org [127.0.0.1] claims that it was not delivered"
     assert about.text.count(claim) == 2
     assert "claims failure" in about.text
-    assert report.journey["id"] in about.links
+    assert f"report {report.journey['id']}" in about.links
 
 
 def test_the_properties_are_shown_as_they_were_sent(relay):
@@ -411,7 +411,7 @@ def test_a_scheduled_message_is_sent_now(relay, scheduled):
     relay.settle()
     page = get(relay, f"messages/{scheduled}")
     assert f"Delivered to {BOB} at " in page.text
-    assert "development had it sent now" in page.text
+    assert "who development" in page.text
     assert post_urls(page) == []
     again = httpx.post(f"{relay.http_url}/messages/{scheduled}/send-now", data=given)
     assert again.status_code == 409
