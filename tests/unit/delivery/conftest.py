@@ -175,7 +175,7 @@ class RunningDelivery:
         self.unreachable_s = 0.02
         self.providers = ProviderReplies()
         self.connect = connect  # a test may put another one in its place
-        self.timeouts = Timeouts(connect_s=2, command_s=1, data_s=1, block_s=1, dot_s=1, quit_s=0.2)
+        self.timeouts = Timeouts()
 
     async def open(self) -> None:
         """Start only the spool, to fill the queue before delivery starts."""

@@ -4,7 +4,6 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from msgspec import structs
 
 from relay.base.clock import rfc3339
 from relay.delivery import attempt_recorder as result_module
@@ -194,7 +193,6 @@ async def test_an_unreachable_host_keeps_no_content_in_memory(delivery) -> None:
 async def test_a_connection_that_sends_quit_counts_against_the_limit(delivery, monkeypatch) -> None:
     monkeypatch.setattr(connection_slots, "_SERVED_MAX", 1)
     goodbye, busy, waits = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    delivery.timeouts = structs.replace(delivery.timeouts, quit_s=60)
     async with (
         RemoteMx(gates={"QUIT": goodbye, "DOT": waits}) as mx,
         RemoteMx(gates={"DOT": busy}) as other,

@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 
 import pytest
-from msgspec import structs
 
 from relay.base.files import FileOctets
 from relay.base.message.content import LARGE_BYTES, LargeContent, blocks
@@ -110,9 +109,6 @@ async def test_the_bounce_of_a_large_message_reads_it_from_its_file(delivery, la
 
 async def test_many_large_messages_do_not_wait_for_memory(delivery, large, monkeypatch) -> None:
     monkeypatch.setattr(contents_module, "LARGE_BYTES", 1)  # what is reserved before it is read
-    delivery.timeouts = structs.replace(
-        delivery.timeouts, dot_s=60
-    )  # no end of a wait lets the next one in
     gate = asyncio.Event()
     async with delivery.host(gates={"DOT": gate}) as mx:
         delivery.scheduler.recorder.contents._budget = 1000  # headers of all, and not one body
@@ -125,7 +121,6 @@ async def test_many_large_messages_do_not_wait_for_memory(delivery, large, monke
 
 async def test_a_stop_midway_releases_the_message(delivery, large) -> None:
     gate = asyncio.Event()
-    delivery.timeouts = structs.replace(delivery.timeouts, block_s=60)
     async with delivery.host(gates={"CONTENT": gate}) as mx:
         queue_id = await delivery.send("x@a.test", contents=(large(50_000),))
         await mx.reached("DATA")

@@ -42,7 +42,7 @@ async def test_after_a_fault_only_recipients_without_a_reply_get_the_message_aga
     delivery, place: int, fault: str
 ) -> None:
     dot = {PEOPLE[place]: [fault, "250 2.1.5 saved"]}
-    delivery.timeouts = type(delivery.timeouts)(command_s=1, data_s=1, dot_s=0.1, quit_s=0.2)
+    delivery.timeouts = type(delivery.timeouts)(dot_s=1.0)
     async with delivery.host(lmtp=True, dot=dot) as host:
         journey = await delivery.done(await delivery.send(*PEOPLE))
         await delivery.done(await delivery.send("d@a.test"))

@@ -44,7 +44,7 @@ def clock() -> ManualClock:
 
 def verifier(clock: ManualClock, *servers: RemoteMx, sts: StsFinding = NO_STS) -> RecipientVerifier:
     table = RouteTable([], [], SimpleNamespace(), tls="none")
-    opened = partial(connect, ehlo_name="relay.test", timeouts=Timeouts(connect_s=3))
+    opened = partial(connect, ehlo_name="relay.test", timeouts=Timeouts())
     return RecipientVerifier(table, Resolver(*servers, sts=sts).resolve, opened, clock=clock)
 
 

@@ -4,7 +4,6 @@ import asyncio
 from contextlib import asynccontextmanager
 
 import pytest
-from msgspec import structs
 
 from relay.delivery import queue_scanner
 from tests.support.events import until
@@ -45,7 +44,6 @@ async def test_a_claim_that_waits_for_room_for_its_content_expires_on_time(deliv
     never = asyncio.Event()
     busy = ["450 4.2.1 later"]
     delivery.content_bytes = len(LONG)
-    delivery.timeouts = structs.replace(delivery.timeouts, dot_s=60)
     async with delivery.host(gates={"DOT": never}, rcpt={"late@a.test": busy}) as mx:
         late = await delivery.send("late@a.test", expire_s=0.5)
         while (await delivery.spool.journey(late)).recipients[0].attempts == ():
@@ -68,7 +66,6 @@ async def waiting_for_room(delivery, address):
         delivery.table.at("b.test", other)
         delivery.table.mailboxes.add("bob@example.test")
         delivery.content_bytes = len(LONG)
-        delivery.timeouts = structs.replace(delivery.timeouts, dot_s=60)
         await delivery.start()
         await delivery.send("stuck@a.test", claim=False, contents=(LONG,))
         await mx.reached("DOT")

@@ -4,7 +4,6 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from msgspec import structs
 
 from relay.base.message.nexthop import NextHop
 from relay.base.message.tls_policy import TlsPolicy
@@ -257,7 +256,6 @@ async def test_a_message_counts_for_the_rate_once_there_is_room_for_its_content(
         delivery.table.at("b.test", stuck)
         delivery.table.limits["a.test"] = {"rate": "1/600"}
         delivery.content_bytes = 1
-        delivery.timeouts = structs.replace(delivery.timeouts, dot_s=60)
         await delivery.start()
         await delivery.send("stuck@b.test", claim=False)
         await stuck.reached("DOT")

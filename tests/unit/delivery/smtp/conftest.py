@@ -10,8 +10,7 @@ from relay.delivery.smtp.transaction import Transaction
 from tests.support.tls import authority, certificate
 
 __all__ = ["authority", "certificate"]
-
-QUICK = Timeouts(connect_s=2, command_s=2, data_s=2, block_s=2, dot_s=2, quit_s=1)
+TIMEOUTS = Timeouts()
 
 
 def pytest_asyncio_loop_factories():
@@ -23,7 +22,7 @@ async def connected():
     """`await connected(mx, ...)` gives a Connection to it, closed when the test ends."""
     connections = []
 
-    async def open_one(mx, *, timeouts=QUICK, **fields):
+    async def open_one(mx, *, timeouts=TIMEOUTS, **fields):
         fields = {"host": mx.name, "address": mx.host, "port": mx.port, "lmtp": mx.lmtp} | fields
         target = Target(path=mx.path, **fields)
         connections.append(await connect(target, ehlo_name="relay.test", timeouts=timeouts))

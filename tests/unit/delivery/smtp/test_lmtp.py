@@ -18,8 +18,7 @@ from tests.support.remote_mx import DROP, EXTENSIONS, STALL, RemoteMx
 from tests.unit.delivery.smtp.test_connection import kinds
 
 STEP_BY_STEP = [word for word in EXTENSIONS if word != "PIPELINING"]
-TIMEOUTS = Timeouts(command_s=10, data_s=10, block_s=10, dot_s=10, quit_s=10)
-IN_NO_TIME = Timeouts(command_s=10, data_s=10, block_s=10, dot_s=0.1, quit_s=0.1)
+TIMEOUTS, SHORT = Timeouts(), Timeouts(dot_s=0.5, quit_s=0.1)
 PEOPLE = ("a@y.test", "b@y.test", "c@y.test")
 both_ways = pytest.mark.parametrize(
     "extensions", [EXTENSIONS, STEP_BY_STEP], ids=["pipelined", "stepwise"]
@@ -50,7 +49,7 @@ async def test_each_recipient_has_the_outcome_of_its_own_reply(
         for place in range(count):
             people = PEOPLE[:count]
             async with RemoteMx(lmtp=True, extensions=extensions, dot={people[place]: said}) as mx:
-                timeouts = IN_NO_TIME if said in (STALL, "what is this") else TIMEOUTS
+                timeouts = SHORT if said in (STALL, "what is this") else TIMEOUTS
                 connection = await connected(mx, timeouts=timeouts)
                 result = await connection.transact(message(*people))
                 after = Delivered if others == "a reply each" else Indeterminate

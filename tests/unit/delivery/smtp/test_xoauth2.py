@@ -15,10 +15,10 @@ from relay.base.message.tls_policy import TlsPolicy
 from relay.base.settings.tree import OAuthClient
 from relay.delivery.provider_replies import load_provider_replies
 from relay.delivery.smtp.connect import ConnectError, Target, TokenError, connect
+from relay.delivery.smtp.connection import Timeouts
 from relay.delivery.smtp.transaction import Transaction
 from relay.transport.routing.routes import Credentials
 from tests.support.ingress import Relay
-from tests.unit.delivery.smtp.conftest import QUICK
 
 LOGIN = Credentials("alice@example.test", oauth="m365")
 BASIC = "exchange-online-basic-authentication"
@@ -50,7 +50,7 @@ async def target():
 
 
 async def session(target, tokens):
-    return await connect(target, ehlo_name="x.test", timeouts=QUICK, get_token=tokens.get)
+    return await connect(target, ehlo_name="x.test", timeouts=Timeouts(), get_token=tokens.get)
 
 
 async def refusal(target, tokens):
