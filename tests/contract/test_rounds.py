@@ -5,7 +5,7 @@ import threading
 
 from relay.store.spool.engine import SpoolEngine
 
-SOON_S = 30.0
+SOON_S = 120.0
 
 
 async def until_it_comes_round(spool: SpoolEngine) -> None:

@@ -32,7 +32,7 @@ WITH_DATA = [
     if "C: DATA\n" in path.read_text("utf-8") and path.stem not in OF_ONE_COMMAND
 ]
 OTHER_LIMITS = ("junk", "auth_token", "large", "auth_failures", "auth_token_failures", "max_rate")
-PATIENCE_S = 10.0
+PATIENCE_S = 120.0
 WORDS = ("role", "bare_newline", "max_rate_per_client")
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 FAULTS = {

@@ -31,7 +31,7 @@ async def replies_to(address: Address, octets: bytes) -> list[bytes]:
     """Return all replies to one burst that ends with QUIT."""
     reader, writer = await asyncio.open_connection(address.host, address.port)
     writer.write(octets)
-    said = await asyncio.wait_for(reader.read(), 30)
+    said = await asyncio.wait_for(reader.read(), 120)
     writer.close()
     return said.splitlines()
 

@@ -54,7 +54,7 @@ def test_the_metrics_listener_refuses_them_too(serve) -> None:
     config = CONFIG | {"observe": {"log": "json", "metrics": f"127.0.0.1:{port}"}}
     serve(config=config)
     for headers, status in (({}, 200), (FOREIGN, 403)):
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
         connection.request("GET", "/relay/v1/messages", headers=headers)
         answer = connection.getresponse()
         assert (answer.status, bool(answer.read())) == (status, True)

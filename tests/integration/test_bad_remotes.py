@@ -25,7 +25,8 @@ TIMES: dict[str, Any] = {
         "connect_timeout": "2s",
         "retry": [0.2],
         "indeterminate_max": 100,
-    }
+    },
+    "dns": {"timeout": "2s"},
 }
 
 

@@ -43,8 +43,8 @@ class Served:
         context = ssl.create_default_context(cafile=str(self.authority.certificate))
         host, port = self.relay.smtp_address(listener)
         if listener == IMPLICIT:
-            return smtplib.SMTP_SSL(host, port, "client.test", timeout=20, context=context)
-        session = smtplib.SMTP(host, port, "client.test", timeout=20)
+            return smtplib.SMTP_SSL(host, port, "client.test", timeout=120, context=context)
+        session = smtplib.SMTP(host, port, "client.test", timeout=120)
         session.starttls(context=context)
         return session
 
@@ -60,7 +60,7 @@ class Served:
         """A connection after its first request."""
         context = ssl.create_default_context(cafile=str(self.authority.certificate))
         host, _, port = self.relay.ready["https"][0].rpartition(":")
-        client = http.client.HTTPSConnection(host, int(port), timeout=20, context=context)
+        client = http.client.HTTPSConnection(host, int(port), timeout=120, context=context)
         client.request("GET", "/readyz")
         assert client.getresponse().read() == b"ready\n"
         return client
@@ -188,7 +188,7 @@ def shown_for(relay: RelayProcess, listener: int, name: str) -> bytes | None:
         address = (host, int(port))
     else:
         address = relay.smtp_address(listener)
-    with socket.create_connection(address, timeout=20) as plain:
+    with socket.create_connection(address, timeout=120) as plain:
         if listener == STARTTLS:
             for sent in (b"EHLO client.test\r\n", b"STARTTLS\r\n", b""):
                 while plain.recv(4096)[-1:] != b"\n":
@@ -220,7 +220,7 @@ def test_the_name_that_a_client_asks_for_chooses(authority: Authority, serve) ->
     for number in ALL:
         for name, made in expected.items():
             assert shown_for(relay, number, name) == der(made), (number, name)
-    with smtplib.SMTP(*relay.smtp_address(STARTTLS), timeout=20) as session:
+    with smtplib.SMTP(*relay.smtp_address(STARTTLS), timeout=120) as session:
         session.ehlo()
         assert session.mail("a@b.test")[0] == 530
     new, added = authority.issue("DNS:new.wild.test"), authority.issue("DNS:added.test")

@@ -86,7 +86,7 @@ def test_the_usual_program_sees_its_mail(relay: DevProcess, authorization: str) 
 
 
 def test_events_need_no_token(relay: DevProcess) -> None:
-    connection = http.client.HTTPConnection(*relay.http, timeout=20)
+    connection = http.client.HTTPConnection(*relay.http, timeout=120)
     connection.request("GET", "/relay/v1/events")
     stream = connection.getresponse()
     key = send(relay, "An event")
@@ -150,7 +150,7 @@ def test_the_listener_for_metrics_is_guarded_too(kit) -> None:
     kit(config={"observe": {"metrics": at}})
     for fields, status in (({}, 200), *((one, None) for one in FOREIGN)):
         for token in ({}, {"Authorization": "Bearer alice"}):
-            connection = http.client.HTTPConnection(at, timeout=20)
+            connection = http.client.HTTPConnection(at, timeout=120)
             connection.request("GET", LIST, headers={**fields, **token})
             found = connection.getresponse().status
             assert found == status if status else found in (403, 421), fields

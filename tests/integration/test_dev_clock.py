@@ -300,7 +300,7 @@ def test_the_command_advances_the_clock(shared: DevProcess) -> None:
 def test_the_errors_of_the_server_itself_have_its_time(shared: DevProcess) -> None:
     """Those before a request has a handler, such as that for a missing Host."""
     now = shared.advance(3 * DAY_S)
-    connection = http.client.HTTPConnection(*shared.http, timeout=20)
+    connection = http.client.HTTPConnection(*shared.http, timeout=120)
     try:
         connection.putrequest("GET", "/healthz", skip_host=True)
         connection.endheaders()

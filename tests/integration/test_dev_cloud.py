@@ -26,7 +26,7 @@ class Cloud:
         names = ("client_id", "client_secret", "scope")
         form = {"grant_type": "client_credentials", **{name: oauth[name] for name in names}}
         token = httpx.post(oauth["token_url"], data=form, trust_env=False).json()["access_token"]
-        self.client = httpx.Client(base_url=relay.ready["cloud"], trust_env=False, timeout=20)
+        self.client = httpx.Client(base_url=relay.ready["cloud"], trust_env=False, timeout=120)
         self.client.headers["Authorization"] = f"Bearer {token}"
 
     def use(self, scenario: str) -> None:

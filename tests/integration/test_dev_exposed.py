@@ -54,7 +54,7 @@ def test_it_listens_on_every_address(relay: DevProcess, own_address: str) -> Non
         assert hosts == ["0.0.0.0", "[::]"][:families]
         assert {one.rpartition(":")[2] for one in relay.ready[name]} == {str(port(relay, name))}
         for host in (own_address, "127.0.0.1", *(["::1"] if families == 2 else [])):
-            socket.create_connection((host, port(relay, name)), timeout=30).close()
+            socket.create_connection((host, port(relay, name)), timeout=120).close()
     assert f"0.0.0.0:{port(relay, 'smtp')}" in relay.log
     assert TOKEN not in relay.log
 

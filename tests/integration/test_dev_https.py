@@ -102,7 +102,7 @@ def test_programs_trust_it_by_environment(
             env=environment | variables,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
         assert (done.returncode == 0) == works, done.stderr

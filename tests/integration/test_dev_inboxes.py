@@ -115,7 +115,7 @@ def test_wait_ends_for_captured_mail(relay: DevProcess) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "captured" in done.stdout
     for state in ("final", "delivered", "failed", "scheduled"):
-        waited = relay.cli("wait", queue_id, "--state", state, "--timeout", "600", timeout_s=30)
+        waited = relay.cli("wait", queue_id, "--state", state, "--timeout", "600", timeout_s=120)
         assert (waited.returncode, waited.stdout) == (75, done.stdout)
         assert waited.stderr.splitlines()[0] == (
             f"relay wait: captured: {state} can no longer come by itself"

@@ -83,7 +83,7 @@ def run(words: tuple[str, ...], variables: Mapping[str, str], folder: Path) -> s
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -121,7 +121,7 @@ def test_each_host_and_no_other(relay: DevProcess, tmp_path: Path) -> None:
     refused = ("graph.microsoft.de", "example.com", "10.0.0.1", "graph.microsoft.com:25")
     for host in refused:
         proxy = relay.ready["http"][0]
-        with socket.create_connection(proxy.rsplit(":", 1), timeout=20) as client:
+        with socket.create_connection(proxy.rsplit(":", 1), timeout=120) as client:
             target = host if ":" in host else f"{host}:443"
             client.sendall(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode())
             answer = client.makefile("rb").read().decode()
@@ -161,7 +161,7 @@ def test_a_relay_that_others_can_reach_is_no_proxy(tmp_path: Path, dev) -> None:
     assert running.ready["bundle"] == running.ready["ca"]
     assert "HTTPS_PROXY" not in running.log
     assert not (running.folder / "tls/proxy.pem").exists()
-    with socket.create_connection(("127.0.0.1", running.http[1]), timeout=20) as client:
+    with socket.create_connection(("127.0.0.1", running.http[1]), timeout=120) as client:
         client.sendall(b"CONNECT graph.microsoft.com:443 HTTP/1.1\r\nHost: x\r\n\r\n")
         answer = client.makefile("rb").read()
     assert answer.startswith(b"HTTP/1.1 403 ")

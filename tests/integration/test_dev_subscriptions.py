@@ -51,7 +51,7 @@ def test_the_command_of_the_page(relay: DevProcess, receiver: Receiver) -> None:
     [command] = re.findall(r"```\n(curl .*?)```", PAGE.read_text(), re.DOTALL)
     for printed, here in (("8025", relay.http[1]), ("3000", receiver.port)):
         command = command.replace(f"127.0.0.1:{printed}", f"127.0.0.1:{here}")
-    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=True)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=120, check=True)
     assert json.loads(done.stdout)["changeType"] == "created,updated"
     relay.send_mail(to=["alice@example.test"], subject="as printed")
     [found] = receiver.wait_for(lambda all_: len(all_) == 1)

@@ -170,7 +170,7 @@ def by_sendmail(relay: RelayProcess, to: str) -> str:
         cwd=relay.folder,
         env=relay_starts.environment(relay.folder) | place,
         stdin=letter(to).decode(),
-        timeout_s=30,
+        timeout_s=120,
     )
     assert done.returncode == 0, done.stderr
     return to

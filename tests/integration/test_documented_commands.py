@@ -120,7 +120,7 @@ def test_commands_print_what_the_page_shows(folder: Path, page: str, dev) -> Non
             env=environment,
             capture_output=True,
             text=True,
-            timeout=40,
+            timeout=120,
             check=False,
         )
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
@@ -138,5 +138,5 @@ def test_commands_print_what_the_page_shows(folder: Path, page: str, dev) -> Non
             return step.prints(printed[-1])
 
         if step.repeatable:
-            until(f"{step.command} prints what the page shows", is_right, timeout_s=10)
+            until(f"{step.command} prints what the page shows", is_right, timeout_s=120)
         assert is_right(), f"{step.command}\nprinted:\n{printed[-1]}\nexpected:\n{step.output}"

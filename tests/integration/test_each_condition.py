@@ -98,7 +98,7 @@ def send(relay: RelayProcess, way: str, letter: EmailMessage) -> None:
             cwd=relay.folder,
             env=relay_starts.environment(relay.folder) | place,
             stdin=str(letter),
-            timeout_s=30,
+            timeout_s=120,
         )
         assert done.returncode == 0, done.stderr
 

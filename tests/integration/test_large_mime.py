@@ -41,7 +41,7 @@ def upload(
 ) -> Answer:
     """Send a body as it comes; a refusal may come before its end."""
     host, _, port = str(relay.ready["http"][0]).rpartition(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=60)
+    connection = http.client.HTTPConnection(host, int(port), timeout=120)
     connection.putrequest(method, f"/v1.0{path}")
     connection.putheader("Authorization", "Bearer alice")
     connection.putheader("Content-Type", kind)
@@ -83,7 +83,7 @@ def test_a_large_mime_message_is_sent_without_loading_it_into_memory(
 def open_upload(relay: RelayProcess, length: int, kind: str = "text/plain") -> socket.socket:
     """Begin a POST of MIME of which the rest is to come, or never comes."""
     host, _, port = str(relay.ready["http"][0]).rpartition(":")
-    client = socket.create_connection((host, int(port)), timeout=20)
+    client = socket.create_connection((host, int(port)), timeout=120)
     client.sendall(
         f"POST /v1.0/me/sendMail HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer alice\r\n"
         f"Content-Type: {kind}\r\nContent-Length: {length}\r\n\r\n".encode()
@@ -183,7 +183,7 @@ def test_a_list_with_large_attachments_is_written_without_loading_them_into_memo
         path.rename(inbox / "cur" / f"{path.name}:2,")
     idle_bytes = relay.memory_bytes()
     host, _, port = str(relay.ready["http"][0]).rpartition(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=60)
+    connection = http.client.HTTPConnection(host, int(port), timeout=120)
     target = "/v1.0/me/mailFolders/inbox/messages?$expand=attachments&$select=subject"
     pages = lines = 0
     while target:

@@ -36,7 +36,7 @@ def run_example(name: str, *words: str, status: int = 0) -> str:
         [sys.executable, EXAMPLES / name, *words],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == status
@@ -127,7 +127,7 @@ def test_a_maildir_moves_as_the_page_says(relay: DevProcess, tmp_path: Path) -> 
         assert recipe.count(written) == 1
         recipe = recipe.replace(written, here)
     done = subprocess.run(
-        ["bash", "-e"], check=False, input=recipe, capture_output=True, text=True, timeout=60
+        ["bash", "-e"], check=False, input=recipe, capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

@@ -105,7 +105,7 @@ def octets(relay: RelayProcess, *words: str) -> bytes:
         cwd=relay.folder,
         env=relay.environment,
         capture_output=True,
-        timeout=40,
+        timeout=120,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, b"")
@@ -151,7 +151,7 @@ def test_show_never_writes_control_characters_to_a_terminal(relay: RelayProcess)
         cwd=relay.folder,
         env=relay.environment,
         capture_output=True,
-        timeout=40,
+        timeout=120,
         check=False,
     )
     assert b"?]0;title? ?31m tab" in done.stdout.replace(b"\xef\xbf\xbd", b"?")

@@ -87,7 +87,7 @@ def test_smtp_answers_while_many_clients_pipeline_requests(
     idle_cpu_s = max(exchange_cpu_s(relay) for _ in range(EXCHANGES))
     idle_kb = resident_kb(relay)
     with flood(relay, context if scheme == "https" else None) as answers:
-        until("the first is answered", lambda: any(answers), timeout_s=60)
+        until("the first is answered", lambda: any(answers), timeout_s=120)
         taken_cpu_s, most_kb = [], 0
         for _ in range(EXCHANGES):
             taken_cpu_s.append(exchange_cpu_s(relay))

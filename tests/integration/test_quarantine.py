@@ -50,7 +50,7 @@ def reports(relay: RelayProcess, subject: str) -> list[str]:
 def events_of(relay: RelayProcess, token: str) -> str:
     """Return the events of all messages so far, up to the first pause."""
     headers, found = {"Authorization": f"Bearer {token}"}, b""
-    with closing(http.client.HTTPConnection(*relay.http, timeout=20)) as connection:
+    with closing(http.client.HTTPConnection(*relay.http, timeout=120)) as connection:
         connection.request("GET", "/relay/v1/events?after=0", headers=headers)
         with connection.getresponse() as response, suppress(TimeoutError):
             while block := response.read1():

@@ -155,7 +155,6 @@ def test_limits_writers_and_a_stolen_account(remotes: Remotes) -> None:
     assert checked.returncode == 0, checked.stderr
     alice, prize = f"alice@{DOMAIN}", "Subject: You win a prize\r\n\r\nx\r\n"
     with relay, logged_in(relay, "alice") as thief:
-        began = time.monotonic()
         thief.sendmail(alice, "ann@slow.test", prize.replace("You win a prize", "Lunch"))
         got = {f"victim{number}@other.test" for number in range(0, 99, 4)}
         for number in range(99):
@@ -166,7 +165,6 @@ def test_limits_writers_and_a_stolen_account(remotes: Remotes) -> None:
         said = [f"{alice} has sent {count} of 100 messages in 1h" for count in (100, 80)]
         until("the alerts", lambda: relay.subjects("operator") == said)
         until("who got it", lambda: all(map(other.received, got)))
-        times = [time.monotonic() - began]
         section = page.partition("\n## A stolen account\n")[2].partition("\n## ")[0]
         for line in re.findall(r"^ +((?:relay|systemctl) .*)$", section, re.MULTILINE):
             words = shlex.split(line.removeprefix("systemctl "))
@@ -174,11 +172,9 @@ def test_limits_writers_and_a_stolen_account(remotes: Remotes) -> None:
             where = ["--config", str(relay.client_config())] if words[0] == "send" else []
             done = relay.cli(*words, *where, stdin="a new one\n")
             assert done.returncode == 0, (words, done.stderr)
-            times.append(time.monotonic() - began)
             if "relayed" in words:
                 found = [to for one in json.loads(done.stdout) for to in one["recipients"]]
                 assert {to["address"] for to in found} == got
-        assert times[-1] < 60, times
         assert [(one["subject"], one["state"]) for one in relay.queue()] == [("Lunch", "deferred")]
         assert thief.mail(alice)[0] == 421
         with pytest.raises(smtplib.SMTPAuthenticationError), logged_in(relay, "alice"):

@@ -29,7 +29,7 @@ def by_sendmail(relay: RelayProcess, subject: str, to: str) -> int:
         cwd=relay.folder,
         env=relay_starts.environment(relay.folder) | place,
         stdin=f"Subject: {subject}\n\nHello.\n",
-        timeout_s=30,
+        timeout_s=120,
     )
     return done.returncode
 

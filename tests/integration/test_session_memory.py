@@ -30,7 +30,7 @@ def resident_bytes(relay: RelayProcess) -> int:
 def begin(relay: RelayProcess, number: int, content: bytes) -> socket.socket:
     """Open a session of a stranger, and send content without its end."""
     source = (f"127.0.2.{number % 10 + 1}", 0)
-    opened = socket.create_connection(relay.smtp_address(), timeout=40, source_address=source)
+    opened = socket.create_connection(relay.smtp_address(), timeout=120, source_address=source)
     commands = (
         b"",
         b"EHLO c.test",
@@ -67,5 +67,5 @@ def test_300_messages_that_arrive_at_once_take_little_memory_and_give_it_back(co
         until(
             "the memory is given back",
             lambda: resident_bytes(relay) - before <= 40_000_000,
-            timeout_s=60,
+            timeout_s=120,
         )

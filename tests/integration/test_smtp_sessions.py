@@ -58,7 +58,7 @@ def test_the_journey_and_the_log_name_the_client(certificate: Certificate, serve
     assert received.partition(";")[0].split() == f"from relay.example.test {by}".split()
     assert not any(one in str(mail) + str(report) for one in ("laptop", "127.0.0.1"))
     host, port = relay.smtp_address(1)
-    with smtplib.SMTP_SSL(host, port, timeout=20, context=trust) as session:
+    with smtplib.SMTP_SSL(host, port, timeout=120, context=trust) as session:
         session.login("alice@example.test", "alice")
         assert session.mail("alice@example.test")[0] == 250
     assert relay.faults() == []

@@ -56,7 +56,11 @@ def dns():
 def relay(dns, serve_module) -> RelayProcess:
     """As the page says, after a reload. Before it all are taken, and only null MX is asked for."""
     own = {"listen": "127.0.0.1:0", "trusted_networks": [], "proxy_networks": ["127.0.0.1/32"]}
-    config = {"smtp": [own], "mailboxes": {"domains": ["example.test", "example.org"]}}
+    config = {
+        "dns": {"timeout": "2s"},
+        "smtp": [own],
+        "mailboxes": {"domains": ["example.test", "example.org"]},
+    }
     bob = account("bob2") | {"address": "bob@example.org"}
     relay = serve_module(dns=dns.address, config=config, accounts=[bob])
     assert [one[:3] for one in say(relay, LISTED, "localhost", "a@nowhere.test")] == ["250", "250"]

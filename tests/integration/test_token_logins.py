@@ -72,7 +72,7 @@ def run(*command: str, given: str = "") -> None:
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not installed")
     done = subprocess.run(
-        command, input=given, capture_output=True, text=True, timeout=30, check=False
+        command, input=given, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
 

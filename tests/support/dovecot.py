@@ -66,7 +66,7 @@ def dovecot_program() -> str:
 def dovecot_version() -> str:
     """ "2.3" or "2.4": the language of its configuration. Raises NoDovecotError."""
     done = subprocess.run(
-        [dovecot_program(), "--version"], capture_output=True, text=True, timeout=60, check=True
+        [dovecot_program(), "--version"], capture_output=True, text=True, timeout=120, check=True
     )
     return "2.3" if done.stdout.startswith("2.3.") else "2.4"
 
@@ -172,7 +172,7 @@ class Dovecot:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                timeout=60,
+                timeout=120,
                 check=False,
             )
         assert done.returncode == 0, f"doveadm fetch: {done.returncode} {self.complaints()}"

@@ -170,7 +170,7 @@ class Exim:
 
     def _greets(self) -> bool:
         try:
-            with smtplib.SMTP("127.0.0.1", self.port, timeout=20):
+            with smtplib.SMTP("127.0.0.1", self.port, timeout=120):
                 return True
         except OSError:
             return False

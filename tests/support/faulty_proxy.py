@@ -92,7 +92,7 @@ def _handler_of(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(content)
 
         def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-            upstream = http.client.HTTPConnection(*proxy.upstream, timeout=30)
+            upstream = http.client.HTTPConnection(*proxy.upstream, timeout=120)
             try:
                 kept = {
                     name: value

@@ -67,7 +67,7 @@ async def talk(server: HttpServer, *pieces: bytes, source: str = "") -> bytes:
         for piece in pieces:
             writer.write(piece)
             await writer.drain()
-        return await asyncio.wait_for(reader.read(), 30)
+        return await asyncio.wait_for(reader.read(), 120)
     finally:
         writer.close()
 
@@ -84,7 +84,7 @@ async def in_turn(server: HttpServer, *requests: bytes, cut: int | None = None) 
             for piece in [one] if cut is None else [one[:cut], one[cut:]]:
                 writer.write(piece)
                 await asyncio.sleep(0)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 head = await reader.readuntil(b"\r\n\r\n")
                 size = int(head.partition(b"content-length: ")[2].split()[0])
                 answers += head + await reader.readexactly(size)

@@ -307,7 +307,7 @@ class Client:
     async def reply(self) -> str:
         """Return the last line of the next reply, or "" if the server has closed."""
         while True:
-            line = (await asyncio.wait_for(self.reader.readline(), 30)).decode().rstrip("\r\n")
+            line = (await asyncio.wait_for(self.reader.readline(), 120)).decode().rstrip("\r\n")
             if line[3:4] != "-":
                 return line
 

@@ -60,7 +60,7 @@ class LoggedDisk:
 
     def __exit__(self, *_: object) -> None:
         subprocess.run(["umount", "--lazy", str(self.file.parent)], check=True)
-        self._server.communicate(timeout=20)
+        self._server.communicate(timeout=120)
 
     @contextmanager
     def hanging(self) -> Iterator[None]:

@@ -105,7 +105,7 @@ class Ready:
             self._changed.notify_all()
 
     async def ended(self, count=1):
-        async with asyncio.timeout(60), self._changed:
+        async with asyncio.timeout(120), self._changed:
             await self._changed.wait_for(lambda: len(self.filed) + len(self.failed) >= count)
 
 

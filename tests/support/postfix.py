@@ -91,7 +91,7 @@ class Postfix:
 
     def session(self) -> smtplib.SMTP:
         """A session with it."""
-        return smtplib.SMTP("127.0.0.1", self.port, timeout=20)
+        return smtplib.SMTP("127.0.0.1", self.port, timeout=120)
 
     def _start(self) -> None:
         self._folder.chmod(0o755)

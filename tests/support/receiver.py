@@ -58,7 +58,7 @@ class Receiver(InThread):
         return [one for body in bodies for one in body["value"]]
 
     def wait_for(
-        self, condition: Callable[[list[dict[str, Any]]], bool], *, timeout_s: float = 20
+        self, condition: Callable[[list[dict[str, Any]]], bool], *, timeout_s: float = 120
     ) -> list[dict[str, Any]]:
         """Wait until the notifications are what a test waits for; return them."""
         with self.came:

@@ -43,7 +43,7 @@ def configuration(dns: Address | None, mx_port: int) -> dict[str, Any]:
         "http": {"listen": ["127.0.0.1:0"]},
         "smtp": [{"listen": "127.0.0.1:0", "trusted_networks": ["127.0.0.1/32"]}],
         "mailboxes": {"domains": [DOMAIN], "root": "mail", "accounts": "accounts.toml"},
-        "dns": {"nameservers": [str(dns or "127.0.0.1:9")], "timeout": "2s" if dns else "0.05s"},
+        "dns": {"nameservers": [str(dns or "127.0.0.1:9")], "timeout": "20s" if dns else "0.05s"},
         "delivery": {"port": mx_port, "tls": "none", "retry": [0.2, 0.2, 0.5]},
         "policy": {"directory": "policies"},
         "pressure": {"commit_latency": "1m"},  # whatever else the machine has to do

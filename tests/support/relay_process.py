@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
-WAIT_S = 60.0  # of a wait that succeeds; long, since many run at the same time
+WAIT_S = 120.0  # of a wait that succeeds; long, since many run at the same time
 _LONGEST_PAUSE_S = 0.25
 _LOG_LINES = 40
 
@@ -413,7 +413,7 @@ class RelayProcess:
 
     # -- the command line
     def cli(
-        self, *words: str, stdin: str = "", timeout_s: float = 40
+        self, *words: str, stdin: str = "", timeout_s: float = 120
     ) -> subprocess.CompletedProcess[str]:
         """Run a relay command with --config, unless that is among its words."""
         return relay_starts.run(

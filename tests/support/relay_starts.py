@@ -170,7 +170,7 @@ def run(
     cwd: Path,
     env: Mapping[str, str],
     stdin: str = "",
-    timeout_s: float = 60,
+    timeout_s: float = 120,
     user: int = 0,
 ) -> "subprocess.CompletedProcess[str]":
     """Start a command that ends by itself; return what it printed."""

@@ -152,7 +152,7 @@ class RemoteMx:
 
     async def reached(self, stage: str) -> None:
         """Wait until some session has come to `stage` (its command is read, the reply not written)."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             await self.reached_stages[stage].wait()
 
     def hang_up(self, farewell: str = "") -> None:

@@ -36,7 +36,7 @@ class _Handler(Quiet, BaseHTTPRequestHandler):
         if self.server.strips:
             path = path.removeprefix(self.server.base) or "/"
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        relay = http.client.HTTPConnection(self.server.target, timeout=20)
+        relay = http.client.HTTPConnection(self.server.target, timeout=120)
         try:
             relay.request(self.command, path, body or None, dict(self.headers.items()))
             answer = relay.getresponse()

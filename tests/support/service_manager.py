@@ -21,7 +21,7 @@ from typing import Self
 from tests.support.disks import short_place
 
 _SIGN = "WATCHDOG=1"
-WAIT_S = 60.0
+WAIT_S = 120.0
 
 
 class ServiceManager:

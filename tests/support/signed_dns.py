@@ -188,7 +188,7 @@ class Unbound:
             env=os.environ | unpacked_libraries(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=30,
+            timeout=120,
             check=False,
         )
         return done.returncode == 0

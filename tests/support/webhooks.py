@@ -31,7 +31,7 @@ class WebhookReceiver(Receiver):
         return [checked(header, body, self._key) for _, header, body in list(self.requests)]
 
     def until(
-        self, condition: Callable[[list[dict[str, Any]]], object], *, timeout_s: float = 30
+        self, condition: Callable[[list[dict[str, Any]]], object], *, timeout_s: float = 120
     ) -> list[dict[str, Any]]:
         with self.came:
             assert self.came.wait_for(lambda: condition(self.events), timeout_s), self.events

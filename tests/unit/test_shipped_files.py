@@ -141,7 +141,7 @@ def unit(tmp_path):
 
 def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = ["systemd-analyze", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_systemd_finds_nothing_wrong_with_the_unit_and_its_sockets(unit):
@@ -227,7 +227,7 @@ def wanted_packages(folder: Path, *words: str) -> set[str]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=20,
+        timeout=120,
     )
     [names] = re.findall(
         r"^tests that need (.*) are skipped: this system has no apt-get$", done.stderr

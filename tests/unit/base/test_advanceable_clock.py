@@ -131,7 +131,7 @@ async def test_without_an_advance_timers_are_called_in_real_time():
     began_s = clock.real_s()
     clock.call_later(30, print).cancel()
     clock.call_later(0.02, called.set)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         await called.wait()
     assert clock.real_s() - began_s >= 0.02
     assert clock.advanced_s == 0
@@ -142,7 +142,7 @@ async def test_a_timer_of_before_the_advance_is_called_in_the_rest_of_its_time()
     clock.call_later(3600.05, called.set)
     await clock.advance(3600, nothing)
     assert not called.is_set()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         await called.wait()
 
 

@@ -339,7 +339,7 @@ class RunningDelivery:
 
     async def done(self, queue_id: str) -> Journey:
         """The journey, once nothing of the message is queued any more."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while await self.spool.queue_admin.list(Selector(ids=(queue_id,)), limit=1):
                 await self.changed.get()
         journey = await self.spool.journey(queue_id)

@@ -78,7 +78,7 @@ async def test_large_contents_of_a_stalled_next_hop_leave_room_for_others() -> N
     stalled = [Claim(STALLED, entry_id=number, content_size=30) for number in range(4)]
     reading = [asyncio.ensure_future(contents.of(claim)) for claim in stalled]
     await asyncio.sleep(0)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         assert await contents.of(Claim(LIVE, entry_id=9, content_size=60)) == b"x" * 60
     assert [one.done() for one in reading] == [True, False, False, False]
     for one, claim in zip(reading, stalled, strict=True):
@@ -91,7 +91,7 @@ async def test_one_report_at_a_time_needs_no_room() -> None:
     contents = ContentCache(Spool(), budget_bytes=30)
     stalled = Claim(STALLED, entry_id=1, content_size=30)
     first, second = (Claim(LIVE, entry_id=number, content_size=20) for number in (2, 3))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         await contents.of(stalled)
         await contents.of(first, for_report=True)
         waiting = asyncio.ensure_future(contents.of(second, for_report=True))

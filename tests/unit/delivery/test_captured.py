@@ -8,7 +8,7 @@ from tests.support.journeys import outcomes, states
 
 async def captured(delivery, queue_id: str) -> dict:
     """The journey, once all recipients are captured."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while True:
             journey = await delivery.spool.journey(queue_id)
             if set(states(journey).values()) == {"captured"}:

@@ -11,7 +11,7 @@ from tests.support.journeys import states
 from tests.support.logs import capture_logs
 from tests.support.remote_mx import RemoteMx
 
-SOON_S = 30.0
+SOON_S = 120.0
 
 
 @pytest.mark.parametrize("stage", ["RCPT", "DOT"])

@@ -82,7 +82,7 @@ async def test_half_an_hour_without_a_host_that_answers_over_a_restart(delivery)
 
     async def settled() -> None:
         scheduler, idle = delivery.scheduler, 0
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while idle < 3:
                 busy = scheduler.claims_in_progress or scheduler.is_scanning
                 idle = 0 if busy or scheduler.recorder.unfinished else idle + 1

@@ -15,7 +15,7 @@ from tests.support.journeys import outcomes, states
 from tests.support.operator import command
 from tests.support.remote_mx import RemoteMx
 
-SOON_S = 30.0
+SOON_S = 120.0
 
 
 async def test_an_internal_error_of_the_resolver_defers(delivery) -> None:

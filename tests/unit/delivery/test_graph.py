@@ -468,7 +468,7 @@ async def test_a_refused_token_and_a_closed_connection_are_replaced(graph, clock
     assert isinstance((await Spooled(clock, 1).attempt(session))[0], Relayed)
     assert session.is_open
     graph.hang_up()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while session.is_open:
             await asyncio.sleep(0)
     assert isinstance((await Spooled(clock, 1).attempt(session))[0], Relayed)

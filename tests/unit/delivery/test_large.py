@@ -71,7 +71,7 @@ async def test_a_body_lost_midway_defers_and_no_host_gets_a_part(delivery, large
         for path in body_files(delivery):
             path.unlink()
         gate.set()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             assert await delivery.changed.get() == queue_id
         journey = await delivery.spool.journey(queue_id)
         assert states(journey) == {"x@a.test": "deferred"}

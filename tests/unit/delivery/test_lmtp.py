@@ -13,7 +13,7 @@ ALL_DELIVERED = dict.fromkeys(PEOPLE, "delivered")
 
 
 async def until_states(delivery, queue_id: str, expected: dict[str, str]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while states(await delivery.spool.journey(queue_id)) != expected:
             await delivery.changed.get()
 

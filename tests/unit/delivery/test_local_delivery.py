@@ -74,7 +74,7 @@ class SlowStore:
 
     async def until(self, number: int) -> None:
         """Wait until so many deliveries run, and nobody begins one more."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while len(self.running) < number:
                 self.changed.clear()
                 await self.changed.wait()
@@ -121,7 +121,7 @@ class Deliveries:
         self.queue.push(a_claim(count=count, entry_id=entry_id, next_hop=LOCAL))
 
     async def until_recorded(self, entry_id: int) -> dict[int, Outcome]:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while entry_id not in self.recorder.recorded:
                 self.recorder.ended.clear()
                 await self.recorder.ended.wait()

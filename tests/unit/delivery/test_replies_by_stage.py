@@ -70,7 +70,7 @@ async def test_each_stage_and_reply_has_its_outcome_for_each_recipient(delivery,
 
 async def first_attempts(delivery, queue_id: str) -> list[tuple[str, str]]:
     """Outcome and status of each recipient's first attempt, once all have one."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while True:
             journey = await delivery.spool.journey(queue_id)
             attempts = [one.attempts for one in journey.recipients]

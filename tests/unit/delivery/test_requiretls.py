@@ -88,7 +88,7 @@ def at(delivery, *servers, tls=OPPORTUNISTIC, sts=ENFORCE, tlsa=NO_TLSA):
 async def attempted(delivery, demand="", **changes):
     """The state of a message after its first attempt, and that attempt."""
     identity = await delivery.send("x@a.test", tls=demand, **changes)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not (journey := await delivery.spool.journey(identity)).recipients[0].attempts:
             await delivery.changed.get()
     return states(journey)["x@a.test"], journey.recipients[0].attempts[-1]

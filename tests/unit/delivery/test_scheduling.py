@@ -10,7 +10,7 @@ from tests.support.events import until
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import RemoteMx
 
-SOON_S = 30.0
+SOON_S = 120.0
 
 
 async def recorded(delivery, queue_id: str) -> dict:

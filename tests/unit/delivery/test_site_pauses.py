@@ -28,7 +28,7 @@ def entry(text="blocked", kind=DeferralClass.SITE, **values) -> ProviderReplies:
 async def deferred(delivery, *queue_ids: str) -> None:
     """Wait until each has been given back to the queue, with or without an attempt."""
     left = list(queue_ids)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while left:
             changed = await delivery.changed.get()
             if changed in left:

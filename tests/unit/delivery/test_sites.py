@@ -14,7 +14,7 @@ from tests.support.events import until
 from tests.support.journeys import states
 from tests.support.remote_mx import RemoteMx
 
-SOON_S = 30.0
+SOON_S = 120.0
 BUSY = "421 4.7.0 too much at once"
 
 

@@ -40,7 +40,7 @@ def mailbox(relay, address):
 
 
 async def until(condition):
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not (found := condition()):
             await asyncio.sleep(0.01)
     return found
@@ -116,7 +116,7 @@ async def journeys(relay, condition):
     async with httpx.AsyncClient(base_url=f"http://{relay.addresses.http}") as client:
         client.headers["Authorization"] = f"Bearer {relay.token}"
         while True:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 found = (await client.get("/relay/v1/messages")).json()["messages"]
             if found and all(map(condition, found)):
                 return found

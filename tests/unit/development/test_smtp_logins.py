@@ -46,8 +46,8 @@ class Session:
     def _connect(self, *, tls=True):
         at = getattr(self._relay.addresses, self._port)
         if self._port == "submissions":
-            return smtplib.SMTP_SSL("localhost", at.port, context=self._trust, timeout=30)
-        session = smtplib.SMTP("localhost", at.port, timeout=30)
+            return smtplib.SMTP_SSL("localhost", at.port, context=self._trust, timeout=120)
+        session = smtplib.SMTP("localhost", at.port, timeout=120)
         if self._port == "submission" and tls:
             session.starttls(context=self._trust)
         return session
@@ -174,8 +174,8 @@ def test_a_client_that_does_not_know_the_authority_gets_its_file_in_the_log(kit,
 
     def shake_hands():
         if port == "submissions":
-            smtplib.SMTP_SSL("localhost", kit.submissions.port, timeout=30, context=strangers)
-        with smtplib.SMTP("localhost", kit.submission.port, timeout=30) as session:
+            smtplib.SMTP_SSL("localhost", kit.submissions.port, timeout=120, context=strangers)
+        with smtplib.SMTP("localhost", kit.submission.port, timeout=120) as session:
             session.starttls(context=strangers)
 
     def fail():
@@ -191,7 +191,7 @@ def test_a_client_that_does_not_know_the_authority_gets_its_file_in_the_log(kit,
 async def test_a_handshake_that_does_not_end_does_not_delay_the_stop(short_path):
     async with running(short_path / "dev") as relay:
         at = relay.addresses.submissions
-        silent = socket.create_connection((at.host, at.port), timeout=30)
+        silent = socket.create_connection((at.host, at.port), timeout=120)
         await Session(relay, "submissions").send()  # the other one is accepted by now
     with silent:
         assert silent.recv(1) == b""

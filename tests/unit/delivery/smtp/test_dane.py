@@ -4,7 +4,7 @@ import ssl
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from hashlib import sha256, sha512
-from time import perf_counter
+from time import thread_time
 
 import pytest
 from cryptography import x509
@@ -170,10 +170,10 @@ def test_a_chain_in_which_all_issue_all_is_judged_at_once():
         *(made("same", same, CA, key=same[1]) for _ in range(60)),
         ROOT,
     ]
-    began = perf_counter()
+    began = thread_time()
     assert result([record("2 1 1", ROOT)], *chain) == "validation-failure"  # beyond what counts
     assert result([record("2 0 0", OTHER_ROOT)], *chain) == UNTRUSTED
-    assert perf_counter() - began < 0.5  # else 60 ** 8 signatures
+    assert thread_time() - began < 2  # else 60 ** 8 signatures
 
 
 def test_octets_that_are_no_certificate_have_a_result():

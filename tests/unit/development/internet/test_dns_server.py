@@ -74,7 +74,7 @@ async def test_what_is_no_query_gets_no_answer_and_does_no_harm(server, caplog):
 async def test_connections_are_bounded(server):
     place = server.address.host, server.address.port
     clients = [await asyncio.open_connection(*place) for _ in range(65)]
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         assert await clients[-1][0].read() == b""
     query = dns.message.make_query("x.test", "MX").to_wire()
     clients[0][1].write(len(query).to_bytes(2, "big") + query)

@@ -48,7 +48,7 @@ class Client:
     async def reply(self):
         lines = []
         while not lines or lines[-1][3:4] == "-":
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 lines.append((await self.reader.readuntil(b"\r\n")).decode().rstrip())
         return "\n".join(lines)
 
@@ -57,7 +57,7 @@ class Client:
         return [await self.reply() for _ in commands]
 
     async def rest(self):
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             return await self.reader.read()
 
 
@@ -85,7 +85,7 @@ async def session(behaviour=None, *, clock=None, on_mail=None, greeted=True, **o
 
 
 async def until(condition):
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not condition():
             await asyncio.sleep(0.005)
 

@@ -42,7 +42,7 @@ async def send(
 
 async def nothing_is_left(on_disk: OnDisk) -> None:
     """The rest of the body is discarded after the response."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while on_disk.files():
             await asyncio.sleep(0.01)
 
@@ -104,7 +104,7 @@ async def test_a_draft_that_was_changed_during_the_upload_is_not_replaced(on_dis
     assert refused(put, 409, "ErrorIrresolvableConflict")
     shown = (await on_disk.http.get(one, headers=BOB)).json()
     assert shown["subject"] == "quicker"
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while len(on_disk.files()) > 1:
             await asyncio.sleep(0.01)
 

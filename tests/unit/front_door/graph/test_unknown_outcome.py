@@ -65,7 +65,7 @@ async def test_where_the_disk_leaves_it_open_there_is_no_answer(store, call):
     async with serving(store) as server:
         assert await ask(server, store, call) == b""
         store.refuse = None
-        assert (await asyncio.wait_for(first_line(server, store), 30)).endswith(b" 202 Accepted")
+        assert (await asyncio.wait_for(first_line(server, store), 120)).endswith(b" 202 Accepted")
 
 
 async def first_line(server: HttpServer, store: WatchedStore) -> bytes:

@@ -61,7 +61,7 @@ async def test_what_follows_a_request_is_not_answered() -> None:
             writer.write(later)
             await asyncio.sleep(0.01)
             go_on.set()
-            answer = await asyncio.wait_for(reader.read(), 30)
+            answer = await asyncio.wait_for(reader.read(), 120)
             writer.close()
             assert answered(answer) == [("a", 0)]
             assert b"connection: close\r\n" in answer
@@ -88,7 +88,7 @@ async def test_the_next_request_may_follow_the_last_octet_of_a_response() -> Non
         reader, writer = await connected(server)
         for number in range(20):
             writer.write(get("a") if number % 2 else get("a").replace(b"GET", b"HEAD"))
-            await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
+            await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 120)
             await reader.readexactly(300_000 * (number % 2))
         writer.close()
 
@@ -108,7 +108,7 @@ async def test_a_client_that_half_closes_gets_its_answer() -> None:
         reader, writer = await connected(server)
         writer.write(SIZED)
         writer.write_eof()
-        answer = await asyncio.wait_for(reader.read(), 30)
+        answer = await asyncio.wait_for(reader.read(), 120)
         writer.close()
     assert answered(answer) == [("sized", 9)]
 
@@ -179,7 +179,7 @@ async def test_no_more_is_received_over_tls_than_is_delivered(
         address = server.bound[0]
         reader, writer = await asyncio.open_connection(address.host, address.port, ssl=trusting)
         writer.write(request(b"x" * 8_000_000))
-        answer = await asyncio.wait_for(reader.read(), 30)
+        answer = await asyncio.wait_for(reader.read(), 120)
         writer.transport.abort()
     assert answer.endswith(b"8000000")
     assert most <= 1_000_000

@@ -56,7 +56,7 @@ async def sender(monkeypatch: pytest.MonkeyPatch):
 
 
 async def until(condition) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while not condition():
             await asyncio.sleep(0.005)
 

@@ -83,5 +83,5 @@ async def pages(short_path: Path, shipped_rules: RuleBook) -> AsyncIterator[Page
         patch.setattr("relay.development.relay._rules_of", lambda *_: shipped_rules)
         async with development_relay(short_path / "dev") as relay:
             address = f"http://{relay.addresses.http}"
-            async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=30) as http:
+            async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=120) as http:
                 yield PageReader(relay, http)

@@ -38,7 +38,7 @@ def costly() -> Iterator[Costly]:
 async def test_costly_messages_of_one_visitor_leave_a_thread_for_others(costly: Costly) -> None:
     pages = ContentPages(None)
     hers = [asyncio.ensure_future(pages.in_thread(ANN, costly)) for _ in range(5)]
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not costly.began:
             await asyncio.sleep(0.01)
         assert await pages.in_thread(BOB, lambda: "his") == "his"

@@ -47,7 +47,7 @@ class Stream:
 
     async def next(self) -> str:
         """The next block; "" at the end."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             return (await anext(self.blocks, b"")).decode()
 
     async def close(self) -> None:

@@ -95,7 +95,7 @@ async def explainer(dns: DnsThread, tmp_path: Path):
     (tmp_path / "10.toml").write_text(RULES)
     rules, clock = RuleBook(read_rules(tmp_path)), SystemClock()
     resolver = Resolver(
-        DnsSettings((dns.address,), timeout=5),
+        DnsSettings((dns.address,), timeout=60),
         clock=clock,
         rng=random.Random(1),
         hostname="relay.example.test",

@@ -108,7 +108,7 @@ def configuration(rng: random.Random, dns: DnsThread, port: int) -> tuple[dict[s
     delivery = {"port": port, "tls": rng.choice(LEVELS[:3]), "retry": ["1h"]}
     return {
         "route": routes,
-        "dns": {"nameservers": [str(dns.address)], "timeout": "5s"},
+        "dns": {"nameservers": [str(dns.address)], "timeout": "60s"},
         "delivery": delivery,
     }, rules
 
@@ -162,7 +162,7 @@ async def deliver(daemon: Daemon, address: str) -> Sequence[Recipient] | None:
     if not reply.queue_id:
         return None
     selector = Selector(ids=(reply.queue_id,), state="queued")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while True:
             count = daemon.base.changes.count
             if not await daemon.base.spool.queue_admin.list(selector, limit=1):

@@ -15,7 +15,7 @@ from relay.store.spool.types import SpoolError
 from tests.support.remote_mx import RemoteMx
 from tests.support.vfs import FaultyDisk
 
-SOON_S = 30.0
+SOON_S = 120.0
 
 
 @dataclass

@@ -64,7 +64,7 @@ def at_once(monkeypatch) -> None:
 
 async def run_until_over(spool: Spool, work) -> None:
     task = asyncio.create_task(work)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         await spool.over.wait()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -14,7 +14,7 @@ from relay.operation.app.foundation import Reloader
 from relay.transport.policy import rule_files
 from tests.support.relay_config import written_settings
 
-SOON_S = 30.0
+SOON_S = 120.0
 RULE = '[[rule]]\nname = "{}"\nwhen = {{ subject = "x" }}\nthen = [ {{ hold = "x" }} ]\n'
 
 

@@ -14,7 +14,7 @@ from relay.operation.app.daemon import Daemon
 from tests.support.remote_mx import RemoteMx
 from tests.support.spools import new_message
 
-SOON_S = 30.0
+SOON_S = 120.0
 
 
 @pytest.fixture

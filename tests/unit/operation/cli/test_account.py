@@ -264,7 +264,7 @@ def test_changes_at_once_wait_for_each_other(files: Files) -> None:
         started[0].wait(1)
     os.close(lock)
     for one in started:
-        out, _ = one.communicate(timeout=30)
+        out, _ = one.communicate(timeout=120)
         assert one.returncode == 0
         assert json.loads(out)["token"]
     assert len(files.made("list")) == 4

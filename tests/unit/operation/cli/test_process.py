@@ -22,7 +22,7 @@ from tests.support.tables import each_row
 
 ANY_PORTS = tuple(f"--{name}=127.0.0.1:0" for name in PORTS)
 RELAY = (sys.executable, "-m", "relay")
-TIMEOUT_S = 60
+TIMEOUT_S = 120.0
 
 
 class Shell:

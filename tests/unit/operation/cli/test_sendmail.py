@@ -32,7 +32,7 @@ def sendmail(relay, tmp_path):
         at = {"RELAY_SENDMAIL": "{}:{}".format(*relay.smtp)} if place is None else place
         environment = relay_starts.environment(tmp_path) | {"USER": "app"} | at | variables
         command = [*relay_starts.RELAY, "sendmail", *words]
-        return relay_starts.run(command, cwd=tmp_path, env=environment, stdin=text, timeout_s=30)
+        return relay_starts.run(command, cwd=tmp_path, env=environment, stdin=text, timeout_s=120)
 
     return run
 
@@ -158,7 +158,7 @@ def test_called_as_sendmail_it_is_sendmail(relay, tmp_path):
         text=True,
         env=environment,
         check=True,
-        timeout=60,
+        timeout=120,
         cwd=os.fspath(tmp_path),
     )
     relay.mailbox("bob@example.test").wait_for(subject="by name")

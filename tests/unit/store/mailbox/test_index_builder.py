@@ -20,7 +20,7 @@ from tests.unit.store.mailbox.conftest import ALICE
 MESSAGES = 240
 FILTER = MessageQuery(condition=Compare(Property.SUBJECT, Operator.EQ, "report 7"), count=True)
 SEARCH = MessageQuery(condition=HasWords(SearchIn.ANYWHERE, "word7"), count=True)
-WAIT_S = 60.0
+WAIT_S = 120.0
 
 
 def fill(mailbox: Path, count: int = MESSAGES) -> None:

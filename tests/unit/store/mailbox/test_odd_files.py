@@ -48,7 +48,7 @@ async def odd(request, place, store, tmp_path, monkeypatch) -> Path:
 
 
 async def test_a_listing_shows_the_message_beside_it(store, odd):
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         page = await store.lists.query(ALICE, MessageQuery())
         folders = await store.folders.every(ALICE)
     assert [one.properties.subject for one in page.messages] == ["s"]
@@ -67,7 +67,7 @@ async def test_nobody_waits_for_it_or_reads_it(store, draft, odd, deed):
         "submit": lambda: store.submissions.submit_draft(ALICE, ID, SendOptions()),
     }
     with pytest.raises((NoSuchItemError, StoreUnavailableError)):
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             await deeds[deed]()
 
 

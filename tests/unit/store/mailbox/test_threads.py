@@ -58,7 +58,7 @@ async def test_a_call_that_runs_alone_overlaps_no_other(pool) -> None:
     calls = [pool.run(work, f"{number}") for number in range(20)]
     calls += [pool.run_alone(lambda: work("alone")) for _ in range(3)]
     calls += [pool.run(work, f"{number}") for number in range(20, 40)]
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         await asyncio.gather(*calls)
     assert (overlaps, pool.is_idle) == ([], True)
     with pytest.raises(StoreUnavailableError):

@@ -31,7 +31,7 @@ from tests.support.spools import new_spool
 from tests.support.vfs import FaultyDisk
 
 MESSAGES = 12
-SOON_S = 30.0
+SOON_S = 120.0
 
 
 @pytest.fixture

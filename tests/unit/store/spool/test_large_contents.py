@@ -33,7 +33,7 @@ async def arrived(spool: SqliteSpool, body: bytes = BODY) -> LargeContent:
 
 
 async def gone(path: Path) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while path.name in names(path.parent):
             await asyncio.sleep(0)
 

@@ -62,7 +62,7 @@ class Reader:
     async def take(self, count: int) -> list[PendingSubmission]:
         """Take the next submissions; wait for them."""
         taken: list[PendingSubmission] = []
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while len(taken) < count:
                 self._ready.clear()
                 if (one := self.pending.take(lambda _: True)) is not None:

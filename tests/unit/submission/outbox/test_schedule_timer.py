@@ -68,7 +68,7 @@ class Directory:
         )
 
     async def until_ready(self, count: int) -> list[str]:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while len(self.ready) < count:
                 self.came.clear()
                 await self.came.wait()

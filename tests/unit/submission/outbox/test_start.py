@@ -52,7 +52,7 @@ async def test_no_mailbox_is_looked_into(place, draft, listings):
     after = place.store()
     await after.submissions.remove_unfinished()
     submissions = ready_submissions(after)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         found = [await anext(submissions) for _ in sent]
         while after.ready.timer.count < len(later):
             await asyncio.sleep(0)
@@ -108,7 +108,7 @@ async def test_an_unreadable_submission_blocks_no_other_at_the_start(place, draf
 
     monkeypatch.setattr(os, "open", failing)
     submissions = ready_submissions(place.store())
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         assert (await anext(submissions)).submission_id == second.submission_id
         monkeypatch.undo()
         assert (await anext(submissions)).submission_id == first.submission_id
@@ -125,7 +125,7 @@ async def test_what_is_no_file_is_no_submission(place, draft):
     strangers[2].symlink_to(submission.path)
     submission.path.with_name("odd").write_bytes(b"x")
     submissions = ready_submissions(place.store())
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         assert (await anext(submissions)).submission_id == submission.submission_id
     await submissions.aclose()
 

@@ -169,7 +169,7 @@ async def test_a_full_mailbox_takes_no_draft(place, store, draft):
 async def first(store, count):
     """The first `count` submissions, or fewer if they do not come in time."""
     submissions = ready_submissions(store)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         for _ in range(count):
             yield await anext(submissions)
     await submissions.aclose()
@@ -204,7 +204,7 @@ async def test_a_report_is_delivered_by_who_works_on_its_draft(place, draft, mon
     monkeypatch.setattr(Stripes.__init__, "__defaults__", (1,))  # one lock for all names
     store = place.store()
     submission = await store.submissions.submit_new(ALICE, draft(), SAVE)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         await store.ready.fail(submission, b"Subject: report\r\n\r\n")
     assert len(place.files("")) == 1
 

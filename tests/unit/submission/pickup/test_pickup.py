@@ -241,7 +241,7 @@ async def test_an_account_uses_only_one_of_the_shared_processes(tmp_path, monkey
 
     hang = b"Subject: hang\r\nTo: b@y.test\r\n\r\n"
     kept = [converted(number, content=hang) for number in range(3)]
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         made = await converted(4, account="bob@example.test")
     assert made.subject == "x"
     assert not any(one.done() for one in kept)

@@ -90,7 +90,7 @@ def test_nothing_is_opened_connected_or_started_in_the_sandbox(abi: str, tmp_pat
     words = [sys.executable, "-c", _PROGRAM, *filter(None, [abi])]
     environment = {"PYTHONPATH": str(ROOT)}
     ran = subprocess.run(
-        words, cwd=tmp_path, env=environment, capture_output=True, timeout=60, check=True
+        words, cwd=tmp_path, env=environment, capture_output=True, timeout=120, check=True
     )
     missing, found = json.loads(ran.stdout)
     assert missing == (["Landlock"] if abi == "0" else list(available()))
@@ -117,6 +117,8 @@ uvloop.run(show())
 
 @pytest.mark.skipif("seccomp" in available(), reason="this kernel has no filter for system calls")
 def test_the_event_loop_has_no_ring_to_which_no_filter_applies() -> None:
-    ran = subprocess.run([sys.executable, "-c", _LOOP], capture_output=True, timeout=60, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", _LOOP], capture_output=True, timeout=120, check=True
+    )
     assert b"eventpoll" in ran.stdout
     assert b"io_uring" not in ran.stdout

@@ -53,7 +53,7 @@ async def all_of(client: socket.socket) -> bytes:
     client.setblocking(False)
     said = b""
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while piece := await loop.sock_recv(client, 4096):
                 said += piece
     except ConnectionResetError:
@@ -83,7 +83,7 @@ def run(request: pytest.FixtureRequest) -> Callable[[Scenario], None]:
 
     def on_loop(scenario: Scenario) -> None:
         with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
-            runner.run(asyncio.wait_for(with_clients_closed(scenario), 20))
+            runner.run(asyncio.wait_for(with_clients_closed(scenario), 120))
 
     return on_loop
 

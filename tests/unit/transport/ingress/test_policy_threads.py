@@ -19,9 +19,9 @@ async def test_giving_up_does_not_free_the_thread(threads):
     release, order = threading.Event(), []
     with pytest.raises(TimeoutError):
         await threads.run("a", lambda _: release.wait(10), timeout_s=0.01)
-    again = asyncio.create_task(threads.run("a", lambda _: order.append("again"), timeout_s=10))
+    again = asyncio.create_task(threads.run("a", lambda _: order.append("again"), timeout_s=120))
     await asyncio.sleep(0)
-    await threads.run("b", lambda _: order.append("other"), timeout_s=10)
+    await threads.run("b", lambda _: order.append("other"), timeout_s=120)
     assert order == ["other"]
     release.set()
     await again
@@ -30,10 +30,10 @@ async def test_giving_up_does_not_free_the_thread(threads):
 
 async def test_a_call_has_its_whole_time_when_its_turn_comes(threads):
     release = threading.Event()
-    first = asyncio.create_task(threads.run("a", lambda _: release.wait(10), timeout_s=10))
+    first = asyncio.create_task(threads.run("a", lambda _: release.wait(10), timeout_s=120))
     second = asyncio.create_task(threads.run("a", lambda _: "done", timeout_s=0.2))
     await asyncio.sleep(0)
-    assert not await threads.run("b", lambda _: threading.Event().wait(0.3), timeout_s=10)
+    assert not await threads.run("b", lambda _: threading.Event().wait(0.3), timeout_s=120)
     release.set()
     assert (await first, await second) == (True, "done")
 
@@ -43,16 +43,16 @@ async def test_clients_that_used_a_thread_for_long_share_one(threads, monkeypatc
     pauses, release, order = threading.Event(), threading.Event(), []
     began = threading.Event()
     for key in "abc":
-        await threads.run(key, lambda _: pauses.wait(0.01), timeout_s=10)
+        await threads.run(key, lambda _: pauses.wait(0.01), timeout_s=120)
 
     def slow(_):
         order.append("slow")
         began.set()
         release.wait(10)
 
-    calls = [asyncio.create_task(threads.run(key, slow, timeout_s=10)) for key in "abc"]
+    calls = [asyncio.create_task(threads.run(key, slow, timeout_s=120)) for key in "abc"]
     assert await asyncio.to_thread(began.wait, 10)
-    await threads.run("d", lambda _: order.append("other"), timeout_s=10)
+    await threads.run("d", lambda _: order.append("other"), timeout_s=120)
     assert sorted(order) == ["other", "slow"]
     release.set()
     await asyncio.gather(*calls)
@@ -62,7 +62,7 @@ async def test_clients_that_used_a_thread_for_long_share_one(threads, monkeypatc
 async def test_strangers_leave_a_thread_to_who_is_trusted(threads):
     release, order = threading.Event(), []
     strangers = [
-        asyncio.create_task(threads.run(key, lambda _: release.wait(10), timeout_s=10))
+        asyncio.create_task(threads.run(key, lambda _: release.wait(10), timeout_s=120))
         for key in "abcd"
     ]
     await asyncio.sleep(0)

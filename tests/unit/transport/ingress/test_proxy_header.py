@@ -280,7 +280,7 @@ def test_tls_follows_the_header(run: Any, certificate: TlsSettings, role: str) -
 
 def log_in(address: Address, certificate: TlsSettings, role: str) -> bytes:
     context = ssl.create_default_context(cafile=certificate.certificate)
-    raw = socket.create_connection((address.host, address.port), timeout=10)
+    raw = socket.create_connection((address.host, address.port), timeout=120)
     raw.sendall(v2_of(STRANGER, b"TLV"))
     if role == "relay":
         reader = raw.makefile("rb")

@@ -156,7 +156,7 @@ async def test_a_day_is_a_private_file_of_json_lines(files, tmp_path):
 
 async def test_records_are_written_without_a_reader(files, tmp_path):
     files.record(refusal(0))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not day(tmp_path).exists() or not day(tmp_path).read_bytes():
             await asyncio.sleep(0.01)
 

