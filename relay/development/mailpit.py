@@ -9,8 +9,8 @@ document of the sanitiser, text and raster images, with their Content-Security-P
 alone is not enough: it does not keep a frame or an XML document from opening connections.
 
 The index answers searches. All terms of a search must match. A term is a part of a text; `-` or `!`
-before it excludes what it finds. As in Mailpit, a term without a value is ignored, and so is a date
-or size that cannot be read.
+before it excludes what it finds. As in Mailpit, a term without a value is ignored. A value that
+cannot be read is an error: a search that leaves it out finds more, and DELETE removes that.
 """
 
 import asyncio
@@ -182,10 +182,9 @@ class MailpitApi:
             case ("GET", "api", "v1", "message", key, *rest):
                 return await self._message(request, await self._find(key, search, zone), rest)
             case ("GET", "view", "latest"):
-                place = "../"
-                with suppress(ApiError):
-                    place += f"messages/{(await self._find(_LATEST, search, zone)).name}"
-                return Response(status_code=302, headers={"location": place})
+                rows = await self._rows(await self._latest(search, zone))
+                place = "".join(f"messages/{row.name}" for row in rows)
+                return Response(status_code=302, headers={"location": f"../{place}"})
             case ("GET", "view", name) if name.endswith((".html", ".txt")):
                 key, _, kind = name.rpartition(".")
                 return await self._view(await self._find(key, search, zone), kind)
@@ -270,15 +269,16 @@ class MailpitApi:
 
     async def _find(self, key: str, search: str, zone: str) -> MessageSummary:
         """Return the message with a queue id, or the latest. Raises ApiError 404."""
-        ids: Sequence[str] = [key]
-        if key == _LATEST and search:
-            ids = (await self._listing(search, zone)).matching[:1]
-        elif key == _LATEST:
-            ids = sorted(await self._ids.accepted_ids())[-1:]
-        rows = await self._rows(ids)
-        if not rows:
+        ids = await self._latest(search, zone) if key == _LATEST else [key]
+        if not (rows := await self._rows(ids)):
             raise ApiError(404, "", f"There is no message {quoted(key)}.")
         return rows[0]
+
+    async def _latest(self, search: str, zone: str) -> Sequence[str]:
+        """Return the id of the newest message that matches; "" matches all. Raises ApiError 400."""
+        if search:
+            return (await self._listing(search, zone)).matching[:1]
+        return sorted(await self._ids.accepted_ids())[-1:]
 
     async def _mail(self, row: MessageSummary) -> ListedMail:
         journey = await self._means.journeys.journey(row.name, account=None)
@@ -465,7 +465,18 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
     "subject": ("subject",),
     "message-id": ("message_id",),
     "addressed": ("sender", "recipient", "cc", "bcc", "reply_to"),
+    **dict.fromkeys(("after", "before", "larger", "smaller"), ()),  # numbers, no texts
 }
+_TIME, _SIZES = "a day or a time of RFC 3339", "a size such as 10k or 1.5M"
+_EXPECTED = {
+    "after": _TIME,
+    "before": _TIME,
+    "larger": _SIZES,
+    "smaller": _SIZES,
+    "is": "read, unread or tagged",
+    "has": "attachment or inline",
+}
+_LEAP_SECOND = re.compile(r"(:[0-5][0-9]):60")  # RFC 3339 5.7; datetime has none
 _MARKS = {"is:read": True, "is:unread": False}
 
 
@@ -492,46 +503,48 @@ def parse_mailpit_search(text: str, zone: str) -> tuple[TextSearch, set[bool]]:
         is_excluded = len(plain) > 1 and plain[0] in "-!"
         term = plain[is_excluded:].strip()
         name, colon, value = term.partition(":")
+        value = value.strip()
         fields = _FIELDS.get(name) if colon else None
         if term in _MARKS:
             marks.add(_MARKS[term] != is_excluded)
-            continue
-        if term == "is:tagged" or name == "tag":
-            if value := value.strip():
+        elif term == "is:tagged" or name == "tag":
+            if value:
                 tags.append(SearchedTag(value if name == "tag" else "", is_excluded))
-            continue
-        with suppress(ValueError, OverflowError):  # a date or size that cannot be read
-            if number := _searched_number(term, place):
-                numbers.append(replace(number, is_excluded=is_excluded))
-            elif content := (value.strip() if fields else term):
-                terms.append(SearchTerm(content, fields or TEXT_FIELDS, is_excluded))
+        elif number := _searched_number(name, value, place):
+            numbers.append(replace(number, is_excluded=is_excluded))
+        elif content := (term if fields is None else value):
+            terms.append(SearchTerm(content, fields or TEXT_FIELDS, is_excluded))
     return TextSearch(tuple(terms), tuple(numbers), tuple(tags)), marks
 
 
-def _searched_number(term: str, zone: tzinfo) -> SearchedNumber | None:
+def _searched_number(name: str, value: str, zone: tzinfo) -> SearchedNumber | None:
     """Return the condition on a number, None for any other term.
 
-    Raises ValueError, OverflowError.
+    Raises ApiError 400 for a value that cannot be read.
     """
-    match term.split(":", 1):
-        case ["after", value]:
-            return SearchedNumber("accepted_us", _time_us(value, zone))
-        case ["before", value]:
-            return SearchedNumber("accepted_us", high=_time_us(value, zone))
-        case ["larger", value]:
-            return SearchedNumber("size_bytes", _size(value) + 1)
-        case ["smaller", value]:
-            return SearchedNumber("size_bytes", high=_size(value) - 1)
-        case ["has", "attachment" | "attachments"]:
-            return SearchedNumber("attachments", 1)
-        case ["has", "inline" | "inlines"]:
-            return SearchedNumber("inline", 1)
+    with suppress(ValueError, OverflowError):
+        match name, value:
+            case "after", _:
+                return SearchedNumber("accepted_us", _time_us(value, zone))
+            case "before", _:
+                return SearchedNumber("accepted_us", high=_time_us(value, zone))
+            case "larger", _:
+                return SearchedNumber("size_bytes", _size(value) + 1)
+            case "smaller", _:
+                return SearchedNumber("size_bytes", high=_size(value) - 1)
+            case "has", "attachment" | "attachments":
+                return SearchedNumber("attachments", 1)
+            case "has", "inline" | "inlines":
+                return SearchedNumber("inline", 1)
+    if value and name in _EXPECTED:
+        raise bad_request(f"query: {name}: found {quoted(value)}, expected {_EXPECTED[name]}.")
     return None
 
 
 def _time_us(value: str, zone: tzinfo) -> int:
-    at = datetime.fromisoformat(value.replace("/", "-"))
-    return int((at if at.tzinfo else at.replace(tzinfo=zone)).timestamp() * 1_000_000)
+    text = _LEAP_SECOND.sub(r"\1:59", value.replace("/", "-"))
+    at = datetime.fromisoformat(text.upper())
+    return round((at if at.tzinfo else at.replace(tzinfo=zone)).timestamp() * 1_000_000)
 
 
 def _size(value: str) -> int:
