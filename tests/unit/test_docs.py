@@ -135,10 +135,23 @@ def test_links_resolve(page):
     assert broken == []
 
 
+@each_row("page", [TOP / "docs/coming-from.md", TOP / "docs/development.md"])
+def test_nothing_for_the_development_relay_needs_root(page):
+    texts = [page.read_text()]
+    for file, anchor in re.findall(r"\]\(([\w-]*\.md)#([\w-]+)\)", texts[0]):
+        sections = re.split(r"^#+ ", (page.parent / file).read_text(), flags=re.MULTILINE)
+        texts += [one for one in sections if anchor == anchor_of(one.partition("\n")[0])]
+    assert [one for one in texts if re.search(r"\b(As root|apt-get|systemctl) ", one)] == []
+
+
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as they are made of them when it is shown."""
     headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text()), re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
+    return set(map(anchor_of, headings))
+
+
+def anchor_of(heading: str) -> str:
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
 def commands_in(page: Path) -> list[list[str]]:
