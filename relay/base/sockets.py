@@ -13,7 +13,7 @@ import socket
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -30,6 +30,7 @@ _ACCEPTED_AT_ONCE = 64
 _NO_FILES_S = 1.0
 _DISCARD_PORT = 9  # RFC 863; nothing is sent
 _LISTENS = "0A"  # the state of a socket in /proc/net/tcp
+_EARLY_BACKLOG = 512
 OWNER_ONLY, EVERYBODY = 0o600, 0o666  # who may connect to a Unix socket, as its file mode
 
 # asyncio would remove the file of a Unix socket that it did not create
@@ -65,6 +66,9 @@ class Listener(Struct, frozen=True):
                 server = await loop.create_server(factory, sock=sock, backlog=backlog)
             servers.append(server)
         return servers
+
+
+_early: dict[Address, Listener] = {}  # from open_early() to open_listener()
 
 
 class Acceptor:
@@ -114,6 +118,8 @@ def open_listener(address: Address, *, backlog: int, mode: int = OWNER_ONLY) -> 
     A stale Unix socket is replaced, unless a process answers on it. Raises an OSError that names
     the address.
     """
+    if early := _early.pop(address, None):
+        return early
     try:
         if address.systemd:
             return Listener(address, inherited_sockets(address.systemd))
@@ -130,6 +136,20 @@ def open_listener(address: Address, *, backlog: int, mode: int = OWNER_ONLY) -> 
         text = f"cannot listen on {shown_address}: {reason or error}"
         raise kind(error.errno or errno.EINVAL, text) from error
     return Listener(dataclasses.replace(address, port=_port(sockets[0])), tuple(sockets))
+
+
+def open_early(*addresses: Address) -> None:
+    """Listen before there is a server, which open_listener() gives the listener of its address.
+
+    Raises an OSError that names an address; then it listens at none of them.
+    """
+    opened: dict[Address, Listener] = {}
+    with ExitStack() as stack:
+        for address in addresses:
+            opened[address] = open_listener(address, backlog=_EARLY_BACKLOG)
+            stack.callback(opened[address].close)
+        stack.pop_all()
+    _early.update(opened)
 
 
 def bind_error(family: int, place: tuple[Any, ...]) -> int:

@@ -23,11 +23,14 @@ from msgspec import Struct
 from relay.base.certificates import ServerCertificate, load_pair
 from relay.base.clock import Clock
 from relay.base.files import locked_directory, replace_file
+from relay.base.observe.logs import get_logger
 from relay.base.settings.tree import CertificateFiles
 from relay.base.settings.values import is_ip
 from relay.development.issuer import ANY_ADDRESS, Issuer, general_name, pem_of, self_signed
 from relay.front_door.http.tunnels import TunnelHosts
 
+_log = get_logger("development")
+_MADE_AGAIN = "the CA was made again: programs that have read it, or a copy, need the new file"
 _RENEWAL_CHECK_S = 60.0  # short: the machine may have been asleep
 LEAF_DAYS = 365  # an authority that is not renewed is valid at least as long
 _CA_DAYS = 5 * 365
@@ -86,6 +89,9 @@ def open_authority(
             if not _is_allowed_by_default(host)
         }
         if certificate is None or not needed <= allowed:
+            if file.exists():
+                names = sorted(str(name.value) for name in needed - allowed)
+                _log.warning(_MADE_AGAIN, file=str(file), names=", ".join(names))
             if len(allowed | needed) <= _CONSTRAINTS_MAX:
                 needed |= allowed
             permitted = sorted(needed, key=lambda name: str(name.value))

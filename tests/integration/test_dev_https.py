@@ -116,3 +116,10 @@ def test_a_directory_that_cannot_be_written_gets_a_ca_of_its_own(short_path: Pat
     ca = Path(json.loads(done.stdout.splitlines()[0])["ca"])
     assert ca.parts[-2:] == ("ca", "ca.pem")
     assert ca.is_relative_to(short_path / f"relay-dev-{os.getuid()}")
+
+
+def test_a_ca_that_is_made_again_for_another_name_is_a_line(short_path: Path) -> None:
+    for host, lines in (("one.corp", 0), ("two.corp", 1), ("one.corp", 0)):
+        done = run_dev(short_path, "--once", "--host", host, XDG_DATA_HOME=str(short_path))
+        assert (done.returncode, done.stderr.count("\n")) == (0, lines)
+        assert done.stderr.count(f"{short_path}/relay/ca/ca.pem") == lines

@@ -11,6 +11,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from email.header import Header
 from email.message import EmailMessage
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.support.dev_process import PORTS, DevProcess, run_dev
 from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import ROOT, until
 
+OTHER_PORTS = [one for one in PORTS if one.partition("=")[0].strip("-") not in OPTIONAL]
 REJECTING = """
 [[rule]]
 name = "{name}"
@@ -129,8 +131,7 @@ def test_default_ports_of_tls_in_use_are_left_out(dev) -> None:
             with contextlib.suppress(OSError):  # another process has it, which is as good
                 taken.bind(("127.0.0.1", dev_options.PORTS[name]))
                 taken.listen()
-        ports = [one for one in PORTS if one.partition("=")[0].strip("-") not in OPTIONAL]
-        running = dev("--no-demo", ports=ports)
+        running = dev("--no-demo", ports=OTHER_PORTS)
     assert [running.ready[name] for name in OPTIONAL] == [[], [], []]
     for name, lacking in OPTIONAL.items():
         line = re.compile(
@@ -142,6 +143,13 @@ def test_default_ports_of_tls_in_use_are_left_out(dev) -> None:
     assert "https://" not in running.log
     with running.smtp() as session:
         assert session.noop()[0] == 250
+
+
+def test_of_relays_that_start_at_once_each_binds_a_default_port_or_does_without(dev) -> None:
+    relays = [dev("--no-demo", ports=OTHER_PORTS, start=False) for _ in range(2)]
+    with ThreadPoolExecutor() as threads:
+        first, second = threads.map(DevProcess.start, relays)
+    assert [first.ready[name] for name in OPTIONAL] != [second.ready[name] for name in OPTIONAL]
 
 
 def test_what_was_refused_is_a_line_of_the_terminal(relay: DevProcess) -> None:

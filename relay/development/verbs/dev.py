@@ -22,7 +22,7 @@ from relay.base.clock import SystemClock
 from relay.base.observe import logs
 from relay.base.settings.environment import Environment, read_environment
 from relay.base.socket_address import Address
-from relay.base.sockets import open_listener
+from relay.base.sockets import open_early
 from relay.development.demonstration import DemonstratedMessage, DemonstrationError
 from relay.development.foreground import DevelopmentView, RunOptions, develop
 from relay.development.options import ANY, DevelopmentAddresses, DevelopmentOptions
@@ -115,9 +115,8 @@ def _plan(
     """Return the options of the relay, with defaults for options that were not given."""
     host = ANY if options["listen_all"] else "127.0.0.1"
     usual = {name: Address(host, 0 if once else port) for name, port in PORTS.items()}
-    for name, address in usual.items():
-        if options[name] is None and (name not in OPTIONAL or once or _is_free(name, address)):
-            options[name] = address
+    missing = [name for name in OPTIONAL if options[name] is None and not once]
+    options |= {name: options[name] or address for name, address in usual.items()}
     if no_rules:
         options["rules"] = place.path / "no-rules"
         options["rules"].mkdir(exist_ok=True)
@@ -126,25 +125,23 @@ def _plan(
     keep = KeepLimits(**{name: value for name, value in asked.items() if value is not None})
     data_home = environment.data_home
     values = {name: value for name, value in options.items() if value}
-    return DevelopmentOptions(
-        **{"https": None, **values},
+    plan = DevelopmentOptions(
+        **values,
         keep=keep,
         ca_dir=data_home / "relay/ca" if data_home else None,
         crash_at=environment.crash_at,
     )
-
-
-def _is_free(name: str, address: Address) -> bool:
-    """Return whether a default port is free. If it is in use, say what is missing."""
-    try:
-        open_listener(address, backlog=1).close()
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
-        another = f"--{name} PORT takes another one"
-        _warn(f"{error.strerror}; no {OPTIONAL[name]}; {another}")
-        return False
-    return True
+    for name in missing:
+        try:
+            open_early(*plan.everywhere(getattr(plan, name)))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            another = f"--{name} PORT takes another one"
+            _warn(f"{error.strerror}; no {OPTIONAL[name]}; {another}")
+            left_out: dict[str, Any] = {name: None}
+            plan = replace(plan, **left_out)
+    return plan
 
 
 def _warn(text: str) -> None:
