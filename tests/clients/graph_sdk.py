@@ -121,13 +121,6 @@ def options(builder: Any, *, headers: dict[str, str] | None = None, **query: Any
     return made
 
 
-def with_headers(**headers: str) -> Any:
-    """Headers for a call without query options; underscores become hyphens."""
-    made = RequestConfiguration()
-    made.headers = collection({name.replace("_", "-"): value for name, value in headers.items()})
-    return made
-
-
 def collection(headers: dict[str, str]) -> HeadersCollection:
     made = HeadersCollection()
     for name, value in headers.items():

@@ -257,7 +257,3 @@ def host_name(number: int, domain: str) -> str:
 def address(number: int, domain: str) -> str:
     """The world's network knows hosts by any text."""
     return f"ip-{host_name(number, domain)}"
-
-
-def has_report(content: bytes) -> bool:
-    return b"\r\nContent-Type: multipart/report" in content.partition(b"\r\n\r\n")[0]

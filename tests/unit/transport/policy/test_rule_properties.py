@@ -23,7 +23,6 @@ from relay.transport.policy.rules import RuleMode
 from tests.support.rule_sets import ACTION_VALUES, CONDITION_VALUES, messages, rule_sets
 
 # Where a disclaimer goes into the body, these describe it.
-OF_BODY = frozenset({b"content-type", b"content-transfer-encoding", b"mime-version"})
 
 
 def actions_for(rules: RuleSet, verdict: Verdict, recipient: str) -> list[RuleAction]:
