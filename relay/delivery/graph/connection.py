@@ -20,11 +20,11 @@ import ssl
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import TypeVar
+from typing import Annotated, TypeVar
 from urllib.parse import quote
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from relay.base.message.address import own_mailbox
@@ -92,7 +92,8 @@ _ADVICE = "correct the certificate, or name its CA in the route's ca"
 class GraphItem(Struct, rename="camel"):
     """The fields of a message in Graph that are read."""
 
-    id: str
+    # a segment of a path: neither "" nor ".."
+    id: Annotated[str, Meta(pattern=r"[^.]")]
     is_draft: bool = True
     created_date_time: str | None = None
 

@@ -435,6 +435,7 @@ async def test_what_is_seen_nowhere_is_looked_for_then_made_again(graph, clock) 
     [
         ({}, b"To: x\r\n\r\n" + b"x" * 2000, "", (Failed, "5.3.4")),
         ({}, MESSAGE, (200, {}, {}), (Failed, "5.3.4")),
+        ({}, MESSAGE, (201, {"id": ".."}, {}), (Deferred, "4.4.2")),
         ({"confirm": False}, MESSAGE, "", (Relayed, "2.0.0")),
         ({"confirm": False}, MESSAGE, "lost after", (Indeterminate, "4.4.2")),
         ({"confirm": False}, MESSAGE, error(504, ""), (Indeterminate, "4.3.0")),
