@@ -17,7 +17,7 @@ PROGRAM = re.compile(r"^\*\*([^*]+)\*\*.*?^```(python|js)\n(.*?)^```$", re.MULTI
 PROGRAMS = {
     title.split()[0]: (language, text) for title, language, text in PROGRAM.findall(SECTION)
 }
-SHELL = re.compile(r"^```\n((?:curl |api=|printf |etag=).*?)^```$", re.MULTILINE | re.DOTALL)
+SHELL = re.compile(r"^```\n((?:curl |api=|printf ).*?)^```$", re.MULTILINE | re.DOTALL)
 LINES_MAX = 16
 
 

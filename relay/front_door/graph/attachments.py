@@ -1,24 +1,27 @@
 """Handlers of the attachment resource, and its JSON, which is sent while the files are read.
 
-Only one block of a large attachment is in memory. A 201 is sent when the change is on disk. Content
-of itemAttachments is never in the JSON; $value has their MIME. attachment_parser reads attachments
-that come in the JSON of a message.
+Only one block of a large attachment is in memory. A 201 is sent when the change is on disk. An
+attached message is shown as a stored one is, with its attachments; $value has its MIME.
+attachment_parser reads attachments that come in the JSON of a message.
 """
 
 import asyncio
 from base64 import b64encode
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 from starlette.responses import Response
 
-from relay.base.message.content import LARGE_BYTES
+from relay.base.message.content import LARGE_BYTES, Octets
 from relay.formats.draft import AttachmentFacts
-from relay.formats.read_mime import AttachedOctets, read_mime
+from relay.formats.read_mime import AttachedOctets, read_mime, read_parts
 from relay.formats.transfer_encoding import decoded_blocks
 from relay.front_door.graph.attachment_parser import read_attachment, read_upload
 from relay.front_door.graph.entity_tags import etag_field
@@ -31,6 +34,7 @@ from relay.front_door.graph.json_values import (
 )
 from relay.front_door.graph.message_parser import read_item
 from relay.front_door.graph.odata.resources import select_attachments
+from relay.front_door.graph.preferred_body import convert_body, preferred_body_type
 from relay.front_door.graph.query_options import TOP_MAX, QueryOptions
 from relay.front_door.graph.reference_attachments import (
     REFERENCE_BYTES_MAX,
@@ -40,7 +44,7 @@ from relay.front_door.graph.reference_attachments import (
     reference_json,
 )
 from relay.front_door.graph.responses import minimal_response
-from relay.front_door.graph.serializer import MESSAGE_PROPERTIES, graph_date
+from relay.front_door.graph.serializer import graph_date, message_json
 from relay.front_door.graph.upload_sessions import upload_url
 from relay.front_door.http.errors import bad_request, quoted
 from relay.front_door.http.responses import StreamedResponse, json_response
@@ -48,7 +52,8 @@ from relay.store.mailbox.attachments import found_attachment
 from relay.store.mailbox.stored_message import Folder, OpenedMessage, StoredMessage
 
 CONTENT = "contentBytes"
-ITEM_BYTES_MAX = 10 * 1024 * 1024
+ITEM_LEVELS_MAX = 30  # as in Graph
+ITEM_BYTES_MAX = 40 * 1024 * 1024  # read for one response, at all levels together
 _CASTS = {
     "": f"{COMMON_PROPERTIES} {FILE_PROPERTIES} {REFERENCE_PROPERTIES}",
     "microsoft.graph.fileAttachment/": FILE_PROPERTIES,
@@ -57,12 +62,6 @@ _CASTS = {
 ATTACHMENT_PROPERTIES = frozenset(
     cast + name for cast, names in _CASTS.items() for name in names.split()
 )
-_ITEM_PROPERTIES = (
-    *("subject", "body", "bodyPreview", "from", "sender", "toRecipients", "ccRecipients"),
-    *("bccRecipients", "replyTo", "importance", "internetMessageId", "sentDateTime"),
-    *("receivedDateTime", "hasAttachments", "conversationId"),
-)
-_DATES = ("sentDateTime", "receivedDateTime")
 _NO_FOLDER = Folder("", "", Path())
 _LIST_OPTIONS = ("select", "filter", "orderby", "top", "skip", "count")
 _WITH_ITEM = "microsoft.graph.itemattachment/item"
@@ -108,9 +107,10 @@ async def get_attachment(request: GraphRequest) -> Response:
         attachment,
         select=options.select,
         context=_context(request, opened, "/$entity"),
-        with_item=bool(expand),
+        items=_Items(preferred_body_type(request)) if expand else None,
     )
-    return await _response(pieces, _size((attachment,), options.select))
+    size = _size((attachment,), () if expand else options.select)
+    return await _response(pieces, size, turns=request.dependencies.conversions if expand else None)
 
 
 async def get_value(request: GraphRequest) -> Response:
@@ -199,10 +199,12 @@ async def _response(
     *,
     status: int = 200,
     headers: dict[str, str] | None = None,
+    turns: asyncio.Semaphore | None = None,
 ) -> Response:
-    return await asyncio.to_thread(
-        json_stream_response, pieces, size_bytes, status=status, headers=headers
-    )
+    async with turns or nullcontext():
+        return await asyncio.to_thread(
+            json_stream_response, pieces, size_bytes, status=status, headers=headers, turns=turns
+        )
 
 
 async def open_message(request: GraphRequest) -> OpenedMessage:
@@ -244,6 +246,14 @@ def _context(request: GraphRequest, opened: OpenedMessage, rest: str) -> dict[st
 # -- serialization
 
 
+class _Items(Struct):
+    """How attached messages are shown in one response, and how many more of them."""
+
+    body_type: str  # to which bodies are converted; "": as they are
+    levels: int = ITEM_LEVELS_MAX
+    left_bytes: int = ITEM_BYTES_MAX
+
+
 def message_pieces(
     request: GraphRequest,
     resource: Mapping[str, Any],
@@ -262,12 +272,16 @@ def message_pieces(
 
 
 def _array_pieces(
-    opened: OpenedMessage, attachments: Sequence[AttachedOctets], select: Collection[str]
+    opened: OpenedMessage,
+    attachments: Sequence[AttachedOctets],
+    select: Collection[str] = (),
+    *,
+    items: _Items | None = None,
 ) -> Iterator[bytes]:
     """Yield the JSON array of attachments."""
     for number, attachment in enumerate(attachments):
         yield b"," if number else b"["
-        yield from _attachment_pieces(opened, attachment, select=select)
+        yield from _attachment_pieces(opened, attachment, select=select, items=items)
     yield b"]" if attachments else b"[]"
 
 
@@ -277,20 +291,25 @@ def _attachment_pieces(
     *,
     select: Collection[str] = (),
     context: Mapping[str, Any] | None = None,
-    with_item: bool = False,
+    items: _Items | None = None,
 ) -> Iterator[bytes]:
-    """Yield the JSON of an attachment; `with_item` adds its item up to 10 MiB."""
+    """Yield the JSON of an attachment; `items` are shown in it."""
     selected = {name.rpartition("/")[2] for name in select}
     reference = _reference(attachment)
-    item = _item_json(attachment) if with_item and attachment.facts.item else None
     modified_us = opened.message.modified_us
-    resource = attachment_json(
-        attachment.facts, modified_us=modified_us, item=item, reference=reference
-    )
+    resource = attachment_json(attachment.facts, modified_us=modified_us, reference=reference)
     if selected:
-        kept = selected | {"id", "@odata.type", "@odata.mediaContentType", "item"}
+        kept = selected | {"id", "@odata.type", "@odata.mediaContentType"}
         resource = {name: value for name, value in resource.items() if name in kept}
     encoded = msgspec.json.encode({**(context or {}), **resource})
+    size = attachment.octets.size
+    if attachment.facts.item and items and items.levels and size <= items.left_bytes:
+        items.levels, items.left_bytes = items.levels - 1, items.left_bytes - size
+        yield encoded[:-1] + b',"item":'
+        yield from _item_pieces(opened, attachment.octets, items)
+        yield b"}"
+        items.levels += 1
+        return
     if attachment.facts.item or reference or (selected and CONTENT not in selected):
         yield encoded
         return
@@ -303,12 +322,9 @@ def attachment_json(
     attachment: AttachmentFacts,
     *,
     modified_us: int,
-    item: Mapping[str, Any] | None = None,
     reference: Reference | None = None,
 ) -> dict[str, Any]:
-    """Return an attachment's JSON without contentBytes; `item` is the JSON of an attached
-    message.
-    """
+    """Return an attachment's JSON without contentBytes and item."""
     kind = "itemAttachment" if attachment.item else "fileAttachment"
     if reference:
         kind = "referenceAttachment"
@@ -323,7 +339,7 @@ def attachment_json(
         "isInline": attachment.inline,
     }
     if attachment.item:
-        return resource if item is None else resource | {"item": dict(item)}
+        return resource
     if reference:
         return resource | reference_json(reference)
     return resource | {"contentId": attachment.content_id or None, "contentLocation": None}
@@ -370,33 +386,35 @@ def _base64_of(attachment: AttachedOctets) -> Iterator[bytes]:
     yield b64encode(held)
 
 
-def _item_json(attachment: AttachedOctets) -> dict[str, Any] | None:
-    if attachment.octets.size > ITEM_BYTES_MAX:
-        return None
-    read = read_mime(attachment.octets)
-    date_us = read.date_us or 0
+def _item_pieces(opened: OpenedMessage, octets: Octets, items: _Items) -> Iterator[bytes]:
+    """Yield the JSON of an attached message, as if it were a stored one without an id.
+
+    If it has no Date, its times are those at which the message around it arrived.
+    """
+    read = read_mime(octets)
+    date_us = opened.message.received_us if read.date_us is None else read.date_us
     message = StoredMessage(
         id="",
         folder=_NO_FOLDER,
         path=_NO_FOLDER.path,
         properties=read.properties,
-        attachments=(),
+        attachments=read.attachments,
         is_draft=False,
         is_read=True,
-        size=attachment.octets.size,
+        size=octets.size,
         created_us=date_us,
         modified_us=date_us,
         sent_us=date_us,
         received_us=date_us,
         change_key="",
-        is_mime=True,
     )
-    names = (
-        [name for name in _ITEM_PROPERTIES if name not in _DATES]
-        if read.date_us is None
-        else _ITEM_PROPERTIES
-    )
-    resource = {name: MESSAGE_PROPERTIES[name](message) for name in names}
-    resource["hasAttachments"] = any(not attached.inline for attached in read.attachments)
-    non_null = {name: value for name, value in resource.items() if value is not None}
-    return {"@odata.type": "#microsoft.graph.message", **non_null}
+    resource = {"@odata.type": "#microsoft.graph.message", **message_json(message)}
+    convert_body(resource, items.body_type)
+    attachments = [
+        replace(attached, facts=replace(attached.facts, id=str(number)))
+        for number, attached in enumerate(read_parts(octets).attachments)
+    ]
+    item = OpenedMessage(message, tuple(attachments), octets)
+    yield msgspec.json.encode(resource)[:-1] + b',"attachments":'
+    yield from _array_pieces(item, attachments, items=items)
+    yield b"}"

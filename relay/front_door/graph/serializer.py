@@ -120,11 +120,11 @@ def _unique_body(message: StoredMessage) -> dict[str, str]:
 
 
 MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
-    "@odata.etag": lambda message: f'W/"{message.change_key}"',
+    "@odata.etag": lambda message: f'W/"{message.change_key}"' if message.change_key else None,
     "id": lambda message: message.id,
     "createdDateTime": _date("created_us"),
     "lastModifiedDateTime": _date("modified_us"),
-    "changeKey": lambda message: message.change_key,
+    "changeKey": lambda message: message.change_key or None,
     "categories": lambda message: list(message.properties.categories),
     "receivedDateTime": _date("received_us"),
     "sentDateTime": _date("sent_us"),
@@ -133,7 +133,7 @@ MESSAGE_PROPERTIES: Mapping[str, Callable[[StoredMessage], Any]] = {
     "subject": lambda message: message.properties.subject,
     "bodyPreview": lambda message: preview(message.properties.body, message.properties.body_type),
     "importance": lambda message: message.properties.importance,
-    "parentFolderId": lambda message: message.folder.id,
+    "parentFolderId": lambda message: message.folder.id or None,
     "conversationId": _conversation_id,
     "conversationIndex": lambda message: message.properties.conversation_index or None,
     "isDeliveryReceiptRequested": lambda message: message.properties.delivery_receipt,

@@ -62,14 +62,11 @@ def put(mail: OnDisk, header: str) -> None:
 
 
 @pytest.mark.parametrize(("date", "shown"), DATES)
-async def test_a_message_and_an_attached_one_show_the_date(mail: OnDisk, date: str, shown: str):
-    put(mail, f"Date: {date}\nMIME-Version: 1.0\nContent-Type: message/rfc822\n\nDate: {date}")
-    [one] = (await mail.http.get("/messages?$expand=attachments")).json()["value"]
+async def test_a_message_shows_the_date(mail: OnDisk, date: str, shown: str):
+    put(mail, f"Date: {date}")
+    [one] = (await mail.http.get("/messages")).json()["value"]
     assert one["sentDateTime"] == shown
     assert one["receivedDateTime"] > "2026"  # when the file was written
-    path = f"/messages/{one['id']}/attachments/{one['attachments'][0]['id']}"
-    item = (await mail.http.get(f"{path}?$expand=microsoft.graph.itemAttachment/item")).json()
-    assert item["item"]["sentDateTime"] == item["item"]["receivedDateTime"] == shown
     params = {"$filter": f"sentDateTime eq {shown}"}
     found = (await mail.http.get("/messages", params=params)).json()["value"]
     assert [each["id"] for each in found] == [one["id"]]

@@ -99,11 +99,58 @@ async def test_attachments_of_mime_are_read_where_they_lie(on_disk: OnDisk) -> N
         assert value.content == content
     item = f"/messages/{message_id}/attachments/{found['forwarded']['id']}"
     assert (await on_disk.http.get(f"{item}/$value")).content.startswith(b"From: d@a.test\r\n")
-    expand = {"$expand": "microsoft.graph.itemattachment/item"}
-    shown = (await on_disk.http.get(item, params=expand)).json()["item"]
-    assert (shown["subject"], shown["body"]["content"]) == ("forwarded", "old")
-    assert shown["from"]["emailAddress"]["address"] == "d@a.test"
-    assert [name for name in shown if name.endswith("DateTime")] == []  # it has no Date
+
+
+def attaching(content: bytes) -> bytes:
+    return b"Subject: outer\r\nContent-Type: message/rfc822\r\n\r\n" + content
+
+
+async def with_item(on_disk: OnDisk, content: bytes, prefer: str = "") -> dict[str, Any]:
+    """Return the JSON of the item that is attached to a new draft."""
+    item = f"/messages/{await mime_draft(on_disk, attaching(content))}/attachments/0"
+    query = {"$expand": "microsoft.graph.itemattachment/item", "$select": "name"}
+    answer = await on_disk.http.get(item, params=query, headers={"prefer": prefer})
+    return dict(answer.json()["item"])
+
+
+@pytest.mark.parametrize("prefer", ["", 'outlook.body-content-type="text", relay.strict'])
+async def test_an_attached_message_is_shown_as_a_stored_one(on_disk: OnDisk, prefer: str) -> None:
+    def kept(resource: dict[str, Any]) -> dict[str, Any]:
+        """What does not depend on where it is stored."""
+        own = ("changeKey", "parentFolderId", "isDraft", "item", "attachments")
+        own += ("@odata.context", "@odata.etag", "lastModifiedDateTime")
+        return {name: value for name, value in resource.items() if name not in own}
+
+    mime = (
+        b"Date: Mon, 5 Jan 2015 10:11:12 +0100\r\nMessage-ID: <1@a.test>\r\nImportance: high\r\n"
+        b"Disposition-Notification-To: d@a.test\r\nKeywords: Red\r\n" + MIME
+    )
+    stored = f"/messages/{await mime_draft(on_disk, mime)}?$expand=attachments"
+    top = (await on_disk.http.get(stored, headers={"prefer": prefer})).json()
+    shown = await with_item(on_disk, mime, prefer)
+    date = shown["lastModifiedDateTime"]
+    top |= {"id": "", "@odata.type": "#microsoft.graph.message"}
+    top |= {"createdDateTime": date, "receivedDateTime": date}  # of its Date
+    assert kept(top) == kept(shown)
+    assert [*map(kept, top["attachments"])] == [*map(kept, shown["attachments"])]
+    forwarded = shown["attachments"][-1]["item"]
+    assert (forwarded["subject"], forwarded["body"]["content"]) == ("forwarded", "old")
+    assert forwarded["sentDateTime"] == date == "2015-01-05T09:11:12Z"  # it has no Date
+
+
+async def test_attached_messages_are_shown_to_a_depth_and_a_size(on_disk: OnDisk) -> None:
+    on_disk.http.headers["authorization"] = "Bearer bob"  # without alice's small quota
+    for text, levels in ((b"", 30), ((b"x" * 76 + b"\r\n") * 100_000, 5)):
+        content = b"\r\n" + text
+        for _ in range(levels + 1):
+            content = attaching(content)
+        shown = {"item": await with_item(on_disk, content)}
+        for _ in range(levels):
+            [shown] = shown["item"]["attachments"]
+        assert "item" not in shown
+    many = b"\r\n--q\r\nContent-Type: message/rfc822\r\n\r\nTo: c@a.test\r\n" * 31
+    shown = await with_item(on_disk, b"Content-Type: multipart/mixed; boundary=q\r\n" + many)
+    assert len([one for one in shown["attachments"] if "item" in one]) == 31
 
 
 async def test_options_of_the_list(on_disk: OnDisk) -> None:
