@@ -1,12 +1,13 @@
 """$search: the part of the keyword query language (MS-KQL 2) that finds messages.
 
 Adjacent words must all match; NEAR binds tighter than NOT, NOT tighter than AND, AND tighter than
-OR. Depth, the number of terms, of prefixes (word*), and the length of each are limited. Days begin
-in UTC, weeks on Sunday.
+OR. Words and phrases of punctuation alone are left out, unless a property is before them; a query
+of nothing else finds nothing. Depth, the number of terms, of prefixes (word*), and the length of
+each are limited. Days begin in UTC, weeks on Sunday.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
@@ -152,33 +153,34 @@ class _SearchParser:
             raise _limit_error(f"{self._terms} words and phrases", TERMS_MAX)
         if self._prefixes > PREFIXES_MAX:
             raise _limit_error(f"{self._prefixes} words and phrases that end in *", PREFIXES_MAX)
-        return condition
+        return condition or AnyOf(())
 
-    def _or(self) -> Condition:
+    def _or(self) -> Condition | None:
+        """Parse conditions with OR between them; None if all of them are left out."""
         parts = [self._and()]
         while self._next.is_operator("OR"):
             self._advance()
             parts.append(self._and())
-        return AnyOf(tuple(parts)) if len(parts) > 1 else parts[0]
+        return _joined(AnyOf, parts)
 
-    def _and(self) -> Condition:
+    def _and(self) -> Condition | None:
         parts = [self._not()]
         while not self._is_at_end() and not self._next.is_operator("OR"):
             if self._next.is_operator("AND"):
                 self._advance()
             parts.append(self._not())
-        return AllOf(tuple(parts)) if len(parts) > 1 else parts[0]
+        return _joined(AllOf, parts)
 
-    def _not(self) -> Condition:
+    def _not(self) -> Condition | None:
         if not self._next.is_operator("NOT"):
             return self._near()
         self._enter()
         self._advance()
-        condition = Negation(self._not())
+        condition = self._not()
         self._depth -= 1
-        return condition
+        return condition and Negation(condition)
 
-    def _near(self) -> Condition:
+    def _near(self) -> Condition | None:
         """Parse words with NEAR between them. ONEAR is the same: the order does not count."""
         condition = self._term()
         while self._next.text in _NEAR and not self._next.is_phrase:
@@ -208,7 +210,7 @@ class _SearchParser:
             raise self._error(self._next, "')'")
         self._advance()
 
-    def _term(self) -> Condition:
+    def _term(self) -> Condition | None:
         token = self._next
         if self._is_at_end() or (token.text in _OPERATORS and not token.is_phrase):
             raise self._error(token, "a word")
@@ -223,13 +225,19 @@ class _SearchParser:
         if not token.is_phrase:
             if token.text == _UNSUPPORTED or token.text in _NEAR:
                 raise self._error(token, f"{', '.join(_OPERATORS)}, or the word in quotes")
-            if restriction := _RESTRICTION.fullmatch(token.text):
-                return self._property_restriction(token, restriction)
+            restriction = _RESTRICTION.fullmatch(token.text)
+            if restriction and (restriction[3] or restriction[1].lower() in _PROPERTIES):
+                restricted = self._property_restriction(token, restriction)
+                if restricted is None:
+                    raise self._error(token, "a word with a letter or a digit in it")
+                return restricted
         if self._within:
             return self._compared(token, self._within, operator=":", value=token.text)
         return self._word_condition(token, SearchIn.ANYWHERE, token.text)
 
-    def _property_restriction(self, token: _SearchToken, restriction: re.Match[str]) -> Condition:
+    def _property_restriction(
+        self, token: _SearchToken, restriction: re.Match[str]
+    ) -> Condition | None:
         """Parse a property restriction: `property:` and a word or phrase."""
         name, operator, value = restriction[1].lower(), restriction[2], restriction[3]
         if name not in _PROPERTIES:
@@ -250,7 +258,9 @@ class _SearchParser:
             self._advance()
         return self._compared(token, name, operator=operator, value=value)
 
-    def _compared(self, token: _SearchToken, name: str, *, operator: str, value: str) -> Condition:
+    def _compared(
+        self, token: _SearchToken, name: str, *, operator: str, value: str
+    ) -> Condition | None:
         """Return the condition for a property and a value of it."""
         lower = value.lower()
         if name in _DATES:
@@ -299,16 +309,19 @@ class _SearchParser:
         )
         return AllOf(within)
 
-    def _word_condition(self, token: _SearchToken, where: SearchIn, value: str) -> Condition:
-        """Return the condition for a word or phrase; a final * makes its last word a prefix."""
+    def _word_condition(self, token: _SearchToken, where: SearchIn, value: str) -> Condition | None:
+        """Return the condition for a word or phrase; a final * makes its last word a prefix.
+
+        None for punctuation.
+        """
         words = value.removesuffix("*")
-        if "*" in words:
-            raise self._error(token, "* at the end of a word only")
-        if not any(character.isalnum() for character in words):
-            raise self._error(token, "a word with a letter or a digit in it")
         if len(value) > TERM_CHARACTERS_MAX:
             detail = f"position {token.position}: found a word or phrase of {len(value)} characters"
             raise clause_error("search", f"{detail}, expected at most {TERM_CHARACTERS_MAX}")
+        if not any(map(str.isalnum, words)):
+            return None
+        if "*" in words:
+            raise self._error(token, "* at the end of a word only")
         self._prefixes += words != value
         # the index has both forms of an address; the form with A-labels is always in lower case
         sought = with_a_labels(words) if where in _OF_ADDRESSES else words
@@ -395,6 +408,12 @@ class _SearchParser:
         if around := self._query[max(0, at - _AROUND_CHARACTERS) : at + _AROUND_CHARACTERS].strip():
             message += f"; it is in {quoted(around)}"
         return bad_request(f"{message}.")
+
+
+def _joined(kind: type[AllOf | AnyOf], parts: Sequence[Condition | None]) -> Condition | None:
+    """Return one condition of those that are not left out, None if all are."""
+    left = tuple(part for part in parts if part is not None)
+    return kind(left) if len(left) > 1 else next(iter(left), None)
 
 
 def _days(first: datetime, days: int = 1) -> tuple[int, int]:

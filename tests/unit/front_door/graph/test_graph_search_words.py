@@ -54,6 +54,11 @@ async def filled(on_disk: OnDisk) -> OnDisk:
         ("received:yesterday", set()),
         ("received:this year red", set(BODIES)),
         ("hasattachment:no", set(BODIES)),
+        ('"red & wine - … NOT * OR \\"!\\""', {"near", "far", "html"}),
+        ('"Red: wine - subject:near…"', {"near"}),
+        ("subject:(far & away OR one)", {"one"}),
+        ('"_ NOT (- OR &)"', set()),
+        ("red kind:tasks &", set()),
     ],
 )
 async def test_a_search_finds(filled: OnDisk, search: str, subjects: set[str]) -> None:
