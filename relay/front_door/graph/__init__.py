@@ -13,7 +13,7 @@ How a request is handled:
   limits of one account (429); what pressure refuses (503, 507)
 - `mailbox_paths`: OData's keys in parentheses; which mailbox a path names (400, 403, 404)
 - `graph_request`: what a handler reads of a request: ids, options, preferences, the JSON body, time
-  zone, If-Match; with which id a message is shown
+  zone, If-Match; with which id a message is shown, and with which names it is sent
 - `dependencies`: what all handlers share: stores, clock, locks, limits on work at a time
 - `account_limits`: how many large bodies an account sends at once; the 429
 - `entity_tags`: ETag, If-Match and If-None-Match

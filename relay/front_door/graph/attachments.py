@@ -69,7 +69,10 @@ _WITH_ITEM = "microsoft.graph.itemattachment/item"
 
 async def list_attachments(request: GraphRequest) -> Response:
     """GET attachments: return all of them, or a page with $top."""
-    options = request.options(_LIST_OPTIONS, ATTACHMENT_PROPERTIES, "attachment", page_size=TOP_MAX)
+    allowed = (*_LIST_OPTIONS, "search") if request.is_strict else _LIST_OPTIONS
+    options = request.options(allowed, ATTACHMENT_PROPERTIES, "attachment", page_size=TOP_MAX)
+    if request.is_strict:
+        options = replace(options, filter=None, search=None)  # as Graph, which ignores them
     opened = await open_message(request)
     attachments = select_attachments(opened.attachments, options)
     end = options.skip + options.top

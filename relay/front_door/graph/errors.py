@@ -105,6 +105,10 @@ FILTER_UNSUPPORTED = _400(
     "ErrorInvalidUrlQueryFilter", "The query filter contains one or more invalid nodes."
 )
 ORDER_UNSUPPORTED = _400("ErrorInvalidUrlQuery")
+# OData, ExpressionLexer_InvalidCharacter: msgraph-sdk-powershell#402
+SEARCH_CHARACTER = _400(
+    "BadRequest", "Syntax error: character {} is not valid at position {} in {}."
+)
 
 # -- bodies
 
@@ -194,6 +198,13 @@ HEADER_RESERVED = _400(HEADER_INVALID.code)
 UPLOAD_TOO_SMALL = _400(
     "ErrorAttachmentSizeShouldNotBeLessThanMinimumSize",
     "Attachment size must be greater than the minimum size.",
+)
+# microsoft-graph-docs-contrib#710
+UPLOAD_OF_ITEM = GraphError(
+    405,
+    "ErrorAttachmentSessionIsSupportedOnlyForFileAttachments",
+    "Unsupported Attachment type specified. Only File attachments can be uploaded using an Upload "
+    "Session.",
 )
 RANGE_INVALID = _400("invalidRange")
 RANGE_UNSATISFIABLE = _416("invalidRange")

@@ -13,10 +13,12 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from msgspec import Struct
+from msgspec.structs import replace
 from starlette.responses import Response
 
 from relay.base.accounts.account import Account, Scope
 from relay.base.message.content import LARGE_BYTES
+from relay.base.message.properties import MessageProperties
 from relay.base.message.rest_id import read_rest_id, rest_id
 from relay.base.message.time_zones import time_zone
 from relay.base.pressure import PressureReason
@@ -217,6 +219,16 @@ class GraphRequest(Struct, frozen=True):
             raise errors.TIME_ZONE_UNKNOWN(detail, quoted(preferred)) from None
         self.applied.append(f'outlook.timezone="{preferred}"')
         return zone
+
+    def named(self, properties: MessageProperties) -> MessageProperties:
+        """Return a message; in the strict profile From and Sender have their accounts' names."""
+        people = {"from_": properties.from_, "sender": properties.sender} if self.is_strict else {}
+        for field, person in people.items():
+            if person is not None:
+                account = self.dependencies.accounts.by_address(person.address)
+                named = replace(person, name=account.display_name if account else "")
+                properties = replace(properties, **{field: named})
+        return properties
 
     def prefers_minimal(self) -> bool:
         """Return whether the client wants no body in the response to a change (RFC 7240 4.2)."""

@@ -108,7 +108,8 @@ async def create_draft(
     check_recipients_count(properties)
     messages, mailbox = request.store.messages, request.mailbox
     if record is None:
-        created = await messages.create(mailbox, properties, folder_id=folder_id, kept=kept)
+        named = request.named(properties)
+        created = await messages.create(mailbox, named, folder_id=folder_id, kept=kept)
     else:
         created = await messages.record(mailbox, properties, record, folder_id=folder_id)
     change = _change(request, created, replace(parsed, fields={}))
@@ -157,6 +158,8 @@ async def change_message(request: GraphRequest) -> Response:
         strict_profile.check_changes(body)
     async with request.patch_lock, request.draft_lock:
         before = await request.find_message()
+        if request.is_strict and before.is_draft:
+            body.pop(_ATTACHMENTS, None)  # as Graph, which leaves a draft's as they are
         condition = request.condition
         condition.check_version(before.change_key)
         changes = await _without_unchanged(request, body, before)
@@ -283,7 +286,7 @@ def _change(request: GraphRequest, before: StoredMessage, parsed: ParsedMessage)
     sets_time = sets_send_time(parsed.fields.get("extended", ()))
     properties = None
     if before.is_draft and (fields or sets_time):
-        properties = replace(before.properties, **fields)
+        properties = request.named(replace(before.properties, **fields))
         check_recipients_count(properties)
         if sets_send_time(properties.extended):  # it may be scheduled: then this is sent
             check_rights(originators_of(properties), request.account)

@@ -115,7 +115,7 @@ def new_message(
     """Return the request to send a message with these properties."""
     needed, message_id = request.dependencies, properties.internet_message_id
     message_id = message_id or f"<{needed.ids.new()}@{needed.hostname}>"
-    properties = replace(properties, internet_message_id=message_id)
+    properties = replace(request.named(properties), internet_message_id=message_id)
     outgoing = _of_properties(properties, properties, prefix="message.")
     return replace(outgoing, save=save, kept=kept)
 

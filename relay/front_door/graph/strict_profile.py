@@ -3,7 +3,8 @@ and texts.
 
 It applies to all requests with `[http] profile`, or to one with `Prefer: relay.strict`.
 docs/graph-strict.md has the source of each refusal: Graph's documentation, or a report of its
-answer. Those of a batch are in `batch`, that of a subscription's lifetime is in `subscriptions`.
+answer. Those of a batch are in `batch`, that of a subscription's lifetime is in `subscriptions`;
+what is answered otherwise is with its handlers, the names of originators in `graph_request`.
 """
 
 import re
@@ -48,6 +49,8 @@ _SLOW_WITH_ORDER = frozenset(
 )
 _ATTACHMENT_LISTS = re.compile(r"attachments\(([^()]*+)\)")
 _BETWEEN_NAMES = re.compile(r"[\s,;=$]++")
+# words of letters alone, and phrases in quotes (OData, searchExpr)
+_SEARCH = re.compile(r'(?:[\s()]++|[^\W\d_]++|(?<![^\s()])"(?>[^"\\]|\\.)*+")*+', re.DOTALL)
 
 Profile = Literal["relaxed", "strict"]
 
@@ -93,6 +96,11 @@ def check_query(segments: tuple[str, ...], query: Iterable[tuple[str, str]]) -> 
 
 
 def _check_message_list(options: Mapping[str, str]) -> None:
+    search = options.get("search", "")
+    match = _SEARCH.match(search)
+    if match and (at := match.end()) < len(search):
+        found = quoted(search[at]), str(at), quoted(search)
+        raise errors.SEARCH_CHARACTER('$search: expected "words" in quotes.', *found)
     if "search" in options and "filter" in options:
         raise errors.SEARCH_WITH_FILTER("Expected $search or $filter.")
     if "search" in options and "orderby" in options:
@@ -180,6 +188,8 @@ def _check_object(value: Mapping[str, Any], kind: str) -> Iterator[tuple[object,
         is_fields = folded == "internetmessageheaders" and isinstance(child, list)
         if is_fields and not 1 <= len(child) <= _HEADERS_MAX:
             raise errors.TOO_MANY_HEADERS(f"Found {len(child)}.", str(_HEADERS_MAX))
+        if folded == "attachmenttype" and str(child).lower() in ("item", "reference"):
+            raise errors.UPLOAD_OF_ITEM(headers={"allow": "POST"})
         is_size = kind == "attachmentItem" and folded == "size" and isinstance(child, int)
         if is_size and child < _UPLOAD_BYTES_MIN:
             raise errors.UPLOAD_TOO_SMALL(f"size: found {child}, expected {_UPLOAD_BYTES_MIN}.")

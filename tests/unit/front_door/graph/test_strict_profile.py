@@ -46,6 +46,11 @@ ABSTRACT = (
     "UnprocessableType",
     "Cannot process input of abstract type 'microsoft.graph.attachment'.",
 )
+ONLY_FILES = (
+    405,
+    "ErrorAttachmentSessionIsSupportedOnlyForFileAttachments",
+    "Unsupported Attachment type specified. Only File attachments can be uploaded using an Upload Session.",
+)
 UNIQUE = 400, "BadRequest", "Request Id A has to be unique in a batch."
 DEPENDENCY = 400, "BadRequest", "Invalid dependency for request Id 1"
 NO_TYPE = (400, "BadRequest", "Write request with id '1' does not contain a Content-Type header.")
@@ -80,8 +85,8 @@ def sent(**message: object) -> dict[str, Any]:
     return {"json": {"message": {"toRecipients": to("bob@example.test"), **message}}}
 
 
-def upload(size: int) -> dict[str, Any]:
-    return {"json": {"AttachmentItem": {"attachmentType": "file", "name": "f", "size": size}}}
+def upload(size: int, kind: str = "file") -> dict[str, Any]:
+    return {"json": {"AttachmentItem": {"attachmentType": kind, "name": "item", "size": size}}}
 
 
 def headers(count: int) -> list[dict[str, str]]:
@@ -102,6 +107,11 @@ Refused = tuple[str, dict[str, Any], tuple[int, str, str], int]
 
 def read(path: str, refusal: tuple[int, str, str]) -> Refused:
     return f"GET {path}", {}, refusal, 200
+
+
+def unquoted(path: str, words: str, at: int) -> Refused:
+    text = f"Syntax error: character '{words[at]}' is not valid at position {at} in '{words}'."
+    return read(f"{path}?$search={words}", (400, "BadRequest", text))
 
 
 def posted(path: str, body: Any, refusal: tuple[int, str, str]) -> Refused:
@@ -144,9 +154,14 @@ REFUSED: dict[str, Refused] = {
     "search and filter": read(f'{BY_READ}&$search="a"', searched("filter")),
     "search and order": read('/messages?search="a"&orderby=subject', searched("orderBy")),
     "count": read('/messages/$count?$search="a"&$filter=isRead eq true', searched("filter")),
+    "a digit": unquoted("/messages", "Backup Config 0", 14),
+    "a colon": unquoted("/messages/$count", 'subject:"new wine"', 7),
+    "after a phrase": unquoted("/mailFolders/drafts/messages", '("a b" OR c) from=d', 17),
+    "a quote in a word": unquoted("/messages", 'a"b"', 1),
     "JSON": mailed(TOO_LARGE, body={"content": "x" * 4 * MIB}),
     "MIME": ("POST /sendMail", PLAIN_MIME, TOO_LARGE, 202),
     "small upload": (f"POST {ATTACH}/createUploadSession", upload(2_999_999), TOO_SMALL, 201),
+    "item": (f"POST {ATTACH}/createUploadSession", upload(3_000_000, "Item"), ONLY_FILES, 501),
     "no headers": posted("/messages", {"internetMessageHeaders": []}, HEADERS),
     "six headers": mailed(HEADERS, internetMessageHeaders=headers(6)),
     "headers of a reply": posted(
@@ -200,7 +215,7 @@ REFUSED: dict[str, Refused] = {
     "of another kind": posted(
         ATTACH, LINK | {"contentId": "x"}, unknown("contentId", "referenceAttachment")
     ),
-    "item": posted(
+    "property of an item": posted(
         "/messages",
         {"attachments": [ATTACHED | {"item": {"colour": 1}}]},
         unknown("colour", "message"),
@@ -231,6 +246,7 @@ TAKEN: dict[str, tuple[str, dict[str, Any], int]] = {
             "not (isRead eq true or from/emailAddress/address eq 'a')",
             "order alone": "/messages?$orderby=subject",
             "search alone": '/messages?$search="a"&$top=5&$select=subject',
+            "phrases and words": '/messages?$search=("a_1 %26 b" OR größe) NOT "1"',
             "a cast": f"{ATTACH}?$select=id,microsoft.graph.fileAttachment/contentId",
             "$expand": "/messages?$expand=attachments($select=id,name)",
         }.items()
@@ -289,8 +305,35 @@ async def test_strict_shows_what_graph_shows(tmp_path: Path) -> None:
         assert "@odata.count" not in found.json()
         found = await ask(made, "GET /messages?$count=true", ids, {})
         assert found.json()["@odata.count"] == 1
+        for options in ("$filter=isInline eq true", '$search="none"', "$filter=colour"):
+            found = await ask(made, f"GET {ATTACH}?{options}", ids, {})
+            assert [one["name"] for one in found.json()["value"]] == ["a.txt"]
         beta = "http://h/beta/me/mailFolders/inbox?$select=wellKnownName"
         assert (await made.http.get(beta)).json()["wellKnownName"] == "inbox"
+
+
+async def test_strict_leaves_the_attachments_of_a_changed_draft(tmp_path: Path) -> None:
+    other = {"subject": "t", "attachments": [FILE | {"name": "b.txt"}]}
+    async with a_mailbox(tmp_path) as (made, ids):
+        assert (await ask(made, f"PATCH {DRAFT}", ids, {"json": other})).status_code == 400
+        changed = await ask(made, f"PATCH {DRAFT}", ids, preferring({"json": other}))
+        assert (changed.status_code, changed.json()["subject"]) == (200, "t")
+        [kept] = (await ask(made, f"GET {ATTACH}", ids, {})).json()["value"]
+        assert (kept["id"], kept["name"]) == (ids["file"], "a.txt")
+
+
+async def test_strict_sends_the_name_of_the_account(tmp_path: Path) -> None:
+    author = {"EmailAddress": {"Name": "Sales", "Address": "alias@example.test"}}
+    message = {"toRecipients": to("bob@example.test"), "From": author}
+    requests = {"POST /messages": message, "POST /sendMail": {"message": message}}
+    requests |= {f"POST {DRAFT}/createReply": {"message": message}, f"PATCH {DRAFT}": message}
+    async with a_mailbox(tmp_path) as (made, ids):
+        for headers, name in ((AS_STRICT, "alice"), ({}, "Sales")):
+            for target, body in requests.items():
+                answer = await ask(made, target, ids, {"json": body, "headers": headers})
+                one = answer.headers.get("x-relay-message-id") or answer.json()["id"]
+                mime = (await made.http.get(f"/messages/{one}/$value")).text
+                assert f"From: {name} <alias@example.test>\r\n" in mime, (target, name)
 
 
 async def test_strict_takes_what_graph_takes(tmp_path: Path) -> None:
@@ -380,12 +423,6 @@ async def test_four_requests_at_a_time_in_a_mailbox(tmp_path: Path) -> None:
         more.set()
         assert {one.status_code for one in await asyncio.gather(*waiting)} == {201}
         assert (await ask(made, "GET /messages", ids, {})).status_code == 200
-
-
-@pytest.fixture
-async def strict(tmp_path: Path) -> AsyncIterator[tuple[OnDisk, dict[str, str]]]:
-    async with a_mailbox(tmp_path, profile="strict") as made:
-        yield made
 
 
 def test_deeply_nested_resources_are_checked_without_recursion() -> None:
