@@ -81,7 +81,7 @@ REFUSALS: dict[tuple[int, str], list[Row]] = {
             "Invalid value '-1' for $top query option found. The $top query option requires a non-negative integer value.",
             "1 to 1000",
         ),
-        ("GET /messages?$search=a b:", None, "Syntax error: ", ""),
+        ("GET /messages?$search=a b:c", None, "Syntax error: ", ""),
     ],
     (400, "RequestBroker--ParseUri"): [
         ("GET /messages/{draft}/foo", None, "Resource not found for the segment 'foo'.", "foo'")
