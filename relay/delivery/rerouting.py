@@ -80,7 +80,7 @@ class ClaimRerouter:
         moved = [
             to
             for recipient, sender in senders
-            if (to := self.table.destination_by_routes(recipient.path.address, sender)) is None
+            if (to := self.table.destination_of(recipient.path.address, sender)) is None
             or to.next_hop != hop
             or (to.held and not claim.extra.released)
         ]
@@ -113,7 +113,7 @@ class ClaimRerouter:
     def _sender_for(self, claim: Claim, address: str) -> str:
         """Return the sender by which the routes decide: the address in MAIL where that logs in."""
         usual, sender = claim.message.envelope.reverse_path, claim.extra.sender
-        to = self.table.destination_by_routes(address, usual) if sender else None
+        to = self.table.destination_of(address, usual) if sender else None
         return sender if to is not None and to.next_hop.mailbox else usual
 
     def _has_lost_route(self, claim: Claim) -> bool:
@@ -160,7 +160,7 @@ class ClaimRerouter:
         ids = tuple(f"{message}-{entry}" for message, entry in (claim.key for claim in claims))
         names = ", ".join(sorted({claim.next_hop.route or "no name" for claim in claims}))
         why = "its route has changed"
-        to: RouteLookup = self.table.destination_by_routes
+        to: RouteLookup = self.table.destination_of
         if around is not None and (fallback := self.table.fallback_for(around)) is not None:
             why, to = f"{around} is a fallback", self.table.lookup_by_route(around.route)
             if fallback.to is not None:

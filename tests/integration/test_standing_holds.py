@@ -14,11 +14,14 @@ def test_mail_for_a_domain_is_held_as_it_comes_until_its_release(remotes: Remote
     relay = serve(remotes)
     done = relay.cli("queue", "hold", "--domain", "a.test", "--new", "--reason", "a loop")
     assert done.stdout == "held 0 of 0 entries, and what comes for a.test\n", done.stderr
+    told = relay.cli_json("explain", "x@a.test")
+    assert (told["state"], told["reason"][-8:]) == ("held", ": a loop")
     sent = relay.submit(ALICE, ["x@a.test", "y@b.test"])
     drafted = relay.send_mail(to=["z@a.test"])
     received(other, "y@b.test")
     until("held", lambda: relay.states(drafted) == {"z@a.test": "held"})
     assert relay.states(sent) == {"x@a.test": "held", "y@b.test": "relayed"}
+    assert ": a loop: x@a.test" in relay.cli("trace", sent).stdout
     held = json.loads(relay.cli("queue", "list", "--state", "held", "--json").stdout)
     assert all(one["reason"].endswith(": a loop") for one in held)
     assert len(held) == 2

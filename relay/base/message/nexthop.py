@@ -127,11 +127,9 @@ class Destination(Struct, frozen=True):
     """Where a reroute sends mail for an address.
 
     `chosen`: the command named the next hop, and no route has to match. `held` is why the mail
-    is held there, "" if it is not. A report is held until `held_until_us` in queue time; 0 means
-    without an end.
+    is held there, "" if it is not.
     """
 
     next_hop: NextHop
     chosen: bool = False
     held: str = ""
-    held_until_us: int = 0

@@ -534,7 +534,7 @@ class _Route(Struct, frozen=True):
 
 def _entry(to: Destination, addresses: Sequence[str], *, forwarded_by: str = "") -> NewEntry:
     recipients = tuple(NewRecipient(ForwardPath(address, _NEVER)) for address in addresses)
-    extra = EntryExtra(reason=to.held, until_us=to.held_until_us, delivered_to=forwarded_by)
+    extra = EntryExtra(reason=to.held, delivered_to=forwarded_by)
     return NewEntry(to.next_hop, recipients, extra=extra)
 
 

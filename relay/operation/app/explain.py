@@ -114,6 +114,8 @@ class Explainer:
     strangers: Callable[[str], Stranger] | None = None
     # returns the present state of the site of these hosts; None: no relay runs
     state_of: Callable[[NextHop, Hosts], SiteState] | None
+    # returns why an operator holds what comes for an address, or ""; None: no relay runs
+    why_held: Callable[[str], Awaitable[str]] | None = None
     # opens an SMTP session with these hosts, and ends it before MAIL; None: no relay runs
     probe: Callable[[NextHop, Hosts], Awaitable[SiteProbe]] | None = None
     checker: SenderChecker | None = None  # as acceptance uses it
@@ -329,7 +331,7 @@ class Explainer:
                 if verdict.next_hop:
                     return await self._chosen(verdict, sender, recipient)
                 hold = verdict.held(in_mailbox=isinstance(recipient, LocalRecipient))
-                return await self._destination(recipient) | _held(hold)
+                return await self._destination(verdict.address, recipient) | _held(hold)
 
     async def _chosen(
         self, verdict: RecipientVerdict, sender: Submitter, routed: LocalRecipient | RemoteRecipient
@@ -341,7 +343,7 @@ class Explainer:
         )
         route = {"route": self._document(verdict.address, sender, chosen)["route"]}
         hold = verdict.held(in_mailbox=isinstance(chosen, LocalRecipient))
-        return route | await self._destination(chosen) | _held(hold)
+        return route | await self._destination(verdict.address, chosen) | _held(hold)
 
     async def _target(
         self, added: AddedRecipient, sender: Submitter, question: Question, *, is_copy: bool
@@ -357,9 +359,11 @@ class Explainer:
         document = self._document(added.address, sender, recipient)
         if isinstance(recipient, InvalidRecipient):
             return document
-        return document | await self._destination(recipient)
+        return document | await self._destination(added.address, recipient)
 
-    async def _destination(self, recipient: LocalRecipient | RemoteRecipient) -> dict[str, Any]:
+    async def _destination(
+        self, address: str, recipient: LocalRecipient | RemoteRecipient
+    ) -> dict[str, Any]:
         """Return where accepted mail for this recipient goes."""
         document: dict[str, Any]
         if isinstance(recipient, LocalRecipient):
@@ -368,7 +372,8 @@ class Explainer:
             document = {"state": "captured"}
         else:
             document = await self._hosts_of(recipient.next_hop)
-        return document | ({"state": "held", "reason": recipient.held} if recipient.held else {})
+        reason = recipient.held or (await self.why_held(address) if self.why_held else "")
+        return document | ({"state": "held", "reason": reason} if reason else {})
 
     async def _hosts_of(self, next_hop: NextHop) -> dict[str, Any]:
         """Return the hosts of a next hop, and how they are contacted."""
@@ -539,6 +544,7 @@ def explainer_of(base: Foundation, transport: Transport) -> Explainer:
         milters=base.milters,
         strangers=_strangers(base.settings, transport.strangers),
         state_of=transport.scheduler.sites.state_of,
+        why_held=base.spool.queue_admin.why_held,
         probe=transport.scheduler.probe,
         checker=transport.acceptance.checker,
         sender_checks=_sender_checks(base.settings),

@@ -205,7 +205,6 @@ def connect_parts(
     admin.delivery, admin.reports.writer = scheduler, reporter
     recorder.drafts = scheduler.drafts
     admin.give_back = base.usage.give_back
-    base.table.hold_of = admin.hold_rule
     base.table.is_of_other_store = base.spool.is_of_other_store
     base.store.messages.on_read = transport.receipts.sender.read
     base.usage.on_near = on_near

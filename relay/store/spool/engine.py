@@ -138,7 +138,7 @@ class News(Flag):
     RECORDED = auto()  # a step of a journey
     DUE = auto()  # entries have come due
     RELEASED = auto()  # entries that were due before may be claimed
-    HOLDS = auto()  # other mail is held as it comes
+    HOLDS = auto()  # there may be a hold rule
 
 
 class SpoolEngine(QueueEngine, SpoolHistory):
@@ -362,7 +362,7 @@ class SpoolEngine(QueueEngine, SpoolHistory):
 
     async def _follow(self, command: QueueCommand) -> None:
         await self.receipts.follow(command)
-        self._tell(News.RECORDED | News.DUE | News.HOLDS)
+        self._tell(News.RECORDED | News.DUE | (News.HOLDS if command.new else News(0)))
 
     def shown_times(self) -> ShownTimes:
         """Return how to show times now. A development relay removes captured mail after a real
@@ -492,7 +492,7 @@ class SpoolEngine(QueueEngine, SpoolHistory):
                 "since": rfc3339(rule.since_us),
                 "until": None if rule.until_us is None else times.wall_time(rule.until_us),
             }
-            for rule in self.queue_admin.hold_rules()
+            for rule in await self.queue_admin.hold_rules()
         ]
         return {**await self.maintenance.stats(), "holds": holds}
 

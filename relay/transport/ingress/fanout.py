@@ -365,7 +365,6 @@ def _key(
         sender=sender,
         delivered_to=forwarded_by,
         reason=examination.held,
-        until_us=examination.held_until_us,
         folder=folder,
     )
     return next_hop, content, extra if hold is None else times.held(extra, hold)

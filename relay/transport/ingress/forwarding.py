@@ -166,8 +166,7 @@ class Forwarder(Struct, frozen=True):
         """Return examine() for one message; its third argument says whether the mail is a copy.
 
         A stranger's mail is rejected where it would borrow a name; `results` are those of its
-        checks. Operators' holds are of domains too, so what leaves is examined once for each
-        domain.
+        checks. What leaves is examined once for each domain.
         """
         names, proven = cache(lambda: AuthorNames.of(header)), _proven(results)
         known: dict[str, RoutingResult] = {}  # by "@domain"

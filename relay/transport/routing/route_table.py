@@ -124,8 +124,6 @@ class RouteTable:
         self._hostname = hostname.lower()
         self.signed: Collection[str] = ()  # the domains of keys for DKIM
         self._confinement = confinement
-        # returns why an operator holds what comes for an address, and until when
-        self.hold_of: Callable[[str], tuple[str, int]] = lambda _address: ("", 0)
         # returns whether a domain is local at another node
         self.is_of_other_store: Callable[[str], bool] = lambda _domain: False
         self._default_options = HopOptions(TlsPolicy(tls), is_mx=True)
@@ -146,15 +144,14 @@ class RouteTable:
 
     def use(self, read: "RouteTable") -> RouteChanges:
         """Take over the routes and domains of the table `read`, at once for all callers of this
-        one. The accounts and the operators' holds stay: they are reloaded separately. Return the
-        differences.
+        one. The accounts stay: they are reloaded separately. Return the differences.
         """
         before, now = self.named, read.named
         changed = [name for name in before if name in now and not before[name].equals(now[name])]
         removed = [name for name in before if name not in now]
         over = [before[name] for name in (*changed, *removed)]
         ended = {via for route in over for via in (route.options, route.fallback.options) if via}
-        kept = ("_accounts", "hold_of", "is_of_other_store")
+        kept = ("_accounts", "is_of_other_store")
         self.__dict__ |= read.__dict__ | {name: self.__dict__[name] for name in kept}
         return RouteChanges(
             added=tuple(name for name in now if name not in before),
@@ -167,31 +164,6 @@ class RouteTable:
         """Return where mail for `address` goes; its syntax has been checked. Without
         `reverse_path` it is a report.
         """
-        result = self._examine(address, reverse_path)
-        if isinstance(result, InvalidRecipient) or result.held:
-            return result
-        held, until_us = self.hold_of(address)
-        return replace(result, held=held, held_until_us=until_us) if held else result
-
-    def leaving(self, address: str) -> RemoteRecipient | None:
-        """Return where mail for a domain leaves, if neither the rest of the address nor the sender
-        changes it. Nearly all other domains are such; their addresses are not expanded.
-        """
-        _, at, domain = address.rpartition("@")
-        return self._leaving(domain) if at else None
-
-    def _find_leaving(self, domain: str) -> RemoteRecipient | None:
-        domain = domain_of(f"@{domain}")
-        is_own = domain in ("", self._hostname) or self.is_local_domain(domain)
-        if is_own or not domain.isascii() or self._confinement is not None:
-            return None
-        routes = self._routes_for(domain)
-        if any(route.sender or route.recipient or route.is_graph for route in routes):
-            return None
-        result = self._examine_by_routes("", domain, "")
-        return result if isinstance(result, RemoteRecipient) else None
-
-    def _examine(self, address: str, reverse_path: str) -> RoutingResult:
         if (leaving := self.leaving(address)) is not None:
             return leaving
         address = self.target_of(address)
@@ -214,6 +186,24 @@ class RouteTable:
                 mailbox = account.address if account else mailbox
                 return LocalRecipient(mailbox, is_answer=mailbox == DEAD_LETTER)
         return result
+
+    def leaving(self, address: str) -> RemoteRecipient | None:
+        """Return where mail for a domain leaves, if neither the rest of the address nor the sender
+        changes it. Nearly all other domains are such; their addresses are not expanded.
+        """
+        _, at, domain = address.rpartition("@")
+        return self._leaving(domain) if at else None
+
+    def _find_leaving(self, domain: str) -> RemoteRecipient | None:
+        domain = domain_of(f"@{domain}")
+        is_own = domain in ("", self._hostname) or self.is_local_domain(domain)
+        if is_own or not domain.isascii() or self._confinement is not None:
+            return None
+        routes = self._routes_for(domain)
+        if any(route.sender or route.recipient or route.is_graph for route in routes):
+            return None
+        result = self._examine_by_routes("", domain, "")
+        return result if isinstance(result, RemoteRecipient) else None
 
     def _examine_by_routes(
         self, address: str, domain: str, reverse_path: str, *, after: int = -1
@@ -284,9 +274,7 @@ class RouteTable:
         else:
             route = self.named[name]
             if isinstance(route.action, HoldMail):
-                if usual.held and not usual.held_until_us:
-                    return usual
-                return replace(usual, held=f"route {name}", held_until_us=0)
+                return usual if usual.held else replace(usual, held=f"route {name}")
             if isinstance(route.action, UseMx):
                 domain = domain_of(address)
                 mx = _examine_mx(address, domain, route=name)
@@ -301,8 +289,7 @@ class RouteTable:
                 result = route.with_mailbox(route.result, reverse_path)
         if self._confinement is not None and self._confinement.captures(result.next_hop):
             result = RemoteRecipient(CAPTURE, result.route)
-        until_us = usual.held_until_us
-        return replace(result, held=usual.held, held_until_us=until_us, chosen=True)
+        return replace(result, held=usual.held, chosen=True)
 
     def lookup_by_route(self, name: str) -> Callable[[str, str], Destination | None]:
         """Return a function that gives addresses the next hop of the route `name`, which an
@@ -415,10 +402,6 @@ class RouteTable:
     def destination_of(self, address: str, reverse_path: str = "") -> Destination | None:
         """Return the next hop, and why mail is held there: a RouteLookup of the routes."""
         return _destination(self.examine(address, reverse_path))
-
-    def destination_by_routes(self, address: str, reverse_path: str) -> Destination | None:
-        """Return the same for mail that waits: operators' holds of what comes do not count."""
-        return _destination(self._examine(address, reverse_path))
 
     def options_for(self, next_hop: NextHop) -> HopOptions:
         """Return how to contact the hosts of a next hop, as its route says.
@@ -574,7 +557,7 @@ def _destination(result: RoutingResult) -> Destination | None:
     if isinstance(result, InvalidRecipient):
         return None
     hop = LOCAL if isinstance(result, LocalRecipient) else result.next_hop
-    return Destination(hop, held=result.held, held_until_us=result.held_until_us)
+    return Destination(hop, held=result.held)
 
 
 def _examine_mx(address: str, domain: str, *, route: str = "") -> RoutingResult:

@@ -22,7 +22,6 @@ class LocalRecipient(Struct, frozen=True):
     is_answer: bool = False
     route: str = ""  # the route that decided; "": none did
     held: str = ""  # the reason, "route NAME": it waits for a release; "": it does not
-    held_until_us: int = 0  # in queue time; 0: no time ends the hold
     is_local: bool = True  # False: of this host's name, which is no own domain
 
 
@@ -32,7 +31,6 @@ class RemoteRecipient(Struct, frozen=True):
     next_hop: NextHop  # where it leaves, or CAPTURE
     route: str = ""  # the route that decided; "": none did
     held: str = ""  # as in LocalRecipient
-    held_until_us: int = 0  # the same
     chosen: bool = False  # by a mail-flow rule: no route has to match
     is_local: bool = False  # valid in a local domain, whose mail leaves for this address
     is_asked: bool = False  # the next hop says whether it takes the address of a local domain

@@ -1,6 +1,7 @@
 """Beat for this node, take over the claims of dead nodes, and notify other nodes of new work.
 
-A beat is a commit of the write connection: it shows that this node can write. Notifications go by a
+A beat is a commit of the write connection: it shows that this node can write, and looks whether
+there are hold rules, which the commits that add mail read only then. Notifications go by a
 separate connection, because a transaction with a NOTIFY takes a lock of the whole server: at most
 NOTIFY_PER_S. Nodes also look for work each POLL_S, without a notification.
 """
@@ -37,6 +38,7 @@ from relay.store.spool.postgres.nodes import (
 from relay.store.spool.postgres.server import connect, translate_postgres_errors
 from relay.store.spool.postgres.transactions import WriteTransaction
 from relay.store.spool.postgres.writer import WriteConnection
+from relay.store.spool.shared.holds import hold_rules
 from relay.store.spool.types import NodeNameError, SpoolError
 
 POLL_S = 5.0
@@ -96,7 +98,7 @@ class NodeKeeper:
                 if fault.is_new(error):
                     _log.warning("this node cannot record that it lives", error=str(error))
             # a notification may have been lost
-            self.on_news(News.RECORDED | News.DUE | News.HOLDS)
+            self.on_news(News.RECORDED | News.DUE)
             await asyncio.sleep(BEAT_S)  # real time: no clock that jumps may end a lease
 
     async def beat(self) -> None:
@@ -160,6 +162,8 @@ class NodeKeeper:
         self.writer.sample_wall(transaction)
         if rows is None:
             return None
+        now_us = self.writer.clock.queue_us()
+        self.writer.has_hold_rules = bool(hold_rules(transaction, now_us=now_us))
         self.writer.other_domains = exchange_domains(transaction, own.identity, self._said)
         return rows, bool(dead_owners(transaction)), stores_without_node(transaction)
 

@@ -167,7 +167,6 @@ class PostgresSpool(SpoolEngine):
             on_dropped=self._bodies.remove_later,
         )
         self._connecting: asyncio.Task[None] | None = None
-        self._reading_holds: asyncio.Task[None] | None = None
         self._queries = ReadConnection(options, purpose="queries")
         self._counting = ReadConnection(options, purpose="counting")
         self.maintenance = PostgresMaintenance(self, clock, self._writer, self._bodies)
@@ -210,7 +209,6 @@ class PostgresSpool(SpoolEngine):
             _log.warning("the database of the spool is not safe for mail", error=fault)
         self._crash.reached(CrashPoint.SPOOL_OPENED)
         taken_over = await self.maintenance.take_over()
-        await self.queue_admin.read_hold_rules()
         self.keeper.start()
         self.receipts.count = await self._queries.read(count_receipts)
         self._fault = ""
@@ -223,14 +221,9 @@ class PostgresSpool(SpoolEngine):
 
     def _hear(self, news: News) -> None:
         self.maintenance.heard += 1
-        is_reading = self._reading_holds is not None and not self._reading_holds.done()
-        if News.HOLDS in news and not is_reading:
-            self._reading_holds = asyncio.create_task(self._read_holds(), name="spool-holds")
+        if News.HOLDS in news:
+            self._writer.has_hold_rules = True
         self.on_news(news)
-
-    async def _read_holds(self) -> None:
-        with suppress(SpoolError):  # it is repeated at the next beat
-            await self.queue_admin.read_hold_rules()
 
     async def _take_over(self) -> int:
         taken = await self.maintenance.take_over()
@@ -260,8 +253,6 @@ class PostgresSpool(SpoolEngine):
             with suppress(asyncio.CancelledError):
                 await self._connecting
         await self.keeper.stop()
-        if self._reading_holds is not None:
-            await asyncio.wait([self._reading_holds])
         await self._writer.stop()
         for part in (self._queries, self._counting, self._bodies):
             await part.close()
@@ -276,7 +267,7 @@ class PostgresSpool(SpoolEngine):
         return "", False  # other mail roots were used
 
     async def _accept(self, new: NewMail) -> Accepted | HoldsFullError:
-        reads = transactions.reads_first(new) or transactions.reads_for(new.messages, new.stored)
+        reads = transactions.reads_first(new) or any(new.stored)
         try:
             return await self._writer.submit(
                 partial(transactions.accept, new=new),
@@ -300,7 +291,7 @@ class PostgresSpool(SpoolEngine):
         self._check_usable()
         reports = new.claim_result.reports
         is_alone = transactions.runs_statements(new.claim_result)
-        is_alone = is_alone or transactions.reads_for(reports, new.stored)
+        is_alone = is_alone or any(new.stored)
         is_order = new.order is not None
         record = partial(transactions.record, new=new)
         try:
@@ -425,6 +416,15 @@ class PostgresSpool(SpoolEngine):
     async def change(self, operation: Callable[[WriteTransaction], T]) -> T:
         """QueueEngine.change."""
         return await self._writer.submit(operation, alone=True, is_order=True)
+
+    async def change_hold_rules(self, change: Callable[[WriteTransaction], T]) -> T:
+        """QueueEngine.change_hold_rules."""
+
+        def expecting(transaction: WriteTransaction) -> T:
+            self._writer.has_hold_rules = True  # in its thread: the next commit looks
+            return change(transaction)
+
+        return await self.change(expecting)
 
     async def ask(self, query: Callable[[ConnectionTables], T]) -> T:
         """SpoolEngine.ask."""

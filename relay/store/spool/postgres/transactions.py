@@ -17,6 +17,7 @@ from msgspec.structs import astuple, replace
 
 from relay.base.clock import Anchor
 from relay.base.message.content import Content
+from relay.base.message.envelope import domain_of
 from relay.base.message.nexthop import HopKind
 from relay.store.journeys.events import Event
 from relay.store.spool.postgres.nodes import Stores
@@ -31,7 +32,7 @@ from relay.store.spool.shared.accepted import (
     used_contents,
 )
 from relay.store.spool.shared.columns import json_text, message_row
-from relay.store.spool.shared.holds import as_held_now, count_holds, is_held_as_it_comes
+from relay.store.spool.shared.holds import HoldRule, as_held_now, count_holds, hold_rules
 from relay.store.spool.shared.results import (
     RECORD,
     NewResult,
@@ -41,7 +42,7 @@ from relay.store.spool.shared.results import (
     result_rows,
     waiting_columns,
 )
-from relay.store.spool.shared.tables import StoredBodies, StoredBody, StoredContents
+from relay.store.spool.shared.tables import StoredBodies, StoredBody
 from relay.store.spool.types import (
     Accepted,
     Claim,
@@ -54,7 +55,7 @@ from relay.store.spool.types import (
 
 _ENDS, _WAITS, _GOES_ON = 1, 0, 2  # what a result does to its entry; see commit.sql
 # A release, or another hold of the domain, waits for acceptances, and then finds their entries.
-_LOCK_HOLDS = " FOR SHARE"
+_LOCK_HOLD_RULES = "SELECT 1 FROM standing_hold WHERE domain = ANY(?) ORDER BY domain FOR SHARE"
 _SENT_TO = "UPDATE recipient SET next_hop = ? WHERE message_id = ? AND entry = ?"
 _PARTS = "SELECT id, count(*) FROM body WHERE id = ? GROUP BY id"
 T = TypeVar("T")
@@ -171,6 +172,7 @@ class WriteTransaction(ConnectionTables):
         self.incarnation = incarnation  # of this node
         self.stores = stores
         self.has_changed = True  # an operation that runs alone and changes nothing says so
+        self.hold_rules: Sequence[HoldRule] | None = ()  # None: the first new message reads them
 
     @property
     def counts(self) -> Counter[str]:
@@ -180,6 +182,23 @@ class WriteTransaction(ConnectionTables):
     def append_events(self, message_id: str, events: Sequence[Event]) -> None:
         """OpenTransaction.append_events."""
         self.rows.events += [(message_id, event) for event in events]
+
+    def rules_met(self, message: NewMessage) -> Sequence[HoldRule]:
+        """Return the hold rules that a new message meets; they stay until the commit."""
+        now_us = message.facts.received_us
+        if self.hold_rules is None:
+            self.hold_rules = hold_rules(self, now_us=now_us)
+        if not self.hold_rules:  # nearly always: the commit stays one statement
+            return ()
+        recipients = [to for entry in message.entries for to in entry.recipients]
+        domains = {domain_of(to.path.address) for to in recipients}
+        met = [rule.domain for rule in self.hold_rules if any(map(rule.takes, domains))]
+        if not met:
+            return ()
+        if not self.connection.is_in_transaction():
+            self.wait(self.connection.execute("BEGIN"))
+        self.fetch(_LOCK_HOLD_RULES, (met,))
+        return hold_rules(self, now_us=now_us)
 
 
 Operation = Callable[[WriteTransaction], T]
@@ -212,15 +231,8 @@ def _none(column: Sequence[Any]) -> Sequence[Any]:
 _KINDS = {"w": lambda column: column, "o": _once, "n": _none}
 
 
-def reads_for(messages: Sequence[NewMessage], stored: StoredContents) -> bool:
-    """Whether an operation that adds messages has to run alone, because it reads the parts of
-    bodies or the hold rules.
-    """
-    return any(stored) or is_held_as_it_comes(messages)
-
-
 def reads_first(new: NewMail) -> bool:
-    """Whether an acceptance has to run alone, because it reads rows before it decides."""
+    """Whether an acceptance reads rows before it decides, and so has to run alone."""
     first = new.messages[0]
     return new.receipt is not None or (first.held_max is not None and bool(first.held_by_rules))
 
@@ -256,7 +268,7 @@ def add_message(
     """Add the rows of a message, and return those that all engines have. Local mail goes to the
     mail root with the number `store`; 0 is the mail root of this node.
     """
-    message = as_held_now(transaction, message, lock=_LOCK_HOLDS)
+    message = as_held_now(transaction, message, rules=transaction.rules_met(message))
     facts, rows = message.facts, transaction.rows
     _check_parts(transaction, bodies)
     used = used_contents(message)

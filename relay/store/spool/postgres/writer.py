@@ -133,6 +133,8 @@ class WriteConnection(GroupWriter):
         self._added_up_to = 0  # of the commits since this start
         self._anchored_s = -ANCHOR_S
         self._has_lost_ownership = False
+        # Whether commits look for hold rules. It may be wrong until a beat, which looks itself.
+        self.has_hold_rules = True
         self._loop: asyncio.AbstractEventLoop | None = None  # of the thread
         self._connection: Any = None
 
@@ -299,6 +301,7 @@ class WriteConnection(GroupWriter):
         transaction = WriteTransaction(
             self._loop, self._connection, incarnation=self.incarnation, stores=self.stores
         )
+        transaction.hold_rules = None if self.has_hold_rules else ()
         answers: list[Any] = []
         with self._translated(answers):
             try:
@@ -311,7 +314,7 @@ class WriteConnection(GroupWriter):
                     transaction.wait(self._connection.execute("ROLLBACK"))
                     return answers
                 self._send(transaction)
-                if batch[0].alone:
+                if self._connection.is_in_transaction():
                     transaction.wait(self._connection.execute("COMMIT"))
             except BaseException:
                 if not self._connection.is_closed() and self._connection.is_in_transaction():

@@ -439,9 +439,8 @@ class _EntryChanger:
         self, key: Key, facts: EntryFacts, to: Destination, *, retry_us: int | None
     ) -> None:
         """Let an entry wait at its new next hop, or be held there."""
-        if is_held := facts.is_held_by(to):
-            retry_us = to.held_until_us or None
-        self._wait(key, facts, retry_us=retry_us, is_held=is_held)
+        is_held = facts.is_held_by(to)
+        self._wait(key, facts, retry_us=None if is_held else retry_us, is_held=is_held)
         if is_held:
             self._note_hold(key, facts, to.held)
             self._detail_of(key).holds[str(key[1])] = to.held

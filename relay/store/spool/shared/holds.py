@@ -6,10 +6,9 @@ that changes an entry also writes the counters: they are right after a crash, an
 scan.
 
 A hold rule holds all new mail for a domain, reports too, until a time or until a release of the
-domain. All nodes have the same table. It is read into memory at the start, after each change, and
-when other nodes have changed it; the route table asks what is in memory for each recipient. The
-commit reads the table again, because a hold rule may have ended since: the release that ended it
-did not see this mail.
+domain. All nodes have the same table. The commit of new mail decides by it, and nothing before: a
+hold or a release finds the mail that was committed before it, and mail that comes later finds the
+hold rule.
 
 Each function runs inside one transaction. See relay/store/spool/types.py (EntryExtra),
 docs/design.md 4 and docs/operation-queue.md (Hold what comes).
@@ -28,13 +27,12 @@ from relay.base.message.lifecycle import RecipientState, check_transition
 from relay.base.message.nexthop import text_and_route
 from relay.base.message.verdict import tenant_of_rule
 from relay.base.observe.logs import get_logger
-from relay.store.journeys.details import CommandDetail
+from relay.store.journeys.details import CommandDetail, RoutedDetail
 from relay.store.journeys.events import Event
 from relay.store.journeys.message_list import matches_pattern
 from relay.store.spool.shared.tables import OpenTransaction, Tables
 from relay.store.spool.types import (
     Claim,
-    EntryExtra,
     HoldsFullError,
     Key,
     NewEntry,
@@ -73,9 +71,11 @@ _SET_STATE = "UPDATE entry SET state = ? WHERE message_id = ? AND number = ?"
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _VALUES = msgspec.json.Decoder(dict[str, Any])
 HOLD_RULES_MAX = 1000
-_OF_A_ROUTE = "route "  # see EntryExtra.reason
-_SOME = "SELECT domain, reason, since_us, until_us FROM standing_hold WHERE {} ORDER BY domain"
-_LIST = _SOME.format("1 = 1")
+_NAMED_MAX = 100  # addresses by reason in an event
+_RULES = (
+    "SELECT domain, reason, since_us, until_us FROM standing_hold"
+    " WHERE until_us IS NULL OR until_us > ? ORDER BY domain"
+)
 _HOLD = (
     "INSERT INTO standing_hold (domain, reason, since_us, until_us) VALUES (?, ?, ?, ?)"
     " ON CONFLICT (domain) DO UPDATE SET reason = excluded.reason, since_us = excluded.since_us,"
@@ -265,15 +265,16 @@ class HoldRule(Struct, frozen=True):
         return is_below or domain == self.domain
 
 
-def stored_hold_rules(tables: Tables) -> Sequence[HoldRule]:
-    """Return all hold rules."""
-    return [HoldRule(*row) for row in tables.fetch(_LIST)]
+def hold_rules(tables: Tables, *, now_us: int) -> Sequence[HoldRule]:
+    """Return the hold rules that have not ended."""
+    return [HoldRule(*row) for row in tables.fetch(_RULES, (now_us,))]
 
 
 def hold_new(transaction: OpenTransaction, hold: HoldRule, *, now_us: int) -> Sequence[str]:
     """Add a hold, or replace the hold of its domain. Raises SpoolError beyond HOLD_RULES_MAX."""
     transaction.execute(_END_PAST, (now_us,))
-    others = [rule for rule in stored_hold_rules(transaction) if rule.domain != hold.domain]
+    rules = hold_rules(transaction, now_us=now_us)
+    others = [rule for rule in rules if rule.domain != hold.domain]
     if len(others) >= HOLD_RULES_MAX:
         raise SpoolError(f"{HOLD_RULES_MAX:,} domains are held already: release one of them")
     transaction.execute(_HOLD, (hold.domain, hold.reason, hold.since_us, hold.until_us))
@@ -285,49 +286,43 @@ def end_new(transaction: OpenTransaction, pattern: str) -> Sequence[str]:
     return sorted(domain for (domain,) in transaction.fetch_each(_END, [(pattern,)]))
 
 
-def is_held_as_it_comes(messages: Iterable[NewMessage]) -> bool:
-    """Whether a hold of a domain holds an entry of any of these messages."""
-    return any(_is_held(entry.extra) for message in messages for entry in message.entries)
-
-
-def _is_held(extra: EntryExtra) -> bool:
-    return bool(extra.reason and not extra.rule and not extra.reason.startswith(_OF_A_ROUTE))
-
-
-def as_held_now(tables: Tables, message: NewMessage, *, lock: str = "") -> NewMessage:
-    """Return a message with its holds as the hold rules are in the transaction that accepts it: an
-    entry that no hold rule holds any more is released. `lock` is appended to the SELECT, so that
-    the rules do not change before this transaction ends.
+def as_held_now(
+    tables: Tables, message: NewMessage, *, rules: Sequence[HoldRule] | None = None
+) -> NewMessage:
+    """Return a new message as the hold rules hold it; `rules` are those that it may meet, if they
+    were read. An entry that a mail-flow rule or a route holds stays as it is; others are divided by
+    what holds their recipients, as step 5 says.
     """
-    if not is_held_as_it_comes((message,)):  # nearly always
+    if rules is None:
+        rules = hold_rules(tables, now_us=message.facts.received_us)
+    if not rules:  # nearly always
         return message
-    held = [entry for entry in message.entries if _is_held(entry.extra)]
-    domains = {domain_of(to.path.address) for entry in held for to in entry.recipients}
-    holds = [rule for rule in stored_hold_rules(tables) if any(map(rule.takes, domains))]
-    if lock and holds:
-        where, values = tables.among("domain", [rule.domain for rule in holds])
-        holds = [HoldRule(*row) for row in tables.fetch(_SOME.format(where) + lock, values)]
     entries: list[NewEntry] = []
-    ended: list[int] = []
+    held: dict[str, list[str]] = {}
     for entry in message.entries:
-        by_extra: dict[EntryExtra, list[NewRecipient]] = {}
+        by_rule: dict[HoldRule | None, list[NewRecipient]] = {}
         for to in entry.recipients:
-            extra = _extra_now(entry.extra, domain_of(to.path.address), holds)
-            by_extra.setdefault(extra, []).append(to)
-        for extra, recipients in by_extra.items():
+            rule = None if entry.extra.reason else rule_for(to.path.address, rules)
+            by_rule.setdefault(rule, []).append(to)
+        for rule, recipients in by_rule.items():
+            extra = entry.extra
+            if rule is not None:
+                extra = replace(extra, reason=rule.reason, until_us=rule.until_us or 0)
+                named = held.setdefault(rule.reason, [])
+                named += [to.path.address for to in recipients if not to.added_by]
             entries.append(replace(entry, extra=extra, recipients=tuple(recipients)))
-            if entry.extra.reason and not extra.reason:
-                ended.append(len(entries))
-    events = message.events
-    if ended and events:
-        detail = CommandDetail(operation="release", entries=ended, who="the end of its hold")
-        events = (*events, Event(events[-1].at_us, detail))
+    events = tuple(_with_holds(event, held) for event in message.events)
     return replace(message, entries=tuple(entries), events=events)
 
 
-def _extra_now(extra: EntryExtra, domain: str, holds: Iterable[HoldRule]) -> EntryExtra:
-    if not _is_held(extra):
-        return extra
-    if (rule := next((hold for hold in holds if hold.takes(domain)), None)) is None:
-        return replace(extra, **RELEASED, until_us=0)
-    return replace(extra, reason=rule.reason, until_us=rule.until_us or 0)
+def rule_for(address: str, rules: Iterable[HoldRule]) -> HoldRule | None:
+    """Return the first rule that holds new mail for an address."""
+    domain = domain_of(address)
+    return next((rule for rule in rules if rule.takes(domain)), None)
+
+
+def _with_holds(event: Event, held: Mapping[str, Sequence[str]]) -> Event:
+    if not isinstance(event.detail, RoutedDetail):
+        return event
+    named = {reason: list(names[:_NAMED_MAX]) for reason, names in held.items() if names}
+    return replace(event, detail=replace(event.detail, held=event.detail.held | named))

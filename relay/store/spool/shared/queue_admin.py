@@ -28,7 +28,7 @@ from msgspec.structs import replace as replace_fields
 from relay.base.accounts.usage import CancelledMail
 from relay.base.clock import Clock
 from relay.base.message.address import with_a_labels
-from relay.base.message.envelope import Source, domain_of
+from relay.base.message.envelope import Source
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import NextHop
 from relay.base.message.outcome import Evidence, Failed, Success
@@ -61,8 +61,9 @@ from relay.store.spool.shared.holds import (
     HoldRule,
     end_new,
     hold_new,
+    hold_rules,
     note_extra,
-    stored_hold_rules,
+    rule_for,
 )
 from relay.store.spool.shared.tables import OpenTransaction, QueueEngine, StoredReports, Tables
 from relay.store.spool.types import (
@@ -216,37 +217,27 @@ class QueueAdmin:
         self.reports = CancelReports(self.engine)
         self.delivery: ActiveClaims | None = None  # has claims in memory; None: none runs
         self._releasing = TaskSet()
-        self._hold_rules: Sequence[HoldRule] = ()  # as they were read last
         self.give_back: Callable[[CancelledMail], None] = lambda _mail: None  # what was counted
         # parses QueueCommand.to_text, or raises ValueError
         self.way_to: Callable[[str], RouteLookup] = lambda _text: lambda *_: None
 
-    async def read_hold_rules(self) -> None:
-        """Read for which domains new mail is held. Raises SpoolError."""
-        self._hold_rules = await self.engine.read(stored_hold_rules)
-
-    def hold_rules(self) -> Sequence[HoldRule]:
-        """Return the hold rules that have not ended."""
+    async def hold_rules(self) -> Sequence[HoldRule]:
+        """Return for which domains new mail is held. Raises SpoolError."""
         now_us = self.clock.queue_us()
-        rules = self._hold_rules
-        return [rule for rule in rules if rule.until_us is None or rule.until_us > now_us]
+        return await self.engine.read(lambda tables: hold_rules(tables, now_us=now_us))
 
-    def hold_rule(self, address: str) -> tuple[str, int]:
-        """Return why new mail for an address is held, and until when, in queue time; 0: no time
-        ends the hold. ("", 0): it is not held.
-        """
-        if not self._hold_rules:  # nearly always
-            return "", 0
-        domain = domain_of(address)
-        rule = next((hold for hold in self.hold_rules() if hold.takes(domain)), None)
-        return (rule.reason, rule.until_us or 0) if rule is not None else ("", 0)
+    async def why_held(self, address: str) -> str:
+        """Return why new mail for an address is held, "" if it is not. Raises SpoolError."""
+        rule = rule_for(address, await self.hold_rules())
+        return rule.reason if rule is not None else ""
 
-    def _ends_hold_rule(self, selector: Selector) -> bool:
+    async def _ends_hold_rule(self, selector: Selector) -> bool:
         """Whether a release with this selector ends a hold rule."""
+        if selector != Selector(domain=selector.domain):
+            return False
         domain = with_a_labels(f"@{selector.domain}")[1:].lower()
-        return selector == Selector(domain=selector.domain) and any(
-            matches_pattern(domain, rule.domain) for rule in self.hold_rules()
-        )
+        rules = await self.hold_rules()
+        return any(matches_pattern(domain, rule.domain) for rule in rules)
 
     async def _change_hold_rules(self, command: QueueCommand) -> Sequence[str]:
         """Change the hold rules as the command says; return the domains."""
@@ -261,9 +252,7 @@ class QueueAdmin:
             change = partial(end_new, pattern=like(domain))
         else:
             return ()
-        changed = await self.engine.change(change)
-        await self.read_hold_rules()
-        return changed
+        return await self.engine.change_hold_rules(change)
 
     async def list(self, selector: Selector, *, limit: int, after: Key = FIRST_KEY) -> EntryList:
         """Return live entries, oldest first. Without ids, begin after the entry `after`."""
@@ -292,8 +281,8 @@ class QueueAdmin:
             command.selector, now_us=self.clock.queue_us(), keys_at_once=KEYS_AT_ONCE
         )
         listing = partial(EntryListBuilder, self.shown_times())
-        if command.operation is Operation.RELEASE and self._ends_hold_rule(command.selector):
-            command = replace(command, new=True)
+        if command.operation is Operation.RELEASE:
+            command = replace(command, new=await self._ends_hold_rule(command.selector))
         answer = _ReportBuilder(command, listing)
         if not command.dry_run:  # first the rules: mail that is accepted meanwhile is held too
             answer.report.new = await asyncio.shield(self._change_hold_rules(command))

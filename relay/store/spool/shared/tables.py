@@ -134,6 +134,10 @@ class QueueEngine(Protocol):
         that raises changes nothing; it may be repeated.
         """
 
+    async def change_hold_rules(self, change: Callable[[OpenTransaction], T]) -> T:
+        """Run a change of the hold rules, as change() does."""
+        return await self.change(change)
+
     def read_claims(
         self, tables: Tables, keys: Collection[Key]
     ) -> tuple[Sequence[Claim], Mapping[Key, str]]:

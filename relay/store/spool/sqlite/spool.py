@@ -209,7 +209,6 @@ class SqliteSpool(SpoolEngine):
         """SpoolEngine.start."""
         self._writer.start()
         await asyncio.to_thread(self._files.prepare)
-        await self.queue_admin.read_hold_rules()
         return await self.maintenance.take_over()
 
     async def stop(self) -> None:

@@ -138,7 +138,7 @@ def test_each_kind_of_domain_has_its_recipients(table, address, expected):
     ],
 )
 def test_mail_in_the_queue_is_rerouted_where_its_domain_has_changed(table, hop, address, fits):
-    found = table.destination_by_routes(address, "ann@a.test")
+    found = table.destination_of(address, "ann@a.test")
     assert (found is not None and found.next_hop == hop) is fits
 
 

@@ -91,11 +91,14 @@ async def test_mail_whose_commit_nobody_can_ask_after_is_refused_and_free(
     spool, proxy, postgres_server, postgres_url, monkeypatch
 ) -> None:
     """The commit after the first loss takes effect, and the server is away until the answer."""
-    monkeypatch.setattr(writer, "_ANSWER_S", 1.0)
     proxy.lose("writer", Cut.REQUEST, of=b"x@a.test")
     proxy.lose("writer", Cut.REPLY, of=b"x@a.test", is_last=True)
+    accepting = asyncio.create_task(spool.accept(new_message(TO_A)))
+    await until(lambda: proxy.losses == 2)
+    monkeypatch.setattr(writer, "_ANSWER_S", 0.0)
     with pytest.raises(SpoolUnavailableError):
-        await asyncio.wait_for(spool.accept(new_message(TO_A)), SOON_S)
+        await asyncio.wait_for(accepting, SOON_S)
+    monkeypatch.undo()
     proxy.is_refusing = False
     assert len(await claims_of(spool)) == 1
     assert messages(postgres_server, postgres_url) == 1
@@ -135,7 +138,7 @@ async def test_an_operation_that_ends_each_connection_ends_itself(spool, monkeyp
         await asyncio.wait_for(spool.change(lambda tables: tables.connection.terminate()), SOON_S)
     monkeypatch.undo()
     await until(lambda: not spool.health())
-    assert (await asyncio.wait_for(spool.accept(new_message(TO_A)), SOON_S)).claims
+    assert (await spool.accept(new_message(TO_A))).claims
 
 
 async def claims_of(spool: PostgresSpool) -> Sequence[Claim]:

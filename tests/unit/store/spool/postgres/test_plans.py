@@ -59,8 +59,8 @@ KEYS = {
     "owed_receipt": {"message_id", "number"},
 }
 # At most 50,000 rows, which the relay goes through once a day, and after commands on what a restore
-# has held.
-WHOLE_TABLE = re.compile(r"owed_receipt.* WHERE (owed_us <|state =)")
+# has held; and at most 1,000 hold rules.
+WHOLE_TABLE = re.compile(r"owed_receipt.* WHERE (owed_us <|state =)|standing_hold WHERE until_us")
 SYSTEM = re.compile(r"pg_|set_config|^(BEGIN|COMMIT|ROLLBACK|SET|CREATE|LOCK)\b")
 ON_KEYS = re.compile(
     r"\b(id|message_id|number|entry|content_id|ctid|sequence) =|= \S+\.(id|message_id|number|entry|ctid)\b"

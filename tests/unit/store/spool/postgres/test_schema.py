@@ -51,7 +51,7 @@ async def test_tables_of_the_first_release_become_those_of_today(at, sql, storag
     hold = QueueCommand(Operation.HOLD, Selector(domain="a.test"), "ann", new=True)
     await node.queue_admin.execute(hold)
     assert sql("SELECT domain, reason FROM standing_hold") == "a.test|ann: all mail for a.test"
-    (claim,) = (await node.accept(new_message([("mx:a.test", "x@a.test")]))).claims
+    (claim,) = (await node.accept(new_message([("mx:b.test", "x@b.test")]))).claims
     assert (await node.record(ClaimResult(claim, 5, {1: OK}, goes_on=True, owed=[1])))[0]
     assert sql("SELECT owed_report <> '' FROM recipient") == "t"
     assert sql("SELECT max(version) FROM schema_version") == str(schema.SCHEMA)
