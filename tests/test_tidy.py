@@ -119,7 +119,7 @@ def wide_signatures(code: Code) -> Iterator[str]:
 
 
 def fields_without_comment(code: Code) -> Iterator[str]:
-    """Public fields of long dataclasses that have a comment neither beside nor above."""
+    """Public fields of long dataclasses that have neither a comment nor the text of an option."""
     for node in code.of(ast.ClassDef):
         kinds = {ast.unparse(one).partition("(")[0] for one in (*node.decorator_list, *node.bases)}
         fields = [one for one in node.body if isinstance(one, ast.AnnAssign)]
@@ -128,6 +128,7 @@ def fields_without_comment(code: Code) -> Iterator[str]:
         for one in fields:
             is_told = "#" in "".join(code.lines[one.lineno - 1 : one.end_lineno])
             is_told |= code.lines[one.lineno - 2].lstrip().startswith("#")
+            is_told |= isinstance(one.value, ast.Call) and len(one.value.args) > 0
             if not is_told and not one.target.id.startswith("_"):
                 yield f"{node.name}.{one.target.id} has no comment"
 

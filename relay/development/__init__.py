@@ -3,10 +3,11 @@
 In: words of `relay dev`, scenarios, requests of Mailpit's clients. Out: a relay on loopback whose
 mail leaves the machine only where the user allows it.
 
-- `verbs`: the verbs dev, clock and reset: options, and what they print
+- `verbs`: the verbs dev, clock and reset: which options exclude each other, and what they print
 - `internet`: the simulated internet: test recipients, scenarios, name server, mail hosts
 - `relay`: composes one: the rooms with the simulated internet; scenarios; reset
 - `options`: its options, where it listens, its relay.toml, where all mail is captured; release host
+- `option_fields`: how a field is declared as an option, and as a variable, of `relay dev`
 - `cloud`: the second relay of --cloud, which plays Microsoft 365; which mail goes there
 - `foreground`: `relay dev` for a person: demonstration, then which steps are shown; changed rules;
   --once

@@ -10,9 +10,8 @@ what arrived are in its own pages. Its clock is its own.
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
-
-from msgspec.structs import replace
 
 from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.settings.tree import SENDER

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
-from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.bounded_dict import BoundedDict
@@ -27,6 +27,7 @@ from relay.base.settings.document import SettingsError
 from relay.base.socket_address import Address
 from relay.development.cloud import cloud_for, sent_through
 from relay.development.demonstration import DemonstratedMessage, demonstrate
+from relay.development.option_fields import flag, option
 from relay.development.options import DevelopmentAddresses, DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
 from relay.operation.app.daemon import BrokenRelayError, Daemon, remove_ready_file, write_ready_file
@@ -47,17 +48,28 @@ _SAME_S = 0.5  # signals of one Ctrl-C: the terminal and a parent process may bo
 _INTERRUPTED = 130  # the exit code
 
 
-class RunOptions(Struct, frozen=True):
-    """What `relay dev` shows, and how long it runs.
+@dataclass(frozen=True)
+class RunOptions:
+    """Where `relay dev` keeps its state, what it shows, and how long it runs."""
 
-    `once` stops after the demonstration, `exit_after` after that many messages. `ready_file` is
-    written when the first message would be shown.
-    """
-
-    once: bool = False
-    demonstration: bool = True
-    exit_after: int | None = None
-    ready_file: Path | None = None
+    folder: Path | None = option(
+        "Keep mail and state here. [default: a temporary directory, removed at the end]",
+        "--dir",
+        type=click.Path(path_type=Path, file_okay=False),
+    )
+    no_rules: bool = flag("Apply no rules.")
+    no_demo: bool = flag("Show no demonstration.")
+    once: bool = flag("Show the two messages and exit; 0 on success.")
+    ready_file: Path | None = option(
+        "Write pid and addresses to this file as JSON when the first message of yours would "
+        "be shown and counted. With --once nothing is written.",
+        type=click.Path(path_type=Path, dir_okay=False),
+    )
+    exit_after: int | None = option(
+        "Exit after N of your messages have ended or are captured; reports do not count.",
+        type=click.IntRange(min=1),
+        metavar="N",
+    )
 
 
 class DevelopmentView:
@@ -183,7 +195,7 @@ async def _show(
         return
     follower = Follower(relay.daemon, view)
     await follower.update(quietly=True)  # with --dir there may be mail of earlier runs
-    if run.demonstration:
+    if not run.no_demo:
         async with _relay_for_demonstration() as other:
             await demonstrate(other.daemon, view.demonstrated)
     if run.once:

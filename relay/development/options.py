@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self, TypeGuard, get_args
 from urllib.parse import unquote, urlsplit
 
+import click
 import tomlkit
 from msgspec import Struct
 from msgspec.structs import replace
@@ -25,14 +26,17 @@ from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.phrases import words_in
 from relay.base.settings.environment import shipped
 from relay.base.settings.tree import MilterRole, Route, RouteAuth
-from relay.base.settings.values import is_ip, parse_domain
+from relay.base.settings.values import is_ip, parse_address, parse_domain, parse_webhook_url
 from relay.base.socket_address import Address
 from relay.base.sockets import has_ipv6, reserve_port
 from relay.development.accounts import DOMAIN, NAMES
 from relay.development.internet.simulator import SimulatedInternet
-from relay.development.removal import DEFAULT_LIMITS, KeepLimits
+from relay.development.option_fields import SeparatedInVariable, flag, items, listener, option
+from relay.development.removal import KeepLimits
 from relay.front_door.notifications.https_client import LOOPBACK, PRIVATE
 from relay.operation.app.development_folder import DevelopmentFolder
+from relay.operation.cli.options import Parsed
+from relay.transport.policy.globs import Globs
 
 ANY = "0.0.0.0"  # noqa: S104 - only with listen_all
 # The hosts of programs that are not set up for Relay: CONNECT to them ends at the relay.
@@ -52,6 +56,7 @@ _TLS = {"certificate": "tls/relay.pem", "key": "tls/relay.key"}
 _UNFILTERED = {"when_down": "accept"}
 _NAME_CHARACTERS_MAX = 63
 _KEEP_S_MIN = 0.001  # of the configuration
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]+\]").fullmatch
 # The listeners of SMTP, by the names of their options, and the roles of the configuration.
 SMTP_ROLES = {"smtp": "relay", "submission": "submission", "submissions": "submissions"}
 
@@ -93,41 +98,151 @@ class ReleaseTarget:
         return Route(domain=_NO_DOMAIN, next_hop=str(self.next_hop), auth=auth)
 
 
-class DevelopmentOptions(Struct, frozen=True):
-    """The options of a development relay."""
+def _host_name(text: str) -> str:
+    if not _HOST_NAME(text):
+        raise ValueError("a host name without a port")
+    return text.lower().removesuffix(".")
 
-    http: Address  # where the Graph API listens
-    https: Address | None  # the same with TLS; None: nowhere
-    smtp: Address  # where SMTP listens, without TLS
-    submission: Address | None = None  # the same with STARTTLS; None: nowhere
-    submissions: Address | None = None  # the same with TLS from the first octet; None: nowhere
+
+def _proxy_host(text: str) -> str:
+    name = _host_name(text)
+    if is_ip(name.strip("[]")):
+        raise ValueError("a host name without a port")
+    return name
+
+
+def _token(text: str) -> str:
+    if not (text.isascii() and text.isprintable() and " " not in text):
+        raise ValueError("printable ASCII characters without spaces")
+    return text
+
+
+def _address_glob(text: str) -> str:
+    if "@" not in text.strip("@") and text != "*":
+        raise ValueError("a pattern of addresses such as *@example.org")
+    Globs.of([text])
+    return text
+
+
+def _milter_address(text: str) -> str:
+    address = parse_address(text, Path.cwd())
+    if not (address.path or address.port):
+        raise ValueError("HOST:PORT or unix:PATH")
+    return str(address)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevelopmentOptions:
+    """The options of a development relay, and what the test kit sets."""
+
+    http: Address = listener(
+        "http", "Where the Graph API listens; port 0 takes a free one.", "--port"
+    )
+    https: Address | None = listener("https", "The same with TLS, by Relay's own development CA.")
+    smtp: Address = listener("smtp", "Where SMTP listens, without TLS; port 0 takes a free one.")
+    submission: Address | None = listener("submission", "The same with STARTTLS.")
+    submissions: Address | None = listener("submissions", "The same with TLS from the start.")
+    hosts: tuple[str, ...] = items(
+        "--host",
+        "NAME",
+        _host_name,
+        text="Answer HTTP requests for this host too, besides localhost, and have it in the "
+        "certificate; repeatable.",
+    )
+    proxy_hosts: tuple[str, ...] = items(
+        "--proxy-host",
+        "NAME",
+        _proxy_host,
+        text="Be a proxy for port 443 of this host too, besides the hosts of Microsoft's sign-in, "
+        "Graph and Outlook; repeatable. The requests end here.",
+    )
+    domains: tuple[str, ...] = items(
+        "--domain",
+        "DOMAIN",
+        parse_domain,
+        text="A local domain, whose mail goes into mailboxes; repeatable. alice and bob are in the "
+        "first.",
+        default=(DOMAIN,),
+    )
+    rules: Path | None = option(
+        "The directory of the mail-flow rules; changes are loaded while it runs. "
+        "[default: the rules that Relay ships]",
+        type=click.Path(path_type=Path, exists=True, file_okay=False, resolve_path=True),
+    )
+    scenarios: tuple[str, ...] = option(
+        "What remote domains reply: gmail, outlook, tls, yahoo, or FILE.toml; repeatable. "
+        "NAME:REPLY gives one of its replies to every recipient.",
+        "--scenario",
+        default=(),
+        multiple=True,
+        type=SeparatedInVariable("NAME|FILE", str),
+    )
+    strict_users: bool = flag(
+        "Make no account by mail or a login by SMTP: local mail is rejected, and so is a "
+        "login, except for alice, bob and those who used a token."
+    )
+    strict_senders: bool = flag(
+        "A login by SMTP needs its password, and sends from the addresses of its account "
+        "only. [default: any login may send from any address]"
+    )
+    listen_all: bool = flag(
+        "Listen on all addresses of the machine; of --http, --https, --smtp, --submission and "
+        "--submissions only the port counts. Needs --token."
+    )
+    token: str = option(
+        "The only token that HTTP requests are accepted with, and the password of all users "
+        "under TLS.",
+        default="",
+        type=Parsed("TOKEN", _token, is_secret=True),
+    )
+    private: bool = flag(
+        "Relay's own API needs a token, and shows an account its own messages. [default: on "
+        "loopback it needs none and shows all, as the pages do]"
+    )
+    like_graph: bool = flag(
+        "Refuse what Graph refuses and Relay takes otherwise: the profile strict."
+    )
+    cloud: bool = flag(
+        "Run a second relay that plays Microsoft 365, at the port after that of --http: mail from "
+        "the local domains that would be captured goes there by Graph, with tokens."
+    )
+    release_to: ReleaseTarget | None = option(
+        "The one host beyond loopback: captured mail goes to smtp://HOST:PORT or "
+        "smtps://HOST:PORT when you release it.",
+        type=Parsed("URL", ReleaseTarget.parse, is_secret=True),
+    )
+    release_allow: tuple[str, ...] = items(
+        "--release-allow",
+        "GLOB",
+        _address_glob,
+        text="A release sends captured mail to its own recipients only if they match, such as "
+        "*@example.org; repeatable. [default: only a copy to addresses that you type]",
+    )
+    release_auto: bool = flag(
+        "Release mail to recipients whom --release-allow matches as soon as it is captured."
+    )
+    webhooks: tuple[str, ...] = items(
+        "--webhook",
+        "URL",
+        parse_webhook_url,
+        text="Post each step of each message to this URL; repeatable. The requests are signed "
+        f"with {WEBHOOK_KEY}",
+    )
+    milters: tuple[str, ...] = items(
+        "--milter",
+        "ADDRESS",
+        _milter_address,
+        text="Ask the milter at HOST:PORT or unix:PATH about all mail; repeatable, in this order. "
+        "While it is down, mail is accepted unfiltered.",
+    )
+    # the oldest mail above these limits is removed
+    keep: KeepLimits = field(default_factory=KeepLimits)
     # of the certificate authority; None, or not writable: one for this relay alone
     ca_dir: Path | None = None
-    # further names for the Host header of requests, and in the certificate
-    hosts: tuple[str, ...] = ()
-    proxy_hosts: tuple[str, ...] = ()  # hosts that it stands for as a proxy, besides PROXY_HOSTS
-    domains: tuple[str, ...] = (DOMAIN,)  # local domains; alice and bob are in the first
-    rules: Path | None = None  # the directory of the rules; None for those that are shipped
-    scenarios: tuple[str, ...] = ()  # files and shipped names, see read_scenarios()
-    strict_users: bool = False  # only an account that exists gets mail and logs in by SMTP
-    strict_senders: bool = False  # a login by SMTP needs its password, and sends as HTTP does
-    # the only one that HTTP accepts, and the password of all users under TLS; "": any
-    token: str = ""
-    private: bool = False  # /relay/v1 asks for a token and shows an account its own messages
-    like_graph: bool = False  # what Graph refuses is refused: the profile strict
-    listen_all: bool = False  # on all addresses: only the ports count
-    release_to: ReleaseTarget | None = None  # where released mail goes; None: nowhere
-    # globs of the recipients to whom their own mail may be released; others get copies only
-    release_allow: tuple[str, ...] = ()
-    release_auto: bool = False  # what they match is released by itself
-    webhooks: tuple[str, ...] = ()  # where each event is posted
-    milters: tuple[str, ...] = ()  # the addresses of filters that all mail passes, in their order
-    cloud: bool = False  # mail from the local domains leaves through a second relay (cloud.py)
     # keys of relay.toml with other values
-    overrides: Mapping[str, Any] = {}
+    overrides: Mapping[str, Any] = field(default_factory=dict)
     converts_in_threads: bool = False  # see RelayDependencies
     indexes_ahead: bool = True  # texts are in the search index before something asks for them
-    keep: KeepLimits = DEFAULT_LIMITS  # the oldest mail above these limits is removed
     crash_at: str = ""  # for crash tests
 
     @property
@@ -171,7 +286,7 @@ class DevelopmentOptions(Struct, frozen=True):
         with_port: dict[str, Any] = {
             name: Address(ANY, at.port or port) for (name, at), port in ports
         }
-        return replace(self, **with_port)
+        return dataclasses.replace(self, **with_port)
 
 
 class DevelopmentAddresses(Struct, frozen=True):

@@ -278,7 +278,8 @@ class DevelopmentRelay:
         await self.daemon.start()
         at = self.addresses
         listeners = {name: getattr(at, name) for name in ("http", "https", *SMTP_ROLES)}
-        write_config(self.folder, replace(self._options, **listeners), self.internet)
+        options = dataclasses.replace(self._options, **listeners)
+        write_config(self.folder, options, self.internet)
 
         retention = MailRetention(
             self.daemon.base.store,

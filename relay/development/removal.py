@@ -17,11 +17,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from msgspec import Struct
+import click
 
 from relay.base.clock import Clock
 from relay.base.observe.logs import get_logger
+from relay.base.settings.values import parse_duration, parse_size
 from relay.base.task_set import TaskSet
+from relay.development.option_fields import option, over_zero
 from relay.front_door.api.message_source import MessageCopies
 from relay.operation.app.daemon import Daemon
 from relay.store.journeys.document import Journey
@@ -142,19 +144,34 @@ def remove_trash(trash: Path) -> None:
     shutil.rmtree(trash, ignore_errors=True)
 
 
-class KeepLimits(Struct, frozen=True):
-    """Which mail stays.
+@dataclass(frozen=True)
+class KeepLimits:
+    """Which mail stays, in mailboxes and in queue and history."""
 
-    At most `messages` stay in all mailboxes together, and as many in the queue and history. Mail
-    older than `age_s` is removed. `size_bytes` is the limit for both together.
-    """
+    messages: int = option(
+        "The newest N messages stay in all mailboxes together, and N in the queue.",
+        "--keep-messages",
+        default=10_000,
+        type=click.IntRange(min=1),
+        metavar="N",
+        show_default="10000",
+    )
+    age_s: float = option(
+        "Older messages are removed.",
+        "--keep-age",
+        default=7 * 86400.0,
+        type=over_zero("DURATION", parse_duration),
+        show_default="7d",
+    )
+    size_bytes: int = option(
+        "The newest messages of this size together stay.",
+        "--keep-size",
+        default=1 << 30,
+        type=over_zero("SIZE", parse_size),
+        show_default="1 GiB",
+    )
 
-    messages: int = 10_000
-    age_s: float = 7 * 86400.0
-    size_bytes: int = 1 << 30
 
-
-DEFAULT_LIMITS = KeepLimits()
 KeptItem = tuple[int, int]  # time in microseconds, size in bytes
 
 

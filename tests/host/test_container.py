@@ -15,8 +15,9 @@ import click
 import pytest
 
 from relay import __version__
+from relay.development.option_fields import PORTS, PREFIX
 from relay.development.verbs.dev import dev as command
-from relay.development.verbs.dev_options import PORTS, PREFIX, check_together
+from relay.development.verbs.dev_options import check_together
 from relay.operation.cli.root import cli
 from tests.support.relay_process import ROOT, until
 from tests.support.tables import each_row

@@ -10,7 +10,7 @@ import pytest
 
 from relay.base.accounts.passwords import FREE_FAILURES_OF_CLIENT
 from relay.base.sockets import has_ipv6
-from relay.development.verbs.dev_options import PORTS
+from relay.development.option_fields import PORTS
 from tests.support.dev_process import DevProcess
 from tests.support.relay_process import until
 

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from relay.development.verbs.dev_options import PORTS
+from relay.development.option_fields import PORTS
 from tests.support.dev_process import run_dev
 
 URL = "https://{}:{}/v1.0/me"

@@ -19,8 +19,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from relay.development.verbs import dev_options
-from relay.development.verbs.dev_options import OPTIONAL
+from relay.development import option_fields
+from relay.development.option_fields import OPTIONAL
 from tests.support import relay_starts
 from tests.support.dev_process import PORTS, DevProcess, run_dev
 from tests.support.relay_config import OPERATOR
@@ -129,13 +129,13 @@ def test_default_ports_of_tls_in_use_are_left_out(dev) -> None:
         for name in OPTIONAL:
             taken = held.enter_context(socket.socket())
             with contextlib.suppress(OSError):  # another process has it, which is as good
-                taken.bind(("127.0.0.1", dev_options.PORTS[name]))
+                taken.bind(("127.0.0.1", option_fields.PORTS[name]))
                 taken.listen()
         running = dev("--no-demo", ports=OTHER_PORTS)
     assert [running.ready[name] for name in OPTIONAL] == [[], [], []]
     for name, lacking in OPTIONAL.items():
         line = re.compile(
-            rf"relay dev: cannot listen on 127\.0\.0\.1:{dev_options.PORTS[name]}: Address "
+            rf"relay dev: cannot listen on 127\.0\.0\.1:{option_fields.PORTS[name]}: Address "
             r"already in use by (another program|.+ \(pid \d+\)); "
             rf"no {lacking}; --{name} PORT takes another one\n"
         )

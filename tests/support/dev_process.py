@@ -19,14 +19,14 @@ from urllib.parse import quote
 
 import pytest
 
-from relay.development.verbs import dev_options
+from relay.development import option_fields
 from tests.support import relay_starts
 from tests.support.graph_client import Answer
 from tests.support.ports import free_port
 from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import RelayProcess, until
 
-PORTS = tuple(f"--{name}=127.0.0.1:0" for name in dev_options.PORTS)
+PORTS = tuple(f"--{name}=127.0.0.1:0" for name in option_fields.PORTS)
 _TRACE = (
     "strace",
     "-D",
@@ -68,7 +68,7 @@ class DevProcess(RelayProcess):
         self.options: Sequence[str] = options
         if ports is PORTS and "--listen-all" in options:
             # The relay chooses a port before it binds all addresses: others get it meanwhile.
-            ports = [f"--{name}=127.0.0.1:{free_port()}" for name in dev_options.PORTS]
+            ports = [f"--{name}=127.0.0.1:{free_port()}" for name in option_fields.PORTS]
         self._before = [*ports, *(["--dir", str(self.folder)] if own_dir else [])]
 
     def start(self, *, crash_at: str = "", wait: bool = True) -> Self:

@@ -4,6 +4,7 @@ With --json, prints JSON lines. Exits 69 for a port in use or a failed demonstra
 interrupted before the end.
 """
 
+import dataclasses
 import errno
 import os
 import shlex
@@ -25,11 +26,10 @@ from relay.base.socket_address import Address
 from relay.base.sockets import open_early
 from relay.development.demonstration import DemonstratedMessage, DemonstrationError
 from relay.development.foreground import DevelopmentView, RunOptions, develop
+from relay.development.option_fields import OPTIONAL, PORTS, made_of
 from relay.development.options import ANY, DevelopmentAddresses, DevelopmentOptions
 from relay.development.removal import KeepLimits
 from relay.development.verbs.dev_options import (
-    OPTIONAL,
-    PORTS,
     TOKEN_CHARACTERS,
     check_together,
     dev_options,
@@ -54,7 +54,7 @@ _WHY = (Step.POLICY_AND_ROUTING, Step.REPORT)  # the steps that show why a messa
 @click.command()
 @dev_options
 @common_options
-def dev(context: CommandContext, folder: Path | None, **options: Any) -> None:
+def dev(context: CommandContext, **values: Any) -> None:
     """Run the development relay: no file, loopback only, no mail leaves this machine.
 
     It shows one message in all seven steps and one that bounces, then a line for each of yours.
@@ -71,18 +71,13 @@ def dev(context: CommandContext, folder: Path | None, **options: Any) -> None:
     )  # events are printed to stdout
     for warning in visible_secrets(click.get_current_context()):
         _warn(warning)
-    check_together(options)
-    if 0 < len(options["token"]) < TOKEN_CHARACTERS:
+    check_together(values)
+    if 0 < len(values["token"] or "") < TOKEN_CHARACTERS:
         _warn(f"the token is easily guessed: it has fewer than {TOKEN_CHARACTERS} characters")
-    run = RunOptions(
-        once=options["once"],
-        demonstration=not options.pop("no_demo"),
-        exit_after=options.pop("exit_after"),
-        ready_file=options.pop("ready_file"),
-    )
-    place = open_folder(folder)
+    run = made_of(RunOptions, values)
+    place = open_folder(run.folder)
     try:
-        plan = _plan(place, environment, **options)
+        plan = _plan(place, environment, run, values=values)
         view = _JsonView() if context.json else _TextView(place, plan)
         done = uvloop.run(develop(place, plan, view, run=run))
     except DemonstrationError as error:
@@ -107,31 +102,28 @@ def _remove(place: DevelopmentFolder) -> None:
 def _plan(
     place: DevelopmentFolder,
     environment: Environment,
+    run: RunOptions,
     *,
-    once: bool,
-    no_rules: bool,
-    **options: Any,
+    values: dict[str, Any],
 ) -> DevelopmentOptions:
     """Return the options of the relay, with defaults for options that were not given."""
-    host = ANY if options["listen_all"] else "127.0.0.1"
-    usual = {name: Address(host, 0 if once else port) for name, port in PORTS.items()}
-    missing = [name for name in OPTIONAL if options[name] is None and not once]
-    options |= {name: options[name] or address for name, address in usual.items()}
-    if no_rules:
-        options["rules"] = place.path / "no-rules"
-        options["rules"].mkdir(exist_ok=True)
-    limits = {"messages": "keep_messages", "age_s": "keep_age", "size_bytes": "keep_size"}
-    asked = {name: options.pop(option) for name, option in limits.items()}
-    keep = KeepLimits(**{name: value for name, value in asked.items() if value is not None})
+    host = ANY if values["listen_all"] else "127.0.0.1"
+    usual = {name: Address(host, 0 if run.once else port) for name, port in PORTS.items()}
+    given = values | {name: values[name] or address for name, address in usual.items()}
+    if run.no_rules:
+        given["rules"] = place.path / "no-rules"
+        given["rules"].mkdir(exist_ok=True)
     data_home = environment.data_home
-    values = {name: value for name, value in options.items() if value}
-    plan = DevelopmentOptions(
-        **values,
-        keep=keep,
+    plan = made_of(
+        DevelopmentOptions,
+        given,
+        keep=made_of(KeepLimits, values),
         ca_dir=data_home / "relay/ca" if data_home else None,
         crash_at=environment.crash_at,
     )
-    for name in missing:
+    for name in OPTIONAL if not run.once else ():
+        if values[name] is not None:
+            continue
         try:
             open_early(*plan.everywhere(getattr(plan, name)))
         except OSError as error:
@@ -140,7 +132,7 @@ def _plan(
             another = f"--{name} PORT takes another one"
             _warn(f"{error.strerror}; no {OPTIONAL[name]}; {another}")
             left_out: dict[str, Any] = {name: None}
-            plan = replace(plan, **left_out)
+            plan = dataclasses.replace(plan, **left_out)
     return plan
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.development.verbs.dev_options import PORTS
+from relay.development.option_fields import PORTS
 from tests.support import relay_starts
 from tests.support.relay_process import until
 from tests.support.tables import each_row
