@@ -1,5 +1,6 @@
 """Hashes of other programs are passwords here: those of doveadm pw, openssl passwd, and /etc/shadow."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from tests.unit.base.accounts.test_directory import AN_ACCOUNT, load
 SHA512 = "$6$9KGrvM2Da8Pp45kv$29cjp6zOeNHQh3zxJlPVO49.1dDkZPifaaDp2rjn5O2nKZJAYoZThN15Cz8apP4NHrQUGbe8c9NxDhMEnjkJQ1"
 BCRYPT = "$2y$05$sbsJ9BNASZ2GjBcOVp3M2.1oL1ZDS.RafkUvf6lCVfibL9KhE3Z/2"
 ARGON2I = "$argon2i$v=19$m=8,t=1,p=1$cmVsYXlyZWxheXJlbGF5cg$"
-STORED = {  # of pä55: what doveadm pw of Dovecot 2.3 wrote, and crypt(3)
+FOUR_LANES = "$argon2id$v=19$m=32,t=2,p=4$YW5kIHNpeHRlZW4gaGVyZQ$CLg/hDp1OrrF+oW+G//5Eg"
+STORED = {  # of pä55: what doveadm pw of Dovecot 2.3 wrote, crypt(3), and argon2-cffi
     "{BLF-CRYPT}" + BCRYPT: "BLF-CRYPT",
     BCRYPT: "BLF-CRYPT",
     BCRYPT.replace("$2y$", "$2b$"): "BLF-CRYPT",
@@ -28,6 +30,11 @@ STORED = {  # of pä55: what doveadm pw of Dovecot 2.3 wrote, and crypt(3)
     "BCeExZV3FyV2hnODRIREFnV2psd1hMSkphdUthTURWY1lpOGViMQ==": "SHA512-CRYPT",
     "{MD5-CRYPT}$1$HTfdvQU/$d0AddxfKQytdOiB3z4r8W.": "MD5-CRYPT",
     "$y$j75$LdJMENpBABJJ3hIHjB1Bi.$cAErpYCIQN1U9VUNPICC2hU4FdABpwLTmIHQKgEFR.7": "YESCRYPT",
+    FOUR_LANES: "ARGON2ID",
+    "$argon2id$v=19$m=8,t=2,p=1$OCBvY3RldHM$tKygQbqv+IIP4kqcD91BK9xO+CG71h9OpxVnRTLd9jg": "ARGON2ID",
+    "$argon2id$v=16$m=8,t=2,p=1$OCBvY3RldHM$SwLrHk3JarCNyGkhQqVFo/PSC+d4PJVculn2QjXNPt8": "ARGON2ID",
+    "{ARGON2I}$argon2i$v=19$m=8,t=2,p=1$OCBvY3RldHM$mDApFAdTXX7ImJcyV/wSMZ8aF4GWeqfOcpTYPdIM8CA": "ARGON2I",
+    "$argon2i$v=19$m=32,t=2,p=4$YW5kIHNpeHRlZW4gaGVyZQ$l8iKlRGQ3txwDomlQHxXcg": "ARGON2I",
     "{SSHA}d+8eKaZN7DaPdT+5UK2BYrGJcyqKF6Jj": "SSHA",
     "{SSHA.HEX}3a9a06bfc842cfebee31999794dcfa7ca91bb5724bc368cb": "SSHA",
     "{SSHA256}DZBsWg8wfZEupU2GKGnIgK5O9bMlEl3IIMUMoIG1fcatGy1s": "SSHA256",
@@ -56,6 +63,12 @@ def test_the_right_password_matches_and_no_other(text: str, scheme: str) -> None
     if stored.hashed:
         assert stored.for_nobody().matches("pä55") is False
         assert stored.hashed not in (stored.for_nobody().hashed, "")
+
+
+def test_passwords_are_compared_in_several_threads_at_once() -> None:
+    stored = parse_password(FOUR_LANES)
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(stored.matches, ["pä55"] * 100))
 
 
 def test_a_password_of_a_scheme_is_one_of_the_account(tmp_path: Path) -> None:
