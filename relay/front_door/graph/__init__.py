@@ -50,7 +50,6 @@ Attachments:
 
 - `attachments`: list, get, add and delete attachments; their JSON and $value
 - `attachment_parser`: an attachment's JSON: name, media type, base64
-- `reference_attachments`: a link to a file: its JSON, and how it is stored in MIME
 - `upload_sessions`: ranges of a large attachment, their URL and token
 
 Folders, settings, users:

@@ -20,7 +20,6 @@ from relay.front_door.graph.json_values import (
     read_string,
     unsupported,
 )
-from relay.front_door.graph.reference_attachments import read_reference_attachment
 
 _NAME_CHARACTERS = 255
 _TYPE_CHARACTERS = 255
@@ -78,12 +77,12 @@ def read_attachment(
     if kind not in ("", *_ATTACHMENT_KINDS):
         expected = ", ".join(f"#{type_name}" for type_name in _ATTACHMENT_KINDS.values())
         raise invalid_value(f"{path}.@odata.type", resource["@odata.type"], f"one of {expected}")
+    if kind == _REFERENCE:
+        raise unsupported(f"{path}.@odata.type", "links are not attached; the body may have them")
     name = read_header_text(resource.get("name"), f"{path}.name", longest=_NAME_CHARACTERS)
     if not name:
         raise missing_property(f"{path}.name")
     inline = read_boolean(resource.get("isInline") or False, f"{path}.isInline")
-    if kind == _REFERENCE:
-        return read_reference_attachment(resource, name, path)
     if kind == _ITEM:
         if resource.get("item") is None:
             raise missing_property(f"{path}.item")

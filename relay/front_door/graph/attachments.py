@@ -29,20 +29,12 @@ from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.json_values import (
     COMMON_PROPERTIES,
     FILE_PROPERTIES,
-    REFERENCE_PROPERTIES,
     read_parameters,
 )
 from relay.front_door.graph.message_parser import read_item
 from relay.front_door.graph.odata.resources import select_attachments
 from relay.front_door.graph.preferred_body import convert_body, preferred_body_type
 from relay.front_door.graph.query_options import TOP_MAX, QueryOptions
-from relay.front_door.graph.reference_attachments import (
-    REFERENCE_BYTES_MAX,
-    REFERENCE_TYPE,
-    Reference,
-    read_reference,
-    reference_json,
-)
 from relay.front_door.graph.responses import minimal_response
 from relay.front_door.graph.serializer import graph_date, message_json
 from relay.front_door.graph.upload_sessions import upload_url
@@ -55,9 +47,8 @@ CONTENT = "contentBytes"
 ITEM_LEVELS_MAX = 30  # as in Graph
 ITEM_BYTES_MAX = 40 * 1024 * 1024  # read for one response, at all levels together
 _CASTS = {
-    "": f"{COMMON_PROPERTIES} {FILE_PROPERTIES} {REFERENCE_PROPERTIES}",
+    "": f"{COMMON_PROPERTIES} {FILE_PROPERTIES}",
     "microsoft.graph.fileAttachment/": FILE_PROPERTIES,
-    "microsoft.graph.referenceAttachment/": REFERENCE_PROPERTIES,
 }
 ATTACHMENT_PROPERTIES = frozenset(
     cast + name for cast, names in _CASTS.items() for name in names.split()
@@ -298,9 +289,7 @@ def _attachment_pieces(
 ) -> Iterator[bytes]:
     """Yield the JSON of an attachment; `items` are shown in it."""
     selected = {name.rpartition("/")[2] for name in select}
-    reference = _reference(attachment)
-    modified_us = opened.message.modified_us
-    resource = attachment_json(attachment.facts, modified_us=modified_us, reference=reference)
+    resource = attachment_json(attachment.facts, modified_us=opened.message.modified_us)
     if selected:
         kept = selected | {"id", "@odata.type", "@odata.mediaContentType"}
         resource = {name: value for name, value in resource.items() if name in kept}
@@ -313,7 +302,7 @@ def _attachment_pieces(
         yield b"}"
         items.levels += 1
         return
-    if attachment.facts.item or reference or (selected and CONTENT not in selected):
+    if attachment.facts.item or (selected and CONTENT not in selected):
         yield encoded
         return
     yield encoded[:-1] + b',"contentBytes":"'
@@ -321,16 +310,9 @@ def _attachment_pieces(
     yield b'"}'
 
 
-def attachment_json(
-    attachment: AttachmentFacts,
-    *,
-    modified_us: int,
-    reference: Reference | None = None,
-) -> dict[str, Any]:
+def attachment_json(attachment: AttachmentFacts, *, modified_us: int) -> dict[str, Any]:
     """Return an attachment's JSON without contentBytes and item."""
     kind = "itemAttachment" if attachment.item else "fileAttachment"
-    if reference:
-        kind = "referenceAttachment"
     resource: dict[str, Any] = {
         "@odata.type": f"#microsoft.graph.{kind}",
         "@odata.mediaContentType": attachment.content_type,
@@ -343,17 +325,7 @@ def attachment_json(
     }
     if attachment.item:
         return resource
-    if reference:
-        return resource | reference_json(reference)
     return resource | {"contentId": attachment.content_id or None, "contentLocation": None}
-
-
-def _reference(attachment: AttachedOctets) -> Reference | None:
-    """Return the link that the attachment holds; None for a file or a message."""
-    facts = attachment.facts
-    if facts.content_type.lower() != REFERENCE_TYPE or facts.size > REFERENCE_BYTES_MAX:
-        return None
-    return read_reference(b"".join(content_of(attachment)))
 
 
 def content_of(attachment: AttachedOctets) -> Iterator[bytes]:

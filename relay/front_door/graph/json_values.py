@@ -36,7 +36,6 @@ _FORBIDDEN_IN_BODY = re.compile("[\x00\ud800-\udfff]")
 # of attachments of every kind, of files, and of references
 COMMON_PROPERTIES = "id lastModifiedDateTime name contentType size isInline"
 FILE_PROPERTIES = "contentBytes contentId contentLocation"
-REFERENCE_PROPERTIES = "sourceUrl providerType thumbnailUrl previewUrl permission isFolder"
 # The properties of Graph's types; after a colon the type of the value, if it is a resource.
 PROPERTIES_OF_TYPES = {
     "parameters": "message:message toRecipients:recipient attachmentItem:attachmentItem",
@@ -65,7 +64,6 @@ PROPERTIES_OF_TYPES = {
     "attachment": COMMON_PROPERTIES,
     "fileAttachment": f"{COMMON_PROPERTIES} {FILE_PROPERTIES}",
     "itemAttachment": f"{COMMON_PROPERTIES} item:message",
-    "referenceAttachment": f"{COMMON_PROPERTIES} {REFERENCE_PROPERTIES}",
     "attachmentItem": "attachmentType name size contentType isInline contentId",
     "mailFolder": (
         "id displayName parentFolderId childFolderCount unreadItemCount totalItemCount isHidden "

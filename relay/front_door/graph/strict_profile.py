@@ -16,7 +16,6 @@ from relay.front_door.graph import errors
 from relay.front_door.graph.json_values import (
     FILE_PROPERTIES,
     PROPERTIES_OF_TYPES,
-    REFERENCE_PROPERTIES,
 )
 from relay.front_door.graph.odata.expression import (
     And,
@@ -198,7 +197,7 @@ def _check_object(value: Mapping[str, Any], kind: str) -> Iterator[tuple[object,
 
 
 _NAMESPACE = "microsoft.graph."
-_OF_ONE_KIND = frozenset(f"{FILE_PROPERTIES} {REFERENCE_PROPERTIES} item".lower().split())
+_OF_ONE_KIND = frozenset(f"{FILE_PROPERTIES} item".lower().split())
 
 
 def _type_of(names: str) -> Mapping[str, str]:

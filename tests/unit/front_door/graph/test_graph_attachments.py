@@ -153,6 +153,20 @@ async def test_attached_messages_are_shown_to_a_depth_and_a_size(on_disk: OnDisk
     assert len([one for one in shown["attachments"] if "item" in one]) == 31
 
 
+async def test_a_link_is_not_attached_and_one_of_an_older_relay_is_a_file(on_disk: OnDisk) -> None:
+    uris = b"# referenceAttachment\r\n# providerType: other\r\nhttps://a.test/x\r\n"
+    content = (
+        b"Content-Type: text/uri-list; name=r\r\nContent-Disposition: attachment\r\n\r\n" + uris
+    )
+    message_id = await mime_draft(on_disk, b"To: c@a.test\r\nMIME-Version: 1.0\r\n" + content)
+    [shown] = await listed(on_disk, message_id)
+    assert (shown["@odata.type"], shown["contentType"]) == (PDF["@odata.type"], "text/uri-list")
+    assert base64.b64decode(shown["contentBytes"]) == uris
+    link = {"@odata.type": "#microsoft.graph.referenceAttachment", "sourceUrl": "https://a.test/"}
+    answer = await on_disk.http.post(f"/messages/{message_id}/attachments", json=link)
+    refused(answer, 501, "NotImplemented")
+
+
 async def test_options_of_the_list(on_disk: OnDisk) -> None:
     message_id = await draft(on_disk, PDF, TEXT, ITEM)
     names = [one["name"] for one in await listed(on_disk, message_id)]

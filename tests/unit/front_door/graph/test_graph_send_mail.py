@@ -15,6 +15,7 @@ FILE = {
     "contentBytes": "aGVsbG8=",
 }
 ITEM = {"@odata.type": "#microsoft.graph.itemAttachment", "name": "m"}
+LINK = {"@odata.type": "#microsoft.graph.referenceAttachment", "sourceUrl": "https://a.test/"}
 
 
 async def test_answers_202_with_ids_and_no_body(graph: WatchedGraph) -> None:
@@ -154,15 +155,12 @@ BAD_MESSAGES: dict[tuple[int, str], list[tuple[dict[str, Any], str]]] = {
         ),
         (file(name=None), f"{ATTACHED}.name"),
         ({"attachments": [ITEM]}, f"{ATTACHED}.item"),
-        (
-            {"attachments": [{"@odata.type": "#microsoft.graph.referenceAttachment", "name": "m"}]},
-            f"{ATTACHED}.sourceUrl",
-        ),
         (extended(value="x"), f"{EXTENDED}.id"),
         (extended(id="String 0x8001"), f"{EXTENDED}.value"),
     ],
     (501, "NotImplemented"): [
         (item(**{"@odata.type": "#microsoft.graph.event"}), f"{ATTACHED}.item.@odata.type"),
+        ({"attachments": [LINK]}, f"{ATTACHED}.@odata.type"),
         ({"extensions": [{}]}, "message.extensions"),
         ({"flag": {"flagStatus": "flagged"}}, "message.flag.flagStatus"),
     ],

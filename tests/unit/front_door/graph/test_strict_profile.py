@@ -19,11 +19,6 @@ MIB = 1 << 20
 AS_STRICT = {"prefer": "relay.strict"}
 FILE = {"@odata.type": "#microsoft.graph.fileAttachment", "name": "a.txt", "contentBytes": "eA=="}
 UNTYPED = {"name": "a.txt", "contentBytes": "eA=="}
-LINK = {
-    "@odata.type": "#microsoft.graph.referenceAttachment",
-    "name": "l",
-    "sourceUrl": "https://a.test/",
-}
 ATTACHED = {"@odata.type": "#microsoft.graph.itemAttachment", "name": "i"}
 TOO_COMPLEX = (
     400,
@@ -212,9 +207,7 @@ REFUSED: dict[str, Refused] = {
         {"internetMessageHeaders": [headers(1)[0] | {"x": 1}]},
         unknown("x", "internetMessageHeader"),
     ),
-    "of another kind": posted(
-        ATTACH, LINK | {"contentId": "x"}, unknown("contentId", "referenceAttachment")
-    ),
+    "of another kind": posted(ATTACH, FILE | {"item": {}}, unknown("item", "fileAttachment")),
     "property of an item": posted(
         "/messages",
         {"attachments": [ATTACHED | {"item": {"colour": 1}}]},
