@@ -17,7 +17,7 @@ from tests.support.relay_process import ROOT, until
 from tests.support.subscribers import in_minutes, subscribe, subscribed
 
 HOUR_S = 3600
-PAGE = ROOT / "docs/notifications.md"
+PAGE = ROOT / "docs/webhooks.md"
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Clients, remote hosts, an operator and followers of events around several nodes of one queue.
 
 Nodes, the database and connections end at any time. Raises AssertionError that names the messages
-and what is wrong with them. See docs/scaling.md.
+and what is wrong with them. See docs/postgresql.md.
 """
 
 import http.client
