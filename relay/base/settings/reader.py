@@ -21,7 +21,6 @@ from relay.base.settings.document import (
     KeyPath,
     SettingsError,
     dotted,
-    parse_document,
     read_document,
     unknown_key,
 )
@@ -321,14 +320,13 @@ def _number_or_word(text: str) -> str | float | bool:
 
 
 def load(
-    path: Path, environ: Mapping[str, str], *, role: NodeRole = NodeRole.ALL, text: str = ""
+    file: Path | Document, environ: Mapping[str, str], *, role: NodeRole = NodeRole.ALL
 ) -> Settings:
-    """Return the settings in the file `path`, or in its `text`; `environ` is what ${env:NAME} may
-    name.
+    """Return the settings in a file; `environ` is what ${env:NAME} may name.
 
     Sections that have no meaning for this `role` are not read. Raises SettingsError.
     """
-    values, faults = _read(path, environ, role, text=text)
+    values, faults = _read(file, environ, role)
     if faults:
         raise SettingsError(faults)
     return Settings(**values)
@@ -345,16 +343,16 @@ def load_valid(path: Path, environ: Mapping[str, str]) -> tuple[Settings, Sequen
 
 
 def _read(
-    path: Path, environ: Mapping[str, str], role: NodeRole, *, text: str = ""
+    file: Path | Document, environ: Mapping[str, str], role: NodeRole
 ) -> tuple[dict[str, Any], list[Fault]]:
     """Return the valid values of a file, and all its faults."""
-    document = parse_document(path, text) if text else read_document(path)
-    base = path.absolute().parent
+    document = file if isinstance(file, Document) else read_document(file)
+    base = document.file.absolute().parent
     try:
         str(base).encode()  # SQLite opens no other
     except UnicodeEncodeError:
         message = f"found the directory {shown(str(base))}, expected a name in UTF-8"
-        raise SettingsError([Fault(path, 0, "", message)]) from None
+        raise SettingsError([Fault(document.file, 0, "", message)]) from None
     reader = DocumentReader(document, base=base, environ=environ)
     is_transport = role is NodeRole.TRANSPORT
     table = {**document.table, **(_NOT_OF_TRANSPORT if is_transport else {})}

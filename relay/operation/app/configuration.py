@@ -174,8 +174,8 @@ class ActiveConfiguration:
         """Return the settings in a `text` of the file; log the keys of older releases. A secret
         with which no token can be asked for refuses a reload, and is logged at a start.
         """
-        settings = load(self._file, self._environ, role=self._role, text=text)
         place = parse_document(self._file, text)
+        settings = load(place, self._environ, role=self._role)
         faults = [
             place.fault(("oauth", number), f"{state.fault}; mail waits in class auth")
             for number, state in enumerate(secret_states(settings.oauth).values())

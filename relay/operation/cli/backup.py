@@ -20,7 +20,7 @@ import msgspec
 from relay.base.clock import SystemClock
 from relay.base.phrases import counted
 from relay.base.running_relay import ControlClient, ControlUnavailableError
-from relay.base.settings.document import SettingsError
+from relay.base.settings.document import SettingsError, parse_document
 from relay.base.settings.environment import read_environment
 from relay.base.settings.reader import load
 from relay.base.settings.tree import NodeRole, Settings
@@ -123,7 +123,8 @@ def _in_force(context: CommandContext) -> tuple[Settings, str]:
     except SettingsError as error:
         with suppress(ControlUnavailableError):
             text = str(ControlClient(control_socket(context)).get("/configuration")["text"])
-            settings = load(context.config_file(), read_environment().variables, text=text)
+            document = parse_document(context.config_file(), text)
+            settings = load(document, read_environment().variables)
             click.echo(f"{printable(str(error))}\n{_FAULTY}", err=True)
             return settings, text
         raise
