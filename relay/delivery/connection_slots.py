@@ -3,10 +3,11 @@
 Each connection of each site holds a slot of one ConnectionSlots, each lookup of a next hop one of
 another. A probe is a connection to a site that has not answered lately, or a lookup. Probes of
 sites that were unreachable at the last attempt use at most a quarter of the slots, all probes at
-most half, so that dead sites leave room for live ones; lookups have separate limits. A site's
-first connection comes before another site's second, round robin among senders. Among probes, new
-mail comes before queued mail, and the sender with the fewest probes before others; a few slots are
-reserved for both. A probe that takes long ends when another one waits.
+most half, so that dead sites leave room for live ones. Lookups, which are all probes, have limits
+of their own. A site's first connection comes before another site's second, round robin among
+senders. Among probes, new mail comes before queued mail, and the sender with the fewest probes
+before others; a few slots are reserved for both. A probe that takes long ends when another one
+waits.
 """
 
 import asyncio
@@ -106,17 +107,10 @@ class ConnectionSlots:
     """The limit of all outgoing connections, or of all lookups."""
 
     def __init__(
-        self,
-        limit: int,
-        *,
-        close_idle: Callable[[Any], bool] = lambda _holder: False,
-        all_probe: bool = False,
+        self, limit: int, *, close_idle: Callable[[Any], bool] = lambda _holder: False
     ) -> None:
-        """`close_idle` closes an idle connection of a holder, and says whether there was one.
-        `all_probe`: probes may have all slots.
-        """
+        """`close_idle` closes an idle connection of a holder, and says whether there was one."""
         self._close_idle = close_idle
-        self._all_probe = all_probe
         self._held = dict.fromkeys(SiteStatus, 0)
         self._probes_of: Counter[int] = Counter()  # by sender
         self._overdue: dict[int, tuple[Slot, asyncio.Timeout]] = {}  # probes, by slot
@@ -130,7 +124,7 @@ class ConnectionSlots:
     def limit_to(self, limit: int) -> None:
         """Use another limit; connections beyond it end when their sites no longer need them."""
         self._limit = limit
-        self._probes_max = limit if self._all_probe else max(1, limit // 2)
+        self._probes_max = max(1, limit // 2)
         self._unreachable_max = max(1, limit // 4)
         self._reserve = self._probes_max // _RESERVED_PART
         self._pass_on()

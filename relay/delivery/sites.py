@@ -94,10 +94,11 @@ class Sites:
         # the lookup forgets their hosts' failures
         self._retry_now = BoundedDict[LookupKey, None](HOSTS_MAX)
         self._lookups: dict[LookupKey, asyncio.Task[None]] = {}  # until they have an answer
-        # of next hops that were not found the last time, and of others
+        # of next hops that were not found the last time, and of others; each is a probe, of which
+        # there are half as many as slots
         self._lookup_slots = {
-            True: ConnectionSlots(LOOKUPS_UNREACHABLE_MAX, all_probe=True),
-            False: ConnectionSlots(LOOKUPS_MAX, all_probe=True),
+            True: ConnectionSlots(2 * LOOKUPS_UNREACHABLE_MAX),
+            False: ConnectionSlots(2 * LOOKUPS_MAX),
         }
         self._turn_s = 0.0  # of the last lookup for queued mail
         self._urgent: dict[LookupKey, asyncio.Event] = {}  # of those that wait for their turn

@@ -41,8 +41,8 @@ class Site:
                 self.held.remove(slot)
 
 
-def some_slots(limit: int, *, all_probe: bool = False) -> ConnectionSlots:
-    return ConnectionSlots(limit, close_idle=Site.close_idle, all_probe=all_probe)
+def some_slots(limit: int) -> ConnectionSlots:
+    return ConnectionSlots(limit, close_idle=Site.close_idle)
 
 
 async def recorded() -> None:
