@@ -32,8 +32,9 @@ _SHARED_MAX = 2
 _SHARE_OF_ACCOUNT = 1  # of the shared processes, so that one is free for other accounts
 _LIMIT_S = 2.0  # enough for almost all messages; plus the following for each MiB
 _LIMIT_S_PER_MIB = 0.1
-_ALONE_LIMIT_S = 10.0
+_ALONE_LIMIT_S = 10.0  # of CPU: a busy machine leaves little to a process of low priority
 _ALONE_LIMIT_S_PER_MIB = 1.0
+_REAL_PER_CPU_S = 10
 _START_LIMIT_S = 30.0  # not caused by the submission: the machine is busy
 _IDLE_S = 600.0
 _SUBMISSIONS_MAX = 1000  # per process, which bounds a memory leak
@@ -96,7 +97,9 @@ class ConversionPool:
             child.lower_priority()
             try:
                 limit_s = _ALONE_LIMIT_S + _ALONE_LIMIT_S_PER_MIB * content.size / (1 << 20)
-                return await self._convert_in(child, pending, limit_s)
+                return await self._convert_in(
+                    child, pending, limit_s, in_s=limit_s * _REAL_PER_CPU_S
+                )
             finally:
                 self._end(child)
 
@@ -110,15 +113,15 @@ class ConversionPool:
             child = self._take_idle() or await self._start()
             try:
                 limit_s = _LIMIT_S + _LIMIT_S_PER_MIB * content.size / (1 << 20)
-                return await self._convert_in(child, pending, limit_s)
+                return await self._convert_in(child, pending, limit_s, in_s=limit_s)
             finally:
                 self._put_back(child)
 
     async def _convert_in(
-        self, child: "_ConversionProcess", pending: PendingSubmission, limit_s: float
+        self, child: "_ConversionProcess", pending: PendingSubmission, cpu_s: float, *, in_s: float
     ) -> ConvertedMessage:
-        now_us = self.clock.time_us()
-        return _read_answer(await child.ask(pending, now_us=now_us, limit_s=limit_s))
+        request = {"now_us": self.clock.time_us(), "cpu_s": int(cpu_s) + 1}
+        return _read_answer(await child.ask({"path": str(pending.path)} | request, in_s))
 
     def _convert_here(self, content: Octets) -> ConvertedMessage:
         try:
@@ -220,12 +223,11 @@ class _ConversionProcess(ChildProcess):
             raise OSError(f"the conversion process did not start: {how}") from None
         self._is_ready = True
 
-    async def ask(self, pending: PendingSubmission, *, now_us: int, limit_s: float) -> bytes:
+    async def ask(self, request: dict[str, object], limit_s: float) -> bytes:
         """Return its answer. After ConversionUnfinishedError the process is not usable."""
         assert self._writer is not None
         self._is_ready = False
         self._submissions += 1
-        request = {"path": str(pending.path), "now_us": now_us, "cpu_s": int(limit_s) + 1}
         try:
             async with asyncio.timeout(limit_s):  # real time: a child converts
                 self._writer.write(json.dumps(request).encode() + b"\n")
