@@ -7,8 +7,9 @@ unknown. `site` applies a pause and a number of connections. The format is in co
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -125,12 +126,17 @@ def load_provider_replies(
     if own is not None and not own.is_file():
         text = f'found "{own}", expected a file of [[reply]] tables: there is none'
         raise SettingsError([read_document(config).fault(("delivery", "providers"), text)])
-    files = ([own] if own is not None else []) + [shipped("conf") / "providers.toml"]
     faults: list[Fault] = []
-    entries = [rule for file in files for rule in _read(file, faults)]
+    entries = [*_read(own, faults)] if own is not None else []
     if faults:
         raise SettingsError(faults)
-    return ProviderReplies(entries, clients)
+    return ProviderReplies([*entries, *_shipped_entries()], clients)
+
+
+@cache
+def _shipped_entries() -> Sequence[ReplyEntry]:
+    """Return the entries of this version: another one may replace the file while Relay runs."""
+    return tuple(_read(shipped("conf") / "providers.toml", []))
 
 
 def _read(file: Path, faults: list[Fault]) -> Iterator[ReplyEntry]:

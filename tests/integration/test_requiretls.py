@@ -45,7 +45,12 @@ class Pair:
         self.to_second = int(to_second)
         own = [listener | {"listen": "127.0.0.1:0"}]
         self.first = RelayProcess(
-            config={"smtp": own, "delivery": {"retry": ["1h"]}, "route": routes}
+            config={
+                "smtp": own,
+                "delivery": {"retry": ["1h"]},
+                "route": routes,
+                "dns": {"timeout": "20s"},  # of the look-up of localhost
+            }
         )
         with (self.first.folder / "accounts.toml").open("a") as file:
             file.write('[[alias]]\naddress = "team@example.test"\nto = ["bob@two.test"]\n')

@@ -215,9 +215,26 @@ def _load(module: str) -> None:
     for name in (*late, *(f"encodings.{one.name}" for one in _codecs())):
         with contextlib.suppress(ImportError):  # of another system
             importlib.import_module(name)
+    _fill_caches()
     if module == "pytest":
         for name in importlib.import_module("_pytest.config").default_plugins:
             importlib.import_module(f"_pytest.{name}")
+
+
+def _fill_caches() -> None:
+    """Read and compile what each relay would: its own texts, and the templates that most use."""
+    from relay.base.settings import document, reader, tree
+    from relay.delivery import provider_replies
+    from relay.delivery.reports import texts
+    from relay.front_door.pages import site
+
+    nothing = document.parse_document(Path(os.devnull), "")
+    reader.DocumentReader(nothing, base=ROOT, environ={}).fields(tree.Settings, {}, ())
+    provider_replies._shipped_entries()
+    texts._layouts()
+    texts._own_texts("en")
+    for name in ("base.html", "macros.html", "list.html", "_list.html", "message.html"):
+        site._environment().get_template(name)
 
 
 def _serve(orders: socket.socket) -> None:

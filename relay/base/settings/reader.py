@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from types import FunctionType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -69,6 +70,12 @@ class _InvalidValueError(Exception):
     """The current value is faulty, and its fault is recorded."""
 
 
+@cache
+def _hints_of(kind: type) -> Mapping[str, Any]:
+    """Return the types of the fields of a dataclass."""
+    return get_type_hints(kind, include_extras=True)
+
+
 class DocumentReader:
     """Reads one document; paths are relative to `base`. Without `environ` no reference is replaced:
     the text may come from any client that can send a request. With `keeps_faulty` a faulty value is
@@ -92,8 +99,7 @@ class DocumentReader:
 
         Valid fields are returned, and those whose default depends on `base`.
         """
-        types = get_type_hints(kind, include_extras=True)
-        hints = {name.rstrip("_"): hint for name, hint in types.items()}  # from_ is the key from
+        hints = {name.rstrip("_"): hint for name, hint in _hints_of(kind).items()}  # from_: from
         hints.pop("further", None)  # no key
         removed = REMOVED_KEYS.get(kind, {})
         for key in table.keys() - hints.keys():

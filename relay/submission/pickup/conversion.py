@@ -13,7 +13,7 @@ import asyncio
 import json
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from weakref import WeakValueDictionary
@@ -120,8 +120,9 @@ class ConversionPool:
     async def _convert_in(
         self, child: "_ConversionProcess", pending: PendingSubmission, cpu_s: float, *, in_s: float
     ) -> ConvertedMessage:
-        request = {"now_us": self.clock.time_us(), "cpu_s": int(cpu_s) + 1}
-        return _read_answer(await child.ask({"path": str(pending.path)} | request, in_s))
+        now_us, path = self.clock.time_us(), str(pending.path)
+        request = {"path": path, "now_us": now_us, "cpu_s": int(cpu_s) + 1}
+        return _read_answer(await child.ask(request, in_s))
 
     def _convert_here(self, content: Octets) -> ConvertedMessage:
         try:
@@ -223,7 +224,7 @@ class _ConversionProcess(ChildProcess):
             raise OSError(f"the conversion process did not start: {how}") from None
         self._is_ready = True
 
-    async def ask(self, request: dict[str, object], limit_s: float) -> bytes:
+    async def ask(self, request: Mapping[str, object], limit_s: float) -> bytes:
         """Return its answer. After ConversionUnfinishedError the process is not usable."""
         assert self._writer is not None
         self._is_ready = False

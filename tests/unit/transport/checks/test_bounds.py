@@ -215,6 +215,7 @@ async def test_a_worker_that_hangs_or_grows_is_killed_and_replaced(monkeypatch) 
         assert [result.result for result in results[:2]] == ["fail", "none"]
         assert worker.process.returncode == -signal.SIGKILL
         [worker] = checks.checker._workers._idle
+        monkeypatch.setattr(workers, "_REQUEST_S", 100.0)
         resource.prlimit(worker.process.pid, resource.RLIMIT_AS, (1 << 20, 1 << 20))
         with capture_logs() as logged:
             results = await checks(large, "a@bank.test")
