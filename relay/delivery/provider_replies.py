@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -20,16 +20,16 @@ from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed
 from relay.base.phrases import words_in
 from relay.base.settings.document import Fault, SettingsError, read_document, unknown_key
 from relay.base.settings.environment import shipped
-from relay.base.settings.tree import OAuthClient
+from relay.base.settings.tree import Between, OAuthClient
 from relay.base.settings.values import is_ip, parse_duration
 from relay.transport.policy.globs import Globs, read_globs
 from relay.transport.policy.patterns import Pattern, PatternError, PatternSet
-from relay.transport.policy.table_reader import FAULTS_MAX, TableReader, some_text, tables
+from relay.transport.policy.table_reader import FAULTS_MAX, TableReader, some_text, tables, typed
 from relay.transport.routing.routes import Credentials
 
 FILE_BYTES_MAX = 256 * 1024
 _PAUSE_S_MAX = 86400.0
-_CONNECTIONS_MAX = 1000
+_CONNECTIONS = Annotated[int, Between(1, 1000)]
 _KEYS = words_in("name source date mx login code status text class pause connections provider")
 _SECOND_LEVEL = ("ac", "co", "com", "edu", "gov", "ne", "net", "or", "org")  # as in co.uk
 _FAILED = "failed"
@@ -171,7 +171,7 @@ def _entry(reader: TableReader) -> ReplyEntry:
         text=reader.key("text", Pattern.parse, default=None),
         kind=None if kind == _FAILED else DeferralClass(kind),
         pause_s=reader.key("pause", _pause, default=0.0),
-        connections=reader.key("connections", _connections, default=0),
+        connections=reader.key("connections", typed(_CONNECTIONS), default=0),
         at_microsoft=reader.key("login", _login, default=False),
     )
 
@@ -200,9 +200,3 @@ def _pause(value: Any) -> float:
     if not 0 < seconds <= _PAUSE_S_MAX:
         raise ValueError("a duration of at most 1 day")
     return seconds
-
-
-def _connections(value: Any) -> int:
-    if type(value) is not int or not 1 <= value <= _CONNECTIONS_MAX:
-        raise ValueError(f"a whole number from 1 to {_CONNECTIONS_MAX}")
-    return value

@@ -467,12 +467,9 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
     "addressed": ("sender", "recipient", "cc", "bcc", "reply_to"),
     **dict.fromkeys(("after", "before", "larger", "smaller"), ()),  # numbers, no texts
 }
-_TIME, _SIZES = "a day or a time of RFC 3339", "a size such as 10k or 1.5M"
 _EXPECTED = {
-    "after": _TIME,
-    "before": _TIME,
-    "larger": _SIZES,
-    "smaller": _SIZES,
+    **dict.fromkeys(("after", "before"), "a day or a time of RFC 3339"),
+    **dict.fromkeys(("larger", "smaller"), "a size such as 10k or 1.5M"),
     "is": "read, unread or tagged",
     "has": "attachment or inline",
 }

@@ -381,15 +381,8 @@ _TRANSPORT_EXPECTED = (
 )
 
 
-def removed_keys(document: Document) -> Sequence[Fault]:
-    """Return the keys of a configuration that an older release had, and what a warning says."""
-    reader = DocumentReader(document, base=document.file.absolute().parent, environ=None)
-    reader.fields(Settings, document.table, ())
-    return reader.removed
-
-
-def secret_files(document: Document, environ: Mapping[str, str]) -> Sequence[tuple[KeyPath, Path]]:
-    """Return the files from which the secrets of a configuration are read, each with its key."""
+def read_again(document: Document, environ: Mapping[str, str]) -> DocumentReader:
+    """Return the reader of a configuration, for its `removed` and `secret_files`."""
     reader = DocumentReader(document, base=document.file.absolute().parent, environ=environ)
     reader.fields(Settings, document.table, ())
-    return reader.secret_files
+    return reader

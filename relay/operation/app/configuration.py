@@ -44,7 +44,7 @@ from relay.base.settings.document import (
     read_document,
     read_text,
 )
-from relay.base.settings.reader import load, removed_keys
+from relay.base.settings.reader import load, read_again
 from relay.base.settings.reloadable_keys import apply_reloadable
 from relay.base.settings.tree import ListenerTls, NodeRole, Settings
 from relay.base.settings.validation import name_of
@@ -183,7 +183,7 @@ class ActiveConfiguration:
         ]
         if faults and is_reload:
             raise SettingsError(faults)
-        for fault in (*removed_keys(place), *faults):
+        for fault in (*read_again(place, self._environ).removed, *faults):
             _log.warning("a key of relay.toml is of no use", key=fault.key, detail=str(fault))
         return settings
 

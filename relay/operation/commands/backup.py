@@ -38,7 +38,7 @@ from relay.base.clock import Clock, rfc3339
 from relay.base.files import fsync_path, replace_file, sync_disk, write_all
 from relay.base.phrases import named
 from relay.base.settings.document import Document, parse_document, read_document
-from relay.base.settings.reader import secret_files
+from relay.base.settings.reader import read_again
 from relay.base.settings.tree import Settings
 from relay.base.settings.values import referenced_files
 from relay.operation.app.state_dir import as_owner
@@ -503,7 +503,7 @@ def _named_paths(settings: Settings, config: Document, environ: Mapping[str, str
     accounts = settings.mailboxes.accounts
     named_paths = {config.file, *_paths_in(settings)}
     named_paths |= {domain.file for domain in settings.domain if domain.file is not None}
-    named_paths |= {path for _, path in secret_files(config, environ)}
+    named_paths |= {path for _, path in read_again(config, environ).secret_files}
     for file in (config.file, accounts):
         with suppress(FileNotFoundError):
             text = file.read_text("utf-8", "replace")

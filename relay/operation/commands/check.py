@@ -16,7 +16,7 @@ from relay.base.clock import Clock
 from relay.base.files import open_to_others
 from relay.base.phrases import counted, named, shown
 from relay.base.settings.document import Document, KeyPath, SettingsError, dotted, read_document
-from relay.base.settings.reader import load, removed_keys, secret_files
+from relay.base.settings.reader import load, read_again
 from relay.base.settings.tree import ListenerTls, NodeRole, SendmailSettings, Settings
 from relay.base.settings.validation import as_fallback, hidden_routes, host_of, name_of
 from relay.base.socket_address import Address
@@ -98,7 +98,8 @@ def _check_file(
         return
     yield CheckFinding("configuration", CheckResult.OK, str(file))
     place = read_document(file)  # for line numbers
-    yield from (warning_of("configuration", removed) for removed in removed_keys(place))
+    for removed in read_again(place, environ).removed:
+        yield warning_of("configuration", removed)
     yield from _reach(settings, place)
     table = yield from _accounts(settings, file, environ, clock=clock)
     yield from _dovecot(settings.mailboxes.dovecot_auth)
@@ -200,7 +201,7 @@ def _permissions(
     folders: Mapping[KeyPath, Path],
 ) -> Iterator[CheckFinding]:
     """Yield a warning for each file, and each of `folders`, whose permissions are too wide."""
-    secrets = list(secret_files(place, environ))
+    secrets = [*read_again(place, environ).secret_files]
     secrets += [
         (("route", number, "auth", "password_file"), route.auth.password_file)
         for number, route in enumerate(settings.route)

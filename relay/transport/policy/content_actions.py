@@ -27,7 +27,7 @@ from relay.formats.html_tokens import html_layout
 from relay.formats.read_header import originators
 from relay.formats.write_header import address_list_field
 from relay.transport.policy.recipient_actions import AddressesAction, read_address
-from relay.transport.policy.table_reader import check_parts, long_text, one_of, part, parts
+from relay.transport.policy.table_reader import check_parts, long_text, part, parts, typed
 
 DISCLAIMER_TEXT_MAX = 5000  # characters, as in Exchange
 DISCLAIMER_HTML_MAX = 20_000  # characters: its styles take more than its text
@@ -201,8 +201,8 @@ class DisclaimerAction(Struct, frozen=True):
         return cls(
             part(value, "text", lambda text: long_text(text, DISCLAIMER_TEXT_MAX)),
             part(value, "html", _html) if "html" in value else "",
-            part(value, "where", one_of(DisclaimerPlace)),
-            part(value, "fallback", one_of(DisclaimerFallback)),
+            part(value, "where", typed(DisclaimerPlace)),
+            part(value, "fallback", typed(DisclaimerFallback)),
         )
 
     def edit(self, content: ParsedContent) -> tuple[ParsedContent, str]:

@@ -18,7 +18,7 @@ from relay.base.message.nexthop import ROUTE_PREFIX, HopKind, NextHop
 from relay.base.message.status import REPLY_TEXT_MAX, split_reply
 from relay.base.message.verdict import JUNK_EMAIL, ExaminedMessage, Hold, RateCharge
 from relay.base.settings.values import parse_next_hop, parse_rate
-from relay.transport.policy.table_reader import check_parts, long_text, one_of, part, parts
+from relay.transport.policy.table_reader import check_parts, long_text, part, parts, typed
 
 REJECT_STATUS = "5.7.1"
 DEFER_STATUS = "4.7.1"
@@ -146,7 +146,7 @@ class RateLimitAction(Struct, frozen=True):
             raise ValueError(f"{expected}, with these keys")
         check_parts(value, ("rate", "per", "text"))
         rate = part(value, "rate", lambda rate: parse_rate(rate if isinstance(rate, str) else ""))
-        per = part(value, "per", one_of(RateKey))
+        per = part(value, "per", typed(RateKey))
         status, text = part({"text": _TOO_MUCH} | value, "text", _deferral)
         count, _, seconds = rate.partition("/")
         return cls(int(count), float(seconds), per, status, text)

@@ -74,10 +74,9 @@ from relay.transport.policy.rules import (
 )
 from relay.transport.policy.table_reader import (
     TableReader,
-    one_of,
     some_text,
     tables,
-    true_or_false,
+    typed,
     unless_many,
 )
 
@@ -106,12 +105,12 @@ def read_rule(
     """
     reader.check_keys(_RULE_KEYS)
     actions = _actions(reader, routes)
-    stop = reader.key("stop", true_or_false, default=False)
+    stop = reader.key("stop", typed(bool), default=False)
     if not actions and not stop and not reader.has_faults:
         reader.add_fault(
             ("then",), "found nothing to do, expected at least one action or stop = true"
         )
-    on_error = reader.key("on_error", one_of(OnError), default=OnError.DEFER)
+    on_error = reader.key("on_error", typed(OnError), default=OnError.DEFER)
     keys = [key for key, _ in actions]
     if on_error is OnError.IGNORE and (blocking := set(keys).intersection(_NEVER_IGNORED)):
         reader.add_fault(
@@ -121,7 +120,7 @@ def read_rule(
         )
     rule = Rule(
         name=reader.required("name", _name, default=""),
-        mode=reader.key("mode", one_of(RuleMode), default=RuleMode.ENFORCE),
+        mode=reader.key("mode", typed(RuleMode), default=RuleMode.ENFORCE),
         when=_conditions(reader, "when", groups),
         unless=_conditions(reader, "unless", groups),
         actions=tuple(_with_hold_keys(reader, actions.values())),
@@ -250,7 +249,7 @@ def _with_hold_keys(reader: TableReader, actions: Collection[RuleAction]) -> Ite
             yield HoldAction(
                 action.reason,
                 expires_s=reader.key("expires", _duration, default=None),
-                silent=reader.key("expired", one_of(AfterHold), default=AfterHold.REPORT)
+                silent=reader.key("expired", typed(AfterHold), default=AfterHold.REPORT)
                 is AfterHold.SILENT,
                 notice=reader.key("notice", _notice, default=""),
             )

@@ -30,13 +30,12 @@ from relay.transport.policy.rules import ExpectedResult, OverallVerdict, RuleTes
 from relay.transport.policy.table_reader import (
     TableReader,
     check_parts,
-    one_of,
     part,
     parts,
     some_text,
     text,
     texts,
-    true_or_false,
+    typed,
 )
 
 SIZE_BYTES_MAX = 256 * 1024 * 1024
@@ -69,13 +68,13 @@ def read_test(reader: TableReader, *, prefix: str, home: Path | None) -> RuleTes
         recipients=tuple(recipients),
         recipient_count=reader.key("recipients", _count(len(recipients)), default=len(recipients)),
         content=_content(reader, file.parent, home=home, addresses=(sender, *recipients)),
-        source=reader.key("source", one_of(Source), default=Source.SMTP),
+        source=reader.key("source", typed(Source), default=Source.SMTP),
         client=reader.key("client", _client, default=""),
         login=reader.key("login", some_text, default=""),
         results=reader.key("auth", _results, default=()),
         local=reader.key("local", _domains, default=None),
         enforced=frozenset(reader.key("enforce", _rule_names(prefix), default=tuple[str, ...]())),
-        is_alone=reader.key("alone", true_or_false, default=False),
+        is_alone=reader.key("alone", typed(bool), default=False),
         expect=_expectation(reader, prefix),
         file=file,
         line=reader.line,
@@ -99,7 +98,7 @@ def _expectation(reader: TableReader, prefix: str) -> ExpectedResult:
         return ExpectedResult(OverallVerdict.ACCEPT)
     inner.check_keys(_EXPECTED)
     return ExpectedResult(
-        verdict=inner.required("verdict", one_of(OverallVerdict), default=OverallVerdict.ACCEPT),
+        verdict=inner.required("verdict", typed(OverallVerdict), default=OverallVerdict.ACCEPT),
         rules=inner.key("rules", _rule_names(prefix), default=None),
         added=inner.key("added", _address_set, default=None),
         redirected=inner.key("redirected", _address_set, default=None),

@@ -4,10 +4,12 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, TypeVar
 
 from relay.base.phrases import shown
 from relay.base.settings.document import Document, Fault, KeyPath, unknown_key
+from relay.base.settings.reader import read_leaf
 
 FAULTS_MAX = 100  # more than a person reads; then reading stops
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
@@ -158,13 +160,6 @@ def texts(value: Any) -> list[str]:
     return parts(values, text)
 
 
-def true_or_false(value: Any) -> bool:
-    """Read a boolean. Raises ValueError."""
-    if not isinstance(value, bool):
-        raise ValueError("true or false")
-    return value
-
-
 def tables(document: Document, key: str, faults: list[Fault]) -> Iterator[TableReader]:
     """Yield the tables of [[key]], until there are FAULTS_MAX faults."""
     raw = document.table.get(key, [])
@@ -177,20 +172,14 @@ def tables(document: Document, key: str, faults: list[Fault]) -> Iterator[TableR
             yield reader
 
 
-def one_of(words: type[Word]) -> Callable[[Any], Word]:
-    """Return a reader of one of `words`."""
-
-    def read(value: Any) -> Word:
-        if value not in list(words):
-            raise ValueError(f"one of {', '.join(words)}")
-        return words(value)
-
-    return read
+def typed(hint: Any) -> Callable[[Any], Any]:
+    """Return a reader of a value of this type, as relay.toml has it."""
+    return lambda value: read_leaf(hint, value, Path())
 
 
 def words_of(value: Any, words: type[Word]) -> list[Word]:
     """Read one or more of `words`. Raises ValueError."""
-    return parts(value if value and isinstance(value, list) else [value], one_of(words))
+    return parts(value if value and isinstance(value, list) else [value], typed(words))
 
 
 def _title(path: KeyPath, table: Mapping[str, Any]) -> str:
