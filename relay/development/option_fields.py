@@ -45,7 +45,7 @@ def flag(text: str) -> Any:
     return option(text, default=False, is_flag=True)
 
 
-class SeparatedInVariable(Parsed[T]):
+class Separated(Parsed[T]):
     """The type of an option that is repeatable: its variable has several values."""
 
     def split_envvar_value(self, rv: str) -> list[str]:

@@ -31,7 +31,7 @@ from relay.base.socket_address import Address
 from relay.base.sockets import has_ipv6, reserve_port
 from relay.development.accounts import DOMAIN, NAMES
 from relay.development.internet.simulator import SimulatedInternet
-from relay.development.option_fields import SeparatedInVariable, flag, items, listener, option
+from relay.development.option_fields import PORTS, Separated, flag, items, listener, option
 from relay.development.removal import KeepLimits
 from relay.front_door.notifications.https_client import LOOPBACK, PRIVATE
 from relay.operation.app.development_folder import DevelopmentFolder
@@ -175,7 +175,7 @@ class DevelopmentOptions:
         "--scenario",
         default=(),
         multiple=True,
-        type=SeparatedInVariable("NAME|FILE", str),
+        type=Separated("NAME|FILE", str),
     )
     strict_users: bool = flag(
         "Make no account by mail or a login by SMTP: local mail is rejected, and so is a "
@@ -265,8 +265,7 @@ class DevelopmentOptions:
     @property
     def listeners(self) -> dict[str, Address]:
         """Where it listens, by the name of the option."""
-        names = ("http", "https", *SMTP_ROLES)
-        return {name: address for name in names if (address := getattr(self, name)) is not None}
+        return {name: address for name in PORTS if (address := getattr(self, name)) is not None}
 
     def everywhere(self, address: Address) -> tuple[Address, ...]:
         """Return where to listen for `address`."""
@@ -303,9 +302,8 @@ class DevelopmentAddresses(Struct, frozen=True):
 
     def for_this_machine(self) -> Self:
         """Return the addresses that clients on this machine connect to."""
-        listeners = {name: getattr(self, name) for name in ("http", "https", *SMTP_ROLES)}
         here: dict[str, Any] = {
-            name: address and _connectable(address) for name, address in listeners.items()
+            name: (address := getattr(self, name)) and _connectable(address) for name in PORTS
         }
         return replace(self, **here)
 

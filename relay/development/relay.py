@@ -49,6 +49,7 @@ from relay.development.internet.scenario_file import (
 from relay.development.internet.simulator import SimulatedInternet
 from relay.development.mailpit import MailpitApi
 from relay.development.mailpit_message import OutgoingMail
+from relay.development.option_fields import PORTS
 from relay.development.options import (
     ANY,
     CA_OF_INTERNET,
@@ -277,7 +278,7 @@ class DevelopmentRelay:
             self._tasks.start(automatic.run(), name="automatic release")
         await self.daemon.start()
         at = self.addresses
-        listeners = {name: getattr(at, name) for name in ("http", "https", *SMTP_ROLES)}
+        listeners = {name: getattr(at, name) for name in PORTS}
         options = dataclasses.replace(self._options, **listeners)
         write_config(self.folder, options, self.internet)
 

@@ -143,6 +143,10 @@ def test_default_ports_of_tls_in_use_are_left_out(dev) -> None:
     assert "https://" not in running.log
     with running.smtp() as session:
         assert session.noop()[0] == 250
+    other = dev(
+        "--no-demo", f"--smtp=127.0.0.2:{option_fields.PORTS['submission']}", ports=["--http=0"]
+    )
+    assert other.ready["submission"] == []
 
 
 def test_of_relays_that_start_at_once_each_binds_a_default_port_or_does_without(dev) -> None:

@@ -125,7 +125,7 @@ def _plan(
         if values[name] is not None:
             continue
         try:
-            open_early(*plan.everywhere(getattr(plan, name)))
+            _open(plan, name)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
@@ -134,6 +134,14 @@ def _plan(
             left_out: dict[str, Any] = {name: None}
             plan = dataclasses.replace(plan, **left_out)
     return plan
+
+
+def _open(plan: DevelopmentOptions, name: str) -> None:
+    """Listen where an option says, before the relay exists. Raises OSError."""
+    port = plan.listeners[name].port
+    if [at.port for at in plan.listeners.values()].count(port) > 1:
+        raise OSError(errno.EADDRINUSE, f"port {port} is that of another option")
+    open_early(*plan.everywhere(plan.listeners[name]))
 
 
 def _warn(text: str) -> None:
