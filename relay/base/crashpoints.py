@@ -51,12 +51,12 @@ class CrashPoint(StrEnum):
     PREPARING_DIRECTORY_SYNCED = "preparing-directory-synced"  # fsync of preparing/
     KEY_RECORDED = "key-recorded"  # its record is committed; the next start makes it ready
     # A scheduled send:
-    CHANGE_PREPARED = "change-prepared"  # its next generation linked into preparing/
-    SUBMISSION_RESCHEDULED = "submission-rescheduled"  # renamed to another time
+    CHANGE_PREPARED = "change-prepared"  # its marker is in preparing/ and synced
+    SUBMISSION_RESCHEDULED = "submission-rescheduled"  # an earlier time is in its name
+    DRAFT_REPLACED = "draft-replaced"  # the next generation linked into the draft's folder
+    DRAFT_TAKEN_AWAY = "draft-taken-away"  # the draft was changed, moved or deleted, and synced
     SUBMISSION_REPLACED = "submission-replaced"  # the next generation renamed over it
-    DRAFT_REPLACED = "draft-replaced"  # and linked into the draft's folder
-    DRAFT_TAKEN_AWAY = "draft-taken-away"  # the draft was moved or deleted, and synced: not sent
-    SUBMISSION_CANCELLED = "submission-cancelled"  # renamed from deferred/ to preparing/
+    SUBMISSION_CANCELLED = "submission-cancelled"  # recorded, and removed from deferred/
     SUBMISSION_DUE = "submission-due"  # renamed from deferred/ to ready/
     DUE_SUBMISSIONS_SYNCED = "due-submissions-synced"  # fsync of ready/ and deferred/
     # The start and the stop of the spool, and its checkpoints:

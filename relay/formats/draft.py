@@ -80,6 +80,8 @@ class DraftOrigin(Struct, frozen=True):
     sent_folder: str = ""  # the id of the folder that step 4 files it in; "" for Sent Items
     # another user: a message from this address without Sender gets the account as Sender
     on_behalf_of: str = ""
+    # when it is sent, 0: at once, or not at all; None: a release before 0.5.0 wrote the draft
+    scheduled_us: int | None = None
 
 
 class StoredPart(Struct, frozen=True):

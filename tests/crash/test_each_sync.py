@@ -295,6 +295,12 @@ async def cancelled_sends(trial: PowerLossTrial) -> None:
     await trial.promised(("drafts", "asked"))
 
 
+async def sends_cancelled_by_an_operator(trial: PowerLossTrial) -> None:
+    pending = await schedule_message(trial)
+    await trial.settled_store().ready.cancel_scheduled(pending.submission_id, who="operator")
+    await trial.promised(("drafts", "asked"))
+
+
 async def rejected_changes_of_scheduled_sends(trial: PowerLossTrial) -> None:
     pending = await schedule_message(trial)
     changed = MessageChange(
@@ -449,6 +455,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     *(failures_of_keyed_submissions, cancellations_of_keyed_submissions),
     *(step_4, step_4_without_a_draft, step_4_without_a_folder, repeated_cancellations),
     *(failures, damaged_submissions, scheduled_sends, changes_of_scheduled_sends, cancelled_sends),
+    sends_cancelled_by_an_operator,
     *(rejected_changes_of_scheduled_sends, rejected_cancellations, rejected_deletes),
     *(deliveries, repeated_deliveries, deliveries_that_the_index_finds, leftovers),
     drafts_after_a_delivery,

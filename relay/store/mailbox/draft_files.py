@@ -228,6 +228,7 @@ def _origin(identity: DraftIdentity, message_id: str) -> DraftOrigin:
         save_to_sent_items=identity.options.save_to_sent_items,
         sent_folder=identity.options.sent_folder,
         on_behalf_of=identity.options.on_behalf_of,
+        scheduled_us=identity.options.scheduled_us,
     )
 
 
@@ -386,20 +387,14 @@ def _new_index(properties: MessageProperties, origin: DraftOrigin) -> str:
 class Before(Struct, frozen=True):
     """A message before a change: its file, and its submission if it is a scheduled send.
 
-    The options of the submission are those after the change. `cancelled` is the submission if the
-    change cancels it.
+    `options` are those of the submission after the change, without a time if that cancels it.
     """
 
     account: str
     mailbox: Path
     located: MessageFile
     submission: PendingSubmission | None
-    cancelled: PendingSubmission | None = None
-
-    @property
-    def options(self) -> SendOptions | None:
-        """The options of the submission."""
-        return self.submission.options if self.submission else None
+    options: SendOptions
 
 
 def in_folder(located: MessageFile, folder: Folder, base: str) -> MessageFile:

@@ -8,7 +8,7 @@ blocking ones OSError too; after an error nothing is half-written. See Maildir a
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,7 +69,7 @@ from relay.store.mailbox.message_state import (
     encode_state,
     without_content,
 )
-from relay.store.mailbox.pending_submission import PendingSubmission
+from relay.store.mailbox.pending_submission import PendingSubmission, SendOptions
 from relay.store.mailbox.store_part import StorePart, in_thread
 from relay.store.mailbox.stored_message import (
     NO_PRECONDITION,
@@ -96,28 +96,20 @@ class ScheduledDrafts(Protocol):
     def scheduled_submission(
         self, message_id: str, located: MessageFile
     ) -> PendingSubmission | None:
-        """Return the scheduled send of a message, None if it durably has none."""
+        """Return the scheduled send of a message, as its draft is; None if it durably has none."""
 
     def changed(
         self, draft: Before, before: Sequence[ExtendedProperty], after: Sequence[ExtendedProperty]
     ) -> Before:
-        """Return the draft with the scheduled send that it has after a change of extended
-        properties.
-        """
+        """Return the draft with the options that it has after a change of extended properties."""
 
-    def rewrite(self, draft: Before, file: Path, head: bytes, *, undo: Undo) -> None:
-        """Prepare that `file` replaces the draft; `head` is its beginning. Add to `undo`."""
+    def prepare(self, submission: PendingSubmission | None, *, due_us: int = 0) -> None:
+        """Prepare for a change of the draft, durably; `due_us` is its time then."""
 
-    def rewritten(self, draft: Before) -> None:
-        """Complete the change: the draft was replaced, durably."""
-
-    def cancelling(
-        self, submission: PendingSubmission | None, *, reason: str
-    ) -> AbstractContextManager[Undo]:
-        """Cancel the send while the block takes the draft out of its folder, durably.
-
-        When the block raises an error, the actions of the list are called.
-        """
+    def follow(
+        self, submission: PendingSubmission | None, file: Path | None, *, reason: str = ""
+    ) -> None:
+        """The draft is `file` now, durably; None: it was taken out of Drafts, for this reason."""
 
 
 class ReadListener(Protocol):
@@ -429,9 +421,9 @@ class Messages(StorePart):
         mailbox = self.folders.mailbox(account)
         self.old_files.clean(mailbox)
         located = self.index.get_if(mailbox, message_id, condition)
-        return Before(
-            account, mailbox, located, self.scheduled.scheduled_submission(message_id, located)
-        )
+        submission = self.scheduled.scheduled_submission(message_id, located)
+        options = submission.options if submission else SendOptions()
+        return Before(account, mailbox, located, submission, options)
 
     def replace(
         self, before: Before, draft: ComposedDraft, *, flags: str, make: _MakeState = _same
@@ -454,7 +446,7 @@ class Messages(StorePart):
             undone_after_errors() as undo,
         ):
 
-            def on_written(temporary: Path) -> None:
+            def on_written() -> None:
                 if replace(state, **content) != located.state:
                     self._change_state(
                         mailbox,
@@ -462,7 +454,7 @@ class Messages(StorePart):
                         lambda message: replace(make(message), **content),
                         undo=undo,
                     )
-                self.scheduled.rewrite(before, temporary, memory_part(draft.content), undo=undo)
+                self.scheduled.prepare(before.submission, due_us=before.options.scheduled_us)
 
             changed = self._write(
                 mailbox,
@@ -477,18 +469,18 @@ class Messages(StorePart):
                 self.index.states(mailbox).write(dict.fromkeys(located.state_ids, state))
         with suppress(OSError):  # the change is durable: the index, or a start, completes it
             remove(located.path)
-        with suppress(OSError):
-            self.scheduled.rewritten(before)
+        self.scheduled.follow(before.submission, changed.path)
         return self._written(mailbox, draft, replace(changed, state=state))
 
     def _take_back(self, mailbox: Path, changed: MessageFile, replaced: Path | None) -> None:
-        """Remove a draft's new file.
+        """Remove a draft's new file, durably: a scheduled send is of the draft that is there.
 
         It stays if the index has found it and therefore removed the file before it.
         """
         with self.index.no_update(mailbox):
             if replaced is None or replaced.exists():
                 remove(changed.path)
+        sync_directory(changed.directory)
 
     def _write(
         self,
@@ -498,14 +490,13 @@ class Messages(StorePart):
         *,
         flags: str,
         replaced: Path | None = None,
-        on_written: Callable[[Path], None] = lambda _path: None,
+        on_written: Callable[[], None] = lambda: None,
         written_us: int | None = None,
     ) -> MessageFile:
         """Write a draft's file durably: tmp, fsync, link, fsync of the directory. `written_us` is
         its modification time, None is now.
 
-        `on_written` is called with the file before it is linked to its final name, and may create
-        other links to it.
+        `on_written` is called before the file is linked to its final name.
         """
         directory = folder.path / "cur"
         temporary = draft.written or folder.path / "tmp" / draft.identity.base_name
@@ -517,7 +508,7 @@ class Messages(StorePart):
             if written_us is not None:
                 os.utime(descriptor, ns=(written_us * 1000, written_us * 1000))
             finish_content(descriptor)
-            on_written(temporary)
+            on_written()
             place(temporary, located.path)
             self.crash.reached(CrashPoint.DRAFT_REPLACED)
             self.syncs.sync(directory)
@@ -589,8 +580,10 @@ class Messages(StorePart):
             if destination.path == located.folder.path:
                 return loaded(located)
             submission = self.scheduled.scheduled_submission(message_id, located)
-            with self.scheduled.cancelling(submission, reason="the draft was moved") as undo:
+            self.scheduled.prepare(submission)
+            with undone_after_errors() as undo:
                 moved = self._moved(located, destination, undo=undo)
+            self.scheduled.follow(submission, None, reason="the draft was moved")
             return loaded(moved)
 
     @in_thread
@@ -613,7 +606,8 @@ class Messages(StorePart):
             located = self.index.get_if(mailbox, message_id, condition)
             submission = self.scheduled.scheduled_submission(message_id, located)
             is_removed = permanently or is_deleted(located.folder)
-            with self.scheduled.cancelling(submission, reason="the draft was deleted") as undo:
+            self.scheduled.prepare(submission)
+            with undone_after_errors() as undo:
                 if not is_removed:
                     deleted = self._destination(mailbox, WellKnown.DELETED_ITEMS)
                     self._moved(located, deleted, undo=undo)
@@ -623,6 +617,7 @@ class Messages(StorePart):
                 else:
                     remove(located.path)
                     self.syncs.sync(located.directory)
+            self.scheduled.follow(submission, None, reason="the draft was deleted")
             if is_removed and submission is not None:
                 with suppress(OSError):
                     remove(removed.path)

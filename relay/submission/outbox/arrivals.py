@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Self, TypeVar
 
-import msgspec
-
 from relay.base.files import FileOctets, write_all
 from relay.formats.read_header import HEADER_OCTETS_MAX
 from relay.store.mailbox.draft_files import ComposedDraft, DraftHead, draft_head
@@ -187,8 +185,6 @@ class Arrivals(OutboxPart):
                 before = self.messages.draft(account, message_id, condition=condition)
                 if before.located.generation != file.head.identity.generation - 1:
                     raise BeingSentError("The draft was changed while its MIME arrived.")
-                if (cancelled := before.submission) is not None:  # the new MIME has no send time
-                    before = msgspec.structs.replace(before, submission=None, cancelled=cancelled)
                 flags = before.located.name.flags
                 return self.messages.replace(before, draft, flags=flags, make=without_content)
 

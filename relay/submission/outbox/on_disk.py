@@ -47,7 +47,7 @@ from relay.store.mailbox.store_part import StorePart
 # of a draft made by sendMail: the draft is removed if the submission never became ready
 FIRST_SUBMISSION = 1
 SUBMISSION_FILE_NAME = re.compile(r"([0-9a-z]{16})\.(\d{1,20})@(\d{1,18})")
-_PREPARED = re.compile(r"([0-9a-z]{16}\.\d{1,20})(?:(\+)|@([0-9a-z-]{1,100}))?")
+_PREPARED = re.compile(r"([0-9a-z]{16}\.\d{1,20})(?:(~)|@([0-9a-z-]{1,100}))?")
 _COPIED = "copied"  # if this file exists, restored submissions are copies and not hard links
 
 _ANCHOR = "clock"
@@ -61,13 +61,13 @@ _log = get_logger("outbox")
 class PreparedFile(Struct, frozen=True):
     """A file in preparing/.
 
-    `is_change`: the file is the next generation of the draft of a scheduled send. `slot` is the
-    slot of a submission with a key. `submission_id` is "" for other files.
+    `is_cancelled`: an operator has cancelled a scheduled send. `slot` is the slot of a submission
+    with a key. `submission_id` is "" for other files.
     """
 
     path: Path
     submission_id: str
-    is_change: bool = False
+    is_cancelled: bool = False
     slot: str = ""
 
 
@@ -162,6 +162,17 @@ class SubmissionDirectory:
         name = submission_id if key is None else f"{submission_id}@{key.slot}"
         return f"{self.preparing}/{name}"
 
+    def marker(self, draft_id: str) -> Path:
+        """The path of an empty file that exists while the send of a draft may differ from it.
+
+        0.4.0 has the id of the submission before the plus sign.
+        """
+        return self.preparing / f"{draft_id}.+"
+
+    def cancelled(self, submission_id: str) -> Path:
+        """The path of a scheduled send that an operator has cancelled, until it is recorded."""
+        return self.preparing / f"{submission_id}~"
+
     def mark_copied(self) -> None:
         """Record that restored submissions are copies, so that link counts are not evidence."""
         self._copied.touch(0o600)
@@ -170,11 +181,16 @@ class SubmissionDirectory:
         """The submission of the draft in `file`, scheduled, ready or held; None if it has none.
 
         A file with a single link has no submission: no directory is listed for it, unless
-        submissions were restored. Raises FileNotFoundError if the file does not exist.
+        submissions were restored or the draft was changed. Raises FileNotFoundError if the file
+        does not exist.
         """
-        if file.stat().st_nlink == 1 and not self._copied.exists():
-            return None
-        return self._first(f"{draft_id}.")
+        is_linked = file.stat().st_nlink > 1 or self._copied.exists()
+        return self._first(f"{draft_id}.") if is_linked or self.marker(draft_id).exists() else None
+
+    def waiting(self, draft_id: str) -> PendingSubmission | None:
+        """The scheduled send of a draft, None if none waits."""
+        path = _first(self.scheduled, f"{draft_id}.")
+        return self.read(path) if path is not None else None
 
     def may_change(self, submission: Path) -> bool:
         """Whether the submission at a path returned by find() waits for its time."""
@@ -259,8 +275,10 @@ class SubmissionDirectory:
             block = read_block_of(path)
         except FileNotFoundError:
             return None
-        at_us = int(match[3])
+        due_us = at_us = int(match[3])
         origin = block.origin if block is not None else _NO_ORIGIN
+        if origin.scheduled_us is not None:
+            due_us = origin.scheduled_us
         return PendingSubmission(
             submission_id=f"{match[1]}.{match[2]}",
             account=origin.account,
@@ -270,7 +288,7 @@ class SubmissionDirectory:
             options=SendOptions(
                 origin.save_to_sent_items,
                 origin.sent_folder,
-                at_us if path.parent.name == self.scheduled.name else 0,
+                due_us if path.parent.name == self.scheduled.name else 0,
                 origin.on_behalf_of,
             ),
         )

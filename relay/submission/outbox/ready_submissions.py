@@ -17,7 +17,7 @@ from relay.base.message.content import MemoryOctets, Octets
 from relay.store.journeys.details import AcceptedDetail, NotifiedDetail
 from relay.store.journeys.events import Event
 from relay.store.journeys.submission_log import SubmissionFacts
-from relay.store.mailbox.errors import BeingSentError, NoSuchItemError, StoreUnavailableError
+from relay.store.mailbox.errors import NoSuchItemError, StoreUnavailableError
 from relay.store.mailbox.folders import drafts_directory, find_folder, well_known_path
 from relay.store.mailbox.inbox import Inbox
 from relay.store.mailbox.maildir import in_order_with, place, remove, retry_if_renamed
@@ -110,7 +110,7 @@ class ReadySubmissions(OutboxPart):
         path = self._scheduled_path(submission_id)
         if path is None:
             return False
-        with self.stripes.of(draft_of(submission_id)), suppress(BeingSentError):
+        with self.stripes.of(draft_of(submission_id)):
             if (submission := self.directory.read(path)) is not None:
                 self.scheduled.cancel(submission, reason=f"by {who}")
                 return True

@@ -11,18 +11,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from filecmp import cmp
 from pathlib import Path
-from shutil import copyfile
 
 from msgspec import Struct
 
 from relay.base.clock import Clock
 from relay.base.message.content import LARGE_BYTES
-from relay.base.message.extended_properties import requested_send_options
 from relay.base.phrases import named
 from relay.store.journeys.details import NotifiedDetail
 from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
 from relay.store.mailbox.draft_files import submission_facts
-from relay.store.mailbox.folders import well_known_path
 from relay.store.mailbox.maildir import (
     SYNC_FAILURES,
     DirectorySync,
@@ -32,10 +29,8 @@ from relay.store.mailbox.maildir import (
     place,
     remove,
 )
-from relay.store.mailbox.message_file import MessageName, mailbox_directory, parse_name
 from relay.store.mailbox.pending_submission import PendingSubmission
-from relay.store.mailbox.stored_message import WellKnown
-from relay.submission.outbox.on_disk import SUBMISSION_FILE_NAME, SubmissionDirectory, read_block_of
+from relay.submission.outbox.on_disk import SUBMISSION_FILE_NAME, SubmissionDirectory
 
 _AT_ONCE = 256  # submissions that are moved with the same syncs
 
@@ -84,7 +79,7 @@ class RestoredSubmissions:
         """
         directory = self.directory
         for prepared in directory.prepared():
-            if prepared.submission_id in recorded and not prepared.is_change:
+            if prepared.submission_id in recorded and not prepared.is_cancelled:
                 directory.finish(prepared.path, recorded[prepared.submission_id])
             remove(prepared.path)
         for folder in self._held:
@@ -107,8 +102,6 @@ class RestoredSubmissions:
                     path.rename(directory.ready_path(submission_id, self.clock.queue_us()))
                 elif path.parent != held:
                     path.rename(held / path.name)
-                    if source == directory.scheduled:
-                        self._join_draft(held / path.name)
                 if source == directory.ready:
                     is_ready.add(submission_id)
         directory.mark_copied()
@@ -159,43 +152,6 @@ class RestoredSubmissions:
     @property
     def _held(self) -> tuple[Path, Path]:
         return self.directory.restored_ready, self.directory.restored_scheduled
-
-    def _join_draft(self, path: Path) -> None:
-        """Link a scheduled send to its draft again, if the draft changed between the two copies.
-
-        The newer file is used. A change that removed the send time has cancelled the send.
-        """
-        submission = self.directory.read(path)
-        if submission is None or not submission.base_name:
-            return
-        draft = self._newest_draft(submission)
-        held_name = parse_name(submission.base_name)
-        if draft is None or held_name is None:
-            return
-        name, file = draft
-        if name.generation < held_name.generation:
-            target = f"{submission.base_name},S={path.stat().st_size}:2,{name.flags}"
-            copyfile(path, file.with_name(target))
-            file.unlink()
-        elif name.generation > held_name.generation:
-            block = read_block_of(file)
-            written = block and (block.properties or block.beside)
-            extended = written.extended if written else ()
-            options = requested_send_options(extended, now_us=self.clock.time_us())
-            path.unlink()
-            if options.scheduled_us:
-                copyfile(file, path.with_name(f"{submission.submission_id}@{options.scheduled_us}"))
-
-    def _newest_draft(self, submission: PendingSubmission) -> tuple[MessageName, Path] | None:
-        root = self.directory.ready.parent.parent
-        folder = well_known_path(mailbox_directory(root, submission.account), WellKnown.DRAFTS)
-        drafts = [
-            (name, directory / file_name)
-            for directory in (folder / "new", folder / "cur")
-            for file_name in list_names(directory)
-            if (name := parse_name(file_name)) and name.message_id == submission.draft_id
-        ]
-        return max(drafts, key=lambda draft: draft[0].generation, default=None)
 
     def _move(self, names: Mapping[str, str], held: Path, to: Path) -> None:
         """Move submissions to `to`: each gets its new name before the old one is removed."""

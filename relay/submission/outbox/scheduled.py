@@ -1,11 +1,12 @@
 """Scheduled sends: cancel them, change them, and make them ready at their time.
 
-A scheduled send waits in `.submissions/deferred` between step 2 and step 3. PATCH, DELETE and move
-of a draft check here first. They write a marker to preparing/; then a single step makes the change
-effective: a start completes it after a crash, and an error before it undoes all. After the
-submission is renamed to ready/, it cannot be changed. Until then the message to send is the one
-that the mailbox shows, and a draft that was removed is not sent. Methods raise BeingSentError if
-the submission is ready already, and OSError.
+A scheduled send waits in `.submissions/deferred` between step 2 and step 3: a link to the draft,
+with its time in the name. The draft is what is sent, and says when. PATCH, DELETE and move of a
+draft prepare() the send, change the draft durably, and let the send follow(). In between, and after
+a crash or an error, the send may differ: a marker says so, and the draft decides at a start, at the
+next change, and at the send's time. After the rename to ready/, nothing can be changed.
+
+Methods raise BeingSentError if the submission is ready already, and OSError.
 
 MS-OXOMSG 2.2.3.4 (deferred send); docs/design.md 1.
 """
@@ -14,17 +15,17 @@ import asyncio
 import dataclasses
 import heapq
 import math
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct, structs
 
 from relay.base.clock import Clock, rfc3339
 from relay.base.crashpoints import CrashPoint
+from relay.base.message.content import LARGE_BYTES
 from relay.base.message.extended_properties import RequestedSendOptions, requested_send_options
 from relay.base.message.properties import ExtendedProperty
 from relay.base.observe.logs import get_logger
@@ -33,10 +34,16 @@ from relay.store.journeys.details import CreatedDetail, NotifiedDetail
 from relay.store.journeys.events import Event
 from relay.store.mailbox.draft_files import Before, submission_facts
 from relay.store.mailbox.errors import BeingSentError, NoSuchItemError, StoreError
-from relay.store.mailbox.folders import find_folder, well_known_path
-from relay.store.mailbox.maildir import Undo, list_names, place, remove, undone_after_errors
+from relay.store.mailbox.folders import drafts_directory, find_folder
+from relay.store.mailbox.maildir import (
+    list_names,
+    open_message,
+    place,
+    remove,
+    undone_after_errors,
+)
 from relay.store.mailbox.message_file import NEW_DRAFT, MessageFile, parse_name
-from relay.store.mailbox.pending_submission import PendingSubmission
+from relay.store.mailbox.pending_submission import PendingSubmission, SendOptions
 from relay.store.mailbox.stored_message import WellKnown
 from relay.submission.outbox.on_disk import OutboxPart, draft_of
 
@@ -62,217 +69,108 @@ class ScheduledSends(OutboxPart):
     """The scheduled sends on disk. Blocking; callers hold the lock of the message."""
 
     on_scheduled: Callable[[PendingSubmission], None]  # its send time was set or changed
-    _failed_syncs: int = field(default=0, init=False)
-    _synced_failures: int = field(default=0, init=False)
 
     def scheduled_submission(
         self, message_id: str, located: MessageFile
     ) -> PendingSubmission | None:
-        """The scheduled send of a message. None if it durably has none.
+        """The scheduled send of a message, as its draft is. None if it durably has none.
 
         Raises BeingSentError if its submission is ready or unfinished.
         """
         if self.directory.has_unfinished(f"{message_id}."):
             raise BeingSentError(_BEING_SENT)
-        path = self.directory.find(message_id, located.path)
-        if path is None:
-            if self._failed_syncs != self._synced_failures:
-                self._sync_cancellations()
-            return None
-        submission = self.directory.read(path) if self.directory.may_change(path) else None
-        if submission is None or not submission.base_name:
-            raise BeingSentError(_BEING_SENT)
-        return submission
-
-    @contextmanager
-    def cancelling(self, submission: PendingSubmission | None, *, reason: str) -> Iterator[Undo]:
-        """Cancel the scheduled send of a draft. The block must durably move it out of Drafts.
-
-        The move makes the cancellation effective: if a later operation fails, the next start
-        completes it, or the timer, which never sends a draft that is not in Drafts. The functions
-        in the list that the block gets are called after an error. Raises BeingSentError.
-        """
-        if submission is not None and not self._is_in_drafts(submission):
-            self.cancel(submission, reason=_REMOVED)  # before the draft may be moved back
-            submission = None
-        with undone_after_errors() as undo:
-            if submission is not None:
-                undo.append(partial(self.finish_replace, submission))
-                self._mark(submission, submission.path)
-            yield undo
-        if submission is not None:
-            self.crash.reached(CrashPoint.DRAFT_TAKEN_AWAY)
-            with suppress(OSError):
-                self._take_out(submission)
-            self.finish_cancel(submission, reason)
+        path, submission = self.directory.find(message_id, located.path), None
+        if path is not None:
+            submission = self.directory.read(path) if self.directory.may_change(path) else None
+            if submission is None or not submission.base_name:
+                raise BeingSentError(_BEING_SENT)
+        in_drafts = located.folder.well_known is WellKnown.DRAFTS
+        is_ours = located.name.message_id == message_id
+        return self._followed(
+            message_id, submission, located.path if in_drafts and is_ours else None
+        )
 
     def cancel(self, submission: PendingSubmission, *, reason: str) -> None:
-        """Cancel a submission, durably; its draft stays. Raises BeingSentError."""
+        """Cancel a send, durably; its draft stays as it is."""
+        self.prepare(submission)
+        spare = self.directory.cancelled(submission.submission_id)
         with undone_after_errors() as undo:
-            undo.append(partial(self.undo_cancel, submission))
-            self.cancel_for(submission, submission.path)
-        self.finish_cancel(submission, reason)
-
-    def cancel_for(self, submission: PendingSubmission, file: Path) -> None:
-        """Cancel a submission durably, because its draft is replaced by `file`.
-
-        The caller then moves the file to its folder, and calls finish_cancel(). After a crash
-        between these calls, the next start does both. Raises BeingSentError.
-        """
-        self._mark(submission, file)
-        self._take_out(submission)
-
-    def undo_cancel(self, submission: PendingSubmission) -> None:
-        """Undo cancel_for()."""
-        spare = self._spare(submission)
-        if spare.exists() and not submission.path.exists():
-            spare.rename(submission.path)
-            self.on_scheduled(submission)
+            submission.path.rename(spare)
+            undo += [self.directory.sync_scheduled, partial(spare.rename, submission.path)]
             self.directory.sync_scheduled()
-        self.finish_replace(submission)
+        with suppress(OSError):  # a start records it
+            self.record_cancelled(submission.submission_id, submission.account, reason)
+            remove(spare)
+            remove(self.directory.marker(submission.draft_id))
 
-    def finish_cancel(self, submission: PendingSubmission, reason: str) -> None:
-        """Record that a submission is cancelled. After a failure, the next start does it."""
+    def record_cancelled(self, submission_id: str, account: str, reason: str) -> None:
+        """Record that a send is cancelled. Raises OSError."""
         detail = NotifiedDetail(cancelled=rfc3339(self.clock.time_us()), reason=reason)
-        with suppress(OSError):
-            self.log.remark(submission.submission_id, detail, account=submission.account)
-            self.finish_replace(submission)
+        self.log.remark(submission_id, detail, account=account)
 
-    def _marker(self, submission: PendingSubmission) -> Path:
-        return self.directory.preparing / f"{submission.submission_id}+"
-
-    def _spare(self, submission: PendingSubmission) -> Path:
-        return self.directory.preparing / f"{submission.submission_id}~"
-
-    def _mark(self, submission: PendingSubmission, file: Path) -> None:
-        """Write the marker of a change to `file`, for UnfinishedSubmissions of the next start."""
-        self.finish_replace(submission)  # a marker left by a failure
-        place(file, self._marker(submission))
-
-    def _take_out(self, submission: PendingSubmission) -> None:
-        remove(self.directory.preparing / submission.submission_id)  # left by a failed request
-        try:
-            submission.path.rename(self._spare(submission))
-        except FileNotFoundError:
-            raise BeingSentError(_BEING_SENT) from None
-        self.crash.reached(CrashPoint.SUBMISSION_CANCELLED)
-        self._sync_cancellations()
-
-    def _sync_cancellations(self) -> None:
-        """Make cancellations durable. A failure is remembered until a sync succeeds.
-
-        A client that repeats a failed cancellation finds no submission; its response requires the
-        sync too.
-        """
-        failures = self._failed_syncs
-        try:
-            self.directory.sync_preparing()  # a start would finish a file that reappears there
-            self.directory.sync_scheduled()
-        except OSError:
-            self._failed_syncs += 1
-            raise
-        self._synced_failures = failures
-
-    # -- a scheduled draft that is changed
-
-    def rewrite(self, draft: Before, file: Path, head: bytes, *, undo: Undo) -> None:
-        """Send `file` instead of the draft; cancel the send if the change removed its time.
-
-        The caller then moves the file to its folder and calls rewritten(). After a crash between
-        these calls, the next start does both. Functions that undo it are added to `undo`. Raises
-        BeingSentError.
-        """
-        if draft.submission is not None:
-            undo.append(partial(self.undo_replace, draft.submission, draft.located.path))
-            self.replace(draft.submission, file, head)
-        if draft.cancelled is not None:
-            undo.append(partial(self.undo_cancel, draft.cancelled))
-            self.cancel_for(draft.cancelled, file)
-
-    def rewritten(self, draft: Before) -> None:
-        """End rewrite(): the draft is the submission's file again, or its send is cancelled."""
-        if draft.submission is not None:
-            self.finish_replace(draft.submission)
-        if draft.cancelled is not None:
-            self.finish_cancel(draft.cancelled, "its send time was removed")
+    # -- a draft that is changed
 
     def changed(
         self, draft: Before, before: Sequence[ExtendedProperty], after: Sequence[ExtendedProperty]
     ) -> Before:
-        """Return a scheduled draft with the options that a change of it requests.
-
-        If the change removes the send time, the result says that the submission is cancelled.
-        """
+        """Return a scheduled draft with the options that a change of it requests."""
         submission = draft.submission
         if submission is None or before == after:
             return draft
         now_us = self.clock.time_us()
         old, new = (requested_send_options(extended, now_us=now_us) for extended in (before, after))
-        if not new.scheduled_us:
-            return msgspec.structs.replace(draft, submission=None, cancelled=submission)
-        options = dataclasses.replace(submission.options, scheduled_us=new.scheduled_us)
-        if new.delete_after_submit != old.delete_after_submit:
-            options = dataclasses.replace(options, save_to_sent_items=not new.delete_after_submit)
-        if new.sent_folders != old.sent_folders:
-            options = dataclasses.replace(
-                options, sent_folder=self._folder_of(submission.account, new)
-            )
-        changed = dataclasses.replace(submission, options=options)
-        return msgspec.structs.replace(draft, submission=changed)
+        options = SendOptions()
+        if new.scheduled_us:
+            options = dataclasses.replace(submission.options, scheduled_us=new.scheduled_us)
+            if new.delete_after_submit != old.delete_after_submit:
+                options = dataclasses.replace(
+                    options, save_to_sent_items=not new.delete_after_submit
+                )
+            if new.sent_folders != old.sent_folders:
+                options = dataclasses.replace(
+                    options, sent_folder=self._folder_of(submission.account, new)
+                )
+        return structs.replace(draft, options=options)
 
-    def replace(self, submission: PendingSubmission, file: Path, head: bytes) -> None:
-        """Make `file` the message to send, at the time in the submission's options.
+    def prepare(self, submission: PendingSubmission | None, *, due_us: int = 0) -> None:
+        """Note, durably, that a draft may differ from its send.
 
-        `head` is the beginning of `file`, at least private block and header. The caller then moves
-        the draft to its folder and calls finish_replace(). After a crash between these calls, the
-        next start does both. Raises BeingSentError.
+        A send gets an earlier time, `due_us`, before its draft has it: if it could not follow, it
+        would be late. If the draft then does not change, its own time counts.
         """
-        changed = dataclasses.replace(
-            submission,
-            path=self.directory.scheduled_path(
-                submission.submission_id, submission.options.scheduled_us
-            ),
-            ready_us=submission.options.scheduled_us,
-        )
-        self._record(changed, head)
-        self._mark(submission, file)
-        spare = self._spare(submission)
-        place(file, spare)
+        if submission is None:
+            return
+        remove(self.directory.preparing / submission.submission_id)  # left by a failed request
+        self.directory.marker(submission.draft_id).touch(0o600)
+        self.directory.sync_preparing()
         self.crash.reached(CrashPoint.CHANGE_PREPARED)
-        try:
-            submission.path.rename(changed.path)  # the new time first: never two submissions
-        except FileNotFoundError:
-            self.finish_replace(submission)
-            raise BeingSentError(_BEING_SENT) from None
+        if 0 < due_us < submission.ready_us:
+            self._rescheduled(submission, due_us)
         self.crash.reached(CrashPoint.SUBMISSION_RESCHEDULED)
-        spare.rename(changed.path)
-        self.crash.reached(CrashPoint.SUBMISSION_REPLACED)
-        self.directory.sync_scheduled()
-        self.on_scheduled(changed)
 
-    def undo_replace(self, submission: PendingSubmission, file: Path) -> None:
-        """Undo replace(): `file` is sent again, at the time in the submission's file name."""
-        after = self.directory.scheduled_path(
-            submission.submission_id, submission.options.scheduled_us
-        )
-        spare = self._spare(submission)
-        remove(spare)
-        if after.exists():
-            if not after.samefile(file):
-                place(file, spare)
-                spare.rename(after)
-            after.rename(submission.path)
-            self.directory.sync_scheduled()
-            if (before := self.directory.read(submission.path)) is not None:
-                self.on_scheduled(before)
-        self.finish_replace(submission)
+    def follow(
+        self, submission: PendingSubmission | None, file: Path | None, *, reason: str = ""
+    ) -> None:
+        """The draft of a send is `file` now, durably, or it was taken out of Drafts, for `reason`.
 
-    def finish_replace(self, submission: PendingSubmission) -> None:
-        """End replace(): the draft in the mailbox is the submission's file again."""
-        for path in (self._marker(submission), self._spare(submission)):
-            remove(path)
+        If the send cannot follow, it does so at its time, at a start, or at the next change.
+        """
+        if submission is None:
+            return
+        self.crash.reached(CrashPoint.DRAFT_TAKEN_AWAY)
+        with suppress(OSError, StoreError):
+            waiting = self.directory.waiting(submission.draft_id)
+            self._followed(submission.draft_id, waiting, file, reason=reason)
 
-    # -- at their time
+    # -- at a start, and at their time
+
+    def finish_change(self, draft_id: str) -> None:
+        """Finish a change of a draft that a crash has cut off. Raises OSError, StoreError."""
+        with self.stripes.of(draft_id):
+            if (submission := self.directory.waiting(draft_id)) is None:
+                self._followed(draft_id, None, None)
+            else:
+                self._compared(submission)
 
     def make_due_ready(self, names: Sequence[str]) -> DueSubmissions:
         """Make scheduled sends ready whose drafts still exist; durable when this returns.
@@ -298,17 +196,19 @@ class ScheduledSends(OutboxPart):
         return DueSubmissions(tuple(submissions), tuple(kept))
 
     def _made_ready(self, path: Path) -> PendingSubmission | None:
-        submission = self.directory.read(path)
-        if submission is None:
-            return None
-        if submission.base_name and not self._is_in_drafts(submission):
-            with suppress(BeingSentError):  # by another process
-                self.cancel(submission, reason=_REMOVED)
+        due = self.directory.read(path)
+        submission = self._compared(due) if due is not None else None
+        # The draft may have a later time; an operator has a send made ready before its time.
+        if (
+            due is None
+            or submission is None
+            or due.ready_us <= self.clock.time_us() < submission.ready_us
+        ):
             return None
         now_us = self.clock.queue_us()
         ready = self.directory.ready_path(submission.submission_id, now_us)
         try:
-            path.rename(ready)
+            submission.path.rename(ready)
         except FileNotFoundError:
             return None
         self.crash.reached(CrashPoint.SUBMISSION_DUE)
@@ -319,22 +219,86 @@ class ScheduledSends(OutboxPart):
             options=dataclasses.replace(submission.options, scheduled_us=0),
         )
 
-    def _is_in_drafts(self, submission: PendingSubmission) -> bool:
-        """Whether the draft is still in Drafts, by its base name.
+    # -- the draft is the send
 
-        A mail client that changes a draft writes it under another name.
+    def _compared(self, submission: PendingSubmission) -> PendingSubmission | None:
+        """Return a send as its draft in Drafts is, like _followed()."""
+        if not submission.base_name:  # its record is damaged: pickup reports it
+            return submission
+        return self._followed(submission.draft_id, submission, self._in_drafts(submission))
+
+    def _in_drafts(self, submission: PendingSubmission) -> Path | None:
+        """Return the draft's newest file in Drafts, None if there is none.
+
+        A mail client that changes a draft writes it under another name. Raises OSError if Drafts
+        cannot be read.
         """
-        drafts = well_known_path(self.folders.mailbox(submission.account), WellKnown.DRAFTS)
-        untouched = f"{submission.base_name},S={submission.path.stat().st_size}:2,{NEW_DRAFT}"
-        if (drafts / "cur" / untouched).exists():
-            return True
-        return any(
-            parsed.base_name == submission.base_name and _TRASHED not in parsed.flags
-            for _ in range(_LOOKS)
-            for directory in (drafts / "new", drafts / "cur")
-            for name in list_names(directory)
-            if name.startswith(submission.base_name) and (parsed := parse_name(name))
-        )
+        draft_id = submission.draft_id
+        cur = Path(drafts_directory(self.folders.directory(submission.account)))
+        usual = f"{submission.base_name},S={submission.path.stat().st_size}:2,{NEW_DRAFT}"
+        if (cur / usual).exists() and not self.directory.marker(draft_id).exists():
+            return cur / usual
+        cur.stat()  # one that is missing was not read
+        found = [
+            (name.generation, folder / file_name)
+            for folder in (cur.with_name("new"), cur) * _LOOKS
+            for file_name in list_names(folder)
+            if draft_id in file_name and (name := parse_name(file_name))
+            if name.message_id == draft_id and _TRASHED not in name.flags
+        ]
+        return max(found)[1] if found else None
+
+    def _followed(
+        self,
+        draft_id: str,
+        submission: PendingSubmission | None,
+        file: Path | None,
+        *,
+        reason: str = _REMOVED,
+    ) -> PendingSubmission | None:
+        """Return a send as its draft is, durably; None if it has ended, or had.
+
+        `file` is the draft in Drafts, None if it is not there. Raises OSError.
+        """
+        marker = self.directory.marker(draft_id)
+        is_same = submission is None or _is_file_of(submission, file)
+        if is_same and not marker.exists():
+            return submission
+        marker.touch(0o600)  # after an error, the next look must not take it for done
+        if submission is not None:
+            submission = self._as_draft(submission, file, reason)
+        self.directory.sync_scheduled()  # a start looks only at a send with a marker
+        remove(marker)
+        return submission
+
+    def _as_draft(
+        self, submission: PendingSubmission, file: Path | None, reason: str
+    ) -> PendingSubmission | None:
+        if file is not None and not _is_file_of(submission, file):
+            spare = self.directory.preparing / f"{submission.draft_id}.new"
+            remove(spare)
+            place(file, spare)
+            spare.rename(submission.path)
+            self.crash.reached(CrashPoint.SUBMISSION_REPLACED)
+            submission = self.directory.read(submission.path) or submission
+        due_us = submission.options.scheduled_us
+        if file is None or not due_us:
+            reason = reason if file is None else "its send time was removed"
+            self.record_cancelled(submission.submission_id, submission.account, reason)
+            remove(submission.path)
+            self.crash.reached(CrashPoint.SUBMISSION_CANCELLED)
+            return None
+        if due_us != submission.ready_us:
+            submission = self._rescheduled(submission, due_us)
+        self._record(submission)
+        return submission
+
+    def _rescheduled(self, submission: PendingSubmission, due_us: int) -> PendingSubmission:
+        path = self.directory.scheduled_path(submission.submission_id, due_us)
+        submission.path.rename(path)
+        after = dataclasses.replace(submission, path=path, ready_us=due_us)
+        self.on_scheduled(after)
+        return after
 
     def _folder_of(self, account: str, wishes: RequestedSendOptions) -> str:
         mailbox = self.folders.mailbox(account)
@@ -343,15 +307,22 @@ class ScheduledSends(OutboxPart):
                 return find_folder(mailbox, folder).id
         return ""
 
-    def _record(self, submission: PendingSubmission, head: bytes) -> None:
+    def _record(self, submission: PendingSubmission) -> None:
         """Record steps 1 and 2 again, with the original client. The last events are used."""
-        facts = submission_facts(head, submission.submission_id)
-        now_us = self.clock.time_us()
-        block = read_block(head)
+        with open_message(submission.path) as file:
+            head = file.read(LARGE_BYTES)
+        now_us, block = self.clock.time_us(), read_block(head)
         created_us = block.origin.created_us if block else now_us
         client = self.log.client_of(submission.submission_id)
         detail = structs.replace(submission.options.notified_detail(), client=client)
+        facts = submission_facts(head, submission.submission_id)
         self.log.append(facts, Event(created_us, IN_DRAFTS), Event(now_us, detail))
+
+
+def _is_file_of(submission: PendingSubmission, file: Path | None) -> bool:
+    """Whether a submission has the content of a draft's file: another content has another name."""
+    name = parse_name(file.name) if file is not None else None
+    return name is not None and name.base_name == submission.base_name
 
 
 NAMES_IN_MEMORY_MAX = 10_000
@@ -398,9 +369,7 @@ class ScheduleTimer:
     def add(self, submission: PendingSubmission) -> None:
         """Add a scheduled send, from any thread. Before run() it stays in the directory."""
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(
-                self._add, submission.options.scheduled_us, submission.path.name
-            )
+            self._loop.call_soon_threadsafe(self._add, submission.ready_us, submission.path.name)
 
     def clear(self) -> None:
         """Forget all sends: deferred/ was emptied."""

@@ -156,6 +156,7 @@ class Submissions(OutboxPart):
                 and block.origin.save_to_sent_items == options.save_to_sent_items
                 and block.origin.sent_folder == options.sent_folder
                 and block.origin.on_behalf_of == options.on_behalf_of
+                and options.scheduled_us in (0, block.origin.scheduled_us)
                 and located.folder.well_known is WellKnown.DRAFTS
                 and (block.is_mime or self.clock.time_us() - block.origin.modified_us < _DATE_US)
             ):

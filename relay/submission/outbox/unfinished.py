@@ -10,16 +10,11 @@ Methods raise OSError. At a start, errors are logged and the next start tries ag
 from dataclasses import dataclass
 from pathlib import Path
 
-from relay.base.clock import rfc3339
 from relay.base.message.content import LARGE_BYTES
 from relay.base.observe.logs import get_logger
-from relay.formats.draft import DraftOrigin
-from relay.store.journeys.details import NotifiedDetail
 from relay.store.mailbox.draft_files import submission_facts
 from relay.store.mailbox.errors import StoreError, StoreUnavailableError
-from relay.store.mailbox.maildir import SYNC_FAILURES, open_message, place, remove
-from relay.store.mailbox.message_file import parse_name
-from relay.store.mailbox.stored_message import WellKnown
+from relay.store.mailbox.maildir import SYNC_FAILURES, open_message, remove
 from relay.submission.outbox.idempotency import KeyedSubmissions
 from relay.submission.outbox.on_disk import (
     FIRST_SUBMISSION,
@@ -28,6 +23,7 @@ from relay.submission.outbox.on_disk import (
     draft_of,
     read_block_of,
 )
+from relay.submission.outbox.scheduled import ScheduledSends
 
 _log = get_logger("outbox")
 
@@ -37,6 +33,7 @@ class UnfinishedSubmissions(OutboxPart):
     """Removes or finishes interrupted submissions. Blocking: the store calls it in its threads."""
 
     keyed: KeyedSubmissions  # the records of keys
+    scheduled: ScheduledSends
 
     def remove_unfinished(self) -> int:
         """Remove the files in preparing/ and the drafts of the same requests; return their number.
@@ -73,18 +70,15 @@ class UnfinishedSubmissions(OutboxPart):
         return removed  # not synced: the next start removes files that reappear after a power loss
 
     def _remove_prepared(self, prepared: PreparedFile) -> None:
-        submissions = self.directory
-        block = read_block_of(prepared.path)
-        if prepared.is_change and block is not None:
-            self._finish_change(prepared, block.origin)
-        is_interrupted = (
-            prepared.submission_id != ""
-            and not prepared.is_change
-            and submissions.find_submission(prepared.submission_id) is None
-        )
-        if is_interrupted:  # its steps 1 and 2 may already be recorded
-            self._remove_draft(prepared.path, prepared.submission_id)
-        remove(prepared.path)
+        path, submission_id = prepared.path, prepared.submission_id
+        if path.name.endswith("+"):
+            self.scheduled.finish_change(draft_of(path.name))
+        if submission_id and self.directory.find_submission(submission_id) is None:
+            if not prepared.is_cancelled:
+                self._remove_draft(path, submission_id)  # steps 1 and 2 may be recorded already
+            elif (block := read_block_of(path)) is not None:
+                self.scheduled.record_cancelled(submission_id, block.origin.account, "")
+        remove(path)
 
     def _remove_draft(self, submission: Path, submission_id: str) -> None:
         """Withdraw the events of a submission; remove its draft if the same request made it."""
@@ -98,31 +92,3 @@ class UnfinishedSubmissions(OutboxPart):
         with open_message(submission) as file:
             head = file.read(LARGE_BYTES)
         self.log.withdraw(submission_facts(head, submission_id))
-
-    def _finish_change(self, prepared: PreparedFile, origin: DraftOrigin) -> None:
-        """Finish an interrupted change of a scheduled draft.
-
-        It is finished if the submission was replaced or cancelled, or if the draft was moved or
-        deleted, which cancels the send.
-        """
-        submissions = self.directory
-        submission = submissions.find_submission(prepared.submission_id)
-        block = read_block_of(submission) if submission else None
-        if submission and (block is None or block.origin.base_name != origin.base_name):
-            return
-        mailbox = self.folders.mailbox(origin.account)
-        draft_id = draft_of(prepared.submission_id)
-        before, changed = self.index.find(mailbox, draft_id), parse_name(origin.base_name)
-        if before and before.is_draft and changed and before.generation < changed.generation:
-            base = f"{origin.base_name},S={prepared.path.stat().st_size}"
-            placed = before.folder.path / "cur" / f"{base}:2,{before.name.flags}"
-            place(prepared.path, placed)
-            self.syncs.sync(before.folder.path / "cur")
-            remove(before.path)
-        is_taken_away = before is None or before.folder.well_known is not WellKnown.DRAFTS
-        if submission and is_taken_away and submissions.may_change(submission):
-            remove(submission)
-            submission = None
-        if submission is None and (before is None or before.is_draft):
-            detail = NotifiedDetail(cancelled=rfc3339(self.clock.time_us()))
-            self.log.remark(prepared.submission_id, detail, account=origin.account)

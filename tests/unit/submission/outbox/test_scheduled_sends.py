@@ -1,24 +1,32 @@
 """Deferred sends on disk: they wait, are cancelled or changed, and come to their time."""
 
+import errno
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
 from relay.base.message.extended_properties import (
+    DEFERRED_SEND_NUMBER,
     DEFERRED_SEND_TIME,
+    DEFERRED_SEND_UNITS,
     DELETE_AFTER_SUBMIT,
     SENT_MAIL_ENTRY_ID,
 )
 from relay.base.message.properties import ExtendedProperty
 from relay.formats.draft import read_properties
-from relay.store.mailbox.errors import BeingSentError
+from relay.store.mailbox.errors import BeingSentError, StoreUnavailableError
 from relay.store.mailbox.pending_submission import SendOptions
 from relay.store.mailbox.stored_message import MessageChange
 
 ALICE = "alice@example.test"
 BOB = "bob@example.test"
 HOUR_US = 3_600_000_000
+IN_2_HOURS = (
+    ExtendedProperty(DEFERRED_SEND_NUMBER, ("2",)),
+    ExtendedProperty(DEFERRED_SEND_UNITS, ("1",)),
+)
 
 
 def until(due_us: int) -> tuple[ExtendedProperty, ...]:
@@ -31,12 +39,14 @@ def due_us(place) -> int:
     return place.clock.time_us() + HOUR_US
 
 
-@pytest.fixture
-async def waiting(store, draft, due_us):
+@pytest.fixture(params=["sendMail", "send"])
+async def waiting(request, store, draft, due_us):
     """A submission that waits for an hour."""
-    return await store.submissions.submit_new(
-        ALICE, draft(extended=until(due_us)), SendOptions(scheduled_us=due_us)
-    )
+    properties, options = draft(extended=until(due_us)), SendOptions(scheduled_us=due_us)
+    if request.param == "sendMail":
+        return await store.submissions.submit_new(ALICE, properties, options)
+    made = await store.messages.create(ALICE, properties)
+    return await store.submissions.submit_draft(ALICE, made.id, options)
 
 
 def deferred(place) -> list[str]:
@@ -80,19 +90,20 @@ async def test_a_draft_that_a_mail_client_took_away_is_not_sent(place, store, wa
     assert detail["cancelled"] > detail["deferred_until"][:10]
 
 
-@pytest.mark.parametrize("broken", ["its mailbox", "its submission"])
+@pytest.mark.parametrize("broken", ["its mailbox", "its Drafts", "its submission"])
 async def test_a_send_that_cannot_become_ready_blocks_no_other(
     place, store, draft, waiting, broken
 ):
     due_us = waiting.options.scheduled_us
     theirs = await store.submissions.submit_new(BOB, draft(), SendOptions(scheduled_us=due_us))
-    path = place.root / "example.test/alice" if broken == "its mailbox" else waiting.path
+    home = place.root / "example.test/alice"
+    path = {"its mailbox": home, "its Drafts": home / ".Drafts"}.get(broken, waiting.path)
     away = path.rename(path.with_name("away"))
-    path.write_bytes(b"") if broken == "its mailbox" else path.symlink_to(path.name)
+    path.symlink_to(path.name) if broken == "its submission" else path.write_bytes(b"")
     place.clock.advance(3600)
     brought = await brought_up(place, store)
     assert [one.submission_id for one in brought.submissions] == [theirs.submission_id]
-    assert brought.kept == ((waiting.path.name,) if broken == "its mailbox" else ())
+    assert brought.kept == (() if broken == "its submission" else (waiting.path.name,))
     path.unlink()
     away.rename(path)
     [submission] = (await brought_up(place, store)).submissions
@@ -109,6 +120,50 @@ async def test_a_changed_draft_is_sent_as_it_is_shown(place, store, draft, waiti
     assert read_properties(submission.path.read_bytes()).subject == "better"
     assert (await place.log.submission(waiting.submission_id)).facts.subject == "better"
     assert place.left_over() == []
+
+
+def broken(*_: object) -> None:
+    raise OSError(errno.EIO, "broken")
+
+
+async def change(store, submission, properties) -> None:
+    await store.messages.update(ALICE, submission.draft_id, MessageChange(properties=properties))
+
+
+@pytest.mark.parametrize("is_refused", [True, False])
+async def test_the_draft_decides_at_each_of_both_times(
+    place, store, draft, waiting, due_us, monkeypatch, is_refused
+):
+    """An earlier time is refused after its send has it; a later one is accepted, not followed."""
+    other = draft(subject="other", extended=until(due_us - HOUR_US) if is_refused else IN_2_HOURS)
+    with monkeypatch.context() as patched, suppress(StoreUnavailableError):
+        fails = "store.mailbox.messages" if is_refused else "submission.outbox.scheduled"
+        patched.setattr(f"relay.{fails}.place", broken)
+        await change(store, waiting, other)
+    place.clock.advance(0 if is_refused else 3600)
+    assert (await brought_up(place, store)).submissions == ()
+    [submission] = await come_to_time(place, store)
+    subject = read_properties(submission.path.read_bytes()).subject
+    assert (subject == "other") != is_refused
+
+
+async def test_a_send_that_could_not_follow_is_still_that_of_its_draft(
+    place, store, draft, waiting, due_us, monkeypatch
+):
+    """Its time is brought forward twice."""
+    with monkeypatch.context() as patched:
+        patched.setattr("relay.submission.outbox.scheduled.place", broken)
+        await change(store, waiting, draft(extended=until(due_us - 1)))
+    assert deferred(place) == [f"{waiting.submission_id}@{due_us - 1}"]
+    await change(store, waiting, draft(subject="other", extended=until(due_us - 2)))
+    assert deferred(place) == [f"{waiting.submission_id}@{due_us - 2}"]
+
+
+async def test_a_start_records_what_an_operator_cancelled(place, store, waiting):
+    waiting.path.rename(place.root / ".submissions/preparing" / f"{waiting.submission_id}~")
+    await place.store().submissions.remove_unfinished()
+    assert (await step_2(place, waiting))["cancelled"]
+    assert (len(place.files(".Drafts")), place.left_over()) == (1, [])
 
 
 async def test_options_follow_a_changed_draft(place, store, draft, due_us):
@@ -179,3 +234,16 @@ async def test_submissions_that_were_restored_as_copies_are_found_as_well(
     assert read_properties(held.path.read_bytes()).subject == "better"
     await store.messages.delete(ALICE, held.draft_id)
     assert deferred(place) == []
+
+
+async def test_a_released_send_has_the_time_of_a_later_copy_of_its_draft(
+    place, store, draft, waiting, due_us
+):
+    copied = waiting.path.read_bytes()
+    await change(store, waiting, draft(extended=until(due_us - 1)))
+    waiting.path.with_name(deferred(place)[0]).unlink()
+    held = place.root / ".submissions/restored/deferred" / waiting.path.name
+    held.parent.mkdir(parents=True)
+    held.write_bytes(copied)
+    store.restored.release()
+    assert deferred(place) == [f"{waiting.submission_id}@{due_us - 1}"]
