@@ -181,7 +181,7 @@ def table(made: Certificate) -> dict[str, str]:
 
 def shown_for(relay: RelayProcess, listener: int, name: str) -> bytes | None:
     """The certificate that a client gets who asks for this name, or for none."""
-    context = ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # reads no authorities: 20 ms of CPU
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     if listener == HTTPS:
         host, _, port = relay.ready["https"][0].rpartition(":")
