@@ -9,6 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -67,6 +68,11 @@ class Pauses:
         """Return the pauses that have not ended."""
         now_us = self._clock.time_us()
         return {what: pause for what, pause in self._all.items() if pause.until_us > now_us}
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the answer of GET /relay/v1/pause: null for what is not paused."""
+        pauses = self.current()
+        return {str(what): msgspec.to_builtins(pauses.get(what)) for what in Paused}
 
     def why(self, what: Paused) -> str:
         """Return a sentence: who paused it, and until when; "" if it is not paused."""

@@ -26,6 +26,7 @@ def test_a_pause_of_delivery_keeps_mail_in_the_queue_over_a_restart(
     assert relay.metric("relay_paused", what="delivery") == 1
     assert relay.metric("relay_paused", what="accept") == 0
     assert relay.stop() == 0
+    assert "paused       delivery is paused by " in relay.cli("queue", "stats").stdout
     relay.start()
     assert readiness(relay)[1].startswith("ready; delivery is paused by ")
     ids.append(relay.submit(ALICE, ["y@a.test"]))

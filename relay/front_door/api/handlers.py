@@ -419,7 +419,7 @@ class Handlers:
     async def queue_stats(self, principal: Principal) -> Mapping[str, Any]:
         """GET /queue/stats."""
         principal.check_may_read()
-        return {**await self._dependencies.stats(), "paused": self._paused()}
+        return {**await self._dependencies.stats(), "paused": self._dependencies.pauses.as_json()}
 
     async def traffic(self, query: Mapping[str, str], principal: Principal) -> Mapping[str, Any]:
         """GET /stats?by=&since=, in seconds."""
@@ -616,7 +616,7 @@ class Handlers:
         single_values(request.query, ())
         if verb == "pause" and request.method == "GET":
             principal.check_may_read()
-            return self._paused()
+            return self._dependencies.pauses.as_json()
         require_method(request, "POST")
         principal.check_may_operate()
         octets, needed = await request.body(), self._dependencies
@@ -635,11 +635,7 @@ class Handlers:
                 _log.info("resumed", what=str(body.what or "all"), who=who)
         except OSError as error:
             raise service_unavailable(f"Nothing has changed: {error}.", retry_after_s=5) from error
-        return {**self._paused(), "resumed": resumed}
-
-    def _paused(self) -> dict[str, Any]:
-        pauses = self._dependencies.pauses.current()
-        return {what: pauses.get(what) for what in Paused}
+        return {**self._dependencies.pauses.as_json(), "resumed": resumed}
 
     async def unlock(self, request: HttpRequest, principal: Principal) -> dict[str, Any]:
         """POST /accounts/unlock: lift the delays of an account after failed logins."""

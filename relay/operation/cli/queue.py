@@ -470,5 +470,4 @@ def _asked(context: CommandContext, verb: str, order: dict[str, Any]) -> dict[st
         left, resumed = change_pauses(settings, SystemClock(), **order)
     except AlreadyRunningError as running:
         raise ControlUnavailableError(f"{silent}, but {running}") from None
-    paused = {str(what): msgspec.to_builtins(left.get(what)) for what in Paused}
-    return {**paused, "resumed": resumed}
+    return {**left, "resumed": resumed}

@@ -16,7 +16,7 @@ from msgspec import Struct
 from relay.base.clock import Clock
 from relay.base.crashpoints import CrashPoints
 from relay.base.observe.metrics import Metrics
-from relay.base.pauses import Pause, Paused
+from relay.base.pauses import Paused
 from relay.base.running_relay import ControlError
 from relay.base.settings.tree import Settings
 from relay.front_door.api.request_parameters import seconds_until
@@ -149,9 +149,9 @@ def _as_answered() -> Iterator[None]:
 
 def change_pauses(
     settings: Settings, clock: Clock, *, what: str | None, until: str | None, who: str
-) -> tuple[Mapping[Paused, Pause], Sequence[Paused]]:
+) -> tuple[dict[str, Any], Sequence[Paused]]:
     """Pause or, if `until` is None, resume for the next start; `what` is as in POST /resume. Return
-    the active pauses, and what was resumed.
+    the active pauses as GET /pause, and what was resumed.
 
     Raises ControlError for an invalid `until`; SettingsError for the file.
     """
@@ -159,13 +159,13 @@ def change_pauses(
     with _as_answered():
         for_s = seconds_until(until or "", clock)
 
-    async def change() -> tuple[Mapping[Paused, Pause], Sequence[Paused]]:
+    async def change() -> tuple[dict[str, Any], Sequence[Paused]]:
         pauses, resumed = read_pauses(settings, clock), list[Paused]()
         if chosen is not None and until is not None:
             await pauses.pause(chosen, for_s=for_s, who=who)
         else:
             resumed += await pauses.resume(Paused if chosen is None else (chosen,))
-        return pauses.current(), resumed
+        return pauses.as_json(), resumed
 
     with as_owner(settings), OwnerLock(settings.run_dir):
         return asyncio.run(change())

@@ -232,7 +232,8 @@ class OperatorClient:
         try:
             return self._client.get("/queue/stats")
         except ControlUnavailableError as silent:
-            return self._offline(silent, _stats, nothing={})
+            ask = partial(_stats, self.settings, self._clock)
+            return self._offline(silent, ask, nothing={})
 
     def change(self, operation: str, selector: "Selector", **more: Any) -> dict[str, Any]:
         """Change entries; return the response of POST /queue/{operation}.
@@ -286,12 +287,14 @@ class OperatorClient:
             raise ControlUnavailableError(f"{reason}, but {running}") from None
 
 
-async def _stats(files: "SpoolFiles") -> dict[str, Any]:
+async def _stats(settings: Settings, clock: Clock, files: "SpoolFiles") -> dict[str, Any]:
+    from relay.operation.app.foundation import read_pauses  # noqa: PLC0415 - slow
+
     stats = await files.spool.stats()
     for node in stats.get("nodes", ()):
         if node["is_this"]:  # a node that lives only while this command runs
             node["state"] = "stopped"
-    return stats
+    return {**stats, "paused": read_pauses(settings, clock).as_json()}
 
 
 async def _list(selector: "Selector", files: "SpoolFiles") -> EntryList:
