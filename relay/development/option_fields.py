@@ -19,7 +19,7 @@ import click
 
 from relay.base.settings.values import is_ip, parse_address
 from relay.base.socket_address import Address
-from relay.operation.cli.options import Parsed
+from relay.operation.cli.option_types import Parsed
 
 PREFIX = "RELAY_DEV_"
 PORTS = {"http": 8025, "https": 8443, "smtp": 1025, "submission": 1587, "submissions": 1465}

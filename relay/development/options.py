@@ -35,7 +35,7 @@ from relay.development.option_fields import PORTS, Separated, flag, items, liste
 from relay.development.removal import KeepLimits
 from relay.front_door.notifications.https_client import LOOPBACK, PRIVATE
 from relay.operation.app.development_folder import DevelopmentFolder
-from relay.operation.cli.options import Parsed
+from relay.operation.cli.option_types import Parsed
 from relay.transport.policy.globs import Globs
 
 ANY = "0.0.0.0"  # noqa: S104 - only with listen_all

@@ -8,6 +8,7 @@ What verbs share:
 
 - `root`: the list of verbs, and which module is loaded for one
 - `options`: --config, --json, --role; which configuration file is used without --config
+- `option_types`: how the value of an option is read, and what a wrong one is answered
 - `relay_client`: what verbs that ask the running relay take from relay.toml, and which faults there
   end them
 - `output`: JSON and text; the lines of journeys, recipients, and what rules compared and would do;

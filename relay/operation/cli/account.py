@@ -21,13 +21,8 @@ from relay.base.settings.environment import read_environment
 from relay.base.settings.values import parse_mailbox
 from relay.operation.app.state_dir import owner_of
 from relay.operation.cli.errors import CommandError, ExitCode
-from relay.operation.cli.options import (
-    CommandContext,
-    InputPath,
-    Parsed,
-    common_options,
-    read_input,
-)
+from relay.operation.cli.option_types import Parsed
+from relay.operation.cli.options import CommandContext, InputPath, common_options, read_input
 from relay.operation.cli.relay_client import valid_settings
 from relay.operation.commands.account import (
     PASSWORD_BYTES_MAX,

@@ -18,7 +18,8 @@ from relay.base.phrases import shown
 from relay.base.settings.tree import Settings
 from relay.base.settings.values import parse_selector
 from relay.operation.cli.errors import CommandError, ExitCode
-from relay.operation.cli.options import DOMAIN, CommandContext, Parsed, common_options
+from relay.operation.cli.option_types import Parsed
+from relay.operation.cli.options import DOMAIN, CommandContext, common_options
 from relay.operation.cli.output import printable
 from relay.operation.commands.dkim import (
     default_files,

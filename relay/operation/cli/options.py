@@ -24,11 +24,11 @@ from relay.base.settings.tree import NodeRole, Settings
 from relay.base.settings.values import parse_domain, parse_duration
 from relay.operation.app.development_folder import running_config
 from relay.operation.cli.errors import CommandError, ExitCode
+from relay.operation.cli.option_types import Parsed
 from relay.operation.cli.output import print_json, print_lines
 from relay.transport.ingress.local_users import LocalUsers
 
 F = TypeVar("F", bound=Callable[..., Any])
-T = TypeVar("T")
 INPUT_BYTES_MAX = 256 * 1024 * 1024  # of one file, which is read as a whole
 _NO_SUCH_FILE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG))
 _CHARACTERS_MAX = 1000  # of a condition
@@ -101,25 +101,6 @@ def role_option(command: F) -> F:
         callback=lambda _context, _option, value: NodeRole(value),
         help="What the service does: transport is all but mailboxes and what they need.",
     )(command)
-
-
-class Parsed(click.ParamType[T]):
-    """A text that `parse` converts. Its ValueError says what was expected."""
-
-    def __init__(self, name: str, parse: Callable[[str], T], *, is_secret: bool = False) -> None:
-        """With `is_secret`, an error does not show the text."""
-        self.name = name
-        self._parse = parse
-        self._is_secret = is_secret
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> T:
-        """Return the result of `parse`."""
-        text = str(value)
-        try:
-            return self._parse(text)
-        except ValueError as error:
-            begin = "" if self._is_secret else f"found {shown(text)}, "
-            self.fail(f"{begin}expected {error}", param, ctx)
 
 
 def _message_name(text: str) -> str:

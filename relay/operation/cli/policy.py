@@ -19,13 +19,8 @@ from relay.base.settings.validation import is_trusted
 from relay.base.settings.values import parse_ip
 from relay.operation.app.tenant_sets import load_strictly, rules_of_a_start, trouble_of
 from relay.operation.cli.errors import CommandError, ExitCode
-from relay.operation.cli.options import (
-    CommandContext,
-    InputPath,
-    Parsed,
-    common_options,
-    read_input,
-)
+from relay.operation.cli.option_types import Parsed
+from relay.operation.cli.options import CommandContext, InputPath, common_options, read_input
 from relay.operation.cli.output import printable, verdict_lines
 from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.explanation import explain, verdict_document

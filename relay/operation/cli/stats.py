@@ -8,7 +8,8 @@ import click
 from relay.base.phrases import table_lines, time_span
 from relay.base.running_relay import ControlClient
 from relay.base.settings.values import parse_duration
-from relay.operation.cli.options import CommandContext, Parsed, common_options
+from relay.operation.cli.option_types import Parsed
+from relay.operation.cli.options import CommandContext, common_options
 from relay.operation.cli.relay_client import valid_settings
 from relay.store.spool.shared.traffic import COUNTS, GROUPINGS
 

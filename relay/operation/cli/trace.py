@@ -29,14 +29,8 @@ from relay.base.phrases import counted, named, shown
 from relay.base.running_relay import ControlError
 from relay.base.settings.values import is_ip, parse_duration
 from relay.operation.cli.errors import CommandError, ExitCode
-from relay.operation.cli.options import (
-    KEY,
-    CommandContext,
-    Parsed,
-    common_options,
-    once,
-    unknown_message,
-)
+from relay.operation.cli.option_types import Parsed
+from relay.operation.cli.options import KEY, CommandContext, common_options, once, unknown_message
 from relay.operation.cli.output import UNREMARKABLE, journey_lines, printable
 from relay.operation.cli.relay_client import operator_client
 from relay.operation.commands.operator_client import LIST_MAX, OperatorClient
