@@ -9,8 +9,9 @@ document of the sanitiser, text and raster images, with their Content-Security-P
 alone is not enough: it does not keep a frame or an XML document from opening connections.
 
 The index answers searches. All terms of a search must match. A term is a part of a text; `-` or `!`
-before it excludes what it finds. As in Mailpit, a term without a value is ignored. A value that
-cannot be read is an error: a search that leaves it out finds more, and DELETE removes that.
+before it excludes what it finds. As in Mailpit, a text or tag without a value is ignored. Another
+value that is empty or cannot be read is an error: a search that leaves it out finds more, and
+DELETE removes that.
 """
 
 import asyncio
@@ -465,7 +466,6 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
     "subject": ("subject",),
     "message-id": ("message_id",),
     "addressed": ("sender", "recipient", "cc", "bcc", "reply_to"),
-    **dict.fromkeys(("after", "before", "larger", "smaller"), ()),  # numbers, no texts
 }
 _EXPECTED = {
     **dict.fromkeys(("after", "before"), "a day or a time of RFC 3339"),
@@ -502,12 +502,13 @@ def parse_mailpit_search(text: str, zone: str) -> tuple[TextSearch, set[bool]]:
         name, colon, value = term.partition(":")
         value = value.strip()
         fields = _FIELDS.get(name) if colon else None
-        if term in _MARKS:
-            marks.add(_MARKS[term] != is_excluded)
-        elif term == "is:tagged" or name == "tag":
+        condition = name + colon + value
+        if condition in _MARKS:
+            marks.add(_MARKS[condition] != is_excluded)
+        elif condition == "is:tagged" or name == "tag":
             if value:
                 tags.append(SearchedTag(value if name == "tag" else "", is_excluded))
-        elif number := _searched_number(name, value, place):
+        elif number := _searched_number(name if colon else "", value, place):
             numbers.append(replace(number, is_excluded=is_excluded))
         elif content := (term if fields is None else value):
             terms.append(SearchTerm(content, fields or TEXT_FIELDS, is_excluded))
@@ -533,7 +534,7 @@ def _searched_number(name: str, value: str, zone: tzinfo) -> SearchedNumber | No
                 return SearchedNumber("attachments", 1)
             case "has", "inline" | "inlines":
                 return SearchedNumber("inline", 1)
-    if value and name in _EXPECTED:
+    if name in _EXPECTED:
         raise bad_request(f"query: {name}: found {quoted(value)}, expected {_EXPECTED[name]}.")
     return None
 

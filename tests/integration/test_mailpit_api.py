@@ -301,13 +301,11 @@ def test_search(relay: DevProcess) -> None:
         ("has:inline", []),
         ("larger:10k", both[:1]),
         ("smaller:0.01M", both[1:]),
-        ("larger:", both),
         ("tag:x", []),
         ("-tag:x", both),
         ("is:tagged", []),
         ("after:2020-01-01", both),
         ("before:2020/01/01", []),
-        ("after: before:", both),
         ("!before:2020-01-01", both),
         ("message-id:relay", both),
         ("pay 100%", both[:1]),
@@ -320,6 +318,7 @@ def test_search(relay: DevProcess) -> None:
         ("'; DROP TABLE", []),
         ('"', both),
         ("is:read is:unread", []),
+        ('"is: unread"', both),
     ):
         assert found(relay, query) == subjects, query
     assert found(relay, "after:2020-01-01", tz="America/Chicago") == both
@@ -348,7 +347,7 @@ def test_a_search_reads_every_form_of_a_time(relay: DevProcess) -> None:
 
 def test_a_value_that_cannot_be_read_is_named_and_changes_nothing(relay: DevProcess) -> None:
     send(relay)
-    for term in ("after:now", "!BEFORE:2026-13-01", '"larger: x"', "smaller:-1", "-is:x", "has:x"):
+    for term in ("after:", "!BEFORE:2026-13-01", '"larger: x"', "smaller:-1", "-is:x", "has:"):
         query = urlencode({"query": f"hello {term}"})
         name = term.strip('!-"').partition(":")[0].lower()
         for method, path, body in (
