@@ -257,6 +257,8 @@ class OutboundSession(SessionState):
             requests = ClaimRequests(
                 recorder.spool, claim, clock, recorder.hostname, only_ask=only_ask
             )
+        else:  # a host without SMTPUTF8 gets those in ASCII, who come first
+            left = tuple(sorted(left, key=lambda recipient: not recipient.path.address.isascii()))
         for _ in range(_AGAIN_MAX):
             paths = tuple([recipient.path for recipient in left])
             if requests is not None:

@@ -289,8 +289,13 @@ class Extensions(Struct, frozen=True):
         )
 
     def fitting(self, recipients: Sequence[ForwardPath]) -> int:
-        """Return how many of the first recipients one transaction may have (RFC 9422)."""
+        """Return how many of the first recipients one transaction may have (RFC 9422); without
+        SMTPUTF8 those in ASCII, if there are any.
+        """
         count = min(self.recipients_max or len(recipients), len(recipients))
+        if not self.smtputf8:
+            in_ascii = [path.address.isascii() for path in recipients[:count]]
+            count = [*in_ascii, False].index(False) or count
         if self.domains_max:
             domains: set[str] = set()
             for index, path in enumerate(recipients[:count]):
@@ -335,9 +340,12 @@ def wrong_address(transaction: Transaction, offered: Extensions) -> Unsupported 
     """Return why an address cannot be sent to this peer, or None."""
     if not all(map(str.isprintable, _addresses(transaction))):
         return Unsupported("5.1.3", "an address has a control character", lacking=False)
-    if not offered.smtputf8 and not all(map(str.isascii, _addresses(transaction))):
-        return Unsupported("5.6.7", "an address needs SMTPUTF8, which the host does not offer")
-    return None
+    if offered.smtputf8:
+        return None
+    asked = None if transaction.whole else 1 + offered.fitting(transaction.recipients)
+    if all(map(str.isascii, _addresses(transaction)[:asked])):
+        return None
+    return Unsupported("5.6.7", "an address needs SMTPUTF8, which the host does not offer")
 
 
 def needs_smtputf8(transaction: Transaction) -> bool:
