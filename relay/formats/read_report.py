@@ -82,7 +82,7 @@ _copy_line = re.compile(
 )
 # Postfix folds its text: what a host said may be on the next line.
 _folded_text = re.compile(
-    r"\n[ \t]++(?=said:|refused to talk)|(?<=said:)[ \t]*+\n[ \t]*+(?=[45][0-5]\d\b)"
+    r"\n[ \t]++(?=said:|refused to talk)|(?<=said:|o me:)[ \t]*+\n[ \t]*+(?=[45][0-5]\d\b)"
 )
 _text_address = re.compile(r"(?<![\w.+-])[\w.!#$%&'*/=?^`{|}~+-]{1,64}@[\w-]+(?:\.[\w-]+)*")
 # A code next to a status of its class, or what a host said; a telephone number is no code. Behind
@@ -235,6 +235,8 @@ def _report_in_text(
         message_id = _message_id_in(header_section(text[copy.end() :].encode()))
     text = _folded_text.sub(" ", text[: copy.start()] if copy else text)
     claims = {claim.final: claim for claim in _claims_in(text)}
+    if copy and "Below this line" in copy[0]:  # of qmail, which reports no delay
+        failed = (*failed, *claims)
     for address in failed:
         claim = claims.get(address) or RemoteClaim("", address, "failure")
         claims[address] = replace(claim, kind="failure")
