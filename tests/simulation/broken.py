@@ -48,8 +48,7 @@ from relay.store.spool.shared import (
     accepted,
     claimed,
     decisions,
-    entry_changes,
-    entry_facts,
+    entries,
     maintenance,
     queue_admin,
     results,
@@ -248,13 +247,13 @@ def _same_epoch(original: Any) -> Any:
 
 
 def _released_in_its_epoch(original: Any) -> Any:
-    def change(transaction: Any, command: Any, *args: Any, **more: Any) -> Any:
-        if command.operation is not Operation.RELEASE:
-            return original(transaction, command, *args, **more)
-        with patch.object(entry_changes, "_WAIT", _same_epoch(entry_changes._WAIT)):
-            return original(transaction, command, *args, **more)
+    def store(transaction: Any, before: Any, changes: Any, **more: Any) -> Any:
+        if Operation.RELEASE not in [operation for _, operation in changes.recorded]:
+            return original(transaction, before, changes, **more)
+        with patch.object(entries, "_PUT", _same_epoch(entries._PUT)):
+            return original(transaction, before, changes, **more)
 
-    return change
+    return store
 
 
 def _still_tried(_original: Any) -> Any:
@@ -665,13 +664,13 @@ BROKEN = (
     ),
     Broken(
         "a hold keeps the epoch",
-        _instead(entry_changes, "_WAIT", _same_epoch),
+        _instead(entries, "_PUT", _same_epoch),
         "invariant 3",
         where=conditions.operated,
     ),
     Broken(
         "a release keeps the epoch",
-        _instead(queue_admin, "change", _released_in_its_epoch),
+        _instead(queue_admin, "store_changes", _released_in_its_epoch),
         "invariant 3",
         where=conditions.operated,
     ),
@@ -712,7 +711,7 @@ BROKEN = (
     ),
     Broken(
         "a cancel takes what is in flight",
-        _instead(entry_facts, "read_entry_facts", _whoever_has_it),
+        _instead(entries, "read_entry", _whoever_has_it),
         "invariant 9",
         where=conditions.cancelled_in_flight,
     ),

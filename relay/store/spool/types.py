@@ -291,6 +291,7 @@ def parse_entry_extra(text: str) -> EntryExtra:
     return _ENTRY_EXTRA.decode(text) if text else NO_EXTRA
 
 
+@lru_cache(maxsize=1024)  # asked several times for each entry of a queue command
 def readable_extra(text: str) -> EntryExtra | None:
     """Return parse_entry_extra(), or None for a text that cannot be read."""
     try:

@@ -18,9 +18,8 @@ Queue commands and counts:
   bounces of a cancel (--bounce); orders that wait for Microsoft Graph
 - `entry_selection`: which entries a selector matches
 - `entry_list`: the JSON of entries in `queue list`
-- `entry_facts`: what a command reads of the entries that it changes
+- `entries`: what a command reads and writes of the entries that it changes
 - `decisions`: what a command does to an entry: state, due time, expiry, next hop, event
-- `entry_changes`: writes what was decided
 - `stats`: counts of the queue: `queue stats`, oldest entry, unaccounted recipients
 
 What has happened to messages:

@@ -1,6 +1,6 @@
 """Decide what a queue command does to entries: retry, hold, release, cancel and reroute.
 
-The entries were read before (relay/store/spool/shared/entry_facts.py). A dry run gets the same
+The entries were read before (relay/store/spool/shared/entries.py). A dry run gets the same
 decisions as the change itself. An entry that is being delivered is left alone. Every change raises
 the epoch, so that the result of an earlier claim is refused, and records an event that says who
 changed the entry and why.
@@ -33,9 +33,8 @@ from relay.store.spool.queue_commands import (
     state_after,
 )
 from relay.store.spool.shared.columns import recipient_row
-from relay.store.spool.shared.entry_changes import EntryChanges
-from relay.store.spool.shared.entry_facts import EntryFacts, LoadedEntries, load_entries
-from relay.store.spool.shared.holds import RELEASED, changed_extra, held_extra
+from relay.store.spool.shared.entries import EntryChanges, EntryFacts, LoadedEntries, load_entries
+from relay.store.spool.shared.holds import RELEASED, held_extra
 from relay.store.spool.shared.tables import Leftovers, Tables
 from relay.store.spool.types import RESTORED_US, ContentKey, Key, NewMessage, NewRecipient, Selector
 
@@ -96,19 +95,19 @@ def decide(
 
 
 def _reroute_targets(
-    loaded: LoadedEntries, key: Key, command: QueueCommand
+    loaded: LoadedEntries, facts: EntryFacts, command: QueueCommand
 ) -> tuple[Mapping[Destination, list[int]], str]:
     """Return the numbers of the recipients that get another next hop, by destination. If there are
     none, also return why.
     """
     assert command.to is not None
     onward: dict[Destination, list[int]] = {}
-    facts, has_rejected = loaded.facts[key], False
-    for number, address in loaded.recipients.get(key, ()):
+    extra, has_rejected = facts.extra, False
+    for number, address in loaded.recipients.get(facts.key, ()):
         destination = command.to(address, facts.reverse_path or "")
-        if destination and destination.next_hop.mailbox and facts.extra and facts.extra.sender:
+        if destination and destination.next_hop.mailbox and extra and extra.sender:
             # the sender of this copy logs in at the next hop
-            destination = command.to(address, facts.extra.sender)
+            destination = command.to(address, extra.sender)
         if destination is None or destination.next_hop.kind is HopKind.CAPTURE:
             has_rejected = True
         elif destination.next_hop.key != facts.next_hop or facts.is_held_by(destination):
@@ -122,7 +121,7 @@ def _reroute_targets(
             "it is captured, and no --release-allow matches its recipients: release a copy to "
             "addresses that you name"
         )
-    if not facts.reverse_path and _is_by_graph(command.to, loaded.recipients[key]):
+    if not facts.reverse_path and _is_by_graph(command.to, loaded.recipients[facts.key]):
         return onward, NO_REPORTS
     return onward, "none of its recipients has a mailbox or a next hop there"
 
@@ -151,13 +150,13 @@ def _unchanged_reason(command: QueueCommand, facts: EntryFacts, *, now_us: int) 
             return ""
 
 
-def _held_before(loaded: LoadedEntries, command: QueueCommand, key: Key) -> str:
+def _held_before(loaded: LoadedEntries, command: QueueCommand, facts: EntryFacts) -> str:
     """Return why a release leaves an entry held, "" where it does not."""
-    if command.new and loaded.facts[key].rule:
+    if command.new and facts.rule:
         return _OF_A_RULE
     if command.operation is not Operation.RELEASE or not command.selector.restored:
         return ""
-    holds = [detail for detail in loaded.operations_on(key) if detail.operation == Operation.HOLD]
+    holds = [detail for detail in loaded.operations_on(facts) if detail.operation == Operation.HOLD]
     is_of_restore = bool(holds) and holds[0].restored
     return "" if is_of_restore else "it was held before the backup, and stays held"
 
@@ -166,12 +165,15 @@ def held_by_restore(tables: Tables, keys: Sequence[Key]) -> list[Key]:
     """Return which of these entries a release with --restored releases."""
     release = QueueCommand(Operation.RELEASE, Selector(restored=True), who="")
     loaded = load_entries(tables, release, keys)
-    return [key for key in keys if key in loaded.facts and not _held_before(loaded, release, key)]
+    entries = loaded.entries.items()
+    return [key for key, facts in entries if not _held_before(loaded, release, facts)]
 
 
 @dataclass(eq=False, repr=False)
 class _EntryChanger:
-    """Decides on the entries of one transaction, one after the other."""
+    """Decides on the entries of one transaction, one after the other. Each decision is an entry as
+    it is from now on, in `changes.put`.
+    """
 
     loaded: LoadedEntries
     command: QueueCommand
@@ -192,7 +194,7 @@ class _EntryChanger:
         """
         changed = set()
         for key, epoch in planned.items():
-            facts = self.loaded.facts.get(key)
+            facts = self.loaded.entries.get(key)
             is_ours = facts is not None and (not facts.is_claimed or key in self.taken)
             if not is_ours or (facts is not None and epoch not in (None, facts.epoch)):
                 changed.add(key[0])
@@ -202,24 +204,32 @@ class _EntryChanger:
     def run(self, keys: Sequence[Key], *, passed_over: Collection[Key]) -> ChangeResult:
         """Decide on each entry. Those in `passed_over` are reported as in flight."""
         for key in keys:
-            facts = self._facts(key)
-            if facts is None:  # it has ended meanwhile
+            if (facts := self.loaded.entries.get(key)) is None:  # it has ended meanwhile
                 continue
-            if facts.is_claimed and key not in self.taken:
-                self._result(key, CommandResult.IN_FLIGHT)
-            elif key in passed_over and not self._must_wait(facts):
-                self._result(key, CommandResult.IN_FLIGHT)
-                self._put_back(key, facts)
-            elif facts.ordered and self._restarts and facts.state is not RecipientState.HELD:
-                self._ask_now(key, facts, order=None)
-                self._record(key, operation=f"{facts.ordered} withdrawn")
-                self._result(key, CommandResult.DONE, _withdrawn(facts))
-            elif note := self.command.inapplicable_reason(facts.state) or self._do(key, facts):
-                self._result(key, CommandResult.UNCHANGED, note)
-                self._put_back(key, facts)
-            elif key not in self._work.results:
-                self._result(key, CommandResult.DONE, _withdrawn(facts))
+            if (expires_us := self.changes.expiries.get(key[0])) is not None:
+                facts = replace(facts, message_expires_us=expires_us)
+            result, note = CommandResult.IN_FLIGHT, ""
+            if not facts.is_claimed or key in self.taken:
+                if key not in passed_over or self._must_wait(facts):
+                    result, note = self._decide(facts)
+                if key not in self.changes.put:
+                    self._put_back(facts)
+            self._work.results[key] = (result, note)
         return self._work
+
+    def _decide(self, facts: EntryFacts) -> tuple[CommandResult, str]:
+        """Change the entry, or not; return the result, and a note."""
+        command = self.command
+        if facts.ordered and self._restarts and facts.state is not RecipientState.HELD:
+            self._ask_now(facts.with_extra(order=None))
+            self._record(facts, operation=f"{facts.ordered} withdrawn")
+            return CommandResult.DONE, _withdrawn(facts)
+        reason = command.inapplicable_reason(facts.state)
+        if not reason and self._must_wait(facts):
+            return self._order(facts)
+        if reason := reason or self._do(facts):
+            return CommandResult.UNCHANGED, reason
+        return CommandResult.DONE, _withdrawn(facts)
 
     @property
     def _restarts(self) -> bool:
@@ -231,148 +241,93 @@ class _EntryChanger:
         is_asked = not self._restarts and self.command.backed_up_us is None
         return is_asked and facts.is_awaited
 
-    def _facts(self, key: Key) -> EntryFacts | None:
-        """Return the facts, with the expiry that this command has given to the message so far."""
-        facts = self.loaded.facts.get(key)
-        expires_us = self.changes.expiries.get(key[0])
-        if facts is None or expires_us is None or facts.ends_alone:
-            return facts
-        return replace(facts, expires_us=expires_us)
-
-    def _do(self, key: Key, facts: EntryFacts) -> str:
+    def _do(self, facts: EntryFacts) -> str:
         """Change the entry, or return why nothing is to be changed."""
-        if self._must_wait(facts):
-            return self._order(key, facts)
         match self.command.operation:
             case Operation.RETRY:
-                return self._retry(key, facts)
+                return self._retry(facts)
             case Operation.HOLD:
-                return self._hold(key, facts)
+                return self._hold(facts)
             case Operation.RELEASE if self.command.copy_to:
-                return self._release_copy(key, facts)
+                return self._release_copy(facts)
             case Operation.RELEASE if not self.command.is_rerouting(facts.state):
-                return self._release(key, facts)
+                return self._release(facts)
             case Operation.CANCEL:
-                return self._cancel(key, facts)
+                return self._cancel(facts)
             case Operation.RELEASE | Operation.REROUTE:
-                return self._reroute(key, facts)
+                return self._reroute(facts)
 
-    def _order(self, key: Key, facts: EntryFacts) -> str:
+    def _order(self, facts: EntryFacts) -> tuple[CommandResult, str]:
         """Note the command, and have the next attempt ask at once; or return why it would change
         nothing. It waits until the entry expires at the latest: a node that pauses ends it too.
         """
         command = self.command
         reason = _unchanged_reason(command, facts, now_us=self.now_us)
         if command.to is not None:
-            _, reason = _reroute_targets(self.loaded, key, command)
+            _, reason = _reroute_targets(self.loaded, facts, command)
         if reason:
-            return reason
-        end_us = self._ask_now(key, facts, order=command.as_order()).expires_us
-        detail = self._record(key, operation=f"{command.operation} ordered")
+            return CommandResult.UNCHANGED, reason
+        end_us = self._ask_now(facts.with_extra(order=command.as_order())).expires_us
+        detail = self._record(facts, operation=f"{command.operation} ordered")
         detail.to[:] = filter(None, [command.to_text])
         text = rfc3339(end_us + offset_us(wall_us=self.at_us, queue_us=self.now_us))[:19]
-        self._result(key, CommandResult.ORDERED, f"when Graph answers, at the latest {text}Z")
-        return ""
+        return CommandResult.ORDERED, f"when Graph answers, at the latest {text}Z"
 
-    def _ask_now(self, key: Key, facts: EntryFacts, **order: Any) -> EntryFacts:
-        """Change the order of an entry, which is due at once. A hold goes on, but what a restore
-        holds expires from now on.
+    def _ask_now(self, facts: EntryFacts) -> EntryFacts:
+        """Have an attempt ask at once. A hold goes on, but what a restore holds expires from now
+        on.
         """
         retry_us: int | None = self.now_us
         if facts.state is RecipientState.HELD:
             retry_us = facts.retry_us
             if has_been_restored(facts.due_us):
-                facts = self._with_end(key, facts)
-        self._change_extra(key, facts, **order)
-        self.changes.waiting[key] = (facts.state, retry_us, self.now_us)
+                facts = self._with_end(facts)
         self._due_now(facts.next_hop)
-        return facts
+        return self._put(replace(facts, retry_us=retry_us, due_us=self.now_us))
 
-    def _leave_graph(self, key: Key, facts: EntryFacts, **fields: Any) -> None:
-        """Forget drafts: nothing was sent, and no attempt sends them from now on."""
-        extra = facts.extra
-        if extra is None or not (extra.requests or extra.lost_posts or extra.order):
-            return
-        lost = extra.all_lost_posts if self.command.operation is not Operation.HOLD else ()
-        self._work.drafts[key] = (facts.next_hop, extra.unsent, lost)
-        self._change_extra(key, facts, requests=(), order=None, **fields)
-
-    def _retry(self, key: Key, facts: EntryFacts) -> str:
+    def _retry(self, facts: EntryFacts) -> str:
         self._due_now(facts.next_hop)
         if note := _unchanged_reason(self.command, facts, now_us=self.now_us):
             return note
-        self._wait(key, facts, retry_us=self.now_us)
-        self._record(key)
+        self._wait(facts, retry_us=self.now_us)
+        self._record(facts)
         return ""
 
-    def _hold(self, key: Key, facts: EntryFacts) -> str:
-        until_us = self.command.until_us
-        if note := _unchanged_reason(self.command, facts, now_us=self.now_us):
+    def _hold(self, facts: EntryFacts) -> str:
+        command, was_held = self.command, facts.state is RecipientState.HELD
+        if note := _unchanged_reason(command, facts, now_us=self.now_us):
             return note
-        was_held_for_good = facts.state is RecipientState.HELD and facts.retry_us is None
-        if self.command.backed_up_us is not None:
-            facts = self._without_end(key, facts, self.command.backed_up_us)
+        held = facts
+        if command.backed_up_us is not None:
+            held = self._without_end(facts, command.backed_up_us)
         elif facts.rule:  # the operator's hold replaces the hold of the rule
-            facts = self._with_lifetime(key, facts)
-        self._wait(key, facts, retry_us=until_us)
-        if self.command.backed_up_us is None:
-            self._leave_graph(key, facts)
-        elif was_held_for_good:
+            held = self._with_lifetime(facts)
+        held = self._wait(held, retry_us=command.until_us)
+        if command.backed_up_us is None:
+            held = self._without_drafts(held)
+        elif was_held and facts.retry_us is None:
             return "it was held before"
-        detail = self._record(key)
-        reason = ": ".join(filter(None, (self.command.who, self.command.why)))
-        self._note_hold(key, facts, reason)
-        self.changes.held_by_rules[facts.rule] -= 1
-        before = facts.retry_us
-        if facts.state is RecipientState.HELD:  # keep the time from before the first hold
-            before = self._due_before(key) or None
-        if before is not None:
-            detail.due[str(key[1])] = rfc3339(before)
+        self._put(self._held(held, ": ".join(filter(None, (command.who, command.why)))))
+        detail, before_us = self._record(facts), facts.retry_us
+        if was_held:  # keep the time from before the first hold
+            before_us = self._due_before(facts) or None
+        if before_us is not None:
+            detail.due[str(facts.number)] = rfc3339(before_us)
         return ""
 
-    def _without_end(self, key: Key, facts: EntryFacts, backed_up_us: int) -> EntryFacts:
-        """Let the message of a restored entry not expire; keep the time that was left."""
-        expires_us = facts.expires_us
-        if expires_us < RESTORED_US:  # otherwise another entry of it came first
-            expires_us = RESTORED_US + max(_LEFT_US_MIN, expires_us - backed_up_us)
-            self._expire_at(key, facts, expires_us)
-        return replace(facts, expires_us=expires_us)
-
-    def _with_end(self, key: Key, facts: EntryFacts) -> EntryFacts:
-        """Let the message of a restored entry expire again, after the time that was left."""
-        expires_us = self.now_us + facts.due_us - RESTORED_US
-        if facts.expires_us < RESTORED_US:
-            expires_us = max(expires_us, facts.expires_us)
-        self._expire_at(key, facts, expires_us)
-        return replace(facts, expires_us=expires_us, due_us=expires_us)
-
-    def _with_lifetime(self, key: Key, facts: EntryFacts) -> EntryFacts:
-        """Let an entry that a rule has held expire as late as new mail."""
-        assert facts.extra is not None
-        expires_us = self.now_us + facts.extra.lifetime_us
-        self._change_extra(key, facts, expires_us=expires_us)
-        return replace(facts, expires_us=expires_us, due_us=expires_us, ends_alone=True)
-
-    def _expire_at(self, key: Key, facts: EntryFacts, expires_us: int) -> None:
-        if facts.ends_alone:
-            self._change_extra(key, facts, expires_us=expires_us)
-        else:
-            self.changes.expiries[key[0]] = expires_us
-
-    def _release(self, key: Key, facts: EntryFacts) -> str:
-        now_us = self.now_us
-        if note := _held_before(self.loaded, self.command, key):
-            self.changes.due.append((self._with_end(key, facts).due_us, *key))
+    def _release(self, facts: EntryFacts) -> str:
+        if note := _held_before(self.loaded, self.command, facts):
+            self._put(self._with_end(facts))
             return note
-        before_us = self._due_before(key) if self.command.as_before else now_us
-        self._wait(key, facts, retry_us=max(before_us, now_us))
+        before_us = self._due_before(facts) if self.command.as_before else 0
+        self._wait(facts, retry_us=max(before_us, self.now_us))
         self._due_now(facts.next_hop)
-        detail = self._record(key)
+        detail = self._record(facts)
         if self._is_deferred_again(facts):
-            detail.deferred.append(key[1])
+            detail.deferred.append(facts.number)
         return ""
 
-    def _release_copy(self, key: Key, facts: EntryFacts) -> str:
+    def _release_copy(self, facts: EntryFacts) -> str:
         """Add an entry with the same content for each next hop of the addresses that were given.
 
         The message has further recipients then. Its sender does not know them and gets no reports.
@@ -385,144 +340,164 @@ class _EntryChanger:
             onward.setdefault(to, []).append(address)
         made = []
         for to, addresses in onward.items():
-            copy = self._copied_entry(key, facts, to, attempts=0)
-            made.append(copy)
+            copy = self._routed(replace(self._copy(facts), attempts=0), to)
+            made.append(self._wait(copy, retry_us=self.now_us))
             for address in addresses:
                 self._add_recipient(copy, NewRecipient(ForwardPath(address, _NEVER)))
-            self._wait(copy, facts, retry_us=self.now_us)
             self._due_now(to.next_hop.key)
-        self._work.made[key] = made
+        self._work.made[facts.key] = [copy.key for copy in made]
         detail = self._record(*made)
         self._record_next_hops(detail, made[0], before=facts.next_hop, onward=onward)
         detail.copies.extend(self.command.copy_to)
-        self._put_back(key, facts)
         return ""
 
-    def _cancel(self, key: Key, facts: EntryFacts) -> str:
+    def _cancel(self, facts: EntryFacts) -> str:
         check_transition(facts.state, RecipientState.CANCELLED)
-        self.changes.held_by_rules[facts.rule] -= 1
-        self.changes.states.setdefault(RecipientState.CANCELLED, []).append(key)
-        self._work.ended[key] = facts.content_id
-        self._leave_graph(key, facts)
-        self._record(key)
+        ended = replace(self._without_drafts(facts), state=RecipientState.CANCELLED)
+        self._put(replace(ended, retry_us=None, due_us=None, warn_us=None))
+        self._work.ended[facts.key] = facts.content_id
+        self._record(facts)
         return ""
 
-    def _reroute(self, key: Key, facts: EntryFacts) -> str:
-        targets, reason = _reroute_targets(self.loaded, key, self.command)
+    def _reroute(self, facts: EntryFacts) -> str:
+        targets, reason = _reroute_targets(self.loaded, facts, self.command)
         if reason:
             return reason
         retry_us = facts.retry_us if facts.state is RecipientState.HELD else self.now_us
-        self._leave_graph(key, facts, lost_posts=())
-        apart = onward = list(targets)
-        if sum(map(len, targets.values())) == len(self.loaded.recipients[key]):
-            # no recipient stays: the entry gets the first next hop
-            keeps = int(not self.command.forgets)
-            self.changes.next_hops.append((onward[0].next_hop.key, keeps, keeps, *key))
-            self._change_extra(key, facts, chosen=onward[0].chosen, fallback_us=0)
-            self._arrive(key, facts, onward[0], retry_us=retry_us)
-            apart = onward[1:]
-        else:
-            self._put_back(key, facts)
-            if key in self._work.drafts:  # no claim with a draft goes on
-                self.changes.due.append((facts.due_us, *key))
-        made = [self._split(key, facts, to, numbers=targets[to]) for to in apart]
-        self.changes.held_by_rules[facts.rule] += len(made)
-        for new_key, to in zip(made, apart, strict=True):
-            self._arrive(new_key, facts, to, retry_us=retry_us)
-        self._work.made[key] = made
-        self._record_next_hops(self._record(key, *made), key, before=facts.next_hop, onward=onward)
-        for to in onward if self.command.forgets else ():
-            self._due_now(to.next_hop.key)
+        left, onward, made = self._without_drafts(facts), list(targets), list[EntryFacts]()
+        stays = sum(map(len, targets.values())) < len(self.loaded.recipients[facts.key])
+        if stays:  # with its other recipients
+            self._put_back(left)
+            if left is not facts:  # no claim with a draft goes on
+                self._put(left)
+        for to, numbers in targets.items():
+            moved = left
+            if stays or to != onward[0]:  # otherwise the entry itself gets the first next hop
+                moved = self._copy(left)
+                made.append(moved)
+                self.changes.moved += [(moved.number, *facts.key, number) for number in numbers]
+            self._arrive(self._routed(moved, to), to, retry_us=retry_us)
+            if self.command.forgets:
+                self._due_now(to.next_hop.key)
+        self._work.made[facts.key] = [copy.key for copy in made]
+        detail = self._record(facts, *made)
+        self._record_next_hops(detail, facts, before=facts.next_hop, onward=onward)
         return ""
 
-    def _arrive(
-        self, key: Key, facts: EntryFacts, to: Destination, *, retry_us: int | None
-    ) -> None:
+    def _arrive(self, facts: EntryFacts, to: Destination, *, retry_us: int | None) -> None:
         """Let an entry wait at its new next hop, or be held there."""
-        is_held = facts.is_held_by(to)
-        self._wait(key, facts, retry_us=None if is_held else retry_us, is_held=is_held)
-        if is_held:
-            self._note_hold(key, facts, to.held)
-            self._detail_of(key).holds[str(key[1])] = to.held
-
-    def _split(
-        self, key: Key, facts: EntryFacts, to: Destination, *, numbers: Sequence[int]
-    ) -> Key:
-        """Move these recipients to a new entry."""
-        made = self._copied_entry(key, facts, to, attempts=facts.attempts)
-        self.changes.moved += [(made[1], *key, number) for number in numbers]
-        return made
-
-    def _copied_entry(self, key: Key, facts: EntryFacts, to: Destination, *, attempts: int) -> Key:
-        """Make an entry with the content of another one, and no recipients yet."""
-        message_id = key[0]
-        entry, recipient = self._last_numbers[message_id]
-        self._last_numbers[message_id] = (entry + 1, recipient)
-        made = (message_id, entry + 1)
-        self.changes.copies.append((made[1], to.next_hop.key, attempts, *key))
-        left = {"requests": (), "lost_posts": (), "order": None}
-        self._change_extra(made, facts, chosen=to.chosen, fallback_us=0, **left)
-        return made
-
-    def _add_recipient(self, key: Key, recipient: NewRecipient) -> None:
-        message_id, entry = key
-        number = self._last_numbers[message_id][1] + 1
-        self._last_numbers[message_id] = (self._last_numbers[message_id][0], number)
-        row = recipient_row(message_id, recipient, entry=entry, number=number)
-        self.changes.added.append(row)
-
-    def _change_extra(self, key: Key, facts: EntryFacts, **fields: Any) -> None:
-        """Change the EntryExtra of an entry, or of one that is made of it."""
-        extras = self.changes.extras
-        extras[key] = changed_extra(extras.get(key, facts.extra_text), **fields)
-
-    def _note_hold(self, key: Key, facts: EntryFacts, reason: str) -> None:
-        """Record why an entry is held; no rule holds it now."""
-        extras = self.changes.extras
-        text = extras.get(key, facts.extra_text)
-        extras[key] = held_extra(text, reason, since_us=self.at_us)
+        if not facts.is_held_by(to):
+            self._wait(facts, retry_us=retry_us)
+            return
+        facts = self._wait(facts, retry_us=None, is_held=True)
+        self._put(self._held(facts, to.held))
+        self._detail_of(facts).holds[str(facts.number)] = to.held
 
     def _wait(
-        self, key: Key, facts: EntryFacts, *, retry_us: int | None, is_held: bool = False
-    ) -> None:
-        """Set the new state and times of the entry, and the state of its recipients."""
+        self, facts: EntryFacts, *, retry_us: int | None, is_held: bool = False
+    ) -> EntryFacts:
+        """Put the entry with the state after the command, and its times."""
         operation, was_deferred = self.command.operation, self._is_deferred_again(facts)
         after = state_after(operation, facts.state, was_deferred=was_deferred)
         if is_held:
             after = RecipientState.HELD
         is_restored = has_been_restored(facts.due_us)
         if is_restored and (after is not RecipientState.HELD or retry_us is not None):
-            facts, is_restored = self._with_end(key, facts), False
+            facts, is_restored = self._with_end(facts), False
         if after is not facts.state:
             check_transition(facts.state, after)
-            self.changes.states.setdefault(after, []).append(key)
             if facts.state is RecipientState.HELD:
-                if facts.rule:
-                    facts = self._with_lifetime(key, facts)
-                    self.changes.held_by_rules[facts.rule] -= 1
-                self._change_extra(key, facts, order=None, **RELEASED)
+                facts = self._with_lifetime(facts) if facts.rule else facts
+                facts = facts.with_extra(order=None, **RELEASED)
         # held mail gets no delay warning
         warn_us = None if after is RecipientState.HELD else facts.warn_us
-        end_us = facts.due_us if is_restored else facts.expires_us
+        end_us = facts.due_us if is_restored and facts.due_us else facts.expires_us
         look = earliest_due_us(retry_us, warn_us=warn_us, end_us=end_us)
-        self.changes.extras.setdefault(key, facts.extra_text)
-        self.changes.waiting[key] = (after, retry_us, look)
         self._work.due_us = min(look, look if self._work.due_us is None else self._work.due_us)
+        return self._put(replace(facts, state=after, retry_us=retry_us, due_us=look))
 
-    def _put_back(self, key: Key, facts: EntryFacts) -> None:
+    # The entry as it is after a part of the change
+
+    def _held(self, facts: EntryFacts, reason: str) -> EntryFacts:
+        """Say why an entry is held; no rule holds it now."""
+        text = held_extra(facts.extra_text, reason, since_us=self.at_us)
+        return replace(facts, extra_text=text)
+
+    def _routed(self, facts: EntryFacts, to: Destination) -> EntryFacts:
+        facts = facts.with_extra(chosen=to.chosen, fallback_us=0)
+        facts = replace(facts, next_hop=to.next_hop.key, level=facts.priority)
+        return replace(facts, cause="", cause_attempts=0) if self.command.forgets else facts
+
+    def _without_drafts(self, facts: EntryFacts) -> EntryFacts:
+        """Forget drafts: nothing was sent, and no attempt sends them from now on."""
+        extra, fields = facts.extra, dict[str, Any](requests=(), order=None)
+        if extra is None or not (extra.requests or extra.lost_posts or extra.order):
+            return facts
+        lost: Pairs = ()
+        if self.command.operation is not Operation.HOLD:
+            lost, fields["lost_posts"] = extra.all_lost_posts, ()
+        self._work.drafts[facts.key] = (facts.next_hop, extra.unsent, lost)
+        return facts.with_extra(**fields)
+
+    def _without_end(self, facts: EntryFacts, backed_up_us: int) -> EntryFacts:
+        """Let the message of a restored entry not expire; keep the time that was left."""
+        if facts.expires_us >= RESTORED_US:  # another entry of it came first
+            return facts
+        left_us = max(_LEFT_US_MIN, facts.expires_us - backed_up_us)
+        return self._expiring_at(facts, RESTORED_US + left_us)
+
+    def _with_end(self, facts: EntryFacts) -> EntryFacts:
+        """Let the message of a restored entry expire again, after the time that was left."""
+        expires_us = self.now_us + (facts.due_us or 0) - RESTORED_US
+        if facts.expires_us < RESTORED_US:
+            expires_us = max(expires_us, facts.expires_us)
+        return replace(self._expiring_at(facts, expires_us), due_us=expires_us)
+
+    def _with_lifetime(self, facts: EntryFacts) -> EntryFacts:
+        """Let an entry that a rule has held expire as late as new mail."""
+        extra = facts.extra
+        assert extra is not None
+        expires_us = self.now_us + extra.lifetime_us
+        return replace(facts.with_extra(expires_us=expires_us), due_us=expires_us)
+
+    def _expiring_at(self, facts: EntryFacts, expires_us: int) -> EntryFacts:
+        if facts.ends_alone:
+            return facts.with_extra(expires_us=expires_us)
+        self.changes.expiries[facts.message_id] = expires_us
+        return replace(facts, message_expires_us=expires_us)
+
+    def _copy(self, facts: EntryFacts) -> EntryFacts:
+        """Make an entry with the content of another one, and no recipients yet."""
+        number, recipient = self._last_numbers[facts.message_id]
+        self._last_numbers[facts.message_id] = (number + 1, recipient)
+        copy = replace(facts, number=number + 1, cause="", cause_attempts=0)
+        self.changes.made[copy.key] = facts.key
+        return copy
+
+    def _add_recipient(self, facts: EntryFacts, recipient: NewRecipient) -> None:
+        last, number = self._last_numbers[facts.message_id]
+        self._last_numbers[facts.message_id] = (last, number + 1)
+        row = recipient_row(facts.message_id, recipient, entry=facts.number, number=number + 1)
+        self.changes.added.append(row)
+
+    def _put(self, facts: EntryFacts) -> EntryFacts:
+        self.changes.put[facts.key] = facts
+        return facts
+
+    def _put_back(self, facts: EntryFacts) -> None:
         """Release the claim of an entry if it was withdrawn; the entry is due as before."""
         if facts.is_claimed:
-            self.changes.put_back.append(key)
+            self._put(facts)
             self._due_now(facts.next_hop)
 
     def _is_deferred_again(self, facts: EntryFacts) -> bool:
         was_held = facts.state is RecipientState.HELD
         return self.command.as_before and was_held and facts.attempts > 0
 
-    def _due_before(self, key: Key) -> int:
+    def _due_before(self, facts: EntryFacts) -> int:
         """Return when an entry was due before its hold, 0 where that is not known."""
-        for detail in self.loaded.operations_on(key):
-            recorded = detail.due.get(str(key[1]))
+        for detail in self.loaded.operations_on(facts):
+            recorded = detail.due.get(str(facts.number))
             if detail.operation == Operation.HOLD and recorded:
                 with suppress(ValueError):
                     return (datetime.fromisoformat(recorded) - _BEGIN) // timedelta(microseconds=1)
@@ -532,7 +507,7 @@ class _EntryChanger:
         with suppress(ValueError):  # of a damaged entry
             self._work.next_hops[NextHop.parse(next_hop)] = None
 
-    def _detail_of(self, key: Key, operation: str = "") -> CommandDetail:
+    def _detail_of(self, facts: EntryFacts, operation: str = "") -> CommandDetail:
         """Return the detail of the event of the message, which says what was done: by default what
         the command says.
         """
@@ -549,21 +524,23 @@ class _EntryChanger:
             bounce=command.bounce,
             text=command.text,
         )
-        return self.changes.recorded.setdefault((key[0], detail.operation), detail)
+        return self.changes.recorded.setdefault((facts.message_id, detail.operation), detail)
 
-    def _record(self, *keys: Key, operation: str = "") -> CommandDetail:
+    def _record(self, *entries: EntryFacts, operation: str = "") -> CommandDetail:
         """Add these entries to the event of the message; `operation` as in _detail_of()."""
-        detail = self._detail_of(keys[0], operation)
-        detail.entries.extend(number for _, number in keys)
+        detail = self._detail_of(entries[0], operation)
+        detail.entries.extend(facts.number for facts in entries)
         return detail
 
     def _record_next_hops(
-        self, detail: CommandDetail, key: Key, *, before: str, onward: Iterable[Destination]
+        self,
+        detail: CommandDetail,
+        facts: EntryFacts,
+        *,
+        before: str,
+        onward: Iterable[Destination],
     ) -> None:
-        detail.before[str(key[1])] = without_mailbox(before)
+        detail.before[str(facts.number)] = without_mailbox(before)
         hops = dict.fromkeys(without_mailbox(to.next_hop.key) for to in onward)
         left = _HOPS_RECORDED_MAX - len(detail.to)
         detail.to.extend([hop for hop in hops if hop not in detail.to][:left])
-
-    def _result(self, key: Key, result: CommandResult, note: str = "") -> None:
-        self._work.results[key] = (result, note)

@@ -11,7 +11,7 @@ from relay.base.clock import rfc3339
 from relay.base.message.lifecycle import FINAL, RecipientState, message_state
 from relay.base.message.nexthop import text_and_route
 from relay.store.spool.queue_commands import ShownTimes, has_been_restored
-from relay.store.spool.shared.entry_facts import ENTRY, EntryFacts, read_entry_facts
+from relay.store.spool.shared.entries import ENTRY, EntryFacts, read_entry
 from relay.store.spool.shared.tables import Tables
 from relay.store.spool.types import Key, PriorityLevel
 
@@ -54,19 +54,18 @@ class EntryListBuilder:
             recipients: dict[Key, list[Any]] = {}
             for row in tables.fetch_each(_RECIPIENTS, [(*key, _FEW + 1) for key in chunk]):
                 recipients.setdefault((row[0], row[1]), []).append(row[2:])
-            for message_id, number, stored, *columns in tables.fetch_each(ENTRY, chunk):
-                key = (message_id, number)
+            for row in tables.fetch_each(ENTRY, chunk):
+                key, state = (row[0], row[1]), None
                 listed = recipients.get(key, [])
                 if len(listed) > _FEW:
                     rows = tables.fetch(_RECIPIENTS, (*key, self.recipients_left + 1))
-                    listed = [row[2:] for row in rows]
-                is_final = stored == "final"
-                states = [RecipientState(row[1]) for row in listed] if is_final else [stored]
-                facts = read_entry_facts(message_state(states), *columns)
-                self._append(key, facts, recipients=listed, more=more.get(key, {}))
+                    listed = [columns[2:] for columns in rows]
+                if row[2] == "final":
+                    state = message_state([RecipientState(columns[1]) for columns in listed])
+                self._append(read_entry(row, state), recipients=listed, more=more.get(key, {}))
 
     def _append(
-        self, key: Key, facts: EntryFacts, *, recipients: Sequence[Any], more: Mapping[str, str]
+        self, facts: EntryFacts, *, recipients: Sequence[Any], more: Mapping[str, str]
     ) -> None:
         state, retry_us, due_us = facts.state, facts.retry_us, facts.due_us
         next_hop, route = text_and_route(facts.next_hop)
@@ -77,8 +76,8 @@ class EntryListBuilder:
         due = None if retry_us is None or is_final else self._times.wall_time(retry_us)
         self.entries.append(
             {
-                "id": key[0],
-                "entry": key[1],
+                "id": facts.message_id,
+                "entry": facts.number,
                 "sender": facts.reverse_path,
                 "subject": facts.subject,
                 "route": route,

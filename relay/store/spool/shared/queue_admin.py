@@ -53,8 +53,13 @@ from relay.store.spool.queue_commands import (
 )
 from relay.store.spool.shared.columns import LOGIN, PAY_REPORTS
 from relay.store.spool.shared.decisions import ChangeResult, decide, held_by_restore, in_flight_note
-from relay.store.spool.shared.entry_changes import PUT_BACK, EntryChanges, store_changes
-from relay.store.spool.shared.entry_facts import LoadedEntries, load_entries, to_be_planned
+from relay.store.spool.shared.entries import (
+    EntryChanges,
+    LoadedEntries,
+    load_entries,
+    store_changes,
+    to_be_planned,
+)
 from relay.store.spool.shared.entry_list import EntryListBuilder
 from relay.store.spool.shared.entry_selection import EntrySelection, like
 from relay.store.spool.shared.holds import (
@@ -90,6 +95,10 @@ _TEXT = "cancelled by an operator of this relay"
 _CLAIMED = (
     "SELECT message_id, number, claimed FROM entry"
     " WHERE message_id = ? AND number = ? AND state <> 'final'"
+)
+_PUT_BACK = (
+    "UPDATE entry SET claimed = 0, epoch = epoch + 1"
+    " WHERE message_id = ? AND number = ? AND claimed = 1 AND state <> 'final'"
 )
 _NAMED = (  # recipients of a message
     f"SELECT {LOGIN.format('m.')}, m.received_us, m.id, r.number, r.entry, r.address, r.state,"
@@ -520,7 +529,7 @@ class Slice(Struct, frozen=True):
         elsewhere = self.engine.elsewhere(transaction, self.taken) if self.taken else {}
         taken = [key for key in self.taken if key not in elsewhere]
         result, changes = self._decided(loaded, taken, epochs)
-        result.cancelled = store_changes(transaction, changes, at_us=self.at_us)
+        result.cancelled = store_changes(transaction, loaded.entries, changes, at_us=self.at_us)
         if result.ended:
             offset_us = self.at_us - self.now_us
             mail = _cancelled_mail(transaction, result.ended, offset_us=offset_us)
@@ -543,7 +552,7 @@ class Slice(Struct, frozen=True):
         may still have sent the message.
         """
         (key,) = self.keys
-        if load_entries(transaction, self.answer.command, self.keys).facts[key].is_awaited:
+        if load_entries(transaction, self.answer.command, self.keys).entries[key].is_awaited:
             return None
         note_extra(transaction, key, order=None)
         return self.write(transaction)[0]
@@ -565,7 +574,7 @@ class Slice(Struct, frozen=True):
     def rehearse(self, tables: Tables) -> tuple[list[CommandResult], EntryListBuilder]:
         """Return the results of a dry run, and the entries."""
         loaded = load_entries(tables, self.answer.command, self.keys)
-        claimed = [key for key, facts in loaded.facts.items() if facts.is_claimed]
+        claimed = [key for key, facts in loaded.entries.items() if facts.is_claimed]
         elsewhere = self.engine.elsewhere(tables, claimed) if claimed else {}
         taken = [key for key in self.taken if key not in elsewhere]
         busy = set(claimed).difference(taken)
@@ -644,7 +653,7 @@ def _in_flight(node: str) -> dict[str, str]:
 def _put_back(transaction: OpenTransaction, *, keys: Collection[Key], engine: QueueEngine) -> None:
     """Release claims that were withdrawn for an operation that failed."""
     elsewhere = engine.elsewhere(transaction, keys)  # other nodes have taken these over
-    transaction.execute_each(PUT_BACK, [key for key in keys if key not in elsewhere])
+    transaction.execute_each(_PUT_BACK, [key for key in keys if key not in elsewhere])
 
 
 def _slices(keys: Sequence[Key], *, whole_messages: bool) -> Iterator[Sequence[Key]]:
