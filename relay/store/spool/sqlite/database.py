@@ -67,6 +67,8 @@ def open_database(
         connection = apsw.Connection(str(path), flags=flags)
         try:
             connection.set_busy_timeout(5000)
+            # No plan depends on a value: otherwise most joins are planned anew for each of them.
+            connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
             connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             if read_only:
                 check_commits(connection, path, noted)

@@ -11,6 +11,8 @@ import pytest
 from relay.base.message.nexthop import NextHop
 from relay.formats.read_report import RemoteClaim, RemoteReport
 from relay.store.journeys.events import Step
+from relay.store.spool.shared.entries import ENTRY
+from relay.store.spool.sqlite.database import SqliteTables, open_database
 from relay.store.spool.types import ClaimResult, DueQuery, Selector
 from tests.support.events import an_event
 from tests.support.operator import ALL, OK
@@ -51,9 +53,9 @@ async def test_no_statement_reads_a_whole_table_or_sorts_what_waits(ran, path, s
         await spool.queue_admin.list(selector, limit=7)
     await spool.counts()
     await spool.stats()
-    plans = {}
-    with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
-        for sql, values in list(ran):
+    plans, statements = {}, list(ran)
+    with closing(open_database(path, read_only=True)) as connection:
+        for sql, values in statements:
             if re.match(r"\s*(SELECT|WITH|UPDATE|DELETE)\b", sql):
                 explained = connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)
                 plans[sql] = [row[3] for row in explained]
@@ -69,6 +71,18 @@ async def test_no_statement_reads_a_whole_table_or_sorts_what_waits(ran, path, s
     for plan in waiting:
         assert any("SEARCH entry USING COVERING INDEX entry_" in one for one in plan), plan
         assert not any("TEMP B-TREE" in one for one in plan), plan
+
+
+async def test_a_statement_is_planned_once_for_all_values(path, spool, accept) -> None:
+    keys = [(queue_id, 1) for queue_id in await accept("mx:a.test", "alice@example.test", 9)]
+    planned: list[int] = []
+    with closing(open_database(path, read_only=True)) as connection:
+        connection.authorizer = lambda action, *_: planned.append(action) or apsw.SQLITE_OK
+        tables = SqliteTables(connection.cursor())
+        assert len(tables.fetch_each(ENTRY, keys[:1])) == 1
+        once = len(planned)
+        assert (len(tables.fetch_each(ENTRY, keys)), len(planned)) == (9, once)
+    assert once
 
 
 async def test_a_look_at_the_end_reads_nothing_of_the_history(ran, path, spool, make) -> None:
