@@ -75,7 +75,7 @@ async def until_damaged(spool: SqliteSpool) -> None:
 
 
 async def until_well(spool: SqliteSpool) -> None:
-    await until(lambda: not spool.damage.text)
+    await until(lambda: not (spool.damage.text or spool.damage._lock.locked()))
 
 
 async def tried_again(spool: SqliteSpool, times: int = 3) -> None:
