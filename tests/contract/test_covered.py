@@ -43,5 +43,5 @@ def test_every_method_is_used() -> None:
     other_rooms = [one for one in Path(relay.__path__[0]).rglob("*.py") if "spool" not in one.parts]
     needed = {name for one in other_rooms for name in re.findall(r"\.(\w+)", one.read_text())}
     assert len(declared & needed) > 40
-    for_engines = {"added", "ask", "follow", "has_room", "take_over"}  # other rooms use the names for others
+    for_engines = {"added", "ask", "follow", "has_room", "take_over"}  # names of others too
     assert (declared & needed) - used - for_engines == set()
