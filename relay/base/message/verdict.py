@@ -51,11 +51,11 @@ class ExaminedMessage(Struct, frozen=True):
     alias_domains: Mapping[str, str] = {}
     results: tuple[AuthResult, ...] = ()  # written by milters of this relay, not by other hosts
     # by recipient in lower case: the addresses of the client that aliases expand to it
-    given: Mapping[str, Sequence[str]] = {}
+    originals: Mapping[str, Sequence[str]] = {}
 
     def names_of(self, recipient: str) -> Sequence[str]:
         """Return the address of a recipient, and the addresses that the client gave for it."""
-        return (recipient, *self.given.get(recipient.lower(), ()))
+        return (recipient, *self.originals.get(recipient.lower(), ()))
 
     def forms_of(self, addresses: Sequence[str]) -> Sequence[str]:
         """Return addresses with all equivalent forms.
@@ -272,7 +272,7 @@ class Verdict(Struct, frozen=True):
     tenants: tuple[str, ...] = ()  # whose rules ran, in this order
 
     @property
-    def guests(self) -> frozenset[str]:
+    def recipient_tenants(self) -> frozenset[str]:
         """The tenants of the recipients whose rules ran; none if all copies are of one tenant."""
         tenants = {verdict.tenant for verdict in self.recipients}
         return frozenset(tenants - {""} if len(tenants) > 1 else ())

@@ -289,7 +289,7 @@ class Explainer:
             is_own=self.table.is_local_domain,
             alias_domains=self.table.alias_domains,
             results=question.results,
-            given={address.lower(): (question.address,)},
+            originals={address.lower(): (question.address,)},
         )
         rules = self.rules()
         if question.content is None:

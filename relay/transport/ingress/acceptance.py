@@ -6,10 +6,11 @@
     _fan_out()   queue entries, signatures   `fanout`, relay/transport/signing/signer.py
     _commit()    limits, reports, commit     `message_limits`, relay/delivery/reports/bounces.py
 
-Each stage returns a value that contains the value of the stage before (`stages`), or raises
-RefusedError with the reply to the client. _commit() also raises TenantLimitError if the tenant of
-some recipients has reached a limit. Its copies are then held (a rate limit) or rejected (too many
-held copies), and the last two stages are repeated for the message; the client gets 250.
+accept() calls _accept() for the first three, and that _commit() for the others. Each stage returns
+a value that contains the value of the stage before (`stages`), or raises RefusedError with the
+reply to the client. If the tenant of some recipients has reached a limit, its copies are held (a
+rate limit) or rejected (too many held copies), and the last two stages are repeated for the
+message; the client gets 250.
 
 The 250 is returned only after the spool has committed (fsync) one transaction with the message, its
 queue entries and the reports that are already due. Every error is a reply: 451 or 452 for an
@@ -74,13 +75,13 @@ from relay.transport.ingress.arrival import (
 )
 from relay.transport.ingress.data import DataReply, Origin, RefusedError, subject_of
 from relay.transport.ingress.fanout import (
-    FannedMail,
     FanOut,
     HoldTimes,
-    as_valid,
+    SignedMail,
     examined_recipients,
     fan_out,
     has_answers,
+    later_routes,
     notices_of,
     reported_recipient,
     routing_event,
@@ -111,14 +112,6 @@ _log = get_logger("ingress")
 _QUICK_HEADER_BYTES = 16384  # the time to read its fields is a few milliseconds
 POLICY_TIMEOUT_S = 10.0
 _CLAIMED_MAX = 100  # entries of one message: has_room() is called for each of them
-
-
-class TenantLimitError(Exception):
-    """A tenant of recipients has reached a limit: its copies are held or rejected in `decided`."""
-
-    def __init__(self, decided: DecidedMail, verdict: Verdict) -> None:
-        super().__init__()
-        self.decided = replace(decided, verdict=verdict)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -203,11 +196,13 @@ class Acceptance:
         `filters` are the milters that heard the session.
         """
         queue_id, now_us = self.ids.new(), self.clock.queue_us()
-        reply = await self._reply(
-            ArrivedMail(
-                envelope, paths, content, origin, queue_id, now_us, envelope.reverse_path, filters
-            )
+        arrival = ArrivedMail(
+            envelope, paths, content, origin, queue_id, now_us, envelope.reverse_path, filters
         )
+        try:
+            return accepted_reply(await self._accept(arrival))
+        except Exception as error:  # noqa: BLE001 -- after any error, the client keeps the message
+            reply = self._reply_to(error, arrival)
         if reply.queue_id or not origin.is_promised:
             return reply
         # Pickup repeats a submission of which it lost the 250, and a crash leaves a dropped file.
@@ -220,26 +215,25 @@ class Acceptance:
             return reply
         return accepted_reply(known) if known else reply
 
-    async def _reply(self, arrival: ArrivedMail) -> DataReply:
-        """Return the reply to the final dot, whatever happens."""
-        try:
-            return await self._accept(arrival)
-        except RefusedError as refused:
-            return refused.reply
-        except SpoolFullError:
-            return NO_ROOM
-        except SpoolUnavailableError as error:
-            _log.warning("spool unavailable", error=error)
-            return LOCAL_ERROR
-        except SigningError as error:
-            _log.error("signing failed", error=str(error))
-            return LOCAL_ERROR
-        except Exception:  # noqa: BLE001 -- after any error, the client keeps the message
-            _log.exception("acceptance failed", client=arrival.origin.ip)
-            return LOCAL_ERROR
+    def _reply_to(self, error: Exception, arrival: ArrivedMail) -> DataReply:
+        match error:
+            case RefusedError():
+                return error.reply
+            case SpoolFullError():
+                return NO_ROOM
+            case SpoolUnavailableError():
+                _log.warning("spool unavailable", error=error)
+            case SigningError():
+                _log.error("signing failed", error=str(error))
+            case _:
+                _log.exception("acceptance failed", client=arrival.origin.ip)
+        return LOCAL_ERROR
 
-    async def _accept(self, arrival: ArrivedMail) -> DataReply:
-        """Take a message through the stages. Raises RefusedError, SpoolError, SigningError."""
+    async def _accept(self, arrival: ArrivedMail) -> str:
+        """Take a message through the stages, and return its queue id.
+
+        Raises RefusedError, SpoolError, SigningError.
+        """
         to = [path.address for path in arrival.paths]
         counted = self.usage.reserve(arrival.origin.counted_for, to)
         if isinstance(counted, BeyondLimit):
@@ -248,21 +242,7 @@ class Acceptance:
             prepared = await self.preparation.prepare(arrival)
             undo.callback(prepared.release)
             decided = await self._decide(self._examine(prepared))
-            reply = await self._carry_out(decided)
-            if reply.queue_id == arrival.queue_id:  # not of a repetition
-                counted.keep()
-            return reply
-
-    async def _carry_out(self, decided: DecidedMail) -> DataReply:
-        """Fan the message out and commit it, and return the 250."""
-        while True:
-            fanned = await self._fan_out(decided)
-            try:
-                return await self._commit(fanned)
-            except TenantLimitError as reached:
-                # Its copies are held or rejected now, all others go on. Each repetition leaves
-                # fewer copies that a limit can stop, so the loop ends.
-                decided = reached.decided
+            return await self._commit(decided, counted)
 
     def _examine(self, prepared: PreparedMail) -> ExaminedMail:
         """Replace aliases, and find the next hop of each recipient. Raises RefusedError."""
@@ -273,7 +253,7 @@ class Acceptance:
         if charges and size_of(arrival.content) > REPORT_BYTES_MAX:
             raise RefusedError(DataReply(LARGE_REPORT))
         expand = forwarding.expander(sender, content.header)
-        refuse = partial(forwarding.writer_rejection, sender=origin.sender(arrival.given_sender))
+        refuse = partial(forwarding.writer_rejection, sender=origin.sender(arrival.mail_from))
         recipients = expand_recipients(arrival.paths, expand, filtered.recipients, refuse=refuse)
         if filtered.added:
             recipients = with_added(recipients, expand, filtered.added)
@@ -325,23 +305,23 @@ class Acceptance:
             examined,
             arrival=replace(arrival, envelope=envelope),
             examine=examine,
-            routes=as_valid(examined.routes, routes),
+            routes=later_routes(examined.routes, routes),
         )
 
-    async def _fan_out(self, decided: DecidedMail) -> FannedMail:
+    async def _fan_out(self, decided: DecidedMail) -> SignedMail:
         """Sort the recipients into queue entries, and sign each content.
 
         Raises RefusedError if all recipients are rejected and the client hears it, SigningError.
         """
-        fan, arrival = self._sorted(decided), decided.arrival
-        if fan.rejects_all and not arrival.origin.is_promised:
+        fan_out, arrival = self._sorted(decided), decided.arrival
+        if fan_out.rejects_all and not arrival.origin.is_promised:
             self._count_rules(decided.verdict)
-            first, filtered = fan.rejected[0], arrival.filtered
+            first, filtered = fan_out.rejected[0], arrival.filtered
             milter = filtered.refused_by if first.position in filtered.recipients else ""
             rule = decided.verdict.rule_of(first.path.address)
             raise RefusedError(DataReply(first.reply, rule=rule, milter=milter))
-        signed = await self.signer.sign(fan.contents, trusted=arrival.origin.trusted)
-        return FannedMail(decided, replace(fan, contents=signed.contents), signed)
+        signed = await self.signer.sign(fan_out.contents, trusted=arrival.origin.trusted)
+        return SignedMail(decided, replace(fan_out, contents=signed.contents), signed)
 
     def _sorted(self, decided: DecidedMail) -> FanOut:
         examined, verdict, forwarding = decided.examined, decided.verdict, self.forwarding
@@ -375,62 +355,81 @@ class Acceptance:
             times=HoldTimes(arrival.received_us, int(self.expire_after_s * 1_000_000)),
         )
 
-    async def _commit(self, fanned: FannedMail) -> DataReply:
-        """Count the message against its limits, commit it, and return the 250.
+    async def _commit(self, decided: DecidedMail, counted: Reservation) -> str:
+        """Fan the message out, commit it within its limits, and return its queue id.
 
-        Raises RefusedError or TenantLimitError beyond a limit, SpoolError.
+        `counted` is what it counts against the limits of its account. It counts against no limit
+        unless it is committed now. Raises RefusedError, SpoolError, SigningError.
         """
-        decided = fanned.decided
-        verdict, origin = decided.verdict, decided.arrival.origin
-        reserved = self.rates.reserve((*verdict.charges, *decided.examined.charges))
-        if isinstance(reserved, RateCharge):
-            if tenant_of_rule(reserved.rule) in verdict.guests:
-                raise TenantLimitError(decided, verdict.deferred_for(reserved.deferral))
-            raise RefusedError(self._beyond(reserved))
-        mails, reserved = self.rule_mails.due(verdict.mails, reserved)
-        with reserved:
-            message, reports = self._with_reports(fanned, self._message(fanned))
-            if mails:
-                message, reports = self.rule_mails.added(message, reports, mails, subject=decided)
-            try:
-                reply = await self._store(message, reports, origin, reserved=reserved)
-            except HoldsFullError as error:
-                raise self._beyond_holds(fanned, message, error.tenant) from None
-            self._count_rules(verdict)
-            return reply
+        # Copies that a limit stops are held or rejected, and all others go on. Each repetition
+        # leaves fewer copies that a limit can stop, so the loop ends.
+        while True:
+            signed, verdict = await self._fan_out(decided), decided.verdict
+            reserved = self.rates.reserve((*verdict.charges, *decided.examined.charges))
+            if isinstance(reserved, RateCharge):
+                decided = replace(decided, verdict=self._beyond_rate(verdict, reserved))
+                continue
+            mails, reserved = self.rule_mails.due(verdict.mails, reserved)
+            with reserved:
+                message, reports = self._with_reports(signed, self._message(signed))
+                if mails:
+                    message, reports = self.rule_mails.added(
+                        message, reports, mails, subject=decided
+                    )
+                try:
+                    accepted = await self._store(message, reports, decided.arrival.origin)
+                except HoldsFullError as error:
+                    verdict = self._beyond_holds(signed, message, error.tenant)
+                    decided = replace(decided, verdict=verdict)
+                    continue
+                if not accepted.repeated:
+                    reserved.keep()
+                    counted.keep()
+                self._count_rules(verdict)
+                return accepted.queue_id
 
-    def _beyond_holds(
-        self, fanned: FannedMail, message: NewMessage, tenant: str
-    ) -> TenantLimitError | RefusedError:
-        """Return the error for a message that needs more held copies than the rules of `tenant` (""
-        for those of the operator) may have: TenantLimitError rejects the copies that they hold, if
-        it is a tenant of recipients and other recipients are left; else RefusedError.
+    def _beyond_rate(self, verdict: Verdict, charge: RateCharge) -> Verdict:
+        """Return the verdict on a message beyond a rate limit of a tenant of recipients: the copies
+        of the tenant are held. Raises RefusedError beyond another limit.
         """
-        verdict = fanned.decided.verdict
+        if tenant_of_rule(charge.rule) in verdict.recipient_tenants:
+            return verdict.deferred_for(charge.deferral)
+        if not charge.rule:
+            raise RefusedError(DataReply(MANY_REPORTS))
+        self.metrics.policy_rules.labels(rule=charge.rule, outcome=DEFERRED).inc()
+        raise RefusedError(deferral_reply(charge.deferral))
+
+    def _beyond_holds(self, signed: SignedMail, message: NewMessage, tenant: str) -> Verdict:
+        """Return the verdict on a message that needs more held copies than the rules of `tenant`
+        may have: the copies that they hold are rejected. Raises RefusedError if it is no tenant of
+        recipients ("" is the operator), or no other recipient is left.
+        """
+        verdict = signed.decided.verdict
         rule = next(rule for rule in message.held_by_rules if tenant_of_rule(rule) == tenant)
         reply = self.holds.rejection(rule, self.held_max)
         rejecting = verdict.without_holds_of(
-            tenant, *HOLDS_FULL_OF_TENANT, in_mailboxes=fanned.fan.in_mailboxes
+            tenant, *HOLDS_FULL_OF_TENANT, in_mailboxes=signed.fan_out.in_mailboxes
         )
-        if tenant in verdict.guests and rejecting != verdict and not rejecting.rejects_all:
-            return TenantLimitError(fanned.decided, rejecting)
+        is_of_recipients = tenant in verdict.recipient_tenants
+        if is_of_recipients and rejecting != verdict and not rejecting.rejects_all:
+            return rejecting
         self._count_rules(verdict)
-        return RefusedError(reply)
+        raise RefusedError(reply)
 
     def _with_reports(
-        self, fanned: FannedMail, message: NewMessage
+        self, signed: SignedMail, message: NewMessage
     ) -> tuple[NewMessage, Sequence[NewMessage]]:
         """Return the message with the events of the reports that are due now, and the reports."""
-        verdict, fan, examined = fanned.decided.verdict, fanned.fan, fanned.decided.examined
-        expanded, quarantined = examined.recipients.reported, fan.quarantined
-        notices = notices_of(verdict, fan) if message.held_by_rules else {}
-        if not (expanded or fan.rejected or notices or quarantined):  # nearly always
+        verdict, fan_out, examined = signed.decided.verdict, signed.fan_out, signed.decided.examined
+        expanded, quarantined = examined.recipients.reported, fan_out.quarantined
+        notices = notices_of(verdict, fan_out) if message.held_by_rules else {}
+        if not (expanded or fan_out.rejected or notices or quarantined):  # nearly always
             return message, ()
         rules = {recipient.address: recipient.rule for recipient in verdict.recipients}
         due = {
             ReportKind.FAILED: [
                 reported_recipient(recipient, rules.get(recipient.path.address, ""))
-                for recipient in fan.rejected
+                for recipient in fan_out.rejected
             ],
             ReportKind.EXPANDED: expanded,
             ReportKind.DELIVERED: [reported_recipient(recipient, "") for recipient in quarantined],
@@ -472,7 +471,7 @@ class Acceptance:
             is_own=self.router.is_local_domain,
             alias_domains=self.router.alias_domains,
             results=arrival.filtered.results,
-            given=recipients.given,
+            originals=recipients.originals,
         )
 
     async def _evaluate(
@@ -516,18 +515,18 @@ class Acceptance:
             )
         return evaluation.verdict()
 
-    def _message(self, fanned: FannedMail) -> NewMessage:
+    def _message(self, signed: SignedMail) -> NewMessage:
         """Return the message for the spool, with the event of step 5."""
-        arrival, examined, fan = fanned.decided.arrival, fanned.decided.examined, fanned.fan
+        arrival, examined, fan_out = signed.decided.arrival, signed.decided.examined, signed.fan_out
         envelope, origin, received_us = arrival.envelope, arrival.origin, arrival.received_us
         header, account = examined.content.header, examined.account
         address = f" [{origin.ip}]" if origin.ip else ""
-        event = arrival.filtered.noted(routing_event(fanned, self.clock.time_us()))
+        event = arrival.filtered.noted(routing_event(signed, self.clock.time_us()))
         if envelope.tls:
             event = replace(event, detail=replace(event.detail, tls=envelope.tls))
-        contents = tuple([content.joined() for content in fan.contents])
-        levels = [header_cleanup.priority(content.header, origin) for content in fan.contents]
-        entries = fan.entries
+        contents = tuple([content.joined() for content in fan_out.contents])
+        levels = [header_cleanup.priority(content.header, origin) for content in fan_out.contents]
+        entries = fan_out.entries
         if len(set(levels)) > 1:  # the priority that a rule set in a copy is for this copy only
             entries = tuple(replace(entry, priority=levels[entry.content]) for entry in entries)
         by_sender = bool(account) and not (origin.login or origin.pickup)
@@ -555,7 +554,7 @@ class Acceptance:
             facts,
             contents=contents,
             entries=entries,
-            final_recipients=fan.final_recipients,
+            final_recipients=fan_out.final_recipients,
             events=(event,),
             priority=levels[0],
             warn_us=self._warn_us(arrival),
@@ -571,17 +570,11 @@ class Acceptance:
         return arrival.received_us + int(after_s * 1_000_000)
 
     async def _store(
-        self,
-        message: NewMessage,
-        reports: Sequence[NewMessage],
-        origin: Origin,
-        *,
-        reserved: Reservation,
-    ) -> DataReply:
-        """Commit the message, pass on its claims, and return the 250.
+        self, message: NewMessage, reports: Sequence[NewMessage], origin: Origin
+    ) -> Accepted:
+        """Commit the message, and pass on its claims. Raises SpoolError.
 
-        The spool counts messages in the metrics; recipients are counted here. A message that is
-        not committed now does not count against the limits of rules. Raises HoldsFullError.
+        The spool counts messages in the metrics; recipients are counted here.
         """
         message, sender = self._with_priorities(message), message.sender_key
         claim = len(message.entries) <= _CLAIMED_MAX and all(
@@ -595,12 +588,11 @@ class Acceptance:
             claim=claim,
         )
         if not accepted.repeated:
-            reserved.keep()
             log_accepted(message, origin.client)
             for recipient in message.final_recipients:
                 self.metrics.recipients_by(recipient.state).inc()
         self._pass_on_claims(accepted, () if claim or accepted.repeated else (message, *reports))
-        return accepted_reply(accepted.queue_id)
+        return accepted
 
     def _with_priorities(self, message: NewMessage) -> NewMessage:
         """Return the message; entries whose priority level differs from the usual one have it."""
@@ -627,13 +619,6 @@ class Acceptance:
                 self.on_first_end(accepted.first_end_us)
             if waiting:
                 self.on_waiting(waiting)
-
-    def _beyond(self, charge: RateCharge) -> DataReply:
-        """Return the reply to a message beyond the limit of a rule, and count the rule."""
-        if not charge.rule:
-            return DataReply(MANY_REPORTS)
-        self.metrics.policy_rules.labels(rule=charge.rule, outcome=DEFERRED).inc()
-        return deferral_reply(charge.deferral)
 
     def _count_rules(self, verdict: Verdict) -> None:
         for hit in verdict.hits:

@@ -104,7 +104,7 @@ class ArrivedMail(Struct, frozen=True):
     origin: Origin  # its client
     queue_id: str  # its id in the queue
     received_us: int  # queue time
-    given_sender: str  # the reverse-path that the client named
+    mail_from: str  # the reverse-path that the client named
     filters: SessionFilters | None = None  # of the session; None: no milter heard it
     filtered: FilteredMessage = UNFILTERED  # what the milters decided
 
@@ -216,7 +216,7 @@ class Preparation(Struct, frozen=True):
         origin = arrival.origin
         if origin.login or not origin.trusted:
             return origin.login
-        account = self.accounts.by_address(arrival.given_sender)
+        account = self.accounts.by_address(arrival.mail_from)
         return account.address if account else ""
 
     def _made(self, arrival: ArrivedMail) -> ParsedContent:

@@ -135,11 +135,11 @@ class FanOut(Struct, frozen=True):
         return False
 
 
-class FannedMail(Struct, frozen=True):
+class SignedMail(Struct, frozen=True):
     """A message that is sorted into entries, whose contents are signed."""
 
     decided: DecidedMail
-    fan: FanOut  # with the signed contents
+    fan_out: FanOut  # with the signed contents
     signed: SignedContents
 
 
@@ -257,7 +257,7 @@ def has_answers(examinations: Sequence[RoutingResult]) -> bool:
     )
 
 
-def as_valid(
+def later_routes(
     before: Sequence[RoutingResult], after: Sequence[RoutingResult]
 ) -> Sequence[RoutingResult]:
     """Return the later routes; if the validity of a recipient has changed, the route before, unless
@@ -383,7 +383,7 @@ def _additions(
                 yield addition, target.address, target.forwarded_by
 
 
-def notices_of(verdict: Verdict, fan: FanOut) -> dict[str, list[ReportedRecipient]]:
+def notices_of(verdict: Verdict, fan_out: FanOut) -> dict[str, list[ReportedRecipient]]:
     """Return the recipients whose sender gets a notice that a rule holds their copies, by rule."""
     holds = {
         recipient.address: recipient.hold
@@ -391,11 +391,11 @@ def notices_of(verdict: Verdict, fan: FanOut) -> dict[str, list[ReportedRecipien
         if recipient.hold is not None
     }
     held = [
-        recipient for entry in fan.entries if entry.extra.rule for recipient in entry.recipients
+        recipient for entry in fan_out.entries if entry.extra.rule for recipient in entry.recipients
     ]
     held += [
         recipient
-        for recipient in fan.final_recipients
+        for recipient in fan_out.final_recipients
         if recipient.state is RecipientState.REDIRECTED
     ]
     notices: dict[str, list[ReportedRecipient]] = {}
@@ -408,19 +408,19 @@ def notices_of(verdict: Verdict, fan: FanOut) -> dict[str, list[ReportedRecipien
     return notices
 
 
-def routing_event(mail: FannedMail, at_us: int) -> Event:
+def routing_event(mail: SignedMail, at_us: int) -> Event:
     """Return the event of step 5, without recipients that rules added.
 
     If a list of addresses is cut, `counts` has its full length. The client of mail from pickup is
     in the event of step 2.
     """
-    decided, fan = mail.decided, mail.fan
+    decided, fan_out = mail.decided, mail.fan_out
     verdict, sender, origin = decided.verdict, decided.sender, decided.arrival.origin
     next_hops: dict[str, list[str]] = {}
     routes: dict[str, list[str]] = {}  # that chose a next hop
     held: dict[str, list[str]] = {}  # by the reason
     junk: set[str] = set()  # whose copies go into Junk Email
-    for entry in fan.entries:
+    for entry in fan_out.entries:
         addresses = [
             recipient.path.address for recipient in entry.recipients if not recipient.added_by
         ]
@@ -434,9 +434,11 @@ def routing_event(mail: FannedMail, at_us: int) -> Event:
             by = hold_text(entry.extra.reason, entry.extra.rule)
             held.setdefault(by, []).extend(addresses)
         junk.update(addresses if entry.extra.folder else ())
-    rejected = [recipient for recipient in fan.rejected if not recipient.added_by]
-    aliases = [alias for alias in fan.aliases if alias.successors]
-    extras = [entry.extra for entry in fan.entries if entry.extra.sender and not _is_added(entry)]
+    rejected = [recipient for recipient in fan_out.rejected if not recipient.added_by]
+    aliases = [alias for alias in fan_out.aliases if alias.successors]
+    extras = [
+        entry.extra for entry in fan_out.entries if entry.extra.sender and not _is_added(entry)
+    ]
     sizes = {hop: len(addresses) for hop, addresses in next_hops.items()} | {
         "aliases": len(aliases),
         "refused": len(rejected),

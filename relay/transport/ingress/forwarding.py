@@ -396,7 +396,7 @@ class ExpandedRecipients(Struct, frozen=True):
     added_by: Mapping[str, str] = {}
 
     @property
-    def given(self) -> Mapping[str, Sequence[str]]:
+    def originals(self) -> Mapping[str, Sequence[str]]:
         """The aliases that led to each address, by the address in lower case."""
         by_address: dict[str, list[str]] = {}
         for alias in self.aliases:
