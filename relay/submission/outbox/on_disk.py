@@ -48,7 +48,6 @@ from relay.store.mailbox.store_part import StorePart
 FIRST_SUBMISSION = 1
 SUBMISSION_FILE_NAME = re.compile(r"([0-9a-z]{16})\.(\d{1,20})@(\d{1,18})")
 _PREPARED = re.compile(r"([0-9a-z]{16}\.\d{1,20})(?:(~)|@([0-9a-z-]{1,100}))?")
-_COPIED = "copied"  # if this file exists, restored submissions are copies and not hard links
 
 _ANCHOR = "clock"
 
@@ -106,9 +105,11 @@ class SubmissionDirectory:
         self.scheduled = directory / "deferred"
         self.restored_ready = directory / "restored" / self.ready.name
         self.restored_scheduled = directory / "restored" / self.scheduled.name
+        # in the order in which a submission is moved through them
+        self._places = (self.restored_scheduled, self.restored_ready, self.scheduled, self.ready)
         self.uploads = directory / "uploads"  # see upload_sessions.py
         self._corrupt = directory / "corrupt"
-        self._copied = directory / _COPIED
+        self._has_copies = False  # submissions that are no hard links, of a copied mail root
         self._syncs = syncs
         # Whether a disk failure has left submissions in preparing/ that may exist already.
         # UnfinishedSubmissions finishes or removes them, while no other call of the store runs.
@@ -173,18 +174,25 @@ class SubmissionDirectory:
         """The path of a scheduled send that an operator has cancelled, until it is recorded."""
         return self.preparing / f"{submission_id}~"
 
-    def mark_copied(self) -> None:
-        """Record that restored submissions are copies, so that link counts are not evidence."""
-        self._copied.touch(0o600)
+    def look_for_copies(self) -> None:
+        """Note, at a start, whether a submission is no hard link: then link counts prove nothing.
+
+        A backup is restored, and a mail root may be copied, without hard links.
+        """
+        self._has_copies = any(
+            _links(directory / name) == 1
+            for directory in self._places
+            for name in list_names(directory)
+        )
 
     def find(self, draft_id: str, file: Path) -> Path | None:
         """The submission of the draft in `file`, scheduled, ready or held; None if it has none.
 
         A file with a single link has no submission: no directory is listed for it, unless
-        submissions were restored or the draft was changed. Raises FileNotFoundError if the file
+        submissions are copies or the draft was changed. Raises FileNotFoundError if the file
         does not exist.
         """
-        is_linked = file.stat().st_nlink > 1 or self._copied.exists()
+        is_linked = file.stat().st_nlink > 1 or self._has_copies
         return self._first(f"{draft_id}.") if is_linked or self.marker(draft_id).exists() else None
 
     def waiting(self, draft_id: str) -> PendingSubmission | None:
@@ -205,8 +213,7 @@ class SubmissionDirectory:
         return self.is_unfinished and _first(self.preparing, beginning) is not None
 
     def _first(self, beginning: str) -> Path | None:
-        """Search the directories in the order in which a submission is moved through them."""
-        for directory in (self.restored_scheduled, self.restored_ready, self.scheduled, self.ready):
+        for directory in self._places:
             if (name := _first(directory, beginning)) is not None:
                 return name
         return None
@@ -389,6 +396,13 @@ def read_block_of(path: Path) -> PrivateBlock | None:
 def _changed_ns(directory: Path) -> int:
     try:
         return directory.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _links(file: Path) -> int:
+    try:
+        return file.stat().st_nlink
     except FileNotFoundError:
         return 0
 

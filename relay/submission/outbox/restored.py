@@ -104,7 +104,6 @@ class RestoredSubmissions:
                     path.rename(held / path.name)
                 if source == directory.ready:
                     is_ready.add(submission_id)
-        directory.mark_copied()
         left = _by_id(directory.scheduled) | _by_id(directory.ready)
         if names := [left[submission_id] for submission_id in left.keys() - set(accepted)]:
             raise NotHeldError(f"{directory.ready.parent}: would be sent: {named(names)}")

@@ -45,6 +45,7 @@ class UnfinishedSubmissions(OutboxPart):
         this must be called again while no other call of the store runs.
         """
         submissions = self.directory
+        submissions.look_for_copies()
         submissions.is_unfinished = True
         files = submissions.prepared()
         removed, unfinished = 0, ""
