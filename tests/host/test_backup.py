@@ -22,7 +22,7 @@ from relay.base.settings.reader import load
 from relay.operation.commands.offline import restored_submissions
 from relay.operation.commands.restore import Restored, restore
 from relay.store.journeys.submission_log import SubmissionLog
-from relay.submission.outbox.on_disk import SubmissionDirectory
+from relay.submission.outbox import restored as restorations
 from relay.submission.outbox.restored import NotHeldError
 from relay.transport.signing.private_keys import new_key, write_pem
 from tests.support import relay_starts
@@ -349,13 +349,15 @@ def test_a_submission_with_several_files_is_held_once(
 def test_a_restoration_that_would_send_something_leaves_nothing_and_is_repeated(
     with_ready: RelayProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    relay, copy = with_ready, tmp_path / "copy"
+    relay, copy, names = with_ready, tmp_path / "copy", restorations._names
     (ready,) = relay.pending_submissions()
     assert relay.cli("backup", str(copy)).returncode == OK
     wipe(relay)
 
-    def mark_copied(directory: SubmissionDirectory) -> None:
-        (directory.ready / ready.name).touch()  # whatever puts it there
+    def listed(directory: Path) -> list[str]:
+        if directory == ready.parent.with_name("deferred"):  # after ready/ was emptied
+            (ready.parent / ready.name).touch()  # whatever puts it there
+        return names(directory)
 
     def run() -> Restored:
         return restore(
@@ -363,7 +365,7 @@ def test_a_restoration_that_would_send_something_leaves_nothing_and_is_repeated(
         )
 
     with monkeypatch.context() as patch:
-        patch.setattr(SubmissionDirectory, "mark_copied", mark_copied)
+        patch.setattr(restorations, "_names", listed)
         with pytest.raises(NotHeldError, match=ready.name):
             run()
     assert not (relay.folder / "mail").exists()

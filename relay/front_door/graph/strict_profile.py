@@ -49,7 +49,7 @@ _SLOW_WITH_ORDER = frozenset(
 _ATTACHMENT_LISTS = re.compile(r"attachments\(([^()]*+)\)")
 _BETWEEN_NAMES = re.compile(r"[\s,;=$]++")
 # words of letters alone, and phrases in quotes (OData, searchExpr)
-_SEARCH = re.compile(r'(?:[\s()]++|[^\W\d_]++|(?<![^\s()])"(?>[^"\\]|\\.)*+")*+', re.DOTALL)
+_SEARCH = re.compile(r'(?>[\s()]++|[^\W\d_]++|(?<![^\s()])"(?>[^"\\]|\\.)*+")*+', re.DOTALL)
 
 Profile = Literal["relaxed", "strict"]
 
