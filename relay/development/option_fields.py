@@ -33,11 +33,11 @@ _SEPARATOR = re.compile(r"[\s,]+")
 T = TypeVar("T")
 
 
-def option(text: str, *names: str, default: Any = None, **told: Any) -> Any:
+def option(text: str, *names: str, default: Any = None, **attributes: Any) -> Any:
     """Return the field of an option. `text` is its help, `default` the value of the field if
-    nothing gives one, and `told` is what else click is told.
+    nothing gives one, and `attributes` are further attributes of the click option.
     """
-    return field(default=default, metadata={"names": names, "told": {"help": text, **told}})
+    return field(default=default, metadata={"names": names, "click": {"help": text, **attributes}})
 
 
 def flag(text: str) -> Any:
@@ -77,8 +77,8 @@ def items(
     def values(words: str) -> tuple[str, ...]:
         return tuple(parse(part) for part in _SEPARATOR.split(words) if part)
 
-    def flat(_context: click.Context, _option: click.Parameter, found: Any) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(chain.from_iterable(found)))
+    def flat(_context: click.Context, _option: click.Parameter, values: Any) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(chain.from_iterable(values)))
 
     return option(
         text,
@@ -125,17 +125,17 @@ def variable_of(name: str) -> str:
 
 def click_options(kind: Any) -> Iterator[Callable[[Any], Any]]:
     """Yield the options of a dataclass in the order of its fields; each decorates a command."""
-    for each in _with_option(kind):
-        names = each.metadata["names"] or (f"--{each.name.replace('_', '-')}",)
-        told = {"envvar": variable_of(names[0]), "show_envvar": True, **each.metadata["told"]}
-        yield click.option(*names, each.name, **told)
+    for declared in _option_fields(kind):
+        names = declared.metadata["names"] or (f"--{declared.name.replace('_', '-')}",)
+        variable: dict[str, Any] = {"envvar": variable_of(names[0]), "show_envvar": True}
+        yield click.option(*names, declared.name, **variable, **declared.metadata["click"])
 
 
 def made_of(kind: Callable[..., T], values: Mapping[str, Any], **others: Any) -> T:
     """Return the dataclass `kind` with the values of its options, and `others`."""
-    given = {each.name: values[each.name] for each in _with_option(kind)}
-    return kind(**{name: value for name, value in given.items() if value or value == 0}, **others)
+    options = {declared.name: values[declared.name] for declared in _option_fields(kind)}
+    return kind(**{name: value for name, value in options.items() if value or value == 0}, **others)
 
 
-def _with_option(kind: Any) -> list[Field[Any]]:
-    return [each for each in fields(kind) if each.metadata]
+def _option_fields(kind: Any) -> list[Field[Any]]:
+    return [declared for declared in fields(kind) if declared.metadata]

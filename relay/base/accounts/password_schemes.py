@@ -4,7 +4,7 @@
 The parameters in a hash determine how much time and memory its check takes; a hash that takes too
 much is refused. crypt(3) is that of the system's libcrypt: its packages for Python need a compiler.
 Argon2 is that of argon2-cffi: in `cryptography` 50, two checks at once of hashes with several lanes
-wait for each other for ever, and a check that gets no thread can end the process.
+deadlock, and a check that gets no thread can end the process.
 Raises ValueError with what was expected; the text contains nothing of the secret.
 """
 

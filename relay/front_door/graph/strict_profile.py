@@ -98,8 +98,8 @@ def _check_message_list(options: Mapping[str, str]) -> None:
     search = options.get("search", "")
     match = _SEARCH.match(search)
     if match and (at := match.end()) < len(search):
-        found = quoted(search[at]), str(at), quoted(search)
-        raise errors.SEARCH_CHARACTER('$search: expected "words" in quotes.', *found)
+        position = quoted(search[at]), str(at), quoted(search)
+        raise errors.SEARCH_CHARACTER('$search: expected "words" in quotes.', *position)
     if "search" in options and "filter" in options:
         raise errors.SEARCH_WITH_FILTER("Expected $search or $filter.")
     if "search" in options and "orderby" in options:

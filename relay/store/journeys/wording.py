@@ -112,7 +112,12 @@ def describe(step: int, stored: Mapping[str, Any]) -> Iterator[str]:
 
 def _attempt(detail: details.AttemptDetail) -> Iterator[str]:
     by = f" by {detail.host}" if detail.host else ""
-    yield from _few([f"{x.address} {x.outcome}{by}: {x.reply}" for x in detail.recipients])
+    yield from _few(
+        [
+            f"{recipient.address} {recipient.outcome}{by}: {recipient.reply}"
+            for recipient in detail.recipients
+        ]
+    )
     if detail.held:
         yield f"held: {detail.held}"
     yield from (f"not tried: {skipped}" for skipped in detail.mx if ": " in skipped)
@@ -204,7 +209,7 @@ def _routed(detail: details.RoutedDetail) -> Iterator[str]:
     for mail in detail.mails:
         kind = "journal report" if mail.kind == "journal" else "notice"
         yield f"{kind} {mail.queue_id} to {mail.to}: {named(mail.rules)}"
-    refused = [f"refused: {x.address} {x.reply}" for x in detail.refused]
+    refused = [f"refused: {recipient.address} {recipient.reply}" for recipient in detail.refused]
     yield from _few(refused, counts.get("refused"))
 
 

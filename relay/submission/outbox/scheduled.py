@@ -239,14 +239,14 @@ class ScheduledSends(OutboxPart):
         if (cur / usual).exists() and not self.directory.marker(draft_id).exists():
             return cur / usual
         cur.stat()  # one that is missing was not read
-        found = [
+        files = [
             (name.generation, folder / file_name)
             for folder in (cur.with_name("new"), cur) * _LOOKS
             for file_name in list_names(folder)
             if draft_id in file_name and (name := parse_name(file_name))
             if name.message_id == draft_id and _TRASHED not in name.flags
         ]
-        return max(found)[1] if found else None
+        return max(files)[1] if files else None
 
     def _followed(
         self,

@@ -434,7 +434,7 @@ class WriteConnection(GroupWriter):
         ]
         self._answer([(job.future, None, error) for _, job in expired])
         answers = [lost.answers[index] for index, _ in expired if lost.answers]
-        self._unanswered += [claim for one in answers for claim in getattr(one, "claims", ())]
+        self._unanswered += [claim for answer in answers for claim in getattr(answer, "claims", ())]
         return [pair for pair in waiting if pair not in expired]
 
     def _release_unanswered(self, tables: ConnectionTables) -> None:
