@@ -42,6 +42,7 @@ from relay.transport.routing.usable_hosts import Resolve, of_family, policy_of, 
 
 HOSTS_MAX = 20_000
 
+# limit: addresses tried in an attempt
 ADDRESSES_MAX = 5  # tried in one attempt, as Postfix's smtp_mx_address_limit; RFC 5321 5.1
 _RESULT_CHARACTERS_MAX = 200
 SILENT_S = 600.0

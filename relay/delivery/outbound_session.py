@@ -54,7 +54,8 @@ from relay.store.spool.types import Claim, ClaimedRecipient, SpoolError
 
 _log = get_logger("delivery")
 
-TRANSACTIONS_MAX = 1000  # per connection
+# limit: messages on an outbound connection
+TRANSACTIONS_MAX = 1000
 _AGAIN_MAX = 1000  # transactions for one claim
 _NOT_SENT = "Microsoft Graph has not sent it"  # what an order waits for
 

@@ -67,8 +67,10 @@ class AddressBudget(Struct):
     Reading takes time for each entry, and in a list with an unusual entry for each token.
     """
 
+    # limit: the address fields of a stored message that are read, together
     octets: int = 64 * 1024
     fields: int = 100
+    # limit: entries of these fields
     entries: int = 1000
     tokens: int = 3000
 

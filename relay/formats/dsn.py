@@ -38,6 +38,7 @@ from relay.formats.transfer_encoding import LINE_MAX, coded_text, has_line_over
 from relay.formats.write_header import raw_field
 
 UNREADABLE = b"Subject: (the original message could not be read)\r\n\r\n"  # in its place
+# limit: the original in a report; of a larger one, its header
 RETURNED_OCTETS_MAX = 50_000  # as Postfix's bounce_size_limit
 RETURNED_FULL_OCTETS_MAX = 1024 * 1024  # if the sender requested RET=FULL
 _RETURNED_HEADER_OCTETS_MAX = 64 * 1024

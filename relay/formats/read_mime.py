@@ -48,6 +48,7 @@ from relay.formats.transfer_encoding import (
 )
 
 _ENCODING = "Content-Transfer-Encoding"
+# limit of Graph: the returned body of a MIME message
 TEXT_OCTETS_MAX = 10 * 1024 * 1024  # of the shown text; the rest is not shown
 ENCODINGS_MAX = 5  # nested encoded multiparts that are decoded; deeper ones are files
 

@@ -35,6 +35,7 @@ from relay.formats.read_header import HEADER_OCTETS_MAX, fields_of_header, parse
 from relay.formats.transfer_encoding import UUENCODE
 
 LINE_OCTETS_MAX = 998  # RFC 5322 2.1.1, without the line end
+# limit of Graph: parts of a message that are parsed; the rest is text
 ENTITIES_MAX = 1000
 DEPTH_MAX = 50
 _MESSAGE_HEADER_OCTETS_MAX = 1024 * 1024

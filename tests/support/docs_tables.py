@@ -3,7 +3,9 @@
 A table stands between two comments with its name, and is not counted among the words of docs/.
 """
 
+import importlib
 import re
+from functools import partial
 from pathlib import Path
 
 from click import Option
@@ -13,9 +15,17 @@ from relay.front_door.graph import errors
 from relay.front_door.graph.errors import GraphError
 from relay.front_door.graph.routes import _OUTSIDE, _ROUTES
 
-DOCS = Path(__file__).parents[2] / "docs"
+TOP = Path(__file__).parents[2]
+DOCS = TOP / "docs"
 PAGE = DOCS / "graph.md"
-PAGES = {PAGE, DOCS / "development.md"}
+PAGES = {
+    PAGE,
+    *(DOCS / f"{name}.md" for name in ("development", "operation-reference", "policy-conditions")),
+}
+# A class, or the comment of a limit and the name below it.
+LIMIT = re.compile(
+    r"^class (\w+)|^( *)# limit(?: of (\w+))?: (.+\n(?: *# .+\n)*) *(\w+)", re.MULTILINE
+)
 MARKED = re.compile(r"(<!-- made: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # The names of Graph have capitals, those of patterns have not.
 NAMES = """
@@ -64,7 +74,34 @@ def dev_options() -> str:
     return "\n".join(rows) + "\n"
 
 
-MADE = {one.__name__: one for one in (endpoints, refusals, dev_options)}
+def limits(kind: str = "") -> str:
+    """The limits whose comments begin with `# limit:` or `# limit of KIND:`, with their values."""
+    rows = ["| limit | value |", "|---|---|"]
+    for path in sorted((TOP / "relay").rglob("*.py")):
+        owner = ""
+        for class_name, indent, kind_here, comment, name in LIMIT.findall(path.read_text()):
+            owner = class_name or owner
+            if not name or kind_here != kind:
+                continue
+            module = importlib.import_module(".".join(path.relative_to(TOP).with_suffix("").parts))
+            value = getattr(getattr(module, owner)() if indent else module, name)
+            said = " ".join(re.sub("(?m)^ *# ", "", comment).split())
+            rows.append(f"| {said} | {_limit_text(name.lower(), value)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _limit_text(name: str, value: float) -> str:
+    """A number with its unit, by the name of its constant."""
+    if name.endswith("_s"):
+        return f"{value:,g} s"
+    if not re.search("bytes|octets", name):
+        return f"{value:,}"
+    units = ((1 << 20, "MiB"), (1 << 10, "KiB"), (1, "octets"))
+    return next(f"{value // size:,} {unit}" for size, unit in units if not value % size)
+
+
+LIMITS = {"limits_of_graph": partial(limits, "Graph"), "limits_of_rules": partial(limits, "rules")}
+MADE = {one.__name__: one for one in (endpoints, refusals, dev_options, limits)} | LIMITS
 
 
 def with_tables(text: str) -> str:

@@ -1,19 +1,15 @@
 """What README, docs/ and docstrings name exists: files, headings, functions, links, commands, numbers."""
 
-import contextlib
-import importlib
 import re
 import tomllib
 from functools import cache
 from pathlib import Path
 
 import click
-import msgspec
 
 from relay.base.crashpoints import CrashPoint
 from relay.base.observe.metrics import Metrics
 from relay.base.pressure import PressureReason
-from relay.base.settings.values import parse_duration, parse_size
 from relay.operation.cli.root import cli
 from tests.support.docs_tables import without_tables
 from tests.support.tables import each_row
@@ -203,27 +199,6 @@ def test_metrics_are_named_and_alerts_name_metrics():
 
 def test_every_reason_of_pressure_is_explained():
     assert {str(one) for one in PressureReason} - {*code_of(TOP / "docs/operation-run.md")} == set()
-
-
-def limits() -> list[tuple[str, str]]:
-    """The rows of the tables of limits that name a constant: what they say, and where it is."""
-    rows = r"^\|[^|]+\| ([^|]+) \| `(relay/[\w/]+\.py:\w+(?:\.\w+)?)` \|$"
-    return [row for page in PAGES for row in re.findall(rows, page.read_text(), re.MULTILINE)]
-
-
-@each_row("told, place", limits())
-def test_limits_are_those_of_the_code(told, place):
-    path, _, name = place.partition(":")
-    value = importlib.import_module(path.removesuffix(".py").replace("/", "."))
-    for part in name.split("."):
-        is_struct = isinstance(value, type) and issubclass(value, msgspec.Struct)
-        fields = msgspec.structs.fields(value) if is_struct else ()
-        defaults = {one.name: one for one in fields} or getattr(value, "__dataclass_fields__", {})
-        value = defaults[part].default if part in defaults else getattr(value, part)
-    for read in (parse_size, parse_duration):
-        with contextlib.suppress(ValueError):
-            told = read(str(told))
-    assert float(str(told).replace(",", "")) == value
 
 
 def test_each_row_about_next_hops_names_tests_that_exist():

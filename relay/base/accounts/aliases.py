@@ -18,8 +18,10 @@ from relay.base.accounts.account import AliasTarget, Expansion, Writers
 from relay.base.message.address import own_mailbox, untagged
 from relay.base.settings.document import Document, Fault, KeyPath
 
-DEPTH_MAX = 10  # aliases on the way to an address
-TARGETS_MAX = 1000  # addresses that an alias leads to
+# limit: levels of aliases
+DEPTH_MAX = 10
+# limit: addresses of one alias
+TARGETS_MAX = 1000
 
 
 class Forwarding(Struct, frozen=True):

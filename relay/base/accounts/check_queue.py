@@ -26,6 +26,7 @@ from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
 
 WAIT_S = 30.0
+# limit: logins that wait for a check; then 454
 WAITING_MAX = 300  # a check usually takes a tenth of a second: this many are checked within WAIT_S
 PACE_S = 1.0
 BUSY_S = 1.0  # after which a refused client may try again

@@ -141,8 +141,10 @@ def digest_of(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
+# limit: passwords checked at once
 THREADS = 2  # each check takes 64 MiB and a tenth of a second by default
-QUESTIONS_MAX = 32  # checks by Dovecot at once
+# limit: passwords asked of Dovecot at once
+QUESTIONS_MAX = 32
 _REMEMBERED_S = 60.0
 CLIENTS_MAX = 50  # of one user, from which it has logged in
 ENTRIES_MAX = 10_000

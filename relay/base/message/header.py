@@ -28,6 +28,7 @@ BLANK_LINE = re.compile(rb"(?:\r\n?+|\n)\0*+(?:\r\n?+|\n)")  # with the line end
 _NEAR = (re.compile(rb"\n[\0\r\n]"), re.compile(rb"\r[\0\r]"))  # one of these is in a blank line
 _EMPTY = re.compile(rb"\0*(?>\r\n|[\r\n])")
 BCC_FIELDS = ("Bcc", "Resent-Bcc")  # they name hidden recipients: no copy that is sent has them
+# limit: fields of a header; then 554 or 400
 FIELDS_MAX = 10_000  # of a message that is accepted; readers take time and memory for each
 _CRLF = b"\r\n"
 _WHITE = (b" ", b"\t")

@@ -159,6 +159,7 @@ class _Scanner:
         return self._next not in ("]", "}") or not self._take()
 
 
+# limit of rules: the size of a group, or of a rule file
 FILE_BYTES_MAX = 1024 * 1024
 # A key of so many parts: tomllib takes time and memory by the square of their number. Shorter keys
 # match without a group, so that no part is looked at again.

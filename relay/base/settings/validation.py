@@ -55,6 +55,7 @@ _LONGEST_SOCKET = "run/control.sock"
 _NO_NEXT_HOPS = ("local", "reject:")  # rules have other actions for these
 _TENANTS_MAX = 1000
 _WEBHOOKS_MAX = 20
+# limit: the milters of a relay
 _MILTERS_MAX = 20
 _OAUTH_MAX = 100
 _TENANT = re.compile(r"[A-Za-z0-9.-]+")  # a part of a URL

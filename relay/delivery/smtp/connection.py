@@ -52,8 +52,10 @@ class Timeouts(Struct, frozen=True):
     block_s: float = 180.0  # a block of content: RFC 5321 4.5.3.2.5
     dot_s: float = 600.0  # the reply to the final dot: RFC 5321 4.5.3.2.6
     quit_s: float = 2.0  # the reply to QUIT
-    session_s: float = 600.0  # from connecting to AUTH
+    # limit: an outbound session until AUTH
+    session_s: float = 600.0
     # from MAIL to the last octet, and more by RCPT_S and SLOWEST_BYTES_S
+    # limit: an outbound transaction, and 10 s more for each recipient, and its size at 1 KiB/s
     transaction_s: float = 600.0
 
 

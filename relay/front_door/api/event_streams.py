@@ -37,7 +37,9 @@ from relay.store.journeys.events import EventCursor, RecordedEvent
 from relay.store.journeys.sender_view import sender_detail
 from relay.store.spool.types import SpoolError
 
+# limit: event streams; then 503
 STREAMS_MAX = 200
+# limit: event streams of one account; then 429
 STREAMS_OF_ACCOUNT_MAX = 20  # streams of the role user
 _EVENTS_MAX = 500  # events in a block
 _RECENT_BLOCKS = 8

@@ -43,6 +43,7 @@ from relay.store.mailbox.errors import OutcomeUnknownError, StoreError
 from relay.store.mailbox.pending_submission import SubmissionKey
 from relay.submission.outbox.idempotency import KeyedSubmission, slot_of
 
+# limit of Graph: running requests of an account; then 429
 REQUESTS_PER_ACCOUNT_MAX = 256
 KEY_CHARACTERS_MAX = 255
 REPEAT_S = 5 * 60

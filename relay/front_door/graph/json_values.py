@@ -27,6 +27,7 @@ Reader = Callable[[Any, str], Any]  # of a value that is not null and is at a pa
 # of an action, by name in lower case: Graph's spelling, and the function that reads it
 Parameters = Mapping[str, tuple[str, Reader]]
 
+# limit of Graph: recipients of a message
 RECIPIENTS_MAX = 500  # of a message: To, Cc and Bcc together
 _NAME_CHARACTERS = 320
 _ADDRESS_CHARACTERS = 320

@@ -14,7 +14,9 @@ from relay.base.phrases import words_in
 from relay.front_door.graph import errors
 from relay.front_door.http.errors import bad_request, quoted
 
+# limit of Graph: a page without `$top`
 TOP_DEFAULT = 10
+# limit of Graph: `$top`: of folders, attachments and categories more are pages, else 400
 TOP_MAX = 1000
 _SKIP_MAX = 2**31 - 1
 _ANY_TOP = ("mailFolder", "attachment", "outlookCategory")

@@ -37,8 +37,12 @@ _EACH_PAIR = re.compile(_PAIR, re.DOTALL)
 _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
 
 _IpAddress = IPv4Address | IPv6Address
+# limit: HTTP connections, at most a quarter of `LimitNOFILE`; then an idle one of the address with
+# most is closed
 CONNECTIONS_MAX = 2000
+# limit of Graph: running requests, half of them for one address; then 503
 REQUESTS_MAX = 1000
+# limit: unread HTTP responses, half of them for one address; then 503
 UNREAD_BYTES_MAX = 128 * 1024 * 1024
 UNREAD_GRACE_S = 10.0  # how long a response may stay unread before its connection is closed
 STALLED_GRACE_S = 10.0  # how long a body may stall

@@ -107,7 +107,8 @@ def host_of_peer(transport: asyncio.BaseTransport) -> str:
 
 HEADER_BYTES_MAX = 64 * 1024  # URL and header fields together; long tokens take a few KB
 HEADER_TIMEOUT_S = 30.0
-UNREAD_TIMEOUT_S = 60.0  # how long a client may read nothing of its response
+# limit: an HTTP client that does not read its response
+UNREAD_TIMEOUT_S = 60.0
 BUFFERED_BYTES = 16 * 1024  # of responses in the buffer of a connection before the writer waits
 HEALTH_PATHS = (b"/healthz", b"/readyz")  # paths answered even at the limit of requests
 

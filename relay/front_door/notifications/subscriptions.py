@@ -34,8 +34,10 @@ from relay.store.mailbox.message_lists import MessageLists
 from relay.store.mailbox.threads import ThreadPool
 
 LIFETIME_US = 10_080 * 60_000_000  # at most, as in Graph
-PER_MAILBOX_MAX = 50  # of one account
-SUBSCRIPTIONS_MAX = 10_000  # of all mailboxes
+# limit of Graph: subscriptions of a mailbox; then 400
+PER_MAILBOX_MAX = 50
+# limit of Graph: subscriptions of all mailboxes; then 400
+SUBSCRIPTIONS_MAX = 10_000
 RETRY_US = 4 * 3600 * 1_000_000
 HANDSHAKE_S = 10.0
 HANDSHAKES_MAX, HANDSHAKES_PER_ACCOUNT_MAX = 64, 4  # at once

@@ -378,6 +378,7 @@ _KEY_ENDS = "the last signing key of a domain ends soon: its mail then goes out 
 _KEY_ENDED = "the last signing key of a domain has ended: its mail goes out unsigned"
 
 
+# limit: answers and notices in `STATE/dead-letter/`
 KEPT_BYTES_MAX = 100_000_000
 _HEAD_BYTES = 2000  # local delivery writes its fields at the begin
 _FOR_POSTMASTER = b"\nDelivered-To: postmaster\r\n"  # without a domain: only Relay sends to it

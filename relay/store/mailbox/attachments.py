@@ -34,6 +34,7 @@ from relay.store.mailbox.stored_message import (
     StoredMessage,
 )
 
+# limit of Graph: attachments of a message
 ATTACHMENTS_MAX = 250
 
 

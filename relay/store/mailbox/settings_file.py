@@ -24,7 +24,8 @@ from relay.store.mailbox.store_part import StorePart, in_thread
 FILE_NAME = "relay-settings"
 REPLIES_FILE_NAME = "relay-replies"
 REPLIED_MAX = 1000  # senders that are noted; the oldest are dropped
-PER_HOUR_MAX = 100  # replies
+# limit: automatic replies of a mailbox in an hour
+PER_HOUR_MAX = 100
 ONCE_IN_US = 7 * 86_400_000_000  # a sender gets one reply
 _HOUR_US = 3_600_000_000
 _KNOWN_MAX = 100_000  # mailboxes

@@ -39,6 +39,7 @@ from relay.store.mailbox.pending_submission import PendingSubmission, Submission
 from relay.submission.outbox.on_disk import PreparedFile
 
 KEPT_HOURS = 24  # after the end of the hour in which a key was used
+# limit of Graph: keys of an account in 24 hours; then 503
 KEYS_PER_ACCOUNT_MAX = 100_000
 KEYS = "keys"
 _HOUR_US = 3_600_000_000

@@ -42,7 +42,8 @@ from relay.store.mailbox.stored_message import NO_PRECONDITION, Precondition
 from relay.submission.outbox.arrivals import Arrival
 from relay.submission.outbox.on_disk import OutboxPart
 
-UPLOADS_MAX = 20  # incomplete uploads of an account
+# limit of Graph: uploads of an account that are not complete; then 429
+UPLOADS_MAX = 20
 EXPIRE_S = 86400.0
 _ATTACHED_EXPIRE_S = 3600.0  # for clients that repeat the last range
 _FACTS = ".json"

@@ -92,6 +92,7 @@ def log_accepted(message: NewMessage, client: Client) -> None:
     )
 
 
+# limit: Received fields; more is a loop
 RECEIVED_MAX = 100  # more Received fields are a loop (RFC 5321 6.3)
 
 

@@ -33,6 +33,7 @@ from relay.transport.ingress.sender_checks import SenderChecks
 from relay.transport.ingress.session_limits import SessionLimits
 from relay.transport.refusals.refusal import RefusalReason
 
+# limit: a header by SMTP; then 554
 HEADER_BYTES_MAX = LARGE_BYTES  # the header stays in memory and is read on the event loop
 _CRLF = b"\r\n"
 _DOT = b"\r\n."

@@ -62,7 +62,8 @@ from relay.transport.routing.routing_result import (
     RoutingResult,
 )
 
-REPORT_BYTES_MAX = 1_000_000  # of a report to an SRS address
+# limit: the size of a report to an SRS address; then 552
+REPORT_BYTES_MAX = 1_000_000
 REPORTS_PER_HOUR = 20  # to the SRS addresses of one sender
 _HOUR_S = 3600.0
 # RFC 3463 3.4

@@ -37,7 +37,9 @@ if TYPE_CHECKING:  # a library that only the owner of the mail needs
 KEYS_MAX = 10_000  # of the operator's rules
 TENANT_KEYS_MAX = 1_000  # of the rules of one tenant
 _Key = tuple[str, str, str, int, float]  # rule, per, key, and the rate
+# limit: an answer to a report; a larger one is discarded
 ANSWER_BYTES_MAX = 1_000_000
+# limit: answers to reports in an hour; further ones are discarded
 ANSWERS_PER_HOUR = 100
 LINES_APART_S = 60.0
 # RFC 3463 3.4

@@ -10,23 +10,30 @@ from msgspec import Struct
 
 from relay.base.message.content import LARGE_BYTES
 
-EXPANDED_MAX = 10_000  # addresses that the aliases of one message lead to
+# limit: addresses of all aliases of a message; then 452
+EXPANDED_MAX = 10_000
 
 
 class SessionLimits(Struct, frozen=True):
     """The limits of one session."""
 
     # RFC 5321 4.5.3.1.4
+    # limit: a command line of SMTP
     command_bytes: int = 2048  # 512 plus the most that all offered extensions may add
     auth_line_bytes: int = 12288  # RFC 4954 4
+    # limit: a line of text by SMTP
     text_line_bytes: int = 65536  # without CRLF; real mail exceeds the 998 of RFC 5322
     input_bytes: int = 262144  # read ahead of the command in progress
     junk_commands: int = 100  # Postfix's smtpd_junk_command_limit; RFC 5321 7.8
-    auth_failures: int = 3  # failed logins; then 421
+    # limit: failed logins of a session; then 421
+    auth_failures: int = 3
     auth_failure_delay_s: float = 1.0  # multiplied by the number of failures
+    # limit: duration of an SMTP session
     session_s: float = 7200.0  # a slow upload of the largest message
     last_reply_s: float = 5.0  # for a client that does not read its last reply
-    buffered_bytes: int = 512 * 1024 * 1024  # messages being received by all sessions of a listener
+    # limit: messages that a listener receives, in memory
+    buffered_bytes: int = 512 * 1024 * 1024
     large_bytes: int = LARGE_BYTES  # the body of a larger message is written to a file
+    # limit: the same memory, before larger headers get 452
     calm_bytes: int = 64 * 1024 * 1024  # beyond this in the buffers of all sessions,
     crowded_bytes: int = 128 * 1024  # the body of a message over this size is written to a file

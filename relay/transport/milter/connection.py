@@ -25,7 +25,8 @@ from relay.transport.milter.dialogue import (
     MilterDialogue,
 )
 
-CONNECTIONS_MAX: Final = 100  # to each milter
+# limit: connections to each milter
+CONNECTIONS_MAX: Final = 100
 STRANGERS_MAX: Final = 80  # of CONNECTIONS_MAX, for role relay: the rest is for users
 _CONTENT_FACTOR: Final = 10  # the time limit is multiplied by it for answers about content
 _BUFFER_OCTETS: Final = 64 * 1024

@@ -30,7 +30,8 @@ from relay.formats.file_types import CLOSED_ARCHIVES, OLE, ZIP, file_types
 READY = b"\n"
 LENGTH_BYTES = 4
 REQUEST_BYTES_MAX = 256
-DEPTH_MAX = 3  # archives inside each other
+# limit of rules: archives inside each other
+DEPTH_MAX = 3
 MEMORY_BYTES_MAX = 256 << 20
 END_RECORD = b"PK\5\6"
 _DIRECTORY_OCTETS_MAX = 4 << 20  # of the names and places of all entries of a ZIP file

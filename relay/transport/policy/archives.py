@@ -32,9 +32,12 @@ from relay.transport.policy.archive_child import END_RECORD, LENGTH_BYTES, READY
 from relay.transport.policy.attachment_names import normalised
 from relay.transport.policy.message_parts import AttachedFile, MessagePart, decodings
 
-ENTRIES_MAX = 1000  # of a message, also in archives inside archives
-INFLATED_OCTETS_MAX = 100_000_000  # of a message
-TIME_LIMIT_S = 5.0  # of a message
+# limit of rules: entries of all archives of a message
+ENTRIES_MAX = 1000
+# limit of rules: inflated octets of these entries
+INFLATED_OCTETS_MAX = 100_000_000
+# limit of rules: time for the archives of a message
+TIME_LIMIT_S = 5.0
 _START_LIMIT_S = 30.0  # for the start of a process, on a busy machine
 _ASK_AGAIN_S = 0.05  # between two checks whether the caller has given up
 _ATTEMPTS = 2  # the first process may have been killed while it was idle, or by the kernel

@@ -24,6 +24,7 @@ from relay.formats.transfer_encoding import decoded_blocks
 from relay.transport.policy.folding import folded
 from relay.transport.policy.message_parts import MessagePart
 
+# limit of rules: the text of a message, decoded; the rest is ignored
 BODY_OCTETS_MAX = 1024 * 1024  # of all bodies together, in their charsets; and of the folded text
 ENCODED_OCTETS_MAX = 4 * BODY_OCTETS_MAX  # quoted-printable takes three octets for one
 _MARKS = "".join(

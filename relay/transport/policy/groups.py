@@ -17,6 +17,7 @@ from relay.base.settings.values import GROUPS_DIRECTORY
 from relay.transport.policy.globs import Globs, Groups
 
 OWN_GROUP = "own"
+# limit of rules: groups
 GROUPS_MAX = 500
 GROUP_LINES_MAX = 10_000
 _name = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

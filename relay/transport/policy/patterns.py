@@ -15,8 +15,10 @@ from msgspec import Struct
 
 from relay.base.phrases import shown
 
-PATTERN_STEPS_MAX = 1_000  # of the compiled program of a pattern
-SET_STEPS_MAX = 50_000  # of all patterns for one field
+# limit of rules: steps of one pattern, as it is compiled
+PATTERN_STEPS_MAX = 1_000
+# limit of rules: steps of all patterns for the same field
+SET_STEPS_MAX = 50_000
 _MEMORY_BYTES_MAX = 16 * 1024 * 1024  # of one set: enough to compile SET_STEPS_MAX
 _ALWAYS = ""  # a pattern that is added to each set, and that always matches
 

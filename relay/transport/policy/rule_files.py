@@ -81,7 +81,8 @@ from relay.transport.policy.table_reader import (
 )
 
 HOLD_S_MAX = 365 * 86400
-NESTED_MAX = 3  # `all` and `any` inside each other
+# limit of rules: `any` and `all` inside each other
+NESTED_MAX = 3
 NOTICE_CHARACTERS_MAX = 2000
 NAME_CHARACTERS_MAX = 100  # the name is the label of a metric
 _RULE_KEYS = words_in("name mode when unless then stop on_error from until expires expired notice")

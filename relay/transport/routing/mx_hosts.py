@@ -20,6 +20,7 @@ from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed
 from relay.base.message.tls_policy import NEEDED, NO_TLSA, TlsaFinding, TlsDecision
 from relay.base.socket_address import plain_ip
 
+# limit: MX hosts of a domain
 EXCHANGES_MAX = 16  # MX hosts of one domain that are considered; other MTAs take 5 to 10
 ADDRESSES_MAX = 16  # addresses of one host
 THIS_RELAY = "this relay"  # why an MX host is skipped

@@ -18,6 +18,7 @@ from msgspec import Struct
 from relay.base.clock import Clock
 from relay.store.spool.types import SpoolUnavailableError
 
+# limit: writes that wait for a commit; then 451
 WAITING_MAX = 20_000
 BATCH_MAX = 256
 ANCHOR_S = 1.0  # between two anchors; within one boot an old anchor is as good

@@ -20,7 +20,8 @@ from relay.store.spool.shared.tables import OpenTransaction, QueueEngine, Tables
 from relay.store.spool.types import Selector, SentReceipt
 
 TOTAL_MAX = 50_000  # later requests are not recorded
-RECEIPTS_PER_MAILBOX_MAX = 1000  # for one more, the oldest goes
+# limit: receipts and automatic replies that a mailbox owes; then the oldest goes
+RECEIPTS_PER_MAILBOX_MAX = 1000
 _OWED = (
     "SELECT message_id, number, mailbox, copy_id, folder, owed_us, request, state"
     " FROM owed_receipt WHERE state <> 'held'"
