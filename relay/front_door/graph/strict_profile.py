@@ -2,9 +2,10 @@
 and texts.
 
 It applies to all requests with `[http] profile`, or to one with `Prefer: relay.strict`.
-docs/graph-strict.md has the source of each refusal: Graph's documentation, or a report of its
-answer. Those of a batch are in `batch`, that of a subscription's lifetime is in `subscriptions`;
-what is answered otherwise is with its handlers, the names of originators in `graph_request`.
+docs/graph.md (The profile strict) has the source of each refusal: Graph's documentation, or a
+report of its answer. Those of a batch are in `batch`, that of a subscription's lifetime is in
+`subscriptions`; what is answered otherwise is with its handlers, the names of originators in
+`graph_request`.
 """
 
 import re
