@@ -4,24 +4,30 @@ A table stands between two comments with its name, and is not counted among the 
 """
 
 import importlib
+import inspect
 import re
+from collections.abc import Iterator
+from enum import StrEnum
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
+import msgspec
 from click import Option
 
+from relay.base.message.verdict import Finding, RuleHit
 from relay.development.verbs.dev import dev
 from relay.front_door.graph import errors
 from relay.front_door.graph.errors import GraphError
 from relay.front_door.graph.routes import _OUTSIDE, _ROUTES
+from relay.store.journeys import details, document
+from relay.transport.refusals.refusal import Refusal, RefusalReason
 
 TOP = Path(__file__).parents[2]
 DOCS = TOP / "docs"
 PAGE = DOCS / "graph.md"
-PAGES = {
-    PAGE,
-    *(DOCS / f"{name}.md" for name in ("development", "operation-reference", "policy-conditions")),
-}
+WRITTEN = "development graph names operation-queue operation-reference policy-conditions"
+PAGES = {DOCS / f"{name}.md" for name in WRITTEN.split()}
 # A class, or the comment of a limit and the name below it.
 LIMIT = re.compile(
     r"^class (\w+)|^( *)# limit(?: of (\w+))?: (.+\n(?: *# .+\n)*) *(\w+)", re.MULTILINE
@@ -100,8 +106,51 @@ def _limit_text(name: str, value: float) -> str:
     return next(f"{value // size:,} {unit}" for size, unit in units if not value % size)
 
 
+def fields(*kinds: type) -> str:
+    """The fields of documents, with the docstrings and comments of their classes."""
+    rows = ["| field | |", "|---|---|"]
+    for kind in kinds:
+        title = (
+            f"step {getattr(kind, 'step', 'N')}"
+            if issubclass(kind, details.Detail)
+            else kind.__name__
+        )
+        rows.append(f"| **{title}** | {inspect.getdoc(kind)} |")
+        rows += [f"| {names} | {comment} |" for names, comment in _commented(kind)]
+    lines = [re.sub(r"\s+", " ", row).replace("None", "null") for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _commented(kind: type) -> Iterator[tuple[str, str]]:
+    """The names of fields, each with its comment; those without one are together."""
+    if issubclass(kind, StrEnum):
+        names = {one.name: one.value for one in kind}
+    else:
+        names = {one.name: one.encode_name for one in msgspec.structs.fields(kind)}
+    found = re.findall(r"(?m)^    (\w+)(?::| =)[^#\n]*(?:# (.+))?$", inspect.getsource(kind))
+    known = [(f"`{names[name]}`", comment) for name, comment in found if name in names]
+    for (_, comment), group in groupby(
+        enumerate(known), lambda row: (row[1][1] and row[0], row[1][1])
+    ):
+        yield ", ".join(name for _, (name, _) in group), comment
+
+
+FIELDS = {
+    "fields_of_a_message": (
+        *(document.Journey, document.JourneyStep, document.Recipient, document.Attempt),
+        *(document.Durations, document.MxRecord, document.SenderReport, details.ReportSource),
+    ),
+    "fields_of_steps": (
+        *(details.Detail, details.CreatedDetail, details.NotifiedDetail, details.ConvertedDetail),
+        *(details.AcceptedDetail, details.RoutedDetail, RuleHit, Finding, details.MilterSaid),
+        *(details.AttemptDetail, details.AttemptedRecipient, details.CommandDetail),
+        *(details.ReportDetail, details.ClaimDetail),
+    ),
+    "fields_of_refusals": (Refusal, RefusalReason),
+}
 LIMITS = {"limits_of_graph": partial(limits, "Graph"), "limits_of_rules": partial(limits, "rules")}
 MADE = {one.__name__: one for one in (endpoints, refusals, dev_options, limits)} | LIMITS
+MADE |= {name: partial(fields, *kinds) for name, kinds in FIELDS.items()}
 
 
 def with_tables(text: str) -> str:

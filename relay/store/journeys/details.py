@@ -21,9 +21,7 @@ from relay.base.message.verdict import RuleHit
 
 
 class Detail(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is recorded of an event of `step`. Each field has a default, so that any part can be
-    read.
-    """
+    """What is recorded of an event, without the fields that do not apply."""
 
     step: ClassVar[int]
     node: str = ""  # the node that recorded it, if several nodes share the store
@@ -37,29 +35,26 @@ class CreatedDetail(Detail, frozen=True):
 
 
 class NotifiedDetail(Detail, frozen=True):
-    """A draft was submitted.
-
-    What happens to the submission before step 3 is added here.
-    """
+    """A draft was submitted; also what happened to the submission before step 3."""
 
     step = 2
     deferred_until: str = ""  # the time of a scheduled send
     client: Client | None = None  # the HTTP client
     waits: str = ""  # the reply after which pickup tries again
-    sent_now: str = ""  # when `who` had a scheduled send sent before its time
+    sent_now: str = ""  # when `who` sent it before its time
     who: str = ""
-    cancelled: str = ""  # when it was, for this `reason`
+    cancelled: str = ""  # the time of its cancellation, for this `reason`
     reason: str = ""
-    not_answered: bool = False  # the client does not know whether it will be sent
+    not_answered: bool = False  # the disk failed before the response to the client
 
 
 class ConvertedDetail(Detail, frozen=True):
-    """A draft was converted, or this failed, or its submission failed or has an unknown outcome."""
+    """A draft was converted, or its conversion or submission failed or has an unknown outcome."""
 
     step = 3
     size: int = 0  # of the message, in octets
     recipients: int = 0
-    draft: str = ""  # properties or MIME
+    draft: str = ""  # `properties` or `MIME`
     draft_size: int = 0  # of its file
     changes: tuple[str, ...] = ()
     defects: tuple[str, ...] = ()  # that were repaired
@@ -68,13 +63,10 @@ class ConvertedDetail(Detail, frozen=True):
 
 
 class AcceptedDetail(Detail, frozen=True):
-    """A submission was accepted.
-
-    `folder` is None if the draft was removed; mail by SMTP has none.
-    """
+    """The message was accepted. Mail by SMTP has no `folder` and no step before."""
 
     step = 4
-    folder: str | UnsetType | None = UNSET
+    folder: str | UnsetType | None = UNSET  # None: the draft was removed
     queue_id: str = ""
     folder_gone: str = ""  # the requested folder, if it does not exist
 
@@ -83,7 +75,7 @@ class MilterSaid(Struct, frozen=True):
     """The last answer of a milter about a message."""
 
     name: str
-    stage: str  # a FilterStage
+    stage: str  # of the session, such as mail, header, end of message
     answer: str  # continue, accept, reject, tempfail, reply, discard, shutdown, down
     reason: str = ""  # the reply, the reason of quarantine, or why it is down
     changes: tuple[str, ...] = ()  # in words, such as "add X-Spam"
@@ -140,23 +132,23 @@ class RoutedDetail(Detail, frozen=True):
     rules: list[RuleHit] = field(default_factory=list[RuleHit])
     next_hops: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     about: str = ""  # the queue id of the message that a report is about
-    dkim: list[SignedWith] = []
+    dkim: list[SignedWith] = []  # {domain, selector, algorithm} of each signature
     unsigned: str = ""  # why a copy has no signature
-    used: UsedRules | None = field(default=None, name="set")
+    used: UsedRules | None = field(default=None, name="set")  # {hash, loaded, tenants, own}
     routes: dict[str, list[str]] = {}  # by next hop
-    sender: ReplacedSender | None = None
+    sender: ReplacedSender | None = None  # {from, to}: the reverse-path that a rule replaced
     held: dict[str, list[str]] = {}  # addresses by the reason
     quarantined: dict[str, list[str]] = {}  # addresses by the rule, and where they are
     client: Client | None = None  # the SMTP client
-    bare_lf: bool = False  # lines of the message ended in LF alone
-    aliases: list[str] = []
+    bare_lf: bool = False  # lines ended in LF alone; they became CRLF
+    aliases: list[str] = []  # that were expanded
     senders: dict[str, str] = {}  # the sender of forwarded mail, by alias
-    refused: list[RefusedRecipient] = []
+    refused: list[RefusedRecipient] = []  # {address, reply}
     counts: dict[str, int] = {}
     milters: tuple[MilterSaid, ...] = ()
-    checks: dict[str, Any] | None = None  # checks_of()
-    tls: str = ""  # what the message demands
-    mails: list[SentMail] = []
+    checks: dict[str, Any] | None = None  # as `checks` of the message
+    tls: str = ""  # the demand: requiretls, requiretls if offered, optional
+    mails: list[SentMail] = []  # {kind, queue_id, to, rules}: mail that rules made
 
 
 class AttemptedRecipient(Struct, frozen=True, omit_defaults=True):
@@ -164,7 +156,7 @@ class AttemptedRecipient(Struct, frozen=True, omit_defaults=True):
 
     number: int
     address: str
-    outcome: str  # also indeterminate, or expired
+    outcome: str  # a state; also indeterminate
     status: str
     reply: str
     graph_id: str = ""  # of the copy in a mailbox of this relay
@@ -172,7 +164,7 @@ class AttemptedRecipient(Struct, frozen=True, omit_defaults=True):
 
 
 class AttemptDetail(Detail, frozen=True):
-    """An attempt to deliver, or the expiry of an entry."""
+    """An attempt to deliver, or the expiry of an entry, which has no attempt, host and tls."""
 
     step = 6
     entry: int = 0
@@ -187,7 +179,7 @@ class AttemptDetail(Detail, frozen=True):
     cipher: str = ""
     hosts: tuple[str, ...] = ()  # the result of each host that was tried, if there are several
     encoded: str = ""  # why the message was encoded again for the host
-    left_out: tuple[str, ...] = ()  # addresses that its copy for Graph has no more
+    left_out: tuple[str, ...] = ()  # addresses that left To, Cc and Bcc of the copy for Graph
     policy: str = ""  # who demanded which TLS level; "": the usual one, or no host
     verified: str = ""  # by the TLS handshake; "": none
     durations: dict[str, float] = {}  # fields of Durations
@@ -203,7 +195,7 @@ class CommandDetail(Detail, frozen=True):
     """A command for entries: by an operator, or by the relay itself."""
 
     step = 6
-    operation: str = ""
+    operation: str = ""  # also `cancel ordered`, `cancel withdrawn`
     entries: list[int] = field(default_factory=list[int])
     holds: dict[str, str] = {}  # why a route holds entries, by their numbers
     who: str = ""
@@ -225,13 +217,13 @@ class ReportDetail(Detail, frozen=True):
     step = 7
     report_id: str = ""  # its queue id
     to: str = ""
-    kind: str = ""
+    kind: str = ""  # also `held`, `reply`, `delayed`
     recipients: list[str] = []  # the recipients that it is about
     since: str = ""  # of a delay
     until: str = ""  # of a delay
-    left_out: str = ""  # why it is not sent
+    left_out: str = ""  # why it is not sent; then without `report_id` and `to`
     entry: int = 0  # of a delay
-    reply: str = ""  # of a submission that has failed: see SubmissionReportDetail
+    reply: str = ""  # of a submission that has failed
     reason: str = ""
 
 
@@ -264,7 +256,7 @@ class ReportSource(Struct, frozen=True):
 
 
 class ClaimDetail(Detail, frozen=True, tag_field="by", tag="remote"):
-    """What a report from outside claims about a recipient."""
+    """What a report from outside claims about a recipient; `by` is "remote"."""
 
     step = 7
     kind: str = ""

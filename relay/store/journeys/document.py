@@ -25,7 +25,7 @@ class JourneyStep(msgspec.Struct, frozen=True):
     step: int
     name: str
     at: str
-    detail: dict[str, Any]  # as it is stored
+    detail: dict[str, Any]  # of the step
 
     def read(self) -> details.Detail:
         """Return what this Relay knows of the detail."""
@@ -69,9 +69,9 @@ class Attempt(msgspec.Struct, frozen=True):
     status: str
     reply: str
     tls: str
-    verified: str = "none"  # by the TLS handshake: none, chain, name or dane
+    verified: str = "none"  # by TLS: none, chain (a wrong name: nothing was sent), name or dane
     policy: str = ""  # who demanded which TLS level; "" without a host
-    durations: Durations | None = None  # None if it shares the outcome of another attempt
+    durations: Durations | None = None  # None: the outcome is that of another message's attempt
     mx: tuple[MxRecord, ...] = ()  # of a next hop with MX records, by preference
     mx_more: int = 0  # the number of further hosts
     encoded: str = ""  # "8 bit" or "long lines": why the message was encoded again for the host
@@ -121,7 +121,7 @@ class SenderReport(msgspec.Struct, frozen=True):
     that report.
     """
 
-    kind: str
+    kind: str  # from outside also read, notread
     status: str
     reply: str
     host: str
@@ -160,7 +160,8 @@ class Journey(msgspec.Struct, frozen=True):
 
     `id` is None before step 4; `graph_id` and `submission_id` are None for mail by SMTP. `reached`
     is only in the answer of a wait: whether the message is in the state. `added` are copies that
-    rules and milters added. They count nowhere else, and no sender sees them.
+    rules and milters added, for who may see all mail. They count nowhere else, and no sender sees
+    them.
     """
 
     id: str | None
@@ -170,10 +171,10 @@ class Journey(msgspec.Struct, frozen=True):
     sender: str
     subject: str
     state: str
-    client: dict[str, Any]  # as it is stored
+    client: dict[str, Any]  # {address, helo, account, tls}
     steps: tuple[JourneyStep, ...]
     recipients: tuple[Recipient, ...]
-    checks: dict[str, Any] | None = None  # of the sender: checks_of()
+    checks: dict[str, Any] | None = None  # of the sender, below
     reached: bool | UnsetType = UNSET
     added: tuple[Recipient, ...] | UnsetType = UNSET
 

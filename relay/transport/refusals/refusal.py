@@ -28,14 +28,14 @@ class RefusalReason(StrEnum):
 
     RULE = "rule"  # a mail-flow rule, or the rules could not be applied
     SENDER = "sender"  # an address that the account may not use, or of an unknown domain
-    CLIENT = "client"  # its name in EHLO, or its address: without a name, or listed by a DNSBL
-    RECIPIENT = "recipient"  # unknown, not for this client, or without room
+    CLIENT = "client"  # its name in EHLO; its address: no PTR record, or listed by a DNSBL
+    RECIPIENT = "recipient"  # unknown, relaying, or a full mailbox
     LOGIN = "login"  # missing, wrong, delayed or ended
     TLS = "tls"  # missing, or its handshake failed
     SIZE = "size"  # of the message
     SYNTAX = "syntax"  # of a command or of the content, or the order of commands
     LIMIT = "limit"  # of recipients, sessions, errors, hops, or what an account sends
-    PRESSURE = "pressure"  # Relay takes no mail now, or stops
+    PRESSURE = "pressure"  # Relay takes no mail now, stops, or has an internal error
     MILTER = "milter"  # a milter, or one that is down
     CHECKS = "checks"  # DMARC
 
@@ -49,14 +49,14 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     listener: str = ""  # the address that the client connected to
     account: str = ""  # the login; of a refused AUTH, the user name that the client sent
     sender: str = ""  # the reverse-path
-    recipients: tuple[str, ...] = ()  # at most RECIPIENTS_MAX
+    recipients: tuple[str, ...] = ()  # at most 10 of them
     recipient_count: int = 0  # the number of all recipients
     subject: str = ""  # only of a content that was refused
     command: str = ""  # the verb, CONNECT for a connection, "" for what is no command
     reply: str = ""  # for a failed TLS handshake, what failed
     reason: RefusalReason
     rule: str = ""  # the name of the rule, or of the milter
-    times: int = 1  # more where further refusals were only counted
+    times: int = 1  # more: further ones were only counted, beyond 1,000 a day of a client
 
     def concerns(self, address: str) -> bool:
         """Whether `address`, as own_mailbox() returns it, is the client, the login, the sender or
