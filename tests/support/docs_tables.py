@@ -6,6 +6,7 @@ A table stands between two comments with its name, and is not counted among the 
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from enum import StrEnum
 from functools import partial
@@ -16,6 +17,7 @@ import msgspec
 from click import Option
 
 from relay.base.message.verdict import Finding, RuleHit
+from relay.base.observe.metrics import Metrics
 from relay.development.verbs.dev import dev
 from relay.front_door.graph import errors
 from relay.front_door.graph.errors import GraphError
@@ -26,8 +28,9 @@ from relay.transport.refusals.refusal import Refusal, RefusalReason
 TOP = Path(__file__).parents[2]
 DOCS = TOP / "docs"
 PAGE = DOCS / "graph.md"
-WRITTEN = "development graph names operation-queue operation-reference policy-conditions"
+WRITTEN = "development graph names operation-monitor operation-queue operation-reference policy-conditions"
 PAGES = {DOCS / f"{name}.md" for name in WRITTEN.split()}
+METRIC = re.compile(r"""((?:^ *# .*\n)+) *self\.\w+ = [\w.]+\(\s*"(\w+)""", re.MULTILINE)
 # A class, or the comment of a limit and the name below it.
 LIMIT = re.compile(
     r"^class (\w+)|^( *)# limit(?: of (\w+))?: (.+\n(?: *# .+\n)*) *(\w+)", re.MULTILINE
@@ -106,6 +109,24 @@ def _limit_text(name: str, value: float) -> str:
     return next(f"{value // size:,} {unit}" for size, unit in units if not value % size)
 
 
+def metrics() -> str:
+    """The metrics with their labels, their HELP, and the comments above them in the code."""
+    rows = ["| metric | labels | |", "|---|---|---|"]
+    source = inspect.getsource(sys.modules[Metrics.__module__])
+    comments = {
+        name: " ".join(text.replace("#", "").split()) for text, name in METRIC.findall(source)
+    }
+    registry = Metrics().registry
+    for name, collector in registry._names_to_collectors.items():
+        if (family := next(iter(collector.collect()))).name == name:
+            shown = name + {"counter": "_total", "info": "_info"}.get(family.type, "")
+            labels = ", ".join(f"`{label}`" for label in getattr(collector, "_labelnames", ()))
+            rows.append(
+                f"| `{shown}` | {labels} | {family.documentation} {comments.get(name, '')} |"
+            )
+    return "\n".join(rows) + "\n"
+
+
 def fields(*kinds: type) -> str:
     """The fields of documents, with the docstrings and comments of their classes."""
     rows = ["| field | |", "|---|---|"]
@@ -149,7 +170,7 @@ FIELDS = {
     "fields_of_refusals": (Refusal, RefusalReason),
 }
 LIMITS = {"limits_of_graph": partial(limits, "Graph"), "limits_of_rules": partial(limits, "rules")}
-MADE = {one.__name__: one for one in (endpoints, refusals, dev_options, limits)} | LIMITS
+MADE = {one.__name__: one for one in (endpoints, refusals, dev_options, limits, metrics)} | LIMITS
 MADE |= {name: partial(fields, *kinds) for name, kinds in FIELDS.items()}
 
 

@@ -54,18 +54,24 @@ class Metrics:
         gauge = partial(Gauge, registry=registry)
         counter = partial(Counter, registry=registry)
         histogram = partial(Histogram, registry=registry)
+        # `via`: graph, smtp, report
         self.accepted = counter(
             "relay_messages_accepted", "Messages accepted into the spool.", ["via"]
         )
+        # `outcome`: delivered, relayed, failed, expired, cancelled, discarded, redirected, expanded
         self.recipients = counter(
             "relay_recipients", "Recipients that reached a final state.", ["outcome"]
         )
+        # `state`: queued, deferred, held, captured; counted each second, a long queue less often
         self.queue_entries = gauge("relay_queue_entries", "Entries in the queue.", ["state"])
+        # Or of the oldest deferred one
         self.queue_oldest = gauge("relay_queue_oldest_seconds", "Age of the oldest queued entry.")
+        # More than 0 is a defect: `relay storage verify`
         self.queue_unaccounted = gauge(
             "relay_queue_unaccounted",
             "Accepted recipients minus final and live ones; 0 unless one was lost.",
         )
+        # No new mail is accepted meanwhile
         self.spool_damaged = gauge(
             "relay_spool_damaged", "1 while a page of the spool cannot be read."
         )
@@ -75,6 +81,8 @@ class Metrics:
             buckets=BOUNDS_S,
             registry=registry,
         )
+        # `outcome`: delivered, relayed, captured, deferred, failed, indeterminate; `class` of a
+        # deferral: dns, connect, tls, auth, protocol, site, recipient, mailbox, content, internal
         self.attempts = counter("relay_attempts", "Attempts by outcome.", ["outcome", "class"])
         self.commit_seconds = histogram(
             "relay_commit_seconds", "Time of one spool commit.", buckets=BOUNDS_S
@@ -86,30 +94,23 @@ class Metrics:
         )
         self.lost_commits = counter("relay_spool_lost_commits", "Commits the database has lost.")
         self.takeovers = counter("relay_spool_takeovers", "Claims of dead nodes that it has ended.")
+        # `state`: alive, stopped, dead
         self.nodes = gauge("relay_nodes", "Nodes that share the spool.", ["state"])
         self.queue_entries_age = gauge("relay_queue_entries_age_seconds", "Since the last count.")
-        self.queue_unread = gauge("relay_queue_unread_seconds", "Since reads of it fail; or 0.")
-        self.reload_successful = gauge("relay_config_last_reload_successful", "0: it had a fault.")
-        self.reload_successful.set(1)
-        self.reload_success_time = gauge(
-            "relay_config_last_reload_success_timestamp_seconds", "When the configuration was read."
-        )
-        self.connections = gauge("relay_connections", "Open connections.", ["state"])
-        self.pressure = gauge(
-            "relay_pressure_level",
-            "0: normal; 1: slow, untrusted clients are refused; 2: new mail is refused.",
-        )
-        self.pressure_reasons = gauge(
-            "relay_pressure_reason", "The level that each reason requires.", ["reason"]
-        )
-        self.paused = gauge("relay_paused", "1 while an operator has stopped it.", ["what"])
+        self.queue_unread = gauge("relay_queue_unread_seconds", "Since the queue is unread; or 0.")
+        # `oauth`: the name of the client; `result`: ok, refused, away
         self.oauth_requests = counter(
             "relay_oauth_requests", "Requests for tokens.", ["oauth", "result"]
         )
-        self.notifications = counter("relay_notifications", "Sent or not.", ["kind", "result"])
+        # `kind`: subscription, webhook; `result`: sent, failed (is repeated), dropped
+        self.notifications = counter(
+            "relay_notifications", "Notices to programs.", ["kind", "result"]
+        )
         self.clock_jump = gauge("relay_clock_jump_seconds", "Of the clock, ahead of queue time.")
+        # Also those in progress
         self.pickup_waiting = gauge("relay_pickup_waiting", "Pending submissions.")
         self.pickup_deferred = gauge("relay_pickup_deferred", _PICKUP_DEFERRED)
+        # `outcome`: the actions, `defer` beyond a `rate_limit`, `error` if skipped; audit rules too
         self.policy_rules = counter("relay_policy_rule", "Rules that matched.", ["rule", "outcome"])
         self.policy_set_age = gauge(
             "relay_policy_set_age_seconds",
@@ -143,41 +144,66 @@ class Metrics:
     def _describe_itself(self) -> None:
         built = Info("relay_build", "What this was built from.", registry=self.registry)
         built.info({"version": __version__, "commit": commit()})
-        self.account_messages = Gauge(
-            "relay_account_messages",
-            "To other domains today, of the ten busiest.",
-            ["account"],
-            registry=self.registry,
+        gauge = partial(Gauge, registry=self.registry)
+        # UTC; only at `observe.metrics`, or for clients on this machine without a proxy
+        self.account_messages = gauge(
+            "relay_account_messages", "To other domains today, of the ten busiest.", ["account"]
         )
+        self.reload_successful = gauge("relay_config_last_reload_successful", "0: it had a fault.")
+        self.reload_successful.set(1)
+        # Since 1970
+        self.reload_success_time = gauge(
+            "relay_config_last_reload_success_timestamp_seconds", "When the configuration was read."
+        )
+        # `state`: incoming, outgoing
+        self.connections = gauge("relay_connections", "Open connections.", ["state"])
+        self.pressure = gauge(
+            "relay_pressure_level",
+            "0: normal; 1: slow, untrusted clients are refused; 2: new mail is refused.",
+        )
+        self.pressure_reasons = gauge(
+            "relay_pressure_reason", "The level that each reason requires.", ["reason"]
+        )
+        # `what`: delivery, accept
+        self.paused = gauge("relay_paused", "1 while an operator has stopped it.", ["what"])
 
     def _count_reports_and_smtp(self, counter: "partial[Counter]") -> None:
+        # `kind`: failure, delayed, held, delivered, relayed, unknown, read, notread, journal,
+        # notify, dead-letter, postmaster (notices on strangers' mail), dropped
         self.reports = counter("relay_reports", "Reports made.", ["kind"])
+        # `policy`: sts, tlsa, requiretls
         self.tls_policy = counter(
             "relay_tls_policy", "Sessions under policies, and their fetches.", ["policy", "result"]
         )
+        # `result`: signed, failed (451), ended (sent unsigned)
         self.dkim_signatures = counter(
             "relay_dkim_signatures",
             "DKIM signatures: signed, failed, or ended for a message without a usable key.",
             ["domain", "result"],
         )
+        # `reason`: null-sender, size, rate
         self.answers_discarded = counter(
             "relay_answers_discarded", "Answers to reports that were discarded.", ["reason"]
         )
+        # `reason`: unrouted, automatic, rate, noticed
         self.reports_left_out = counter(
             "relay_reports_left_out",
             "Reports that were not sent.",
             ["reason"],
         )
+        # Equal replies to recipients of a transaction count once
         self.refusals = counter(
             "relay_smtp_refusals",
             "SMTP commands, connections and TLS handshakes that were refused.",
             ["reason"],
         )
+        # `method`: spf, helo, dkim, dmarc
         self.sender_checks = counter(
             "relay_sender_checks", "SPF, DKIM and DMARC of strangers' mail.", ["method", "result"]
         )
         for result in ("pass", "unable"):  # alerts look for their first increase
             self.sender_checks.labels("dmarc", result)
+        # `role`: of the listener
         self.smtp_sessions = counter(
             "relay_smtp_sessions", "SMTP connections, without pickup's.", ["role"]
         )
@@ -194,12 +220,15 @@ class Metrics:
         )
         gauge = partial(Gauge, registry=self.registry)
         self.milter_down = gauge("relay_milter_down", "1 while a milter is down.", ["milter"])
+        # Of a listener, since 1970; 0: clients would reject it
         self.certificate_end = gauge(
             "relay_certificate_end_timestamp_seconds", "When it ends.", ["certificate"]
         )
+        # `secret_ends`, or the certificate's end
         self.oauth_secret_expires = gauge(
             "relay_oauth_secret_expires_seconds", "Until it ends; below 0: since.", ["oauth"]
         )
+        # `answer`: continue, accept, reject, tempfail, reply, discard, shutdown, down
         self._milter_answers = counter(
             "relay_milter_answers",
             "Milters' refusals, and their decisions about messages.",
