@@ -22,41 +22,33 @@ from relay.base.message.envelope import ForwardPath
 from relay.base.message.lifecycle import HELD_OR_CAPTURED
 from relay.base.message.outcome import Deferred, Failed, Reply, SmtpStage
 from relay.base.message.srs import Srs
-from relay.base.message.tls_policy import TlsPolicy
 from relay.delivery import (
     attempt_recorder,
     attempt_result,
-    outbound_session,
     retry,
     scheduler,
-    sites,
 )
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.connection_slots import ConnectionSlots
-from relay.delivery.host_selection import HostSelection
 from relay.delivery.outbound_session import OutboundSession
 from relay.delivery.queue_scanner import PriorityScan, QueueScanner
 from relay.delivery.reports import bounces
 from relay.delivery.retry import RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
-from relay.delivery.site import Site
 from relay.delivery.site_limits import ConcurrencyLimit, TokenBucket
 from relay.delivery.sites import SiteKey, Sites
 from relay.delivery.smtp import transaction
-from relay.store.spool.queue_commands import Operation
 from relay.store.spool.shared import (
     accepted,
     claimed,
     decisions,
     entries,
     maintenance,
-    queue_admin,
     results,
 )
 from relay.store.spool.shared.queue_admin import QueueAdmin
 from relay.store.spool.sqlite import spool as spool_module
 from relay.store.spool.sqlite import transactions, writer
-from relay.store.spool.sqlite.disk_space import ReserveFile
 from relay.store.spool.sqlite.spool import SqliteSpool
 from relay.store.spool.sqlite.write_ahead_log import LastCommit, WriteAheadLog
 from relay.store.spool.sqlite.writer import Batch, Writer
@@ -66,7 +58,6 @@ from relay.transport.ingress.acceptance import Acceptance
 from relay.transport.ingress.data import DataReply
 from relay.transport.ingress.forwarding import ExpandedRecipients, Forwarder
 from relay.transport.routing.resolver import Resolver
-from relay.transport.routing.route_table import RouteTable
 from relay.transport.routing.sts_policies import KeptPolicy
 from tests.simulation import conditions
 from tests.simulation.clock import WorldClock
@@ -164,10 +155,6 @@ def _no_waiting(_original: Any) -> Any:
     return before_dot
 
 
-def _taking_none(_original: Any) -> Any:
-    return lambda _attempt: {}
-
-
 def _losing_claims(original: Any) -> Any:
     async def claim_due(self: SqliteSpool, *args: Any, **more: Any) -> Any:
         seen = await original(self, *args, **more)
@@ -182,15 +169,6 @@ def _without_key(original: Any) -> Any:
     async def accept(self: SqliteSpool, message: Any, **more: Any) -> Any:
         more["submission_key"] = ""
         return await original(self, message, **more)
-
-    return accept
-
-
-def _never_expiring(original: Any) -> Any:
-    async def accept(self: SqliteSpool, message: Any, **more: Any) -> Any:
-        expires_us = message.facts.expires_us + 100 * 86_400_000_000
-        facts = replace(message.facts, expires_us=expires_us)
-        return await original(self, replace(message, facts=facts), **more)
 
     return accept
 
@@ -244,16 +222,6 @@ def _again(original: Any) -> Any:
 
 def _same_epoch(original: Any) -> Any:
     return str(original).replace(", epoch = epoch + 1", "")
-
-
-def _released_in_its_epoch(original: Any) -> Any:
-    def store(transaction: Any, before: Any, changes: Any, **more: Any) -> Any:
-        if Operation.RELEASE not in [operation for _, operation in changes.recorded]:
-            return original(transaction, before, changes, **more)
-        with patch.object(entries, "_PUT", _same_epoch(entries._PUT)):
-            return original(transaction, before, changes, **more)
-
-    return store
 
 
 def _still_tried(_original: Any) -> Any:
@@ -311,18 +279,6 @@ def _keys_with_history(_original: Any) -> Any:
     return prune_keys
 
 
-def _keys_end_early(original: Any) -> Any:
-    return lambda one, now_us: original(one, now_us + 3600 * 1_000_000)
-
-
-def _held_without_end(original: Any) -> Any:
-    def wait(self: Any, key: Any, facts: Any, *, retry_us: Any, **more: Any) -> None:
-        is_hold = self._order.operation is Operation.HOLD
-        original(self, key, facts, retry_us=None if is_hold else retry_us, **more)
-
-    return wait
-
-
 def _sites_shared_by(key_of: Callable[[SiteKey], object]) -> Callable[[Any], Any]:
     """Have next hops with the same `key_of` share a site."""
 
@@ -352,17 +308,6 @@ def _whatever_the_tls(key: SiteKey) -> object:
     return tuple((name, port) for name, port, *_ in hosts), login
 
 
-def _whatever_its_tls(original: Any) -> Any:
-    def key(self: HostSelection, host: Any, address: str) -> Any:
-        return replace(original(self, host, address), tls=TlsPolicy())
-
-    return key
-
-
-def _whatever_it_demands(_original: Any) -> Any:
-    return lambda claim: claim.next_hop
-
-
 def _trusting(original: Any) -> Any:
     async def tlsa(self: Resolver, *args: Any, **more: Any) -> Any:
         async def answers(*questions: Any) -> list[Any]:
@@ -384,14 +329,6 @@ def _full_for_ever(original: Any) -> Any:
         original(self, connections, until_s=until_s + 1e9)
 
     return full_at
-
-
-def _of_the_first_route(original: Any) -> Any:
-    return lambda self, next_hop: original(self, next_hop.without_route)
-
-
-def _whatever_holds_it(original: Any) -> Any:
-    return lambda entry, captured: original(replace(entry, extra=EntryExtra()), captured)
 
 
 def _whatever_rule_holds_it(original: Any) -> Any:
@@ -419,10 +356,6 @@ def _no_release_noted(original: Any) -> Any:
     return {**original, "released": False}
 
 
-def _no_rate_of_routes(original: Any) -> Any:
-    return lambda *args: replace(original(*args), rate="")
-
-
 def _once_for_each_alias(original: Any) -> Any:
     def expand_recipients(*args: Any, **more: Any) -> ExpandedRecipients:
         found = original(*args, **more)
@@ -441,14 +374,6 @@ def _for_the_victim(original: Any) -> Any:
     return lambda self, _sender, domain, *, now_us: original(
         self, "nobody@victim.test", domain, now_us=now_us
     )
-
-
-def _nothing_kept(original: Any) -> Any:
-    def check_free_space(self: ReserveFile, size_bytes: int) -> None:
-        with patch.object(self, "missing_bytes", 0):
-            original(self, size_bytes)
-
-    return check_free_space
 
 
 def _like_outcomes(original: Any) -> Any:
@@ -473,10 +398,6 @@ def _leaps_ahead(plan: Scenario) -> bool:
 
 def _started_long_ago(original: Any) -> Any:
     return lambda claim, **more: original(claim, **{**more, "started_us": 0})
-
-
-def _steady_time(_original: Any) -> Any:
-    return WorldClock.queue_us
 
 
 def _wall_time(_original: Any) -> Any:
@@ -514,10 +435,6 @@ def _seen_at_expiry(original: Any) -> Any:
         return replace(original(claim, schedule), due_us=claim.expires_us)
 
     return waiting
-
-
-def _first_step_again(original: Any) -> Any:
-    return lambda self, cause: original(self, replace(cause, attempts=1))
 
 
 @contextmanager
@@ -573,12 +490,6 @@ BROKEN = (
         "invariant 10",
         where=conditions.crowded,
     ),
-    Broken(
-        "settled behind several transactions",
-        _instead(outbound_session._Attempt, "take_accepted", _taking_none),
-        "invariant 10",
-        where=conditions.crowded,
-    ),
     Broken("claims are lost", _instead(SqliteSpool, "claim_due", _losing_claims), "invariant 6"),
     Broken("no submission keys", _instead(SqliteSpool, "accept", _without_key), "invariant 7"),
     Broken(
@@ -586,7 +497,6 @@ BROKEN = (
         _instead(maintenance, "prune_keys", _keys_with_history),
         "invariant 7",
     ),
-    Broken("nothing expires", _instead(SqliteSpool, "accept", _never_expiring), "invariant 6"),
     Broken("nothing synced", _instead(spool_module, "open_database", _unsynced), "invariant 1"),
     Broken(
         "a failed commit is not written over",
@@ -612,20 +522,8 @@ BROKEN = (
         where=conditions.slowed,
     ),
     Broken(
-        "no rates of routes",
-        _instead(RouteTable, "options_for", _no_rate_of_routes),
-        "invariant 4",
-        where=conditions.slowed_by_route,
-    ),
-    Broken(
         "new mail has the reserve file",
         _instead(Writer, "submit", _like_outcomes),
-        "invariant 10",
-        where=conditions.filled,
-    ),
-    Broken(
-        "new mail has what is kept",
-        _instead(ReserveFile, "check_free_space", _nothing_kept),
         "invariant 10",
         where=conditions.filled,
     ),
@@ -657,20 +555,8 @@ BROKEN = (
         where=_leaps_ahead,
     ),
     Broken(
-        "a wrong clock ends submission keys",
-        _instead(WorldClock, "confirmed_us", _steady_time),
-        "invariant 7",
-        where=_leaps_ahead,
-    ),
-    Broken(
         "a hold keeps the epoch",
         _instead(entries, "_PUT", _same_epoch),
-        "invariant 3",
-        where=conditions.operated,
-    ),
-    Broken(
-        "a release keeps the epoch",
-        _instead(queue_admin, "store_changes", _released_in_its_epoch),
         "invariant 3",
         where=conditions.operated,
     ),
@@ -693,9 +579,6 @@ BROKEN = (
         "seen at expiry only",
         _instead(attempt_result, "_waiting", _seen_at_expiry),
         "looked at after",
-    ),
-    Broken(
-        "always the first step", _instead(RetrySchedule, "step_s", _first_step_again), "expected"
     ),
     Broken(
         "no timer for what is due",
@@ -722,12 +605,6 @@ BROKEN = (
         where=conditions.cancelled_in_flight,
     ),
     Broken(
-        "a release forgets when",
-        _instead(decisions._EntryChanger, "_due_before", _nothing),
-        "before its hold",
-        where=conditions.paused,
-    ),
-    Broken(
         "a release forgets the attempts",
         _instead(decisions._EntryChanger, "_is_deferred_again", _nothing),
         "before its hold",
@@ -747,18 +624,6 @@ BROKEN = (
         "what is left is forgotten",
         _instead(PriorityScan, "_leave_hop", _not_indexed),
         "invariant 6",
-    ),
-    Broken(
-        "a route has the login of another one to its host",
-        _instead(RouteTable, "options_for", _of_the_first_route),
-        "has another login",
-        where=conditions.gated_twice,
-    ),
-    Broken(
-        "a held copy leaves without a release",
-        _instead(accepted, "_first_state", _whatever_holds_it),
-        "without a release",
-        where=conditions.held,
     ),
     Broken(
         "a copy that a rule holds leaves without a release",
@@ -803,18 +668,6 @@ BROKEN = (
         where=conditions.in_clear,
     ),
     Broken(
-        "failures are shared across TLS policies",
-        _instead(HostSelection, "_key", _whatever_its_tls),
-        "no policy in force",
-        where=conditions.in_clear,
-    ),
-    Broken(
-        "look-ups are shared whatever mail demands",
-        _instead(sites, "lookup_key", _whatever_it_demands),
-        "policy",
-        where=conditions.in_clear,
-    ),
-    Broken(
         "TLSA records count without AD",
         _instead(Resolver, "tlsa", _trusting),
         "no policy in force",
@@ -825,12 +678,6 @@ BROKEN = (
         _instead(KeptPolicy, "ends_us", _for_ever),
         "no policy in force",
         where=conditions.published,
-    ),
-    Broken(
-        "a timed hold is for ever",
-        _instead(decisions._EntryChanger, "_wait", _held_without_end),
-        "held too long",
-        where=conditions.held_for_a_time,
     ),
     Broken(
         "a hold's end wakes nobody",
@@ -851,22 +698,10 @@ BROKEN = (
         where=conditions.crowds,
     ),
     Broken(
-        "a slow transaction wakes nobody",
-        _instead(Site, "_watch_limit", _nothing),
-        "slow transactions",
-        where=conditions.crowds,
-    ),
-    Broken(
         "a refused connection is the last one",
         _instead(ConcurrencyLimit, "full_at", _full_for_ever),
         "slow transactions",
         where=conditions.crowds,
-    ),
-    Broken(
-        "keys end early",
-        _instead(maintenance, "prune_keys", _keys_end_early),
-        "invariant 7",
-        where=conditions.keys_grow_old,
     ),
     Broken(
         "each alias sends a copy",

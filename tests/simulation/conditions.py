@@ -113,13 +113,6 @@ def forged(plan: Scenario) -> bool:
     return plan.tlsa == FORGED
 
 
-def keys_grow_old(plan: Scenario) -> bool:
-    """Whether pickup repeats a submission near the end of its key, in a process that prunes."""
-    keep_s = plan.submission_keep_s
-    is_late = any(one.comes_back_s > keep_s / 2 for one in plan.letters if one.via == "pickup")
-    return is_late and plan.history_s is not None
-
-
 def boxed(plan: Scenario) -> bool:
     """Whether a site accepts a message by LMTP for some, and defers it for others."""
     return any(host.lmtp and host.busy for hosts in plan.domains.values() for host in hosts)
@@ -152,10 +145,6 @@ def slower_than_expiry(plan: Scenario) -> bool:
     """Whether more mail may wait for its turn than goes out before it expires."""
     is_slow = SLOWEST in (plan.rate, plan.route_rate)
     return is_slow and plan.expire_after_s < 3600 and len(plan.letters) > 15
-
-
-def slowed_by_route(plan: Scenario) -> bool:
-    return plan.route_rate == SLOWEST
 
 
 def slow_and_short(plan: Scenario) -> bool:

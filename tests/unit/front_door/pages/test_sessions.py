@@ -9,7 +9,6 @@ from relay.front_door.pages import logins
 from relay.front_door.pages.logins import IDLE_S, LIFETIME_S, SESSIONS_OF_ACCOUNT_MAX, Sessions
 from tests.support.accounts import TokenAccounts
 from tests.support.manual_clock import ManualClock
-from tests.support.tables import each_row
 
 ALICE = Account("alice@example.test", credentials=b"1")
 BOB = Account("bob@example.test")
@@ -25,21 +24,6 @@ class Fixture:
 @pytest.fixture
 def made() -> Fixture:
     return Fixture()
-
-
-async def test_a_session_has_an_identifier_and_a_token_of_its_own(made):
-    one, other = made.sessions.begin(ALICE), made.sessions.begin(ALICE)
-    assert one != other
-    assert len(one) >= 43  # 256 bits in base64
-    first, second = made.sessions.find(one), made.sessions.find(other)
-    assert first.account == second.account == ALICE
-    assert len({first.csrf, second.csrf, one, other}) == 4
-
-
-@each_row("identifier", ["", "x", "x" * 100_000, "\udcff", "é", "\0"])
-def test_another_identifier_has_no_session(made, identifier):
-    made.sessions.begin(ALICE)
-    assert made.sessions.find(identifier) is None
 
 
 async def test_no_identifier_is_stored(made):

@@ -18,29 +18,6 @@ def pool():
     made.close()
 
 
-async def test_results_and_errors_come_back(pool):
-    assert await pool.run(lambda: 7) == 7
-    with pytest.raises(ZeroDivisionError):
-        await pool.run(lambda: 1 // 0)
-    with pytest.raises(SystemExit):
-        await pool.run(lambda: (_ for _ in ()).throw(SystemExit(3)))
-    assert await pool.run(threading.current_thread) is not threading.current_thread()
-
-
-async def test_closing_waits_for_what_was_asked():
-    pool, done = ThreadPool(1, "tested"), []
-    go_on = threading.Event()
-    calls = [asyncio.ensure_future(pool.run(lambda: go_on.wait(5)))]
-    calls += [asyncio.ensure_future(pool.run(lambda: done.append(1))) for _ in range(2)]
-    await asyncio.sleep(0)
-    go_on.set()
-    pool.close()
-    assert done == [1, 1]
-    await asyncio.gather(*calls)
-    with pytest.raises(RuntimeError, match="closed"):
-        await pool.run(lambda: 1)
-
-
 def name():
     return threading.current_thread().name
 
