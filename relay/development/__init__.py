@@ -4,6 +4,7 @@ In: words of `relay dev`, scenarios, requests of Mailpit's clients. Out: a relay
 mail leaves the machine only where the user allows it.
 
 - `verbs`: the verbs dev, clock and reset: which options exclude each other, and what they print
+- `mail_access`: IMAP and POP3, by Dovecot's programs
 - `internet`: the simulated internet: test recipients, scenarios, name server, mail hosts
 - `relay`: composes one: the rooms with the simulated internet; scenarios; reset
 - `options`: its options, where it listens, its relay.toml, where all mail is captured; release host

@@ -111,6 +111,8 @@ class FileStore:
         # the message files, for the retention of the development relay
         self.stored_files = self._threads.in_thread(partial(stored_files, root.path))
         self.remove_files = self._threads.in_thread(remove_files)
+        # the Maildir of an address, which is made: for programs that a development relay starts
+        self.open_mailbox = self._threads.in_thread(self._folders.mailbox)
         self._open_mailboxes(part)
         self._open_submissions(outbox_part)
 
