@@ -99,9 +99,7 @@ IN_HTML = "\n<div><p>Only for the addressee.<br>\nAsk legal@in.test.</p></div>\n
     "content, disclaimer, expected",
     [
         (mail(part("Hi")), ASCII, [f"Hi\n{AT_END}"]),
-        (mail(part("Hi", "")), ASCII, [f"Hi\n{AT_END}"]),
         (HEAD + b"\r\nHi\r\n", ASCII, [f"Hi\n{AT_END}"]),
-        (HEAD + b"\r\n\r\n", ASCII, [f"\n{AT_END[1:]}"]),
         (HEAD, ASCII, [AT_END[1:]]),
         (mail(part("Hi")), BANNER, ["From outside.\n\nHi\n"]),
         (
@@ -136,7 +134,6 @@ IN_HTML = "\n<div><p>Only for the addressee.<br>\nAsk legal@in.test.</p></div>\n
             ASCII,
             [f"Hi all=\n\n{AT_END}"],
         ),
-        (mail(part("Hi\nall\n", encoding="base64")), ASCII, [f"Hi\nall\n{AT_END}"]),
         (
             mail(
                 part("Hi", "text/plain; charset=utf-16", "base64").replace(
@@ -151,7 +148,6 @@ IN_HTML = "\n<div><p>Only for the addressee.<br>\nAsk legal@in.test.</p></div>\n
             FOREIGN,
             ["日本\n\nNur für Sie € vertraulich.\n"],
         ),
-        (mail(part("a\0b", "text/plain; charset=utf-8")), ASCII, [f"a\0b\n{AT_END}"]),
     ],
 )
 def test_a_text_gets_it(content, disclaimer, expected, large):
@@ -235,23 +231,16 @@ D = "\n<div><b>From outside.</b></div>\n"  # § in the table
             """
             <p>x | <p>x§ | §<p>x
             <body class='a>b'>x</body> | <body class='a>b'>x§</body> | <body class='a>b'>§x</body>
-            <BODY>x</BODY ></HTML> | <BODY>x§</BODY ></HTML> | <BODY>§x</BODY ></HTML>
             <!doctype html><html>x</html> | <!doctype html><html>x§</html> | <!doctype html><html>§x</html>
-            <!DOCTYPE html><p>x | <!DOCTYPE html><p>x§ | <!DOCTYPE html>§<p>x
             <head><title></body></title></head>x | <head><title></body></title></head>x§ | <head><title></body></title></head>§x
             <!--<body>--><body>x</body>y<!--</body>--> | <!--<body>--><body>x§</body>y<!--</body>--> | <!--<body>--><body>§x</body>y<!--</body>-->
-            <body>x</body><body>y</body> | <body>x</body><body>y§</body> | <body>§x</body><body>y</body>
             <body>x<script>'</body>'</script> | <body>x<script>'</body>'</script>§ | <body>§x<script>'</body>'</script>
             </body><body>x | </body><body>§x | </body><body>§x
             x<a href='y | x§<a href='y | §x<a href='y
             x<!-- y </body> | x§<!-- y </body> | §x<!-- y </body>
-            x<!-- y --> | x<!-- y -->§ | §x<!-- y -->
             x<script>y</body> | x§<script>y</body> | §x<script>y</body>
-            x<textarea>y | x§<textarea>y | §x<textarea>y
             x<plaintext>y | x§<plaintext>y | §x<plaintext>y
-            x</ | x§</ | §x</
             x< | x<§ | §x<
-            x<?y | x§<?y | §x<?y
             """
         ),
         ("", "§", "§"),
@@ -324,23 +313,19 @@ SIGNED = mail(part("Hi"), part("sig", "application/pgp-signature"), kind="signed
             mail(part("x", "application/x-pkcs7-mime; smime-type=enveloped-data", "base64")),
             "encrypted",
         ),
-        (mail(part("x", "application/octet-stream; name=SMIME.P7M", "base64")), "encrypted"),
         (mail(part("-----BEGIN PGP SIGNED MESSAGE-----\r\nHash: SHA256\r\n\r\nHi")), "signed"),
         (mail(part("Hi\r\n-----BEGIN PGP MESSAGE-----\r\n\r\nxx", encoding="base64")), "encrypted"),
-        (mail(part("<pre>-----BEGIN PGP MESSAGE-----", "text/html")), "encrypted"),
         (mail(part("Hi"), part("x", "application/ms-tnef; name=winmail.dat", "base64")), "TNEF"),
         (
             mail(part("Hi"), part("x", "application/octet-stream; name=winmail.dat", "base64")),
             "TNEF",
         ),
         (mail(PDF), "no text"),
-        (mail(CALENDAR), "no text"),
         (mail(ATTACHED), "no text"),
         (HEAD + b"Content-Type: multipart/mixed; boundary=x\r\n\r\nHi\r\n", "without parts"),
         (mail(*[b"\r\nx"] * 1001), "more parts"),
         (mail(part(b"H\xfc", "text/plain; charset=x-none")), "unknown charset"),
         (mail(part("Hi", "text/plain; charset=punycode")), "unknown charset"),
-        (mail(part("Hi", "text/plain; charset=hex")), "unknown charset"),
         (mail(part(b"H\xff", "text/plain; charset=us-ascii")), "not in its charset"),
         (
             mail(
@@ -351,7 +336,6 @@ SIGNED = mail(part("Hi"), part("sig", "application/pgp-signature"), kind="signed
             "damaged base64",
         ),
         (mail(part("Hi", more="no field\r\nX: y\r\n")), "header of a text is damaged"),
-        (mail(part("Hi", encoding="uuencode")), "unknown transfer encoding"),
         (mail(part(b"x" * (TEXT_OCTETS_MAX + 1))), "more than"),
     ],
 )

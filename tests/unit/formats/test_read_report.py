@@ -268,9 +268,7 @@ def text_report(text: str, kind: str) -> bytes:
         Subject: x /  / <b@y.test>: / No answer. (#4.4.1) / --- Below this line is a copy of the message. /  / Message-ID: <m@x> | text | failure ; 4.4.1 ; No answer. (#4.4.1)
         <b@y.test>: / No mailbox by that name. (#5.1.1) | report | failure ; 5.1.1 ; No mailbox by that name. (#5.1.1)
         <b@y.test>: host y.test[192.0.2.1] said: /     550 no | mixed | failure ;  ; 550 no
-        <b@y.test>: host y.test[192.0.2.1] /     said: 550 no | mixed | failure ;  ; 550 no
         b@y.test: host y.test [192.0.2.1] said: 554 30 no | mixed | failure ;  ; 554 30 no
-        b@y.test: host y.test[192.0.2.1] refused to talk to me: /     554 no | mixed | failure ;  ; 554 no
         b@y.test: host y.test[192.0.2.1] /   refused to talk to me: 421 4 open | mixed | delayed ;  ; 421 4 open
         X-Original-Message-ID: <m@x> /  / b@y.test: 550 5.1.1 no | text | failure ; 5.1.1 ; 550 5.1.1 no
         """
@@ -286,40 +284,25 @@ def test_a_report_in_a_text_names_the_original_and_the_recipient(
 
 AUTOMATIC_REPLIES = rows_of("""
     I am away until Monday. b@y.test | returned
-    I am away. Tel. 550 123 b@y.test | returned
     b@y.test is away. Tel. 550-123-4567 | returned
-    b@y.test, phone: 5.1.1 550 | returned
     Call me: +49 550 123, b@y.test | returned
-    Ticket 550 opened for b@y.test | returned
     Ticket #5.1.1 opened for b@y.test | returned
-    b@y.test: release 5.1.1 of product 450 | returned
     b@y.test: 450 5.1.1 | returned
     b@y.test: 550 4.2.2 | returned
-    b@y.test: 550 5.1 | returned
     b@y.test: 550 5.1.1.7 | returned
-    b@y.test: 1550 5.1.1 | returned
     b@y.test: room 550, floor 5.1.1 | returned
-    As Anna said: 550 people came. b@y.test | returned
     He said: 550 123 b@y.test | returned
-    The server said: 550 123 b@y.test | returned
     The host said: 250 ok b@y.test | returned
-    Remote host 550-123 b@y.test | returned
-    As Anna said: /   550 people came. b@y.test | returned
     Our host said: / 550 123 b@y.test | returned
-    The host anna said: 550 123 b@y.test | returned
     My boss refused to talk to me: 550 times, b@y.test | returned
     b@y.test: / Ticket (#5.1.1) | returned
-    <b@y.test>: / Ticket (#5.1.1) is open | returned
-    <b@y.test>: I am away. (#5.1) | returned
     550 5.1.1 no such user | returned
     b@y.test / x / x / x / x / x / 550 5.1.1 | returned
     I am away. You wrote: / > b@y.test: 550 5.1.1 no such user | returned
     b@y.test: 550 5.1.1 | none
     b@y.test: 550 5.1.1 | In-Reply-To: <m@x>
-    b@y.test: 550 5.1.1 | References: <m@x>
     b@y.test: 550 5.1.1 | Original-Message-ID: <m@x>
     b@y.test: 550 5.1.1 / Message-ID: <m@x> | none
-    b@y.test: 550 5.1.1 / > Message-ID: <m@x> | none
     b@y.test: 550 5.1.1 / On Monday a@x wrote: / Message-ID: <m@x> | none
     b@y.test: 550 5.1.1 / -----Original Message----- / From: a@x / Sent: <m@x> | none
     -----Original Message----- / Message-ID: <m@x> / / b@y.test: 550 5.1.1 | none

@@ -168,10 +168,6 @@ max_connections = 0
             "expected no proxy_networks",
         ),
         ('[http]\nanonymous = "a@b.test"\npublic_url = "https://a.test"', "and no public_url"),
-        (
-            '[http]\nlisten = ["http://unix:s"]',
-            '4: http.listen[0]: found "http://unix:s", expected "http',
-        ),
         ("[delivery]\nport = 1.0", "4: delivery.port: found 1.0, expected a whole"),
         ("[delivery]\nretry = []", "4: delivery.retry: found a list, expected a list of at least"),
         (
@@ -190,10 +186,6 @@ max_connections = 0
         (
             "[mailboxes]\ndomains = ['a.test']\n[[domain]]\nname = 'A.test'",
             '6: domain[0].name: found "A.test", expected a name that is not in mailboxes.domains',
-        ),
-        (
-            "[[domain]]\nname = 'a.test'\n[[domain]]\nname = 'a.test'",
-            '6: domain[1].name: found "a.test", expected a name that is not in domain[0]',
         ),
         (
             "[[domain]]\nname = 'a.test'\nalias_of = 'b.test'",
@@ -224,15 +216,10 @@ max_connections = 0
             '4: smtp[0].listen: found "systemd:", expected "systemd:NAME" with',
         ),
         (
-            "[[smtp]]\nlisten = 'systemd:a'\n[[smtp]]\nlisten = 'systemd:a'",
-            '6: smtp[1].listen: found "systemd:a", expected an address',
-        ),
-        (
             f"{ROUTE}next_hop = 'local'\nmax_connections = 3",
             "6: route[0].max_connections: found 3, expected max_connections only with an mx",
         ),
         ("[[route]]\ndomain = 'a.test'", "3: route[0].next_hop: found nothing, expected"),
-        ("[[route]]\nnext_hop = 'mx'", "3: route[0].domain: found nothing, expected"),
         (
             f"{ROUTE}next_hop = 'mx'\nrecipient = 'b@a.test'",
             'route[0].recipient: found "b@a.test", expected an address at *, the domain of the route',
@@ -250,10 +237,6 @@ max_connections = 0
             'route[0].fallback: found "smtp://a.test:25", expected fallback only with',
         ),
         (
-            f"{ROUTE}next_hop = 'mx'\nfallback = 'mx'",
-            'route[0].fallback: found "mx", expected another smtp://, smtps:// or lmtp:// next hop',
-        ),
-        (
             f"{ROUTE}next_hop = 'mx'\nfallback = 'smtps://a.test:25'\ntls = 'none'",
             "route[0].tls: found",
         ),
@@ -261,7 +244,6 @@ max_connections = 0
             f"[dns]\nprotocols = ['ipv4']\n{ROUTE}next_hop = 'smtp://[::1]:25'",
             "route[0].next_hop: found",
         ),
-        ("[dns]\nprotocols = []", "dns.protocols: found"),
         (
             f"{ROUTE}next_hop='mx'\nname=' a'",
             '6: route[0].name: found " a", expected one line of at most 100 characters',
@@ -271,10 +253,6 @@ max_connections = 0
             '6: route[0].requiretls: found "verified", expected requiretls only with tls = "verify" and',
         ),
         (
-            f"{ROUTE}next_hop='mx'\ntls = 'verify'\nrequiretls = 'verified'",
-            '7: route[0].requiretls: found "verified", expected requiretls only with tls = "verify" and',
-        ),
-        (
             f"{ROUTE}next_hop='lmtp:unix:/run/lmtp'\nauth = {LOGIN}",
             "6: route[0].auth: found a table, expected auth only with an smtp://, smtps://, lmtp:// or graph://",
         ),
@@ -282,7 +260,6 @@ max_connections = 0
             f"{OAUTH}tenant = 'a/b'\nclient_id = 'x'",
             '6: oauth[0].tenant: found "a/b", expected the',
         ),
-        (f"{OAUTH}tenant = 'a.test'", "oauth[0].client_id: found nothing, expected the id of the"),
         (
             f"{ROUTE}next_hop='smtp://a.test:25'\nauth = {{ user = 'a@b.test', oauth = 'x' }}",
             '6: route[0].auth.oauth: found "x", expected the name of an [[oauth]]: there is none',
@@ -329,16 +306,8 @@ max_connections = 0
             '5: smtp[0].role: found "submission", expected tls, or a loopback address',
         ),
         (
-            "[[smtp]]\nlisten = '127.0.0.1:25'\nrole = 'local'",
-            '5: smtp[0].role: found "local", expected one of relay, submission, submissions',
-        ),
-        (
             "[[smtp]]\nlisten = '127.0.0.1:587'\nrole = 'submission'\nauth = false",
             "6: smtp[0].auth: found false, expected true, or trusted_networks",
-        ),
-        (
-            "[[smtp]]\nlisten = '127.0.0.1:587'\nrole = 'submission'\nproxy_networks = ['10.0.0.0/8']",
-            '5: smtp[0].role: found "submission", expected tls, or a loopback address without proxy_networks',
         ),
         (
             "[[smtp]]\nlisten = 'unix:smtp.sock'\nproxy_networks = ['10.0.0.0/8']",
@@ -357,10 +326,6 @@ max_connections = 0
             '5: smtp[0].dnsbl[0].zone: found "a b", expected a domain such as',
         ),
         (
-            "[[smtp]]\nlisten = '127.0.0.1:25'\ndnsbl = [{ zone = 'a.test', answers = ['127.0.0.9-2'] }]",
-            '5: smtp[0].dnsbl[0].answers[0]: found "127.0.0.9-2", expected an address such as',
-        ),
-        (
             "[[smtp]]\nlisten = '127.0.0.1:25'\ntrusted_networks = ['0.0.0.0/0']",
             '5: smtp[0].trusted_networks[0]: found "0.0.0.0/0", expected a network of your own',
         ),
@@ -369,20 +334,12 @@ max_connections = 0
             "expected at most 253 characters of SELECTOR._domainkey.DOMAIN",
         ),
         (
-            DKIM.replace("s1", "s_1"),
-            '5: dkim[0].selector: found "s_1", expected a selector such as "s1"',
-        ),
-        (
             DKIM.replace("a.test", "a.ü_.test"),
             '4: dkim[0].domain: found "a.ü_.test", expected a domain such as "example.org"',
         ),
         (
             f"{DKIM}until = '2027-02-29'",
             '7: dkim[0].until: found "2027-02-29", expected a date such as',
-        ),
-        (
-            f"{DKIM}until = 2027-02-28",
-            "7: dkim[0].until: found 2027-02-28, expected a text in quotes",
         ),
         (
             DKIM + DKIM.replace("s1", "s2") + DKIM.replace("s1", "S1").replace("a.test", "A.Test"),
