@@ -3,6 +3,7 @@
 A table stands between two comments with its name, and is not counted among the words of docs/.
 """
 
+import dataclasses
 import importlib
 import inspect
 import re
@@ -18,6 +19,13 @@ from click import Option
 
 from relay.base.message.verdict import Finding, RuleHit
 from relay.base.observe.metrics import Metrics
+from relay.development.internet.scenario import (
+    GraphFault,
+    MxHost,
+    RateLimit,
+    RemoteDomain,
+    ScriptedReply,
+)
 from relay.development.verbs.dev import dev
 from relay.front_door.graph import errors
 from relay.front_door.graph.errors import GraphError
@@ -28,7 +36,7 @@ from relay.transport.refusals.refusal import Refusal, RefusalReason
 TOP = Path(__file__).parents[2]
 DOCS = TOP / "docs"
 PAGE = DOCS / "graph.md"
-WRITTEN = "development graph names operation-monitor operation-queue operation-reference policy-conditions"
+WRITTEN = "development graph internet names operation-monitor operation-queue operation-reference policy-conditions"
 PAGES = {DOCS / f"{name}.md" for name in WRITTEN.split()}
 METRIC = re.compile(r"""((?:^ *# .*\n)+) *self\.\w+ = [\w.]+\(\s*"(\w+)""", re.MULTILINE)
 # A class, or the comment of a limit and the name below it.
@@ -136,7 +144,10 @@ def fields(*kinds: type) -> str:
             if issubclass(kind, details.Detail)
             else kind.__name__
         )
-        rows.append(f"| **{title}** | {inspect.getdoc(kind)} |")
+        said = str(inspect.getdoc(kind))
+        if said.startswith(("`", "In `")):
+            title, _, said = said.partition(": ")
+        rows.append(f"| **{title}** | {said} |")
         rows += [f"| {names} | {comment} |" for names, comment in _commented(kind)]
     lines = [re.sub(r"\s+", " ", row).replace("None", "null") for row in rows]
     return "\n".join(lines) + "\n"
@@ -147,8 +158,11 @@ def _commented(kind: type) -> Iterator[tuple[str, str]]:
     if issubclass(kind, StrEnum):
         names = {one.name: one.value for one in kind}
     else:
-        names = {one.name: one.encode_name for one in msgspec.structs.fields(kind)}
-    found = re.findall(r"(?m)^    (\w+)(?::| =)[^#\n]*(?:# (.+))?$", inspect.getsource(kind))
+        listed = dataclasses.fields if dataclasses.is_dataclass(kind) else msgspec.structs.fields
+        names = {one.name: getattr(one, "encode_name", one.name) for one in listed(kind)}
+    line = r"(?m)((?:^    # .*\n)*)^    (\w+)(?::| =)[^#\n]*(# .+)?$"
+    found = re.findall(line, inspect.getsource(kind))
+    found = [(name, f"{above}{after}".replace("#", "").strip()) for above, name, after in found]
     known = [(f"`{names[name]}`", comment) for name, comment in found if name in names]
     for (_, comment), group in groupby(
         enumerate(known), lambda row: (row[1][1] and row[0], row[1][1])
@@ -168,6 +182,7 @@ FIELDS = {
         *(details.ReportDetail, details.ClaimDetail),
     ),
     "fields_of_refusals": (Refusal, RefusalReason),
+    "fields_of_scenarios": (RemoteDomain, MxHost, ScriptedReply, RateLimit, GraphFault),
 }
 LIMITS = {"limits_of_graph": partial(limits, "Graph"), "limits_of_rules": partial(limits, "rules")}
 MADE = {one.__name__: one for one in (endpoints, refusals, dev_options, limits, metrics)} | LIMITS

@@ -44,29 +44,34 @@ _placeholder = re.compile(r"\{(recipient|sender|sender_domain|host)\}")
 
 @dataclass(frozen=True, slots=True)
 class MxHost:
-    """A mail host of a domain. `latency` is added to that of the domain."""
+    """In `mx`: a mail host of a domain. Its `latency` is added to that of the domain."""
 
     host: Domain
-    preference: Annotated[int, Between(0, 65_535)] = 10
+    preference: Annotated[int, Between(0, 65_535)] = 10  # default 10
     addresses: Literal["loopback", "none"] = "loopback"
     latency: Delay = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class ScriptedReply:
-    """What a host does at a verb, for some recipients, hosts or senders."""
+    """`[[domain.reply]]`: what a host does at a verb, for some recipients, hosts or senders."""
 
-    verb: Verb  # at which it is used
+    # `CONNECT`, `BANNER`, `EHLO`, `STARTTLS`, `AUTH`, `MAIL`, `RCPT`, `DATA`, `DOT` (the end of the
+    # content), `QUIT`, or `DNS` (queries for the domain; with `host`, for that host); required
+    verb: Verb
     name: str = ""  # of the reply, to refer to it
-    recipient: str = ""  # a pattern; "" for all
-    sender: str = ""  # a pattern; "" for all
-    host: str = ""  # a pattern; "" for all
-    reply: str = ""  # in the form of wire_reply()
-    # instead of a reply
+    recipient: str = ""  # a glob on the local part, with `RCPT`, `DATA` and `DOT`
+    sender: str = ""  # a glob on the reverse-path, with these and `MAIL`
+    host: str = ""  # a glob on the name of the host
+    # in triple quotes for several lines. 2yz exempts from the replies below. `{recipient}`,
+    # `{sender}`, `{sender_domain}`, `{host}` are replaced
+    reply: str = ""
+    # in place of a reply: `drop`, `stall` (never replies), `bad-certificate` (with `STARTTLS`),
+    # `servfail`, `nxdomain` (with `DNS`)
     action: Literal["", "drop", "stall", "servfail", "nxdomain", "bad-certificate"] = ""
-    delay: Delay = 0.0  # before it, in seconds
+    delay: Delay = 0.0  # before the reply, or without one before the usual reply
     times: Count | None = None  # how often it is used; then the next one that matches is
-    chance: Annotated[int, Between(1, 100)] = 100  # in percent
+    chance: Annotated[int, Between(1, 100)] = 100  # in percent, from the seed
     source: str = ""  # where the reply was published
     date: str = ""  # when it was read there
 
@@ -81,10 +86,10 @@ class ScriptedReply:
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """A limit of a domain: more per time gets the reply, until enough time has passed.
+    """`[[domain.limit]]`: more per time gets the reply, until enough time has passed.
 
     Connections are counted at the banner, messages at MAIL, recipients at RCPT. One of the three is
-    given, as COUNT/SECONDS.
+    given, such as "10/1m".
     """
 
     reply: str
@@ -106,20 +111,22 @@ class RateLimit:
 
 @dataclass(frozen=True, slots=True)
 class RemoteDomain:
-    """A remote domain."""
+    """`[[domain]]`: a remote domain."""
 
-    name: Domain  # of the domain
+    name: Domain  # required
     aliases: tuple[Domain, ...] = ()  # domains with the same hosts and replies
-    mx: tuple[MxHost, ...] | None = None  # None: mx1.NAME; empty: the domain itself (RFC 5321 5.1)
+    mx: tuple[MxHost, ...] | None = None  # default mx1.NAME; []: no MX records (RFC 5321 5.1)
     null_mx: bool = False  # it accepts no mail (RFC 7505)
-    # of its hosts: none means that nothing answers there
+    # `loopback` (default), or `none`: its hosts have no address
     addresses: Literal["loopback", "none"] = "loopback"
-    tls: HostTls = "offered"  # what its hosts offer
-    certificate: HostCertificate = "good"  # which one its hosts have
-    mta_sts: StsMode | None = None  # the mode of its MTA-STS policy; None: it has none (RFC 8461)
-    dane: Dane = False  # its names are signed, and its hosts have TLSA records (RFC 7672)
-    latency: Delay = 0.0  # of each reply, in seconds
-    # how long a sender and recipient are refused after their first attempt, in seconds
+    tls: HostTls = "offered"  # `offered` (default), `required`, `none`, `bad-certificate`
+    certificate: HostCertificate = "good"  # `good` (default), `expired`, `other-name`
+    # the mode of its MTA-STS policy (RFC 8461): `enforce`, `testing`, `none`
+    mta_sts: StsMode | None = None
+    # its TLSA records (RFC 7672): true, "wrong" (of another key), "servfail" (the question fails)
+    dane: Dane = False
+    latency: Delay = 0.0  # added to each reply
+    # how long a sender and recipient are refused after their first attempt
     greylist: Delay = 0.0
     reply: tuple[ScriptedReply, ...] = ()  # what its hosts do
     limit: tuple[RateLimit, ...] = ()  # on the rate of mail
@@ -147,17 +154,18 @@ class RemoteDomain:
 
 @dataclass(frozen=True, slots=True)
 class GraphFault:
-    """A fault of the front door: a response to requests of some method, path and account.
+    """`[[graph]]`: a response of the Graph API to requests of some method, path and account."""
 
-    413, 429, 503 and an expired token are answered before anything is done, 504 after it.
-    """
-
+    # 413, 429, 503, "expired-token" (401): nothing is done. 504: the request is
+    # carried out; required
     status: Literal[413, 429, 503, 504, "expired-token"]
-    path: str = "*"
-    method: Literal["", "GET", "POST", "PUT", "PATCH", "DELETE"] = ""
-    account: str = ""
-    retry_after: Annotated[int, Between(0, 86_400)] = 10
-    times: Count | None = None
+    path: str = "*"  # a glob on the path after `/v1.0` or `/beta`; a `$batch` is `/$batch`
+    method: Literal["", "GET", "POST", "PUT", "PATCH", "DELETE"] = ""  # such as POST
+    account: str = ""  # a glob on the address
+    retry_after: Annotated[int, Between(0, 86_400)] = (
+        10  # seconds of `Retry-After` (10); 0: no field
+    )
+    times: Count | None = None  # how many requests get it
 
     def fits(self, *, method: str, path: str, account: str) -> bool:
         """Return whether a request is concerned; `path` is without the version of the API."""
