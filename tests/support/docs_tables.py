@@ -9,7 +9,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
-from enum import StrEnum
+from enum import Enum
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 from click import Option
 
+from relay.base.accounts.accounts_file import _Entry
 from relay.base.message.verdict import Finding, RuleHit
 from relay.base.observe.metrics import Metrics
 from relay.development.internet.scenario import (
@@ -30,13 +31,18 @@ from relay.development.verbs.dev import dev
 from relay.front_door.graph import errors
 from relay.front_door.graph.errors import GraphError
 from relay.front_door.graph.routes import _OUTSIDE, _ROUTES
+from relay.operation.cli.errors import ExitCode
 from relay.store.journeys import details, document
+from relay.transport.policy.rules import ExpectedResult, OverallVerdict
 from relay.transport.refusals.refusal import Refusal, RefusalReason
 
 TOP = Path(__file__).parents[2]
 DOCS = TOP / "docs"
 PAGE = DOCS / "graph.md"
-WRITTEN = "development graph internet names operation-monitor operation-queue operation-reference policy-conditions"
+WRITTEN = """
+    development graph internet names operation-monitor operation-queue operation-reference operation-run
+    operation-users policy-conditions policy-tests
+"""
 PAGES = {DOCS / f"{name}.md" for name in WRITTEN.split()}
 METRIC = re.compile(r"""((?:^ *# .*\n)+) *self\.\w+ = [\w.]+\(\s*"(\w+)""", re.MULTILINE)
 # A class, or the comment of a limit and the name below it.
@@ -155,7 +161,7 @@ def fields(*kinds: type) -> str:
 
 def _commented(kind: type) -> Iterator[tuple[str, str]]:
     """The names of fields, each with its comment; those without one are together."""
-    if issubclass(kind, StrEnum):
+    if issubclass(kind, Enum):
         names = {one.name: one.value for one in kind}
     else:
         listed = dataclasses.fields if dataclasses.is_dataclass(kind) else msgspec.structs.fields
@@ -182,6 +188,9 @@ FIELDS = {
         *(details.ReportDetail, details.ClaimDetail),
     ),
     "fields_of_refusals": (Refusal, RefusalReason),
+    "fields_of_accounts": (_Entry,),
+    "fields_of_tests": (ExpectedResult, OverallVerdict),
+    "exit_codes": (ExitCode,),
     "fields_of_scenarios": (RemoteDomain, MxHost, ScriptedReply, RateLimit, GraphFault),
 }
 LIMITS = {"limits_of_graph": partial(limits, "Graph"), "limits_of_rules": partial(limits, "rules")}

@@ -65,28 +65,36 @@ ReadWriters = Callable[[tuple[str, ...] | str, str, bool], Writers]
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One [[account]] of the file."""
+    """`[[account]]`: a mailbox and its user, or an application."""
 
-    address: Mailbox  # the mailbox
-    password: Annotated[str, Secret] = ""  # a hash, or plain:…; "": no login by SMTP
-    token: Annotated[str, Secret] = ""  # a hash, or plain:…; "": no token
-    aliases: tuple[Mailbox, ...] = ()  # further addresses of the mailbox
-    send_as: tuple[Mailbox, ...] = ()  # addresses of others that it may send from
-    quota: Bytes | None = None  # of all folders together; None: no limit
-    quota_messages: Annotated[int, Between(1, 1_000_000_000)] | None = None  # None: no limit
-    role: Role = Role.USER  # what it may do in /relay/v1
-    client_id: str = ""  # of the application; "": none
-    client_secret: Annotated[str, Secret] = ""  # a hash, or plain:…
-    client_certificate: str = ""  # the path of its certificates (PEM), or their text
-    client_keys: str = ""  # the path of its JWK set, or its text
-    scopes: tuple[Scope, ...] | None = None  # None: all
-    acts_for: tuple[Mailbox, ...] = ()  # whose mailboxes its tokens may open
-    read_receipts: ReceiptSetting = ReceiptSetting.AUTO  # when they are sent
-    language: Language | None = None  # of the reports that it gets; None: not known
-    forward_to: tuple[str, ...] = ()  # addresses that get its mail
-    keep_copy: bool = True  # of forwarded mail
+    # required, in an own domain with accounts; it gets mail to `alice+anything@` too
+    address: Mailbox
+    password: Annotated[str, Secret] = ""  # for SMTP and the pages: a hash, or `plain:…`
+    token: Annotated[str, Secret] = ""  # for HTTP: `sha256:…`, or `plain:…`
+    aliases: tuple[Mailbox, ...] = ()  # more addresses of the mailbox, also for From, with any +tag
+    send_as: tuple[Mailbox, ...] = ()  # addresses of others for From, or "*@example.org"
+    # of all folders; reports may exceed it by a tenth (by 10 MiB or 100 messages if that is more)
+    quota: Bytes | None = None
+    quota_messages: Annotated[int, Between(1, 1_000_000_000)] | None = None  # the same in messages
+    role: Role = Role.USER  # in the pages and /relay/v1: user, read, operate
+    client_id: str = ""  # of an application
+    client_secret: Annotated[str, Secret] = ""  # its secret, in a form of `password`
+    client_certificate: str = ""  # in its place: the path of certificates (PEM), or their text
+    client_keys: str = ""  # in its place: the path of a JWK set, or its text
+    # what tokens may do in Graph, everything if absent: Mail.Read, Mail.ReadWrite, Mail.Send,
+    # MailboxSettings.Read, MailboxSettings.ReadWrite, SMTP.Send, User.Read. A login by SMTP with a
+    # token needs SMTP.Send or Mail.Send
+    scopes: tuple[Scope, ...] | None = None
+    # accounts whose mailboxes the tokens open in Graph as `/users/{address}`, or "*@example.org"
+    acts_for: tuple[Mailbox, ...] = ()
+    read_receipts: ReceiptSetting = ReceiptSetting.AUTO  # never, ask, always, auto (default)
+    language: Language | None = None  # of its reports: en, de
+    forward_to: tuple[str, ...] = ()  # addresses that get its mail too
+    keep_copy: bool = True  # false: only they get it
     limits: Limits = field(default_factory=Limits)  # of mail to other domains
-    disabled: bool = False  # it only gets mail
+    # true: it only gets mail. It cannot log in, nobody may use its addresses in From or open its
+    # mailbox by HTTP, and a reload ends its sessions
+    disabled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

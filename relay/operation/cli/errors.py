@@ -40,15 +40,17 @@ class ExitCode(IntEnum):
     """Exit codes of sysexits(3)."""
 
     OK = 0
-    USAGE = 64
-    DATA = 65
-    NO_INPUT = 66
-    NO_USER = 67
+    USAGE = 64  # wrong usage of the command line
+    DATA = 65  # an unknown or refused message; a damaged spool (systemd does not restart)
+    NO_INPUT = 66  # no such input file
+    NO_USER = 67  # `relay sendmail`: no recipient is known
+    # a port (not under systemd), the `state_dir` or `mailboxes.root` is in use; no relay is
+    # running; name servers that mail needs do not answer
     UNAVAILABLE = 69
-    BUG = 70
-    TRY_LATER = 75
-    NO_PERMISSION = 77
-    CONFIGURATION = 78
+    BUG = 70  # an internal error of Relay
+    TRY_LATER = 75  # try later; `relay wait`: the time is up, or the state can no longer come
+    NO_PERMISSION = 77  # missing permission (systemd does not restart)
+    CONFIGURATION = 78  # a wrong or missing configuration (systemd does not restart)
 
 
 class CommandError(Exception):

@@ -175,13 +175,13 @@ class OverallVerdict(StrEnum):
 
 
 class ExpectedResult(Struct, frozen=True):
-    """What a rule test expects; None for what it does not check.
+    """What a rule test expects; a key that is not given is not checked.
 
     Rules of other files count only if the test names them, so that a new rule file does not break
     the test. A copy that is held counts as delivered.
     """
 
-    verdict: OverallVerdict  # for the whole message
+    verdict: OverallVerdict  # required, for the whole message
     rules: tuple[str, ...] | None = None  # the rules that match, in their order
     added: frozenset[str] | None = None  # addresses; in this and the next five, case is ignored
     redirected: frozenset[str] | None = None  # recipients
@@ -190,9 +190,11 @@ class ExpectedResult(Struct, frozen=True):
     rejected: frozenset[str] | None = None  # recipients
     quarantined: frozenset[str] | None = None  # recipients
     subject: str | None = None  # of all delivered copies
-    next_hop: str | None = None  # what rules chose for all delivered copies; "": nothing
+    next_hop: str | None = None  # where rules send all copies: "route:NAME" or a URL; "": none
     reason: str | None = None  # of all holds
-    headers: tuple[tuple[str, str | None], ...] = ()  # a copy has it; None: no copy has
+    headers: tuple[
+        tuple[str, str | None], ...
+    ] = ()  # of a copy: { "X-Tag" = "yes", "X-Old" = false }
     body: tuple[str, ...] = ()  # texts, each of which a copy has
 
 
