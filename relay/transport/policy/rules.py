@@ -192,9 +192,8 @@ class ExpectedResult(Struct, frozen=True):
     subject: str | None = None  # of all delivered copies
     next_hop: str | None = None  # where rules send all copies: "route:NAME" or a URL; "": none
     reason: str | None = None  # of all holds
-    headers: tuple[
-        tuple[str, str | None], ...
-    ] = ()  # of a copy: { "X-Tag" = "yes", "X-Old" = false }
+    # of a copy: { "X-Tag" = "yes", "X-Old" = false }, where false is no such field
+    headers: tuple[tuple[str, str | None], ...] = ()
     body: tuple[str, ...] = ()  # texts, each of which a copy has
 
 
