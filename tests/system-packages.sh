@@ -34,6 +34,7 @@ if [ "${1:-}" = languages ]; then
     [ -e /usr/share/php/Symfony/Component/Mailer ] || missing+=(php-symfony-mailer)
     ruby -e 'require "mail"' 2>/dev/null || missing+=(ruby-mail)
 elif [ "${1:-}" != own ]; then
+    [ -e /usr/lib/dovecot/pop3 ] || missing+=(dovecot-pop3d)
     # a server whose programs are in no PATH, and which needs no cluster of the system's
     compgen -G "/usr/lib/postgresql/*/bin/postgres" >/dev/null || missing+=(postgresql)
     # swaks has TLS by a module that its package only recommends

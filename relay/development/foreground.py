@@ -201,7 +201,7 @@ async def _show(
     if run.once:
         return
     if run.ready_file is not None:
-        listeners = {name: list(map(str, at)) for name, at in relay.smtp_listeners.items()}
+        listeners = {name: list(map(str, at)) for name, at in relay.mail_listeners.items()}
         facts = {
             **listeners,
             "pages": relay.addresses.pages,

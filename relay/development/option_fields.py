@@ -23,11 +23,15 @@ from relay.operation.cli.option_types import Parsed
 
 PREFIX = "RELAY_DEV_"
 PORTS = {"http": 8025, "https": 8443, "smtp": 1025, "submission": 1587, "submissions": 1465}
+# Those of mail programs, by Dovecot's: each has TLS on a port beside it, which is no option.
+MAIL = {"imap": 1143, "imaps": 1993, "pop3": 1110, "pop3s": 1995}
+IN_CLEAR = ("imap", "pop3")  # of these; they stay on loopback, since the token is the password
 # Listeners that are left out if their default port is in use, and what is then missing.
 OPTIONAL = {
     "https": "HTTPS, by which MSAL and azure-identity sign in",
     "submission": "SMTP with STARTTLS",
     "submissions": "SMTP with TLS",
+    **{name: name.upper() for name in MAIL},
 }
 _SEPARATOR = re.compile(r"[\s,]+")
 T = TypeVar("T")
@@ -92,18 +96,21 @@ def items(
 
 
 def listener(name: str, text: str, *others: str) -> Any:
-    """Return the field of an address to listen on, for which PORTS has the default of the command.
-    A port alone means this machine.
+    """Return the field of an address to listen on, for which PORTS or MAIL has the default
+    of the command. A port alone means this machine.
     """
     is_optional = name in OPTIONAL
     used = ", or none if it is in use; with" if is_optional else ", with"
+    usual = (
+        f"127.0.0.1:{(PORTS | MAIL)[name]}{used} --once {'no' if name in MAIL else 'a free'} port"
+    )
     return option(
         text,
         f"--{name}",
         *others,
         default=None if is_optional else MISSING,
         type=Parsed("[HOST:]PORT", _listen_address),
-        show_default=f"127.0.0.1:{PORTS[name]}{used} --once a free port",
+        show_default=usual,
     )
 
 

@@ -31,7 +31,7 @@ from relay.base.socket_address import Address
 from relay.base.sockets import has_ipv6, reserve_port
 from relay.development.accounts import DOMAIN, NAMES
 from relay.development.internet.simulator import SimulatedInternet
-from relay.development.option_fields import PORTS, Separated, flag, items, listener, option
+from relay.development.option_fields import MAIL, PORTS, Separated, flag, items, listener, option
 from relay.development.removal import KeepLimits
 from relay.front_door.notifications.https_client import LOOPBACK, PRIVATE
 from relay.operation.app.development_folder import DevelopmentFolder
@@ -142,6 +142,15 @@ class DevelopmentOptions:
     smtp: Address = listener("smtp", "Where SMTP listens, without TLS; port 0 takes a free one.")
     submission: Address | None = listener("submission", "The same with STARTTLS.")
     submissions: Address | None = listener("submissions", "The same with TLS from the start.")
+    imap: Address | None = listener(
+        "imap",
+        "Where mail programs log in by IMAP, if Debian's package dovecot-imapd is there, whose "
+        "server for the whole network Relay does not need: systemctl disable --now "
+        "dovecot.socket dovecot.service. TLS is on 1993, beside a named port on a free one.",
+    )
+    pop3: Address | None = listener("pop3", "The same by POP3 (1995), with dovecot-pop3d.")
+    imaps: Address | None = None  # with TLS from the first octet
+    pop3s: Address | None = None  # the same
     hosts: tuple[str, ...] = items(
         "--host",
         "NAME",
@@ -186,8 +195,8 @@ class DevelopmentOptions:
         "only. [default: any login may send from any address]"
     )
     listen_all: bool = flag(
-        "Listen on all addresses of the machine; of --http, --https, --smtp, --submission and "
-        "--submissions only the port counts. Needs --token."
+        "Listen on all addresses of the machine, by IMAP and POP3 only with TLS; of --http, "
+        "--https, --smtp, --submission and --submissions only the port counts. Needs --token."
     )
     token: str = option(
         "The only token that HTTP requests are accepted with, and the password of all users "
@@ -265,11 +274,11 @@ class DevelopmentOptions:
     @property
     def listeners(self) -> dict[str, Address]:
         """Where it listens, by the name of the option."""
-        return {name: address for name in PORTS if (address := getattr(self, name)) is not None}
+        return {name: at for name in PORTS | MAIL if (at := getattr(self, name)) is not None}
 
     def everywhere(self, address: Address) -> tuple[Address, ...]:
         """Return where to listen for `address`."""
-        if not self.listen_all:
+        if not self.listen_all or address.is_loopback:
             return (address,)
         hosts = (ANY, "::") if has_ipv6() else (ANY,)
         return tuple(dataclasses.replace(address, host=host) for host in hosts)
@@ -278,10 +287,10 @@ class DevelopmentOptions:
         """Return options that have the same port on all addresses of the machine."""
         if not self.listen_all:
             return self
-        listeners = self.listeners
+        wide = {n: at for n, at in self.listeners.items() if n in PORTS or not at.is_loopback}
         with ExitStack() as held:
-            free = [held.enter_context(reserve_port(ANY)).getsockname()[1] for _ in listeners]
-        ports = zip(listeners.items(), free, strict=True)
+            free = [held.enter_context(reserve_port(ANY)).getsockname()[1] for _ in wide]
+        ports = zip(wide.items(), free, strict=True)
         with_port: dict[str, Any] = {
             name: Address(ANY, at.port or port) for (name, at), port in ports
         }
@@ -298,14 +307,24 @@ class DevelopmentAddresses(Struct, frozen=True):
     bundle: Path  # this authority and that of the proxy
     submission: Address | None = None  # SMTP with STARTTLS
     submissions: Address | None = None  # SMTP with TLS from the first octet
+    imap: Address | None = None  # without TLS
+    imaps: Address | None = None  # with TLS from the first octet
+    pop3: Address | None = None  # without TLS
+    pop3s: Address | None = None  # with TLS from the first octet
     cloud: str = ""  # the URL of the pages of its cloud, "" without one
 
     def for_this_machine(self) -> Self:
         """Return the addresses that clients on this machine connect to."""
         here: dict[str, Any] = {
-            name: (address := getattr(self, name)) and _connectable(address) for name in PORTS
+            name: (at := getattr(self, name)) and _connectable(at) for name in PORTS | MAIL
         }
         return replace(self, **here)
+
+    @property
+    def mailboxes(self) -> tuple[str, ...]:
+        """The URLs where mail programs log in."""
+        places = {name: getattr(self, name) for name in MAIL}
+        return tuple([f"{name}://{at}" for name, at in places.items() if at is not None])
 
     @property
     def pages(self) -> str:

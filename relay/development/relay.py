@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ from relay.base.settings.reader import load
 from relay.base.settings.tree import Settings, SmtpListener
 from relay.base.settings.validation import next_hops_by_name
 from relay.base.socket_address import Address
+from relay.base.sockets import open_listener
 from relay.base.task_set import TaskSet
 from relay.delivery.provider_replies import load_provider_replies
 from relay.delivery.reports.texts import load_texts
@@ -47,9 +49,11 @@ from relay.development.internet.scenario_file import (
     without_reply,
 )
 from relay.development.internet.simulator import SimulatedInternet
+from relay.development.mail_access.dovecot import find_dovecot
+from relay.development.mail_access.server import MailAccess
 from relay.development.mailpit import MailpitApi
 from relay.development.mailpit_message import OutgoingMail
-from relay.development.option_fields import PORTS
+from relay.development.option_fields import IN_CLEAR, MAIL, PORTS
 from relay.development.options import (
     ANY,
     CA_OF_INTERNET,
@@ -72,7 +76,7 @@ from relay.operation.app.compose import compose
 from relay.operation.app.configuration import ListenerCertificates, route_places, warn_of_rules
 from relay.operation.app.daemon import Daemon
 from relay.operation.app.development_folder import DevelopmentFolder
-from relay.operation.app.foundation import RelayDependencies
+from relay.operation.app.foundation import Foundation, RelayDependencies
 from relay.operation.app.settling import SETTLE_S, UnsettledError
 from relay.store.journeys.document import Journey
 from relay.store.mailbox.mailbox_list import MailboxList
@@ -143,8 +147,23 @@ class DevelopmentRelay:
         base.journeys.places.index = self._index
         base.store.messages.on_state = self._index.note_state
         self._tasks = TaskSet()
+        self._mail_access = self._mail_access_of(base)
+        self._mailboxes: dict[str, list[Address]] = {name: [] for name in MAIL}
+        self._sockets = ExitStack()  # of the mailboxes
         self._reset = Reset(
             self.daemon, folder.path / "trash", quiet=self._quiet, forget=self._forget
+        )
+
+    def _mail_access_of(self, base: Foundation) -> MailAccess:
+        options, settings = self._options, base.settings
+        is_open = not (options.token or options.strict_senders or options.private)
+        return MailAccess(
+            find_dovecot(),
+            check_login=self._accounts.by_user_name if is_open else self._accounts.by_smtp_login,
+            open_mailbox=base.store.open_mailbox,
+            run=settings.run_dir,
+            max_message_size=max(listener.max_message_size for listener in settings.smtp),
+            clock=self.clock,
         )
 
     def _compose(self) -> Daemon:
@@ -277,6 +296,7 @@ class DevelopmentRelay:
             self.daemon.settling.others.append(automatic.in_progress)
             self._tasks.start(automatic.run(), name="automatic release")
         await self.daemon.start()
+        await self._open_mailboxes()
         at = self.addresses
         listeners = {name: getattr(at, name) for name in PORTS}
         options = dataclasses.replace(self._options, **listeners)
@@ -292,11 +312,23 @@ class DevelopmentRelay:
         if self._options.indexes_ahead:
             self._tasks.start(self._index.run(), name="search index")
 
+    async def _open_mailboxes(self) -> None:
+        """Listen for mail programs. Raises OSError."""
+        for name, address in self._options.listeners.items():
+            tls = None if name in IN_CLEAR else self.certificate.server.context
+            for place in self._options.everywhere(address) if name in MAIL else ():
+                listener = open_listener(place, backlog=64)
+                self._sockets.callback(listener.close)
+                self._mailboxes[name].append(listener.address)
+                await self._mail_access.serve(name.removesuffix("s"), listener.sockets, tls)
+
     async def stop(self) -> None:
         """Stop it; mail in delivery has a few seconds to end."""
         self._tasks.cancel()
         await self._advances.stop()
         await self._reset.end()
+        await self._mail_access.stop()
+        self._sockets.close()
         await self.simulated_recipients.stop()
         try:
             await self.daemon.stop()
@@ -319,7 +351,8 @@ class DevelopmentRelay:
 
         Raises SpoolError, StoreError.
         """
-        return await self._reset.run()
+        async with self._mail_access.emptied():
+            return await self._reset.run()
 
     async def _quiet(self) -> None:
         """End what remote hosts do at present."""
@@ -346,6 +379,8 @@ class DevelopmentRelay:
             recipient=f"bob@{domain}",
             needs_token=bool(self._options.token),
             host_names=self._options.hosts,
+            mailboxes=here.mailboxes,
+            no_mailboxes=tuple(dict.fromkeys(filter(None, map(find_dovecot().why_not, IN_CLEAR)))),
         )
 
     async def send_example(self, key: str) -> str:
@@ -491,16 +526,16 @@ class DevelopmentRelay:
         http = next(address for address in web.bound if not web.has_tls(address))
         https = next(filter(web.has_tls, web.bound), None)
         smtp: dict[str, Any] = {
-            name: addresses[0] for name, addresses in self.smtp_listeners.items() if addresses
+            name: addresses[0] for name, addresses in self.mail_listeners.items() if addresses
         }
         ca, bundle = self.certificate.ca, self.certificate.bundle
         return DevelopmentAddresses(http, https, ca=ca, bundle=bundle, **smtp)
 
     @property
-    def smtp_listeners(self) -> dict[str, list[Address]]:
-        """All addresses where SMTP listens, by the name of the option."""
+    def mail_listeners(self) -> dict[str, list[Address]]:
+        """All addresses where SMTP, IMAP and POP3 listen, by the name of the option."""
         servers = self.daemon.transport.smtp_servers
-        return {
+        return self._mailboxes | {
             name: [server.address for server in servers if server.role.name == role]
             for name, role in SMTP_ROLES.items()
         }

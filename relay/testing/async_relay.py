@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 from relay.base.running_relay import DraftToSend
 from relay.base.socket_address import Address
 from relay.development.cloud import cloud_config
+from relay.development.mail_access.dovecot import find_dovecot
 from relay.testing.internet import InternetScenario, RemoteMessage, SimulatedNetwork, SiteScenario
 from relay.testing.message import WAIT_S, Message
 from relay.testing.running import AsyncVirtualClock, RunningRelay
 from relay.testing.waiting import SETTLE_S, Pattern, Wanted, checked_address
 
 
-class SmtpAddress(NamedTuple):
-    """Where SMTP listens: `smtplib.SMTP(*relay.smtp)`."""
+class HostAndPort(NamedTuple):
+    """Where a server listens: `smtplib.SMTP(*relay.smtp)`."""
 
     host: str
     port: int
@@ -60,16 +61,16 @@ class RelayPlaces:
         return str(self.running.relay.addresses.ca)
 
     @property
-    def smtp(self) -> SmtpAddress:
+    def smtp(self) -> HostAndPort:
         """Host and port of SMTP without TLS.
 
         A client needs no login. Each login is accepted, and may send from any address.
         """
         at = self.running.relay.addresses.smtp
-        return SmtpAddress(at.host, at.port)
+        return HostAndPort(at.host, at.port)
 
     @property
-    def submission(self) -> SmtpAddress:
+    def submission(self) -> HostAndPort:
         """Host and port of SMTP with STARTTLS; clients must trust `ca`.
 
         The certificate has the names "localhost" and "127.0.0.1".
@@ -77,9 +78,28 @@ class RelayPlaces:
         return _tls_address(self.running.relay.addresses.submission)
 
     @property
-    def submissions(self) -> SmtpAddress:
+    def submissions(self) -> HostAndPort:
         """Host and port of SMTP with TLS from the first octet; see `submission`."""
         return _tls_address(self.running.relay.addresses.submissions)
+
+    @property
+    def imap(self) -> HostAndPort:
+        """Host and port of IMAP without TLS: `imaplib.IMAP4(*relay.imap)`. A login is an address.
+
+        Raises RuntimeError, which names Dovecot's package, where it is not installed.
+        """
+        return self._mail_access("imap")
+
+    @property
+    def pop3(self) -> HostAndPort:
+        """Host and port of POP3 without TLS; see `imap`."""
+        return self._mail_access("pop3")
+
+    def _mail_access(self, name: str) -> HostAndPort:
+        at = getattr(self.running.relay.addresses, name)
+        if at is None:
+            raise RuntimeError(f"relay.{name}: {find_dovecot().why_not(name)}")
+        return HostAndPort(at.host, at.port)
 
     @property
     def operator_token(self) -> str:
@@ -121,9 +141,9 @@ class RelayPlaces:
         return address
 
 
-def _tls_address(at: Address | None) -> SmtpAddress:
+def _tls_address(at: Address | None) -> HostAndPort:
     assert at is not None  # no port of the kit is left out
-    return SmtpAddress(at.host, at.port)
+    return HostAndPort(at.host, at.port)
 
 
 class AsyncRelay(RelayPlaces):

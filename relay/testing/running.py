@@ -11,6 +11,7 @@ from relay.base.message.address import own_mailbox, untagged
 from relay.base.running_relay import DraftToSend, mark_read_by_graph, read_by_graph, send_by_graph
 from relay.base.socket_address import Address
 from relay.development.accounts import DOMAIN
+from relay.development.mail_access.dovecot import find_dovecot
 from relay.development.options import DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
 from relay.operation.app.development_folder import DevelopmentFolder
@@ -51,6 +52,8 @@ class RelayOptions:
             smtp=free,
             submission=free,
             submissions=free,
+            imap=None if find_dovecot().why_not("imap") else free,
+            pop3=None if find_dovecot().why_not("pop3") else free,
             ca_dir=self.ca_dir,
             rules=Path(rules),
             domains=self.domains or (DOMAIN,),

@@ -15,7 +15,7 @@ import click
 import pytest
 
 from relay import __version__
-from relay.development.option_fields import PORTS, PREFIX
+from relay.development.option_fields import IN_CLEAR, MAIL, PORTS, PREFIX
 from relay.development.verbs.dev import dev as command
 from relay.development.verbs.dev_options import check_together
 from relay.operation.cli.root import cli
@@ -115,7 +115,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_runs_as_a_user_and_is_checked() -> None:
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", of("USER")[-1])
     assert len(of("HEALTHCHECK")) == 1
-    assert [int(port) for port in of("EXPOSE")[0].split()] == list(PORTS.values())
+    mail = [port for name, port in MAIL.items() if name not in IN_CLEAR]
+    assert [int(port) for port in of("EXPOSE")[0].split()] == [*PORTS.values(), *mail]
+    assert " dovecot-imapd dovecot-pop3d " in of("RUN")[-2]
 
 
 @each_row("name", ["compose.yaml", "compose-graph.yaml"])

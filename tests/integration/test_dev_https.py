@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from relay.development.option_fields import PORTS
+from relay.development.option_fields import MAIL, PORTS
 from tests.support.dev_process import run_dev
 
 URL = "https://{}:{}/v1.0/me"
@@ -59,7 +59,7 @@ def port_of(ready: dict[str, Any], name: str) -> str:
 
 
 def test_the_ready_file_has_what_a_client_needs(ready: dict[str, Any]) -> None:
-    assert set(ready) == {*PORTS, "pages", "ca", "bundle", "token", "dir", "pid"}
+    assert set(ready) == {*PORTS, *MAIL, "pages", "ca", "bundle", "token", "dir", "pid"}
     ca = Path(ready["ca"])
     assert ca.parts[-4:] == ("share", "relay", "ca", "ca.pem")
     assert ca.is_absolute()

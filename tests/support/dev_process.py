@@ -20,13 +20,18 @@ from urllib.parse import quote
 import pytest
 
 from relay.development import option_fields
+from relay.development.mail_access.dovecot import find_dovecot
 from tests.support import relay_starts
 from tests.support.graph_client import Answer
 from tests.support.ports import free_port
 from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import RelayProcess, until
 
-PORTS = tuple(f"--{name}=127.0.0.1:0" for name in option_fields.PORTS)
+PORTS = tuple(
+    f"--{name}=127.0.0.1:0"
+    for name in (*option_fields.PORTS, *option_fields.IN_CLEAR)
+    if name in option_fields.PORTS or not find_dovecot().why_not(name)
+)
 _TRACE = (
     "strace",
     "-D",

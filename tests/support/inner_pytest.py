@@ -8,12 +8,13 @@ from tests.support import relay_starts
 
 
 def inner_pytest(
-    folder: Path, *arguments: str, installed: bool = False, **modules: str
+    folder: Path, *arguments: str, installed: bool = False, user: int = 0, **modules: str
 ) -> tuple[int, str]:
     """Write modules into a folder and run pytest there; return its exit code and output.
 
     Most runs are forked from a process that has loaded Relay, with no plugin but its own. If
-    `installed` is true, Python is started, with all plugins that are installed, as people do.
+    `installed` is true, Python is started, with all plugins that are installed, as people do. With
+    `user`, root runs it as the user with this number.
     """
     for name, text in modules.items():
         (folder / f"{name}.py").write_text(text)
@@ -34,5 +35,6 @@ def inner_pytest(
             cwd=folder,
             env=own | {"PYTHONPATH": str(relay_starts.ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
             timeout_s=240,
+            user=user,
         )
     return ended.returncode, ended.stdout + ended.stderr

@@ -211,6 +211,7 @@ def _load(module: str) -> None:
         "re2",
         "dns._asyncio_backend",
         "uvicorn.lifespan.off",
+        "_strptime",
     )
     for name in (*late, *(f"encodings.{one.name}" for one in _codecs())):
         with contextlib.suppress(ImportError):  # of another system
@@ -219,6 +220,8 @@ def _load(module: str) -> None:
     if module == "pytest":
         for name in importlib.import_module("_pytest.config").default_plugins:
             importlib.import_module(f"_pytest.{name}")
+        for name in ("imaplib", "pdb", "smtplib"):
+            importlib.import_module(name)
 
 
 def _fill_caches() -> None:

@@ -137,7 +137,9 @@ def test_nothing_for_the_development_relay_needs_root(page):
     for file, anchor in re.findall(r"\]\(([\w-]*\.md)#([\w-]+)\)", texts[0]):
         sections = re.split(r"^#+ ", (page.parent / file).read_text(), flags=re.MULTILINE)
         texts += [one for one in sections if anchor == anchor_of(one.partition("\n")[0])]
-    assert [one for one in texts if re.search(r"\b(As root|apt-get|systemctl) ", one)] == []
+    """But packages of other programs do."""
+    asks = re.compile(r"\b(As root|apt-get|systemctl) (?!.*dovecot)")
+    assert [one for one in texts if asks.search(one)] == []
 
 
 def anchors(page: Path) -> set[str]:

@@ -8,6 +8,7 @@ https://doc.dovecot.org/2.3/ and https://doc.dovecot.org/2.4.1/, "Settings".
 import os
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 
 from msgspec import Struct
@@ -18,7 +19,6 @@ _PLACES = (
     "/usr/local/libexec/dovecot",
     "/opt/homebrew/opt/dovecot/libexec/dovecot",
     "/usr/local/opt/dovecot/libexec/dovecot",
-    "/home/linuxbrew/.linuxbrew/opt/dovecot/libexec/dovecot",
 )
 _VERSION_S = 10.0
 _VERSIONS = ("2.3", "2.4")
@@ -75,8 +75,12 @@ class Dovecot(Struct, frozen=True):
         return self.fault
 
 
+@cache
 def find_dovecot() -> Dovecot:
-    """Return Dovecot's programs. Blocks for a process that says its version."""
+    """Return Dovecot's programs, as this process found them at first.
+
+    Blocks for a process that says its version.
+    """
     places = [Path(place) for place in _PLACES]
     place = next((place for place in places if (place / "imap").exists()), None)
     place = place or next((place for place in places if (place / "pop3").exists()), None)

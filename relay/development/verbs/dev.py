@@ -10,7 +10,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from relay.base.socket_address import Address
 from relay.base.sockets import open_early
 from relay.development.demonstration import DemonstratedMessage, DemonstrationError
 from relay.development.foreground import DevelopmentView, RunOptions, develop
-from relay.development.option_fields import OPTIONAL, PORTS, made_of
+from relay.development.mail_access.dovecot import find_dovecot
+from relay.development.option_fields import IN_CLEAR, MAIL, OPTIONAL, PORTS, made_of
 from relay.development.options import ANY, DevelopmentAddresses, DevelopmentOptions
 from relay.development.removal import KeepLimits
 from relay.development.verbs.dev_options import (
@@ -83,7 +84,7 @@ def dev(context: CommandContext, **values: Any) -> None:
     except DemonstrationError as error:
         raise CommandError(ExitCode.UNAVAILABLE, f"relay dev: {error}") from None
     except OSError as error:
-        raise _port_in_use(error) from None
+        raise _port_in_use(error, values) from None
     finally:
         _remove(place)
         logs.drain()
@@ -109,7 +110,8 @@ def _plan(
     """Return the options of the relay, with defaults for options that were not given."""
     host = ANY if values["listen_all"] else "127.0.0.1"
     usual = {name: Address(host, 0 if run.once else port) for name, port in PORTS.items()}
-    given = values | {name: values[name] or address for name, address in usual.items()}
+    mail = _mail_access(values, once=run.once)
+    given = values | {name: values[name] or address for name, address in usual.items()} | mail
     if run.no_rules:
         given["rules"] = place.path / "no-rules"
         given["rules"].mkdir(exist_ok=True)
@@ -120,20 +122,42 @@ def _plan(
         keep=made_of(KeepLimits, values),
         ca_dir=data_home / "relay/ca" if data_home else None,
         crash_at=environment.crash_at,
+        **{name: mail.get(name) for name in ("imaps", "pop3s")},
     )
     for name in OPTIONAL if not run.once else ():
-        if values[name] is not None:
+        option = {"imaps": "imap", "pop3s": "pop3"}.get(name, name)
+        if values[option] is not None or name not in plan.listeners:
             continue
         try:
             _open(plan, name)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            another = f"--{name} PORT takes another one"
+            another = f"--{option} PORT takes another one"
             _warn(f"{error.strerror}; no {OPTIONAL[name]}; {another}")
             left_out: dict[str, Any] = {name: None}
             plan = dataclasses.replace(plan, **left_out)
     return plan
+
+
+def _mail_access(values: Mapping[str, Any], *, once: bool) -> dict[str, Address]:
+    """Return where to listen for mail programs, by the names of MAIL.
+
+    Raises CommandError for an option whose program of Dovecot cannot be used.
+    """
+    reachable, found = ANY if values["listen_all"] else "", find_dovecot()
+    if found.fault and not once:
+        _warn(f"no IMAP and POP3: {found.fault}")
+    places: dict[str, Address] = {}
+    for name in IN_CLEAR:
+        named, why = values[name], found.why_not(name)
+        if named and why:
+            raise CommandError(ExitCode.UNAVAILABLE, f"relay dev: --{name} {named}: {why}")
+        if named or not (why or once):
+            place = named or Address("127.0.0.1", MAIL[name])
+            port = 0 if named else MAIL[f"{name}s"]
+            places |= {name: place, f"{name}s": Address(reachable or place.host, port)}
+    return places
 
 
 def _open(plan: DevelopmentOptions, name: str) -> None:
@@ -148,11 +172,12 @@ def _warn(text: str) -> None:
     click.echo(f"relay dev: {text}", err=True)
 
 
-def _port_in_use(error: OSError) -> Exception:
+def _port_in_use(error: OSError, values: Mapping[str, Any]) -> Exception:
     """Add a hint to the error of a port in use."""
     if error.errno != errno.EADDRINUSE:
         return error
-    text = f"relay dev: {error.strerror}; try " + " ".join(f"--{name} 0" for name in PORTS)
+    names = (*PORTS, *(name for name in IN_CLEAR if values[name]))
+    text = f"relay dev: {error.strerror}; try " + " ".join(f"--{name} 0" for name in names)
     return CommandError(ExitCode.UNAVAILABLE, text)
 
 
@@ -177,7 +202,7 @@ class _JsonView(_WarningView):
     has_steps = True
 
     def listening(self, addresses: DevelopmentAddresses) -> None:
-        places = {name: getattr(addresses, name) for name in PORTS}
+        places = {name: getattr(addresses, name) for name in PORTS | MAIL}
         listeners = {name: [] if at is None else [str(at)] for name, at in places.items()}
         files = {name: str(getattr(addresses, name)) for name in ("ca", "bundle")}
         cloud = {"cloud": addresses.cloud} if addresses.cloud else {}
@@ -206,6 +231,7 @@ class _TextView(_WarningView):
         kept = "" if not self._place.temporary else "; removed at the end, --dir keeps it"
         here = addresses.for_this_machine()
         password = "TOKEN" if self._plan.token else "alice"
+        urls, opened = here.mailboxes, " with the password TOKEN" if self._plan.token else ""
         https = f" and https://{here.https}/v1.0" if here.https else ""
         _echo(
             f"relay dev {__version__}: {self._what_leaves()}",
@@ -214,6 +240,7 @@ class _TextView(_WarningView):
             f"  Graph API  http://{here.http}/v1.0{https}    Authorization: Bearer {password}",
             f"  Trust      CA={ca}; export {' '.join(f'{name}=$CA' for name in _TRUST)}",
             f"  SMTP       smtp://{here.smtp}{self._with_tls(here)}    {self._logins()}",
+            *([f"  Mailboxes  {', '.join(urls)}    any login{opened}"] if urls else []),
             f"  Mail       {mail}/<name>/    plain Maildir{kept}",
             *self._accounts(),
             *(f"  Scenario   {printable(name)}" for name in self._plan.scenarios),
@@ -263,7 +290,7 @@ class _TextView(_WarningView):
         """Return the lines about other machines."""
         if not self._plan.is_exposed:
             return ()
-        places = {name.upper(): getattr(addresses, name) for name in PORTS}
+        places = {name.upper(): getattr(addresses, name) for name in PORTS | MAIL}
         open_to = [
             f"{name} {address}"
             for name, address in places.items()

@@ -6,12 +6,13 @@ from typing import Any, TypeVar
 import click
 
 from relay.development.foreground import RunOptions
-from relay.development.option_fields import PORTS, PREFIX, click_options, variable_of
+from relay.development.option_fields import IN_CLEAR, PORTS, PREFIX, click_options, variable_of
 from relay.development.options import DevelopmentOptions
 from relay.development.removal import KeepLimits
 
 F = TypeVar("F", bound=Callable[..., Any])
 _EXPOSED = "other machines can reach this relay: expected --token TOKEN too"
+_CLEAR = "the token would pass in clear: expected a loopback address; --listen-all opens TLS ports"
 _NO_PROXY = "a relay that other machines can reach is no proxy"
 TOKEN_CHARACTERS = 16  # fewer are easily guessed
 
@@ -33,6 +34,9 @@ def check_together(options: Mapping[str, Any]) -> None:
     if options["release_auto"] and not options["release_allow"]:
         raise click.UsageError("--release-auto needs --release-allow: it says to whom")
     ports = {name: options[name] for name in PORTS if options[name] is not None}
+    for name in IN_CLEAR:
+        if options[name] and not options[name].is_loopback:
+            raise click.UsageError(f"--{name} {options[name]}: {_CLEAR}")
     exposed = [f"--{name} {at}" for name, at in ports.items() if not at.is_loopback]
     if options["listen_all"]:
         exposed.insert(0, "--listen-all")

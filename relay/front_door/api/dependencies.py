@@ -46,6 +46,8 @@ class ClientSettings(Struct, frozen=True):
     recipient: str  # has an account
     needs_token: bool  # HTTP requests need the relay's token, not the sender's name
     host_names: tuple[str, ...] = ()  # other host names for which it answers HTTP requests
+    mailboxes: tuple[str, ...] = ()  # URLs where mail programs log in
+    no_mailboxes: tuple[str, ...] = ()  # why there is no IMAP, no POP3
 
 
 class DevelopmentControls(Protocol):

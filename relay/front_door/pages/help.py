@@ -66,7 +66,8 @@ def first_minute(request: PageRequest) -> FirstMinute:
 
 async def help_page(request: PageRequest) -> Response:
     """GET /help."""
-    return request.page("help.html", first=first_minute(request))
+    first, development = first_minute(request), request.site.dependencies.development
+    return request.page("help.html", first=first, clients=development and development.clients)
 
 
 async def send_example(request: PageRequest) -> Response:

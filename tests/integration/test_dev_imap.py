@@ -1,0 +1,151 @@
+"""`relay dev` by IMAP and POP3: where it listens, what logs in, and what its options refuse.
+
+Dovecot refuses root: root runs these relays as another user.
+"""
+
+import contextlib
+import imaplib
+import os
+import poplib
+import re
+import socket
+import ssl
+
+import httpx
+import pytest
+
+import relay.development.relay as development
+import relay.development.verbs.dev as verb
+from relay.development.mail_access.dovecot import Dovecot, find_dovecot
+from relay.development.option_fields import IN_CLEAR, MAIL
+from relay.operation.cli.errors import CommandError
+from relay.operation.cli.options import CommandContext
+from relay.testing import async_relay, running
+from tests.support.dev_process import PORTS, DevProcess, run_dev
+
+pytestmark = pytest.mark.skipif(not find_dovecot().pop3, reason=find_dovecot().why_not("pop3"))
+FREE = [*PORTS, "--imap=127.0.0.1:0", "--pop3=127.0.0.1:0"]
+QUIET = ("--no-demo", "--no-rules")  # rules ask a process of the Python of root
+TOKEN = "a-token-of-a-good-length"
+
+
+def started(relay: DevProcess) -> DevProcess:
+    """Start a relay as a user whom Dovecot serves."""
+    relay.user = 65534 if os.geteuid() == 0 else 0
+    return relay.start()
+
+
+@pytest.fixture(scope="module")
+def relay(dev_module) -> DevProcess:
+    return started(dev_module(*QUIET, ports=FREE, start=False))
+
+
+def place(relay: DevProcess, name: str) -> tuple[str, int]:
+    host, _, port = relay.ready[name][0].rpartition(":")
+    return "localhost" if host == "0.0.0.0" else host, int(port)
+
+
+def by_imap(relay: DevProcess, user: str, password: str = "x", name: str = "imap") -> imaplib.IMAP4:
+    if name == "imap":
+        session = imaplib.IMAP4(*place(relay, name), timeout=60)
+    else:
+        trust = ssl.create_default_context(cafile=relay.ready["ca"])
+        session = imaplib.IMAP4_SSL(*place(relay, name), ssl_context=trust, timeout=60)
+    try:
+        session.login(user, password)
+    except imaplib.IMAP4.error:
+        session.shutdown()
+        raise
+    return session
+
+
+def texts(session: imaplib.IMAP4) -> list[bytes]:
+    session.select("INBOX")
+    return [part[1] for part in session.fetch("1:*", "(BODY[TEXT])")[1] if len(part) == 2]
+
+
+def test_each_port_opens_the_mailbox_of_a_captured_recipient(relay: DevProcess) -> None:
+    relay.send_captured("ann@customer.example", b"Subject: code\r\n\r\n481516\r\n")
+    for name in ("imap", "imaps"):
+        with by_imap(relay, "ann@customer.example", name=name) as session:
+            assert texts(session) == [b"481516\r\n"]
+    trust = ssl.create_default_context(cafile=relay.ready["ca"])
+    for session in (
+        poplib.POP3(*place(relay, "pop3"), timeout=60),
+        poplib.POP3_SSL(*place(relay, "pop3s"), context=trust, timeout=60),
+    ):
+        session.user("ann@customer.example")
+        session.pass_("x")
+        assert session.retr(1)[1][-1] == b"481516"
+        session.quit()
+    for name in MAIL:
+        assert f"{name}://{relay.ready[name][0]}" in relay.log
+        assert f"{name}://{relay.ready[name][0]}" in relay.get("/help").text
+
+
+def test_a_reset_ends_sessions_and_the_mailbox_is_empty(relay: DevProcess) -> None:
+    relay.send_captured("bea@customer.example", b"Subject: code\r\n\r\n1\r\n")
+    open_session = by_imap(relay, "bea@customer.example")
+    assert texts(open_session) == [b"1\r\n"]
+    assert relay.request("DELETE", "/relay/v1/messages").status == 200
+    with pytest.raises((imaplib.IMAP4.abort, OSError)):
+        open_session.noop()
+    open_session.shutdown()
+    with by_imap(relay, "bea@customer.example") as session:
+        assert session.select("INBOX") == ("OK", [b"0"])
+
+
+def test_default_ports_in_use_are_left_out(dev) -> None:
+    with contextlib.ExitStack() as held:
+        for port in MAIL.values():
+            taken = held.enter_context(socket.socket())
+            with contextlib.suppress(OSError):  # another process has it, which is as good
+                taken.bind(("127.0.0.1", port))
+                taken.listen()
+        running = started(dev(*QUIET, ports=[], start=False))
+    assert [running.ready[name] for name in MAIL] == [[], [], [], []]
+    for name, port in MAIL.items():
+        line = (
+            rf"127\.0\.0\.1:{port}: Address already in use by .+; no .+; --(imap|pop3) PORT takes"
+        )
+        assert len(re.findall(line, running.log)) == 1, name
+
+
+def test_other_machines_reach_the_ports_with_tls_by_the_token(dev) -> None:
+    words = (*QUIET, "--listen-all", "--imap=0", "--pop3=0")
+    running = started(dev(*words, start=False, RELAY_DEV_TOKEN=TOKEN))
+    for name in MAIL:
+        host = "127.0.0.1:" if name in IN_CLEAR else "0.0.0.0:"
+        assert running.ready[name][0].startswith(host)
+    for name in ("imap", "imaps"):
+        with pytest.raises(imaplib.IMAP4.error):
+            by_imap(running, "ann@customer.example", "x", name)
+        with by_imap(running, "ann@customer.example", TOKEN, name) as session:
+            assert session.select("INBOX") == ("OK", [b"0"])
+
+
+def test_without_the_packages_it_says_which(monkeypatch, kit) -> None:
+    for module in (async_relay, running, verb, development):
+        monkeypatch.setattr(module, "find_dovecot", Dovecot)
+    relay = kit()
+    with pytest.raises(RuntimeError, match="dovecot-imapd"):
+        relay.imap  # noqa: B018
+    page = httpx.get(f"{relay.http_url}/help", trust_env=False).text
+    for text in ("dovecot-imapd", "dovecot-pop3d", "systemctl disable --now dovecot.socket"):
+        assert text in page
+    with pytest.raises(CommandError, match="dovecot-pop3d") as refused:
+        verb.dev.main(["--pop3=0"], standalone_mode=False, obj=CommandContext())
+    assert refused.value.code == 69
+
+
+def test_as_root_it_says_that_dovecot_refuses_root(short_path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("for root")
+    done = run_dev(short_path, "--imap=0")
+    assert (done.returncode, "as root" in done.stderr) == (69, True), done.stderr
+
+
+def test_a_port_without_tls_stays_on_loopback(short_path) -> None:
+    for words in (["--imap=0.0.0.0:1143"], ["--listen-all", "--pop3=192.0.2.1:0"]):
+        done = run_dev(short_path, *words, "--token", TOKEN)
+        assert (done.returncode, "expected a loopback" in done.stderr) == (64, True), done.stderr
