@@ -8,6 +8,7 @@ import importlib
 import inspect
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from enum import Enum
 from functools import partial
@@ -27,6 +28,7 @@ from relay.development.internet.scenario import (
     RemoteDomain,
     ScriptedReply,
 )
+from relay.development.internet.scenario_file import read_scenarios, reply_names
 from relay.development.verbs.dev import dev
 from relay.front_door.graph import errors
 from relay.front_door.graph.errors import GraphError
@@ -41,7 +43,7 @@ DOCS = TOP / "docs"
 PAGE = DOCS / "graph.md"
 WRITTEN = """
     development graph internet names operation-monitor operation-queue operation-reference operation-run
-    operation-users policy-conditions policy-tests
+    operation-users policy policy-conditions policy-tests
 """
 PAGES = {DOCS / f"{name}.md" for name in WRITTEN.split()}
 METRIC = re.compile(r"""((?:^ *# .*\n)+) *self\.\w+ = [\w.]+\(\s*"(\w+)""", re.MULTILINE)
@@ -141,6 +143,29 @@ def metrics() -> str:
     return "\n".join(rows) + "\n"
 
 
+def shipped_rules() -> str:
+    """The files of policies/: the beginning of their first sentence, and the mode of their rules."""
+    rows = ["| file | rule | mode |", "|---|---|---|"]
+    for path in sorted((TOP / "policies").glob("*.toml")):
+        first = re.split(r"[.:]\s", re.sub(r"\n#", "", path.read_text()), maxsplit=1)[0]
+        mode = tomllib.loads(path.read_text())["rule"][0].get("mode", "enforce")
+        rows.append(f"| `{path.name}` | {first.removeprefix('# ')} | {mode} |")
+    return "\n".join(rows) + "\n"
+
+
+def shipped_scenarios() -> str:
+    """The scenarios with replies: their domains, and the names of the replies."""
+    rows = ["| scenario | domains | replies |", "|---|---|---|"]
+    for name, replies in reply_names().items():
+        if replies:
+            domains = [
+                one for domain in read_scenarios([name]).scenario.domain for one in domain.names
+            ]
+            shown = " ".join(f"`{reply}`" for reply in replies)
+            rows.append(f"| `{name}` | {', '.join(domains)} | {shown} |")
+    return "\n".join(rows) + "\n"
+
+
 def fields(*kinds: type) -> str:
     """The fields of documents, with the docstrings and comments of their classes."""
     rows = ["| field | |", "|---|---|"]
@@ -194,7 +219,10 @@ FIELDS = {
     "fields_of_scenarios": (RemoteDomain, MxHost, ScriptedReply, RateLimit, GraphFault),
 }
 LIMITS = {"limits_of_graph": partial(limits, "Graph"), "limits_of_rules": partial(limits, "rules")}
-MADE = {one.__name__: one for one in (endpoints, refusals, dev_options, limits, metrics)} | LIMITS
+MADE = {
+    one.__name__: one
+    for one in (endpoints, refusals, dev_options, limits, metrics, shipped_rules, shipped_scenarios)
+} | LIMITS
 MADE |= {name: partial(fields, *kinds) for name, kinds in FIELDS.items()}
 
 
