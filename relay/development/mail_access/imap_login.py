@@ -6,122 +6,96 @@ codes); RFC 7888 (LITERAL+). There is no STARTTLS: another port has TLS from the
 
 import re
 from base64 import b64decode
-from collections.abc import Iterator
 
-from relay.development.mail_access.client_lines import (
+from relay.development.mail_access.login_dialogue import (
     LINE_BYTES_MAX,
-    LITERAL_BYTES_MAX,
-    ClientLines,
-    ClientLogin,
+    LoginDialogue,
     SessionOverError,
 )
 
+LITERAL_BYTES_MAX = 4096
 _CAPABILITY = "CAPABILITY IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN"
-# In a command, NUL stands for a literal.
+_ANSWERS = {
+    "CAPABILITY": [f"* {_CAPABILITY}"],
+    "ID": ['* ID ("name" "Relay")'],
+    "LOGOUT": ["* BYE Logging out"],
+    "NOOP": [],
+}
 _LITERAL = re.compile(r"\{(\d{1,9}+)(\+?+)\}\Z")
 _COMMAND = re.compile(r'([^\x00-\x20(){%*"\\+\x7f]++) ([A-Za-z]++)(?: (.*+))?', re.DOTALL)
-_STRING = r'"(?:[^"\\]|\\.)*+"|\0|[^ "\0]++'
-_LOGIN = re.compile(rf"({_STRING}) ({_STRING})", re.DOTALL)
+_STRING = r'"((?:[^"\\]|\\.)*+)"|([^ "]++)'
+_LOGIN = re.compile(rf"(?:{_STRING}) (?:{_STRING})", re.DOTALL)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_TO_ESCAPE = re.compile(r'(["\\])')
 
 
-class ImapLogin:
+class ImapLogin(LoginDialogue):
     """The dialogue with a client by IMAP until it logs in."""
 
-    prompt = b""  # what makes the child greet
-    child_greeting = b"* PREAUTH"
+    greeting, bye = f"* OK [{_CAPABILITY}] Relay", "* BYE"
+    prompt, child_greeting = b"", b"* PREAUTH"
+    _tag = "*"
 
-    def __init__(self, client: ClientLines) -> None:
-        self._client = client
-        self._tag = "*"
+    async def credentials(self) -> tuple[str, str] | None:
+        """Answer commands until one has a user and a password; None: the client has said goodbye.
 
-    def greet(self) -> None:
-        """Send the greeting."""
-        self._client.say(f"* OK [{_CAPABILITY}] Relay")
-
-    async def credentials(self) -> ClientLogin | None:
-        """Answer commands until a login; None: the client has ended the session.
-
-        Raises SessionOverError, OSError.
+        Raises SessionOverError, and the errors of line().
         """
         while True:
-            text, literals = await self._command()
-            command = _COMMAND.fullmatch(text)
+            command = _COMMAND.fullmatch(await self._command())
             self._tag, verb, words = command.groups("") if command else ("*", "", "")
-            match verb.upper(), words:
-                case "CAPABILITY", "":
-                    self._ok(f"* {_CAPABILITY}")
-                case "NOOP", "":
-                    self._ok()
-                case "ID", _:
-                    self._ok('* ID ("name" "Relay")')
-                case "LOGOUT", "":
-                    self._ok("* BYE Logging out")
+            verb, login = verb.upper(), None
+            if verb in _ANSWERS:
+                self.say(*_ANSWERS[verb], f"{self._tag} OK Completed")
+                if verb == "LOGOUT":
                     return None
-                case "LOGIN", _:
-                    if login := login_of(words, literals):
-                        return login
-                    self._unknown("Expected LOGIN with a user name and a password")
-                case "AUTHENTICATE", _:
-                    mechanism, _, response = words.partition(" ")
-                    if mechanism.upper() != "PLAIN":
-                        self._unknown("Expected AUTHENTICATE PLAIN")
-                        continue
-                    if not response:
-                        self._client.say("+ ")
-                        response = await self._client.line()
-                    if login := plain_login(response):
-                        return login
-                    self._unknown("Expected base64 of an empty text, a user name and a password")
-                case _:
-                    self._unknown("Log in first")
+                continue
+            mechanism, _, response = words.partition(" ")
+            if verb == "LOGIN":
+                login = login_of(words)
+            elif verb == "AUTHENTICATE" and mechanism.upper() == "PLAIN":
+                if not response:
+                    self.say("+ ")
+                    response = await self.line()
+                login = plain_login(response)
+            if login:
+                return login
+            self.refuse_unknown(f"{self._tag} BAD Expected LOGIN, or AUTHENTICATE PLAIN")
 
-    def log_in(self, greeting: bytes) -> None:
-        """Reply that the client is logged in, with what the child has greeted with."""
+    def accept(self, greeting: bytes) -> None:
+        """Reply that the client is logged in, with what the child process greets with."""
         words = greeting.removeprefix(self.child_greeting).decode(errors="replace").strip()
-        self._client.say(f"{self._tag} OK {words}")
+        self.say(f"{self._tag} OK {words}")
 
     def refuse(self, code: str, text: str) -> None:
         """Reply that it is not logged in, with a code of RFC 5530."""
-        self._client.say(f"{self._tag} NO [{code}] {text}")
+        self.say(f"{self._tag} NO [{code}] {text}")
 
-    def end(self, reason: str) -> None:
-        """Say why the session ends."""
-        self._client.say(f"* BYE {reason}")
-
-    async def _command(self) -> tuple[str, Iterator[str]]:
-        """Return the next command, and its literals. Raises SessionOverError, OSError."""
-        text, literals, size = "", list[str](), 0
-        while True:
-            text += await self._client.line()
-            if len(text) > LINE_BYTES_MAX or text.count("\0") > len(literals):
-                raise SessionOverError("Expected a shorter command without NUL")
-            literal = _LITERAL.search(text)
-            if literal is None:
-                return text, iter(literals)
-            size += int(literal[1])
-            if size > LITERAL_BYTES_MAX:
-                raise SessionOverError(f"Literals are longer than {LITERAL_BYTES_MAX} octets")
+    async def _command(self) -> str:
+        """Return the next command; its literals become quoted strings."""
+        text = await self.line()
+        while literal := _LITERAL.search(text):
+            size = int(literal[1])
+            if size > LITERAL_BYTES_MAX or len(text) > LINE_BYTES_MAX:
+                raise SessionOverError(f"A literal is longer than {LITERAL_BYTES_MAX} octets")
             if not literal[2]:
-                self._client.say("+ OK")
-            literals.append(await self._client.literal(int(literal[1])))
-            text = f"{text[: literal.start()]}\0"
-
-    def _ok(self, *lines: str) -> None:
-        self._client.say(*lines, f"{self._tag} OK Completed")
-
-    def _unknown(self, text: str) -> None:
-        self._client.say(f"{self._tag} BAD {text}")
-        self._client.note_unknown()
+                self.say("+ OK")
+            octets = await self.reader.readexactly(size)
+            quoted = _TO_ESCAPE.sub(r"\\\1", octets.decode())
+            text = f'{text[: literal.start()]}"{quoted}"{await self.line()}'
+        return text
 
 
-def login_of(words: str, literals: Iterator[str]) -> ClientLogin | None:
-    """Return the arguments of LOGIN, None for other text; NUL stands for a literal."""
-    strings = _LOGIN.fullmatch(words)
-    return ClientLogin(*(_value(text, literals) for text in strings.groups())) if strings else None
+def login_of(words: str) -> tuple[str, str] | None:
+    """Return the arguments of LOGIN, None for other text."""
+    if (strings := _LOGIN.fullmatch(words)) is None:
+        return None
+    quoted_user, user, quoted_password, password = strings.groups("")
+    unescaped = (_ESCAPED.sub(r"\1", text) for text in (quoted_user, quoted_password))
+    return next(unescaped) or user, next(unescaped) or password
 
 
-def plain_login(response: str) -> ClientLogin | None:
+def plain_login(response: str) -> tuple[str, str] | None:
     """Return the user and the password of SASL's PLAIN, None for another response.
 
     No user acts for another one.
@@ -130,11 +104,4 @@ def plain_login(response: str) -> ClientLogin | None:
         acting_for, user, password = b64decode(response, validate=True).decode().split("\0")
     except ValueError:
         return None
-    is_own = not acting_for or acting_for.lower() == user.lower()
-    return ClientLogin(user, password) if is_own else None
-
-
-def _value(text: str, literals: Iterator[str]) -> str:
-    if text == "\0":
-        return next(literals)
-    return _ESCAPED.sub(r"\1", text[1:-1]) if text.startswith('"') else text
+    return (user, password) if acting_for.lower() in ("", user.lower()) else None

@@ -1,154 +1,169 @@
-"""One session of IMAP or POP3: the login, its limits, and the octets to and from the child."""
+"""One session of IMAP or POP3: the login, then the child process and the octets to and from it.
+
+The environment of the child is the mailbox and the user; its command names neither. It ends when
+its input ends, or is killed.
+"""
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from msgspec import Struct
-
 from relay.base.accounts.account import LoginDelayedError, LoginRefusedError
-from relay.base.clock import Clock
-from relay.base.observe.logs import get_logger
+from relay.base.phrases import printable
 from relay.base.task_set import TaskSet
-from relay.development.mail_access.client_lines import ClientLines, SessionOverError
-from relay.development.mail_access.dovecot_child import END_S, DovecotChild
 from relay.development.mail_access.imap_login import ImapLogin
+from relay.development.mail_access.login_dialogue import SessionOverError
 from relay.development.mail_access.pop3_login import Pop3Login
-from relay.store.mailbox.errors import StoreError
+from relay.store.mailbox.maildir import remove
 from relay.transport.ingress.session_owner import CheckLogin
 
-# Time until the login by IMAP or POP3
-LOGIN_S = 30.0
-# Failed logins of a session by IMAP or POP3
+if sys.platform == "linux":
+    import resource
+
+_LOGIN_S = 30.0
 _FAILURES_MAX = 3
 _FAILURE_DELAY_S = 1.0  # multiplied by the number of failures, as by SMTP
 _GREETING_S = 10.0
-# Time without a line of the client by IMAP or POP3
 _IDLE_S = 1800.0
+_END_S = 2.0  # from the end of its input until the child is killed
+_MEMORY_BYTES = 512 << 20
 _READ_BYTES = 65536
+_ERROR_MAX = 1000
 
-_log = get_logger("development")
-
-
-class MailAccessDependencies(Struct, frozen=True):
-    """What the sessions share."""
-
-    check_login: CheckLogin
-    open_mailbox: Callable[[str], Awaitable[Path]]  # of an address; makes it with its folders
-    commands: dict[str, list[str]]  # of the child processes, by protocol
-    file_bytes_max: int  # that a child process may write into one file
-    clock: Clock
+Dialogue = ImapLogin | Pop3Login
 
 
-class MailSession:
-    """The session of a client."""
+async def log_in(dialogue: Dialogue, check_login: CheckLogin, *, ip: str) -> str:
+    """Return the address of the mailbox that a client logs in to, "" if the session is over.
 
-    def __init__(
-        self, client: ClientLines, protocol: str, *, ip: str, shared: MailAccessDependencies
-    ) -> None:
-        self._client, self._protocol, self._ip, self._shared = client, protocol, ip, shared
-        self.dialogue = ImapLogin(client) if protocol == "imap" else Pop3Login(client)
+    Raises OSError.
+    """
+    reason, failures = "", 0
+    dialogue.say(dialogue.greeting)
+    try:
+        async with asyncio.timeout(_LOGIN_S):  # real time: a client
+            while login := await dialogue.credentials():
+                code, refusal = "AUTHENTICATIONFAILED", "User or password is wrong"
+                try:
+                    if account := await check_login(*login, client=ip):
+                        return account.address
+                except LoginRefusedError as refused:
+                    refusal = str(refused)
+                except LoginDelayedError as delayed:
+                    code, wait_s = "UNAVAILABLE", math.ceil(delayed.retry_after_s)
+                    refusal = f"{delayed}, try again in {wait_s} s"
+                if code != "UNAVAILABLE":
+                    failures += 1
+                    await asyncio.sleep(failures * _FAILURE_DELAY_S)  # real time: a client
+                dialogue.refuse(code, refusal)
+                if failures == _FAILURES_MAX:
+                    raise SessionOverError("Too many failed logins")  # noqa: TRY301 - as others
+    except TimeoutError:
+        reason = f"Expected a login within {_LOGIN_S:g} seconds"
+    except UnicodeDecodeError:
+        reason = "Expected UTF-8"
+    except (SessionOverError, EOFError) as over:
+        reason = str(over) if isinstance(over, SessionOverError) else ""
+    if reason:
+        dialogue.say(f"{dialogue.bye} {reason}")
+    return ""
 
-    async def log_in(self) -> str:
-        """Return the address of the mailbox that the client logs in to, "" if the session is over.
 
-        Raises OSError.
-        """
-        try:
-            async with asyncio.timeout(LOGIN_S):  # real time: a client
-                return await self._log_in()
-        except TimeoutError:
-            self.dialogue.end(f"Expected a login within {LOGIN_S:g} seconds")
-        except SessionOverError as over:
-            if reason := str(over):
-                self.dialogue.end(reason)
-        return ""
+async def serve(
+    dialogue: Dialogue,
+    command: Sequence[str],
+    mailbox: Path,
+    *,
+    user: str,
+    began_s: int,
+    file_bytes: int,
+) -> tuple[bool, str]:
+    """Start the child process, now at `began_s`, and serve a client that has given its login.
 
-    async def _log_in(self) -> str:
-        failures = 0
-        self.dialogue.greet()
-        while credentials := await self.dialogue.credentials():
-            reason = "User or password is wrong"
-            try:
-                account = await self._shared.check_login(
-                    credentials.user, credentials.password, client=self._ip
-                )
-                if account is not None:
-                    return account.address
-            except LoginRefusedError as refused:
-                reason = str(refused)
-            except LoginDelayedError as delayed:
-                wait_s = math.ceil(delayed.retry_after_s)
-                self.dialogue.refuse("UNAVAILABLE", f"{delayed}, try again in {wait_s} s")
-                continue
-            failures += 1
-            await asyncio.sleep(failures * _FAILURE_DELAY_S)  # real time: a client
-            self.dialogue.refuse("AUTHENTICATIONFAILED", reason)
-            if failures == _FAILURES_MAX:
-                raise SessionOverError("Too many failed logins")
-        return ""
-
-    async def serve(self, address: str) -> None:
-        """Serve a client that has given a login."""
-        shared, dialogue = self._shared, self.dialogue
-        try:
-            mailbox = await shared.open_mailbox(address)
-        except StoreError as error:
-            self._is_unavailable(address, str(error))
-            return
-        child = DovecotChild(
-            mailbox,
-            address,
-            began_s=shared.clock.file_time_us() // 1_000_000,
-            file_bytes=shared.file_bytes_max,
-        )
-        greeting, failure = b"", ""
-        try:
+    Return whether the child was ready, and its first error, "" for none. It writes no file of more
+    than `file_bytes`. Raises OSError.
+    """
+    child = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+        env={"HOME": str(mailbox), "USER": user},
+        restore_signals=False,
+        start_new_session=True,  # Ctrl-C must not reach it
+    )
+    assert child.stdin and child.stdout and child.stderr  # noqa: PT018
+    said, is_ready = TaskSet(), False
+    errors = said.start(_first_error(child.stderr))
+    try:
+        _limit(child.pid, file_bytes)
+        child.stdin.write(dialogue.prompt)
+        with suppress(TimeoutError, ValueError):  # ValueError: a line without an end
             async with asyncio.timeout(_GREETING_S):  # real time: a child process
-                greeting = await child.start(shared.commands[self._protocol], dialogue.prompt)
-            if greeting.startswith(dialogue.child_greeting):
-                dialogue.log_in(greeting)
-                await self._pump(child)
-        except TimeoutError:
-            failure = f"no greeting in {_GREETING_S:g} seconds"
-        except OSError as error:
-            failure = str(error)
-        finally:
-            failure = await child.end() or failure
-        if not greeting.startswith(dialogue.child_greeting):
-            self._is_unavailable(address, failure or greeting.decode(errors="replace"))
-        elif failure:
-            _log.warning("error of a mail program's session", user=address, error=failure)
+                greeting = await child.stdout.readline()
+            is_ready = greeting.startswith(dialogue.child_greeting)
+        if is_ready:
+            dialogue.accept(greeting)
+            down = said.start(_copy(child.stdout, dialogue.writer))
+            up = asyncio.create_task(_copy(dialogue.reader, child.stdin, idle_s=_IDLE_S))
+            try:
+                await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                up.cancel()
+    finally:
+        child.stdin.close()
+        await _end(child, said)
+    await asyncio.to_thread(_remove_unfinished, mailbox, child.pid, began_s)
+    return is_ready, printable(await errors)
 
-    def _is_unavailable(self, address: str, error: str) -> None:
-        _log.warning("no session of a mail program", user=address, error=error)
-        self.dialogue.refuse("UNAVAILABLE", "The mailbox cannot be opened now")
 
-    async def _pump(self, child: DovecotChild) -> None:
-        """Copy octets both ways until the child or its input has ended."""
-        tasks = TaskSet()
-        up, down = tasks.start(self._pump_up(child)), tasks.start(self._pump_down(child))
-        try:
-            await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
-            child.end_input()
-            await asyncio.wait({down}, timeout=END_S)  # real time: a child process
-        finally:
-            await tasks.end()
+def _limit(pid: int, file_bytes: int) -> None:
+    if sys.platform == "linux":
+        sizes = {resource.RLIMIT_FSIZE: file_bytes, resource.RLIMIT_AS: _MEMORY_BYTES}
+        for kind, size in sizes.items():
+            with suppress(OSError, ValueError):  # a lower limit is in force, or it has ended
+                resource.prlimit(pid, kind, (size, size))
 
-    async def _pump_up(self, child: DovecotChild) -> None:
-        loop = asyncio.get_running_loop()
-        with suppress(TimeoutError, OSError):
-            async with asyncio.timeout(_IDLE_S) as limit:  # real time: a client
-                while octets := await self._client.reader.read(_READ_BYTES):
-                    if b"\n" in octets:
-                        limit.reschedule(loop.time() + _IDLE_S)  # real time: a client
-                    child.writer.write(octets)
-                    await child.writer.drain()
 
-    async def _pump_down(self, child: DovecotChild) -> None:
-        with suppress(OSError):
-            while octets := await child.reader.read(_READ_BYTES):
-                self._client.writer.write(octets)
-                await self._client.writer.drain()
+async def _copy(
+    source: asyncio.StreamReader, target: asyncio.StreamWriter, *, idle_s: float | None = None
+) -> None:
+    """Copy octets until their end, or until no line has come for `idle_s`."""
+    loop = asyncio.get_running_loop()
+    with suppress(TimeoutError, OSError):
+        async with asyncio.timeout(idle_s) as limit:  # real time: a client
+            while octets := await source.read(_READ_BYTES):
+                if idle_s and b"\n" in octets:
+                    limit.reschedule(loop.time() + idle_s)  # real time: a client
+                target.write(octets)
+                await target.drain()
+
+
+async def _first_error(stderr: asyncio.StreamReader) -> str:
+    first = ""
+    while octets := await stderr.read(_READ_BYTES):
+        lines = octets.decode(errors="replace").splitlines()
+        first = first or next((line for line in lines if ": Info: " not in line), "")
+    return first[:_ERROR_MAX]
+
+
+async def _end(child: Process, said: TaskSet) -> None:
+    """Wait for a child without input, or kill it, and for `said`, which reads what it said."""
+    ended = asyncio.create_task(child.wait())
+    await asyncio.wait({ended}, timeout=_END_S)  # real time: a child process
+    with suppress(ProcessLookupError):
+        child.kill()
+    await asyncio.wait({ended, *said}, timeout=_END_S)  # real time: a client
+    said.cancel()
+
+
+def _remove_unfinished(mailbox: Path, pid: int, began_s: int) -> None:
+    """Remove the files in tmp/ that a process has left in any folder since its start."""
+    for path in (*mailbox.glob(f"tmp/*P{pid}.*"), *mailbox.glob(f".*/tmp/*P{pid}.*")):
+        if (time := path.name.partition(".")[0]).isdecimal() and int(time) >= began_s:
+            with suppress(OSError):
+                remove(path)
