@@ -37,6 +37,7 @@ from relay.operation.cli.errors import ExitCode
 from relay.store.journeys import details, document
 from relay.transport.policy.rules import ExpectedResult, OverallVerdict
 from relay.transport.refusals.refusal import Refusal, RefusalReason
+from tests.support.relay_config import keys_of
 
 TOP = Path(__file__).parents[2]
 DOCS = TOP / "docs"
@@ -166,6 +167,26 @@ def shipped_scenarios() -> str:
     return "\n".join(rows) + "\n"
 
 
+def keys_that_need_a_restart() -> str:
+    """The keys of relay.toml that a reload does not apply, then the tables of which it applies none."""
+    rows = ["| `relay.toml` | needs a restart |", "|---|---|"]
+    tables: dict[str, tuple[list[str], list[str]]] = {}
+    reloaded = set(keys_of(only_reloaded=True))
+    for key in keys_of():
+        table, _, name = key.rpartition(".") if key.count(".") < 2 else key.partition(".")
+        columns = tables.setdefault(table, ([], []))
+        columns[key not in reloaded].append(f"`{name}`")
+    whole = []
+    for table, (reloadable, restart) in tables.items():
+        is_array = table in ("smtp", "domain", "route", "dkim", "tenant", "webhook", "milter")
+        brackets = f"`[[{table}]]`" if is_array else f"`[{table}]`"
+        if restart and reloadable:
+            rows.append(f"| {brackets} | {', '.join(restart)} |")
+        elif restart:
+            whole.append(brackets if table else "(top)")
+    return "\n".join([*rows, f"| {', '.join(whole)} | all keys |"]) + "\n"
+
+
 def fields(*kinds: type) -> str:
     """The fields of documents, with the docstrings and comments of their classes."""
     rows = ["| field | |", "|---|---|"]
@@ -221,7 +242,16 @@ FIELDS = {
 LIMITS = {"limits_of_graph": partial(limits, "Graph"), "limits_of_rules": partial(limits, "rules")}
 MADE = {
     one.__name__: one
-    for one in (endpoints, refusals, dev_options, limits, metrics, shipped_rules, shipped_scenarios)
+    for one in (
+        endpoints,
+        refusals,
+        dev_options,
+        limits,
+        metrics,
+        shipped_rules,
+        keys_that_need_a_restart,
+        shipped_scenarios,
+    )
 } | LIMITS
 MADE |= {name: partial(fields, *kinds) for name, kinds in FIELDS.items()}
 

@@ -1,6 +1,5 @@
 """A reload applies the reloadable keys, and names the others that differ."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,32 +9,7 @@ import pytest
 from relay.base.settings.reader import load
 from relay.base.settings.reloadable_keys import apply_reloadable
 from relay.base.settings.tree import Settings
-from tests.support.relay_config import changed, configuration, keys_of, to_toml
-
-OPERATION = Path(__file__).parents[4] / "docs" / "operation-run.md"
-
-
-def rows() -> Iterator[str]:
-    """The table of docs/operation-run.md: the keys that need a restart, then the tables of which all do."""
-    tables: dict[str, tuple[list[str], list[str]]] = {}
-    reloaded = set(keys_of(only_reloaded=True))
-    for key in keys_of():
-        table, _, name = key.rpartition(".") if key.count(".") < 2 else key.partition(".")
-        columns = tables.setdefault(table, ([], []))
-        columns[key not in reloaded].append(f"`{name}`")
-    whole = []
-    for table, (reloadable, restart) in tables.items():
-        is_array = table in ("smtp", "domain", "route", "dkim", "tenant", "webhook", "milter")
-        brackets = f"`[[{table}]]`" if is_array else f"`[{table}]`"
-        if restart and reloadable:
-            yield f"| {brackets} | {', '.join(restart)} |"
-        elif restart:
-            whole.append(brackets if table else "(top)")
-    yield f"| {', '.join(whole)} | all keys |"
-
-
-def test_the_documentation_has_every_key_that_needs_a_restart_and_no_other() -> None:
-    assert "\n".join(("|---|---|", *rows(), "\n")) in OPERATION.read_text()
+from tests.support.relay_config import changed, configuration, to_toml
 
 
 @pytest.fixture
