@@ -5,10 +5,14 @@ arguments, environment, folder and files of the order, and runs `python -m relay
 It is a process like any other: it can be killed, and its exit code is that of the command. An order
 that Python itself reads at its start, such as LD_PRELOAD or PYTHONWARNINGS, starts Python.
 
+The process of its SMTP sessions is forked by the relay itself, and has the modules too; as one that was started,
+it has its own sockets alone, and none of the relay's files.
+
 `python -m pytest`, for a run of tests within a test, is forked in the same way, from a process that
 has loaded pytest too.
 """
 
+import asyncio
 import atexit
 import contextlib
 import functools
@@ -27,9 +31,13 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
+
+from relay.base import child_process
 
 ROOT = Path(__file__).resolve().parents[2]
 RELAY = [sys.executable, "-m", "relay"]
@@ -240,6 +248,51 @@ def _fill_caches() -> None:
         site._environment().get_template(name)
 
 
+class _Forked(subprocess.Popen[bytes]):
+    """A child of a relay that runs a module, as subprocess.Popen starts it, with less to load."""
+
+    def _execute_child(self, args: Any, *given: Any) -> None:
+        kept, env, files = given[3], given[5], (given[9], given[12], given[14])
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # of threads, which end in the child
+            self.pid = os.fork()
+        self._child_created = True
+        if self.pid == 0:
+            with contextlib.suppress(BaseException):
+                _become(args[4:], env, files=files, kept=kept)
+                del sys.modules[args[3]]
+                runpy.run_module(args[3], run_name="__main__", alter_sys=True)
+            os._exit(1)
+
+
+def _become(
+    words: Sequence[str], env: Mapping[str, str], *, files: Sequence[int], kept: Sequence[int]
+) -> None:
+    """Have what a started process has. The numbers of other files stay taken: objects close them."""
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    for number, file in enumerate(files):
+        if file >= 0:
+            os.dup2(file, number)
+    null = os.open(os.devnull, os.O_RDWR)
+    opened = {int(one.name) for one in Path("/proc/self/fd").iterdir()}
+    for number in opened - {0, 1, 2, null, *kept}:
+        os.dup2(null, number)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv[1:] = words
+    asyncio._set_running_loop(None)
+
+
+def _popen(command: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":
+    is_gate = command[3] == "relay.transport.gate.child"  # the others have limits of memory
+    return (_Forked if is_gate else subprocess.Popen)(command, **options)
+
+
 def _serve(orders: socket.socket) -> None:
     """Carry out orders until nobody can give any more; return in each child."""
     while True:
@@ -271,6 +324,7 @@ def _serve(orders: socket.socket) -> None:
                 os.environ["LISTEN_PID"] = str(os.getpid())
             time.tzset()
             tempfile.tempdir = None
+            child_process.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": _popen})
             sys.argv[1:] = order["words"]
             return
 
