@@ -8,8 +8,10 @@ import imaplib
 import os
 import poplib
 import re
+import shutil
 import socket
 import ssl
+import subprocess
 
 import httpx
 import pytest
@@ -27,6 +29,29 @@ pytestmark = pytest.mark.skipif(not find_dovecot().pop3, reason=find_dovecot().w
 FREE = [*PORTS, "--imap=127.0.0.1:0", "--pop3=127.0.0.1:0"]
 QUIET = ("--no-demo", "--no-rules")  # rules ask a process of the Python of root
 TOKEN = "a-token-of-a-good-length"
+
+
+MBSYNC = """\
+IMAPStore relay
+Host {host}
+Port {port}
+User mbsync@customer.example
+Pass x
+SSLType None
+AuthMechs *
+
+MaildirStore copy
+Path {copy}/
+Inbox {copy}/INBOX
+SubFolders Verbatim
+
+Channel all
+Far :relay:
+Near :copy:
+Patterns INBOX Archive
+Create Near
+SyncState *
+"""
 
 
 def started(relay: DevProcess) -> DevProcess:
@@ -59,16 +84,12 @@ def by_imap(relay: DevProcess, user: str, password: str = "x", name: str = "imap
     return session
 
 
-def texts(session: imaplib.IMAP4) -> list[bytes]:
-    session.select("INBOX")
-    return [part[1] for part in session.fetch("1:*", "(BODY[TEXT])")[1] if len(part) == 2]
-
-
 def test_each_port_opens_the_mailbox_of_a_captured_recipient(relay: DevProcess) -> None:
     relay.send_captured("ann@customer.example", b"Subject: code\r\n\r\n481516\r\n")
     for name in ("imap", "imaps"):
         with by_imap(relay, "ann@customer.example", name=name) as session:
-            assert texts(session) == [b"481516\r\n"]
+            assert session.select("INBOX") == ("OK", [b"1"])
+            assert session.fetch("1", "(BODY[TEXT])")[1][0][1] == b"481516\r\n"
     trust = ssl.create_default_context(cafile=relay.ready["ca"])
     for session in (
         poplib.POP3(*place(relay, "pop3"), timeout=60),
@@ -86,13 +107,27 @@ def test_each_port_opens_the_mailbox_of_a_captured_recipient(relay: DevProcess) 
 def test_a_reset_ends_sessions_and_the_mailbox_is_empty(relay: DevProcess) -> None:
     relay.send_captured("bea@customer.example", b"Subject: code\r\n\r\n1\r\n")
     open_session = by_imap(relay, "bea@customer.example")
-    assert texts(open_session) == [b"1\r\n"]
+    assert open_session.select("INBOX") == ("OK", [b"1"])
     assert relay.request("DELETE", "/relay/v1/messages").status == 200
     with pytest.raises((imaplib.IMAP4.abort, OSError)):
         open_session.noop()
     open_session.shutdown()
     with by_imap(relay, "bea@customer.example") as session:
         assert session.select("INBOX") == ("OK", [b"0"])
+
+
+def test_mbsync_copies_what_was_sent_and_what_graph_moved(relay: DevProcess, tmp_path) -> None:
+    if shutil.which("mbsync") is None:
+        pytest.skip("isync is not installed")
+    relay.send_captured("mbsync@customer.example", b"Subject: code\r\n\r\n1\r\n")
+    relay.send_captured("mbsync@customer.example", b"Subject: moved\r\n\r\n1\r\n")
+    moved = relay.until_messages("mbsync@customer.example", 2)[0]["id"]
+    path = f"/users/mbsync@customer.example/messages/{moved}/move"
+    assert relay.graph("POST", path, {"destinationId": "archive"}).status == 201
+    host, port = place(relay, "imap")
+    (tmp_path / "mbsyncrc").write_text(MBSYNC.format(host=host, port=port, copy=tmp_path))
+    subprocess.run(["mbsync", "-c", tmp_path / "mbsyncrc", "all"], check=True, timeout=60)
+    assert [len([*tmp_path.glob(f"{name}/[nc]*/*")]) for name in ("INBOX", "Archive")] == [1, 1]
 
 
 def test_default_ports_in_use_are_left_out(dev) -> None:
@@ -138,14 +173,11 @@ def test_without_the_packages_it_says_which(monkeypatch, kit) -> None:
     assert refused.value.code == 69
 
 
-def test_as_root_it_says_that_dovecot_refuses_root(short_path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("for root")
-    done = run_dev(short_path, "--imap=0")
-    assert (done.returncode, "as root" in done.stderr) == (69, True), done.stderr
-
-
-def test_a_port_without_tls_stays_on_loopback(short_path) -> None:
-    for words in (["--imap=0.0.0.0:1143"], ["--listen-all", "--pop3=192.0.2.1:0"]):
-        done = run_dev(short_path, *words, "--token", TOKEN)
-        assert (done.returncode, "expected a loopback" in done.stderr) == (64, True), done.stderr
+def test_it_ends_as_root_and_for_a_port_without_tls_beyond_loopback(short_path) -> None:
+    for code, text, *words in (
+        (64, "expected a loopback", "--imap=0.0.0.0:1143", "--token", TOKEN),
+        (64, "expected a loopback", "--listen-all", "--pop3=192.0.2.1:0", "--token", TOKEN),
+        *([(69, "as root", "--imap=0")] if os.geteuid() == 0 else []),
+    ):
+        done = run_dev(short_path, *words)
+        assert (done.returncode, text in done.stderr) == (code, True), done.stderr

@@ -146,7 +146,7 @@ def _mail_access(values: Mapping[str, Any], *, once: bool) -> dict[str, Address]
     Raises CommandError for an option whose program of Dovecot cannot be used.
     """
     reachable, found = ANY if values["listen_all"] else "", find_dovecot()
-    if found.fault and not once:
+    if found.fault and not (once or values["imap"] or values["pop3"]):
         _warn(f"no IMAP and POP3: {found.fault}")
     places: dict[str, Address] = {}
     for name in IN_CLEAR:
