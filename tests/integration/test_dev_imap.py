@@ -109,8 +109,7 @@ def test_a_reset_ends_sessions_and_the_mailbox_is_empty(relay: DevProcess) -> No
     open_session = by_imap(relay, "bea@customer.example")
     assert open_session.select("INBOX") == ("OK", [b"1"])
     assert relay.request("DELETE", "/relay/v1/messages").status == 200
-    with pytest.raises((imaplib.IMAP4.abort, OSError)):
-        open_session.noop()
+    assert open_session.readline() == b""
     open_session.shutdown()
     with by_imap(relay, "bea@customer.example") as session:
         assert session.select("INBOX") == ("OK", [b"0"])
