@@ -203,7 +203,7 @@ def killed_workers(relay: RelayProcess) -> None:
     for task in Path(f"/proc/{relay.process.pid}/task").iterdir():
         with contextlib.suppress(OSError):
             for pid in (task / "children").read_text().split():
-                if b"check_child" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                if "check_child" in Path(f"/proc/{pid}/comm").read_text():
                     os.kill(int(pid), signal.SIGKILL)
 
 

@@ -5,8 +5,9 @@ arguments, environment, folder and files of the order, and runs `python -m relay
 It is a process like any other: it can be killed, and its exit code is that of the command. An order
 that Python itself reads at its start, such as LD_PRELOAD or PYTHONWARNINGS, starts Python.
 
-The process of its SMTP sessions is forked by the relay itself, and has the modules too; as one that was started,
-it has its own sockets alone, and none of the relay's files.
+A child process of a relay is forked by the relay itself, and has the modules too; as one that was
+started, it has its own sockets alone, and none of the relay's files. Its limit of memory is for what
+it takes beyond what it was forked with.
 
 `python -m pytest`, for a run of tests within a test, is forked in the same way, from a process that
 has loaded pytest too.
@@ -21,6 +22,7 @@ import importlib
 import json
 import os
 import pkgutil
+import resource
 import runpy
 import select
 import shutil
@@ -37,7 +39,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
 
-from relay.base import child_process
+from relay.base import child_process, process_limits
+from relay.base.observe import logs
 
 ROOT = Path(__file__).resolve().parents[2]
 RELAY = [sys.executable, "-m", "relay"]
@@ -254,17 +257,21 @@ class _Forked(subprocess.Popen[bytes]):
     def _execute_child(self, args: Any, *given: Any) -> None:
         kept, env, files = given[3], given[5], (given[9], given[12], given[14])
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", DeprecationWarning
-            )  # of threads, which end in the child
+            warnings.simplefilter("ignore", DeprecationWarning)  # threads end in the child
             self.pid = os.fork()
         self._child_created = True
         if self.pid == 0:
-            with contextlib.suppress(BaseException):
+            code = 1
+            try:
+                Path("/proc/self/comm").write_text(args[3].rpartition(".")[2])
                 _become(args[4:], env, files=files, kept=kept)
-                del sys.modules[args[3]]
+                sys.modules.pop(args[3], None)
                 runpy.run_module(args[3], run_name="__main__", alter_sys=True)
-            os._exit(1)
+                code = 0
+            except BaseException:  # noqa: BLE001 - the relay's code goes on in the relay
+                sys.excepthook(*sys.exc_info())
+            finally:
+                os._exit(code)
 
 
 def _become(
@@ -285,12 +292,16 @@ def _become(
     os.environ.clear()
     os.environ.update(env)
     sys.argv[1:] = words
+    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
     asyncio._set_running_loop(None)
+    logs._sink = logs.LogSink()  # without the lines and the lock of the relay
+    size_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
+    def limit(kind: int, limits: tuple[int, int]) -> None:
+        more = size_bytes if kind == resource.RLIMIT_AS else 0
+        resource.setrlimit(kind, (limits[0] + more, limits[1] + more))
 
-def _popen(command: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":
-    is_gate = command[3] == "relay.transport.gate.child"  # the others have limits of memory
-    return (_Forked if is_gate else subprocess.Popen)(command, **options)
+    process_limits.resource = SimpleNamespace(**vars(resource) | {"setrlimit": limit})
 
 
 def _serve(orders: socket.socket) -> None:
@@ -324,7 +335,7 @@ def _serve(orders: socket.socket) -> None:
                 os.environ["LISTEN_PID"] = str(os.getpid())
             time.tzset()
             tempfile.tempdir = None
-            child_process.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": _popen})
+            child_process.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": _Forked})
             sys.argv[1:] = order["words"]
             return
 
