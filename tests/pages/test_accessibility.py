@@ -157,6 +157,7 @@ def test_addresses_break_at_their_signs_and_not_inside_words(
 def test_a_newcomer_reads_what_states_mean_and_ids_on_one_line(browser: Browser, samples: Samples):
     browser.set_width(1024)
     browser.open(samples.url("/"))
+    browser.click(".states summary", "Legend")
     browser.wait_for(".states", "Captured: kept on this machine, not sent to its recipient")
     browser.open(samples.url("/queue?state=all"))
     lines = "[...document.querySelectorAll('tbody [data-row]')].map((one) => one.getClientRects().length)"
@@ -187,6 +188,62 @@ def test_checks_fit_a_narrow_window(browser: Browser, kit):
         assert browser.evaluate("document.documentElement.scrollWidth") <= width
         assert axe(browser) == []
     assert errors_of(browser) == []
+
+
+BOXES = """Object.fromEntries(%s.map((css) => [css, [...document.querySelectorAll(css)]
+    .map((one) => one.getBoundingClientRect().toJSON())]))"""
+BEHIND_SUBJECT = """[...document.querySelectorAll("[data-row]")].filter((one) => one.lastChild.data === "%s")
+    .flatMap((one) => [...one.closest("th").querySelectorAll(".row-note, .row-text")].map((one) => one.textContent))"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_mail_takes_one_line_and_the_first_is_near_the_top(
+    browser: Browser, samples: Samples, scheme: str
+):
+    browser.emulate_scheme(scheme)
+    shown = ["[data-key]", ".tabs a", ".states", ".inbox", ".beside label", ".beside input"]
+    for width, height, top, rows in ((1440, 900, 180, 16), (390, 844, 300, 7)):
+        browser.set_width(width, height)
+        browser.open(samples.url("/"))
+        boxes = browser.evaluate(BOXES % shown)
+        mails, tabs, legend, buttons, labels, fields = (boxes[css] for css in shown)
+        assert mails[0]["top"] <= top
+        assert (height - mails[0]["top"]) // max(one["height"] for one in mails) >= rows
+        assert legend[0]["top"] < tabs[0]["bottom"]
+        assert width < 400 or abs(buttons[0]["bottom"] - tabs[0]["bottom"]) < 6
+        beside = zip(labels[:2], fields, strict=True)
+        assert all(one["right"] < two["left"] and one["top"] < two["bottom"] for one, two in beside)
+        assert browser.evaluate("document.documentElement.scrollWidth") == width
+        assert axe(browser) == []
+
+
+def test_a_line_of_the_list_has_what_matters(browser: Browser, samples: Samples):
+    sender = f"{'long.' * 12}app@outside.example"
+    samples.send(sender, ["nobody@strict.example"], "Abroad", "Please pay.")
+    waits = "captured: the sender's mailbox is outside, the report waits here"
+    for width in (1440, 390):
+        browser.set_width(width)
+        browser.open(samples.url("/"))
+        assert browser.evaluate(BEHIND_SUBJECT % "Undeliverable: Abroad") == [waits]
+        assert browser.evaluate(BEHIND_SUBJECT % "Abroad") == ["550 5.1.1 no such user"]
+        boxes = browser.evaluate(BOXES % ["tr:has(.row-note) .row-state", "tr .row-note"])
+        lines = zip(*boxes.values(), strict=True)
+        assert {note["top"] > state["bottom"] - 5 for note, state in lines} == {width == 390}
+        cut = f"[...document.querySelector('[title=\"{sender}\"]').children]"
+        sizes = f"{cut}.map((one) => one.scrollWidth > one.clientWidth)"
+        assert width == 390 or browser.evaluate(sizes) == [True, False]
+    browser.open(samples.url("Undeliverable: Abroad"))
+    browser.wait_for("#answer", waits.capitalize())
+
+
+def test_wide_windows_are_used_evenly(browser: Browser, samples: Samples):
+    browser.set_width(1440)
+    for place in ("/clock", "/compose"):
+        browser.open(samples.url(place))
+        [main] = browser.evaluate(BOXES % ["main"])["main"]
+        assert main["left"] == 1440 - main["right"] > 200
+    browser.open(samples.url("/help"))
+    assert browser.evaluate(BOXES % ["main h2"])["main h2"][1]["left"] > 720
 
 
 def test_axe_is_installed():

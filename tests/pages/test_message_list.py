@@ -226,6 +226,12 @@ def test_a_hidden_page_gives_its_connection_back(browser: Browser, relay: DevPro
     browser.wait_for("a", "later")
 
 
+def test_captured_mail_waits_for_nobody(browser: Browser, relay: DevProcess) -> None:
+    send(relay, *"1234", recipient="ann@customer.example")
+    browser.open(f"{relay.ready['pages']}queue")
+    browser.wait_for("p", "4 captured messages wait for nobody.")
+
+
 def test_tags_are_set_on_the_page_of_a_message_and_found_in_the_list(
     browser: Browser, relay: DevProcess
 ) -> None:

@@ -21,7 +21,7 @@ from relay.front_door.pages.content import one_line
 from relay.store.journeys import details
 from relay.store.journeys.document import Journey, JourneyStep, Recipient, details_in
 from relay.store.journeys.events import Step
-from relay.store.journeys.wording import REASONS, WAITS_FOR, client_line, describe, hop_words
+from relay.store.journeys.wording import WAITS_FOR, client_line, describe, hop_words
 
 _TO = "\N{EN DASH}"  # between the first and the last number
 _EVENTS_MAX = 50  # events of one step: the newest
@@ -82,7 +82,7 @@ class ShownStep(Struct, frozen=True):
 
 
 class ShownRecipient(Struct, frozen=True):
-    """A recipient, and its state as a part of a sentence."""
+    """A recipient, and what follows on the meaning of its state: the next host."""
 
     facts: Recipient
     text: str
@@ -343,23 +343,10 @@ def _importance(state: str) -> int:
     return 2 if state in _ENDED_WELL else 1
 
 
-_ENDS = {
-    "delivered": "is in the mailbox here",
-    "relayed": "was accepted by the next host",
-    "failed": "got no copy",
-    "expired": "was given up after the last attempt",
-    "cancelled": "was cancelled by an operator",
-    "discarded": "was discarded by a rule",
-    "redirected": "was redirected",
-    "expanded": "was replaced by other addresses",
-}
-
-
 def _recipient(recipient: Recipient) -> ShownRecipient:
-    state = recipient.state
-    text = REASONS.get(state) or _ENDS.get(state) or f"is {state}"
-    if state == "relayed" and recipient.attempts and recipient.attempts[-1].host:
-        text = f"was accepted by {recipient.attempts[-1].host}"
-    if (hop := recipient.next_hop) and state in ("queued", "deferred"):
-        text += f", by {hop_words(hop)}"
+    text = ""
+    if recipient.state == "relayed" and recipient.attempts and recipient.attempts[-1].host:
+        text = f": {recipient.attempts[-1].host}"
+    if (hop := recipient.next_hop) and recipient.state in ("queued", "deferred"):
+        text = f"; goes to {hop_words(hop)}"
     return ShownRecipient(recipient, text)

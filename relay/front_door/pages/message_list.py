@@ -43,6 +43,7 @@ from relay.store.journeys.message_list import (
     MessageSummary,
     parse_position,
 )
+from relay.store.journeys.sentences import REPORT_WAITS
 from relay.transport.refusals.refusal import PAGE_MAX, is_cursor
 
 ROWS = 50
@@ -305,10 +306,17 @@ def _row(row: MessageSummary, facts: RowFacts, tags: Sequence[str]) -> SimpleNam
         to_name=one_line(preview.to_name),
         more=max(0, row.recipient_count - is_sent_to),
         subject=one_line(row.subject),
-        reply="" if row.state in _WITHOUT_REPLY else row.reply,
+        note=_note(row),
         next=None if next_us is None else rfc3339(next_us),
         tags=tags,
     )
+
+
+def _note(row: MessageSummary) -> str:
+    """Return the last reply while it matters, and why Relay's own report is captured."""
+    if row.state != RecipientState.CAPTURED or row.sender or row.client or row.submission_id:
+        return "" if row.state in _WITHOUT_REPLY else row.reply
+    return f"{row.state}: {REPORT_WAITS}"
 
 
 def _tabs(view: ListView, total: int, counts: Mapping[str, int]) -> list[dict[str, Any]]:

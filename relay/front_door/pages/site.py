@@ -60,6 +60,7 @@ _VERSION_DIGITS = 12
 
 # Without a full stop at the end of a sentence.
 _ADDRESS = re.compile(r"(?<![^\s<>()\",;:@])([^\s<>()\",;:@]*+)@([\w.-]*\w)")
+_UNCUT_MAX = 3  # characters of a local part
 CLOCK_STEPS = {"10m": "10 min", "1h": "1 h", "1d": "1 d"}
 NEXT_RETRY = "next"
 
@@ -269,7 +270,12 @@ def _environment() -> jinja2.Environment:
         "left_until": lambda at, now: time_left((time_us_of(at) - time_us_of(now)) / 1e6),
         "link_problems": LINK_PROBLEMS,
     }
-    environment.filters |= {"addresses": _addresses, "one_line": one_line, "text": html_to_text}
+    environment.filters |= {
+        "addresses": _addresses,
+        "cut_address": _cut_address,
+        "one_line": one_line,
+        "text": html_to_text,
+    }
     return environment
 
 
@@ -284,6 +290,22 @@ def _addresses(text: str) -> str:
     for place in range(1, len(pieces), 3):
         pieces[place : place + 2] = [_address(*pieces[place : place + 2]), ""]
     return Markup("").join(pieces)
+
+
+def _cut_address(address: str, name: str = "") -> str:
+    """Return an address in two parts: where it is too long, the style sheet cuts the first one.
+
+    A title has the name and the whole address, with A-labels.
+    """
+    whole = ascii_address(address)
+    shown = shown_address(whole)
+    local_part, at, domain = shown.rpartition("@")
+    if not at:
+        return address
+    parts = (local_part, f"@{domain}") if len(local_part) > _UNCUT_MAX else (shown,)
+    spans = Markup("").join(Markup("<span>{}</span>").format(part) for part in parts)
+    title = f"{name} <{whole}>" if name else whole
+    return Markup('<span class="address cut" title="{}">{}</span>').format(title, spans)
 
 
 def _address(local_part: str, domain: str) -> str:

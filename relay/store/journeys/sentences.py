@@ -25,6 +25,8 @@ from relay.store.journeys.document import (
 )
 from relay.store.journeys.events import Step
 
+# Of a report that is captured, as other mail for its recipient.
+REPORT_WAITS = "the sender's mailbox is outside, the report waits here"
 _SENTENCES_MAX = 3
 _NAMED_MAX = 2
 _REPORTED_MAX = 100  # addresses in an event of step 7
@@ -226,7 +228,7 @@ class _Writer(Struct, frozen=True):
             case "held":
                 yield from self._held(head, recipient)
             case "captured":
-                yield from _captured(head, recipient, is_one=is_one)
+                yield from self._captured(head, recipient, is_one=is_one)
             case "scheduled":
                 yield f"{head}: it is sent at the time that the sender chose, "
                 yield SentenceTime(recipient.next_attempt or "", counts_down=True)
@@ -247,6 +249,19 @@ class _Writer(Struct, frozen=True):
                 yield f"{head}{_because(recipient, ' by ')}."
             case _:
                 yield f"{head}{_successors(recipient)}{_because(recipient)}."
+
+    def _captured(self, head: str, recipient: Recipient, *, is_one: bool) -> Iterator[Part]:
+        place, where, removed = "relay", "it is kept in the queue", "It is removed"
+        if any(tried.outcome == "captured" for tried in recipient.attempts):
+            whose = recipient.address if is_one else "each of them"
+            place, where = "machine", f"a copy is in the Inbox of {whose}"
+            removed = "The copy is removed with the message" if is_one else "All are removed"
+        stays = REPORT_WAITS if self.journey.is_report else f"it has not left this {place}"
+        yield f"{head}: {stays}; {where}."
+        if recipient.expires:
+            yield f" {removed} "
+            yield SentenceTime(recipient.expires)
+            yield "."
 
     def _waits(self) -> str:
         """Return the reply because of which pickup waits, "" for none."""
@@ -333,20 +348,6 @@ def _times(recipient: Recipient) -> Iterator[Part]:
         yield f" ({number} times since "
         yield SentenceTime(tried[first].at)
         yield ")"
-
-
-def _captured(head: str, recipient: Recipient, *, is_one: bool) -> Iterator[Part]:
-    if any(tried.outcome == "captured" for tried in recipient.attempts):
-        whose = recipient.address if is_one else "each of them"
-        yield f"{head}: it has not left this machine; a copy is in the Inbox of {whose}."
-        removed = "The copy is removed with the message" if is_one else "All are removed"
-    else:
-        yield f"{head}: it has not left this relay; it is kept in the queue."
-        removed = "It is removed"
-    if recipient.expires:
-        yield f" {removed} "
-        yield SentenceTime(recipient.expires)
-        yield "."
 
 
 def _end(recipient: Recipient, before: str) -> Iterator[Part]:

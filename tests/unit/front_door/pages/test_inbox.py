@@ -56,7 +56,7 @@ def link(page: str, rel: str) -> str:
 
 @each_row("to", ["bob@example.test", "ann@customer.test", "gone+550@customer.test"])
 async def test_a_row_shows_name_paperclip_size_and_a_line_of_text(pages, to):
-    """Delivered, captured, and bounced: then only the report has the content."""
+    """Delivered, captured, and bounced: then the reply takes the place of the text."""
     attached = mail(
         f"Order {to}", "Hello Joe,\n\nit has left.\n", to=to, From="Shop \u00e9 <s@x.test>"
     )
@@ -66,11 +66,11 @@ async def test_a_row_shows_name_paperclip_size_and_a_line_of_text(pages, to):
     keys = keys_by_subject(page)
     shown = rows(page)
     order, other = shown[keys[f"Order {to}"]], shown[keys[f"Plain {to}"]]
-    assert "Shop \u00e9 alice@example.test" in order
+    assert f"Shop \u00e9 {to}" in order
     assert "Order" in order
-    assert "Hello Joe, it has left." in order
+    assert ("550 5.1.1" if "+550" in to else "Hello Joe, it has left.") in order
+    assert ("550 5.1.1" if "+550" in to else "At noon?") in other
     assert re.search(r"\d+ Bytes$|\d\.\d kB$", order)
-    assert "At noon?" in other
     source = {one[1]: one[0] for one in ROW.finditer(page)}
     assert 'aria-label="with attachments"' in source[keys[f"Order {to}"]]
     assert "with attachments" not in source[keys[f"Plain {to}"]]
@@ -79,15 +79,15 @@ async def test_a_row_shows_name_paperclip_size_and_a_line_of_text(pages, to):
 @each_row(
     "to, envelope, shown",
     [
-        ("Bob <BOB@example.test>", ["bob@example.test"], "Bob BOB@example.test"),
-        ("Bob <bob@example.test>", ["bob@example.test", "c@x.test"], "Bob bob@example.test +1"),
-        ("Team <team@x.test>", ["bob@example.test"], "Team team@x.test +1"),
+        ("Bob <BOB@example.test>", ["bob@example.test"], "BOB@example.test"),
+        ("Bob <bob@example.test>", ["bob@example.test", "c@x.test"], "bob@example.test +1"),
+        ("Team <team@x.test>", ["bob@example.test"], "team@x.test +1"),
         ("undisclosed-recipients:;", ["bob@example.test"], "bob@example.test"),
     ],
 )
 async def test_a_row_names_who_the_header_says_and_counts_the_others(pages, to, envelope, shown):
     await submit(pages, (envelope, f"To: {to}\r\nSubject: s\r\n\r\nx".encode()))
-    found = re.search(r'data-label="Recipients">(.*?)</td>', await pages.text("/"))
+    found = re.search(r'class="row-to">(.*?)</td>', await pages.text("/"))
     assert found
     assert plain(found[1]) == shown
 
@@ -114,8 +114,8 @@ def test_a_preview_reads_the_beginning_of_a_large_message():
 async def test_all_that_match_are_deleted_but_not_what_arrives_after_the_question(pages):
     await send(pages, *(mail(f"Invoice {number}") for number in range(60)), mail("Other"))
     page = await pages.text("/?q=invoice")
-    assert "All that match" in page
-    assert "All 61 that match" in await pages.text("/")
+    assert "All<span> that match" in page
+    assert "All 61<span> that match" in await pages.text("/")
     asked = await pages.get("/messages?action=delete&q=invoice")
     assert "Delete 60 messages?" in asked.text
     assert "And 40 more." in asked.text

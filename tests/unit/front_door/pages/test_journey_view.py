@@ -122,7 +122,7 @@ def test_a_deferred_recipient_says_when_the_next_attempt_is(relay):
     assert "TLSv1.3, TLS_" in connection
     assert ", certificate not verified, configuration: opportunistic" in connection
     assert view.recipients[0].facts.address == "joe@slow.test"
-    assert "by the mail hosts (MX) of slow.test" in view.recipients[0].text
+    assert "goes to the mail hosts (MX) of slow.test" in view.recipients[0].text
 
 
 @each_row(

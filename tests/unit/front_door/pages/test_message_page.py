@@ -176,7 +176,7 @@ def test_the_queue_lists_what_waits(relay, deferred):
     page = get(relay, "queue")
     assert page.status == 200
     assert "Waiting 2" in page.links
-    assert page.links["1 captured"].endswith("queue?state=captured")
+    assert page.links["1 captured message"].endswith("queue?state=captured")
     assert "joe@elsewhere.example" not in page.text
     assert "joe@elsewhere.example" in get(relay, "queue?state=all").text
     assert page.links["Deferred 2"].endswith("queue?state=deferred")

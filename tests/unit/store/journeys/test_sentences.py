@@ -133,6 +133,14 @@ def test_each_state_has_a_plain_sentence(state, facts, text):
     assert sentences(recipient(state, **facts)) == [text]
 
 
+def test_a_captured_report_says_whom_it_waits_for():
+    about = [{"step": 5, "detail": {"about": "q0"}}]
+    (text,) = sentences(recipient("captured", attempts=COPY), steps=about)
+    assert text.startswith(
+        "Captured: the sender's mailbox is outside, the report waits here; a copy is in the Inbox of"
+    )
+
+
 def test_a_submission_before_step_4():
     scheduled = recipient("scheduled", next_attempt="2026-11-23T08:00:00.000000Z")
     assert sentences(scheduled, id=None) == [
