@@ -12,6 +12,8 @@ import shutil
 import socket
 import ssl
 import subprocess
+import time
+from typing import Any
 
 import httpx
 import pytest
@@ -28,6 +30,13 @@ from tests.support.dev_process import PORTS, DevProcess, run_dev
 pytestmark = pytest.mark.skipif(not find_dovecot().pop3, reason=find_dovecot().why_not("pop3"))
 FREE = [*PORTS, "--imap=127.0.0.1:0", "--pop3=127.0.0.1:0"]
 QUIET = ("--no-demo", "--no-rules")  # rules ask a process of the Python of root
+SPECIAL_USE = {
+    r"\Drafts": "drafts",
+    r"\Sent": "sentitems",
+    r"\Junk": "junkemail",
+    r"\Trash": "deleteditems",
+    r"\Archive": "archive",
+}
 TOKEN = "a-token-of-a-good-length"
 
 
@@ -102,6 +111,68 @@ def test_each_port_opens_the_mailbox_of_a_captured_recipient(relay: DevProcess) 
     for name in MAIL:
         assert f"{name}://{relay.ready[name][0]}" in relay.log
         assert f"{name}://{relay.ready[name][0]}" in relay.get("/help").text
+
+
+def test_imap_and_graph_agree(relay: DevProcess) -> None:
+    who = "cat@customer.example"
+    for subject in ("one", "two", "three"):
+        relay.send_captured(who, f"Subject: {subject}\r\n\r\nx\r\n".encode())
+
+    def graph(path: str, method: str = "GET", body: object = None) -> Any:
+        answer = relay.graph(method, f"/users/{who}/{path}", body)
+        assert answer.status in (200, 201), answer.body
+        return answer.json()
+
+    def subjects(folder: str) -> list[str]:
+        messages = graph(f"mailFolders/{folder}/messages?$select=subject")["value"]
+        return sorted(message["subject"] for message in messages)
+
+    def number(subject: str) -> str:
+        return session.search(None, "SUBJECT", subject)[1][0].decode()
+
+    with by_imap(relay, f'"{who}"') as session:
+        special = {word: line.split()[-1] for line in session.list()[1] for word in line.split()}
+        for use, folder in SPECIAL_USE.items():
+            content = f"Subject: {folder}\r\n\r\nx\r\n".encode()
+            name = special[use.encode() + b")"].decode()
+            assert session.append(name, r"(\Draft \Seen)", None, content)[0] == "OK"
+            assert subjects(folder) == [folder]
+        session.select("INBOX")
+        session.store(number("one"), "+FLAGS", r"(\Seen \Flagged \Answered)")
+        session.copy(number("two"), "Archive")
+        session._simple_command("MOVE", number("three"), "Trash")
+        assert session.create("Projects")[0] == "OK"
+        graph("mailFolders", "POST", {"displayName": "Invoices"})
+        [one, two] = graph("mailFolders/inbox/messages?$orderby=subject")["value"]
+        assert (one["isRead"], one["flag"]["flagStatus"]) == (True, "flagged")
+        assert two["isRead"] is False
+        assert subjects("archive") == ["archive", "two"]
+        assert subjects("deleteditems") == ["deleteditems", "three"]
+        folders = {folder["displayName"] for folder in graph("mailFolders?$top=50")["value"]}
+        assert {"Projects", "Invoices"} <= folders
+        assert any(line.endswith(b"Invoices") for line in session.list()[1])
+        change = {"isRead": True, "flag": {"flagStatus": "notFlagged"}}
+        graph(f"messages/{one['id']}", "PATCH", change)
+        graph(f"messages/{two['id']}", "PATCH", change)
+        session.noop()
+        for subject, flags in (("one", {b"\\Seen", b"\\Answered"}), ("two", {b"\\Seen"})):
+            fetched = session.fetch(number(subject), "(FLAGS)")[1][-1]
+            assert {*imaplib.ParseFlags(fetched)} - {b"\\Recent"} == flags
+        session.store(number("one"), "+FLAGS", r"(\Deleted)")
+        session.expunge()
+        assert subjects("inbox") == ["two"]
+        session.send(b"x IDLE\r\n")
+        assert session.readline().startswith(b"+")
+        relay.send_captured(who, b"Subject: four\r\n\r\nx\r\n")
+        delivered_s = time.monotonic()
+        while not session.readline().endswith(b"EXISTS\r\n"):
+            pass
+        assert (
+            time.monotonic() - delivered_s < 10
+        )  # half a second, if the machine has nothing else to do
+        session.send(b"DONE\r\n")
+        while not session.readline().startswith(b"x OK"):
+            pass
 
 
 def test_a_reset_ends_sessions_and_the_mailbox_is_empty(relay: DevProcess) -> None:

@@ -32,7 +32,6 @@ _IDLE_S = 1800.0
 _END_S = 2.0  # from the end of its input until the child is killed
 _MEMORY_BYTES = 512 << 20
 _READ_BYTES = 65536
-_ERROR_MAX = 1000
 
 Dialogue = ImapLogin | Pop3Login
 
@@ -145,10 +144,10 @@ async def _copy(
 
 async def _first_error(stderr: asyncio.StreamReader) -> str:
     first = ""
-    while octets := await stderr.read(_READ_BYTES):
-        lines = octets.decode(errors="replace").splitlines()
-        first = first or next((line for line in lines if ": Info: " not in line), "")
-    return first[:_ERROR_MAX]
+    with suppress(ValueError):  # a line without an end
+        async for line in stderr:
+            first = first or ("" if b": Info: " in line else line.decode(errors="replace").strip())
+    return first
 
 
 async def _end(child: Process, said: TaskSet) -> None:
