@@ -577,6 +577,7 @@ class Handlers:
                 preview=previews.get(row.name, NO_PREVIEW),
                 shows_text=mailbox is None or row.name in unread or row.name in sent,
                 is_received=row.name in unread,
+                is_removed=mailbox is None and row.name not in unread and copies.has_copies(row),
             )
             for row in rows
         }

@@ -88,6 +88,11 @@ class MessageCopies:
                 by_name[name] = by_name.get(name, False) or not is_read
         return by_name
 
+    def has_copies(self, row: MessageSummary) -> bool:
+        """Whether delivery has put copies of a message into mailboxes."""
+        is_done = row.state in (RecipientState.CAPTURED, RecipientState.DELIVERED)
+        return is_done and bool(row.id and self.places(row.id, row.recipients))
+
     async def sent_from(self, rows: Sequence[MessageSummary], mailbox: str) -> Collection[str]:
         """Return the names of the messages whose sender's copy is in a mailbox."""
         names = {row.submission_id.partition(".")[0]: row.name for row in rows if row.submission_id}
@@ -285,6 +290,7 @@ class RowFacts(Struct, frozen=True):
 
     is_received: bool  # a copy can be marked as read or unread
     is_unread: bool  # one of these copies is unread
+    is_removed: bool  # another program has removed what delivery has put into mailboxes
     preview: MessagePreview
     shows_text: bool  # of the preview
 

@@ -59,6 +59,7 @@ _NO_MESSAGES = 'id="no-messages"'
 _UNREAD_ROW = ' class="unread"'
 _EVERYTHING = MessageSearch()
 # The last reply is shown only while a message has not reached its destination.
+_REMOVED = "removed by a mail program; the queue's copy stays"
 _WITHOUT_REPLY = (RecipientState.DELIVERED, RecipientState.RELAYED, RecipientState.CAPTURED)
 # States with a tab; others can be searched: state:expired.
 _TABS: Sequence[str] = (
@@ -306,7 +307,7 @@ def _row(row: MessageSummary, facts: RowFacts, tags: Sequence[str]) -> SimpleNam
         to_name=one_line(preview.to_name),
         more=max(0, row.recipient_count - is_sent_to),
         subject=one_line(row.subject),
-        note=_note(row),
+        note=_REMOVED if facts.is_removed else _note(row),
         next=None if next_us is None else rfc3339(next_us),
         tags=tags,
     )
