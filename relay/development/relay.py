@@ -163,7 +163,6 @@ class DevelopmentRelay:
             open_mailbox=base.store.open_mailbox,
             run=settings.run_dir,
             max_message_size=max(listener.max_message_size for listener in settings.smtp),
-            clock=self.clock,
         )
 
     def _compose(self) -> Daemon:

@@ -21,9 +21,7 @@ _PLACES = words_in(
     " /usr/local/opt/dovecot/libexec/dovecot"
 )
 _PROCESS_S = 10.0
-# The kernel kills the child with the relay. A file that gets too large is an error of the command
-# that writes it, not the end of the child, although uvloop restores all signals.
-_LAUNCHER = words_in("env --ignore-signal=XFSZ setpriv --pdeathsig KILL")
+_MEMORY_BYTES = 512 << 20
 
 
 class Dovecot(Struct, frozen=True):
@@ -39,11 +37,6 @@ class Dovecot(Struct, frozen=True):
         if not getattr(self, protocol):
             return f"Dovecot's {protocol} program is not installed: package dovecot-{protocol}d"
         return self.fault
-
-    def configuration(self, run: Path) -> str:
-        """Return the configuration of all sessions; `run` is the run directory."""
-        text = Path(__file__).with_name(f"dovecot-{self.version}.conf").read_text()
-        return text.replace("RUN_DIRECTORY", str(run))
 
 
 @cache
@@ -65,9 +58,16 @@ def find_dovecot() -> Dovecot:
 
 
 @cache
-def launcher() -> tuple[str, ...]:
-    """Return the command that starts a program, as far as this system has it. Blocks."""
-    return tuple(_LAUNCHER) if _output([*_LAUNCHER, "echo", "yes"]) else ()
+def launcher(file_bytes: int) -> tuple[str, ...]:
+    """Return the command that starts a program within limits; () if the system has none. Blocks.
+
+    The kernel kills the process with the thread that started it. A file of more than `file_bytes`
+    is an error of the command that writes it, not the end of the process: uvloop would let the
+    signal end it.
+    """
+    limits = f"prlimit --as={_MEMORY_BYTES} --fsize={file_bytes}"
+    command = words_in(f"env --ignore-signal=XFSZ {limits} setpriv --pdeathsig KILL")
+    return command if _output([*command, "echo", "yes"]) else ()
 
 
 def _output(command: list[str]) -> str:

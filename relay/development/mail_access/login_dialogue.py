@@ -30,6 +30,7 @@ class LoginDialogue:
         UnicodeDecodeError.
         """
         try:
+            await self.writer.drain()
             line = await self.reader.readuntil(b"\n")
         except asyncio.LimitOverrunError:
             raise SessionOverError(f"A line is longer than {LINE_BYTES_MAX} octets") from None

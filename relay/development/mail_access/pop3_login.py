@@ -7,7 +7,6 @@ from relay.base.phrases import words_in
 from relay.development.mail_access.login_dialogue import LoginDialogue
 
 _CAPABILITIES = words_in("USER TOP UIDL PIPELINING RESP-CODES AUTH-RESP-CODE")
-_CODES = {"AUTHENTICATIONFAILED": "AUTH"}  # of RFC 5530, and of RFC 3206
 
 
 class Pop3Login(LoginDialogue):
@@ -42,4 +41,4 @@ class Pop3Login(LoginDialogue):
     def refuse(self, code: str, text: str) -> None:
         """Reply that it is not logged in; `code` is one of RFC 5530."""
         self._user = ""
-        self.say(f"-ERR [{_CODES.get(code, 'SYS/TEMP')}] {text}")
+        self.say(f"-ERR [{'AUTH' if code == 'AUTHENTICATIONFAILED' else 'SYS/TEMP'}] {text}")

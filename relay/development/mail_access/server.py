@@ -10,7 +10,6 @@ from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
 
-from relay.base.clock import Clock
 from relay.base.files import replace_file
 from relay.base.observe.logs import get_logger
 from relay.base.task_set import TaskSet
@@ -39,7 +38,6 @@ class MailAccess:
     open_mailbox: Callable[[str], Awaitable[Path]]  # of an address; makes it with its folders
     run: Path  # the run directory
     max_message_size: int
-    clock: Clock
 
     def __post_init__(self) -> None:
         self._configuration = self.run / "dovecot-session.conf"
@@ -51,7 +49,8 @@ class MailAccess:
         self, protocol: str, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None
     ) -> None:
         """Accept connections by "imap" or "pop3"; `tls` is from the first octet. Raises OSError."""
-        text = self.dovecot.configuration(self.run)
+        text = Path(__file__).with_name(f"dovecot-{self.dovecot.version}.conf").read_text()
+        text = text.replace("RUN_DIRECTORY", str(self.run))
         replace_file(self._configuration, text.encode(), mode=0o600)
         for sock in sockets:
             server = await asyncio.start_server(
@@ -104,22 +103,21 @@ class MailAccess:
 
     async def _serve(self, dialogue: Dialogue, address: str) -> None:
         program = self.dovecot.imap if isinstance(dialogue, ImapLogin) else self.dovecot.pop3
-        is_ready = False
+        file_bytes, is_ready = self.max_message_size + _BEYOND_MESSAGE_BYTES, False
         try:
             is_ready, error = await serve(
                 dialogue,
-                [*launcher(), program, "-c", str(self._configuration)],
-                await self.open_mailbox(address),
+                [*launcher(file_bytes), program, "-c", str(self._configuration)],
+                mailbox=await self.open_mailbox(address),
                 user=address,
-                began_s=self.clock.file_time_us() // 1_000_000,
-                file_bytes=self.max_message_size + _BEYOND_MESSAGE_BYTES,
             )
         except (StoreError, OSError) as failure:
             error = str(failure)
         if not is_ready:
             dialogue.refuse("UNAVAILABLE", "The mailbox cannot be opened now")
         if error or not is_ready:
-            _log.warning("session of a mail program", user=address, error=error)
+            reason = error or "no greeting"
+            _log.warning("session of a mail program", user=address, error=reason)
 
 
 def _has_sent(writer: asyncio.StreamWriter) -> bool:
@@ -131,5 +129,6 @@ def _has_sent(writer: asyncio.StreamWriter) -> bool:
         return False
     descriptor = os.dup(writer.get_extra_info("socket").fileno())
     with socket.socket(fileno=descriptor) as connection, suppress(BlockingIOError):
+        connection.setblocking(False)  # else it may have a default time-out
         return connection.recv(1, socket.MSG_PEEK) != b""
     return False

@@ -6,7 +6,7 @@ its input ends, or is killed.
 
 import asyncio
 import math
-import sys
+import socket
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,16 +21,12 @@ from relay.development.mail_access.pop3_login import Pop3Login
 from relay.store.mailbox.maildir import remove
 from relay.transport.ingress.session_owner import CheckLogin
 
-if sys.platform == "linux":
-    import resource
-
 _LOGIN_S = 30.0
 _FAILURES_MAX = 3
 _FAILURE_DELAY_S = 1.0  # multiplied by the number of failures, as by SMTP
 _GREETING_S = 10.0
 _IDLE_S = 1800.0
 _END_S = 2.0  # from the end of its input until the child is killed
-_MEMORY_BYTES = 512 << 20
 _READ_BYTES = 65536
 
 Dialogue = ImapLogin | Pop3Login
@@ -55,9 +51,8 @@ async def log_in(dialogue: Dialogue, check_login: CheckLogin, *, ip: str) -> str
                 except LoginDelayedError as delayed:
                     code, wait_s = "UNAVAILABLE", math.ceil(delayed.retry_after_s)
                     refusal = f"{delayed}, try again in {wait_s} s"
-                if code != "UNAVAILABLE":
-                    failures += 1
-                    await asyncio.sleep(failures * _FAILURE_DELAY_S)  # real time: a client
+                failures += 1
+                await asyncio.sleep(failures * _FAILURE_DELAY_S)  # real time: a client
                 dialogue.refuse(code, refusal)
                 if failures == _FAILURES_MAX:
                     raise SessionOverError("Too many failed logins")  # noqa: TRY301 - as others
@@ -73,18 +68,11 @@ async def log_in(dialogue: Dialogue, check_login: CheckLogin, *, ip: str) -> str
 
 
 async def serve(
-    dialogue: Dialogue,
-    command: Sequence[str],
-    mailbox: Path,
-    *,
-    user: str,
-    began_s: int,
-    file_bytes: int,
+    dialogue: Dialogue, command: Sequence[str], *, mailbox: Path, user: str
 ) -> tuple[bool, str]:
-    """Start the child process, now at `began_s`, and serve a client that has given its login.
+    """Start the child process, and serve a client that has given its login.
 
-    Return whether the child was ready, and its first error, "" for none. It writes no file of more
-    than `file_bytes`. Raises OSError.
+    Return whether the child was ready, and its first error, "" for none. Raises OSError.
     """
     child = await asyncio.create_subprocess_exec(
         *command,
@@ -99,7 +87,6 @@ async def serve(
     said, is_ready = TaskSet(), False
     errors = said.start(_first_error(child.stderr))
     try:
-        _limit(child.pid, file_bytes)
         child.stdin.write(dialogue.prompt)
         with suppress(TimeoutError, ValueError):  # ValueError: a line without an end
             async with asyncio.timeout(_GREETING_S):  # real time: a child process
@@ -116,16 +103,8 @@ async def serve(
     finally:
         child.stdin.close()
         await _end(child, said)
-    await asyncio.to_thread(_remove_unfinished, mailbox, child.pid, began_s)
+        await asyncio.to_thread(_remove_unfinished, mailbox, child.pid)
     return is_ready, printable(await errors)
-
-
-def _limit(pid: int, file_bytes: int) -> None:
-    if sys.platform == "linux":
-        sizes = {resource.RLIMIT_FSIZE: file_bytes, resource.RLIMIT_AS: _MEMORY_BYTES}
-        for kind, size in sizes.items():
-            with suppress(OSError, ValueError):  # a lower limit is in force, or it has ended
-                resource.prlimit(pid, kind, (size, size))
 
 
 async def _copy(
@@ -160,9 +139,9 @@ async def _end(child: Process, said: TaskSet) -> None:
     said.cancel()
 
 
-def _remove_unfinished(mailbox: Path, pid: int, began_s: int) -> None:
-    """Remove the files in tmp/ that a process has left in any folder since its start."""
-    for path in (*mailbox.glob(f"tmp/*P{pid}.*"), *mailbox.glob(f".*/tmp/*P{pid}.*")):
-        if (time := path.name.partition(".")[0]).isdecimal() and int(time) >= began_s:
-            with suppress(OSError):
-                remove(path)
+def _remove_unfinished(mailbox: Path, pid: int) -> None:
+    """Remove the files in tmp/ that a process of this machine has left in any folder."""
+    name = f"tmp/*P{pid}.{socket.gethostname()}"
+    for path in (*mailbox.glob(name), *mailbox.glob(f".*/{name}")):
+        with suppress(OSError):
+            remove(path)

@@ -33,10 +33,8 @@ async def served(mailbox: Path, script: str, sent: bytes) -> tuple[bytes, bool, 
     async with client() as (dialogue, reader, writer):
         writer.write(sent)
         writer.write_eof()
-        command = [*launcher(), "sh", "-c", script]
-        is_ready, error = await session.serve(
-            dialogue, command, mailbox, user="a@b.test", began_s=100, file_bytes=1000
-        )
+        command = [*launcher(1000), "sh", "-c", script]
+        is_ready, error = await session.serve(dialogue, command, mailbox=mailbox, user="a@b.test")
         dialogue.writer.close()
         return await reader.read(), is_ready, error
 
@@ -51,8 +49,8 @@ async def test_it_gets_the_octets_behind_the_login_and_only_its_own_environment(
 
 
 async def test_a_file_that_gets_too_large_is_its_error_and_is_removed(tmp_path: Path) -> None:
-    others = "99.M1P$$.x 100.M1P1$$.x 100.M1P$$"  # older, and of other processes
-    script = f"cd $HOME/.Sent/tmp; touch {others}; head -c 9999 /dev/zero >100.M1P$$.x; ls; cat"
+    others, here = "9.M1P$$.elsewhere 9.M1P1$$.$(hostname) 9.M1P$$", "9.M1P$$.$(hostname)"
+    script = f"cd $HOME/.Sent/tmp; touch {others}; head -c 9999 /dev/zero >{here}; ls; cat"
     said = await served(tmp_path, GREETING + script, b"")
     assert "File too large" in said[2]
     kept = set(said[0].decode().split("\n")[1:-1])
@@ -77,7 +75,5 @@ async def test_a_client_without_a_line_is_ended(
     async with client() as (dialogue, _, writer):
         writer.write(b"a")
         command = ["sh", "-c", f"{GREETING} cat"]
-        ready = await session.serve(
-            dialogue, command, tmp_path, user="a@b.test", began_s=0, file_bytes=1000
-        )
+        ready = await session.serve(dialogue, command, mailbox=tmp_path, user="a@b.test")
         assert ready == (True, "")

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from relay.base.clock import SystemClock
 from relay.base.socket_address import Address
 from relay.base.sockets import open_listener
 from relay.development.accounts import DevelopmentAccounts
@@ -42,7 +41,6 @@ async def listening(
         open_mailbox=nothing,
         run=folder,
         max_message_size=1,
-        clock=SystemClock(),
     )
     listener = open_listener(Address("127.0.0.1", 0), backlog=10)
     port = listener.address.port
