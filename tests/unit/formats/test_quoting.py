@@ -40,7 +40,6 @@ def fragment(html):
             '<div dir="rtl">a</div>',
         ),
         ("<style>p{}</style><script>x</script><iframe>y</iframe>a<!-- b -->c", "ac"),
-        ("<form action=x><input value=y><button>b</button></form>", "b"),
         (
             "<object>a<embed src=x></object><svg><script>x</script><a href=x>b</a></svg>",
             "a<a>b</a>",
@@ -54,7 +53,6 @@ def fragment(html):
             '<a href="https://x.test/?a=1&amp;b=2">x</a>',
         ),
         ('<a href="java&#115;cript:x">x</a>', "<a>x</a>"),
-        ('<a href=" java\tscript:x">x</a>', "<a>x</a>"),
         ('<a href="//x.test">x</a><a href="/x">y</a>', "<a>x</a><a>y</a>"),
         ('<a href="mailto:a@b.test">x</a>', '<a href="mailto:a@b.test">x</a>'),
         ('<img src="cid:a%40b" alt="\'&quot;">', '<img src="cid:a%40b" alt="&#x27;&quot;">'),
@@ -68,7 +66,6 @@ def fragment(html):
             '<p style="background:#fff">',
         ),
         (r'<p style="\70osition:fixed; pos/**/ition:fixed">', "<p>"),
-        ('<p style="display:none">x', '<p style="display:none">x'),
         ("<p title='\"><script>'>x", '<p title="&quot;&gt;&lt;script&gt;">x'),
         ('<p title="unclosed <b>x', ""),
         ("a\0<scr\0ipt>b", "a"),

@@ -192,13 +192,6 @@ to = ["a@example.test"]
             ),
         ),
         (
-            ONE + ALIAS.format("b@example.test"),
-            (
-                '5: alias[0].address: found "b@example.test", expected one of its own:'
-                " account[0].aliases[0] in line 3 has the same"
-            ),
-        ),
-        (
             ALIAS.format("c@example.test") * 2,
             (
                 '5: alias[1].address: found "c@example.test", expected one of its own:'
@@ -218,17 +211,6 @@ to = ["a@example.test"]
                 '3: alias[0].to[1]: found "bob", expected an address with its domain, such as'
                 " bob@example.org"
             ),
-        ),
-        (
-            '[[account]]\naddress = "c@example.test"\nforward_to = ["x@-.test"]\n',
-            (
-                '3: account[0].forward_to[0]: found "x@-.test", expected an address with its domain,'
-                " such as bob@example.org"
-            ),
-        ),
-        (
-            '[[alias]]\naddress = "c@example.test"\nto = []\n',
-            "3: alias[0].to: found [], expected an address or several",
         ),
         (
             '[[alias]]\naddress = "c@example.test"\n',
