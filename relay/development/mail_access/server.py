@@ -1,7 +1,6 @@
 """Accepts the connections of mail programs by IMAP and POP3, and ends their sessions."""
 
 import asyncio
-import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -9,9 +8,13 @@ from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
 
 from relay.base.files import replace_file
 from relay.base.observe.logs import get_logger
+from relay.base.sockets import Acceptor
 from relay.base.task_set import TaskSet
 from relay.development.mail_access.dovecot import Dovecot, launcher
 from relay.development.mail_access.imap_login import ImapLogin
@@ -28,6 +31,11 @@ _HANDSHAKE_S = 30.0
 _log = get_logger("development")
 
 
+class _Port(Struct, frozen=True):
+    dialogue: type[Dialogue]
+    tls: ssl.SSLContext | None
+
+
 @dataclass(eq=False, repr=False)
 class MailAccess:
     """IMAP and POP3 of a relay."""
@@ -41,26 +49,24 @@ class MailAccess:
 
     def __post_init__(self) -> None:
         self._configuration = self.run / "dovecot-session.conf"
-        self._servers: list[asyncio.Server] = []
+        self._acceptors: list[Acceptor] = []
         self._connecting, self._sessions = TaskSet(), TaskSet()  # without and with a login
         self._turn = asyncio.Lock()  # held while mailboxes are moved
 
     async def serve(
         self, protocol: str, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None
     ) -> None:
-        """Accept connections by "imap" or "pop3"; `tls` is from the first octet. Raises OSError."""
+        """Accept connections by "imap" or "pop3"; `tls` is from the first octet. Raises OSError.
+
+        The sockets stay the caller's.
+        """
         text = Path(__file__).with_name(f"dovecot-{self.dovecot.version}.conf").read_text()
         text = text.replace("RUN_DIRECTORY", str(self.run))
         replace_file(self._configuration, text.encode(), mode=0o600)
-        for sock in sockets:
-            server = await asyncio.start_server(
-                partial(self._accept, ImapLogin if protocol == "imap" else Pop3Login),
-                sock=sock,
-                ssl=tls,
-                ssl_handshake_timeout=_HANDSHAKE_S if tls else None,
-                limit=LINE_BYTES_MAX,
-            )
-            self._servers.append(server)
+        port = _Port(ImapLogin if protocol == "imap" else Pop3Login, tls)
+        acceptor = Acceptor(sockets, partial(self._take, port))
+        acceptor.accept(goes_on=True)
+        self._acceptors.append(acceptor)
 
     @asynccontextmanager
     async def emptied(self) -> AsyncIterator[None]:
@@ -71,26 +77,34 @@ class MailAccess:
 
     async def stop(self) -> None:
         """Accept no more, and end all sessions."""
-        for server in self._servers:
-            server.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
         await self._connecting.end()
         await self._sessions.end()
 
-    def _accept(
-        self, kind: type[Dialogue], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    def _take(self, port: _Port, connection: socket.socket, peer: Any) -> None:
+        with suppress(OSError):  # nothing has come
+            if port.tls is None and connection.recv(1, socket.MSG_PEEK):
+                connection.close()  # before the greeting, only web pages send something
+                return
         if len(self._connecting) >= _SESSIONS_MAX:
             next(iter(self._connecting)).cancel()
-        self._connecting.start(self._log_in(kind(reader, writer)))
+        self._connecting.start(self._log_in(port, connection, peer[0]))
 
-    async def _log_in(self, dialogue: Dialogue) -> None:
+    async def _log_in(self, port: _Port, connection: socket.socket, ip: str) -> None:
         """Make a session of a connection, if its client logs in."""
-        writer = dialogue.writer
+        loop, reader = asyncio.get_running_loop(), asyncio.StreamReader(limit=LINE_BYTES_MAX)
+        protocol = asyncio.StreamReaderProtocol(reader)
         with ExitStack() as undo, suppress(OSError):  # the client is gone
+            transport, _ = await loop.connect_accepted_socket(
+                lambda: protocol,
+                connection,
+                ssl=port.tls,
+                ssl_handshake_timeout=_HANDSHAKE_S if port.tls else None,
+            )
+            writer = asyncio.StreamWriter(transport, protocol, reader, loop)
             undo.callback(writer.close)
-            if _has_sent(writer):
-                return
-            ip = writer.get_extra_info("peername")[0]
+            dialogue = port.dialogue(reader, writer)
             if not (address := await log_in(dialogue, self.check_login, ip=ip)):
                 return
             async with self._turn:
@@ -118,17 +132,3 @@ class MailAccess:
         if error or not is_ready:
             reason = error or "no greeting"
             _log.warning("session of a mail program", user=address, error=reason)
-
-
-def _has_sent(writer: asyncio.StreamWriter) -> bool:
-    """Whether a client has sent something before the greeting, as a web page does.
-
-    Only the kernel has it: nothing was read yet. TLS has read what came before.
-    """
-    if writer.get_extra_info("sslcontext"):
-        return False
-    descriptor = os.dup(writer.get_extra_info("socket").fileno())
-    with socket.socket(fileno=descriptor) as connection, suppress(BlockingIOError):
-        connection.setblocking(False)  # else it may have a default time-out
-        return connection.recv(1, socket.MSG_PEEK) != b""
-    return False
