@@ -9,6 +9,7 @@ import os
 import poplib
 import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -26,6 +27,8 @@ from relay.operation.cli.errors import CommandError
 from relay.operation.cli.options import CommandContext
 from relay.testing import async_relay, running
 from tests.support.dev_process import PORTS, DevProcess, run_dev
+from tests.support.process_tree import tree
+from tests.support.relay_process import until
 
 pytestmark = pytest.mark.skipif(not find_dovecot().pop3, reason=find_dovecot().why_not("pop3"))
 FREE = [*PORTS, "--imap=127.0.0.1:0", "--pop3=127.0.0.1:0"]
@@ -228,6 +231,13 @@ def test_other_machines_reach_the_ports_with_tls_by_the_token(dev) -> None:
             by_imap(running, "ann@customer.example", "x", name)
         with by_imap(running, "ann@customer.example", TOKEN, name) as session:
             assert session.select("INBOX") == ("OK", [b"0"])
+    before = tree(running.process.pid).keys()
+    session = by_imap(running, "ann@customer.example", TOKEN, "imaps")
+    [child] = tree(running.process.pid).keys() - before
+    os.kill(child, signal.SIGSTOP)  # it reads no end of its input
+    running.kill()
+    until("the child's end, too", lambda: tree(1).get(child, ["Z"])[0] == "Z")
+    session.shutdown()
 
 
 def test_without_the_packages_it_says_which(monkeypatch, kit) -> None:
