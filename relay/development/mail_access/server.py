@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl
+from asyncio import to_thread
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import KW_ONLY, dataclass
@@ -121,7 +122,7 @@ class MailAccess:
         try:
             is_ready, error = await serve(
                 dialogue,
-                [*launcher(file_bytes), program, "-c", str(self._configuration)],
+                [*await to_thread(launcher, file_bytes), program, "-c", str(self._configuration)],
                 mailbox=await self.open_mailbox(address),
                 user=address,
             )
