@@ -36,17 +36,7 @@ from relay.formats.html_text import without_tags
 from relay.formats.read_mime import read_mime
 from relay.front_door.api.message_source import MessageSources, preview_of
 from relay.operation.app.foundation import Foundation
-from relay.store.journeys.message_list import (
-    FIELDS,
-    TAGS_MAX,
-    IndexFailedError,
-    MessagePreview,
-    MessageSummary,
-    SearchTerm,
-    TextAnswer,
-    TextSearch,
-    split_tags,
-)
+from relay.store.journeys import message_list
 from relay.store.journeys.spool_history import CONTENTS_MAX
 from relay.store.mailbox.errors import StoreError
 from relay.store.mailbox.index.content_index import CONTENT_BYTES_MAX, join_addresses
@@ -63,6 +53,7 @@ _WAIT_S = 5.0  # how long a search waits for messages accepted before it
 _QUERY_S = 10.0
 _STEPS_BETWEEN_CHECKS = 10_000
 _TRIGRAMS_MAX = 100  # trigrams of a term that are looked up
+_COLUMNS = ", ".join(message_list.FIELDS)
 _SCHEMA = f"""
     CREATE TABLE message (
         number      INTEGER PRIMARY KEY,  -- of its text
@@ -76,7 +67,7 @@ _SCHEMA = f"""
         UNIQUE (queue_id, copies)  -- is:unread reads all of them
     );
     CREATE VIRTUAL TABLE text USING fts5(
-        {", ".join(FIELDS)}, tokenize = 'trigram case_sensitive 1', detail = column, columnsize = 0
+        {_COLUMNS}, tokenize = 'trigram case_sensitive 1', detail = column, columnsize = 0
     );
     CREATE TABLE tag (
         queue_id TEXT NOT NULL, folded TEXT NOT NULL, name TEXT NOT NULL,
@@ -90,7 +81,8 @@ _INSERT = (
     "INSERT INTO message (queue_id, accepted_us, size_bytes, attachments, inline, copies, preview)"
     " VALUES (?, ?, ?, ?, ?, ?, ?)"
 )
-_INSERT_TEXT = f"INSERT INTO text (rowid, {', '.join(FIELDS)}) VALUES (?{', ?' * len(FIELDS)})"
+_VALUES = ", ?" * len(message_list.FIELDS)
+_INSERT_TEXT = f"INSERT INTO text (rowid, {_COLUMNS}) VALUES (?{_VALUES})"
 _REMOVE_TEXT = "DELETE FROM text WHERE rowid = (SELECT number FROM message WHERE queue_id = ?)"
 _ACCEPTED_IN = _FOUND.format("accepted_us / 1000000 IN (SELECT value FROM json_each(?))")
 _ALL = ("", 0)  # in `_restated`: any copy, as before the index existed
@@ -147,7 +139,7 @@ class SearchIndex:
             seen = self._base.changes.count
             try:
                 await self._catch_up()
-            except IndexFailedError:
+            except message_list.IndexFailedError:
                 return
             except SpoolError as error:
                 _log.warning("messages not indexed", error=str(error))
@@ -156,11 +148,11 @@ class SearchIndex:
 
     async def close(self) -> None:
         """Complete the current write, and close the file."""
-        with suppress(IndexFailedError):
+        with suppress(message_list.IndexFailedError):
             await self._do(self._end)
         self._thread.shutdown()
 
-    async def search(self, search: TextSearch) -> TextAnswer:
+    async def search(self, search: message_list.TextSearch) -> message_list.TextAnswer:
         """See TextIndex."""
         is_complete = False
         with suppress(TimeoutError):
@@ -173,7 +165,7 @@ class SearchIndex:
             rows = [
                 row for row in rows if row[1] in unread or not unread.isdisjoint(row[1].split())
             ]
-        return TextAnswer([queue_id for queue_id, _ in rows], is_complete)
+        return message_list.TextAnswer([queue_id for queue_id, _ in rows], is_complete)
 
     async def tags_of(self, queue_ids: Sequence[str]) -> Mapping[str, Sequence[str]]:
         """See TextIndex."""
@@ -246,12 +238,12 @@ class SearchIndex:
             self._restated |= restated
             raise
 
-    async def previews(self, queue_ids: Sequence[str]) -> Mapping[str, MessagePreview]:
+    async def previews(self, queue_ids: Sequence[str]) -> Mapping[str, message_list.MessagePreview]:
         """See TextIndex."""
         known = [queue_id for queue_id in queue_ids if queue_id in self._indexed]
         sql = f"SELECT queue_id, preview FROM message WHERE queue_id IN ({marks(known)})"
         rows = await self._do(partial(self._fetch, sql, known)) if known else ()
-        decode = partial(msgspec.json.decode, type=MessagePreview)
+        decode = partial(msgspec.json.decode, type=message_list.MessagePreview)
         return {queue_id: decode(preview) for queue_id, preview in rows if preview}
 
     async def flags(self, ids_by_mailbox: Mapping[str, Collection[str]]) -> Mapping[str, bool]:
@@ -311,7 +303,7 @@ class SearchIndex:
             self._untagged |= {facts[0]: tags for facts, _, tags, is_new in rows if is_new}
             await self._do(partial(self._write, rows))
 
-    async def _source(self, row: MessageSummary) -> Content:
+    async def _source(self, row: message_list.MessageSummary) -> Content:
         """Return the content of a message that is no longer in the queue."""
         with suppress(SpoolError, StoreError, OSError):  # without it, the spool's row is indexed
             return await self._sources.of_row(row) or b""
@@ -320,16 +312,16 @@ class SearchIndex:
     async def _do(self, operation: Callable[[], _T]) -> _T:
         """Run an operation in the thread that has the connection. Raises IndexFailedError."""
         if self._has_failed:
-            raise IndexFailedError(_FAILED)
+            raise message_list.IndexFailedError(_FAILED)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, operation)
         except apsw.InterruptError:
-            raise IndexFailedError("the search takes too long") from None
+            raise message_list.IndexFailedError("the search takes too long") from None
         except (apsw.Error, OSError) as error:
             self._has_failed = True
             _log.warning(_FAILED, error=str(error))
             await asyncio.get_running_loop().run_in_executor(self._thread, self._unlink)
-            raise IndexFailedError(_FAILED) from error
+            raise message_list.IndexFailedError(_FAILED) from error
 
     def _open(self) -> apsw.Connection:
         if self._connection is not None:
@@ -356,7 +348,7 @@ class SearchIndex:
     def _fetch(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         return self._open().execute(sql, values).fetchall()
 
-    def _query(self, search: TextSearch) -> list[tuple[str, str]]:
+    def _query(self, search: message_list.TextSearch) -> list[tuple[str, str]]:
         """Return all messages that match, newest first, with the ids of their copies.
 
         Flags are not compared here.
@@ -418,15 +410,15 @@ class SearchIndex:
 
 
 def _split(
-    summaries: Sequence[MessageSummary],
-) -> tuple[Sequence[MessageSummary], Sequence[MessageSummary]]:
+    summaries: Sequence[message_list.MessageSummary],
+) -> tuple[Sequence[message_list.MessageSummary], Sequence[message_list.MessageSummary]]:
     """Return the first messages, whose texts fit into memory together, and the others."""
     sizes = accumulate(min(row.size_bytes, CONTENT_BYTES_MAX) for row in summaries)
     count = max(1, sum(size <= _BATCH_BYTES for size in sizes))
     return summaries[:count], summaries[count:]
 
 
-def _row(summary: MessageSummary, recipients: Iterable[str], content: Content) -> _Row:
+def _row(summary: message_list.MessageSummary, recipients: Iterable[str], content: Content) -> _Row:
     """Return what the index stores of a message."""
     try:
         raw = octets_of(content).read(0, CONTENT_BYTES_MAX)
@@ -474,14 +466,14 @@ def _row(summary: MessageSummary, recipients: Iterable[str], content: Content) -
     fields = [
         text for name, text in properties.internet_message_headers if name.lower() == "x-tags"
     ]
-    for tag in ",".join(fields[:1]).split(",")[:TAGS_MAX]:
+    for tag in ",".join(fields[:1]).split(",")[: message_list.TAGS_MAX]:
         with suppress(ValueError):
-            tags |= {name.casefold(): name for name in split_tags(tag)}
-    texts_folded = tuple(folded(texts[name]) for name in FIELDS)
+            tags |= {name.casefold(): name for name in message_list.split_tags(tag)}
+    texts_folded = tuple(folded(texts[name]) for name in message_list.FIELDS)
     return facts, texts_folded, tuple(tags.values()), len(tags) > len(its_own)
 
 
-def _condition(search: TextSearch) -> tuple[str, list[Any]]:
+def _condition(search: message_list.TextSearch) -> tuple[str, list[Any]]:
     """Return the conditions on a row of `message` as SQL, and the values for its marks."""
     parts = ["1"]
     values: list[Any] = []
@@ -501,7 +493,7 @@ def _condition(search: TextSearch) -> tuple[str, list[Any]]:
     return " AND ".join(parts), values
 
 
-def _term_condition(term: SearchTerm) -> tuple[str, list[str]]:
+def _term_condition(term: message_list.SearchTerm) -> tuple[str, list[str]]:
     text = folded(term.text)
     where = " OR ".join(f"instr({field}, ?)" for field in term.fields)
     values = [text] * len(term.fields)

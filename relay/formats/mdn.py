@@ -20,18 +20,8 @@ from relay.base.message.envelope import ForwardPath, MessageFacts, Source
 from relay.base.message.header import Header, ParsedContent
 from relay.base.message.receipt import ReceiptKind, ReceiptRequest
 from relay.base.message.status import one_line
+from relay.formats import dsn
 from relay.formats.address_list import address_entries
-from relay.formats.dsn import (
-    HumanPart,
-    ReportPart,
-    address_fields,
-    human_part,
-    joined_report,
-    message_id_of,
-    report_fields,
-    short_subject,
-    thread_fields,
-)
 from relay.formats.headers import decoded, field, fold, is_automatic
 from relay.formats.html_text import html_to_text, text_to_html
 from relay.formats.read_header import parse_header, read_token
@@ -107,9 +97,9 @@ def _request(
         to=message.envelope.reverse_path,
         recipient=path.address,
         orcpt=path.orcpt,
-        message_id=message_id_of(header),
-        subject=short_subject(header),
-        thread=b"".join(thread_fields(header)).decode("ascii"),
+        message_id=dsn.message_id_of(header),
+        subject=dsn.short_subject(header),
+        thread=b"".join(dsn.thread_fields(header)).decode("ascii"),
         account=message.account,
         is_trusted=message.trusted,
         accept_language=decoded(header, "accept-language")[:_LANGUAGE_CHARACTERS_MAX],
@@ -152,7 +142,7 @@ class Receipt(Struct, frozen=True):
     is_manual: bool = False  # the user decided to send it
 
 
-def write_mdn(receipt: Receipt, *, words: HumanPart, report_id: str) -> bytes:
+def write_mdn(receipt: Receipt, *, words: dsn.HumanPart, report_id: str) -> bytes:
     """Return the notification to `request.to`. `words` is the part for people.
 
     `report_id` is unique; Message-ID and boundary are made from it. The notification must be sent
@@ -163,7 +153,7 @@ def write_mdn(receipt: Receipt, *, words: HumanPart, report_id: str) -> bytes:
     is_international = not request.to.isascii()
     is_plain = is_international or request.recipient.isascii()
     sender = request.recipient if is_plain else f"MAILER-DAEMON@{hostname}"
-    head = report_fields(
+    head = dsn.report_fields(
         author=f"<{sender}>",
         to=request.to,
         subject=f"{_TITLES[receipt.kind]}: {subject}",
@@ -172,8 +162,11 @@ def write_mdn(receipt: Receipt, *, words: HumanPart, report_id: str) -> bytes:
         thread=[request.thread.encode("ascii")],
     )
     subtype = "global-disposition-notification" if is_international else "disposition-notification"
-    parts = (human_part(words, report_id), ReportPart(f"message/{subtype}", _disposition(receipt)))
-    return joined_report(head, "disposition-notification", parts, boundary=f"=_mdn_{report_id}")
+    parts = (
+        dsn.human_part(words, report_id),
+        dsn.ReportPart(f"message/{subtype}", _disposition(receipt)),
+    )
+    return dsn.joined_report(head, "disposition-notification", parts, boundary=f"=_mdn_{report_id}")
 
 
 def _disposition(receipt: Receipt) -> bytes:
@@ -182,7 +175,7 @@ def _disposition(receipt: Receipt) -> bytes:
     international = not request.to.isascii()
     mode = "manually" if receipt.is_manual else "automatically"
     fields = [("Reporting-UA", f"{receipt.hostname}; Relay")]
-    fields += address_fields(request.recipient, request.orcpt, international=international)
+    fields += dsn.address_fields(request.recipient, request.orcpt, international=international)
     if request.message_id:
         fields.append(("Original-Message-ID", request.message_id))
     fields.append(("Disposition", f"manual-action/MDN-sent-{mode}; {_TYPES[receipt.kind]}"))
@@ -197,7 +190,7 @@ def write_reply(
     `text` may be either. `reply_id` is unique. The reply must be sent with the null reverse-path
     and NOTIFY=NEVER.
     """
-    head = report_fields(
+    head = dsn.report_fields(
         author=f"<{request.mailbox}>",
         to=request.to,
         subject=f"Automatic reply: {one_line(request.subject)}".rstrip(),  # as Exchange writes
@@ -205,7 +198,7 @@ def write_reply(
         now_us=now_us,
         thread=[request.thread.encode("ascii"), field(_SUPPRESS, "All")],
     )
-    words = HumanPart(language, text, text_to_html(text))
+    words = dsn.HumanPart(language, text, text_to_html(text))
     if _is_html(text):
-        words = HumanPart(language, html_to_text(text), text)
-    return head + b"MIME-Version: 1.0\r\n" + human_part(words, reply_id).written()
+        words = dsn.HumanPart(language, html_to_text(text), text)
+    return head + b"MIME-Version: 1.0\r\n" + dsn.human_part(words, reply_id).written()

@@ -14,19 +14,10 @@ from relay.development.relay import DevelopmentRelay
 from relay.operation.app.settling import UnsettledError
 from relay.store.journeys.document import Journey
 from relay.store.journeys.message_list import MAIL, MessageSearch, in_flight
+from relay.testing import waiting
 from relay.testing.arrivals import ArrivedMessage, MailboxFiles, MessageCopy
 from relay.testing.frameworks import django_outbox
 from relay.testing.message import Bounce, read_reports
-from relay.testing.waiting import (
-    Observed,
-    WaitTimeout,
-    Wanted,
-    arrival_line,
-    journey_lines,
-    no_bounce_text,
-    timeout_text,
-    unexpected_text,
-)
 from relay.transport.refusals.refusal import PAGE_MAX, RefusalSearch
 
 _JOURNEYS_MAX = 1000
@@ -71,7 +62,7 @@ class Observer:
                 arrived.append(arrival)
         return arrived
 
-    async def wait_for(self, criteria: Wanted, timeout_s: float) -> ArrivedMessage:
+    async def wait_for(self, criteria: waiting.Wanted, timeout_s: float) -> ArrivedMessage:
         """Return the first message that matches and that no wait returned; raise WaitTimeout."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s  # real time: a test waits
@@ -84,7 +75,7 @@ class Observer:
                     return arrival
             if not await self.changed(count, deadline_s):
                 break
-        raise WaitTimeout(timeout_text(criteria, timeout_s, await self.observed()))
+        raise waiting.WaitTimeout(waiting.timeout_text(criteria, timeout_s, await self.observed()))
 
     async def wait_for_bounce(self, key: str, timeout_s: float) -> Bounce:
         """Return the report of a message's failure; raise WaitTimeout."""
@@ -110,7 +101,7 @@ class Observer:
                 break
             seconds = None
         actions = [bounce.action for bounce in bounces]
-        raise WaitTimeout(no_bounce_text(journey, seconds=seconds, actions=actions))
+        raise waiting.WaitTimeout(waiting.no_bounce_text(journey, seconds=seconds, actions=actions))
 
     async def changed(self, count: int, deadline_s: float) -> bool:
         """Wait until more than `count` changes have happened; False: the deadline came first."""
@@ -127,19 +118,22 @@ class Observer:
             await self._relay.settle(timeout_s)
         except UnsettledError as error:
             flight = in_flight(await self.journeys())
-            lines = [str(error), *(line for journey in flight for line in journey_lines(journey))]
-            raise WaitTimeout("\n".join(lines)) from None
+            lines = [
+                str(error),
+                *(line for journey in flight for line in waiting.journey_lines(journey)),
+            ]
+            raise waiting.WaitTimeout("\n".join(lines)) from None
 
     async def rest(self) -> None:
         """Wait until work in progress has ended, for a few seconds at most."""
         with suppress(UnsettledError):
             await self._relay.settle(_REST_S)
 
-    async def observed(self) -> Observed:
+    async def observed(self) -> waiting.Observed:
         """Return the state that the text of a failed wait shows."""
         log = await asyncio.to_thread(self._last_log_lines)
         page = await self._daemon.base.refusals.page(RefusalSearch(limit=PAGE_MAX))
-        return Observed(
+        return waiting.Observed(
             await self.arrivals(),
             await self.journeys(),
             frozenset(self._taken),
@@ -168,13 +162,13 @@ class Observer:
         for arrival in await self.arrivals():
             name = arrival.copy.name
             if name not in self._seen | own | names:
-                lines.append(arrival_line(arrival))
+                lines.append(waiting.arrival_line(arrival))
             names.add(name)
         for journey in in_flight(journeys):
             name = journey.id or ""
             if journey.graph_id not in self._sent and name not in self._seen | names:
-                lines.append("; ".join(journey_lines(journey)))
-        return unexpected_text(lines) if lines else ""
+                lines.append("; ".join(waiting.journey_lines(journey)))
+        return waiting.unexpected_text(lines) if lines else ""
 
     async def reports_of(self, journey: Journey | None) -> list[Bounce]:
         """Return the reports and read receipts about a message, failures first.

@@ -16,6 +16,7 @@ from types import FunctionType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from relay.base.phrases import shown
+from relay.base.settings import tree
 from relay.base.settings.document import (
     Document,
     Fault,
@@ -27,17 +28,6 @@ from relay.base.settings.document import (
 )
 from relay.base.settings.postgres_url import check_no_password
 from relay.base.settings.removed_keys import REMOVED_KEYS
-from relay.base.settings.tree import (
-    Between,
-    CertificateFiles,
-    Duration,
-    ListenerTls,
-    NodeRole,
-    Rate,
-    Secret,
-    Settings,
-    Size,
-)
 from relay.base.settings.validation import check_together
 from relay.base.settings.values import (
     DURATION_EXPECTED,
@@ -155,7 +145,7 @@ class DocumentReader:
             return None if inner is Path and raw == "" else self._value(inner, raw, path)
         if origin is tuple:
             return self._items(get_args(hint)[0], raw, path)
-        is_tls = isinstance(hint, type) and issubclass(hint, ListenerTls)
+        is_tls = isinstance(hint, type) and issubclass(hint, tree.ListenerTls)
         if is_tls and isinstance(raw, list) and raw:
             return self._tables_of_tls(hint, raw, path)
         if dataclasses.is_dataclass(hint) and hint is not Address:
@@ -175,10 +165,10 @@ class DocumentReader:
         self.read.append((path, made))
         return made
 
-    def _tables_of_tls(self, kind: Any, raw: list[Any], path: KeyPath) -> ListenerTls:
-        first: ListenerTls = self._table(kind, raw[0], (*path, 0))
+    def _tables_of_tls(self, kind: Any, raw: list[Any], path: KeyPath) -> tree.ListenerTls:
+        first: tree.ListenerTls = self._table(kind, raw[0], (*path, 0))
         further = [
-            self._table(CertificateFiles, table, (*path, number))
+            self._table(tree.CertificateFiles, table, (*path, number))
             for number, table in enumerate(raw[1:], 1)
         ]
         return dataclasses.replace(first, further=tuple(further))
@@ -187,7 +177,7 @@ class DocumentReader:
         is_table = dataclasses.is_dataclass(hint) and hint is not Address
         if is_table:
             return tuple(made for _, made in self.tables(hint, raw, path))
-        if hint == Rate and not isinstance(raw, list):
+        if hint == tree.Rate and not isinstance(raw, list):
             return () if raw == "" else (self._leaf(hint, raw, path),)
         if not isinstance(raw, list):
             self._add_fault(path, f"found {shown(raw)}, expected a list in [ ]")
@@ -202,7 +192,7 @@ class DocumentReader:
 
     def _leaf(self, hint: Any, raw: Any, path: KeyPath) -> Any:
         marks = get_args(hint) if get_origin(hint) is Annotated else ()
-        is_secret = Secret in marks
+        is_secret = tree.Secret in marks
         try:
             value = raw
             if parse_spool_url in marks and isinstance(raw, str):
@@ -259,7 +249,7 @@ def _read_marked(marker: object, value: object) -> Any:
             if isinstance(value, str):
                 return marker(value)
             raise ValueError("a text in quotes")
-        case Duration():
+        case tree.Duration():
             if not is_number and not isinstance(value, str):
                 raise ValueError(DURATION_EXPECTED)
             try:
@@ -269,7 +259,7 @@ def _read_marked(marker: object, value: object) -> Any:
             if not marker.at_least <= seconds <= _SECONDS_MAX:
                 raise ValueError(f"a duration of {marker.at_least:g} s to 10 years")
             return seconds
-        case Size():
+        case tree.Size():
             if not isinstance(value, str) and not (is_number and isinstance(value, int)):
                 raise ValueError(SIZE_EXPECTED)
             size = parse_size(value) if isinstance(value, str) else int(str(value))
@@ -278,7 +268,7 @@ def _read_marked(marker: object, value: object) -> Any:
             if not marker.at_least <= size <= _SIZE_MAX:
                 raise ValueError(_sizes(marker))
             return size
-        case Between():
+        case tree.Between():
             is_fit = is_number and isinstance(value, int) and marker.low <= value <= marker.high
             if not is_fit:
                 raise ValueError(f"a whole number from {marker.low} to {marker.high}")
@@ -289,7 +279,7 @@ def _read_marked(marker: object, value: object) -> Any:
             raise ValueError("a text in quotes")
 
 
-def _sizes(expected: Size) -> str:
+def _sizes(expected: tree.Size) -> str:
     mib, rest = divmod(expected.at_least, 1024 * 1024)
     least = f"{expected.at_least} bytes" if rest or not mib else f"{mib} MiB"
     return f"{'0, or ' if expected.or_zero else ''}a size of {least} to 1024 TiB"
@@ -326,8 +316,8 @@ def _number_or_word(text: str) -> str | float | bool:
 
 
 def load(
-    file: Path | Document, environ: Mapping[str, str], *, role: NodeRole = NodeRole.ALL
-) -> Settings:
+    file: Path | Document, environ: Mapping[str, str], *, role: tree.NodeRole = tree.NodeRole.ALL
+) -> tree.Settings:
     """Return the settings in a file; `environ` is what ${env:NAME} may name.
 
     Sections that have no meaning for this `role` are not read. Raises SettingsError.
@@ -335,21 +325,21 @@ def load(
     values, faults = _read(file, environ, role)
     if faults:
         raise SettingsError(faults)
-    return Settings(**values)
+    return tree.Settings(**values)
 
 
-def load_valid(path: Path, environ: Mapping[str, str]) -> tuple[Settings, Sequence[Fault]]:
+def load_valid(path: Path, environ: Mapping[str, str]) -> tuple[tree.Settings, Sequence[Fault]]:
     """Return the settings in a file, with the default in place of what has a fault ("" for the
     hostname), and the faults. Raises SettingsError for a file that is no TOML, or has no state_dir.
     """
-    values, faults = _read(path, environ, NodeRole.ALL)
+    values, faults = _read(path, environ, tree.NodeRole.ALL)
     if "state_dir" not in values:
         raise SettingsError(faults)
-    return Settings(**{"hostname": "", **values}), faults
+    return tree.Settings(**{"hostname": "", **values}), faults
 
 
 def _read(
-    file: Path | Document, environ: Mapping[str, str], role: NodeRole
+    file: Path | Document, environ: Mapping[str, str], role: tree.NodeRole
 ) -> tuple[dict[str, Any], list[Fault]]:
     """Return the valid values of a file, and all its faults."""
     document = file if isinstance(file, Document) else read_document(file)
@@ -360,9 +350,9 @@ def _read(
         message = f"found the directory {shown(str(base))}, expected a name in UTF-8"
         raise SettingsError([Fault(document.file, 0, "", message)]) from None
     reader = DocumentReader(document, base=base, environ=environ)
-    is_transport = role is NodeRole.TRANSPORT
+    is_transport = role is tree.NodeRole.TRANSPORT
     table = {**document.table, **(_NOT_OF_TRANSPORT if is_transport else {})}
-    values = reader.fields(Settings, table, ())
+    values = reader.fields(tree.Settings, table, ())
     faults = [*reader.faults]
     if is_transport and getattr(values.get("spool"), "is_file", False):
         faults.append(document.fault(("spool", "url"), _TRANSPORT_EXPECTED))
@@ -384,5 +374,5 @@ _TRANSPORT_EXPECTED = (
 def read_again(document: Document, environ: Mapping[str, str]) -> DocumentReader:
     """Return the reader of a configuration, for its `removed` and `secret_files`."""
     reader = DocumentReader(document, base=document.file.absolute().parent, environ=environ)
-    reader.fields(Settings, document.table, ())
+    reader.fields(tree.Settings, document.table, ())
     return reader

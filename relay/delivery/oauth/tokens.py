@@ -30,16 +30,7 @@ from relay.base.phrases import hiding, named
 from relay.base.settings.tree import SENDER, OAuthClient, Settings
 from relay.base.task_set import TaskSet
 from relay.delivery.http_connection import HttpError, Proxy, open_http
-from relay.delivery.oauth.grants import (
-    TokenAnswer,
-    grant_form,
-    hide_form,
-    is_delegated,
-    key_file,
-    read_answer,
-    scope_of,
-    token_url,
-)
+from relay.delivery.oauth import grants
 from relay.delivery.smtp.connect import TokenError, reason
 from relay.transport.routing.routes import Credentials
 
@@ -67,8 +58,8 @@ class TokenServer:
         if client is None:
             raise TokenError(f'there is no [[oauth]] "{name}"', error="invalid_client")
         self.client: OAuthClient = client
-        self.secret_file = key_file(client)
-        if is_delegated(client):
+        self.secret_file = grants.key_file(client)
+        if grants.is_delegated(client):
             self.secret_file = settings.state_dir / "oauth" / name
         self._proxy = Proxy.parse(settings.delivery.proxy)
         routes = [
@@ -96,18 +87,18 @@ class TokenServer:
         """Return what asks for a token. Raises TokenError if the file with the secret is missing or
         something else.
         """
-        client, secret, is_person = self.client, b"", is_delegated(self.client)
+        client, secret, is_person = self.client, b"", grants.is_delegated(self.client)
         try:
             if self.secret_file is not None:
                 expected = f"that of relay oauth login {client.name}" if is_person else "a key"
                 secret = read_key_file(self.secret_file, expected=expected, is_secret=False)
             text, jti = secret.decode().strip(), str(uuid4())
-            return grant_form(client, use, mailbox, secret=text, now_s=now_s, jti=jti)
+            return grants.grant_form(client, use, mailbox, secret=text, now_s=now_s, jti=jti)
         except ValueError as error:
             code = "invalid_grant" if is_person else "invalid_client"
             raise TokenError(f"{self.secret_file}: {error}", error=code) from None
 
-    async def token(self, use: HopKind, mailbox: str, now_s: int) -> TokenAnswer:
+    async def token(self, use: HopKind, mailbox: str, now_s: int) -> grants.TokenAnswer:
         """Ask for a token; `now_s` is wall time. Raises TokenError."""
         form = self.form(use, mailbox, now_s)
         answer = await self.ask(form)
@@ -115,9 +106,9 @@ class TokenServer:
             await asyncio.to_thread(self.store, answer.refresh_token, form["refresh_token"])
         return answer
 
-    async def ask(self, form: Mapping[str, str], url: str = "") -> TokenAnswer:
+    async def ask(self, form: Mapping[str, str], url: str = "") -> grants.TokenAnswer:
         """Return the answer to a form, by default of the token endpoint. Raises TokenError."""
-        place = read_url(url or token_url(self.client), schemes=("https", "http"))
+        place = read_url(url or grants.token_url(self.client), schemes=("https", "http"))
         is_tls = place.scheme == "https"  # the settings have the other only at loopback addresses
         try:
             connection = await open_http(
@@ -139,9 +130,9 @@ class TokenServer:
                     answer_bytes_max=_ANSWER_BYTES_MAX,
                 )
         except (HttpError, OSError) as error:
-            said = hide_form(form)(reason(error))
+            said = grants.hide_form(form)(reason(error))
             raise TokenError(f"the token server does not answer: {said}") from None
-        return read_answer(answer.status, answer.body, client=self.client, form=form)
+        return grants.read_answer(answer.status, answer.body, client=self.client, form=form)
 
     def _context(self) -> ssl.SSLContext:
         """Raises OSError for a file without certificates."""
@@ -187,7 +178,7 @@ class _HeldToken:
         self.error = TokenError("")
         self.request: asyncio.Task[None] | None = None
 
-    def keep(self, answer: TokenAnswer, began_s: float, *, now_s: float) -> None:
+    def keep(self, answer: grants.TokenAnswer, began_s: float, *, now_s: float) -> None:
         """Keep the token of a request. Raises TokenError if it has ended already."""
         lives_s = answer.expires_in
         if now_s >= began_s + lives_s:
@@ -217,7 +208,7 @@ class TokenHolder:
         server = TokenServer(login.oauth, self._settings())
         client, made_of = server.client, (server.client, server.stamp_ns)
         mailbox = login.user if client.service_account is not None else ""
-        key = (client.name, mailbox, scope_of(client, use))
+        key = (client.name, mailbox, grants.scope_of(client, use))
         held = self._held.get(key)
         if held is None or held.made_of != made_of:
             held = _HeldToken(*made_of)

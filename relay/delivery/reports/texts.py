@@ -30,18 +30,7 @@ from relay.base.observe.logs import get_logger
 from relay.base.phrases import shown, words_in
 from relay.base.settings.document import Fault, SettingsError
 from relay.base.settings.tree import Language, ReportsSettings
-from relay.delivery.reports.wording import (
-    SHOWN_RECIPIENTS_MAX,
-    Failure,
-    Reason,
-    RecipientFields,
-    accepted_language,
-    failure_of,
-    is_success,
-    message_fields,
-    receipt_fields,
-    recipient_fields,
-)
+from relay.delivery.reports import wording
 from relay.formats.dsn import HumanPart, Report, ReportedRecipient, ReportKind
 from relay.formats.headers import decoded
 from relay.formats.mdn import Receipt
@@ -85,21 +74,21 @@ class ReportTexts(Struct, frozen=True):
         is the reader's, "" if it is not known. A notice tells the postmaster of a stranger's mail.
         """
         accepted = decoded(header, "accept-language")
-        language = language or accepted_language(accepted, LANGUAGES) or self.language
+        language = language or wording.accepted_language(accepted, LANGUAGES) or self.language
         fields = self.fields(report, header, language)
         own = _own_texts(language)
         opening = own.openings[str(report.kind)][len(report.recipients) > 1]
         if is_notice:
             opening = own.notice % fields["sender"]
             fields["reasons"] = [replace(reason, advice="") for reason in fields["reasons"]]
-        for_layout = {"opening": opening, "colour": _COLOURS[is_success(report.kind)]}
+        for_layout = {"opening": opening, "colour": _COLOURS[wording.is_success(report.kind)]}
         return self._written(fields, for_layout)
 
     def receipt(self, receipt: Receipt, language: str = "") -> HumanPart:
         """Return the human part of a read receipt; `language` as in write()."""
         accepted = receipt.request.accept_language
-        language = language or accepted_language(accepted, LANGUAGES) or self.language
-        about = receipt_fields(receipt)
+        language = language or wording.accepted_language(accepted, LANGUAGES) or self.language
+        about = wording.receipt_fields(receipt)
         opening, why = _own_texts(language).receipts[str(receipt.kind)]
         who = [{"address": about["address"]}]
         for_layout = {
@@ -128,9 +117,9 @@ class ReportTexts(Struct, frozen=True):
         """Return what the template of a kind is given."""
         reported = tuple(
             self._recipient(report, recipient, language)
-            for recipient in report.recipients[:SHOWN_RECIPIENTS_MAX]
+            for recipient in report.recipients[: wording.SHOWN_RECIPIENTS_MAX]
         )
-        return message_fields(report, header) | {
+        return wording.message_fields(report, header) | {
             "language": language,
             "recipients": reported,
             "reasons": _reasons(reported),
@@ -140,15 +129,15 @@ class ReportTexts(Struct, frozen=True):
 
     def _recipient(
         self, report: Report, recipient: ReportedRecipient, language: str
-    ) -> RecipientFields:
+    ) -> wording.RecipientFields:
         kind, hostname = report.kind, report.hostname
-        if is_success(kind):
-            return recipient_fields(recipient, detail="", hostname=hostname)
+        if wording.is_success(kind):
+            return wording.recipient_fields(recipient, detail="", hostname=hostname)
         if kind is ReportKind.HELD:  # the administrator's text says why
-            bare = recipient_fields(recipient, detail="", hostname=hostname)
+            bare = wording.recipient_fields(recipient, detail="", hostname=hostname)
             return replace(bare, why=" ".join(recipient.evidence.reply.split()), reply="")
-        failure = failure_of(kind, recipient)
-        bare = recipient_fields(recipient, detail=failure.detail, hostname=hostname)
+        failure = wording.failure_of(kind, recipient)
+        bare = wording.recipient_fields(recipient, detail=failure.detail, hostname=hostname)
         fields = {"recipient": bare, "hostname": hostname, "language": language}
         first, _, detail = bare.status.partition(".")
         names = (bare.status, f"{first}.{detail.partition('.')[0]}") if self.templates else ()
@@ -178,20 +167,20 @@ class ReportTexts(Struct, frozen=True):
 
 
 def _explained(
-    bare: RecipientFields, failure: Failure, own: Any, *, hostname: str
-) -> RecipientFields:
+    bare: wording.RecipientFields, failure: wording.Failure, own: Any, *, hostname: str
+) -> wording.RecipientFields:
     text = getattr(own, failure.kind)(bare, bare.domain or own.somewhere, hostname)
     why, _, advice = text.strip().partition("\n")
     why = f"{why} {own.given_up}" if failure.gave_up else why
     return replace(bare, why=why, advice=advice)
 
 
-def _reasons(recipients: Sequence[RecipientFields]) -> Sequence[Reason]:
+def _reasons(recipients: Sequence[wording.RecipientFields]) -> Sequence[wording.Reason]:
     """Group recipients that have the same text, in the order of the first ones."""
-    groups: dict[tuple[str, str], list[RecipientFields]] = {}
+    groups: dict[tuple[str, str], list[wording.RecipientFields]] = {}
     for recipient in recipients:
         groups.setdefault((recipient.why, recipient.advice), []).append(recipient)
-    return tuple(Reason(*text, tuple(group)) for text, group in groups.items())
+    return tuple(wording.Reason(*text, tuple(group)) for text, group in groups.items())
 
 
 def _bounded(template: jinja2.Template, fields: Mapping[str, Any]) -> str:
@@ -400,13 +389,16 @@ def _samples(name: str, language: str) -> Iterator[dict[str, Any]]:
     few = structs.replace(full, id="", expires_us=0)
     shipped = ReportTexts()
     kind = next((kind for kind in ReportKind if name.startswith(f"{kind}.")), None)
-    for about, recipients in ((full, [remote] * (SHOWN_RECIPIENTS_MAX + 1)), (few, [local])):
+    for about, recipients in (
+        (full, [remote] * (wording.SHOWN_RECIPIENTS_MAX + 1)),
+        (few, [local]),
+    ):
         if kind is not None:
             report = Report(kind, about, recipients, "relay.example.org")
             yield shipped.fields(report, header, language)
             header = Header()
             continue
-        shown_as = recipient_fields(recipients[0], detail="", hostname="relay.example.org")
+        shown_as = wording.recipient_fields(recipients[0], detail="", hostname="relay.example.org")
         yield {"recipient": shown_as, "hostname": "relay.example.org", "language": language}
 
 
@@ -415,4 +407,4 @@ def _receipt_samples(kind: ReceiptKind, language: str) -> Iterator[dict[str, str
     for request in (replace(few, message_id="<sample@example.org>", subject="Report"), few):
         now_us, queue_id = 1_795_169_038_000_000, "06h0sample000000"
         receipt = Receipt(kind, request, "relay.example.org", now_us, queue_id)
-        yield receipt_fields(receipt) | {"language": language}
+        yield wording.receipt_fields(receipt) | {"language": language}

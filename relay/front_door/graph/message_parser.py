@@ -20,26 +20,10 @@ from relay.base.phrases import words_in
 from relay.formats.draft import write_message
 from relay.formats.read_header import DATE_US_MIN
 from relay.formats.write_header import MESSAGE_ID_CHARACTERS_MAX, is_message_id
-from relay.front_door.graph import errors
+from relay.front_door.graph import errors, json_values
 from relay.front_door.graph.attachment_parser import read_attachment
 from relay.front_door.graph.extended_properties import MULTIPLE, SINGLE, read_extended
 from relay.front_door.graph.follow_up_flags import read_flag
-from relay.front_door.graph.json_values import (
-    Reader,
-    invalid_value,
-    missing_property,
-    one_of,
-    read_array,
-    read_body,
-    read_boolean,
-    read_header_text,
-    read_object,
-    read_recipient,
-    read_recipients,
-    read_string,
-    read_time_us,
-    unsupported,
-)
 from relay.front_door.http.errors import quoted
 from relay.store.mailbox.attachments import ATTACHMENTS_MAX
 
@@ -103,11 +87,11 @@ def parse_message(
     kind = resource.get(_CLASSIFICATION)
     return ParsedMessage(
         fields=fields,
-        is_read=None if is_read is None else read_boolean(is_read, f"{prefix}isRead"),
+        is_read=None if is_read is None else json_values.read_boolean(is_read, f"{prefix}isRead"),
         flag={} if flag is None else read_flag(flag, f"{prefix}flag", is_new=not patch),
         is_other=None
         if kind is None
-        else one_of(kind, prefix + _CLASSIFICATION, ("focused", "other")) == "other",
+        else json_values.one_of(kind, prefix + _CLASSIFICATION, ("focused", "other")) == "other",
     )
 
 
@@ -120,7 +104,7 @@ def _with_flag(resource: Mapping[str, Any], fields: dict[str, Any]) -> Mapping[s
         if current.id == FLAG_STATUS:
             status = FLAG_STATUSES.get("".join(current.values), "notFlagged")
             fields["extended"] = (*extended[:at], replace(current, values=()), *extended[at + 1 :])
-            flag = read_object(resource.get("flag") or {}, "flag")
+            flag = json_values.read_object(resource.get("flag") or {}, "flag")
             return {**resource, "flag": {**flag, "flagStatus": status}}
     return resource
 
@@ -142,19 +126,19 @@ def _sender_on_behalf(fields: Mapping[str, Any], account: Account) -> dict[str, 
 
 def _fields(resource: Mapping[str, Any], prefix: str, *, patch: bool) -> dict[str, Any]:
     """Return the fields of MessageProperties in a message's JSON."""
-    kind = read_string(resource.get("@odata.type"), f"{prefix}@odata.type")
+    kind = json_values.read_string(resource.get("@odata.type"), f"{prefix}@odata.type")
     if kind and kind.lower().removeprefix("#") != _MESSAGE:
-        raise unsupported(f"{prefix}@odata.type", "expected #microsoft.graph.message")
+        raise json_values.unsupported(f"{prefix}@odata.type", "expected #microsoft.graph.message")
     fields: dict[str, Any] = {}
     for name, item in resource.items():
         where = prefix + name
         if name in _READERS:
             if patch and name in _CREATE_ONLY:
-                raise invalid_value(where, item, "it only when the message is created")
+                raise json_values.invalid_value(where, item, "it only when the message is created")
             field, read = _READERS[name]
             fields[field] = getattr(_NO_PROPERTIES, field) if item is None else read(item, where)
-        elif name == "extensions" and read_array(item, where):
-            raise unsupported(where, "open extensions are not supported")
+        elif name == "extensions" and json_values.read_array(item, where):
+            raise json_values.unsupported(where, "open extensions are not supported")
     if "body" in fields:
         fields["body_type"], fields["body"] = fields["body"] or ("text", "")
     return fields | read_extended(resource, prefix) if _EXTENDED & resource.keys() else fields
@@ -163,39 +147,45 @@ def _fields(resource: Mapping[str, Any], prefix: str, *, patch: bool) -> dict[st
 def read_item(value: object, path: str) -> bytes:
     """Return the MIME of an itemAttachment's message. It may have any author, and its own dates."""
     if path.count(".item") > ITEMS_DEPTH_MAX:
-        raise invalid_value(path, value, f"at most {ITEMS_DEPTH_MAX} messages within each other")
-    resource = read_object(value, path)
+        raise json_values.invalid_value(
+            path, value, f"at most {ITEMS_DEPTH_MAX} messages within each other"
+        )
+    resource = json_values.read_object(value, path)
     fields = _fields(resource, f"{path}.", patch=False)
     fields["extended"] = merged((), fields.get("extended", ()))
     sent = resource.get("sentDateTime") or resource.get("receivedDateTime")
-    sent_us = None if sent is None else read_time_us(sent, f"{path}.sentDateTime")
+    sent_us = None if sent is None else json_values.read_time_us(sent, f"{path}.sentDateTime")
     date_us = sent_us if sent_us is None or sent_us >= DATE_US_MIN else None
     return write_message(MessageProperties(**fields), mark="item", date_us=date_us)
 
 
 def _subject(subject: object, path: str) -> str:
-    text = _LINE_BREAKS.sub(" ", read_string(subject, path))
-    return read_header_text(text, path, longest=_SUBJECT_CHARACTERS)
+    text = _LINE_BREAKS.sub(" ", json_values.read_string(subject, path))
+    return json_values.read_header_text(text, path, longest=_SUBJECT_CHARACTERS)
 
 
 def _message_id(value: object, path: str) -> str:
-    text = read_header_text(value, path, longest=MESSAGE_ID_CHARACTERS_MAX).strip(" ")
+    text = json_values.read_header_text(value, path, longest=MESSAGE_ID_CHARACTERS_MAX).strip(" ")
     if text and not is_message_id(text):
-        raise invalid_value(path, text, "an id such as <unique@example.com>")
+        raise json_values.invalid_value(path, text, "an id such as <unique@example.com>")
     return text
 
 
 def _headers(value: object, path: str) -> tuple[tuple[str, str], ...]:
-    items = read_array(value, path, most=HEADERS_MAX)
+    items = json_values.read_array(value, path, most=HEADERS_MAX)
     return tuple(_header(item, f"{path}[{index}]") for index, item in enumerate(items))
 
 
 def _header(value: object, path: str) -> tuple[str, str]:
-    header = read_object(value, path)
-    name = read_header_text(header.get("name"), f"{path}.name", longest=_HEADER_NAME_CHARACTERS)
-    content = read_header_text(header.get("value"), f"{path}.value", longest=_HEADER_CHARACTERS)
+    header = json_values.read_object(value, path)
+    name = json_values.read_header_text(
+        header.get("name"), f"{path}.name", longest=_HEADER_NAME_CHARACTERS
+    )
+    content = json_values.read_header_text(
+        header.get("value"), f"{path}.value", longest=_HEADER_CHARACTERS
+    )
     if not name:
-        raise missing_property(f"{path}.name")
+        raise json_values.missing_property(f"{path}.name")
     if not name.lower().startswith("x-") or not _HEADER_NAME.fullmatch(name):
         expected = "x- and visible ASCII characters without a colon"
         detail = f"{path}.name: found {quoted(name)}, expected {expected}."
@@ -207,18 +197,18 @@ def _header(value: object, path: str) -> tuple[str, str]:
 
 
 def _categories(value: object, path: str) -> tuple[str, ...]:
-    items = read_array(value, path, most=_CATEGORIES_MAX)
+    items = json_values.read_array(value, path, most=_CATEGORIES_MAX)
     names = (read_category(item, f"{path}[{index}]") for index, item in enumerate(items))
     return tuple(name for name in names if name)
 
 
 def read_category(value: object, path: str) -> str:
     """Read the name of a category, without blanks at its ends: Keywords cannot have them."""
-    return read_header_text(value, path, longest=_CATEGORY_CHARACTERS).strip()
+    return json_values.read_header_text(value, path, longest=_CATEGORY_CHARACTERS).strip()
 
 
 def _attachments(value: object, path: str) -> tuple[Attachment, ...]:
-    items = read_array(value, path, most=ATTACHMENTS_MAX)
+    items = json_values.read_array(value, path, most=ATTACHMENTS_MAX)
     return tuple(
         read_attachment(item, f"{path}[{index}]", read_item=read_item)
         for index, item in enumerate(items)
@@ -233,22 +223,22 @@ _OF_ANY_MESSAGE = {_CLASSIFICATION, SINGLE, MULTIPLE}.union(
     words_in("isRead flag categories importance isReadReceiptRequested isDeliveryReceiptRequested")
 )
 # The field of MessageProperties, and how it is read; null is the field's default.
-_READERS: Mapping[str, tuple[str, Reader]] = {
+_READERS: Mapping[str, tuple[str, json_values.Reader]] = {
     "subject": ("subject", _subject),
-    "body": ("body", read_body),  # and its type
-    "from": ("from_", read_recipient),
-    "sender": ("sender", read_recipient),
-    "toRecipients": ("to", read_recipients),
-    "ccRecipients": ("cc", read_recipients),
-    "bccRecipients": ("bcc", read_recipients),
-    "replyTo": ("reply_to", read_recipients),
-    "importance": ("importance", partial(one_of, choices=("low", "normal", "high"))),
+    "body": ("body", json_values.read_body),  # and its type
+    "from": ("from_", json_values.read_recipient),
+    "sender": ("sender", json_values.read_recipient),
+    "toRecipients": ("to", json_values.read_recipients),
+    "ccRecipients": ("cc", json_values.read_recipients),
+    "bccRecipients": ("bcc", json_values.read_recipients),
+    "replyTo": ("reply_to", json_values.read_recipients),
+    "importance": ("importance", partial(json_values.one_of, choices=("low", "normal", "high"))),
     "sensitivity": (
         "sensitivity",
-        partial(one_of, choices=("normal", "personal", "private", "confidential")),
+        partial(json_values.one_of, choices=("normal", "personal", "private", "confidential")),
     ),
-    "isReadReceiptRequested": ("read_receipt", read_boolean),
-    "isDeliveryReceiptRequested": ("delivery_receipt", read_boolean),
+    "isReadReceiptRequested": ("read_receipt", json_values.read_boolean),
+    "isDeliveryReceiptRequested": ("delivery_receipt", json_values.read_boolean),
     "internetMessageId": ("internet_message_id", _message_id),
     "internetMessageHeaders": ("internet_message_headers", _headers),
     "attachments": ("attachments", _attachments),

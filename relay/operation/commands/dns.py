@@ -17,21 +17,7 @@ from relay.base.settings.tree import Settings
 from relay.base.settings.validation import as_fallback, domain_matches, host_of, name_of
 from relay.operation.app.configuration import server_certificates
 from relay.operation.app.mta_sts import fetch_policy
-from relay.operation.commands.dns_records import (
-    ZoneRecord,
-    ZoneVerdict,
-    dkim_record,
-    dmarc_record,
-    dmarc_texts,
-    in_networks,
-    mta_sts_record,
-    mx_record,
-    parse_spf,
-    spf_record,
-    spf_texts,
-    tls_rpt_record,
-    tlsa_records,
-)
+from relay.operation.commands import dns_records
 from relay.transport.routing.dns_cache import DnsQuestion
 from relay.transport.routing.dns_client import look_up
 from relay.transport.routing.mx_hosts import Answer, NoAnswer, Records
@@ -49,7 +35,7 @@ class NoDnsAnswerError(Exception):
 class ComparedZone(Struct, frozen=True):
     """The records of a domain; `notes` are for the operator."""
 
-    records: tuple[ZoneRecord, ...]
+    records: tuple[dns_records.ZoneRecord, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -80,35 +66,39 @@ async def compare_zone(
         ]
     )
     report_to = f"postmaster@{zone}"
-    records = [mx_record(zone, hostname, asked.needed(zone, "MX"))] if is_local else []
+    records = [dns_records.mx_record(zone, hostname, asked.needed(zone, "MX"))] if is_local else []
     texts = asked.needed(zone, "TXT")
-    passes = await _passes(zone, spf_texts(texts)[:1], asked, hostname=hostname)
+    passes = await _passes(zone, dns_records.spf_texts(texts)[:1], asked, hostname=hostname)
     note = _foreign_hosts(settings, zone)
-    records.append(spf_record(zone, hostname, texts, passes=passes, note=note))
-    records += [dkim_record(key, asked.needed(key.name, "TXT")) for key in usable]
+    records.append(dns_records.spf_record(zone, hostname, texts, passes=passes, note=note))
+    records += [dns_records.dkim_record(key, asked.needed(key.name, "TXT")) for key in usable]
     own = asked.needed(f"_dmarc.{zone}", "TXT")
     others = (
         []
-        if dmarc_texts(own)
+        if dns_records.dmarc_texts(own)
         else [
             (name, text)
             for name in above
-            for text in dmarc_texts(asked.needed(f"_dmarc.{name}", "TXT"))
+            for text in dns_records.dmarc_texts(asked.needed(f"_dmarc.{name}", "TXT"))
             if "psd=y" not in "".join(text.lower().split())  # of a public suffix
         ]
     )
-    records.append(dmarc_record(zone, report_to, own, above=others))
+    records.append(dns_records.dmarc_record(zone, report_to, own, above=others))
     if is_local:
         at = clock.time_us() // 1_000_000
-        sts = mta_sts_record(zone, asked.advised(f"_mta-sts.{zone}", "TXT"), id_=str(at))
-        if sts.verdict is ZoneVerdict.OK:
+        sts = dns_records.mta_sts_record(
+            zone, asked.advised(f"_mta-sts.{zone}", "TXT"), id_=str(at)
+        )
+        if sts.verdict is dns_records.ZoneVerdict.OK:
             exchanges = [mx.partition(" ")[2] for mx in asked.needed(zone, "MX")]
             if fault := await _policy_fault(zone, settings, {hostname, *exchanges}):
-                sts = replace(sts, verdict=ZoneVerdict.WRONG, note=fault)
+                sts = replace(sts, verdict=dns_records.ZoneVerdict.WRONG, note=fault)
         records.append(sts)
-        records.append(tls_rpt_record(zone, report_to, asked.advised(f"_smtp._tls.{zone}", "TXT")))
+        records.append(
+            dns_records.tls_rpt_record(zone, report_to, asked.advised(f"_smtp._tls.{zone}", "TXT"))
+        )
         tlsa = asked.advised(f"_25._tcp.{hostname}", "TLSA")
-        records += tlsa_records(hostname, _public_keys(settings), tlsa)
+        records += dns_records.tlsa_records(hostname, _public_keys(settings), tlsa)
     return ComparedZone(tuple(records), tuple(_notes(zone, settings, asked, has_key=bool(usable))))
 
 
@@ -172,7 +162,7 @@ async def _passes(zone: str, records: Sequence[str], asked: _Dns, *, hostname: s
     for domain, texts in waiting:  # it grows
         if len(texts) != 1:  # includes nothing (RFC 7208 5.2)
             continue
-        terms = parse_spf(texts[0])
+        terms = dns_records.parse_spf(texts[0])
         hosts = [host or domain for host in terms.hosts]
         if terms.everybody or hostname in hosts:
             return True
@@ -193,10 +183,10 @@ async def _passes(zone: str, records: Sequence[str], asked: _Dns, *, hostname: s
                 return True
             if kind == "TXT":
                 seen.add(name)
-                waiting.append((name, spf_texts(published)))
+                waiting.append((name, dns_records.spf_texts(published)))
             elif kind != "MX":
                 networks += published
-        if in_networks(networks, addresses):
+        if dns_records.in_networks(networks, addresses):
             return True
     return False
 

@@ -24,6 +24,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.observe.logs import get_logger
+from relay.store.mailbox import maildir
 from relay.store.mailbox.changes import FolderDeltaPage
 from relay.store.mailbox.draft_files import NewNames
 from relay.store.mailbox.errors import FolderError, FolderExistsError, ProtectedFolderError
@@ -46,16 +47,6 @@ from relay.store.mailbox.folders import (
     write_folder_ids,
 )
 from relay.store.mailbox.keywords import KEYWORDS_FILE
-from relay.store.mailbox.maildir import (
-    Stripes,
-    list_names,
-    place,
-    remove,
-    replace_durably,
-    sync_directory,
-    take_lock,
-    undone_after_errors,
-)
 from relay.store.mailbox.message_file import MessageName, parse_name
 from relay.store.mailbox.store_part import StorePart, in_thread
 from relay.store.mailbox.stored_message import Folder, WellKnown
@@ -77,16 +68,16 @@ def resubscribe(
     `changed` has a folder's new directory, "" for a removed one. Raises OSError.
     """
     lock = mailbox / f"{_FILE}.lock"
-    if not take_lock(lock, stale_s=_STALE_S):
+    if not maildir.take_lock(lock, stale_s=_STALE_S):
         _log.warning("subscriptions locked", lock=str(lock))
         return
     try:
         before = _read(mailbox / _FILE)
         after = resubscribed(before, added=added, changed=changed or {})
         if after != before:
-            replace_durably(mailbox / _FILE, after, part=mailbox / f"{_FILE}.relay")
+            maildir.replace_durably(mailbox / _FILE, after, part=mailbox / f"{_FILE}.relay")
     finally:
-        remove(lock)
+        maildir.remove(lock)
 
 
 def resubscribed(content: bytes, *, added: Sequence[str], changed: Mapping[str, str]) -> bytes:
@@ -155,7 +146,7 @@ class FolderTree(StorePart):
 
     queries: AccountQueues  # queries take long: they have threads of their own
     changes: AccountQueues  # so do the changes of folders
-    _stripes: Stripes = field(default_factory=Stripes, init=False)
+    _stripes: maildir.Stripes = field(default_factory=maildir.Stripes, init=False)
 
     @in_thread
     def every(self, account: str) -> list[Folder]:
@@ -340,7 +331,7 @@ class FolderTree(StorePart):
             for pair in pairs:
                 shutil.rmtree(pair.temporary, ignore_errors=True)
             raise
-        sync_directory(mailbox)
+        maildir.sync_directory(mailbox)
         resubscribe(mailbox, added=[pair.directory for pair in pairs])
 
     def _relocate(self, folder: Folder, directory: str) -> None:
@@ -383,12 +374,12 @@ def _rename_all(
     mailbox: Path, changed: Mapping[str, str], *, subscribed: Mapping[str, str]
 ) -> None:
     """Rename directories, durably; after an error none is renamed."""
-    with undone_after_errors() as undo:
-        undo.append(partial(sync_directory, mailbox))
+    with maildir.undone_after_errors() as undo:
+        undo.append(partial(maildir.sync_directory, mailbox))
         for name, new_name in changed.items():
             rename_directory(mailbox / name, mailbox / new_name)
             undo.append(partial(rename_directory, mailbox / new_name, mailbox / name))
-        sync_directory(mailbox)
+        maildir.sync_directory(mailbox)
         resubscribe(mailbox, changed=subscribed)
 
 
@@ -473,7 +464,7 @@ def copy_messages(source: Path, target: Path, names: NewNames) -> Mapping[str, s
     for _ in range(_LISTINGS_MAX):
         if not _copy_once(source, target, names, done=done):
             break
-    sync_directory(target / "cur")
+    maildir.sync_directory(target / "cur")
     return done
 
 
@@ -481,7 +472,7 @@ def _copy_once(source: Path, target: Path, names: NewNames, *, done: dict[str, s
     """Copy the messages that are not `done`; return whether one was renamed meanwhile."""
     was_renamed = False
     for directory in (source / "new", source / "cur"):
-        for file_name in list_names(directory):
+        for file_name in maildir.list_names(directory):
             name = parse_name(file_name)
             if name is None or name.base_name in done:
                 continue
@@ -501,4 +492,4 @@ def _copy(file: Path, target: Path, name: MessageName, *, base_name: str) -> Non
     if not stat.S_ISREG(status.st_mode):
         return
     copy = target / "cur" / f"{base_name},S={status.st_size}:2,{name.flags}"
-    place(file, copy)
+    maildir.place(file, copy)

@@ -28,17 +28,8 @@ from msgspec.structs import replace
 
 from relay.base.files import opened
 from relay.base.phrases import words_in
+from relay.store.mailbox import maildir
 from relay.store.mailbox.errors import FolderError, NoSuchItemError
-from relay.store.mailbox.maildir import (
-    DirectorySync,
-    Stripes,
-    list_names,
-    make_directories,
-    make_directory,
-    replace_durably,
-    sync_directory,
-    write_synced,
-)
 from relay.store.mailbox.stored_message import Folder, WellKnown
 
 SEPARATOR = "."
@@ -210,14 +201,16 @@ class Folders:
     """The directories of mailboxes under one root."""
 
     def __init__(
-        self, directory_of: Callable[[str], Path], syncs: DirectorySync | None = None
+        self, directory_of: Callable[[str], Path], syncs: maildir.DirectorySync | None = None
     ) -> None:
         """`directory_of` returns an account's Maildir, or raises NoSuchItemError. `syncs` shares
         the fsyncs of a domain's directory among threads.
         """
         self._directory_of = directory_of
-        self._sync = (syncs or DirectorySync()).sync
-        self._stripes = Stripes()  # a directory that exists while its lock is free is durable
+        self._sync = (syncs or maildir.DirectorySync()).sync
+        self._stripes = (
+            maildir.Stripes()
+        )  # a directory that exists while its lock is free is durable
         self.known: dict[str, _MailboxPaths] = {}  # by account; may be cleared
 
     def directory(self, account: str) -> Path:
@@ -241,13 +234,13 @@ class Folders:
         mailbox = self._directory_of(account)
         self._make_domain(mailbox.parent)
         with self._stripes.of(str(mailbox)):
-            make_directory(mailbox, self._sync)
-            make_directories(mailbox, (*DIRECTORIES, *_OTHER_DIRECTORIES))
+            maildir.make_directory(mailbox, self._sync)
+            maildir.make_directories(mailbox, (*DIRECTORIES, *_OTHER_DIRECTORIES))
             for directory in _OTHER_DIRECTORIES:
                 _make_maildir(mailbox / directory, is_folder=True)
             if not (mailbox / _SUBSCRIPTIONS_FILE).exists():
-                write_synced(mailbox / _SUBSCRIPTIONS_FILE, _SUBSCRIPTIONS.encode())
-                sync_directory(mailbox)
+                maildir.write_synced(mailbox / _SUBSCRIPTIONS_FILE, _SUBSCRIPTIONS.encode())
+                maildir.sync_directory(mailbox)
             paths = _MailboxPaths(mailbox, f"{mailbox}/cur", drafts_directory(mailbox))
             self._remember(account, paths)
         return mailbox
@@ -262,15 +255,15 @@ class Folders:
         mailbox = self._directory_of(account)
         self._make_domain(mailbox.parent)
         with self._stripes.of(str(mailbox)):
-            is_fresh = make_directory(mailbox, self._sync)
-            make_directories(mailbox, DIRECTORIES)
+            is_fresh = maildir.make_directory(mailbox, self._sync)
+            maildir.make_directories(mailbox, DIRECTORIES)
             made = _MailboxPaths(mailbox, f"{mailbox}/cur", is_fresh=is_fresh)
             self._remember(account, made)
         return mailbox
 
     def _make_domain(self, directory: Path) -> None:
         with self._stripes.of(str(directory)):
-            make_directory(directory, self._sync)
+            maildir.make_directory(directory, self._sync)
 
     def _remember(self, account: str, made: _MailboxPaths) -> None:
         if len(self.known) >= _MAILBOXES_CACHED:
@@ -284,7 +277,7 @@ class Folders:
 
 def make_folder(path: Path, folder_id: str) -> None:
     """Create a folder, durably, with its id. It becomes visible when it is complete."""
-    make_directory(path)
+    maildir.make_directory(path)
     write_folder_id(path, folder_id)
     _make_maildir(path, is_folder=True)
 
@@ -292,7 +285,7 @@ def make_folder(path: Path, folder_id: str) -> None:
 def write_folder_id(path: Path, folder_id: str) -> None:
     """Write a folder's id into its marker file."""
     octets = f"relay-folder-id {folder_id}\n".encode()
-    replace_durably(path / MARKER, octets, part=path / f"{MARKER}.{folder_id}")
+    maildir.replace_durably(path / MARKER, octets, part=path / f"{MARKER}.{folder_id}")
 
 
 def write_folder_ids(folders: Iterable[Folder]) -> None:
@@ -318,14 +311,14 @@ def folder_directories(mailbox: Path) -> list[str]:
     """Return the directory names of all folders except the well-known ones, sorted."""
     return sorted(
         name
-        for name in list_names(mailbox)
+        for name in maildir.list_names(mailbox)
         if _is_folder_name(name) and name not in _BY_DIRECTORY and (mailbox / name / "cur").is_dir()
     )
 
 
 def message_directories(mailbox: Path) -> Iterator[str]:
     """Yield the paths of new/ and cur/ of all folders; some may not exist."""
-    for folder in (".", *filter(_is_folder_name, list_names(mailbox))):
+    for folder in (".", *filter(_is_folder_name, maildir.list_names(mailbox))):
         yield f"{mailbox}/{folder}/new"
         yield f"{mailbox}/{folder}/cur"
 
@@ -443,7 +436,7 @@ def _derived_id(directory: str, number: int) -> str:
 def _make_maildir(path: Path, *, is_folder: bool) -> None:
     if all((path / name).is_dir() for name in DIRECTORIES):
         return
-    make_directory(path)
+    maildir.make_directory(path)
     if is_folder and not (path / MARKER).exists():
         (path / MARKER).touch(0o600)
-    make_directories(path, DIRECTORIES)
+    maildir.make_directories(path, DIRECTORIES)

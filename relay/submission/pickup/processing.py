@@ -36,17 +36,8 @@ from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
 from relay.store.mailbox.errors import MailboxFullError, NoSuchItemError
 from relay.store.mailbox.pending_submission import PendingSubmission
 from relay.submission.outbox.ready_submissions import ReadySubmissions
+from relay.submission.pickup import decisions
 from relay.submission.pickup.conversion import ConversionPool, ConversionUnfinishedError
-from relay.submission.pickup.decisions import (
-    GIVE_UP_AFTER_S,
-    FinalFailure,
-    SubmissionAccepted,
-    SubmissionDeferred,
-    SubmissionOutcome,
-    give_up,
-    key_expired,
-    submission_outcome,
-)
 from relay.submission.pickup.start_limits import StartLimits
 
 _DEFECTS_MAX = 20
@@ -88,7 +79,7 @@ class SubmissionClient:
 
     async def submit(
         self, message: ConvertedMessage, *, submission_id: str, after_dot: AfterDot | None = None
-    ) -> SubmissionOutcome:
+    ) -> decisions.SubmissionOutcome:
         """Submit `message` with the key `submission_id`. It is safe to repeat this."""
         notify = _WITH_SUCCESS if message.notify_success else frozenset()
         transaction = Transaction(
@@ -106,14 +97,14 @@ class SubmissionClient:
             try:
                 connection = await self._open()
             except ConnectError as error:  # a reply to EHLO or the banner, not to this message
-                return SubmissionDeferred(error.outcome.evidence, is_down=True)
+                return decisions.SubmissionDeferred(error.outcome.evidence, is_down=True)
             if not connection.extensions.dsn:
                 await self.close()  # the next attempt opens a connection
                 evidence = Evidence("4.3.5", "4.3.5 the pickup socket does not offer DSN")
-                return SubmissionDeferred(evidence, is_down=True)
+                return decisions.SubmissionDeferred(evidence, is_down=True)
             result = await connection.transact(transaction, after_dot=after_dot)
             if not result.stale:  # a stale connection is closed: the next one is new
-                return submission_outcome(result.outcomes.values())
+                return decisions.submission_outcome(result.outcomes.values())
 
     async def close(self) -> None:
         """Send QUIT and close the connection."""
@@ -153,7 +144,7 @@ class SubmissionProcessor(Struct, frozen=True):
         pending: PendingSubmission,
         client: SubmissionClient,
         earlier: EarlierAttempts,
-    ) -> SubmissionDeferred | None:
+    ) -> decisions.SubmissionDeferred | None:
         """Make one attempt; return None if the submission has ended, else the reason to retry."""
         try:
             content = await self.ready.content(pending)
@@ -162,13 +153,13 @@ class SubmissionProcessor(Struct, frozen=True):
         if not pending.base_name:
             await self._fail_damaged(pending, content)
             return None
-        if end := key_expired(self._age_s(pending)):
+        if end := decisions.key_expired(self._age_s(pending)):
             await self._fail(pending, _unconverted(content, pending), end)
             return None
         try:
             message = await self.conversion.convert(pending, content)
         except ConversionError as error:
-            end = FinalFailure(Evidence("5.6.3", f"5.6.3 {error}"))
+            end = decisions.FinalFailure(Evidence("5.6.3", f"5.6.3 {error}"))
             await self._fail(pending, _unconverted(content, pending), end)
             return None
         except ConversionUnfinishedError as error:
@@ -194,21 +185,21 @@ class SubmissionProcessor(Struct, frozen=True):
         client: SubmissionClient,
         *,
         earlier: EarlierAttempts,
-    ) -> SubmissionDeferred | None:
+    ) -> decisions.SubmissionDeferred | None:
         sent = CrashPoint.SUBMISSION_SENT
         after_dot = partial(self.crash.reached, sent) if self.crash.is_at(sent) else None
         outcome = await client.submit(
             message, submission_id=pending.submission_id, after_dot=after_dot
         )
         match outcome:
-            case SubmissionAccepted(queue_id):
+            case decisions.SubmissionAccepted(queue_id):
                 self.limits.record_success()
                 self.crash.reached(CrashPoint.SUBMISSION_ACCEPTED)
                 await self.ready.complete(pending, queue_id=queue_id)
-            case FinalFailure():
+            case decisions.FinalFailure():
                 self.limits.record_success()
                 await self._fail(pending, message, outcome)
-            case SubmissionDeferred(evidence):
+            case decisions.SubmissionDeferred(evidence):
                 if evidence.status.startswith(_OF_POLICY):  # a rule defers it: the server works
                     self.limits.record_success()
                 else:
@@ -217,12 +208,12 @@ class SubmissionProcessor(Struct, frozen=True):
                     waits = details.NotifiedDetail(waits=evidence.reply)
                     self.log.remark(pending.submission_id, waits, account=pending.account)
                     earlier.waits = evidence.reply
-                if self._age_s(pending) <= GIVE_UP_AFTER_S:
+                if self._age_s(pending) <= decisions.GIVE_UP_AFTER_S:
                     return outcome
                 uncertain = (
                     outcome.uncertain or earlier.uncertain or await self._attempted_before(pending)
                 )
-                end = give_up(evidence, uncertain=uncertain)
+                end = decisions.give_up(evidence, uncertain=uncertain)
                 await self._fail(pending, message, end)
         return None
 
@@ -245,7 +236,7 @@ class SubmissionProcessor(Struct, frozen=True):
             any(step.step == Step.CONVERTED for step in journey.steps) if journey else False
         )
         reply = "5.0.0 its record on the disk is damaged; what is left of it is kept in corrupt/"
-        end = FinalFailure(Evidence("5.0.0", reply), unknown=was_attempted)
+        end = decisions.FinalFailure(Evidence("5.0.0", reply), unknown=was_attempted)
         owned = replace(pending, account=account)
         await self._fail(owned, _unconverted(content, owned), end, to_corrupt=True)
 
@@ -258,13 +249,15 @@ class SubmissionProcessor(Struct, frozen=True):
         )
         reply = f"5.6.0 the message could not be converted: {error}; it is kept in corrupt/"
         message = _unconverted(content, pending, read_mime=False)
-        await self._fail(pending, message, FinalFailure(Evidence("5.6.0", reply)), to_corrupt=True)
+        await self._fail(
+            pending, message, decisions.FinalFailure(Evidence("5.6.0", reply)), to_corrupt=True
+        )
 
     async def _fail(
         self,
         pending: PendingSubmission,
         message: ConvertedMessage,
-        end: FinalFailure,
+        end: decisions.FinalFailure,
         *,
         to_corrupt: bool = False,
     ) -> None:
@@ -324,12 +317,12 @@ class SubmissionProcessor(Struct, frozen=True):
         return (self.clock.confirmed_us() - pending.ready_us) / 1_000_000
 
 
-def _denied(author: str, account: str) -> FinalFailure:
+def _denied(author: str, account: str) -> decisions.FinalFailure:
     reply = (
         f"5.7.1 found {author} in From or Sender: the account {account} does not have the right to "
         "send mail from there"
     )
-    return FinalFailure(Evidence("5.7.1", reply))
+    return decisions.FinalFailure(Evidence("5.7.1", reply))
 
 
 def _facts_of(message: ConvertedMessage, draft_bytes: int) -> details.ConvertedDetail:

@@ -28,21 +28,10 @@ from relay.base.observe import logs
 from relay.base.pressure import MemoryBudget, Pressure, PressureReason
 from relay.base.process_limits import limit_malloc_retention, trim_memory, tune_garbage_collector
 from relay.store.spool.types import SpoolFullError
+from relay.transport.gate import wire
 from relay.transport.gate.frames import receive_descriptor
 from relay.transport.gate.sandbox import enter_sandbox, ignore_signals, refuse_io_uring
 from relay.transport.gate.services import OwnerCalls, RemoteOwner
-from relay.transport.gate.wire import (
-    BodyFile,
-    Drain,
-    Ended,
-    FromOwner,
-    LoadState,
-    NewConnection,
-    Ready,
-    Setup,
-    decode_packet,
-    encode,
-)
 from relay.transport.ingress.listener_role import CONFIGURED
 from relay.transport.ingress.message_limits import RateLimits
 from relay.transport.ingress.session_client import ListenerDependencies
@@ -60,7 +49,7 @@ class Child:
     def __init__(self, packets: socket.socket, *, missing: tuple[str, ...], crash_at: str) -> None:
         """`missing` names the parts of the sandbox that the kernel does not have."""
         self._packets = packets
-        self._ready = encode(Ready(missing))
+        self._ready = wire.encode(wire.Ready(missing))
         self._clock = SystemClock()
         self._crash = CrashPoints(crash_at)
         self._pressure = Pressure()
@@ -96,35 +85,35 @@ class Child:
         if room_bytes is not None and size_bytes > room_bytes:
             raise SpoolFullError("there is no room on the spool's disk")
 
-    def _hear(self, frame: FromOwner) -> None:
+    def _hear(self, frame: wire.FromOwner) -> None:
         match frame:
-            case LoadState(paused=paused):
+            case wire.LoadState(paused=paused):
                 self._pressure.state = frame.pressure
                 self._pressure.paused = lambda: paused
                 self._channel.send(self._ready)
-            case Setup():
+            case wire.Setup():
                 self._calls.kept = {}
                 self._use(frame)
                 self._channel.send(self._ready)
-            case Drain(grace_s=grace_s):
+            case wire.Drain(grace_s=grace_s):
                 self._draining = asyncio.get_running_loop().create_task(self._drain(grace_s))
 
     def _take_packets(self) -> None:
         try:
             while (packet := receive_descriptor(self._packets)) is not None:
                 octets, number = packet
-                match decode_packet(octets):
-                    case NewConnection() as connection:
+                match wire.decode_packet(octets):
+                    case wire.NewConnection() as connection:
                         self._begin(connection, number)
-                    case BodyFile(call=call):
+                    case wire.BodyFile(call=call):
                         file = Descriptor(number) if number is not None else None
                         self._calls.answered(call, file)
         except (OSError, EOFError, ValueError) as error:
             self._end(str(error))
 
-    def _begin(self, new: NewConnection, descriptor: int | None) -> None:
+    def _begin(self, new: wire.NewConnection, descriptor: int | None) -> None:
         if descriptor is None:
-            self._channel.send(encode(Ended(new.session)))
+            self._channel.send(wire.encode(wire.Ended(new.session)))
             return
         family = socket.AF_INET if new.ip else socket.AF_UNIX  # AF_INET serves for AF_INET6 too
         connection = socket.socket(family, socket.SOCK_STREAM, 0, descriptor)
@@ -132,7 +121,7 @@ class Child:
         owner = RemoteOwner(self._calls, new.session, is_trusted=new.is_trusted)
         self._listeners[new.listener].begin(connection, owner.client(new.ip))
 
-    def _use(self, setup: Setup) -> None:
+    def _use(self, setup: wire.Setup) -> None:
         """Use the settings, which the owner has read and checked."""
         for number, listener in enumerate(setup.listeners):
             files = [_memory_file(pem) for pem in listener.certificates]

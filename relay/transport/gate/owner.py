@@ -21,30 +21,15 @@ from relay.base.message.envelope import ForwardPath
 from relay.base.observe.logs import ContainedErrors, get_logger
 from relay.base.task_set import TaskSet
 from relay.store.spool.types import LendableBody, SpoolError, SpoolUnavailableError
+from relay.transport.gate import wire
 from relay.transport.gate.frames import FrameChannel
-from relay.transport.gate.wire import (
-    Accept,
-    BodyFile,
-    CallAnswer,
-    CheckRecipient,
-    CheckSender,
-    DropBody,
-    Ended,
-    LogIn,
-    LoginAnswer,
-    OpenBody,
-    Ready,
-    Refused,
-    decode_from_child,
-    encode,
-)
 from relay.transport.ingress.data import ContentRejection, DataReply, ReceivedContent
 from relay.transport.ingress.session_owner import SessionOwner
 
 _OFFERED_BYTES_MAX = 64 * 1024 * 1024  # of messages that are being accepted; then the child waits
 _RECIPIENTS_MAX = 100_000  # of a transaction
 _UNREAD_BYTES_MAX = 16 * 1024 * 1024  # of answers that the child does not read
-Question = LogIn | CheckSender | CheckRecipient | OpenBody | Accept
+Question = wire.LogIn | wire.CheckSender | wire.CheckRecipient | wire.OpenBody | wire.Accept
 _has_control = re.compile(r"[\x00-\x1f\x7f]").search
 _log = get_logger("gate")
 
@@ -92,8 +77,8 @@ class SessionsOfChild:
 
     def __init__(
         self,
-        send_file: Callable[[BodyFile, int], None],
-        on_ready: Callable[[Ready], None],
+        send_file: Callable[[wire.BodyFile, int], None],
+        on_ready: Callable[[wire.Ready], None],
     ) -> None:
         """`send_file` sends a packet with a descriptor, which it closes."""
         self.channel: FrameChannel  # to the child
@@ -115,8 +100,8 @@ class SessionsOfChild:
 
     def hear(self, octets: bytes) -> None:
         """Handle a frame. Raises ValueError if it breaks the rules."""
-        frame = decode_from_child(octets)
-        if isinstance(frame, Ready):
+        frame = wire.decode_from_child(octets)
+        if isinstance(frame, wire.Ready):
             self._on_ready(frame)
             return
         if self.channel.is_full and self.channel.unread_bytes > _UNREAD_BYTES_MAX:
@@ -125,18 +110,18 @@ class SessionsOfChild:
         if session is None:
             raise ValueError(f"found {type(frame).__name__} of a session that does not exist")
         match frame:
-            case Refused(refused=refused):
+            case wire.Refused(refused=refused):
                 session.owner.refused(refused, frame.claims)
-            case DropBody():
+            case wire.DropBody():
                 session.drop()
-            case Ended():
+            case wire.Ended():
                 self._sessions.pop(frame.session).drop()
             case _:
                 if session.is_busy:
                     raise ValueError(f"found {type(frame).__name__} before the last answer")
                 session.is_busy = True
                 answering = self._answer(session, frame)
-                if isinstance(frame, Accept):
+                if isinstance(frame, wire.Accept):
                     self._tasks.keep(session.owner.acceptances.start(answering))
                 else:
                     self._tasks.start(answering)
@@ -161,30 +146,32 @@ class SessionsOfChild:
         if call.session not in self._sessions:  # the client is gone
             session.drop()
         if value is not None or has_failed:  # the value becomes the octets of a Raw with its frame
-            self.channel.send(encode(CallAnswer(call.call, cast("Raw", value), has_failed)))
+            self.channel.send(
+                wire.encode(wire.CallAnswer(call.call, cast("Raw", value), has_failed))
+            )
 
     async def _value(self, session: _OwnedSession, call: Question) -> Any:
         owner = session.owner
         match call:
-            case CheckRecipient(address=address, reverse_path=sender):
+            case wire.CheckRecipient(address=address, reverse_path=sender):
                 answer = await owner.check_recipient(
                     address, sender, call.size_bytes, helo=call.helo
                 )
                 session.take_recipient(sender, address, answer.reply)
                 return answer
-            case Accept():
+            case wire.Accept():
                 return await self._accept(session, call)
-            case CheckSender(reverse_path=sender):
+            case wire.CheckSender(reverse_path=sender):
                 reply = await owner.sender_rejection(sender)
                 session.take_sender(sender, reply)
                 return reply
-            case LogIn():
+            case wire.LogIn():
                 session.taken = set()
                 return await _log_in(owner, call)
-            case OpenBody():
+            case wire.OpenBody():
                 return await self._open_body(session, call)
 
-    async def _accept(self, session: _OwnedSession, call: Accept) -> DataReply:
+    async def _accept(self, session: _OwnedSession, call: wire.Accept) -> DataReply:
         offered = call.offered
         envelope, paths, claims = offered.mail.envelope, offered.paths, offered.claims
         texts = [envelope.reverse_path, envelope.envid, claims.helo, claims.tls]
@@ -223,7 +210,7 @@ class SessionsOfChild:
         if is_full != was_full:
             self.channel.read(goes_on=not is_full)
 
-    async def _open_body(self, session: _OwnedSession, call: OpenBody) -> str | None:
+    async def _open_body(self, session: _OwnedSession, call: wire.OpenBody) -> str | None:
         """Answer with a file, or return why there is none."""
         if session.body is not None:
             session.body.discard()
@@ -233,14 +220,14 @@ class SessionsOfChild:
         except SpoolError as error:
             return str(error)
         session.body = body
-        self._send_file(BodyFile(call.call), os.dup(descriptor))
+        self._send_file(wire.BodyFile(call.call), os.dup(descriptor))
         return None
 
 
-async def _log_in(owner: SessionOwner, call: LogIn) -> LoginAnswer:
+async def _log_in(owner: SessionOwner, call: wire.LogIn) -> wire.LoginAnswer:
     try:
-        return LoginAnswer(await owner.log_in(call.user, call.secret, call.is_token))
+        return wire.LoginAnswer(await owner.log_in(call.user, call.secret, call.is_token))
     except LoginDelayedError as error:
-        return LoginAnswer(delayed=str(error), retry_after_s=error.retry_after_s)
+        return wire.LoginAnswer(delayed=str(error), retry_after_s=error.retry_after_s)
     except LoginRefusedError as error:
-        return LoginAnswer(refused=str(error))
+        return wire.LoginAnswer(refused=str(error))

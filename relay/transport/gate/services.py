@@ -19,27 +19,8 @@ from relay.base.blocks import BodyDisk
 from relay.base.files import Descriptor, FileOctets, write_all
 from relay.base.message.content import LargeContent
 from relay.store.spool.types import SpoolUnavailableError, translate_os_errors
+from relay.transport.gate import wire
 from relay.transport.gate.frames import FrameChannel
-from relay.transport.gate.wire import (
-    Accept,
-    CallAnswer,
-    CheckRecipient,
-    CheckSender,
-    DropBody,
-    Ended,
-    FromChild,
-    FromOwner,
-    LogIn,
-    OpenBody,
-    Refused,
-    WrittenBody,
-    decode_data_reply,
-    decode_from_owner,
-    decode_login,
-    decode_recipient,
-    decode_reply,
-    encode,
-)
 from relay.transport.ingress.data import ContentRejection, DataReply, ReceivedContent
 from relay.transport.ingress.esmtp_parameters import SmtpRejection
 from relay.transport.ingress.session_client import (
@@ -61,7 +42,10 @@ class OwnerCalls:
     """The calls of all sessions to the owner."""
 
     def __init__(
-        self, disk: BodyDisk, on_frame: Callable[[FromOwner], None], on_end: Callable[[str], None]
+        self,
+        disk: BodyDisk,
+        on_frame: Callable[[wire.FromOwner], None],
+        on_end: Callable[[str], None],
     ) -> None:
         """`disk` has the bodies; `on_frame` gets frames that are no answers; `on_end` as in
         FrameChannel.
@@ -73,7 +57,7 @@ class OwnerCalls:
         self._numbers = count(1)
         self._asked: dict[int, asyncio.Future[_Answered | None]] = {}
 
-    async def ask(self, call: Callable[[int], FromChild], decode: Callable[[Any], T]) -> T:
+    async def ask(self, call: Callable[[int], wire.FromChild], decode: Callable[[Any], T]) -> T:
         """Make a call and return the answer; `call` gets the number of the call.
 
         Raises SmtpRejection, and ClientDisconnected if the owner has ended: the right reply is
@@ -84,7 +68,7 @@ class OwnerCalls:
         number = next(self._numbers)
         asked = self._asked[number] = asyncio.get_running_loop().create_future()
         try:
-            self.channel.send(encode(call(number)))
+            self.channel.send(wire.encode(call(number)))
             value = await asked
         finally:
             del self._asked[number]
@@ -93,15 +77,15 @@ class OwnerCalls:
         return decode(value)
 
     def _hear(self, octets: bytes) -> None:
-        frame = decode_from_owner(octets)
-        if isinstance(frame, CallAnswer):
+        frame = wire.decode_from_owner(octets)
+        if isinstance(frame, wire.CallAnswer):
             self.answered(frame.call, None if frame.has_failed else frame.value)
         else:
             self._on_frame(frame)
 
-    def tell(self, frame: FromChild) -> None:
+    def tell(self, frame: wire.FromChild) -> None:
         """Send a frame that has no answer."""
-        self.channel.send(encode(frame))
+        self.channel.send(wire.encode(frame))
 
     def answered(self, call: int, value: _Answered | None) -> None:
         """Pass an answer on, None if the call failed, unless the client has disconnected."""
@@ -146,7 +130,7 @@ class RemoteOwner:
 
     async def _log_in(self, user: str, secret: str, is_token: bool) -> str:
         answer = await self._calls.ask(
-            lambda call: LogIn(self._session, call, user, secret, is_token), decode_login
+            lambda call: wire.LogIn(self._session, call, user, secret, is_token), wire.decode_login
         )
         if answer.refused:
             raise LoginRefusedError(answer.refused)
@@ -157,7 +141,7 @@ class RemoteOwner:
 
     def _sender_rejection(self, reverse_path: str) -> Awaitable[str]:
         return self._calls.ask(
-            lambda call: CheckSender(self._session, call, reverse_path), decode_reply
+            lambda call: wire.CheckSender(self._session, call, reverse_path), wire.decode_reply
         )
 
     async def _check_recipient(
@@ -167,10 +151,10 @@ class RemoteOwner:
         if self._may_relay and (known := kept.get(key)) is not None:
             return known
         answer = await self._calls.ask(
-            lambda call: CheckRecipient(
+            lambda call: wire.CheckRecipient(
                 self._session, call, address, reverse_path, size_bytes, helo
             ),
-            decode_recipient,
+            wire.decode_recipient,
         )
         if self._may_relay and answer.may_keep:
             if len(kept) >= _KEPT_MAX:
@@ -187,29 +171,29 @@ class RemoteOwner:
         content, body, written = received.content, self._body, None
         if isinstance(content, LargeContent):
             assert body is not None
-            written = WrittenBody(
+            written = wire.WrittenBody(
                 body.size_bytes, body.crc32, content.eight_bit, content.long_lines
             )
             content = content.header
         self._body = None
 
-        def offer(call: int) -> FromChild:
+        def offer(call: int) -> wire.FromChild:
             if body is not None:
                 body.offer()
-            return Accept(self._session, call, offered, content, written)
+            return wire.Accept(self._session, call, offered, content, written)
 
         try:
-            return await self._calls.ask(offer, decode_data_reply)
+            return await self._calls.ask(offer, wire.decode_data_reply)
         finally:
             received.release()
 
     def _refused(self, refused: RefusedCommand, claims: SessionClaims) -> None:
-        self._calls.tell(Refused(self._session, refused, claims))
+        self._calls.tell(wire.Refused(self._session, refused, claims))
 
     def _end(self) -> None:
         if not self._has_ended:
             self._has_ended = True
-            self._calls.tell(Ended(self._session))
+            self._calls.tell(wire.Ended(self._session))
 
 
 class RemoteBody:
@@ -225,7 +209,7 @@ class RemoteBody:
         """See IncomingBody."""
         if self._file is None:
             opened = await self._calls.ask(
-                lambda call: OpenBody(self._session, call), _file_or_text
+                lambda call: wire.OpenBody(self._session, call), _file_or_text
             )
             if isinstance(opened, str):
                 raise SpoolUnavailableError(opened)
@@ -251,8 +235,8 @@ class RemoteBody:
         """See IncomingBody."""
         if self._file is not None:
             self._file = None
-            self._calls.tell(DropBody(self._session))
+            self._calls.tell(wire.DropBody(self._session))
 
 
 def _file_or_text(answer: _Answered) -> Descriptor | str:
-    return answer if isinstance(answer, Descriptor) else decode_reply(answer)
+    return answer if isinstance(answer, Descriptor) else wire.decode_reply(answer)

@@ -31,17 +31,8 @@ from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.phrases import shown
 from relay.base.pressure import MemoryBudget
 from relay.store.spool.types import SpoolUnavailableError
+from relay.transport.ingress import dropped_mail
 from relay.transport.ingress.data import ContentCollector, DataReply, Origin
-from relay.transport.ingress.dropped_mail import (
-    FILE_BYTES_MAX,
-    PART,
-    DroppedEnvelope,
-    DroppedFile,
-    HostileFileError,
-    Identity,
-    identity_of,
-    key_of_name,
-)
 from relay.transport.ingress.listener_role import SENDMAIL
 from relay.transport.ingress.local_users import LocalUsers
 from relay.transport.ingress.session_limits import SessionLimits
@@ -60,7 +51,7 @@ _ASIDE_MAX = 1000  # files that are kept; more are removed
 class StuckFile(Struct, frozen=True):
     """A file that cannot be removed."""
 
-    identity: Identity
+    identity: dropped_mail.Identity
     aside: str  # its name in ASIDE; "": it is to be removed
     key: str  # with which it was accepted, or ""
     why: str = ""
@@ -112,17 +103,17 @@ class MailDrop:
         # What had to wait is tried after the others.
         names.sort(key=self._waited.__contains__)
         self._waited = set()
-        left_bytes, self._logged, is_done = FILE_BYTES_MAX, 0, True
+        left_bytes, self._logged, is_done = dropped_mail.FILE_BYTES_MAX, 0, True
         pressure, failures = self.shared.pressure, list[OSError]()
         for name in names:
             if left_bytes <= 0 or pressure.paused() or pressure.rejection():
                 break
             try:
-                identity = identity_of((self.directory / name).lstat())
+                identity = dropped_mail.identity_of((self.directory / name).lstat())
                 if (stuck := self._stuck.get(name)) and stuck.identity == identity:
                     await self._move(name, stuck)
                     continue
-                file = await asyncio.to_thread(DroppedFile, self.directory / name)
+                file = await asyncio.to_thread(dropped_mail.DroppedFile, self.directory / name)
                 with closing(file):
                     left_bytes -= file.size
                     if not await self._take(name, file):
@@ -130,7 +121,7 @@ class MailDrop:
                         is_done = False
             except FileNotFoundError:
                 continue
-            except HostileFileError as error:
+            except dropped_mail.HostileFileError as error:
                 await self._set_aside(name, identity, str(error))
             except OSError as error:
                 error.filename = str(self.directory / name)
@@ -158,7 +149,7 @@ class MailDrop:
         with suppress(FileNotFoundError):
             for name in self._listed():
                 with suppress(FileNotFoundError):
-                    keys.append(key_of_name(name, (self.directory / name).lstat()))
+                    keys.append(dropped_mail.key_of_name(name, (self.directory / name).lstat()))
         return keys
 
     def _listed(self) -> list[str]:
@@ -169,7 +160,7 @@ class MailDrop:
         parts = 0
         with os.scandir(self.directory) as entries:
             for file in entries:
-                is_part = file.name.startswith(PART)
+                is_part = file.name.startswith(dropped_mail.PART)
                 parts += is_part
                 is_young = is_part and (parts > FILES_MAX or self._is_being_written(file))
                 if is_young or file.name == ASIDE or file.is_dir(follow_symlinks=False):
@@ -188,11 +179,11 @@ class MailDrop:
         changed_us = min(facts.st_ctime_ns, facts.st_mtime_ns) // 1000
         return self._clock.file_time_us() - changed_us < _PART_S * 1e6
 
-    async def _take(self, name: str, file: DroppedFile) -> bool:
+    async def _take(self, name: str, file: dropped_mail.DroppedFile) -> bool:
         """Accept a file and remove it, or put it aside; return False if it must wait."""
         try:
             reply, key = await self._accept(file)
-        except (HostileFileError, ValueError) as error:
+        except (dropped_mail.HostileFileError, ValueError) as error:
             reply, key = DataReply(str(error)), ""
         if reply.queue_id:
             self.shared.crash.reached(CrashPoint.DROP_ACCEPTED)
@@ -204,7 +195,7 @@ class MailDrop:
             await self._set_aside(name, file.identity, reply.reply)
         return True
 
-    async def _accept(self, file: DroppedFile) -> tuple[DataReply, str]:
+    async def _accept(self, file: dropped_mail.DroppedFile) -> tuple[DataReply, str]:
         """Return the reply to the mail of a file, and its key.
 
         Raises HostileFileError, SpoolError, and ValueError for the envelope.
@@ -212,7 +203,7 @@ class MailDrop:
         user = await asyncio.to_thread(self.users.find, file.uid)
         acceptance = self.shared.acceptance
         content = ContentCollector(
-            size_max_bytes=FILE_BYTES_MAX,
+            size_max_bytes=dropped_mail.FILE_BYTES_MAX,
             limits=self._limits,
             budget=self._budget,
             arrival=acceptance.spool.incoming_body,
@@ -242,7 +233,7 @@ class MailDrop:
         return reply, key
 
     def _envelope(
-        self, dropped: DroppedEnvelope, *, eight_bit: bool
+        self, dropped: dropped_mail.DroppedEnvelope, *, eight_bit: bool
     ) -> tuple[Envelope, list[ForwardPath]]:
         """Return the envelope and its recipients. Raises ValueError."""
         users = self.users
@@ -260,7 +251,7 @@ class MailDrop:
             smtputf8=not "".join((sender, *addresses)).isascii(),
         ), [ForwardPath(address, notify) for address in addresses]
 
-    async def _set_aside(self, name: str, identity: Identity, why: str) -> None:
+    async def _set_aside(self, name: str, identity: dropped_mail.Identity, why: str) -> None:
         """Move a file to where only the relay can enter."""
         done = await self._move(name, StuckFile(identity, self._ids.new(), ""))
         self._logged += 1

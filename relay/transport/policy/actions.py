@@ -5,6 +5,7 @@ in engine. parse() raises ValueError that says what was expected. The classes ar
 relay/transport/policy/recipient_actions.py and relay/transport/policy/content_actions.py.
 """
 
+from relay.transport.policy import recipient_actions
 from relay.transport.policy.content_actions import (
     CcAction,
     DisclaimerAction,
@@ -14,50 +15,37 @@ from relay.transport.policy.content_actions import (
     SetSenderAction,
     SubjectPrefixAction,
 )
-from relay.transport.policy.recipient_actions import (
-    BccAction,
-    DeferAction,
-    DiscardAction,
-    HoldAction,
-    JournalAction,
-    NextHopAction,
-    NotifyAction,
-    QuarantineAction,
-    RateLimitAction,
-    RedirectAction,
-    RejectAction,
-)
 
 FINAL = ("reject", "discard", "redirect", "quarantine", "defer")  # no action can follow these
 RuleAction = (
-    RejectAction
-    | DeferAction
-    | HoldAction
-    | NextHopAction
-    | RateLimitAction
-    | DiscardAction
-    | RedirectAction
-    | QuarantineAction
-    | BccAction
-    | JournalAction
-    | NotifyAction
+    recipient_actions.RejectAction
+    | recipient_actions.DeferAction
+    | recipient_actions.HoldAction
+    | recipient_actions.NextHopAction
+    | recipient_actions.RateLimitAction
+    | recipient_actions.DiscardAction
+    | recipient_actions.RedirectAction
+    | recipient_actions.QuarantineAction
+    | recipient_actions.BccAction
+    | recipient_actions.JournalAction
+    | recipient_actions.NotifyAction
     | DisclaimerAction
     | HeaderEdit
 )
 
 ACTIONS: dict[str, type[RuleAction]] = {
-    "defer": DeferAction,
-    "hold": HoldAction,
-    "next_hop": NextHopAction,
-    "rate_limit": RateLimitAction,
-    "reject": RejectAction,
-    "discard": DiscardAction,
-    "redirect": RedirectAction,
-    "quarantine": QuarantineAction,
+    "defer": recipient_actions.DeferAction,
+    "hold": recipient_actions.HoldAction,
+    "next_hop": recipient_actions.NextHopAction,
+    "rate_limit": recipient_actions.RateLimitAction,
+    "reject": recipient_actions.RejectAction,
+    "discard": recipient_actions.DiscardAction,
+    "redirect": recipient_actions.RedirectAction,
+    "quarantine": recipient_actions.QuarantineAction,
     "cc": CcAction,
-    "bcc": BccAction,
-    "journal": JournalAction,
-    "notify": NotifyAction,
+    "bcc": recipient_actions.BccAction,
+    "journal": recipient_actions.JournalAction,
+    "notify": recipient_actions.NotifyAction,
     "set_header": SetHeaderAction,
     "set_sender": SetSenderAction,
     "remove_header": RemoveHeaderAction,

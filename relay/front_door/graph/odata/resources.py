@@ -15,21 +15,8 @@ from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 from relay.base.accounts.account import Account
+from relay.base.message import extended_properties
 from relay.base.message.address import pattern_forms, with_a_labels
-from relay.base.message.extended_properties import (
-    ARTICLE_NUMBER,
-    DELIVERY_TIME,
-    FLAG_STATUS,
-    FLAG_STATUSES,
-    IN_REPLY_TO_ID,
-    INTERNET_REFERENCES,
-    MESSAGE_CLASS,
-    SUBMIT_TIME,
-    ExtendedPropertyError,
-    canonical_id,
-    canonical_value,
-    time_us,
-)
 from relay.base.message.rest_id import read_rest_id
 from relay.formats.read_mime import AttachedOctets
 from relay.front_door.graph import errors
@@ -99,13 +86,13 @@ _AS_PROPERTY = {
     "String 0x1035": Property.INTERNET_MESSAGE_ID,
     "Integer 0x0E08": Property.SIZE,
     "Long 0x0E08": Property.SIZE,
-    DELIVERY_TIME: Property.RECEIVED,
-    SUBMIT_TIME: Property.SENT,
-    MESSAGE_CLASS: Property.MESSAGE_CLASS,
-    FLAG_STATUS: Property.FLAG,
-    ARTICLE_NUMBER: Property.ARTICLE,
+    extended_properties.DELIVERY_TIME: Property.RECEIVED,
+    extended_properties.SUBMIT_TIME: Property.SENT,
+    extended_properties.MESSAGE_CLASS: Property.MESSAGE_CLASS,
+    extended_properties.FLAG_STATUS: Property.FLAG,
+    extended_properties.ARTICLE_NUMBER: Property.ARTICLE,
 }
-_INDEXED = (IN_REPLY_TO_ID, INTERNET_REFERENCES)
+_INDEXED = (extended_properties.IN_REPLY_TO_ID, extended_properties.INTERNET_REFERENCES)
 _HEADERS = "String 0x007D"  # PidTagTransportMessageHeaders
 # What contains(ep/value,'From: bob') looks at, by which DavMail searches (HeaderCondition).
 _IN_HEADER: Mapping[str, Collection | tuple[Property, ...]] = {
@@ -241,8 +228,8 @@ def _extended_property(condition: Condition, *, name: str) -> Condition:
         expected = f"{name}/any(ep:ep/id eq 'TYPE 0xTAG' and ep/value eq 'text')"
         raise _unsupported(f"found another condition of {name}, expected {expected}.")
     try:
-        identity = canonical_id(ids[0].value, multiple=name == MULTIPLE)
-    except ExtendedPropertyError as error:
+        identity = extended_properties.canonical_id(ids[0].value, multiple=name == MULTIPLE)
+    except extended_properties.ExtendedPropertyError as error:
         raise _unsupported(f"found the id {quoted(ids[0].value)}, {error}.") from None
     if identity == _HEADERS:
         conditions = tuple(map(_in_header, values))
@@ -275,9 +262,11 @@ def _in_header(item: CompareItem) -> Condition:
 def _as_property(identity: str, item: CompareItem) -> Condition:
     """Return the condition for an extended property that is another property of the message."""
     field = _message_field(_AS_PROPERTY[identity])
-    if identity == FLAG_STATUS:
+    if identity == extended_properties.FLAG_STATUS:
         number = _canonical(identity, item) if item.value else "0"
-        return field.compare(item.operator, FLAG_STATUSES.get(number, "notFlagged"))
+        return field.compare(
+            item.operator, extended_properties.FLAG_STATUSES.get(number, "notFlagged")
+        )
     if field.type is FieldType.TEXT:
         return field.compare(item.operator, item.value)
     if not item.value:  # compared with null
@@ -285,7 +274,7 @@ def _as_property(identity: str, item: CompareItem) -> Condition:
     value = _canonical(identity, item)
     if field.type is FieldType.NUMBER:
         return field.compare(item.operator, int(value))
-    since = field.compare(Operator.GE, at_us := time_us(value))
+    since = field.compare(Operator.GE, at_us := extended_properties.time_us(value))
     if item.operator not in (Operator.EQ, Operator.NE):
         return field.compare(item.operator, at_us)
     within = AllOf((since, field.compare(Operator.LT, at_us + _SECOND_US)))  # shown in seconds
@@ -308,7 +297,9 @@ def _kind(identity: str) -> str:
 def _canonical(identity: str, item: CompareItem) -> str:
     """Return the value that a property is compared with, in its type. Raises ApiError 400."""
     kind, value = _kind(identity), item.value
-    is_in_order = kind in ("String", "SystemTime", *_NUMBERS) and identity != FLAG_STATUS
+    is_in_order = (
+        kind in ("String", "SystemTime", *_NUMBERS) and identity != extended_properties.FLAG_STATUS
+    )
     compared = (*_EQUALITY, *_ORDERED) if is_in_order else _EQUALITY
     if kind == "Binary":  # or base64url, as in binary'…' (OData 4.01 ABNF, binaryValue)
         value = value.replace("-", "+").replace("_", "/") + "=" * (-len(value) % 4)
@@ -316,8 +307,8 @@ def _canonical(identity: str, item: CompareItem) -> str:
         expected = ", ".join(compared)
         raise _unsupported(f"{identity}: found {item.operator}, expected one of {expected}.")
     try:
-        return canonical_value(identity, value)
-    except ExtendedPropertyError as error:
+        return extended_properties.canonical_value(identity, value)
+    except extended_properties.ExtendedPropertyError as error:
         raise _unsupported(f"{identity}: found {quoted(item.value)}, {error}.") from None
 
 
@@ -488,8 +479,8 @@ def _value_of_folder(operator: Operator, value: Value) -> _Matches:
 
 
 def _id_of_folder(operator: Operator, value: Value) -> _Matches:
-    with suppress(ExtendedPropertyError):
-        identity = canonical_id(str(value))
+    with suppress(extended_properties.ExtendedPropertyError):
+        identity = extended_properties.canonical_id(str(value))
         if operator is Operator.EQ and identity in FOLDER_COMPUTED:
             return lambda item: item[0] == identity
     raise _unsupported(f"folders cannot be filtered by the property {quoted(str(value))}.")

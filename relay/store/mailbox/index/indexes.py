@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from relay.base.clock import Clock
 from relay.store.mailbox.changes import Change, ChangeKind, ChangePage, FolderDeltaPage
 from relay.store.mailbox.errors import NoSuchItemError, StoreError, StoreUnavailableError
+from relay.store.mailbox.index import query_sql
 from relay.store.mailbox.index.change_feed import (
     changes_after,
     differing_folders,
@@ -32,18 +33,6 @@ from relay.store.mailbox.index.change_feed import (
 from relay.store.mailbox.index.content_index import ContentIndexer, CopyLookup
 from relay.store.mailbox.index.database import fetch, marks
 from relay.store.mailbox.index.mailbox_index import MailboxIndex
-from relay.store.mailbox.index.query_sql import (
-    ARTICLE,
-    UID,
-    Clause,
-    DrivingTable,
-    after_row,
-    compile_condition,
-    join_clauses,
-    make_page_token,
-    read_page_token,
-    sort_keys,
-)
 from relay.store.mailbox.index.rows import (
     COLUMNS,
     FolderRow,
@@ -90,12 +79,12 @@ class CompiledQuery:
     def __init__(self, query: MessageQuery) -> None:
         """Raise StalePositionError for a token of another query."""
         self._query = query
-        self._keys = sort_keys(query.order)
-        self._compiled = compile_condition(query.condition)
-        self._after = read_page_token(self._keys, query.after) if query.after else ()
+        self._keys = query_sql.sort_keys(query.order)
+        self._compiled = query_sql.compile_condition(query.condition)
+        self._after = query_sql.read_page_token(self._keys, query.after) if query.after else ()
         clauses = (self._compiled.lead.where, self._compiled.filter)
         self.level = max(*(clause.level for clause in clauses), *(key.level for key in self._keys))
-        self.compares_articles = ARTICLE in self._compiled.filter.sql
+        self.compares_articles = query_sql.ARTICLE in self._compiled.filter.sql
 
     def answer(self, cursor: apsw.Cursor, folders: FolderRows) -> QueryResult:
         """Return the page. Raises NoSuchItemError for the folder."""
@@ -103,12 +92,12 @@ class CompiledQuery:
         where = [lead.where, self._compiled.filter]
         folder = _folder_of_id(folders, query.folder_id)
         if folder is not None:
-            where.append(Clause(self._compiled.folder, (folder.number,)))
+            where.append(query_sql.Clause(self._compiled.folder, (folder.number,)))
         total = self._count(cursor, where, folder) if query.count else None
         if self._after:
-            where.append(after_row(self._keys, self._after))
-        where += [Clause(f"{key.sql} IS NOT NULL") for key in self._keys if key.is_text]
-        clause = join_clauses(where, " AND ", "1")
+            where.append(query_sql.after_row(self._keys, self._after))
+        where += [query_sql.Clause(f"{key.sql} IS NOT NULL") for key in self._keys if key.is_text]
+        clause = query_sql.join_clauses(where, " AND ", "1")
         keys = ", ".join(key.sql for key in self._keys)
         order = ", ".join(f"{key.sql} {'DESC' if key.descending else 'ASC'}" for key in self._keys)
         key_columns = _with_driving_uid(keys, lead)
@@ -122,25 +111,27 @@ class CompiledQuery:
         hits = tuple(
             Hit(
                 message_file_of(cursor, folders, read_row(row[:_WIDTH])),
-                make_page_token(self._keys, row[_WIDTH:]),
+                query_sql.make_page_token(self._keys, row[_WIDTH:]),
             )
             for row in rows[: query.top]
         )
         return QueryResult(hits, total, more=len(rows) > query.top)
 
-    def _count(self, cursor: apsw.Cursor, where: Sequence[Clause], folder: FolderRow | None) -> int:
+    def _count(
+        self, cursor: apsw.Cursor, where: Sequence[query_sql.Clause], folder: FolderRow | None
+    ) -> int:
         if self._query.condition is None:
             sql = "SELECT coalesce(sum(total), 0) FROM folder WHERE ?1 IS NULL OR number = ?1"
             return int(fetch(cursor, sql, (folder.number if folder else None,))[0][0])
-        clause, lead = join_clauses(where, " AND ", "1"), self._compiled.lead
+        clause, lead = query_sql.join_clauses(where, " AND ", "1"), self._compiled.lead
         what = f"DISTINCT {lead.uid}" if lead.may_repeat else "*"
         sql = f"SELECT count({what}) FROM {lead.tables} WHERE {_with_driving_uid(clause.sql, lead)}"
         return int(fetch(cursor, sql, clause.values)[0][0])
 
 
-def _with_driving_uid(sql: str, lead: DrivingTable) -> str:
+def _with_driving_uid(sql: str, lead: query_sql.DrivingTable) -> str:
     """Replace the uid column by that of the driving table, so that SQLite uses its order."""
-    return sql.replace(UID, lead.uid)
+    return sql.replace(query_sql.UID, lead.uid)
 
 
 _COLUMNS = ", ".join(f"message.{column.strip()}" for column in COLUMNS.split(","))

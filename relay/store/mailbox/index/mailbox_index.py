@@ -20,21 +20,8 @@ import apsw
 from relay.base.clock import Clock
 from relay.base.observe.logs import get_logger
 from relay.store.mailbox.errors import StoreError, StoreUnavailableError
+from relay.store.mailbox.index import database
 from relay.store.mailbox.index.change_feed import close_feed, is_open, open_feed
-from relay.store.mailbox.index.database import (
-    FILE_NAME,
-    READY,
-    IndexDamagedError,
-    IndexUnusableError,
-    finish_schema,
-    get_meta,
-    limit_statements,
-    open_database,
-    open_snapshot,
-    remove_database,
-    set_meta,
-    translate_errors,
-)
 from relay.store.mailbox.index.rows import FolderRows
 from relay.store.mailbox.index.update import IndexUpdater
 from relay.store.mailbox.index.watch import InotifyWatcher
@@ -58,7 +45,7 @@ class MailboxIndex:
     is_stopping: Callable[[], bool] = lambda: False  # ends the first reading of a large mailbox
 
     def __post_init__(self) -> None:
-        self._path = self.mailbox / FILE_NAME
+        self._path = self.mailbox / database.FILE_NAME
         self.states = StateFile(self.mailbox)
         self._watch = self.watcher.for_mailbox()
         self.lock = threading.RLock()  # held by each update
@@ -108,17 +95,17 @@ class MailboxIndex:
         with self.lock:
             for _ in range(_ATTEMPTS):
                 try:
-                    with translate_errors():
+                    with database.translate_errors():
                         cursor, updater = self._opened()
                         updater.run(cursor)
                         return operation(cursor, updater.folders)
-                except IndexDamagedError as error:
+                except database.IndexDamagedError as error:
                     self._discard()
-                    if remove_database(self._path):
+                    if database.remove_database(self._path):
                         self._log("index rebuilt", str(error))
                     else:
                         self._use_memory(f"{error}, and the file cannot be removed")
-                except IndexUnusableError as error:
+                except database.IndexUnusableError as error:
                     self._discard()
                     self._use_memory(str(error))
                 except StoreError:
@@ -140,15 +127,15 @@ class MailboxIndex:
         if snapshot is not None:
             connection, folders = snapshot
             try:
-                with translate_errors(), limit_statements(connection, limit):
+                with database.translate_errors(), database.limit_statements(connection, limit):
                     return operation(connection.cursor(), folders)
-            except (IndexDamagedError, IndexUnusableError):
+            except (database.IndexDamagedError, database.IndexUnusableError):
                 pass  # run() rebuilds the index
             finally:
                 connection.close()
 
         def limited_operation(cursor: apsw.Cursor, folders: FolderRows) -> _T:
-            with limit_statements(cursor.connection, limit):
+            with database.limit_statements(cursor.connection, limit):
                 return operation(cursor, folders)
 
         return self.run(limited_operation)
@@ -173,7 +160,10 @@ class MailboxIndex:
         """Store what the next process continues from, and close the file."""
         with self.lock:
             if self._connection is not None:
-                with suppress(IndexDamagedError, IndexUnusableError, OSError), translate_errors():
+                with (
+                    suppress(database.IndexDamagedError, database.IndexUnusableError, OSError),
+                    database.translate_errors(),
+                ):
                     cursor = self._connection.cursor()
                     if self._updater is not None:
                         self._updater.record_times(cursor)
@@ -190,7 +180,7 @@ class MailboxIndex:
         if self._memory_until_s is not None:
             return None
         try:
-            return open_snapshot(self._path), dict(folders)
+            return database.open_snapshot(self._path), dict(folders)
         except apsw.Error:
             return None
 
@@ -198,7 +188,7 @@ class MailboxIndex:
         if self._must_open():
             self._discard()
             is_in_memory = self._memory_until_s is not None
-            self._connection = open_database(None if is_in_memory else self._path)
+            self._connection = database.open_database(None if is_in_memory else self._path)
             self._file_id = "memory" if is_in_memory else str(self._path.stat().st_ino)
             self._updater = IndexUpdater(
                 self.mailbox,
@@ -210,12 +200,12 @@ class MailboxIndex:
         assert self._connection is not None
         assert self._updater is not None
         cursor = self._connection.cursor()
-        if not get_meta(cursor, READY):
+        if not database.get_meta(cursor, database.READY):
             try:
                 with self.transaction() as cursor:
                     self._updater.build(cursor, self.is_stopping)
-                    finish_schema(cursor)
-                    set_meta(cursor, READY, "1")
+                    database.finish_schema(cursor)
+                    database.set_meta(cursor, database.READY, "1")
             except StoreUnavailableError:
                 self._discard()  # it has folders that are not in the index
                 raise

@@ -21,20 +21,9 @@ from relay.base.observe.metrics import Metrics
 from relay.base.settings.postgres_url import ServerOptions
 from relay.base.task_set import TaskSet
 from relay.store.spool.engine import News
+from relay.store.spool.postgres import nodes
 from relay.store.spool.postgres.claims import dead_owners
 from relay.store.spool.postgres.maintenance import PostgresMaintenance, stores_without_node
-from relay.store.spool.postgres.nodes import (
-    BEAT_S,
-    STATES,
-    AgreedParts,
-    NodeRow,
-    Watch,
-    beat,
-    declare_dead,
-    differences,
-    exchange_domains,
-    salted,
-)
 from relay.store.spool.postgres.server import connect, translate_postgres_errors
 from relay.store.spool.postgres.transactions import WriteTransaction
 from relay.store.spool.postgres.writer import WriteConnection
@@ -57,17 +46,17 @@ class NodeKeeper:
     metrics: Metrics  # counts nodes
     take_over: Callable[[], Awaitable[int]]  # releases the claims of dead nodes
     on_news: Callable[[News], None]  # called with what other nodes may have done
-    agreed: AgreedParts  # returns a digest of each part that must be equal on all nodes
+    agreed: nodes.AgreedParts  # returns a digest of each part that must be equal on all nodes
     on_lost: Callable[[SpoolError], None]  # called when another node has this node's name
     maintenance: PostgresMaintenance  # learns which stores have no node
 
     def __post_init__(self) -> None:
-        self._watch = Watch()
+        self._watch = nodes.Watch()
         self._said: Mapping[str, str] = {}  # the parts of which these are the digests
         self._digests = ""
         self._salt = ""
         self._differences: Sequence[str] = ()
-        self.nodes: Sequence[NodeRow] = ()  # as they were at the last beat
+        self.nodes: Sequence[nodes.NodeRow] = ()  # as they were at the last beat
         self._tasks = TaskSet()
         self._has_news = asyncio.Event()
         self._news = News(0)  # to tell
@@ -99,7 +88,7 @@ class NodeKeeper:
                     _log.warning("this node cannot record that it lives", error=str(error))
             # a notification may have been lost
             self.on_news(News.RECORDED | News.DUE)
-            await asyncio.sleep(BEAT_S)  # real time: no clock that jumps may end a lease
+            await asyncio.sleep(nodes.BEAT_S)  # real time: no clock that jumps may end a lease
 
     async def beat(self) -> None:
         """Record that this node lives, read the other nodes, and take over the claims of dead ones.
@@ -120,13 +109,13 @@ class NodeKeeper:
         self.nodes, has_dead, without_node = seen
         self.maintenance.seen(without_node, now_s=self.writer.elapsed_s())
         states = Counter(row.state for row in self.nodes)
-        for state in STATES:
+        for state in nodes.STATES:
             self.metrics.nodes.labels(state).set(states[state])
         self._compare()
         now_s = self.writer.elapsed_s()
         silent = self._watch.silent(self.nodes, self.writer.incarnation, now_s=now_s)
         if silent:
-            died = await self.writer.submit(partial(declare_dead, seen=silent), alone=True)
+            died = await self.writer.submit(partial(nodes.declare_dead, seen=silent), alone=True)
             for row in died:
                 _log.warning("a node is dead", name=row.identity.name, incarnation=row.incarnation)
         if silent or has_dead:
@@ -139,13 +128,13 @@ class NodeKeeper:
         parts = self.agreed()
         if parts != self._said:
             self._salt = self._salt or await self.writer.submit(_read_salt, alone=True)
-            self._digests = await asyncio.to_thread(salted, parts, self._salt)
+            self._digests = await asyncio.to_thread(nodes.salted, parts, self._salt)
             self._said = parts
         return self._digests
 
     def _compare(self) -> None:
         """Log new differences between nodes."""
-        differing = differences(self.nodes)
+        differing = nodes.differences(self.nodes)
         for text in differing:
             if text not in self._differences:
                 _log.warning("nodes differ in what must be equal", difference=text)
@@ -155,16 +144,16 @@ class NodeKeeper:
 
     def _look(
         self, digests: str, transaction: WriteTransaction
-    ) -> tuple[Sequence[NodeRow], bool, Mapping[int, str]] | None:
+    ) -> tuple[Sequence[nodes.NodeRow], bool, Mapping[int, str]] | None:
         own = self.writer.own
         assert own is not None
-        rows = beat(transaction, own, digests)
+        rows = nodes.beat(transaction, own, digests)
         self.writer.sample_wall(transaction)
         if rows is None:
             return None
         now_us = self.writer.clock.queue_us()
         self.writer.has_hold_rules = bool(hold_rules(transaction, now_us=now_us))
-        self.writer.other_domains = exchange_domains(transaction, own.identity, self._said)
+        self.writer.other_domains = nodes.exchange_domains(transaction, own.identity, self._said)
         return rows, bool(dead_owners(transaction)), stores_without_node(transaction)
 
     async def _keep_in_touch(self) -> None:

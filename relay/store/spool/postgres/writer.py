@@ -27,23 +27,8 @@ from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.observe.metrics import Metrics
 from relay.base.settings.postgres_url import ServerOptions
+from relay.store.spool.postgres import nodes
 from relay.store.spool.postgres.claims import release_claims
-from relay.store.spool.postgres.nodes import (
-    DEAD_S,
-    NO_DOT_S,
-    WALL,
-    NodeIdentity,
-    NodeRow,
-    Stores,
-    join,
-    leave,
-    lock_shared,
-    namesakes,
-    other_domains,
-    return_to,
-    still_alive,
-    stores_of,
-)
 from relay.store.spool.postgres.schema import bring_to_schema
 from relay.store.spool.postgres.server import connect, translate_postgres_errors
 from relay.store.spool.postgres.tables import ConnectionTables, without_nul
@@ -109,7 +94,7 @@ class WriteConnection(GroupWriter):
     """Writes in a thread. submit() belongs to the event loop in which start() ran."""
 
     options: ServerOptions
-    identity: NodeIdentity
+    identity: nodes.NodeIdentity
     clock: Clock
     crash: CrashPoints
     metrics: Metrics
@@ -121,10 +106,10 @@ class WriteConnection(GroupWriter):
     def __post_init__(self) -> None:
         super().__init__(self.clock, self._run_to_end)
         self.elapsed_s: Callable[[], float] = boot_s  # counts a lease: no suspend stops it
-        self.own: NodeRow | None = None  # this incarnation
+        self.own: nodes.NodeRow | None = None  # this incarnation
         self._lease_until_s = 0.0
         self.other_domains: frozenset[str] | None = None  # local ones of other mail roots
-        self.stores = Stores()
+        self.stores = nodes.Stores()
         self.fault = "the spool was not started yet"  # why the database cannot be used now
         self._said = RepeatedError()
         self.commits = 0  # the number of the last commit
@@ -174,11 +159,11 @@ class WriteConnection(GroupWriter):
 
     def may_finish(self) -> bool:
         """Whether an attempt may send the final dot: the lease lasts for long enough."""
-        return self.elapsed_s() < self._lease_until_s - NO_DOT_S
+        return self.elapsed_s() < self._lease_until_s - nodes.NO_DOT_S
 
     def confirm(self, sent_s: float) -> None:
         """Extend the lease: the server has recorded a beat that was sent at `sent_s`."""
-        self._lease_until_s = sent_s + DEAD_S
+        self._lease_until_s = sent_s + nodes.DEAD_S
 
     def may_claim(self) -> bool:
         """Whether this node may accept and claim: its lease has not ended."""
@@ -478,9 +463,9 @@ class WriteConnection(GroupWriter):
         _log.info("the database of the spool is back")
         return True
 
-    def _return(self, tables: ConnectionTables, own: NodeRow) -> None:
+    def _return(self, tables: ConnectionTables, own: nodes.NodeRow) -> None:
         at_us = self.clock.time_us()
-        there = return_to(tables, own, at_us=at_us)
+        there = nodes.return_to(tables, own, at_us=at_us)
         self._release_unanswered(tables)
         known, self._commits_there = self.commits, _read_commits(tables, own.incarnation)
         lost = known - self._commits_there
@@ -493,11 +478,11 @@ class WriteConnection(GroupWriter):
             self.metrics.lost_commits.inc(lost)
 
     def _join(
-        self, tables: ConnectionTables, *, own: int = 0, silent: Sequence[NodeRow] = ()
+        self, tables: ConnectionTables, *, own: int = 0, silent: Sequence[nodes.NodeRow] = ()
     ) -> None:
         sent_s = self.elapsed_s()
         at_us = self.clock.time_us()
-        self.own = join(tables, self.identity, at_us=at_us, silent=silent, own=own)
+        self.own = nodes.join(tables, self.identity, at_us=at_us, silent=silent, own=own)
         self.commits = self._added_up_to = 0
         self.confirm(sent_s)
         if own:
@@ -517,14 +502,14 @@ class WriteConnection(GroupWriter):
             try:
                 self.sample_wall(tables)
                 self._tell_difference()
-                lock_shared(tables, self.identity)
+                nodes.lock_shared(tables, self.identity)
                 bring_to_schema(tables, now_us=self.clock.time_us())
                 tables.wait(self._connection.execute(PLANS))
-                left = namesakes(tables, self.identity)
-                silent = still_alive(tables, left)
+                left = nodes.namesakes(tables, self.identity)
+                silent = nodes.still_alive(tables, left)
                 self._join(tables, silent=silent)
-                self.stores = stores_of(tables, self.identity)
-                self.other_domains = other_domains(tables, self.identity.store)
+                self.stores = nodes.stores_of(tables, self.identity)
+                self.other_domains = nodes.other_domains(tables, self.identity.store)
                 rows = tables.fetch(_ANCHORS, (self.identity.name,))
                 self.clock.resume_as_node([Anchor(*row) for row in rows])
             except BaseException:
@@ -533,7 +518,7 @@ class WriteConnection(GroupWriter):
 
     def sample_wall(self, tables: ConnectionTables) -> None:
         """Set the clock by the server's clock, which all nodes use; in the writer's thread."""
-        self.clock.sample_wall(lambda: int(tables.fetch_one(f"SELECT {WALL}")[0]))
+        self.clock.sample_wall(lambda: int(tables.fetch_one(f"SELECT {nodes.WALL}")[0]))
 
     def _tell_difference(self) -> None:
         ahead_s = (self.clock.file_time_us() - self.clock.time_us()) / 1_000_000
@@ -551,7 +536,7 @@ class WriteConnection(GroupWriter):
         tables = self._tables()
         if self.own is not None:
             tables.wait(self._connection.execute(PLANS))
-            lock_shared(tables, self.identity)
+            nodes.lock_shared(tables, self.identity)
         return tables
 
     def _tables(self) -> ConnectionTables:
@@ -564,7 +549,7 @@ class WriteConnection(GroupWriter):
         if self._connection is not None and not self._connection.is_closed():
             with suppress(Exception):  # the server may be gone
                 if self.own is not None:
-                    leave(self._tables(), self.own)
+                    nodes.leave(self._tables(), self.own)
                 self._loop.run_until_complete(self._connection.close(timeout=2))
         self._loop.run_until_complete(asyncio.sleep(0))  # ends what was terminated
         self._loop.close()

@@ -17,21 +17,10 @@ from relay.base.files import disk_of, fsync_path, link_or_copy
 from relay.store.spool.engine import BackupResult, SpoolStorage, VerifyRequest
 from relay.store.spool.shared import stats
 from relay.store.spool.shared.accepted import RECIPIENTS_OF_KEYS
+from relay.store.spool.sqlite import spool_files
 from relay.store.spool.sqlite.database import SqliteTables, open_database
 from relay.store.spool.sqlite.disk_space import RESERVE_FILE
 from relay.store.spool.sqlite.migrate import check_files
-from relay.store.spool.sqlite.spool_files import (
-    contents_of,
-    copy_database,
-    copy_privately,
-    damage_mark_of,
-    integrity_errors,
-    is_openable,
-    log_of,
-    open_copy,
-    spool_has_traces,
-    translate_sqlite_errors,
-)
 from relay.store.spool.sqlite.transactions import is_file_needed
 from relay.store.spool.sqlite.verify import SpoolVerifier
 from relay.store.spool.types import SpoolDamagedError, SpoolFullError, translate_os_errors
@@ -52,15 +41,15 @@ class SqliteStorage(SpoolStorage):
 
     def files(self) -> tuple[Path, ...]:
         """SpoolStorage.files."""
-        return self._database, log_of(self._database)
+        return self._database, spool_files.log_of(self._database)
 
     def exists(self) -> bool:
         """SpoolStorage.exists."""
-        return spool_has_traces(self._database)
+        return spool_files.spool_has_traces(self._database)
 
     def is_marked_damaged(self) -> bool:
         """SpoolStorage.is_marked_damaged."""
-        return damage_mark_of(self._database).exists()
+        return spool_files.damage_mark_of(self._database).exists()
 
     def check(self, *, has_owner: bool) -> None:
         """SpoolStorage.check."""
@@ -74,42 +63,44 @@ class SqliteStorage(SpoolStorage):
         """SpoolStorage.back_up."""
         database, target = self._database, folder / self._database.name
         with closing(open_database(database, read_only=True)) as connection:
-            with translate_sqlite_errors(database):
+            with spool_files.translate_sqlite_errors(database):
                 needed = connection.pragma("page_count") * connection.pragma("page_size")
             with translate_os_errors(folder):
                 if disk_of(folder).free_bytes < needed:
                     raise SpoolFullError(f"{folder}: {needed >> 20} MiB are needed, less is free")
-                contents_of(target).mkdir(mode=0o700)
-            missing = _with_contents(connection, contents_of(database), contents_of(target))
-            copy_database(connection, target)
-            with translate_sqlite_errors(database):
-                _remove_others(connection, contents_of(target))
+                spool_files.contents_of(target).mkdir(mode=0o700)
+            missing = _with_contents(
+                connection, spool_files.contents_of(database), spool_files.contents_of(target)
+            )
+            spool_files.copy_database(connection, target)
+            with spool_files.translate_sqlite_errors(database):
+                _remove_others(connection, spool_files.contents_of(target))
         with translate_os_errors(folder):
-            fsync_path(contents_of(target))
+            fsync_path(spool_files.contents_of(target))
             fsync_path(folder)
-        return BackupResult(target, contents_of(target), _counts(target), missing)
+        return BackupResult(target, spool_files.contents_of(target), _counts(target), missing)
 
     @contextmanager
     def restored(self, folder: Path) -> Iterator[None]:
         """SpoolStorage.restored. The restored files are not synced."""
-        databases = [path for path in folder.iterdir() if contents_of(path).is_dir()]
+        databases = [path for path in folder.iterdir() if spool_files.contents_of(path).is_dir()]
         if len(databases) != 1:
             raise FileNotFoundError(f"{folder} has no copy of a spool")
         database = self._database
         with translate_os_errors(database.parent):
-            contents_of(database).mkdir(mode=0o700, parents=True)
-            copy_privately(databases[0], database)
-            for file in contents_of(databases[0]).iterdir():
-                copy_privately(file, contents_of(database) / file.name)
+            spool_files.contents_of(database).mkdir(mode=0o700, parents=True)
+            spool_files.copy_privately(databases[0], database)
+            for file in spool_files.contents_of(databases[0]).iterdir():
+                spool_files.copy_privately(file, spool_files.contents_of(database) / file.name)
         yield
 
     def accepted_since(self, folder: Path | None, keys: Iterable[str]) -> Iterator[tuple[str, str]]:
         """SpoolStorage.accepted_since."""
         copy = folder and folder / self._database.name
         with (
-            translate_sqlite_errors(self._database),
+            spool_files.translate_sqlite_errors(self._database),
             closing(open_database(self._database, read_only=True)) as now,
-            closing(open_copy(copy)) if copy else nullcontext() as before,
+            closing(spool_files.open_copy(copy)) if copy else nullcontext() as before,
         ):
             for key in keys:
                 if before and before.execute(_KNOWN_KEY, (key,)).fetchone():
@@ -124,9 +115,9 @@ class SqliteStorage(SpoolStorage):
 
 def count_waiting(database: Path) -> int:
     """Return how many entries of a spool are not final. It may be of an older or newer Relay."""
-    if not is_openable(database):
+    if not spool_files.is_openable(database):
         return 0
-    with translate_sqlite_errors(database):
+    with spool_files.translate_sqlite_errors(database):
         connection = apsw.Connection(str(database), flags=apsw.SQLITE_OPEN_READONLY)
         with closing(connection):
             connection.set_busy_timeout(5000)
@@ -144,7 +135,7 @@ def _with_contents(connection: apsw.Connection, source: Path, target: Path) -> t
     """
     missing: list[str] = []
     for _ in range(_SNAPSHOTS_MAX):
-        with translate_sqlite_errors():
+        with spool_files.translate_sqlite_errors():
             connection.execute("BEGIN")
             names = connection.execute(_FILES)
             with translate_os_errors(target):
@@ -154,7 +145,7 @@ def _with_contents(connection: apsw.Connection, source: Path, target: Path) -> t
             connection.execute("COMMIT")
         missing = still_missing
     else:
-        with translate_sqlite_errors():
+        with spool_files.translate_sqlite_errors():
             connection.execute("BEGIN")
     return tuple(still_missing)
 
@@ -181,8 +172,11 @@ def _remove_others(connection: apsw.Connection, folder: Path) -> None:
 
 def _counts(database: Path) -> dict[str, Any]:
     """Return the counts for the manifest. Raises SpoolDamagedError where the copy is damaged."""
-    with translate_sqlite_errors(database), closing(open_copy(database)) as connection:
-        if faults := integrity_errors(connection, full=False):
+    with (
+        spool_files.translate_sqlite_errors(database),
+        closing(spool_files.open_copy(database)) as connection,
+    ):
+        if faults := spool_files.integrity_errors(connection, full=False):
             text = f"{database}: the spool is damaged, and its copy too: {faults[0]}"
             raise SpoolDamagedError(text)
         tables = SqliteTables(connection.cursor())

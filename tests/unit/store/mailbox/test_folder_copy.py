@@ -94,7 +94,7 @@ async def test_after_a_failure_of_the_disk_nothing_is_there(store, home, monkeyp
     for number in range(3):
         put(home, number, folder=made.path.name)
     before = sorted(list_names(home))
-    real, count = folder_tree.place, 0
+    real, count = folder_tree.maildir.place, 0
 
     def place(source: Path, target: Path) -> None:
         nonlocal count
@@ -103,7 +103,7 @@ async def test_after_a_failure_of_the_disk_nothing_is_there(store, home, monkeyp
             raise OSError(5, "Input/output error")
         real(source, target)
 
-    monkeypatch.setattr(folder_tree, "place", place)
+    monkeypatch.setattr(folder_tree.maildir, "place", place)
     with pytest.raises(StoreUnavailableError):
         await store.folders.copy(ALICE, made.id, parent_id="archive")
     assert sorted(list_names(home)) == before
@@ -113,7 +113,7 @@ async def test_after_a_failure_of_the_disk_nothing_is_there(store, home, monkeyp
 async def test_messages_whose_flags_change_meanwhile_are_copied_once(store, home, monkeypatch):
     made = await store.folders.create(ALICE, "A")
     files = [put(home, number, folder=made.path.name) for number in range(20)]
-    real = folder_tree.list_names
+    real = folder_tree.maildir.list_names
 
     def names(directory: Path) -> list[str]:
         found = real(directory)
@@ -122,7 +122,7 @@ async def test_messages_whose_flags_change_meanwhile_are_copied_once(store, home
             renamed.rename(f"{renamed}S")
         return found
 
-    monkeypatch.setattr(folder_tree, "list_names", names)
+    monkeypatch.setattr(folder_tree.maildir, "list_names", names)
     copy = await store.folders.copy(ALICE, made.id, parent_id="archive")
     assert set(await shown(store, copy.id)) == {str(number) for number in range(20)}
     assert copy.total == 20

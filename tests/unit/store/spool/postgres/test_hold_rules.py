@@ -29,7 +29,7 @@ WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
 @pytest.fixture
 async def nodes(postgres_url: str, tmp_path: Path, monkeypatch) -> AsyncIterator[tuple]:
     """Two nodes that beat once, and what stops the acceptances of the first one."""
-    monkeypatch.setattr(keeper, "BEAT_S", 3600.0)
+    monkeypatch.setattr(keeper.nodes, "BEAT_S", 3600.0)
     stopped = Stopped()
     async with AsyncExitStack() as stack:
         started = []
