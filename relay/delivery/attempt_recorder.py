@@ -26,6 +26,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.clock import Clock
+from relay.base.message.address import own_mailbox
 from relay.base.message.content import LargeContent, UnreadableError, octets_in_blocks, octets_of
 from relay.base.message.envelope import Source
 from relay.base.message.nexthop import NextHop
@@ -57,8 +58,8 @@ from relay.delivery.attempt_result import (
 )
 from relay.delivery.content_cache import ContentCache
 from relay.delivery.retry import RetrySchedule
+from relay.formats import read_report
 from relay.formats.dsn import UNREADABLE, ReportedRecipient, ReportKind
-from relay.formats.read_report import RemoteReport, read_remote_report
 from relay.store.journeys.events import Event
 from relay.store.spool.engine import SpoolEngine
 from relay.store.spool.queue_commands import DRAFT_STAYS, CloudDrafts
@@ -107,6 +108,9 @@ class AttemptRecorder:
     # what the last lookup for a claim gave
     lookup_of: Callable[[Claim], Lookup | None] = lambda _claim: None
     drafts: CloudDrafts | None = None  # deletes those of mail that expires
+    # the mailbox that mail for an address goes to: RouteTable.mailbox_for()
+    mailbox_for: Callable[[str], str | None] = lambda _address: None
+    complaints: str = ""  # the address to which complaints about the mail of all come
     # called with the queue id of each message whose state has changed
     on_change: Callable[[str], None] = lambda _queue_id: None
 
@@ -339,13 +343,13 @@ class AttemptRecorder:
 
     async def _remote_report(
         self, claim: Claim, outcomes: Mapping[int, Outcome]
-    ) -> tuple[RemoteReport, tuple[str, ...]] | None:
+    ) -> tuple[read_report.RemoteReport, tuple[str, ...]] | None:
         """Return what a report from another host says about a message, and the recipients whose
         mailboxes here this attempt put it into. None for other mail and for Relay's own reports. No
         content prevents the delivery.
         """
         facts = claim.message
-        if facts.envelope.reverse_path or facts.source is Source.REPORT:
+        if facts.source is Source.REPORT:
             return None
         to = tuple(
             recipient.path.address
@@ -355,8 +359,13 @@ class AttemptRecorder:
         if not to:
             return None
         try:
-            octets = octets_of(await self.contents.of(claim))
-            report = await asyncio.to_thread(read_remote_report, octets)
+            content = await self.contents.of(claim)
+            is_feedback = read_report.is_feedback_report(content)
+            if facts.envelope.reverse_path and not is_feedback:
+                return None
+            to = self._complained_to(to) if is_feedback else to
+            read = read_report.read_feedback if is_feedback else read_report.read_remote_report
+            report = await asyncio.to_thread(read, octets_of(content))
         except (SpoolError, OSError) as error:
             _log.error("a report that came in cannot be read", qid=facts.id, error=str(error))
         except Exception:  # noqa: BLE001 - no content may prevent its delivery
@@ -364,6 +373,13 @@ class AttemptRecorder:
         else:
             return (report, to) if report is not None else None
         return None
+
+    def _complained_to(self, addresses: Sequence[str]) -> tuple[str, ...]:
+        """Return the addresses and their mailboxes; () if that of complaints is one of these."""
+        boxes = {own_mailbox(self.mailbox_for(address) or address) for address in addresses}
+        if self.complaints and own_mailbox(self.mailbox_for(self.complaints) or "") in boxes:
+            return ()
+        return (*boxes, *map(own_mailbox, addresses))
 
     def _owed_by(self, claim: Claim) -> tuple[ReportedRecipient, ...]:
         """Return the recipients of earlier partial results that a report of success must name."""

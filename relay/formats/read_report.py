@@ -1,13 +1,15 @@
 """Read delivery reports and read receipts (DSN, MDN).
 
 read_report() returns the fields and a sentence for each recipient, for a page.
-read_remote_report() returns what a report of another host claims, for the journey of the original.
+read_remote_report() returns what a report of another host claims, for the journey of the original,
+read_feedback() what a feedback report says of it.
 message_class() returns the class that Exchange's clients expect.
 
 Any content is accepted: a message that is no report gives None, and damaged fields are left out.
 Sizes are bounded. Reading blocks; raises OSError where the octets cannot be read.
 RFC 3464 (message/delivery-status), RFC 6533 (the same beyond ASCII), RFC 8098
-(message/disposition-notification), RFC 6522 (multipart/report), MS-OXCMAIL 2.2.3.7.1.1 (classes).
+(message/disposition-notification), RFC 5965 (message/feedback-report), RFC 6522 (multipart/report),
+MS-OXCMAIL 2.2.3.7.1.1 (classes).
 """
 
 import re
@@ -18,14 +20,15 @@ from itertools import chain, islice
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.base.message.content import Octets
+from relay.base.message.content import Content, Octets, memory_part
 from relay.base.message.conversation import message_ids, own_message_id
 from relay.base.message.envelope import decode_utf8_address
 from relay.base.message.header import Header, cleaned, header_section, with_crlf
 from relay.base.message.status import find_statuses, one_line, split_reply
 from relay.formats.address_list import AddressBudget
+from relay.formats.content_fields import content_field
 from relay.formats.encoded_words import decode_words
-from relay.formats.read_header import read_addresses, read_token
+from relay.formats.read_header import content_type_of, read_addresses, read_token
 from relay.formats.structure import IDENTITY, Entity, Structure, read_structure
 from relay.formats.transfer_encoding import decoded_blocks
 
@@ -57,6 +60,8 @@ _RETURNED_HEADER_OCTETS_MAX = 64 * 1024
 _TEXT_OCTETS_MAX = 64 * 1024  # of a report that is a text
 _LINES_BETWEEN_MAX = 5  # between an address in a text and its code
 _RETURNED_OCTETS_MAX = 2 * 1024 * 1024
+COMPLAINTS = ("abuse", "fraud", "opt-out")  # the types that are complaints
+_FEEDBACK_TYPES = (*COMPLAINTS, "not-spam", "auth-failure", "virus")  # all others are "other"
 ORDINARY_CLASS = "IPM.Note"
 _CLASSES = {  # by kind; the worst first, which a report about several recipients has
     "failure": "NDR",
@@ -148,16 +153,18 @@ class RemoteClaim(Struct, frozen=True):
 
 
 class RemoteReport(Struct, frozen=True):
-    """A DSN or MDN of another host.
+    """A DSN, MDN or feedback report of another host.
 
     `envelope_id` and `message_id` are those of the original, "" if the report does not have them.
-    `reporter` is the name that the reporting host gives itself.
+    `reporter` is the name that the reporting host gives itself. `feedback` is the type of a
+    feedback report, whose claims only name recipients: of _FEEDBACK_TYPES, or "other"; else "".
     """
 
     envelope_id: str
     message_id: str
     reporter: str
     claims: tuple[RemoteClaim, ...]
+    feedback: str = ""
 
 
 def read_report(content: Octets) -> DeliveryReport | None:
@@ -215,6 +222,39 @@ def read_remote_report(content: Octets) -> RemoteReport | None:
         claims = tuple(RemoteClaim("", address, "failure") for address in failed)
         return RemoteReport("", _original_id(head, structure), "", claims)
     return None
+
+
+def is_feedback_report(content: Content) -> bool:
+    """Return whether the header of a message says that it is a feedback report."""
+    header = header_section(memory_part(content))
+    if b"feedback-report" not in header.lower():  # nearly always
+        return False
+    named = content_field(content_type_of(Header.parse(cleaned(header))))
+    kind = named.raw("report-type").lower()
+    return (named.value, kind) == ("multipart/report", "feedback-report")
+
+
+def read_feedback(content: Octets) -> RemoteReport | None:
+    """Return what a feedback report says, None without its part for machines, or without the
+    original: the first message or header beside that part.
+    """
+    head = content.part(0, _REMOTE_OCTETS_MAX)
+    structure = read_structure(head)
+    parts = {entity.content_type: entity for entity in reversed(structure.parts(structure.message))}
+    part = parts.get("message/feedback-report")
+    returned = [parts[kind] for kind in (*_RETURNED, *_RETURNED_HEADERS) if kind in parts]
+    if part is None or not returned:
+        return None
+    fields = _fields(_decoded(head, part, _STATUS_OCTETS_MAX).strip(b"\r\n") + b"\r\n")
+    kind = _first_word(_value(fields, "feedback-type")).lower()
+    named = (_address_in(text) for name, text in fields if name.lower() == "original-rcpt-to")
+    return RemoteReport(
+        "",
+        _message_id_in(_header_of(head, structure, returned[0])),
+        _first_word(_typed(fields, "reporting-mta")) or _value(fields, "user-agent"),
+        tuple(RemoteClaim(address, "", "complaint") for address in named),
+        kind if kind in _FEEDBACK_TYPES else "other",
+    )
 
 
 def _report_in_text(
@@ -315,14 +355,16 @@ def _returned_message_id(content: Octets, structure: Structure) -> str:
         is_returned = entity.content_type in (*_RETURNED, *_RETURNED_HEADERS)
         if entity.is_forwarded or not (is_returned or (is_report and is_text)):
             continue
-        if entity.is_message:
-            octets = structure.entities[entity.number + 1].header
-        else:
-            octets = header_section(_decoded(content, entity, _RETURNED_HEADER_OCTETS_MAX))
-        if message_id := _message_id_in(octets):
+        if message_id := _message_id_in(_header_of(content, structure, entity)):
             return message_id
     named = read_token(structure.message.fields, "x-original-message-id")
     return own_message_id(named[:_VALUE_CHARACTERS_MAX])
+
+
+def _header_of(content: Octets, structure: Structure, returned: Entity) -> bytes:
+    if returned.is_message:
+        return structure.entities[returned.number + 1].header
+    return header_section(_decoded(content, returned, _RETURNED_HEADER_OCTETS_MAX))
 
 
 def _message_id_in(header: bytes) -> str:
@@ -390,10 +432,14 @@ def _disposition(fields: ReportFields) -> Iterator[RemoteClaim]:
 
 def _address(fields: ReportFields, name: str) -> str:
     """Return the address of a field; an address of type utf-8 is unescaped (RFC 6533 3)."""
-    address = _typed(fields, name)
+    return _address_in(_value(fields, name))
+
+
+def _address_in(value: str) -> str:
+    address = _type.sub("", value, count=1)
     if match := _in_brackets.search(address):
         address = match[1]
-    is_utf8 = _value(fields, name).lower().startswith("utf-8")
+    is_utf8 = value.lower().startswith("utf-8")
     return decode_utf8_address(address).strip("<>") if is_utf8 else address.strip("<>")
 
 

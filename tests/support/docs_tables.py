@@ -231,7 +231,7 @@ FIELDS = {
         *(details.Detail, details.CreatedDetail, details.NotifiedDetail, details.ConvertedDetail),
         *(details.AcceptedDetail, details.RoutedDetail, RuleHit, Finding, details.MilterSaid),
         *(details.AttemptDetail, details.AttemptedRecipient, details.CommandDetail),
-        *(details.ReportDetail, details.ClaimDetail),
+        *(details.ReportDetail, details.ClaimDetail, details.ComplaintDetail),
     ),
     "fields_of_refusals": (Refusal, RefusalReason),
     "fields_of_accounts": (_Entry,),

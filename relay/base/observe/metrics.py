@@ -106,6 +106,8 @@ class Metrics:
         self.notifications = counter(
             "relay_notifications", "Notices to programs.", ["kind", "result"]
         )
+        # `type`: abuse, fraud, opt-out
+        self.complaints = counter("relay_complaints", "Complaints about mail.", ["type"])
         self.clock_jump = gauge("relay_clock_jump_seconds", "Of the clock, ahead of queue time.")
         # Also those in progress
         self.pickup_waiting = gauge("relay_pickup_waiting", "Pending submissions.")

@@ -499,6 +499,7 @@ class ReportsSettings:
     # who gets a report if strangers' mail fails after its 250; verified: the sender, if a check of
     # the domain passed, else the postmaster
     strangers: Strangers = "verified"
+    complaints: Mailbox = ""  # a mailbox here, to which reports about the mail of all come
 
 
 @dataclass(frozen=True, slots=True)
@@ -517,6 +518,7 @@ WebhookEvent = Literal[
     "policy",
     "delivery",
     "reported",
+    "complaint",
     "queued",
     "deferred",
     "held",

@@ -153,9 +153,9 @@ def _with(search: MessageSearch, token: _Token) -> MessageSearch:
 
 
 def _has(value: str) -> dict[str, Any]:
-    if value.lower() not in ("attachment", "attachments"):
-        raise SearchTextError(f"has: found {quoted(value)}, expected attachment.")
-    return {"has_attachment": True}
+    if (what := value.lower().removesuffix("s")) not in ("attachment", "complaint"):
+        raise SearchTextError(f"has: found {quoted(value)}, expected attachment or complaint.")
+    return {f"has_{what}": True}
 
 
 def _larger(value: str) -> dict[str, Any]:

@@ -33,9 +33,10 @@ from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.observe.metrics import Metrics
 from relay.base.settings.tree import Webhook
 from relay.base.settings.values import KEY_PREFIX
+from relay.formats.read_report import COMPLAINTS
 from relay.front_door.notifications.https_client import HttpsClient
 from relay.front_door.notifications.sender import Feed, Post, Sender
-from relay.store.journeys.details import AttemptDetail, RoutedDetail
+from relay.store.journeys.details import AttemptDetail, ComplaintDetail, RoutedDetail
 from relay.store.journeys.event_feed import (
     ChangeNotifier,
     EventBatch,
@@ -95,6 +96,8 @@ def event_names(recorded: RecordedEvent) -> set[str]:
     """
     names = {_STEPS.get(recorded.step, ""), str(recorded.state or "")}
     match recorded.known:
+        case ComplaintDetail(type=kind):  # other feedback reports are posted to no webhook
+            return {"complaint"} if kind in COMPLAINTS else set()
         case RoutedDetail() as routed:
             names.update(["accepted"] if not recorded.submission_id else ())
             names.update(["held"] if routed.held else ())
@@ -273,7 +276,7 @@ class _RunningWebhook:
     def wants(self, names: AbstractSet[str], account: str) -> bool:
         """Whether an event with these names, of an account, is to be sent."""
         events = self.hook.events
-        if "*" not in events and names.isdisjoint(events):
+        if not names or ("*" not in events and names.isdisjoint(events)):
             return False
         return self._accounts.match(account)
 

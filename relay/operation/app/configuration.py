@@ -68,6 +68,7 @@ from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.rule_book import RuleBook
 from relay.transport.routing.route_table import Confinement, RouteTable
 from relay.transport.routing.routes import parse_action
+from relay.transport.routing.routing_result import LocalRecipient
 from relay.transport.signing.key_files import load_keys
 from relay.transport.signing.keys import KeyRing
 
@@ -335,13 +336,18 @@ def route_table(
 def read_table(settings: Settings, accounts: AccountDirectory, file: Path) -> RouteTable:
     """Return the table of `settings`, which were read from `file`. Raises SettingsError."""
     try:
-        return route_table(settings, accounts)
+        table = route_table(settings, accounts)
     except ValueError as error:
         if not (match := _TABLE_FAULT.match(str(error))):
             raise SettingsError([Fault(file, 0, "route", str(error))]) from None
-        table, number, key, text = match.groups()
-        path: KeyPath = (table, key) if number is None else (table, int(number), key)
+        name, number, key, text = match.groups()
+        path: KeyPath = (name, key) if number is None else (name, int(number), key)
         raise SettingsError([read_document(file).fault(path, text)]) from None
+    complaints = settings.reports.complaints
+    if complaints and not isinstance(table.examine(complaints), LocalRecipient):
+        text = f'found "{complaints}", expected the address of a mailbox here'
+        raise SettingsError([read_document(file).fault(("reports", "complaints"), text)])
+    return table
 
 
 class RoutePlace(Struct, frozen=True):

@@ -237,6 +237,7 @@ def use_settings(
         reporter.rate = settings.reports.per_sender
         reporter.copies = _copies(base, scheduler)
         reporter.strangers = settings.reports.strangers
+        scheduler.recorder.complaints = settings.reports.complaints
     # the servers of [[smtp]] come first; the server of [sendmail] has no settings to change
     for server, listener in zip(transport.smtp_servers, settings.smtp, strict=False):
         server.use(listener)
@@ -416,6 +417,8 @@ def _scheduler(
         clock=base.clock,
         metrics=base.metrics,
         fallback_for=base.table.fallback_for,
+        mailbox_for=base.table.mailbox_for,
+        complaints=base.settings.reports.complaints,
         schedule=schedule,
         on_change=lambda _queue_id: base.changes.notify(),
         hostname=base.settings.hostname,

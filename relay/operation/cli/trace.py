@@ -34,14 +34,14 @@ from relay.operation.cli.options import KEY, CommandContext, common_options, onc
 from relay.operation.cli.output import UNREMARKABLE, journey_lines, printable
 from relay.operation.cli.relay_client import operator_client
 from relay.operation.commands.operator_client import LIST_MAX, OperatorClient
-from relay.store.journeys.details import ClaimDetail
+from relay.store.journeys.details import ClaimDetail, ComplaintDetail
 from relay.store.journeys.document import Journey, Recipient
 from relay.store.journeys.wording import REASONS, WAITS_FOR
 from relay.transport.refusals.refusal import Refusal, line_of
 
 _DAY_US = 86_400_000_000
 _STATES = ["final", *map(str, (*SubmissionState, *RecipientState))]
-_WORDS = ("client", "login", "id", "after", "before")  # parameters that are search words
+_WORDS = ("client", "login", "id", "after", "before", "has")  # parameters that are search words
 _OPTIONS = {"id": "message-id", "after": "since", "before": "until"}  # with other names than these
 
 
@@ -84,9 +84,10 @@ _PART, _ADDRESS, _WHEN = Parsed("TEXT", _part), Parsed("ADDRESS", _address), Par
 @once("--message-id", "id", metavar="ID", help="A Message-ID, or another id.")
 @once("--since", "after", type=_WHEN, help="Then or later.")
 @once("--until", "before", type=_WHEN, help="Before then.")
+@click.option("--complaints", is_flag=True, help="Only messages that a recipient complained about.")
 @click.option("--limit", type=click.IntRange(1, LIST_MAX), default=100, show_default=True)
 @common_options
-def log(context: CommandContext, *, limit: int, **conditions: str) -> None:
+def log(context: CommandContext, *, complaints: bool, limit: int, **conditions: str) -> None:
     """List messages, the newest first, with their state: also those that have left the queue.
 
     A message must match all conditions. A value with "*" is a pattern of the whole. WHEN is a day
@@ -94,6 +95,7 @@ def log(context: CommandContext, *, limit: int, **conditions: str) -> None:
     refused is no message; relay trace shows it.
     """
     client = operator_client(context)
+    conditions["has"] = "complaint" if complaints else ""
     try:
         page = client.log(log_query(**conditions) | {"limit": str(limit)})
     except ControlError as error:
@@ -243,7 +245,8 @@ def diagnosis(
     """Return the last step of a message, what the message waits for, and the reason for each
     recipient that is not in one of the states `ok`. `entries` are the queue entries.
     """
-    steps = [step for step in journey.steps if not isinstance(step.read(), ClaimDetail)]
+    of_others = (ClaimDetail, ComplaintDetail)
+    steps = [step for step in journey.steps if not isinstance(step.read(), of_others)]
     last = max(steps, key=lambda step: step.step, default=None)
     lines = []
     if last is not None:

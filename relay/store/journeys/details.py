@@ -269,6 +269,17 @@ class ClaimDetail(Detail, frozen=True, tag_field="by", tag="remote"):
     more: int = 0  # further reports
 
 
+class ComplaintDetail(Detail, frozen=True, tag_field="kind", tag="complaint"):
+    """What a feedback report says of a message, or of some recipients; `kind` is "complaint"."""
+
+    step = 7
+    type: str = field(default_factory=str)  # also not-spam, auth-failure, virus, other
+    verdict: str = field(default_factory=str)  # of the sender checks on it: pass, fail or none
+    source: ReportSource = field(default_factory=lambda: ReportSource("", ""))
+    recipients: list[str] = []
+    received: str = ""  # the queue id of the report
+
+
 S = TypeVar("S", bound=Struct)
 _KINDS: tuple[type[Detail], ...] = (
     CreatedDetail,
@@ -279,18 +290,19 @@ _KINDS: tuple[type[Detail], ...] = (
     AttemptDetail,
     ReportDetail,
 )
-_OTHERS: dict[int, tuple[str, type[Detail]]] = {  # each with a key that only it has
-    CommandDetail.step: ("operation", CommandDetail),
-    ClaimDetail.step: ("by", ClaimDetail),
-}
-for _kind in (*_KINDS, CommandDetail, ClaimDetail):
+_OTHERS: tuple[tuple[str, type[Detail]], ...] = (  # each with a key that only it has in its step
+    ("operation", CommandDetail),
+    ("by", ClaimDetail),
+    ("verdict", ComplaintDetail),
+)
+for _kind in (*_KINDS, *dict(_OTHERS).values()):
     Decoder(_kind)  # builds what threads use later; two that did it at once would end the process
 
 
 def read_detail(step: int, stored: Mapping[str, Any]) -> Detail:
     """Return the fields of a stored detail that this Relay knows. See read_known()."""
-    key, other = _OTHERS.get(step, ("", Detail))
-    return read_known(other if key in stored else _KINDS[step - 1], stored)
+    others = (kind for key, kind in _OTHERS if kind.step == step and key in stored)
+    return read_known(next(others, _KINDS[step - 1]), stored)
 
 
 def read_known(kind: type[S], stored: Mapping[str, Any]) -> S:

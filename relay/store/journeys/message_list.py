@@ -54,6 +54,7 @@ class MessageSearch(Struct, frozen=True):
     mailbox: str = ""  # an address: the sender, or one of the recipients
     words: tuple[str, ...] = ()  # each is in the subject, in one of these addresses, or in the text
     has_attachment: bool = False  # one that is not shown in the text
+    has_complaint: bool = False  # a recipient has complained about it
     is_unread: bool = False  # a copy that a recipient has not read
     tags: tuple[SearchedTag, ...] = ()  # only an index knows them
     larger_than_bytes: int = 0  # 0: any size
@@ -90,7 +91,7 @@ class MessageSearch(Struct, frozen=True):
     @property
     def needs_more_than_journey(self) -> bool:
         """Whether a journey cannot decide alone whether it matches."""
-        of_row = self.larger_than_bytes or self.from_us or self.until_us
+        of_row = self.larger_than_bytes or self.from_us or self.until_us or self.has_complaint
         return self.needs_content or bool(of_row or self.client or self.login)
 
     def without_content(self) -> "MessageSearch":
@@ -378,7 +379,7 @@ class OpenSubmission(Struct, frozen=True):
         strict = search.without_content()
         return (
             search.kind != REPORT
-            and not search.larger_than_bytes
+            and not (search.larger_than_bytes or search.has_complaint)
             and search.matches_origin(self.account, "", self.submission_id)
             and strict.matches_all(self.sender, self.subject, pairs)
         )

@@ -99,6 +99,10 @@ def describe(step: int, stored: Mapping[str, Any]) -> Iterator[str]:
             yield claim_words(remote_report(claim), named(claim.recipients))
             if claim.more:
                 yield f"{counted(claim.more, 'further report')} on {named(claim.recipients)}"
+        case details.ComplaintDetail() as complaint:
+            about = f" on {named(complaint.recipients)}" if complaint.recipients else ""
+            kind = f"{complaint.type}{about}; the sender checks: {complaint.verdict}"
+            yield f"feedback report of {complaint.source.name}: {kind}"
         case details.AcceptedDetail(folder=None) as accepted:
             yield f"not kept, queue_id {accepted.queue_id}"
         case details.ConvertedDetail() as made if made.draft:

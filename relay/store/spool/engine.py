@@ -280,6 +280,8 @@ class SpoolEngine(QueueEngine, SpoolHistory):
             self.receipts.added()
             if any(outcome.evidence.owed_reply for outcome in claim_result.outcomes.values()):
                 self.receipts.replies_owed.set()
+        if recorded.complaint:
+            self._metrics.complaints.labels(recorded.complaint).inc()
         self.committed(stored)
         self._count_accepted(claim_result.reports)
         self._tell(News.RECORDED)

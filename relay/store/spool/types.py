@@ -475,8 +475,8 @@ class ClaimResult(Struct, frozen=True):
     expired: Mapping[int, Outcome] = {}
     reports: tuple[NewMessage, ...] = ()  # messages that become durable with the outcomes
     events: tuple[Event, ...] = ()  # steps of the journey
-    # what a DSN or MDN says of another message, and the addresses it goes to; it is recorded in the
-    # journey of the other message, if that is in the spool
+    # what a report says of another message, and the addresses it goes to, without which the other
+    # message may be anybody's; it is recorded in the journey of that message, if it is in the spool
     remote_report: tuple[RemoteReport, tuple[str, ...]] | None = None
     counts_as_attempt: bool = True  # False: the entry keeps its state
     held: bool = False  # the waiting recipients wait for an operator

@@ -7,7 +7,7 @@ import pytest
 from relay.base.files import FileOctets
 from relay.base.message.content import LARGE_BYTES, LargeContent
 from relay.base.message.envelope import Source
-from relay.delivery import attempt_recorder
+from relay.formats import read_report
 from tests.support.journeys import states
 
 ALICE = "alice@example.test"
@@ -51,13 +51,13 @@ async def claims(delivery, queue_id: str) -> list[tuple[str, str]]:
 def read_in(monkeypatch) -> list[threading.Thread]:
     """The threads in which a report was looked for."""
     threads: list[threading.Thread] = []
-    read = attempt_recorder.read_remote_report
+    read = read_report.read_remote_report
 
     def noted(content):
         threads.append(threading.current_thread())
         return read(content)
 
-    monkeypatch.setattr(attempt_recorder, "read_remote_report", noted)
+    monkeypatch.setattr(read_report, "read_remote_report", noted)
     return threads
 
 

@@ -345,7 +345,7 @@ def record(transaction: WriteTransaction, new: NewResult) -> Recorded:
         transaction.execute(_SENT_TO, (claim.next_hop.key, *claim.key))
     else:
         raise StaleClaimError("the claim has ended")
-    record_effects(transaction, new, changed, store=claim.store)
+    complaint = record_effects(transaction, new, changed, store=claim.store)
     ordered = new.order(transaction) if new.order is not None else None
     claims: list[Claim] = []
     for message, bodies in zip(claim_result.reports, new.stored, strict=True):
@@ -357,7 +357,9 @@ def record(transaction: WriteTransaction, new: NewResult) -> Recorded:
             captured=new.captured,
             store=claim.store,
         ).claims
-    return Recorded(tuple(claims), owes=bool(changed.receipts), ordered=ordered)
+    return Recorded(
+        tuple(claims), owes=bool(changed.receipts), ordered=ordered, complaint=complaint
+    )
 
 
 def runs_statements(claim_result: ClaimResult) -> bool:

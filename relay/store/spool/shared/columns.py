@@ -13,6 +13,8 @@ from relay.base.message.address import ascii_address
 from relay.base.message.envelope import Envelope, MessageFacts, Source
 from relay.base.message.lifecycle import FINAL, RecipientState
 from relay.base.phrases import words_in
+from relay.formats.read_report import COMPLAINTS
+from relay.store.journeys.events import Step
 from relay.store.spool.types import NewRecipient, SpoolError, extra_text, parse_message_extra
 
 T = TypeVar("T")
@@ -27,6 +29,10 @@ LOGIN = (
     "CASE WHEN {0}source = 'report' OR {0}extra LIKE '%\"by_sender\":true%' THEN ''"
     " ELSE {0}account END"
 )
+# Of events: feedback reports, and those of them that are complaints.
+IS_FEEDBACK = f'step = {Step.REPORT:d} AND detail LIKE \'%"kind":"complaint"%\''
+_TYPES = " OR ".join(f'detail LIKE \'%"type":"{kind}"%\'' for kind in COMPLAINTS)
+IS_COMPLAINT = f"{IS_FEEDBACK} AND ({_TYPES})"
 _LIVE = ", ".join(f"'{state}'" for state in RecipientState if state not in FINAL)
 LIVE_STATES = f"({_LIVE})"
 WAITS = "claimed = 0 AND due_us IS NOT NULL"  # of an entry that may come due

@@ -23,7 +23,7 @@ from relay.store.journeys.message_list import (
     MessageSearch,
     position_of,
 )
-from relay.store.spool.shared.columns import LOGIN
+from relay.store.spool.shared.columns import IS_COMPLAINT, LOGIN
 from relay.store.spool.shared.tables import Tables
 
 _RECIPIENTS_MAX = 200_000  # rows that one page reads
@@ -72,10 +72,13 @@ class _Matching:
             and strict.matches_origin(row[8], row[6], row[4])
             and (not is_timed or strict.is_in_time(position_of(row[0], row[4]).at_us))
         ]
+        if strict.has_complaint and rows:
+            rows = self._among(rows, "event", IS_COMPLAINT)
         if not rows or not (strict.needs_recipients or self._search.needs_content):
             return [FoundMessage(row[0], row[4]) for row in rows]
         if strict.state not in ("", FINAL_STATE) and not strict.to:
-            rows = self._in_state(rows)
+            in_state = f"state = ?{self._whose}"
+            rows = self._among(rows, "recipient", in_state, strict.state)
         is_known = strict.indexed is not None and not strict.needs_recipients
         asked_rows = [row for row in rows if not is_known or self._is_report(row)]
         recipients = self._recipients_of(asked_rows) if asked_rows else {}
@@ -109,15 +112,12 @@ class _Matching:
             recipients=tuple(recipients[:LISTED_MAX]),
         )
 
-    def _in_state(self, rows: Sequence[_Row]) -> Sequence[_Row]:
-        """Return the rows with a recipient in the state."""
-        where, values = self._tables.among("message_id", [row[0] for row in rows])
-        matches = self._tables.fetch(
-            f"SELECT DISTINCT message_id FROM recipient WHERE {where}{self._whose} AND state = ?",
-            (*values, self._strict.state),
-        )
-        ids = {queue_id for (queue_id,) in matches}
-        return [row for row in rows if row[0] in ids]
+    def _among(self, rows: Sequence[_Row], table: str, condition: str, *values: str) -> list[_Row]:
+        """Return the rows of messages for which a row of `table` meets the condition."""
+        where, ids = self._tables.among("message_id", [row[0] for row in rows])
+        sql = f"SELECT DISTINCT message_id FROM {table} WHERE {where} AND {condition}"
+        found = {queue_id for (queue_id,) in self._tables.fetch(sql, (*ids, *values))}
+        return [row for row in rows if row[0] in found]
 
     def _recipients_of(self, rows: Sequence[_Row]) -> Mapping[str, Sequence[_RecipientRow]]:
         """Return the recipients by queue id."""

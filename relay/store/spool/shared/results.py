@@ -7,6 +7,9 @@ case counts: RFC 3464 2.2.1). A host that writes a Message-ID of its own, as Ama
 said it in its 250: then only the recipients that it accepted count. The message must have one of
 the reported recipients, and the report must have been delivered to its reverse-path. Its states and
 counters do not change.
+
+A feedback report (RFC 5965) adds one event in the same way, and nothing else follows from it: every
+recipient knows the Message-ID, by which alone the original is found.
 """
 
 import re
@@ -18,6 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from relay.base.message.address import own_mailbox
+from relay.base.message.envelope import MessageFacts
 from relay.base.message.lifecycle import FINAL, RecipientState, check_transition
 from relay.base.message.nexthop import HopKind
 from relay.base.message.outcome import (
@@ -30,11 +34,12 @@ from relay.base.message.outcome import (
     Relayed,
 )
 from relay.base.message.receipt import ReceiptRequest
-from relay.formats.read_report import RemoteClaim, RemoteReport
+from relay.formats.read_report import COMPLAINTS, RemoteClaim, RemoteReport
+from relay.store.journeys import details
 from relay.store.journeys.details import AttemptDetail, ClaimDetail, ReportSource, read_known
 from relay.store.journeys.events import Event, Step
 from relay.store.spool.shared.accepted import CapturedMail
-from relay.store.spool.shared.columns import LIVE_STATES, PAY_REPORTS, json_text
+from relay.store.spool.shared.columns import IS_FEEDBACK, LIVE_STATES, PAY_REPORTS, json_text
 from relay.store.spool.shared.decisions import ChangeResult
 from relay.store.spool.shared.holds import changed_extra, count_holds, note_extra, note_hold
 from relay.store.spool.shared.receipts import add_receipts
@@ -73,11 +78,14 @@ _STATES: Mapping[type[Outcome], RecipientState] = {  # after an attempt
     Indeterminate: RecipientState.DEFERRED,
 }
 _CLAIMS_MAX = 20  # of a recipient; the rest are counted in the last one
+_COMPLAINTS_MAX = 20  # of a message
+_OTHER_FEEDBACK_MAX = 10  # of these, reports that are no complaints: they leave room for some
 _ROWS_MAX = 20_000  # recipients of all messages with one Message-ID, or one ENVID
 # The condition is a range with one name in it, so that only the index on the name has the order.
 # With `=`, PostgreSQL reads all messages for a name that it estimates to be frequent.
 _RECIPIENTS = (
-    "SELECT m.id, m.reverse_path, m.envid, m.message_id, r.address, r.orcpt FROM message m"
+    "SELECT m.id, m.reverse_path, m.envid, m.message_id, m.account, m.trusted, r.address, r.orcpt"
+    " FROM message m"
     " JOIN recipient r ON r.message_id = m.id"
     " WHERE {0} >= ? AND {0} <= ? AND {0} <> ''{1} AND r.added_by = ''"
     " ORDER BY {0} DESC, m.id DESC LIMIT ?"
@@ -90,6 +98,8 @@ _CLAIMS = (
     "SELECT sequence, detail FROM event WHERE message_id = ? AND step = ?"
     ' AND detail LIKE \'%"by":"remote"%\' ORDER BY sequence'
 )
+_FEEDBACK = f"SELECT detail FROM event WHERE message_id = ? AND {IS_FEEDBACK}"
+_ROUTED = "SELECT detail FROM event WHERE message_id = ? AND step = ?"
 _DETAIL = "SELECT detail FROM event WHERE message_id = ? AND sequence = ?"
 _EXTRA = "SELECT extra FROM entry WHERE message_id = ? AND number = ?"
 _OF_EPOCH = f"{_EXTRA} AND epoch = ?"
@@ -146,6 +156,7 @@ class Recorded(Struct, frozen=True):
     unneeded: str = ""
     owes: bool = False
     ordered: ChangeResult | None = None  # what an order has changed
+    complaint: str = ""  # the type of one that was joined
 
 
 def result_rows(new: NewResult) -> ResultRows:
@@ -225,10 +236,10 @@ def leave_entry(transaction: OpenTransaction, claim_result: ClaimResult, rows: R
 
 def record_effects(
     transaction: OpenTransaction, new: NewResult, rows: ResultRows, *, store: int
-) -> None:
+) -> str:
     """Record counts and events. Most mail has nothing else: reports and read receipts that are
     owed, a hold, attempts without an answer, what a report from outside says. `store` is
-    Claim.store.
+    Claim.store. Return Recorded.complaint.
     """
     claim_result, claim = new.claim_result, new.claim_result.claim
     transaction.counts.update(rows.final)
@@ -247,7 +258,10 @@ def record_effects(
     add_receipts(transaction, claim.message.id, rows.receipts, now_us=new.now_us, store=store)
     if claim_result.remote_report is not None:
         report, to = claim_result.remote_report
+        if report.feedback:
+            return _join_feedback(transaction, claim_result, report, to=to)
         join_report(transaction, claim_result, report, to=to)
+    return ""
 
 
 def note_requests(transaction: OpenTransaction, claim: Claim, noted: EntryExtra) -> bool:
@@ -374,11 +388,7 @@ def _find(
         reverse_path = recipients[0][1]
         if not reverse_path or own_mailbox(reverse_path) not in owners:
             continue
-        names: dict[str, str] = {}
-        for *_, address, orcpt in recipients:
-            names.setdefault(own_mailbox(orcpt.partition(";")[2] or address), address)
-        for *_, address, _ in recipients:
-            names.setdefault(own_mailbox(address), address)
+        names = _addresses(recipients)
         claims: dict[str, RemoteClaim] = {}
         for claim in report.claims:
             matches = [name for name in map(own_mailbox, _names(claim)) if name in names]
@@ -387,6 +397,64 @@ def _find(
         if claims:
             return message_id, claims
     return None
+
+
+def _addresses(recipients: Sequence[Any]) -> dict[str, str]:
+    """Return the addresses of an envelope by the names that reports may have for them."""
+    names: dict[str, str] = {}
+    for *_, address, orcpt in recipients:
+        names.setdefault(own_mailbox(orcpt.partition(";")[2] or address), address)
+    for *_, address, _ in recipients:
+        names.setdefault(own_mailbox(address), address)
+    return names
+
+
+def _join_feedback(
+    transaction: OpenTransaction,
+    claim_result: ClaimResult,
+    report: RemoteReport,
+    *,
+    to: Sequence[str],
+) -> str:
+    """Append a feedback report to the journey of its original, if there is one message with the
+    Message-ID; a copy that a stranger sent in does not count beside mail of this relay's users.
+    Return the type of a complaint. Without `to`, the original may be anybody's.
+    """
+    carrier = claim_result.claim.message
+    rows = _recipients(transaction, _OF_MESSAGE_ID, report.message_id)
+    messages = [list(group) for _, group in groupby(rows, lambda row: row[0])]
+    messages = [message for message in messages if message[0][5]] or messages
+    if len(messages) != 1:
+        return ""
+    message_id, reverse_path, _, _, account, is_trusted, *_ = messages[0][0]
+    is_own = is_trusted and not {own_mailbox(reverse_path), account}.isdisjoint(to)
+    known = [text for (text,) in transaction.fetch(_FEEDBACK, (message_id,))]
+    is_known = any(f'"received":"{carrier.id}"' in text for text in known)
+    is_counted = report.feedback in COMPLAINTS
+    is_full = len(known) >= (_COMPLAINTS_MAX if is_counted else _OTHER_FEEDBACK_MAX)
+    if (to and not is_own) or is_full or is_known:
+        return ""
+    names = _addresses(messages[0])
+    named = [name for claim in report.claims for name in map(own_mailbox, _names(claim))]
+    detail = details.ComplaintDetail(
+        type=report.feedback,
+        verdict=_verdict(transaction, carrier),
+        source=ReportSource(_address(carrier.client), report.reporter),
+        recipients=[*{names[name]: None for name in named if name in names}],
+        received=carrier.id,
+    )
+    transaction.append_events(message_id, [Event(claim_result.at_us, detail)])
+    return report.feedback if is_counted else ""
+
+
+def _verdict(tables: Tables, carrier: MessageFacts) -> str:
+    """Return what the checks of senders found of a report: pass, fail or none."""
+    (text,) = tables.fetch_one(_ROUTED, (carrier.id, int(Step.POLICY_AND_ROUTING))) or ("{}",)
+    checks = read_known(details.RoutedDetail, msgspec.json.decode(text)).checks or {}
+    dmarc, spf = [(checks.get(name) or {}).get("result") for name in ("dmarc", "spf")]
+    if dmarc in ("pass", "fail"):
+        return str(dmarc)
+    return "pass" if carrier.extra.verified else "fail" if spf == "fail" else "none"
 
 
 def _candidates(tables: Tables, report: RemoteReport) -> list[Any]:

@@ -152,14 +152,14 @@ def record(batch: Batch, new: NewResult) -> Recorded | None:
     unneeded = ""
     if rows.is_finished:
         unneeded = drop_content(batch, claim.message.id, claim.content_id)
-    record_effects(batch, new, rows, store=0)
+    complaint = record_effects(batch, new, rows, store=0)
     ordered = new.order(batch) if new.order is not None else None
     claims: list[Claim] = []
     for message, files in zip(claim_result.reports, new.stored, strict=True):
         claims += add_message(
             batch, message, files, claim=new.claim_reports, captured=new.captured
         ).claims
-    return Recorded(tuple(claims), unneeded, bool(rows.receipts), ordered)
+    return Recorded(tuple(claims), unneeded, bool(rows.receipts), ordered, complaint)
 
 
 def note_removed_events(batch: Batch, last: int | None) -> None:

@@ -35,6 +35,7 @@ from tests.support.tables import each_row
         ("!from:x !is:unread", {"words": ("!from:x", "!is:unread")}),
         ('tag:"a ""b""" q"', {"tags": (SearchedTag('a "b"'),), "words": ('q"',)}),
         ("has:attachment", {"has_attachment": True}),
+        ("has:Complaints", {"has_complaint": True}),
         ("is:Unread x", {"is_unread": True, "words": ("x",)}),
         (
             'tag:x -tag:"two words" !is:tagged',
@@ -67,7 +68,7 @@ def test_a_text_has_conditions(text, wanted):
             "form:alice",
             "'form:' is not known; there are from:, to:, subject:, state:, id:, tag:, has:, larger:",
         ),
-        ("has:link", "has: found 'link', expected attachment."),
+        ("has:link", "has: found 'link', expected attachment or complaint."),
         ("is:read", "is: found 'read', expected unread or tagged."),
         ("larger:big", "larger: found 'big', expected a size such as 100k or 2M"),
         ("larger:-1", "larger: found '-1', expected a size"),

@@ -248,6 +248,11 @@ FAULTS = [
     ],
     (more(f'{OWN}postmaster = "no@b.test"\n'), "routes", "relay.toml:16: domain[0].postmaster: "),
     (more(f'{OWN}recipients = "file:l"\n'), "routes", "relay.toml:16: domain[0].recipients: "),
+    (
+        more('[reports]\ncomplaints = "no@x.test"\n'),
+        "routes",
+        "relay.toml:15: reports.complaints: ",
+    ),
     ({"policies/10": RULE.replace("when", "wen")}, "policy", "10.toml:3: "),
     ({"policies/10": RULE.replace('"reject"', '"accept"')}, "policy", "10.toml:5: "),
     (instead("127.0.0.1:0", "192.0.2.1:8025"), "listeners", "expected an address of this machine"),
