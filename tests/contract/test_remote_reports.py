@@ -176,15 +176,6 @@ async def test_what_names_the_message_and_a_recipient_is_joined(
         report(envid="someone-else"),
         report(RemoteClaim("", "hidden@a.test", "failure")),
     ],
-    ids=[
-        "recipient",
-        "message-id",
-        "nothing",
-        "envid",
-        "another-submission",
-        "another-envid",
-        "added-by-a-rule",
-    ],
 )
 async def test_a_report_on_another_message_or_recipient_changes_nothing(
     spool, make, send, deliver, what
@@ -262,15 +253,6 @@ async def test_twenty_claims_of_a_recipient_are_kept_and_the_rest_counted(
         ({}, report(envid="QQ 314+159", message_id=""), "bob@example.test"),
         ({"reverse_path": ""}, report(envid="QQ 314+159", message_id=""), ALICE),
         ({"trusted": False}, report(envid="QQ 314+159", message_id=""), ALICE),
-    ],
-    ids=[
-        "case",
-        "xtext",
-        "another-message-id",
-        "recipient",
-        "another-mailbox",
-        "null-sender",
-        "stranger",
     ],
 )
 async def test_an_envid_proves_no_more_than_a_message_id(

@@ -16,6 +16,11 @@ _reply = re.compile(
 _status_first = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?:\s+|$)(.*)", re.DOTALL)
 _status = re.compile(r"(?<![0-9.])[245]\.[0-9]{1,3}\.[0-9]{1,3}(?![0-9.])")
 _controls = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+# In a reply that refuses what looks like spam, or comes from where spam has come from.
+SPAM_WORDS = re.compile(
+    r"spam|junk|unsolicited|bulk mail|black ?-?list|block ?-?list|dnsbl|\brbl\b|reputation",
+    re.IGNORECASE,
+)
 
 # The basic code that the registry gives for a status; otherwise the class decides.
 _BASIC_CODES = {

@@ -5,7 +5,6 @@ of a report has all.
 RFC 3463 and its registry (the classes), RFC 3282 (Accept-Language).
 """
 
-import re
 from collections.abc import Collection, Sequence
 from enum import StrEnum
 
@@ -13,7 +12,7 @@ from msgspec import Struct
 
 from relay.base.message.envelope import domain_of
 from relay.base.message.header import Header
-from relay.base.message.status import one_line, split_reply
+from relay.base.message.status import SPAM_WORDS, one_line, split_reply
 from relay.formats.dsn import (
     Report,
     ReportedRecipient,
@@ -29,10 +28,6 @@ SHOWN_RECIPIENTS_MAX = 100  # in the text and the html; the second part has all
 _ACCEPTED_CHARACTERS_MAX = 500  # of an Accept-Language
 _CANCELLED = "5.0.0"  # of this relay: no other status says that an operator ended it
 _LAST = "; last: "  # in the reply of an expired recipient, before what the last attempt gave
-_spam = re.compile(
-    r"spam|junk|unsolicited|bulk mail|black ?-?list|block ?-?list|dnsbl|\brbl\b|reputation",
-    re.IGNORECASE,
-)
 
 
 class FailureClass(StrEnum):
@@ -134,7 +129,7 @@ def failure_of(kind: ReportKind, recipient: ReportedRecipient) -> Failure:
     failure = _CLASSES.get(detail) or _CLASSES.get(detail.partition(".")[0], FailureClass.OTHER)
     if recipient.rule or own_status == "5.7.1":
         failure = FailureClass.RULE
-    elif failure is FailureClass.REFUSED and _spam.search(reply):
+    elif failure is FailureClass.REFUSED and SPAM_WORDS.search(reply):
         failure = FailureClass.SPAM
     return Failure(failure, detail, gave_up=gave_up and kind is ReportKind.FAILED)
 

@@ -43,7 +43,7 @@ from relay.operation.app.pressure_monitor import open_files_limit
 from relay.operation.app.transport import Transport, queue_stats
 from relay.store.spool.engine import without_node_text
 from relay.store.spool.queue_commands import RouteLookup
-from relay.store.spool.shared.traffic import TrafficCounter
+from relay.store.spool.shared.traffic import BOUNCES, TrafficCounter
 from relay.transport.routing.resolver import LoopbackResolver
 
 if TYPE_CHECKING:
@@ -248,7 +248,8 @@ async def _traffic(base: Foundation, by: str, since_s: float) -> dict[str, Any]:
     provider_of = base.sources.providers().provider_of
     counter = TrafficCounter(by, provider_of, after=first_id_after(since_us))
     await base.spool.maintenance.count_traffic(counter)
-    return {"by": by, "since": rfc3339(since_us), "groups": counter.groups(_GROUPS_SHOWN)}
+    groups = counter.bounces() if by == BOUNCES else counter.groups(_GROUPS_SHOWN)
+    return {"by": by, "since": rfc3339(since_us), "groups": groups}
 
 
 def _usage(base: Foundation, account: str, is_reset: bool) -> Sequence[AccountUsage]:

@@ -11,14 +11,17 @@ from relay.base.settings.values import parse_duration
 from relay.operation.cli.option_types import Parsed
 from relay.operation.cli.options import CommandContext, common_options
 from relay.operation.cli.relay_client import valid_settings
-from relay.store.spool.shared.traffic import COUNTS, GROUPINGS
+from relay.store.spool.shared.traffic import BOUNCE_COUNTS, BOUNCES, COUNTS, GROUPINGS
 
 _ANSWER_S_MAX = 300.0  # a second for 100,000 messages
+_BY = (*GROUPINGS, BOUNCES)
+_NONE = {None: "-", "": "-"}
 _DURATION = Parsed("DURATION", parse_duration)
 
 
 @click.command()
-@click.option("--by", type=click.Choice(GROUPINGS), default=GROUPINGS[0], show_default=True)
+@click.option("--by", type=click.Choice(_BY), default=_BY[0], show_default=True)
+@click.option("--bounces", "by", flag_value=BOUNCES, help="By how mail ended, and complaints.")
 @click.option("--since", type=_DURATION, default="7d", show_default=True, help="Accepted since.")
 @common_options
 def stats(context: CommandContext, *, by: str, since: float) -> None:
@@ -28,13 +31,29 @@ def stats(context: CommandContext, *, by: str, since: float) -> None:
     captured, DEFERRED all attempts that were deferred, FAILED the recipients that failed or
     expired. MEDIAN and 95 % are times from acceptance to delivery. Below each group are the replies
     that deferred or failed most of it.
+
+    With --bounces, failed recipients: HARD (there is no such mailbox), REPUTATION (5.7 that names
+    spam or block lists), POLICY (other 5.7) and SOFT (the rest). COMPLAINTS counts messages, in
+    PERCENT of the recipients delivered, where the provider has sent any.
     """
     settings, _ = valid_settings(context)
     client = ControlClient(settings.control_socket, timeout_s=_ANSWER_S_MAX)
     answer = client.get("/stats", {"by": by, "since": f"{since:.0f}"})
     cut = "; spool.keep keeps nothing older" if since > settings.spool.keep else ""
     head = f"accepted since {answer['since'][:19]}Z{cut}"
-    context.show(answer, lambda: [head, *stats_lines(answer)])
+    lines = bounce_lines if by == BOUNCES else stats_lines
+    shown = answer["groups"] if by == BOUNCES else answer
+    context.show(shown, lambda: [head, *lines(answer)])
+
+
+def bounce_lines(answer: Mapping[str, Any]) -> list[str]:
+    """Return what came back of each group as a table."""
+    names = ("domain", "provider", *BOUNCE_COUNTS, "complaints_percent")
+    head = [name.upper().removeprefix("COMPLAINTS_") for name in names]
+    rows = [
+        [str(_NONE.get(group[name], group[name])) for name in names] for group in answer["groups"]
+    ]
+    return table_lines([head, *rows], right=range(2, len(head)))
 
 
 def stats_lines(answer: Mapping[str, Any]) -> list[str]:
