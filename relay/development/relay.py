@@ -53,6 +53,7 @@ from relay.development.mail_access.dovecot import find_dovecot
 from relay.development.mail_access.server import MailAccess
 from relay.development.mailpit import MailpitApi
 from relay.development.mailpit_message import OutgoingMail
+from relay.development.mcp import McpServer
 from relay.development.option_fields import IN_CLEAR, MAIL, PORTS
 from relay.development.options import (
     ANY,
@@ -241,10 +242,12 @@ class DevelopmentRelay:
         return dataclasses.replace(target, address=address, port=port, tls=tls)
 
     def _mailpit(self, settings: Settings, means: ApiDependencies, spool: SpoolEngine) -> ASGIApp:
-        """Return Mailpit's API."""
+        """Return Mailpit's API. Make that of agents too, which is /mcp."""
         bytes_max = max(listener.max_message_size for listener in settings.smtp)
         check_login = self._accounts.check_operator if self._options.asks_for_token else None
         self._sources = means.sources
+        send = None if self._options.release_auto else self._submit
+        self.respond_to_agent = McpServer(means, send).respond
         api = MailpitApi(means, spool, check_login=check_login, send=self._submit)
         return api.application(message_bytes_max=bytes_max)
 

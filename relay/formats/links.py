@@ -112,6 +112,12 @@ def links_of_html(html: str) -> Iterator[BodyLink]:
     return (link for _, link in placed_links_of_html(html) if link.target)
 
 
+def link_targets(html: str, text: str) -> list[str]:
+    """Return where the links of both bodies lead, each once, in their order."""
+    links = (*links_of_html(html), *links_of_text(text))
+    return list(dict.fromkeys(link.target for link in links))
+
+
 def placed_links_of_html(html: str) -> Iterator[tuple[int, BodyLink]]:
     """Yield the place and the link of each link, also of links without a target."""
     target: str | None = None

@@ -16,7 +16,7 @@ from relay.formats.body_checks import Checks, check_bodies
 from relay.formats.charsets import decode_octets
 from relay.formats.content_fields import charset_of, filename_of
 from relay.formats.html_tokens import content_ids
-from relay.formats.links import find_codes, links_of_html, links_of_text, text_of_html
+from relay.formats.links import find_codes, link_targets, text_of_html
 from relay.formats.read_header import parse_header
 from relay.formats.read_report import read_remote_report
 from relay.store.journeys.document import Journey
@@ -153,8 +153,7 @@ class Message:
 
     def links(self) -> list[str]:
         """Return the URLs in HTML and text, each once, in their order."""
-        links = (*links_of_html(self.html), *links_of_text(self.text))
-        return list(dict.fromkeys(link.target for link in links))
+        return link_targets(self.html, self.text)
 
     def checks(self) -> Checks:
         """Return how many mail programs support the HTML, and what is wrong in the links."""

@@ -266,6 +266,9 @@ def test_with_release_auto_what_matches_leaves_once_over_a_restart(dev) -> None:
         in (running.log)
     )
     running.graph("DELETE", "/relay/v1/messages", token=OPERATOR)
+    asked = b'{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "send"}}'
+    answer = running.request("POST", "/mcp", asked, {"Content-Type": "application/json"})
+    assert answer.json()["error"]["code"] == -32602, "a mail could talk an agent into sending"
     key = running.submit("app@example.test", ["a@go.test", "b@stay.test", "c@go.test"])
     until("it is tried", lambda: sorted(states(running, key)) == ["captured", *["deferred"] * 2])
     running.restart()  # the host is down, and the relay killed

@@ -6,11 +6,11 @@ control socket, where the file mode controls the access, and in an open developm
 pages of other sites have no access (relay/operation/app/front_door.py). `handlers` has what needs a
 principal. Why /readyz is a 503 is decided in relay/operation/app/front_door.py.
 
-Only a development relay has /relay/v1/dev/…, /relay/v1/quiet and DELETE /relay/v1/messages; in a
-service they are 404, as any unknown path. Every account may use them, but DELETE of one message
-only for messages of the account: a development relay has no secrets, and with --token only the
-operator has an account. The scenario of the simulated internet is TOML or JSON, and only for
-clients on loopback; a faulty one changes nothing.
+Only a development relay has /mcp (relay/development/mcp.py), /relay/v1/dev/…, /relay/v1/quiet and
+DELETE /relay/v1/messages; in a service they are 404, as any unknown path. Every account may use
+them, but DELETE of one message only for messages of the account: a development relay has no
+secrets, and with --token only the operator has an account. The scenario of the simulated internet
+is TOML or JSON, and only for clients on loopback; a faulty one changes nothing.
 """
 
 from collections.abc import Callable
@@ -229,6 +229,8 @@ def _application(
             public_response = _public_response(request, dependencies, names_accounts=names)
             if public_response is not None:
                 return public_response
+            if request.segments == ("mcp",) and (controls := dependencies.development) is not None:
+                return await controls.respond_to_agent(request, principal_for(request))
             if tuple(map(str.lower, request.segments[:2])) != ("relay", "v1"):
                 raise _not_found(request)
             principal = principal_for(request)

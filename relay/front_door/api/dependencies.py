@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from msgspec import Struct
+from starlette.responses import Response
 
 from relay.base.accounts.account import ALL_SCOPES, Account, Role, Scope
 from relay.base.accounts.usage import AccountUsage
@@ -22,6 +23,7 @@ from relay.base.pressure import Pressure
 from relay.front_door.api.event_streams import EventStreams
 from relay.front_door.api.message_source import MessageCopies, MessageSources
 from relay.front_door.http.errors import ApiError
+from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.notifications.webhooks import Webhooks
 from relay.store.journeys.document import Journey
 from relay.store.journeys.event_feed import ChangeNotifier
@@ -52,6 +54,10 @@ class ClientSettings(Struct, frozen=True):
 
 class DevelopmentControls(Protocol):
     """What clients can ask of a development relay in addition to a service."""
+
+    @property
+    def respond_to_agent(self) -> Callable[[HttpRequest, "Principal"], Awaitable[Response]]:
+        """The function that returns the response to a request of /mcp, or raises ApiError."""
 
     @property
     def release_to(self) -> NextHop | None:

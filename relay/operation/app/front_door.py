@@ -347,6 +347,7 @@ def build_http_servers(base: Foundation, front_door: FrontDoor, site: Pages) -> 
                 # A browser adds a stored password to each request, also to those of foreign pages.
                 for_tests = for_people(further, trusts_authorization=False)
                 prefixes |= dict.fromkeys(FURTHER_PREFIXES, for_tests)
+                prefixes["mcp"] = for_people(front_door.programs, trusts_authorization=False)
                 prefixes["relay"] = guard(front_door.programs, trusts_authorization=False)
             everything = PathRouter(
                 prefixes,
