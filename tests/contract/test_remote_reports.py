@@ -143,18 +143,6 @@ CLIENTS = {"submission_id": "", "envid": "QQ 314+159"}  # decoded, as the spool 
         (CLIENTS, report(envid="QQ 314+159")),
         (CLIENTS | {"message_id": ""}, report(envid="QQ 314+159", message_id="<given-later@b>")),
     ],
-    ids=[
-        "envid",
-        "envid-first",
-        "message-id",
-        "orcpt",
-        "final",
-        "one-of-two",
-        "read",
-        "clients-envid",
-        "clients-both",
-        "no-message-id-known",
-    ],
 )
 async def test_what_names_the_message_and_a_recipient_is_joined(
     spool, send, deliver, known, what
