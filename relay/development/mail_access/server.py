@@ -118,9 +118,9 @@ class MailAccess:
 
     async def _serve(self, dialogue: Dialogue, address: str) -> None:
         program = self.dovecot.imap if isinstance(dialogue, ImapLogin) else self.dovecot.pop3
-        file_bytes, is_ready = self.max_message_size + _BEYOND_MESSAGE_BYTES, False
+        file_bytes = self.max_message_size + _BEYOND_MESSAGE_BYTES
         try:
-            is_ready, error = await serve(
+            error = await serve(
                 dialogue,
                 [*await to_thread(launcher, file_bytes), program, "-c", str(self._configuration)],
                 mailbox=await self.open_mailbox(address),
@@ -128,8 +128,6 @@ class MailAccess:
             )
         except (StoreError, OSError) as failure:
             error = str(failure)
-        if not is_ready:
             dialogue.refuse("UNAVAILABLE", "The mailbox cannot be opened now")
-        if error or not is_ready:
-            reason = error or "no greeting"
-            _log.warning("session of a mail program", user=address, error=reason)
+        if error:
+            _log.warning("session of a mail program", user=address, error=error)

@@ -67,12 +67,10 @@ async def log_in(dialogue: Dialogue, check_login: CheckLogin, *, ip: str) -> str
     return ""
 
 
-async def serve(
-    dialogue: Dialogue, command: Sequence[str], *, mailbox: Path, user: str
-) -> tuple[bool, str]:
+async def serve(dialogue: Dialogue, command: Sequence[str], *, mailbox: Path, user: str) -> str:
     """Start the child process, and serve a client that has given its login.
 
-    Return whether the child was ready, and its first error, "" for none. Raises OSError.
+    Return the first error of the child, "" for none. Raises OSError if it does not greet.
     """
     child = await asyncio.create_subprocess_exec(
         *command,
@@ -104,7 +102,10 @@ async def serve(
         child.stdin.close()
         await _end(child, said)
         await asyncio.to_thread(_remove_unfinished, mailbox, child.pid)
-    return is_ready, printable(await errors)
+    error = printable(await errors)
+    if not is_ready:
+        raise OSError(error or "no greeting")
+    return error
 
 
 async def _copy(

@@ -27,16 +27,16 @@ async def client() -> AsyncIterator[tuple[ImapLogin, asyncio.StreamReader, async
             writer.close()
 
 
-async def served(mailbox: Path, script: str, sent: bytes) -> tuple[bytes, bool, str]:
-    """What a client gets from a process for what it sends, then whether it was ready, and its error."""
+async def served(mailbox: Path, script: str, sent: bytes) -> tuple[bytes, str]:
+    """What a client gets from a process for what it sends, and the error of the process."""
     (mailbox / ".Sent" / "tmp").mkdir(parents=True)
     async with client() as (dialogue, reader, writer):
         writer.write(sent)
         writer.write_eof()
         command = [*launcher(1000), "sh", "-c", script]
-        is_ready, error = await session.serve(dialogue, command, mailbox=mailbox, user="a@b.test")
+        error = await session.serve(dialogue, command, mailbox=mailbox, user="a@b.test")
         dialogue.writer.close()
-        return await reader.read(), is_ready, error
+        return await reader.read(), error
 
 
 async def test_it_gets_the_octets_behind_the_login_and_only_its_own_environment(
@@ -45,14 +45,14 @@ async def test_it_gets_the_octets_behind_the_login_and_only_its_own_environment(
     monkeypatch.setenv("SECRET", "x")
     said = await served(tmp_path, f"{GREETING} env | grep -v ^PWD= | sort; cat", b"a SELECT x\r\n")
     expected = f"* OK [CAPABILITY x] hello\r\nHOME={tmp_path}\nUSER=a@b.test\na SELECT x\r\n"
-    assert said == (expected.encode(), True, "")
+    assert said == (expected.encode(), "")
 
 
 async def test_a_file_that_gets_too_large_is_its_error_and_is_removed(tmp_path: Path) -> None:
     others, here = "9.M1P$$.elsewhere 9.M1P1$$.$(hostname) 9.M1P$$", "9.M1P$$.$(hostname)"
     script = f"cd $HOME/.Sent/tmp; touch {others}; head -c 9999 /dev/zero >{here}; ls; cat"
     said = await served(tmp_path, GREETING + script, b"")
-    assert "File too large" in said[2]
+    assert "File too large" in said[1]
     kept = set(said[0].decode().split("\n")[1:-1])
     assert len(kept - set(list_names(tmp_path / ".Sent" / "tmp"))) == 1
 
@@ -62,10 +62,9 @@ async def test_it_is_killed_if_it_does_not_greet_or_end(
 ) -> None:
     monkeypatch.setattr(session, "_END_S", 0.05)
     monkeypatch.setattr(session, "_GREETING_S", 0.05)
-    said = await served(tmp_path / "1", "echo no >&2; exec sleep 600", b"")
-    assert said == (b"", False, "no")
-    said = await served(tmp_path / "2", f"{GREETING} exec sleep 600", b"")
-    assert said[1:] == (True, "")
+    with pytest.raises(OSError, match=r"^no$"):
+        await served(tmp_path / "1", "echo no >&2; exec sleep 600", b"")
+    assert (await served(tmp_path / "2", f"{GREETING} exec sleep 600", b""))[1] == ""
 
 
 async def test_a_client_without_a_line_is_ended(
@@ -75,5 +74,4 @@ async def test_a_client_without_a_line_is_ended(
     async with client() as (dialogue, _, writer):
         writer.write(b"a")
         command = ["sh", "-c", f"{GREETING} cat"]
-        ready = await session.serve(dialogue, command, mailbox=tmp_path, user="a@b.test")
-        assert ready == (True, "")
+        assert await session.serve(dialogue, command, mailbox=tmp_path, user="a@b.test") == ""
