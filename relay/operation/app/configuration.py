@@ -344,7 +344,9 @@ def read_table(settings: Settings, accounts: AccountDirectory, file: Path) -> Ro
         path: KeyPath = (name, key) if number is None else (name, int(number), key)
         raise SettingsError([read_document(file).fault(path, text)]) from None
     complaints = settings.reports.complaints
-    if complaints and not isinstance(table.examine(complaints), LocalRecipient):
+    expansion = table.expand(complaints)
+    is_kept = expansion is None or any(not target.through for target in expansion.targets)
+    if complaints and not (is_kept and isinstance(table.examine(complaints), LocalRecipient)):
         text = f'found "{complaints}", expected the address of a mailbox here'
         raise SettingsError([read_document(file).fault(("reports", "complaints"), text)])
     return table
