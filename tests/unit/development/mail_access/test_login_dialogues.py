@@ -15,15 +15,40 @@ from relay.development.mail_access import server, session
 from relay.development.mail_access.dovecot import Dovecot
 from relay.development.mail_access.imap_login import login_of, plain_login
 from relay.development.mail_access.server import MailAccess
-from tests.support.tables import each_row
+from tests.support.tables import each_row, rows_of
 
-CAPABILITY = b"CAPABILITY IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN"
-IMAP = b"* OK [%s] Relay\r\n" % CAPABILITY
-POP3 = b"+OK Relay\r\n"
-WRONG = b" NO [AUTHENTICATIONFAILED] User or password is wrong\r\n"
-BAD_IMAP = b" BAD Expected LOGIN, or AUTHENTICATE PLAIN\r\n"
-BAD = b"-ERR Expected USER, then PASS\r\n"
-PLAIN_MALLORY = b"AG1hbGxvcnkAeA=="  # NUL mallory NUL x
+SHORT = {
+    "imap": "* OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN] Relay~",
+    "wrong": "NO [AUTHENTICATIONFAILED] User or password is wrong~",
+    "bad": "BAD Expected LOGIN, or AUTHENTICATE PLAIN~",
+    "err": "-ERR Expected USER, then PASS~",
+    "long": "x" * 4096,
+}
+# What is sent, and the answers: "~" ends a line. AG1hbGxvcnkAeA== is NUL mallory NUL x.
+DIALOGUES = r"""
+a capability~ | %(imap)s* CAPABILITY IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN~a OK Completed~
+a ID ("name" "x")~b NOOP~ | %(imap)s* ID ("name" "Relay")~a OK Completed~b OK Completed~
+a LOGOUT~b NOOP~ | %(imap)s* BYE Logging out~a OK Completed~
+a LOGIN mallory x~ | %(imap)sa %(wrong)s
+a LOGIN "mallory" "\"x\\"~ | %(imap)sa %(wrong)s
+a LOGIN {7}~mallory {1}~x~ | %(imap)s+ OK~+ OK~a %(wrong)s
+a LOGIN {7+}~mallory {1+}~x~b NOOP~ | %(imap)sa %(wrong)sb OK Completed~
+a AUTHENTICATE PLAIN AG1hbGxvcnkAeA==~ | %(imap)sa %(wrong)s
+a AUTHENTICATE PLAIN~AG1hbGxvcnkAeA==~ | %(imap)s+ ~a %(wrong)s
+a LOGIN u a~b LOGIN u b~c LOGIN u c~d NOOP~ | %(imap)sa %(wrong)sb %(wrong)sc %(wrong)s* BYE Too many failed logins~
+a STARTTLS~b SELECT x~x~c NOOP~ | %(imap)sa %(bad)sb %(bad)s* %(bad)s* BYE Too many unknown commands~
+%(long)s%(long)sx | %(imap)s* BYE A line is longer than 8192 octets~
+a LOGIN {4097+}~ | %(imap)s* BYE A literal is longer than 4096 octets~
+a ID {4096+}~%(long)s{0+}~%(long)s{1}~ | %(imap)s* BYE A literal is longer than 4096 octets~
+a LOGIN ÿ x~ | %(imap)s* BYE Expected UTF-8~
+POST / HTTP/1.1~Host: x~~a LOGIN x secret~ | %(imap)s
+host: x~a LOGIN x secret~ | %(imap)s
+CAPA~ | +OK Relay~+OK~USER~TOP~UIDL~PIPELINING~RESP-CODES~AUTH-RESP-CODE~.~
+user mallory~pass x~PASS x~ | +OK Relay~+OK~-ERR [AUTH] User or password is wrong~%(err)s
+QUIT~CAPA~ | +OK Relay~+OK Logging out~
+STLS~STAT~APOP x y~ | +OK Relay~%(err)s%(err)s%(err)s-ERR Too many unknown commands~
+GET / HTTP/1.1~ | +OK Relay~
+"""
 
 
 @asynccontextmanager
@@ -56,85 +81,30 @@ async def listening(
         listener.close()
 
 
-async def said(folder: Path, protocol: str, sent: bytes, **options: Any) -> bytes:
+async def said(folder: Path, protocol: str, sent: bytes) -> bytes:
     """All that a client gets for what it sends, until the session has ended."""
-    async with listening(folder, protocol, **options) as (reader, writer, _):
-        if not options.get("early"):
-            greeting = await reader.readline()
-            writer.write(sent)
-            writer.write_eof()
-            return greeting + await reader.read()
-        with pytest.raises(ConnectionResetError):
-            await reader.read()
-        return b""
+    async with listening(folder, protocol) as (reader, writer, _):
+        greeting = await reader.readline()
+        writer.write(sent)
+        writer.write_eof()
+        return greeting + await reader.read()
 
 
-@each_row(
-    "sent, expected",
-    [
-        (b"a capability\r\n", b"* %s\r\na OK Completed\r\n" % CAPABILITY),
-        (
-            b'a ID ("name" "x")\r\nb NOOP\r\n',
-            b'* ID ("name" "Relay")\r\na OK Completed\r\nb OK Completed\r\n',
-        ),
-        (b"a LOGOUT\r\nb NOOP\r\n", b"* BYE Logging out\r\na OK Completed\r\n"),
-        (b"a LOGIN mallory x\r\n", b"a" + WRONG),
-        (b'a LOGIN "mallory" "\\"x\\\\"\r\n', b"a" + WRONG),
-        (b"a LOGIN {7}\r\nmallory {1}\r\nx\r\n", b"+ OK\r\n+ OK\r\na" + WRONG),
-        (b"a LOGIN {7+}\r\nmallory {1+}\r\nx\r\nb NOOP\r\n", b"a" + WRONG + b"b OK Completed\r\n"),
-        (b"a AUTHENTICATE PLAIN %s\r\n" % PLAIN_MALLORY, b"a" + WRONG),
-        (b"a AUTHENTICATE PLAIN\r\n%s\r\n" % PLAIN_MALLORY, b"+ \r\na" + WRONG),
-        (
-            b"a LOGIN u a\r\nb LOGIN u b\r\nc LOGIN u c\r\nd NOOP\r\n",
-            b"a%sb%sc%s* BYE Too many failed logins\r\n" % (WRONG, WRONG, WRONG),
-        ),
-        (
-            b"a STARTTLS\r\nb SELECT x\r\nx\r\nc NOOP\r\n",
-            b"a%sb%s*%s* BYE Too many unknown commands\r\n" % ((BAD_IMAP,) * 3),
-        ),
-        (b"a" * 8200, b"* BYE A line is longer than 8192 octets\r\n"),
-        (b"a LOGIN {4097+}\r\n", b"* BYE A literal is longer than 4096 octets\r\n"),
-        (
-            b"a ID {4096+}\r\n%s{0+}\r\n%s{1}\r\n" % ((b"x" * 4096,) * 2),
-            b"* BYE A literal is longer than 4096 octets\r\n",
-        ),
-        (b"a LOGIN \xff x\r\n", b"* BYE Expected UTF-8\r\n"),
-        (b"POST / HTTP/1.1\r\nHost: x\r\n\r\na LOGIN x secret\r\n", b""),
-        (b"host: x\r\na LOGIN x secret\r\n", b""),
-    ],
-)
-async def test_imap_before_the_login(
-    sent: bytes, expected: bytes, *, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@each_row("sent, expected", rows_of(DIALOGUES % SHORT))
+async def test_before_the_login(
+    sent: str, expected: str, *, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "_FAILURE_DELAY_S", 0.0)
-    assert await said(tmp_path, "imap", sent) == IMAP + expected
-
-
-@each_row(
-    "sent, expected",
-    [
-        (
-            b"CAPA\r\n",
-            b"+OK\r\nUSER\r\nTOP\r\nUIDL\r\nPIPELINING\r\nRESP-CODES\r\nAUTH-RESP-CODE\r\n.\r\n",
-        ),
-        (
-            b"user mallory\r\npass x\r\nPASS x\r\n",
-            b"+OK\r\n-ERR [AUTH] User or password is wrong\r\n" + BAD,
-        ),
-        (b"QUIT\r\nCAPA\r\n", b"+OK Logging out\r\n"),
-        (b"STLS\r\nSTAT\r\nAPOP x y\r\n", BAD * 3 + b"-ERR Too many unknown commands\r\n"),
-        (b"GET / HTTP/1.1\r\n", b""),
-    ],
-)
-async def test_pop3_before_the_login(
-    sent: bytes, expected: bytes, *, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(session, "_FAILURE_DELAY_S", 0.0)
-    assert await said(tmp_path, "pop3", sent) == POP3 + expected
+    protocol = "imap" if expected.startswith("*") else "pop3"
+    octets = sent.replace("~", "\r\n").replace("\\xff", "\xff").encode("latin-1")
+    answers = await said(tmp_path, protocol, octets)
+    assert answers.decode().replace("\r\n", "~") == expected
 
 
 async def test_a_client_that_speaks_first_gets_nothing(tmp_path: Path) -> None:
-    assert await said(tmp_path, "imap", b"", early=b"POST / HTTP/1.1\r\n") == b""
+    async with listening(tmp_path, "imap", early=b"POST / HTTP/1.1\r\n") as (reader, _, _):
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
 
 
 async def test_guesses_of_the_token_are_delayed_and_so_is_the_right_one(
@@ -152,13 +122,13 @@ async def test_who_does_not_log_in_is_ended_in_time_and_by_those_who_come(
 ) -> None:
     monkeypatch.setattr(server, "_SESSIONS_MAX", 1)
     async with listening(tmp_path, "imap") as (first, _, port):
-        assert await first.readline() == IMAP
+        greeting = await first.readline()
         second, its_writer = await asyncio.open_connection("127.0.0.1", port)
         assert await first.read() == b""
-        assert await second.readline() == IMAP
+        assert await second.readline() == greeting
         monkeypatch.setattr(session, "_LOGIN_S", 0.01)
         third, writer = await asyncio.open_connection("127.0.0.1", port)
-        assert await third.read() == IMAP + b"* BYE Expected a login within 0.01 seconds\r\n"
+        assert await third.read() == greeting + b"* BYE Expected a login within 0.01 seconds\r\n"
         writer.close()
         its_writer.close()
 
@@ -166,20 +136,13 @@ async def test_who_does_not_log_in_is_ended_in_time_and_by_those_who_come(
 @each_row(
     "parse, text, login",
     [
-        (login_of, "u p", ("u", "p")),
         (login_of, '"a \\"b\\\\" ""', ('a "b\\', "")),
-        (login_of, "u", None),
         (login_of, "u p q", None),
         (login_of, '"u p', None),
-        (plain_login, "AHUAcA==", ("u", "p")),
         (plain_login, "VQB1AHA=", ("u", "p")),
         (plain_login, "eAB1AHA=", None),  # x acts for u
-        (plain_login, "AHU=", None),
-        (plain_login, "AP8AcA==", None),
         (plain_login, "*", None),
     ],
 )
-def test_user_and_password(
-    parse: Callable[[str], tuple[str, str] | None], text: str, login: tuple[str, str] | None
-) -> None:
+def test_user_and_password(parse: Callable[[str], Any], text: str, login: Any) -> None:
     assert parse(text) == login
