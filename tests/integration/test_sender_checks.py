@@ -203,7 +203,7 @@ def killed_workers(relay: RelayProcess) -> None:
     for task in Path(f"/proc/{relay.process.pid}/task").iterdir():
         with contextlib.suppress(OSError):
             for pid in (task / "children").read_text().split():
-                if "check_child" in Path(f"/proc/{pid}/comm").read_text():
+                if b"check_child" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     os.kill(int(pid), signal.SIGKILL)
 
 
@@ -211,7 +211,9 @@ def test_without_a_worker_a_forgery_waits_and_record_refuses_nothing(dns, serve)
     """A rule that reads the results waits too."""
     config = {"smtp": [*listener("enforce")["smtp"], *listener("record")["smtp"]]}
     rule = "[[rule]]\nname='r'\nwhen={ sender='r@*', auth={ spf='fail' } }\nthen=[{ hold='x' }]\n"
-    relay = serve(dns=dns.address, config=config, policies={"10-a.toml": rule})
+    started = {"PYTHONUTF8": "1"}  # as a program, whose processes take a while until they answer
+    rules = {"10-a.toml": rule}
+    relay = serve(dns=dns.address, config=config, policies=rules, environment=started)
     unable = {"method": "dmarc", "result": "unable"}
     with ThreadPoolExecutor() as threads:
 

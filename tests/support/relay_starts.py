@@ -263,7 +263,6 @@ class _Forked(subprocess.Popen[bytes]):
         if self.pid == 0:
             code = 1
             try:
-                Path("/proc/self/comm").write_text(args[3].rpartition(".")[2])
                 _become(args[4:], env, files=files, kept=kept)
                 sys.modules.pop(args[3], None)
                 runpy.run_module(args[3], run_name="__main__", alter_sys=True)
