@@ -101,28 +101,6 @@ def check(calls: Calls, now_s: float) -> None:
         assert due_s <= at_s <= max(due_s, min(latest_s, now_s)), (number, at_s)
 
 
-async def test_each_timer_has_its_time_and_what_follows_is_settled_before_the_next():
-    clock, seen = StoppedClock(), []
-    start_us, start_s = clock.queue_us(), clock.monotonic()
-
-    async def retry(name: str, pauses: list[float]) -> None:
-        for pause_s in pauses:
-            await clock.sleep(pause_s)
-            seen.append((name, clock.monotonic() - start_s))
-
-    tasks = [asyncio.create_task(retry("a", [5, 15, 60])), asyncio.create_task(retry("b", [7, 15]))]
-
-    async def settle() -> None:
-        for _ in range(10):
-            await asyncio.sleep(0)
-
-    await clock.advance(100, settle)
-    await asyncio.gather(*tasks)
-    assert seen == [("a", 5), ("b", 7), ("a", 20), ("b", 22), ("a", 80)]
-    assert (clock.queue_us() - start_us, clock.time_us()) == (100_000_000, 107_000_000)
-    assert (clock.advanced_s, clock.file_time_us(), clock.real_s()) == (100, 7_000_000, 1000)
-
-
 async def test_a_timer_of_before_the_advance_is_called_in_the_rest_of_its_time():
     clock, called = AdvanceableClock(), asyncio.Event()
     clock.call_later(3600.05, called.set)

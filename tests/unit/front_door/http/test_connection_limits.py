@@ -3,7 +3,6 @@
 import pytest
 
 from relay.front_door.http.connection_limits import (
-    STALLED_GRACE_S,
     UNREAD_GRACE_S,
     ConnectionLimits,
     ConnectionState,
@@ -77,63 +76,6 @@ def test_connections_of_proxies_are_closed_last() -> None:
     assert limited.closed == ["light"]
     limited.add("", "unix", ConnectionState.BUSY)
     assert limited.closed == ["light", "proxy 0"]
-
-
-def test_a_body_that_arrives_is_not_closed() -> None:
-    limited = LimitedConnections(requests=2)
-    slow, stalled = (
-        limited.add(HEAVY, name, ConnectionState.RECEIVING) for name in ("slow", "stalled")
-    )
-    limited.now_s = STALLED_GRACE_S
-    limited.connection_table.body_received(slow)
-    limited.connection_table.body_received(stalled)
-    limited.now_s = 1.5 * STALLED_GRACE_S
-    limited.connection_table.body_received(slow)
-    limited.now_s = 2 * STALLED_GRACE_S
-    assert limited.connection_table.may_start_request(limited.add(LIGHT, "light"))
-    assert limited.closed == ["stalled"]
-    assert not limited.connection_table.may_start_request(limited.add(HEAVY, "another"))
-
-
-def test_unread_bytes_are_counted_until_read() -> None:
-    limited = LimitedConnections(unread_bytes=100)
-    one, two = (limited.add(HEAVY, name, ConnectionState.BUSY) for name in ("one", "two"))
-    other = limited.add(LIGHT, "other", ConnectionState.BUSY)
-    may_answer = limited.connection_table.may_send_response
-    assert may_answer(one, 45, may_be_refused=True)
-    assert not may_answer(two, 6, may_be_refused=True)
-    assert may_answer(other, 50, may_be_refused=True)
-    limited.connection_table.set_buffered_bytes(one, 3)
-    limited.connection_table.response_sent(one)
-    assert may_answer(two, 47, may_be_refused=True)
-    assert not may_answer(other, 48, may_be_refused=True)  # of all
-    limited.connection_table.set_buffered_bytes(one, 0)
-    limited.connection_table.remove(two)
-    limited.connection_table.response_sent(other)
-    assert may_answer(other, 1000, may_be_refused=True)  # alone
-    assert limited.closed == []
-
-
-def test_the_response_to_a_change_closes_unread_connections() -> None:
-    limited = LimitedConnections(unread_bytes=100)
-    connections = [limited.add(HEAVY, str(number), ConnectionState.BUSY) for number in range(3)]
-    for connection in connections[:2]:
-        assert limited.connection_table.may_send_response(connection, 25, may_be_refused=True)
-        limited.connection_table.set_state(connection, ConnectionState.UNREAD)
-    assert limited.connection_table.may_send_response(connections[2], 20, may_be_refused=False)
-    assert limited.closed == ["0"]
-
-
-def test_responses_over_the_limit_are_closed_when_they_wait() -> None:
-    limited = LimitedConnections(unread_bytes=100)
-    connections = [limited.add(HEAVY, str(number), ConnectionState.BUSY) for number in range(4)]
-    for connection in connections:
-        assert limited.connection_table.may_send_response(connection, 25, may_be_refused=False)
-    for connection in connections:
-        limited.connection_table.set_buffered_bytes(connection, 0)
-        limited.connection_table.set_buffered_bytes(connection, 1)
-        limited.connection_table.set_state(connection, ConnectionState.UNREAD)
-    assert limited.closed == ["0", "1", "2"]
 
 
 PROXY = "198.51.100.7"

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from relay.base.accounts.account import Account, Role, Scope
+from relay.base.accounts.account import Account, Role
 from relay.front_door.pages import logins
-from relay.front_door.pages.logins import IDLE_S, LIFETIME_S, SESSIONS_OF_ACCOUNT_MAX, Sessions
+from relay.front_door.pages.logins import LIFETIME_S, SESSIONS_OF_ACCOUNT_MAX, Sessions
 from tests.support.accounts import TokenAccounts
 from tests.support.manual_clock import ManualClock
 
@@ -30,17 +30,6 @@ async def test_no_identifier_is_stored(made):
     identifier = made.sessions.begin(ALICE)
     assert identifier not in repr(vars(made.sessions))
     assert made.sessions.find(identifier + "x") is None
-
-
-async def test_a_session_that_is_not_used_ends(made):
-    identifier = made.sessions.begin(ALICE)
-    made.clock.advance(IDLE_S - 1)
-    assert made.sessions.find(identifier)
-    made.clock.advance(IDLE_S - 1)
-    assert made.sessions.find(identifier, is_use=False)
-    made.clock.advance(1)
-    assert made.sessions.find(identifier) is None
-    assert len(made.sessions) == 0
 
 
 async def test_a_session_that_is_used_ends_after_its_lifetime(made):
@@ -72,12 +61,6 @@ def test_a_change_of_the_account_ends_its_sessions(made, changed):
     made.accounts["a"] = ALICE
     assert made.sessions.find(identifier) is None, "it came back"
     assert made.sessions.find(of_bob)
-
-
-def test_other_changes_apply_to_a_session(made):
-    identifier = made.sessions.begin(ALICE)
-    made.accounts["a"] = replace(ALICE, scopes=frozenset((Scope.MAIL_READ,)))
-    assert made.sessions.find(identifier).account.scopes == {Scope.MAIL_READ}
 
 
 def test_an_account_has_a_number_of_sessions(made):

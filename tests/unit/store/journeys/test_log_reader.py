@@ -62,21 +62,6 @@ def test_each_line_once_over_days_and_positions(logs: Logs) -> None:
     assert seen + numbers == list(range(1, logs.written + 1))
 
 
-def test_each_role_has_its_own_position(logs: Logs) -> None:
-    logs.write("graph")
-    logs.write("pickup")
-    ends = logs.reader.ends()
-    logs.write("pickup")
-    found = logs.reader.read(ends, limit=9)
-    assert {role: len(one.events) for role, one in found.items()} == {"graph": 0, "pickup": 1}
-    ((_, event),) = found["pickup"].events
-    assert (event.account, event.submission_id, event.state) == (
-        FACTS.account,
-        "d1.1",
-        "converting",
-    )
-
-
 def test_an_incomplete_line_is_read_when_it_is_complete(logs: Logs) -> None:
     logs.write()
     (path,) = logs.folder.iterdir()

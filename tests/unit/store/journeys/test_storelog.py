@@ -62,20 +62,6 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     journal.log.close()
 
 
-async def test_the_steps_of_all_roles_are_joined(journal: Journal) -> None:
-    facts = journal.create()
-    pickup = journal.another("pickup")
-    pickup.append(facts, an_event(Step.CONVERTED, 7))
-    pickup.append(facts, an_event(Step.ACCEPTED, 8, {"queue_id": "1"}), queue_id="q1")
-    pickup.append(facts, an_event(Step.ACCEPTED, 9, {"queue_id": "2"}), queue_id="q1")
-    pickup.close()
-    found = await journal.log.submission(facts.submission_id)
-    assert found is not None
-    assert [step.step for step in found.steps] == [1, 3, 4]
-    assert found.facts.recipients == ("bob@y.test",)
-    assert await journal.log.submission("no-such.1") is None
-
-
 @pytest.mark.parametrize(
     ("written", "asked"),
     [
