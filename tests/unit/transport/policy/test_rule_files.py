@@ -107,13 +107,10 @@ def test_a_fault_names_its_position_what_was_found_and_expected(rules_of, text, 
         *rows_of(
             """
             sender = 3 | .sender | found 3, expected a text or a list
-            sender = [] | .sender | found a list, expected a text
             direction = 'out' | .direction | found "out", expected one of inbound, outbound, internal
             header = { name = 'X' } | .header | expected a table with a field's name
-            header = { name = 'X', matches = '*', over = 3 } | .header | one of matches, pattern and over
             header = { name = 'X', pattern = 'a(' } | .header.pattern | found "a(", expected a regular expression that RE2 accepts: it says "missing ): a("
             header = { name = 'X', pattern = '(a|bb){500}' } | .header.pattern | at most 1000 steps, not
-            header = { name = 'X', over = nan } | .header.over | found nan, expected a number such as
             sender = 'group:staff' | .sender | found "group:staff", expected groups that there are (own), not "staff"
             recipients_over = -1 | .recipients_over | a number of recipients
             client = '10.0.0.1/8' | .client | no bit set after the prefix
@@ -122,9 +119,7 @@ def test_a_fault_names_its_position_what_was_found_and_expected(rules_of, text, 
             body = { words = ['ok', '-x'] } | .body.words | found "-x", expected words
             attachment = { type = ['archive', 'zip'] } | .attachment.type | found "zip", expected types
             attachment = {} | .attachment | a table with name, type or both
-            attachment = { inside = true } | .attachment | name or type is missing
             body = { words = 'a', matches = 'b' } | .body | expected a table with one of words
-            body = { words = 'C++' } | .body.words | words that begin and end with a letter
             message_type = 'automated' | .message_type | expected one of automatic, list, report, signed
             any = [] | .any | found an empty list, expected a list of tables of conditions
             """
@@ -148,19 +143,14 @@ def test_the_fault_of_a_condition_names_it(rules_of, when, key, message):
         *rows_of(
             """
             rate_limit = { rate = '5/1h', per = 'login', text = '5.0.0 x' } | .rate_limit.text | found "5.0.0 x", expected a code 4
-            reject = '5.7.1 a', bcc = 'b@x.test' |  | one action
             journal = ['a@x.test'] | .journal | expected one address as a text
             notify = { to = 'a@x.test' } | .notify | text is missing
-            notify = { to = 'a@x.test', text = ' ' } | .notify.text | with a word
             hold = '' | .hold | found "", expected a reason
             defer = '5.7.1 x' | .defer | expected a code 4.y.z
             next_hop = 'smtp://u:p@h:25' | .next_hop | found "smtp://…@h:25", expected
             set_sender = 'root' | .set_sender | found "root", expected an address
-            set_sender = 'grün@x.test' | .set_sender | expected an address in ASCII
             next_hop = 'hold' | .next_hop | expected "route:NAME" or
-            next_hop = 'graph://g' | .next_hop | only a route to Micr
             rate_limit = { rate = '5', per = 'sender' } | .rate_limit.rate | found "5", expected a number
-            rate_limit = { rate = '5/1h', per = 'all' } | .rate_limit.per | found "all", expected one of sender
             quarantine = 'x' | .quarantine | found "x", expected an address
             rejct = 'x' | .rejct | did you mean "reject"
             reject = '4.7.1 later' | .reject | a reject is permanent
