@@ -141,6 +141,7 @@ def test_imap_and_graph_agree(relay: DevProcess) -> None:
             assert session.append(name, r"(\Draft \Seen)", None, content)[0] == "OK"
             assert subjects(folder) == [folder]
         session.select("INBOX")
+        assert [number("one"), number("two"), number("three")] == ["1", "2", "3"]
         session.store(number("one"), "+FLAGS", r"(\Seen \Flagged \Answered)")
         session.copy(number("two"), "Archive")
         session._simple_command("MOVE", number("three"), "Trash")

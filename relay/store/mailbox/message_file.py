@@ -48,7 +48,7 @@ DRAFT = "D"
 SEEN = "S"
 FLAGGED = "F"
 NEW_DRAFT = DRAFT + SEEN  # the flags of a draft that the store creates
-_RELAY_NAME = re.compile(r"(\d{1,15})\.R([0-9a-z]{16})_(\d{1,15})\.[^,:]*")
+_RELAY_NAME = re.compile(r"(\d{1,15})\.(?:M\d{6}\.)?R([0-9a-z]{16})_(\d{1,15})\.[^,:]*")
 _SIZE = re.compile(r",S=(\d+)")
 _SIZES = re.compile(r",[SW]=\d+")  # W: Dovecot's, with CRLF
 _SECONDS = re.compile(r"\d{1,15}")
@@ -147,10 +147,13 @@ def delivered_base_name(unique: str, *, hostname: str) -> str:
     """Return a base name that depends only on `unique`, so that a repeated delivery uses the same
     name.
 
-    Its time is that of the id with which `unique` begins, 0 if there is none.
+    Its time is that of the id with which `unique` begins, 0 if there is none. IMAP servers number
+    the files of a second in the order of their names: the microseconds come first, and the id of a
+    delivery contains no time.
     """
     time_us = id_time_us(unique[:ID_LENGTH]) or 0
-    return make_base_name(delivered_id(unique), 1, time_us=time_us, hostname=hostname)
+    name = make_base_name(delivered_id(unique), 1, time_us=time_us, hostname=hostname)
+    return name.replace(".R", f".M{time_us % 1_000_000:06}.R", 1)
 
 
 def with_flags(flags: str, *, add: str = "", remove: str = "") -> str:

@@ -27,7 +27,7 @@ async def test_a_message_arrives_unread_and_whole(place, store):
     assert await store.deliver(BOB, unique=UNIQUE, content=CONTENT) is DeliveryResult.DELIVERED
     [file] = place.files("", BOB)
     assert (file.parent.name, file.read_bytes()) == ("new", ARRIVED)
-    assert file.name.startswith(f"{id_time_us(UNIQUE) // 1_000_000}.R")
+    assert file.name.startswith(f"{id_time_us(UNIQUE) // 1_000_000}.M")
     assert file.name.endswith(f",S={len(ARRIVED)}")
     assert place.left_over() == []
     [message] = (await store.lists.query(BOB, MessageQuery(folder_id="inbox"))).messages

@@ -98,6 +98,13 @@ def test_a_delivery_has_the_same_name_again():
     assert parse_name(first).seconds == id_time_us("0123456789abcdef") // 1_000_000
 
 
+def test_deliveries_of_a_second_have_names_in_the_order_of_their_arrival():
+    ids = [f"06h29fkw{letter}00z6q78" for letter in "0123456789abcdef"]
+    assert len({id_time_us(one) // 1_000_000 for one in ids}) == 1
+    names = [delivered_base_name(f"{one}-1", hostname="h") for one in ids]
+    assert names == sorted(names)
+
+
 def test_hidden_files_are_no_messages():
     assert parse_name(".nfs0001") is None
 
