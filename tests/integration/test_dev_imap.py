@@ -187,8 +187,14 @@ def test_a_reset_ends_sessions_and_the_mailbox_is_empty(relay: DevProcess) -> No
     assert relay.request("DELETE", "/relay/v1/messages").status == 200
     assert open_session.readline() == b""
     open_session.shutdown()
-    with by_imap(relay, "bea@customer.example") as session:
+    uid_validities = {open_session.response("UIDVALIDITY")[1][0]}
+    for _ in range(2):  # both within a second
+        session = by_imap(relay, "bea@customer.example")
         assert session.select("INBOX") == ("OK", [b"0"])
+        uid_validities |= {session.response("UIDVALIDITY")[1][0]}
+        assert relay.request("DELETE", "/relay/v1/messages").status == 200
+        session.shutdown()
+    assert len(uid_validities) == 3
 
 
 def test_mbsync_copies_what_was_sent_and_what_graph_moved(relay: DevProcess, tmp_path) -> None:

@@ -53,6 +53,7 @@ class MailAccess:
         self._acceptors: list[Acceptor] = []
         self._connecting, self._sessions = TaskSet(), TaskSet()  # without and with a login
         self._turn = asyncio.Lock()  # held while mailboxes are moved
+        self._uid_lead = 0  # of UIDVALIDITY, a time in seconds, so that a reset uses none again
 
     async def serve(
         self, protocol: str, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None
@@ -74,6 +75,7 @@ class MailAccess:
         """End all sessions; logins wait until the block ends, which moves mailboxes."""
         async with self._turn:
             await self._sessions.end()
+            self._uid_lead += 100  # folders
             yield
 
     async def stop(self) -> None:
@@ -120,10 +122,14 @@ class MailAccess:
         program = self.dovecot.imap if isinstance(dialogue, ImapLogin) else self.dovecot.pop3
         file_bytes = self.max_message_size + _BEYOND_MESSAGE_BYTES
         try:
+            mailbox = await self.open_mailbox(address)
+            if not (mailbox / "dovecot-uidvalidity").exists():
+                uid_validity = int(mailbox.stat().st_mtime) + self._uid_lead
+                (mailbox / f"dovecot-uidvalidity.{uid_validity:08x}").touch()
             error = await serve(
                 dialogue,
                 [*await to_thread(launcher, file_bytes), program, "-c", str(self._configuration)],
-                mailbox=await self.open_mailbox(address),
+                mailbox=mailbox,
                 user=address,
             )
         except (StoreError, OSError) as failure:
