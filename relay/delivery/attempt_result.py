@@ -13,6 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.clock import rfc3339
+from relay.base.message import tls_policy
 from relay.base.message.envelope import Notify
 from relay.base.message.lifecycle import HELD_OR_CAPTURED, RecipientState
 from relay.base.message.nexthop import CAPTURE, LOCAL
@@ -28,15 +29,6 @@ from relay.base.message.outcome import (
     Outcome,
     Relayed,
     SessionEvidence,
-)
-from relay.base.message.tls_policy import (
-    CONFIGURATION,
-    DANE,
-    MTA_STS,
-    REQUIRETLS,
-    USUAL_POLICY,
-    TlsDecision,
-    TlsPolicy,
 )
 from relay.base.phrases import counted
 from relay.delivery.retry import DeferralCause, RetrySchedule
@@ -65,8 +57,8 @@ _NOT_RECORDED = "a host may have the message; look at the log, then release or c
 _UNSURE_EXPIRY_US = 600_000_000  # until the next check of an expiry that may not have passed
 
 
-_PUBLISHED = {MTA_STS: "MTA-STS policy", DANE: "TLSA records"}
-_NO_DECISION = TlsDecision(TlsPolicy())  # where nothing was looked up
+_PUBLISHED = {tls_policy.MTA_STS: "MTA-STS policy", tls_policy.DANE: "TLSA records"}
+_NO_DECISION = tls_policy.TlsDecision(tls_policy.TlsPolicy())  # where nothing was looked up
 
 
 class Lookup(Struct, frozen=True):
@@ -75,7 +67,7 @@ class Lookup(Struct, frozen=True):
     mx: tuple[str, ...] = ()  # the hosts of the MX answer, and why one is skipped
     mx_more: int = 0  # the number of further hosts
     dns_ms: float = 0.0  # how long it took
-    tls: Mapping[str, TlsDecision] = {}  # what each host must have, and who demands it
+    tls: Mapping[str, tls_policy.TlsDecision] = {}  # what each host must have, and who demands it
 
     def policy(self, host: str, session: SessionEvidence) -> str:
         """Return who demanded which TLS level of a host, and what else is to be said of it. One
@@ -84,7 +76,7 @@ class Lookup(Struct, frozen=True):
         decided = self.tls.get(host) or next(iter(self.tls.values()), _NO_DECISION)
         if decided.by in _PUBLISHED and session.level != decided.policy.level:  # mail that waited
             note = f"looked up before the {_PUBLISHED[decided.by]}"
-            decided = replace(decided, by=CONFIGURATION, note=note)
+            decided = replace(decided, by=tls_policy.CONFIGURATION, note=note)
         said = (f"{decided.by}: {session.level}", decided.note, session.mismatch)
         return "; ".join(filter(None, said))
 
@@ -208,7 +200,7 @@ def fallback_us(
     if unanswered_s is None:
         return 0
     by = [decision.by for decision in lookup.tls.values()] if lookup is not None else []
-    needs_proof = claim.message.envelope.tls == REQUIRETLS
+    needs_proof = claim.message.envelope.tls == tls_policy.REQUIRETLS
     vouched = fallback.options is not None and fallback.options.requiretls
     if not by or not _PUBLISHED.keys().isdisjoint(by) or (needs_proof and not vouched):
         return 0
@@ -559,7 +551,7 @@ def _attempt_event(
         encoded=first.encoded,
         left_out=_left_out(outcomes),
         # what is usual is left out: attempts_in() knows it
-        policy="" if policy == USUAL_POLICY and time.took_s is not None else policy,
+        policy="" if policy == tls_policy.USUAL_POLICY and time.took_s is not None else policy,
         verified=session.verified if session and session.verified != "none" else "",
         durations=_durations(session, lookup, time.took_s) if time.lookup else {},
         mx=lookup.mx,

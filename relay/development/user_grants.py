@@ -37,14 +37,7 @@ from relay.development.sign_in_pages import (
 from relay.front_door.http.errors import quoted
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.http.responses import json_response
-from relay.front_door.sign_in.access_tokens import (
-    LIFETIME_S,
-    OIDC_SCOPES,
-    AccessTokens,
-    InvalidTokenError,
-    granted_scopes,
-    object_id,
-)
+from relay.front_door.sign_in import access_tokens
 from relay.front_door.sign_in.client_assertions import UsedIds
 from relay.front_door.sign_in.token_endpoint import (
     AUTHORIZE,
@@ -91,7 +84,7 @@ class UserGrants:
     """The grants of users, their pages, and the paths that MSAL requests before."""
 
     accounts: DevelopmentAccounts  # whose users and clients get tokens
-    tokens: AccessTokens  # issues them
+    tokens: access_tokens.AccessTokens  # issues them
     clock: Clock  # also for times in tokens
     default_user: str  # the address of a user who signs in without a login hint
     needs_token: bool  # whether the user must enter the token of the relay
@@ -117,7 +110,7 @@ class UserGrants:
             "grant_types_supported": ["client_credentials", *self.grants],
             "response_types_supported": ["code"],
             "response_modes_supported": list(MODES),
-            "scopes_supported": [*OIDC_SCOPES, ".default"],
+            "scopes_supported": [*access_tokens.OIDC_SCOPES, ".default"],
             "code_challenge_methods_supported": ["plain", "S256"],
         }
 
@@ -231,7 +224,7 @@ class UserGrants:
             audience=audience,
             token_id=self._ids.new(),
             user=user,
-            granted=granted_scopes(names, user),
+            granted=access_tokens.granted_scopes(names, user),
         )
         fields = {"access_token": access_token}
         if granted := " ".join(scope for scope in scopes if scope != "offline_access"):
@@ -244,13 +237,13 @@ class UserGrants:
                 client, kept, kind="refresh_token", lifetime_s=REFRESH_LIFETIME_S
             )
         if form.get("client_info") == "1":  # MSAL's names of the account
-            info = {"uid": object_id(user.address), "utid": asked.tenant}
+            info = {"uid": access_tokens.object_id(user.address), "utid": asked.tenant}
             fields["client_info"] = _base64url(msgspec.json.encode(info))
         return token_response(fields)
 
     def _id_claims(self, asked: SignInRequest, grant: _Grant) -> Mapping[str, Any]:
         now_s, address = self._now_s(), grant.user.address
-        oid = object_id(address)
+        oid = access_tokens.object_id(address)
         nonce = {"nonce": grant.nonce} if grant.nonce else {}
         return {
             "aud": grant.client.client_id,
@@ -258,7 +251,7 @@ class UserGrants:
             "tid": asked.tenant,
             "iat": now_s,
             "nbf": now_s,
-            "exp": now_s + LIFETIME_S,
+            "exp": now_s + access_tokens.LIFETIME_S,
             "oid": oid,
             "sub": oid,
             "name": address.rpartition("@")[0],
@@ -352,7 +345,7 @@ class UserGrants:
         """Return the claims of a refresh token or a code of this client. Raises SignInError."""
         try:
             claims = self.tokens.unseal(client, text, kind=name)
-        except InvalidTokenError:
+        except access_tokens.InvalidTokenError:
             claims, is_ended = None, True
         else:
             is_ended = claims is not None and claims.get("start", self._start) != self._start
@@ -438,7 +431,9 @@ def _scope(form: Mapping[str, str]) -> str:
 def _audience(scopes: list[str]) -> str:
     """Return the resource of scopes such as https://graph.microsoft.com/Mail.Send, "" for none."""
     resources = dict.fromkeys(
-        scope.rpartition("/")[0].rstrip("/") for scope in scopes if scope not in OIDC_SCOPES
+        scope.rpartition("/")[0].rstrip("/")
+        for scope in scopes
+        if scope not in access_tokens.OIDC_SCOPES
     )
     named = [resource for resource in resources if resource]
     if len(named) > 1:

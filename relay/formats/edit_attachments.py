@@ -25,15 +25,7 @@ from msgspec.structs import replace
 
 from relay.base.message.content import JoinedOctets, Octets, Splice, contains, join_octets, spliced
 from relay.base.message.header import BYTE_ORDER_MARK, Header, cleaned
-from relay.formats.draft import (
-    AttachmentFacts,
-    DraftAttachment,
-    as_message,
-    attachment_fields,
-    new_attachment,
-    read_private_block,
-    stored_attachments,
-)
+from relay.formats import draft
 from relay.formats.edit_draft import NotEditableError, check_parts
 from relay.formats.read_mime import AttachedOctets, SortedLeaves, read_attachments, sorted_leaves
 from relay.formats.structure import (
@@ -66,7 +58,7 @@ class AddedPart(Struct, frozen=True):
     number: int
 
 
-def add_part(content: Octets, new: DraftAttachment) -> AddedPart:
+def add_part(content: Octets, new: draft.DraftAttachment) -> AddedPart:
     """Return MIME content with one more attachment."""
     structure = _editable(content)
     leaves = sorted_leaves(structure)
@@ -120,7 +112,7 @@ def _editable(content: Octets) -> Structure:
     return structure
 
 
-def _is_for_html(new: DraftAttachment, leaves: SortedLeaves) -> bool:
+def _is_for_html(new: draft.DraftAttachment, leaves: SortedLeaves) -> bool:
     """Return whether the HTML may show the new part, as an image that it names with cid:."""
     part, html = new.part, leaves.html
     is_image = part.inline and part.content_id != "" and not part.item
@@ -137,11 +129,11 @@ class _Spliced(Struct, frozen=True):
 class _Addition:
     """Adds a part to a content."""
 
-    def __init__(self, content: Octets, structure: Structure, new: DraftAttachment) -> None:
+    def __init__(self, content: Octets, structure: Structure, new: draft.DraftAttachment) -> None:
         self._content = content
         self._structure = structure
         self._new = new
-        fields = (raw_field(*field).encode() for field in attachment_fields(new.part))
+        fields = (raw_field(*field).encode() for field in draft.attachment_fields(new.part))
         self._header = b"".join((*fields, _CRLF))
 
     def to_message(self) -> _Spliced:
@@ -237,32 +229,36 @@ def _line_end(content: Octets, place: int) -> bytes:
 
 
 def carried_attachments(
-    stored: Octets, is_wanted: Callable[[AttachmentFacts], bool]
-) -> tuple[DraftAttachment, ...]:
+    stored: Octets, is_wanted: Callable[[draft.AttachmentFacts], bool]
+) -> tuple[draft.DraftAttachment, ...]:
     """Return the attachments of a file of a mailbox for which `is_wanted` is true."""
     attachments = read_attachments(stored)
     chosen = [number for number, part in enumerate(attachments) if is_wanted(part.facts)]
-    block, _ = read_private_block(stored)
+    block, _ = draft.read_private_block(stored)
     if block is not None and block.properties is not None:
-        whole = stored_attachments(stored)
+        whole = draft.stored_attachments(stored)
         return tuple(whole[number] for number in chosen)
     return tuple(_from_mime(attachments[number]) for number in chosen)
 
 
-def _from_mime(attached: AttachedOctets) -> DraftAttachment:
-    new = new_attachment(attached.facts, attached.octets)
+def _from_mime(attached: AttachedOctets) -> draft.DraftAttachment:
+    new = draft.new_attachment(attached.facts, attached.octets)
     if attached.facts.item and (part := _as_message(attached, new)):
         return part
     if attached.encoding == "base64" and whole_base64_size(attached.octets) is not None:
         return replace(new, octets=recode(attached.octets, RewrappedBase64()))
     if coding := decoding_of(attached.encoding):
-        return new_attachment(attached.facts, recode(attached.octets, coding))
+        return draft.new_attachment(attached.facts, recode(attached.octets, coding))
     return new
 
 
-def _as_message(attached: AttachedOctets, new: DraftAttachment) -> DraftAttachment | None:
+def _as_message(
+    attached: AttachedOctets, new: draft.DraftAttachment
+) -> draft.DraftAttachment | None:
     """Return an attached message without encoding; None if it can only be stored in base64."""
     counted = BodyStatistics.of(attached.octets)
     if not counted.fits_smtp:
         return None
-    return DraftAttachment(as_message(new.part, eight_bit=counted.eight_bit), attached.octets)
+    return draft.DraftAttachment(
+        draft.as_message(new.part, eight_bit=counted.eight_bit), attached.octets
+    )

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from relay.base.message.content import Octets, as_octets, join_octets
 from relay.base.message.header import Header, cleaned, header_section
 from relay.base.message.properties import MessageProperties
+from relay.formats import transfer_encoding
 from relay.formats.charsets import decode_octets
 from relay.formats.content_fields import charset_of, filename_of, name_by_type, read_content_field
 from relay.formats.draft import (
@@ -38,14 +39,6 @@ from relay.formats.read_header import (
 )
 from relay.formats.read_report import ORDINARY_CLASS, message_class
 from relay.formats.structure import IDENTITY, WHOLE_MESSAGES, Entity, Structure, read_structure
-from relay.formats.transfer_encoding import (
-    UUENCODE,
-    decoded_blocks,
-    decoded_octets,
-    decoded_size,
-    decoding_of,
-    uuencoded_file,
-)
 
 _ENCODING = "Content-Transfer-Encoding"
 # limit of Graph: the returned body of a MIME message
@@ -311,7 +304,10 @@ def _leaves(
         if content is not None and depth < ENCODINGS_MAX and is_encoded_multipart(entity):
             header = Header.parse(cleaned(entity.header)).remove([_ENCODING]).octets
             decoded = join_octets(
-                [header + b"\r\n", decoded_octets(leaf.body(content), entity.encoding)]
+                [
+                    header + b"\r\n",
+                    transfer_encoding.decoded_octets(leaf.body(content), entity.encoding),
+                ]
             )
             yield from _leaves(read_structure(decoded), decoded, inside=decoded, depth=depth + 1)
         else:
@@ -324,7 +320,7 @@ def is_encoded_multipart(entity: Entity) -> bool:
     Its parts are found only in the decoded body.
     """
     is_leaf_of_parts = entity.is_leaf and entity.content_type.startswith("multipart/")
-    return is_leaf_of_parts and decoding_of(entity.encoding) is not None
+    return is_leaf_of_parts and transfer_encoding.decoding_of(entity.encoding) is not None
 
 
 def disposition_of(leaf: Leaf) -> str:
@@ -339,7 +335,7 @@ class _Text(Struct, frozen=True):
 
 def _read_text(octets: Octets, leaf: Leaf) -> _Text:
     pieces, size = [], 0
-    for block in decoded_blocks(leaf.body(octets), leaf.entity.encoding):
+    for block in transfer_encoding.decoded_blocks(leaf.body(octets), leaf.entity.encoding):
         pieces.append(block[: TEXT_OCTETS_MAX - size])
         size += len(block)
         if size > TEXT_OCTETS_MAX:
@@ -363,18 +359,18 @@ def _attached(content: Octets, leaf: Leaf, *, has_html: bool) -> AttachedOctets:
     disposition = disposition_of(leaf)
     octets, encoding, kind = leaf.body(content), leaf.entity.encoding, leaf.entity.content_type
     title = ""
-    if encoding in UUENCODE:
-        written, octets = uuencoded_file(octets)
+    if encoding in transfer_encoding.UUENCODE:
+        written, octets = transfer_encoding.uuencoded_file(octets)
         title = decode_words(written).strip('" ')
     if leaf.is_message:
-        octets, encoding = decoded_octets(octets, encoding), ""
+        octets, encoding = transfer_encoding.decoded_octets(octets, encoding), ""
         header = header_section(octets.read(0, HEADER_OCTETS_MAX))
         title = read_text(parse_header(header), "subject")  # mail programs use it as the name
     name = filename_of(leaf.fields) or title
     facts = AttachmentFacts(
         name=name or name_by_type(kind),
         content_type=kind,
-        size=decoded_size(octets, encoding),
+        size=transfer_encoding.decoded_size(octets, encoding),
         inline=disposition == "inline" or (not disposition and bool(content_id) and has_html),
         content_id=content_id,
         item=leaf.is_message,

@@ -13,14 +13,7 @@ from msgspec import Struct
 from relay.base.message.envelope import domain_of
 from relay.base.message.header import Header
 from relay.base.message.status import SPAM_WORDS, one_line, split_reply
-from relay.formats.dsn import (
-    Report,
-    ReportedRecipient,
-    ReportKind,
-    clipped,
-    message_id_of,
-    short_subject,
-)
+from relay.formats import dsn
 from relay.formats.headers import date_field
 from relay.formats.mdn import Receipt
 
@@ -76,7 +69,7 @@ _CLASSES = {  # by detail, else by subject
     "7.5": FailureClass.TLS_REQUIRED,
     "7.10": FailureClass.TLS_REQUIRED,
 }
-_SUCCESSES = frozenset({ReportKind.DELIVERED, ReportKind.RELAYED, ReportKind.EXPANDED})
+_SUCCESSES = frozenset({dsn.ReportKind.DELIVERED, dsn.ReportKind.RELAYED, dsn.ReportKind.EXPANDED})
 
 
 class RecipientFields(Struct, frozen=True):
@@ -111,7 +104,7 @@ class Failure(Struct, frozen=True):
     gave_up: bool
 
 
-def failure_of(kind: ReportKind, recipient: ReportedRecipient) -> Failure:
+def failure_of(kind: dsn.ReportKind, recipient: dsn.ReportedRecipient) -> Failure:
     """Return how a failure or delay is explained. What expired is explained by its last reply."""
     evidence = recipient.evidence
     first, _, detail = evidence.status.partition(".")
@@ -121,7 +114,7 @@ def failure_of(kind: ReportKind, recipient: ReportedRecipient) -> Failure:
         last = recipient.last_status or split_reply(reply).status
         if last_detail := last.partition(".")[2]:
             gave_up, detail = True, last_detail
-    if kind is ReportKind.UNKNOWN:
+    if kind is dsn.ReportKind.UNKNOWN:
         return Failure(FailureClass.DUPLICATE_RISK, detail, gave_up=False)
     own_status = "" if evidence.remote else evidence.status
     if own_status == _CANCELLED:
@@ -131,37 +124,37 @@ def failure_of(kind: ReportKind, recipient: ReportedRecipient) -> Failure:
         failure = FailureClass.RULE
     elif failure is FailureClass.REFUSED and SPAM_WORDS.search(reply):
         failure = FailureClass.SPAM
-    return Failure(failure, detail, gave_up=gave_up and kind is ReportKind.FAILED)
+    return Failure(failure, detail, gave_up=gave_up and kind is dsn.ReportKind.FAILED)
 
 
 def recipient_fields(
-    recipient: ReportedRecipient, *, detail: str, hostname: str
+    recipient: dsn.ReportedRecipient, *, detail: str, hostname: str
 ) -> RecipientFields:
     """Return a recipient without its explanation."""
     evidence, address = recipient.evidence, one_line(recipient.path.address)
-    reply = clipped(evidence.reply)
+    reply = dsn.clipped(evidence.reply)
     return RecipientFields(
         address=address,
         domain=domain_of(address),
         status=evidence.status,
         detail=detail,
-        host=clipped(evidence.host) if evidence.remote and evidence.host else hostname,
+        host=dsn.clipped(evidence.host) if evidence.remote and evidence.host else hostname,
         reply=reply,
         text=split_reply(reply).text,
-        rule=clipped(recipient.rule),
+        rule=dsn.clipped(recipient.rule),
         time=date_field(recipient.last_attempt_us) if recipient.last_attempt_us else "",
     )
 
 
-def message_fields(report: Report, header: Header) -> dict[str, str]:
+def message_fields(report: dsn.Report, header: Header) -> dict[str, str]:
     """Return what templates are given about the message; times are wall-clock time."""
     message = report.message
-    until_us = message.expires_us if report.kind is ReportKind.DELAYED else 0
+    until_us = message.expires_us if report.kind is dsn.ReportKind.DELAYED else 0
     return {
         "kind": str(report.kind),
         "sender": one_line(message.envelope.reverse_path),
-        "subject": one_line(short_subject(header)),
-        "message_id": message_id_of(header),
+        "subject": one_line(dsn.short_subject(header)),
+        "message_id": dsn.message_id_of(header),
         "arrived": date_field(message.received_us),
         "until": date_field(until_us) if until_us else "",
         "hostname": report.hostname,
@@ -184,7 +177,7 @@ def receipt_fields(receipt: Receipt) -> dict[str, str]:
     }
 
 
-def is_success(kind: ReportKind) -> bool:
+def is_success(kind: dsn.ReportKind) -> bool:
     """Return whether a report of this kind is good news."""
     return kind in _SUCCESSES
 

@@ -24,15 +24,7 @@ from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.pressure import ConcurrencyCounter
 from relay.front_door.http.errors import ApiError, quoted, service_unavailable
 from relay.front_door.http.event_stream import EventStreamResponse
-from relay.store.journeys.event_feed import (
-    ChangeNotifier,
-    EventBatch,
-    EventData,
-    EventFeed,
-    event_data,
-    parse_event_cursor,
-    pause_after,
-)
+from relay.store.journeys import event_feed
 from relay.store.journeys.events import EventCursor, RecordedEvent
 from relay.store.journeys.sender_view import sender_detail
 from relay.store.spool.types import SpoolError
@@ -91,7 +83,7 @@ class EventView(Struct, frozen=True):
 class _Block:
     """Events that were read once, for all streams whose cursor is in them."""
 
-    batch: EventBatch
+    batch: event_feed.EventBatch
     texts: tuple[_EventText, ...]
     _joined: dict[str | None, bytes] = field(default_factory=dict)
 
@@ -128,7 +120,9 @@ class _Block:
 class EventStreams:
     """The open streams of a process."""
 
-    def __init__(self, feed: EventFeed, *, changes: ChangeNotifier, clock: Clock) -> None:
+    def __init__(
+        self, feed: event_feed.EventFeed, *, changes: event_feed.ChangeNotifier, clock: Clock
+    ) -> None:
         self._feed = feed
         self._changes = changes
         self._clock = clock
@@ -157,7 +151,7 @@ class EventStreams:
         if text is None:
             return EventView(account)
         try:
-            after = parse_event_cursor(text)
+            after = event_feed.parse_event_cursor(text)
         except ValueError:
             message = f"{name}: found {quoted(text)}, expected {_EXPECTED}."
             raise ApiError(400, "BadRequest", message) from None
@@ -254,7 +248,7 @@ class EventStreams:
             block = await self._read(place)
             now_s = self._clock.real_s()
             cost_s, self._sent_s = now_s - began_s + self._sent_s, 0.0
-            self._reads_from_s = now_s + pause_after(cost_s)
+            self._reads_from_s = now_s + event_feed.pause_after(cost_s)
             if block is None or block.batch.is_complete:
                 self._looked = block.batch.cursor if block else place, count, now_s
             if block is None or block.batch.cursor == place:
@@ -280,18 +274,18 @@ class EventStreams:
         return block
 
 
-def _block_of(batch: EventBatch) -> _Block:
+def _block_of(batch: event_feed.EventBatch) -> _Block:
     texts = [_text_of(source, cursor, event) for source, cursor, event in batch.events]
     return _Block(batch, tuple(texts))
 
 
 def _text_of(source: str, cursor: EventCursor, recorded: RecordedEvent) -> _EventText:
     text, seen = str(cursor), recorded.of_sender
-    octets = sender_octets = _octets(text, event_data(text, recorded))
+    octets = sender_octets = _octets(text, event_feed.event_data(text, recorded))
     if seen is None:
         sender_octets = b""
     else:
-        data = event_data(text, seen or recorded)
+        data = event_feed.event_data(text, seen or recorded)
         detail = sender_detail((seen or recorded).known, data.detail)
         if seen or detail is not data.detail:
             sender_octets = _octets(text, replace(data, detail=detail))
@@ -306,7 +300,7 @@ def _text_of(source: str, cursor: EventCursor, recorded: RecordedEvent) -> _Even
     )
 
 
-def _octets(cursor: str, data: EventData) -> bytes:
+def _octets(cursor: str, data: event_feed.EventData) -> bytes:
     return b"id: %b\ndata: %b\n\n" % (cursor.encode(), msgspec.json.encode(data))
 
 

@@ -27,27 +27,11 @@ from relay.base.pauses import Paused
 from relay.base.pressure import ConcurrencyCounter
 from relay.formats.body_checks import Checks, check_bodies
 from relay.formats.read_mime import read_parts
-from relay.front_door.api import release, restored
+from relay.front_door.api import release, request_parameters, restored
 from relay.front_door.api.dependencies import OPERATOR, ApiDependencies, Principal
 from relay.front_door.api.event_streams import WantedMessage
 from relay.front_door.api.explain import ExplainHandler
 from relay.front_door.api.message_source import NO_PREVIEW, MessagePreviews, RowFacts
-from relay.front_door.api.request_parameters import (
-    MESSAGE_STATES,
-    CommandIssuer,
-    bad_state,
-    limit_of,
-    list_position_of,
-    number_of,
-    operator_of,
-    read_body,
-    read_queue_command,
-    refusal_search_of,
-    require_method,
-    seconds_until,
-    selector_of_query,
-    single_values,
-)
 from relay.front_door.api.search_text import list_search_of, log_rows
 from relay.front_door.http.errors import ApiError, bad_request, quoted, service_unavailable
 from relay.front_door.http.http_request import HttpRequest
@@ -143,10 +127,10 @@ class Handlers:
         """GET /messages?q=&to=&sender=&subject=&mailbox=&kind=&state=&before=&after=&wait=&limit=:
         {messages, cursor, older}; after a wait without result also {nearest, in_flight, refused}.
         """
-        before = list_position_of(query)
+        before = request_parameters.list_position_of(query)
         conditions = self.with_reader(list_search_of(query), principal)
-        limit = limit_of(query)
-        wait_s = number_of(query, "wait", default=0, limits=(0, WAIT_S_MAX))
+        limit = request_parameters.limit_of(query)
+        wait_s = request_parameters.number_of(query, "wait", default=0, limits=(0, WAIT_S_MAX))
         if conditions.after is not None:
             after = await self._dependencies.journeys.place_of(conditions.after)
             conditions = replace(conditions, after=after)
@@ -314,10 +298,12 @@ class Handlers:
         except for state=reported: a host may still send a report.
         """
         state = query.get("state", THERE)
-        choices = (THERE, REPORTED, *MESSAGE_STATES)
+        choices = (THERE, REPORTED, *request_parameters.MESSAGE_STATES)
         if state not in choices:
-            raise bad_state(state, choices)
-        timeout_s = number_of(query, "timeout", default=WAIT_S, limits=(0, WAIT_S_MAX))
+            raise request_parameters.bad_state(state, choices)
+        timeout_s = request_parameters.number_of(
+            query, "timeout", default=WAIT_S, limits=(0, WAIT_S_MAX)
+        )
 
         async def read() -> Journey | None:
             journey = await self._find(key, principal)
@@ -385,7 +371,9 @@ class Handlers:
         """GET /refused?address=&after=&before=&limit=. An account sees refusals of its own login;
         in a development relay, all.
         """
-        search = refusal_search_of(query, None if self.is_development else principal.account)
+        search = request_parameters.refusal_search_of(
+            query, None if self.is_development else principal.account
+        )
         try:
             return await self._dependencies.refusals.page(search)
         except OSError as error:
@@ -410,7 +398,10 @@ class Handlers:
     ) -> EntryList:
         """Return the entries of GET /queue that follow the entry `after`."""
         principal.check_may_read()
-        selector, limit = selector_of_query(query), limit_of(query)
+        selector, limit = (
+            request_parameters.selector_of_query(query),
+            request_parameters.limit_of(query),
+        )
         needed = self._dependencies
         return await restored.list_entries(
             needed.queue_admin, needed.restored, selector, limit=limit, after=after
@@ -427,7 +418,9 @@ class Handlers:
         choices = (*GROUPINGS, BOUNCES)
         if (by := query.get("by", GROUPINGS[0])) not in choices:
             raise bad_request(f"by: found {quoted(by)}, expected one of {', '.join(choices)}.")
-        since_s = number_of(query, "since", default=7 * 86400, limits=(1, _AGE_S_MAX))
+        since_s = request_parameters.number_of(
+            query, "since", default=7 * 86400, limits=(1, _AGE_S_MAX)
+        )
         return await self._dependencies.traffic(by, since_s)
 
     async def change_queue(
@@ -443,11 +436,11 @@ class Handlers:
     ) -> dict[str, Any]:
         """Run the queue command in `body`, unless the client of `request` disconnects."""
         principal.check_may_operate()
-        command = read_queue_command(operation, body, self._issuer(principal))
+        command = request_parameters.read_queue_command(operation, body, self._issuer(principal))
         return await self._execute(command, request)
 
-    def _issuer(self, principal: Principal) -> CommandIssuer:
-        return CommandIssuer(
+    def _issuer(self, principal: Principal) -> request_parameters.CommandIssuer:
+        return request_parameters.CommandIssuer(
             name=principal.name,
             may_name_other=principal is OPERATOR,
             way_to=self._dependencies.way_to,
@@ -595,7 +588,7 @@ class Handlers:
     async def prune(self, request: HttpRequest, principal: Principal) -> Mapping[str, Any]:
         """POST /storage/prune; the default of `older_than_s` is spool.keep."""
         principal.check_may_operate()
-        body = read_body(await request.body(), _PruneBody)
+        body = request_parameters.read_body(await request.body(), _PruneBody)
         if body.older_than_s is not None and not 0 <= body.older_than_s <= _AGE_S_MAX:
             text = f"expected a number of seconds up to {_AGE_S_MAX:.0f}"
             raise ApiError(400, "BadRequest", f"The field older_than_s: {text}.")
@@ -615,24 +608,24 @@ class Handlers:
 
         A resume without `what` ends all pauses.
         """
-        single_values(request.query, ())
+        request_parameters.single_values(request.query, ())
         if verb == "pause" and request.method == "GET":
             principal.check_may_read()
             return self._dependencies.pauses.as_json()
-        require_method(request, "POST")
+        request_parameters.require_method(request, "POST")
         principal.check_may_operate()
         octets, needed = await request.body(), self._dependencies
         resumed: Sequence[Paused] = ()
         try:
             if verb == "pause":
-                order = read_body(octets, _PauseBody)
-                who = operator_of(order.who, self._issuer(principal))
-                for_s = seconds_until(order.until, needed.clock)
+                order = request_parameters.read_body(octets, _PauseBody)
+                who = request_parameters.operator_of(order.who, self._issuer(principal))
+                for_s = request_parameters.seconds_until(order.until, needed.clock)
                 await needed.pauses.pause(order.what, for_s=for_s, who=who)
                 _log.warning("paused", what=str(order.what), who=who, until=order.until)
             else:
-                body = read_body(octets, _ResumeBody)
-                who = operator_of(body.who, self._issuer(principal))
+                body = request_parameters.read_body(octets, _ResumeBody)
+                who = request_parameters.operator_of(body.who, self._issuer(principal))
                 resumed = await needed.pauses.resume(Paused if body.what is None else (body.what,))
                 _log.info("resumed", what=str(body.what or "all"), who=who)
         except OSError as error:
@@ -642,7 +635,7 @@ class Handlers:
     async def unlock(self, request: HttpRequest, principal: Principal) -> dict[str, Any]:
         """POST /accounts/unlock: lift the delays of an account after failed logins."""
         principal.check_may_operate()
-        address = read_body(await request.body(), _UnlockBody).address
+        address = request_parameters.read_body(await request.body(), _UnlockBody).address
         try:
             delays = self._dependencies.unlock(address)
         except UnknownUserError:

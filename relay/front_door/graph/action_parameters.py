@@ -9,16 +9,7 @@ from msgspec.structs import replace
 
 from relay.base.accounts.account import Account
 from relay.base.message.properties import MessageProperties
-from relay.front_door.graph import errors
-from relay.front_door.graph.json_values import (
-    Parameters,
-    read_body_text,
-    read_boolean,
-    read_object,
-    read_parameters,
-    read_recipients,
-    unsupported,
-)
+from relay.front_door.graph import errors, json_values
 from relay.front_door.graph.message_parser import ParsedMessage, parse_message
 
 COMMENT_CHARACTERS_MAX = 1024 * 1024
@@ -27,10 +18,10 @@ _NOT_FLAGGED = "notFlagged"
 
 def parse_send_mail(body: Mapping[str, Any], account: Account) -> tuple[MessageProperties, bool]:
     """Read sendMail's parameters: the message, and whether it is saved to Sent Items."""
-    parameters = read_parameters(body, _OF_SEND_MAIL, "sendMail", needed=("message",))
+    parameters = json_values.read_parameters(body, _OF_SEND_MAIL, "sendMail", needed=("message",))
     parsed = parse_message(parameters["message"], account, path="message")
     if parsed.flag.get("status", _NOT_FLAGGED) != _NOT_FLAGGED:
-        raise unsupported("message.flag.flagStatus", "sendMail does not support flags")
+        raise json_values.unsupported("message.flag.flagStatus", "sendMail does not support flags")
     return parsed.properties, parameters.get("savetosentitems") is not False
 
 
@@ -52,7 +43,7 @@ def parse_answer(
     optional.
     """
     known = _OF_FORWARD if is_forward else _OF_REPLY
-    parameters = read_parameters(body, known, action)
+    parameters = json_values.read_parameters(body, known, action)
     comment = parameters.get("comment") or ""
     fields = parameters.get("message") or {}
     fields = {name: value for name, value in fields.items() if name != "body" or value is not None}
@@ -68,12 +59,15 @@ def parse_answer(
     return AnswerParameters(parsed, comment, has_body)
 
 
-_OF_SEND_MAIL: Parameters = {
-    "message": ("message", read_object),
-    "savetosentitems": ("saveToSentItems", read_boolean),
+_OF_SEND_MAIL: json_values.Parameters = {
+    "message": ("message", json_values.read_object),
+    "savetosentitems": ("saveToSentItems", json_values.read_boolean),
 }
-_OF_REPLY: Parameters = {
-    "comment": ("comment", partial(read_body_text, longest=COMMENT_CHARACTERS_MAX)),
-    "message": ("message", read_object),
+_OF_REPLY: json_values.Parameters = {
+    "comment": ("comment", partial(json_values.read_body_text, longest=COMMENT_CHARACTERS_MAX)),
+    "message": ("message", json_values.read_object),
 }
-_OF_FORWARD: Parameters = {**_OF_REPLY, "torecipients": ("toRecipients", read_recipients)}
+_OF_FORWARD: json_values.Parameters = {
+    **_OF_REPLY,
+    "torecipients": ("toRecipients", json_values.read_recipients),
+}

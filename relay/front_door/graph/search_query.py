@@ -11,16 +11,8 @@ import msgspec
 from starlette.responses import Response
 
 from relay.base.message.rest_id import read_rest_id
-from relay.front_door.graph import errors
+from relay.front_door.graph import errors, json_values
 from relay.front_door.graph.graph_request import GraphRequest
-from relay.front_door.graph.json_values import (
-    invalid_value,
-    missing_property,
-    read_array,
-    read_boolean,
-    read_object,
-    read_string,
-)
 from relay.front_door.graph.messages import SLOW_SEARCH, find_page
 from relay.front_door.graph.odata.expression import CHARACTERS_MAX, clause_error
 from relay.front_door.graph.odata.search import keyword_condition
@@ -56,9 +48,9 @@ async def search_query(request: GraphRequest) -> Response:
     if request.caller.is_application:
         raise bad_request("A search of messages is only valid with delegated authentication flow.")
     requests = (await request.json_object()).get("requests")
-    searches = read_array(requests, "requests", most=SEARCHES_MAX)
+    searches = json_values.read_array(requests, "requests", most=SEARCHES_MAX)
     if not searches:
-        raise missing_property("requests")
+        raise json_values.missing_property("requests")
     room = request.page_bytes // len(searches)
     responses = [
         await _search_response(request, search, f"requests[{n}]", room=room)
@@ -71,17 +63,17 @@ async def _search_response(
     request: GraphRequest, value: object, path: str, *, room: int
 ) -> dict[str, Any]:
     """Return the searchResponse for one request of the body, of about `room` octets at most."""
-    search = read_object(value, path)
-    types = read_array(search.get("entityTypes"), f"{path}.entityTypes")
+    search = json_values.read_object(value, path)
+    types = json_values.read_array(search.get("entityTypes"), f"{path}.entityTypes")
     if others := [entity_type for entity_type in types if entity_type != "message"]:
         raise errors.not_implemented(f"A search of the type {quoted(others[0])}")
     if not types:
-        raise missing_property(f"{path}.entityTypes")
+        raise json_values.missing_property(f"{path}.entityTypes")
     if refused := [name for name in _REFUSED if search.get(name)]:
         raise bad_request(f"{path}.{refused[0]}: messages cannot be searched with it.")
-    query = read_object(search.get("query"), f"{path}.query")
-    terms = read_string(query.get("queryString"), f"{path}.query.queryString")
-    template = read_string(query.get("queryTemplate"), f"{path}.query.queryTemplate")
+    query = json_values.read_object(search.get("query"), f"{path}.query")
+    terms = json_values.read_string(query.get("queryString"), f"{path}.query.queryString")
+    template = json_values.read_string(query.get("queryTemplate"), f"{path}.query.queryTemplate")
     if max(len(terms), len(template)) > CHARACTERS_MAX:  # the template may repeat the terms
         raise clause_error("search", f"found more than {CHARACTERS_MAX} characters")
     keywords = template.replace("{searchTerms}", terms) if template else terms
@@ -90,7 +82,9 @@ async def _search_response(
     now_us = request.dependencies.clock.time_us()
     matches = keyword_condition(keywords, now_us=now_us)
     top: list[dict[str, Any]] = []
-    if read_boolean(search.get("enableTopResults") or False, f"{path}.enableTopResults"):
+    if json_values.read_boolean(
+        search.get("enableTopResults") or False, f"{path}.enableTopResults"
+    ):
         both = AllOf((matches, keyword_condition(keywords, now_us=now_us, within="subject")))
         top, _ = await _hits(request, MessageQuery(condition=both, top=_TOP_RESULTS), room)
         ids = [Compare(Property.ID, Operator.EQ, read_rest_id(hit["id"])[0]) for hit in top]
@@ -112,7 +106,7 @@ def _number(value: object, path: str, limits: tuple[int, int], *, default: int) 
     if value is None:
         return default
     if type(value) is not int or not limits[0] <= value <= limits[1]:
-        raise invalid_value(path, value, f"a number from {limits[0]} to {limits[1]}")
+        raise json_values.invalid_value(path, value, f"a number from {limits[0]} to {limits[1]}")
     return value
 
 

@@ -10,15 +10,8 @@ from enum import IntEnum
 
 import click
 
+from relay.base import running_relay
 from relay.base.accounts.account import AccountError
-from relay.base.running_relay import (
-    ControlError,
-    ControlForbiddenError,
-    ControlUnavailableError,
-    NotAllowedError,
-    RejectedError,
-    TryLaterError,
-)
 from relay.base.settings.document import SettingsError
 from relay.operation.app.development_folder import ForeignFolderError
 from relay.operation.app.state_dir import AlreadyRunningError
@@ -62,14 +55,14 @@ class CommandError(Exception):
 
 
 _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (  # the first match counts
-    (ControlForbiddenError, ExitCode.NO_PERMISSION),
-    (ControlUnavailableError, ExitCode.UNAVAILABLE),
+    (running_relay.ControlForbiddenError, ExitCode.NO_PERMISSION),
+    (running_relay.ControlUnavailableError, ExitCode.UNAVAILABLE),
     (AlreadyRunningError, ExitCode.UNAVAILABLE),
     (ForeignFolderError, ExitCode.USAGE),
     (AccountError, ExitCode.DATA),
-    (NotAllowedError, ExitCode.NO_PERMISSION),
-    (TryLaterError, ExitCode.TRY_LATER),
-    (RejectedError, ExitCode.DATA),
+    (running_relay.NotAllowedError, ExitCode.NO_PERMISSION),
+    (running_relay.TryLaterError, ExitCode.TRY_LATER),
+    (running_relay.RejectedError, ExitCode.DATA),
     (SpoolDamagedError, ExitCode.DATA),
     (SpoolFormatError, ExitCode.CONFIGURATION),
     (SpoolUnsupportedError, ExitCode.UNAVAILABLE),
@@ -101,7 +94,7 @@ def report_error(error: BaseException) -> int:
         case SettingsError():  # one line per fault, as compilers print them
             _say(str(error))
             return ExitCode.CONFIGURATION
-        case ControlError():
+        case running_relay.ControlError():
             _say(f"relay: {error}")
             return ExitCode.DATA if error.status < _SERVER_FAULT else ExitCode.TRY_LATER
         case ImportError():

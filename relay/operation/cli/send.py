@@ -26,15 +26,8 @@ from relay.base.running_relay import (
 from relay.base.settings.tree import Settings
 from relay.base.settings.values import seconds_ahead
 from relay.base.socket_address import Address
+from relay.operation.cli import options
 from relay.operation.cli.errors import CommandError, ExitCode
-from relay.operation.cli.options import (
-    CommandContext,
-    InputPath,
-    common_options,
-    login_name,
-    read_input,
-    user_name,
-)
 
 _TIME_OF_DAY = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])", re.ASCII)
 
@@ -65,7 +58,7 @@ _TIME_OF_DAY = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])", re.ASCII)
 @click.option(
     "--attach",
     multiple=True,
-    type=InputPath(),
+    type=options.InputPath(),
     help="A file; may be given more than once.",
 )
 @click.option(
@@ -81,9 +74,9 @@ _TIME_OF_DAY = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])", re.ASCII)
     help="Send it later, with --token: at 15:00 (the next time that it is, here), at "
     "2027-01-31T09:00:00Z, or in 2h. [default: at once]",
 )
-@common_options
+@options.common_options
 def send(
-    context: CommandContext,
+    context: options.CommandContext,
     *,
     recipients: tuple[str, ...],
     attach: tuple[Path, ...],
@@ -99,11 +92,11 @@ def send(
         raise click.UsageError("--at needs --token (in relay dev, alice): SMTP sends at once")
     send_at = _time_of(texts["at"], settings) if texts["at"] else ""
     if not sender and not token:
-        name = login_name() if settings.sendmail else user_name()
+        name = options.login_name() if settings.sendmail else options.user_name()
         sender = f"{name}@{settings.hostname}"
     if body is None:
         body = _standard_input()
-    attachments = tuple((path.name, read_input("send", path)) for path in attach)
+    attachments = tuple((path.name, options.read_input("send", path)) for path in attach)
     draft = DraftToSend(sender, recipients, texts["subject"], body, attachments, send_at=send_at)
     identity = _submit(settings, token, draft)
     context.show({"id": identity}, lambda: [identity])

@@ -44,18 +44,10 @@ from relay.formats.read_header import parse_header, read_properties_of_header
 from relay.formats.read_mime import read_message
 from relay.formats.write_header import is_message_id
 from relay.store.journeys.submission_log import SubmissionFacts
+from relay.store.mailbox import message_file
 from relay.store.mailbox.errors import NotADraftError
 from relay.store.mailbox.keywords import convert_keywords
 from relay.store.mailbox.maildir import AnyPath, open_written, write_file
-from relay.store.mailbox.message_file import (
-    TIME_US_MAX,
-    MessageFile,
-    MessageName,
-    attachments_of,
-    delivered_id,
-    make_base_name,
-    parse_name,
-)
 from relay.store.mailbox.pending_submission import PendingSubmission, SendOptions
 from relay.store.mailbox.stored_message import Folder
 
@@ -75,7 +67,7 @@ class DraftIdentity(Struct, frozen=True):
     @property
     def base_name(self) -> str:
         """The base name of the draft's file."""
-        return make_base_name(
+        return message_file.make_base_name(
             self.message_id, self.generation, time_us=self.created_us, hostname=self.hostname
         )
 
@@ -108,15 +100,15 @@ class NewNames(Struct, frozen=True):
         received_us = identity.created_us if record.received_us is None else record.received_us
         return replace(
             identity,
-            message_id=delivered_id(identity.message_id),
-            created_us=min(max(received_us, 0), TIME_US_MAX),
+            message_id=message_file.delivered_id(identity.message_id),
+            created_us=min(max(received_us, 0), message_file.TIME_US_MAX),
             modified_us=received_us if record.sent_us is None else record.sent_us,
         )
 
     def next_identity(
         self,
         account: str,
-        located: MessageFile,
+        located: message_file.MessageFile,
         stored: Octets,
         *,
         options: SendOptions | None = None,
@@ -135,12 +127,12 @@ class NewNames(Struct, frozen=True):
             internet_message_id=stored_id or read_message(stored).properties.internet_message_id,
         )
 
-    def of_copy(self, name: MessageName) -> str:
+    def of_copy(self, name: message_file.MessageName) -> str:
         """Return a base name for a copy. It has no clock id, so that the copy keeps its time of
         receipt.
         """
-        copy_id, time_us = delivered_id(self.ids.new()), name.seconds * 1_000_000
-        return make_base_name(copy_id, 1, time_us=time_us, hostname=self.hostname)
+        copy_id, time_us = message_file.delivered_id(self.ids.new()), name.seconds * 1_000_000
+        return message_file.make_base_name(copy_id, 1, time_us=time_us, hostname=self.hostname)
 
 
 class ComposedDraft(Struct, frozen=True):
@@ -331,7 +323,7 @@ def with_attachment(
         kept = stored_attachments(stored)
         return compose(read_message(stored).properties, identity, (*kept, new))
     added = add_part(stored.part(length, stored.size - length), new)
-    ids = [attachment.facts.id for attachment in attachments_of(stored)]
+    ids = [attachment.facts.id for attachment in message_file.attachments_of(stored)]
     ids.insert(added.number, new.part.id)
     return compose(added.content, identity, mime_properties=_with_ids(block, ids))
 
@@ -347,7 +339,7 @@ def without_attachment(stored: Octets, identity: DraftIdentity, *, number: int) 
         del rest[number]
         return compose(read_message(stored).properties, identity, rest)
     content = remove_part(stored.part(length, stored.size - length), number)
-    ids = [attachment.facts.id for attachment in attachments_of(stored)]
+    ids = [attachment.facts.id for attachment in message_file.attachments_of(stored)]
     del ids[number]
     return compose(content, identity, mime_properties=_with_ids(block, ids))
 
@@ -392,14 +384,16 @@ class Before(Struct, frozen=True):
 
     account: str
     mailbox: Path
-    located: MessageFile
+    located: message_file.MessageFile
     submission: PendingSubmission | None
     options: SendOptions
 
 
-def in_folder(located: MessageFile, folder: Folder, base: str) -> MessageFile:
+def in_folder(
+    located: message_file.MessageFile, folder: Folder, base: str
+) -> message_file.MessageFile:
     """Return the file of a message after a move to `folder` under a base name."""
     flags = convert_keywords(located.name.flags, located.folder.path, folder.path)
-    name = parse_name(f"{base}:2,{flags}")
+    name = message_file.parse_name(f"{base}:2,{flags}")
     assert name is not None
     return replace(located, folder=folder, directory=folder.path / "cur", name=name)

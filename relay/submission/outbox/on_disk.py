@@ -22,14 +22,7 @@ from relay.base.clock import Anchor
 from relay.base.files import FileOctets
 from relay.base.message.content import LARGE_BYTES, MemoryOctets, Octets
 from relay.base.observe.logs import get_logger
-from relay.formats.draft import (
-    FIRST_FIELD_BYTES,
-    PRIVATE_BYTES_MAX,
-    DraftOrigin,
-    PrivateBlock,
-    private_block_length,
-    read_block,
-)
+from relay.formats import draft
 from relay.store.journeys.submission_log import SubmissionLog
 from relay.store.mailbox.errors import NoSuchItemError
 from relay.store.mailbox.maildir import (
@@ -52,7 +45,7 @@ _PREPARED = re.compile(r"([0-9a-z]{16}\.\d{1,20})(?:(~)|@([0-9a-z-]{1,100}))?")
 _ANCHOR = "clock"
 
 
-_NO_ORIGIN = DraftOrigin("", "", "", 0, 0)  # of a damaged record
+_NO_ORIGIN = draft.DraftOrigin("", "", "", 0, 0)  # of a damaged record
 _anchor_decoder = msgspec.json.Decoder(Anchor)
 _log = get_logger("outbox")
 
@@ -380,17 +373,17 @@ def draft_of(file_name: str) -> str:
     return file_name.partition(".")[0]
 
 
-def read_block_of(path: Path) -> PrivateBlock | None:
+def read_block_of(path: Path) -> draft.PrivateBlock | None:
     """Read only the private block of a draft's file.
 
     Raises OSError.
     """
     with open_message(path) as file:
-        head = file.read(FIRST_FIELD_BYTES)
-        length = private_block_length(head)
-        if not FIRST_FIELD_BYTES < length <= PRIVATE_BYTES_MAX:
+        head = file.read(draft.FIRST_FIELD_BYTES)
+        length = draft.private_block_length(head)
+        if not draft.FIRST_FIELD_BYTES < length <= draft.PRIVATE_BYTES_MAX:
             return None
-        return read_block(head + file.read(length - len(head)))
+        return draft.read_block(head + file.read(length - len(head)))
 
 
 def _changed_ns(directory: Path) -> int:

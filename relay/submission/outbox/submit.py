@@ -25,14 +25,7 @@ from relay.formats.draft import DraftAttachment, read_private_block
 from relay.store.journeys.details import NotifiedDetail
 from relay.store.journeys.events import Event
 from relay.store.journeys.submission_log import SubmissionFacts
-from relay.store.mailbox.draft_files import (
-    ComposedDraft,
-    DraftIdentity,
-    compose,
-    facts_of,
-    next_generation,
-    submission_facts,
-)
+from relay.store.mailbox import draft_files
 from relay.store.mailbox.errors import (
     BeingSentError,
     NotADraftError,
@@ -108,9 +101,9 @@ class Submissions(OutboxPart):
         Raises MailboxFullError, StoreUnavailableError.
         """
         identity = self.names.identity(account, options)
-        return self.submit_composed(compose(content, identity, kept))
+        return self.submit_composed(draft_files.compose(content, identity, kept))
 
-    def submit_composed(self, draft: ComposedDraft) -> PendingSubmission:
+    def submit_composed(self, draft: draft_files.ComposedDraft) -> PendingSubmission:
         """Submit a new draft.
 
         A file that is already written must be in preparing/, named by the submission id.
@@ -163,12 +156,12 @@ class Submissions(OutboxPart):
                 submission = self._new_submission(
                     located.name.base_name, submission_id, account=account, options=options
                 )
-                facts = submission_facts(stored.read(0, LARGE_BYTES), submission_id)
+                facts = draft_files.submission_facts(stored.read(0, LARGE_BYTES), submission_id)
                 prepare = partial(self._link_prepared, located=located)
                 created_us = block.origin.created_us
                 return self._submit(submission, facts, prepare, created_us=created_us)
             identity = self.names.next_identity(account, located, stored, options=options)
-            draft = next_generation(stored, identity, change=None)
+            draft = draft_files.next_generation(stored, identity, change=None)
             submission = self._write_and_submit(mailbox, draft, submission_id)
             with suppress(OSError):  # it is being sent; the index removes the old file later
                 remove(located.path)
@@ -200,11 +193,11 @@ class Submissions(OutboxPart):
         submission = dataclasses.replace(submission, was_scheduled=True)
         if options.key is None:
             return submission
-        facts = submission_facts(draft.read(0, LARGE_BYTES), submission.submission_id)
+        facts = draft_files.submission_facts(draft.read(0, LARGE_BYTES), submission.submission_id)
         return self._recorded(dataclasses.replace(submission, options=options), facts)
 
     def _write_and_submit(
-        self, mailbox: Path, draft: ComposedDraft, submission_id: str
+        self, mailbox: Path, draft: draft_files.ComposedDraft, submission_id: str
     ) -> PendingSubmission:
         """Write a draft and submit it.
 
@@ -219,12 +212,14 @@ class Submissions(OutboxPart):
         )
         prepare = partial(self._write_prepared, draft=draft, placed=placed)
         submission = self._submit(
-            submission, facts_of(draft, submission_id), prepare, placed=placed
+            submission, draft_files.facts_of(draft, submission_id), prepare, placed=placed
         )
         content = draft.content if isinstance(draft.content, bytes) else b""
         return dataclasses.replace(submission, content=content)
 
-    def _write_prepared(self, prepared: str, *, draft: ComposedDraft, placed: str) -> bool:
+    def _write_prepared(
+        self, prepared: str, *, draft: draft_files.ComposedDraft, placed: str
+    ) -> bool:
         """Write a draft in preparing/, and link it into the mailbox.
 
         Return whether the next sync covers its names.
@@ -397,7 +392,7 @@ class Submissions(OutboxPart):
         )
 
 
-def first_submission(identity: DraftIdentity) -> str:
+def first_submission(identity: draft_files.DraftIdentity) -> str:
     """Return the id of the submission of a draft created by the same request."""
     return f"{identity.message_id}.{FIRST_SUBMISSION}"
 

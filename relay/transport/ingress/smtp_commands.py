@@ -19,6 +19,7 @@ from relay.base.message.envelope import KEY_PARAMETER, ForwardPath
 from relay.base.observe.logs import get_logger
 from relay.base.sliding_window import Reservation
 from relay.base.socket_address import client_of
+from relay.transport.ingress import esmtp_parameters
 from relay.transport.ingress.authentication import AUTH_OFFER, Authentication
 from relay.transport.ingress.data import (
     ChunkFraming,
@@ -28,15 +29,6 @@ from relay.transport.ingress.data import (
     DotFraming,
     Framing,
     subject_in,
-)
-from relay.transport.ingress.esmtp_parameters import (
-    FilterRefusedError,
-    MailArgument,
-    SmtpRejection,
-    check_utf8,
-    is_client_name,
-    parse_mail,
-    parse_rcpt,
 )
 from relay.transport.ingress.local_users import LocalUser
 from relay.transport.ingress.session_client import (
@@ -95,7 +87,7 @@ class SmtpCommands:
         self._helo = ""
         self._extended = False
         self._authentication = Authentication(client.log_in, listener.limits)
-        self._mail: MailArgument | None = None
+        self._mail: esmtp_parameters.MailArgument | None = None
         self._forward_paths: dict[str, ForwardPath] = {}
         self._expanded = 0  # addresses that the aliases among them lead to
         self._chunks: tuple[ContentCollector, ChunkFraming] | None = None  # of BDAT
@@ -160,12 +152,12 @@ class SmtpCommands:
             reply = await self._do(verb, argument.strip(" "))
         except CommandRefusedError as rejection:
             reply, refused = rejection.refused.reply, rejection.refused
-        except FilterRefusedError as rejection:
+        except esmtp_parameters.FilterRefusedError as rejection:
             reply = str(rejection)
             refused = self._refused(verb, reply, argument, milter=rejection.milter)
             if verb in ("MAIL", "DATA"):
                 self.reset()
-        except SmtpRejection as rejection:
+        except esmtp_parameters.SmtpRejection as rejection:
             reply = str(rejection)
         reply = self._counted(reply, verb=verb)
         if reply.startswith(("4", "5")):
@@ -265,7 +257,7 @@ class SmtpCommands:
                 argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
             )
         elif not argument.isascii():
-            check_utf8(argument)
+            esmtp_parameters.check_utf8(argument)
         if argument and verb in _ALONE:
             return f"501 5.5.4 Syntax: {verb}"  # RFC 5321 4.1.1.4, 4.1.1.5, 4.1.1.10; RFC 3207 4
         return await command(self, argument)
@@ -296,8 +288,10 @@ class SmtpCommands:
         return "\r\n".join((*(f"250-{offer}" for offer in offers), "250 DSN"))
 
     async def _greet(self, verb: str, name: str) -> None:
-        if not is_client_name(name, odd=bool(self._listener.odd_domain)):
-            raise SmtpRejection(f"501 Syntax: {verb} your.host.name")  # RFC 5321 4.1.1.1
+        if not esmtp_parameters.is_client_name(name, odd=bool(self._listener.odd_domain)):
+            raise esmtp_parameters.SmtpRejection(
+                f"501 Syntax: {verb} your.host.name"
+            )  # RFC 5321 4.1.1.1
         self._helo, self._extended = name, verb == "EHLO"
         self.reset()
         if self.filters is not None:
@@ -379,7 +373,7 @@ class SmtpCommands:
         if self._listener.pressure.paused():
             return self._end_with(PAUSED)
         domain = self._listener.odd_domain if self.user is None else self._listener.hostname
-        mail = parse_mail(
+        mail = esmtp_parameters.parse_mail(
             argument,
             extended=self._extended,
             tls=self._tls,
@@ -426,7 +420,7 @@ class SmtpCommands:
         if self._chunks is not None:
             return _CHUNKS_BEGUN
         mail = self._mail
-        path = parse_rcpt(
+        path = esmtp_parameters.parse_rcpt(
             argument,
             extended=self._extended,
             smtputf8=mail.envelope.smtputf8,

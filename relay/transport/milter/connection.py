@@ -14,16 +14,8 @@ from typing import Any, Final
 
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.settings.tree import Milter
-from relay.transport.milter import codec
+from relay.transport.milter import codec, dialogue
 from relay.transport.milter.codec import MilterFaultError, MilterPacket, PacketReader
-from relay.transport.milter.dialogue import (
-    CONTENT,
-    GO_ON,
-    TOO_MANY,
-    FilterAnswer,
-    FilterStage,
-    MilterDialogue,
-)
 
 # limit: connections to each milter
 CONNECTIONS_MAX: Final = 100
@@ -130,7 +122,7 @@ class MilterConnection:
     def __init__(self, milter: ConfiguredMilter, connections_max: int = CONNECTIONS_MAX) -> None:
         self.milter = milter
         self.connections_max = connections_max
-        self.dialogue = MilterDialogue(milter.settings.name, milter.settings.when_down)
+        self.dialogue = dialogue.MilterDialogue(milter.settings.name, milter.settings.when_down)
         self._socket: socket.socket | None = None
         self._reader = PacketReader()
         self._unsent = bytearray()
@@ -141,7 +133,7 @@ class MilterConnection:
         """Connect and negotiate; a fault is recorded in the dialogue."""
         if self.milter.connections >= self.connections_max:
             self.milter.failed(MilterFaultError(f"{self.connections_max} connections, the most"))
-            return self.dialogue.fault(TOO_MANY)
+            return self.dialogue.fault(dialogue.TOO_MANY)
         self.milter.connections += 1
         self._counted = True
         limit_s = self.milter.settings.timeout
@@ -175,13 +167,13 @@ class MilterConnection:
 
     async def ask(
         self,
-        stage: FilterStage,
+        stage: dialogue.FilterStage,
         data: bytes,
         macros: Mapping[str, str],
         *,
         until: float,
         take: Take | None = None,
-    ) -> FilterAnswer:
+    ) -> dialogue.FilterAnswer:
         """Send a command and return what the answer means; without an answer, GO_ON.
 
         `until` is the time of now_s() at which all waiting ends. `take` gets the pieces of a new
@@ -192,14 +184,16 @@ class MilterConnection:
         octets, is_answered = self.dialogue.command(stage, data, macros)
         self._unsent += octets
         if not is_answered and len(self._unsent) < _BUFFER_OCTETS:
-            return GO_ON
-        limit_s = self.milter.settings.timeout * (_CONTENT_FACTOR if stage in CONTENT else 1)
-        answer = GO_ON
+            return dialogue.GO_ON
+        limit_s = self.milter.settings.timeout * (
+            _CONTENT_FACTOR if stage in dialogue.CONTENT else 1
+        )
+        answer = dialogue.GO_ON
         with self.guarded():
             await self._flush(limit_s, until)
             while is_answered:
                 result = self.dialogue.answer(stage, await self._packet(limit_s, until))
-                if isinstance(result, FilterAnswer):
+                if isinstance(result, dialogue.FilterAnswer):
                     answer, is_answered = result, False
                 elif result is not None and take is not None:
                     await take(result)

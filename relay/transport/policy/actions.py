@@ -5,16 +5,7 @@ in engine. parse() raises ValueError that says what was expected. The classes ar
 relay/transport/policy/recipient_actions.py and relay/transport/policy/content_actions.py.
 """
 
-from relay.transport.policy import recipient_actions
-from relay.transport.policy.content_actions import (
-    CcAction,
-    DisclaimerAction,
-    HeaderEdit,
-    RemoveHeaderAction,
-    SetHeaderAction,
-    SetSenderAction,
-    SubjectPrefixAction,
-)
+from relay.transport.policy import content_actions, recipient_actions
 
 FINAL = ("reject", "discard", "redirect", "quarantine", "defer")  # no action can follow these
 RuleAction = (
@@ -29,8 +20,8 @@ RuleAction = (
     | recipient_actions.BccAction
     | recipient_actions.JournalAction
     | recipient_actions.NotifyAction
-    | DisclaimerAction
-    | HeaderEdit
+    | content_actions.DisclaimerAction
+    | content_actions.HeaderEdit
 )
 
 ACTIONS: dict[str, type[RuleAction]] = {
@@ -42,13 +33,13 @@ ACTIONS: dict[str, type[RuleAction]] = {
     "discard": recipient_actions.DiscardAction,
     "redirect": recipient_actions.RedirectAction,
     "quarantine": recipient_actions.QuarantineAction,
-    "cc": CcAction,
+    "cc": content_actions.CcAction,
     "bcc": recipient_actions.BccAction,
     "journal": recipient_actions.JournalAction,
     "notify": recipient_actions.NotifyAction,
-    "set_header": SetHeaderAction,
-    "set_sender": SetSenderAction,
-    "remove_header": RemoveHeaderAction,
-    "subject_prefix": SubjectPrefixAction,
-    "disclaimer": DisclaimerAction,
+    "set_header": content_actions.SetHeaderAction,
+    "set_sender": content_actions.SetSenderAction,
+    "remove_header": content_actions.RemoveHeaderAction,
+    "subject_prefix": content_actions.SubjectPrefixAction,
+    "disclaimer": content_actions.DisclaimerAction,
 }

@@ -22,15 +22,7 @@ from msgspec.structs import replace
 from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
 from relay.base.files import replace_file
-from relay.base.message.mta_sts import (
-    NO_STS,
-    StsFinding,
-    StsPolicy,
-    StsPolicyError,
-    may_publish,
-    read_policy,
-    read_record,
-)
+from relay.base.message import mta_sts
 from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.message.outcome import INTERNAL_ERROR
 from relay.base.observe.logs import get_logger
@@ -61,7 +53,7 @@ class KeptPolicy(Struct, frozen=True, forbid_unknown_fields=True):
 
     domain: str
     id: str  # of the TXT record
-    policy: StsPolicy
+    policy: mta_sts.StsPolicy
     fetched_us: int  # queue time
 
     @property
@@ -122,7 +114,7 @@ class StsPolicies:
         """Return the hosts of a next hop as the resolver does. The MX hosts of a domain come with
         what is known of its policy, which is looked up at the same time.
         """
-        if next_hop.kind is not HopKind.MX or not may_publish(next_hop.host):
+        if next_hop.kind is not HopKind.MX or not mta_sts.may_publish(next_hop.host):
             return await self.resolver.resolve(next_hop)
         hosts, sts = await asyncio.gather(self.resolver.resolve(next_hop), self.find(next_hop.host))
         if not isinstance(hosts, Hosts):
@@ -130,12 +122,12 @@ class StsPolicies:
         if (fetch := sts.fetch) is None:
             return replace(hosts, sts=self._counted(hosts, sts))
 
-        async def fetched() -> StsFinding:
+        async def fetched() -> mta_sts.StsFinding:
             return self._counted(hosts, await fetch())
 
         return replace(hosts, sts=replace(sts, fetch=fetched))
 
-    def _counted(self, lookup: Hosts, sts: StsFinding) -> StsFinding:
+    def _counted(self, lookup: Hosts, sts: mta_sts.StsFinding) -> mta_sts.StsFinding:
         """Count the hosts that the policy does not list."""
         if sts.policy is not None and sts.policy.mode != "none":
             for host in lookup.hosts:
@@ -143,7 +135,7 @@ class StsPolicies:
                     self.count("validation-failure")  # RFC 8460 4.3.3
         return sts
 
-    async def find(self, domain: str) -> StsFinding:
+    async def find(self, domain: str) -> mta_sts.StsFinding:
         """Return what is known of a domain's policy; this asks for its TXT record only. If the
         record has another id than the policy that is kept, a fetch begins.
         """
@@ -151,13 +143,13 @@ class StsPolicies:
         if kept is not None:
             if record not in ("", kept.id):
                 self._begin(domain, record)
-            return StsFinding(kept.policy)
+            return mta_sts.StsFinding(kept.policy)
         if not record:
             why = self._failure(f"_mta-sts.{domain}")
-            return StsFinding(unasked=why) if why else NO_STS
+            return mta_sts.StsFinding(unasked=why) if why else mta_sts.NO_STS
         if why := self._failure(domain):
-            return StsFinding(trouble=why)
-        return StsFinding(fetch=partial(self._fetched, domain, record))
+            return mta_sts.StsFinding(trouble=why)
+        return mta_sts.StsFinding(fetch=partial(self._fetched, domain, record))
 
     async def check(self) -> None:
         """Fetch the policies again that were not fetched for CHECK_S, if their domains have a
@@ -184,15 +176,15 @@ class StsPolicies:
         answer = await self.texts(name)
         if isinstance(answer, NoAnswer):
             self._note_failure(name, answer.text)
-        return read_record(answer.values) if isinstance(answer, Records) else ""
+        return mta_sts.read_record(answer.values) if isinstance(answer, Records) else ""
 
-    async def _fetched(self, domain: str, record: str) -> StsFinding:
+    async def _fetched(self, domain: str, record: str) -> mta_sts.StsFinding:
         """Wait until a policy is fetched, or cannot be."""
         await asyncio.wait((self._begin(domain, record),))
         kept = await self._kept_policy(domain)
         if kept is not None:
-            return StsFinding(policy=kept.policy)
-        return StsFinding(trouble=self._failure(domain))
+            return mta_sts.StsFinding(policy=kept.policy)
+        return mta_sts.StsFinding(trouble=self._failure(domain))
 
     def _begin(self, domain: str, record: str) -> asyncio.Task[None]:
         """Begin to fetch a policy, unless that runs or has just failed."""
@@ -207,9 +199,11 @@ class StsPolicies:
         if self._failure(domain):
             return
         try:
-            policy = read_policy(await self._file_of(domain))
-        except (StsFetchError, StsPolicyError) as error:
-            self.count("sts-policy-invalid" if isinstance(error, StsPolicyError) else error.result)
+            policy = mta_sts.read_policy(await self._file_of(domain))
+        except (StsFetchError, mta_sts.StsPolicyError) as error:
+            self.count(
+                "sts-policy-invalid" if isinstance(error, mta_sts.StsPolicyError) else error.result
+            )
             why = str(error)[:_TEXT_MAX]  # a server may have said it
             _log.warning("MTA-STS policy not fetched", domain=domain, error=why)
             self._note_failure(domain, why)

@@ -19,41 +19,31 @@ from relay.base.message.tls_policy import (
     decide_tls,
 )
 from relay.base.socket_address import is_loopback
-from relay.transport.routing.mx_hosts import (
-    NO_MX,
-    Host,
-    Hosts,
-    MxAnswer,
-    NoSuchDomain,
-    NullMx,
-    Resolution,
-    TemporaryFailure,
-    Unprotected,
-)
+from relay.transport.routing import mx_hosts
 from relay.transport.routing.route_table import RouteTable
 from relay.transport.routing.routes import HopOptions
 
 OTHER_FAMILY = "no address of the family of source_address"
 # Returns the hosts of a next hop in the order to try them, or why there are none: a method of
 # Resolver or StsPolicies.
-Resolve = Callable[[NextHop], Awaitable[Resolution]]
+Resolve = Callable[[NextHop], Awaitable[mx_hosts.Resolution]]
 
 
 async def usable_hosts(
     resolve: Resolve, table: RouteTable, next_hop: NextHop, *, demand: TlsDemand = ""
-) -> Resolution:
+) -> mx_hosts.Resolution:
     """Return the hosts of a next hop, each with its TLS."""
     via, by = table.options_for(next_hop), table.tls_demanded_by(next_hop)
     lookup = await with_policy(await find_hosts(resolve, next_hop, via), by, demand)
     return with_tls(lookup, via, by, demand=demand)
 
 
-async def find_hosts(resolve: Resolve, next_hop: NextHop, via: HopOptions) -> Resolution:
+async def find_hosts(resolve: Resolve, next_hop: NextHop, via: HopOptions) -> mx_hosts.Resolution:
     """Return the hosts of a next hop. MX hosts, and hosts whose route demands DANE, come with their
     TLSA records.
     """
     lookup = await resolve(next_hop)
-    if not isinstance(lookup, Hosts) or lookup.find_tlsa is None:
+    if not isinstance(lookup, mx_hosts.Hosts) or lookup.find_tlsa is None:
         return lookup
     must = via.tls.level == "dane"
     if not must and not lookup.mx.hosts:
@@ -63,23 +53,27 @@ async def find_hosts(resolve: Resolve, next_hop: NextHop, via: HopOptions) -> Re
     return replace(lookup, hosts=hosts)
 
 
-async def with_policy(lookup: Resolution, by: str, demand: TlsDemand = "") -> Resolution:
+async def with_policy(
+    lookup: mx_hosts.Resolution, by: str, demand: TlsDemand = ""
+) -> mx_hosts.Resolution:
     """Return hosts with the MTA-STS policy of their domain. Wait for a fetch only if the policy may
     count.
     """
-    if not isinstance(lookup, Hosts) or lookup.sts.fetch is None:  # nearly always
+    if not isinstance(lookup, mx_hosts.Hosts) or lookup.sts.fetch is None:  # nearly always
         return lookup
     if demand == OPTIONAL or (by != CONFIGURATION and demand != REQUIRETLS):
         return lookup
     return replace(lookup, sts=await lookup.sts.fetch())
 
 
-def with_tls(lookup: Resolution, via: HopOptions, by: str, *, demand: TlsDemand = "") -> Resolution:
+def with_tls(
+    lookup: mx_hosts.Resolution, via: HopOptions, by: str, *, demand: TlsDemand = ""
+) -> mx_hosts.Resolution:
     """Return the hosts of a next hop, each with its TLS. `by` comes from
     RouteTable.tls_demanded_by(), `demand` from the message. A Unix socket fulfils each demand: it
     does not leave the machine.
     """
-    if not isinstance(lookup, Hosts):
+    if not isinstance(lookup, mx_hosts.Hosts):
         return lookup
     decided = {
         host.name: decide_tls(
@@ -112,18 +106,18 @@ def with_tls(lookup: Resolution, via: HopOptions, by: str, *, demand: TlsDemand 
         unknown = [lookup.sts.trouble, lookup.sts.unasked]
         unknown += [host.tlsa.trouble for host in lookup.hosts]
         if not (why := next(filter(None, unknown), "")):
-            return Unprotected(", ".join(sorted(decided)), mx)
+            return mx_hosts.Unprotected(", ".join(sorted(decided)), mx)
         text = f"REQUIRETLS needs what the domain publishes, which is not known now: {why}"
     # RFC 8461 5.1, RFC 7672 2.1.2
-    return TemporaryFailure(text, "4.7.5", mx, DeferralClass.TLS)
+    return mx_hosts.TemporaryFailure(text, "4.7.5", mx, DeferralClass.TLS)
 
 
-def _sends_login(host: Host, via: HopOptions) -> bool:
+def _sends_login(host: mx_hosts.Host, via: HopOptions) -> bool:
     """Whether a login goes to another machine, whatever addresses the DNS gives the host."""
     return via.login is not None and host.name != "localhost" and not is_loopback(host.name)
 
 
-def policy_of(host: Host) -> TlsPolicy:
+def policy_of(host: mx_hosts.Host) -> TlsPolicy:
     """Return the policy of a host that has its TLS."""
     assert host.tls is not None
     return host.tls.policy
@@ -136,10 +130,12 @@ def of_family(addresses: Sequence[str], source: str) -> Sequence[str]:
     return [address for address in addresses if (":" in address) == (":" in source)]
 
 
-def mx_of(lookup: Resolution, source: str) -> MxAnswer:
+def mx_of(lookup: mx_hosts.Resolution, source: str) -> mx_hosts.MxAnswer:
     """Return the MX answer of a lookup, with what is skipped because of a source address."""
-    mx = NO_MX if isinstance(lookup, NullMx | NoSuchDomain) else lookup.mx
-    if not source or not isinstance(lookup, Hosts):
+    mx = (
+        mx_hosts.NO_MX if isinstance(lookup, mx_hosts.NullMx | mx_hosts.NoSuchDomain) else lookup.mx
+    )
+    if not source or not isinstance(lookup, mx_hosts.Hosts):
         return mx
     out = {host.name for host in lookup.hosts if not of_family(host.addresses, source)}
     hosts = [replace(host, skipped=OTHER_FAMILY) if host.name in out else host for host in mx.hosts]

@@ -21,15 +21,7 @@ from msgspec.structs import replace
 from relay.base.clock import Clock
 from relay.store.mailbox.changes import Change, ChangeKind, ChangePage, FolderDeltaPage
 from relay.store.mailbox.errors import NoSuchItemError, StoreError, StoreUnavailableError
-from relay.store.mailbox.index import query_sql
-from relay.store.mailbox.index.change_feed import (
-    changes_after,
-    differing_folders,
-    first_changes,
-    folders_after,
-    position_at,
-    update_folders,
-)
+from relay.store.mailbox.index import change_feed, query_sql
 from relay.store.mailbox.index.content_index import ContentIndexer, CopyLookup
 from relay.store.mailbox.index.database import fetch, marks
 from relay.store.mailbox.index.mailbox_index import MailboxIndex
@@ -290,10 +282,10 @@ class Indexes:
 
         def operation(cursor: apsw.Cursor, folders: FolderRows) -> FolderDeltaPage:
             counted = {folder.id: folder for folder in _counted(cursor, folders)}
-            if differing := differing_folders(cursor, counted.values()):
+            if differing := change_feed.differing_folders(cursor, counted.values()):
                 with index.transaction() as writing:
-                    update_folders(writing, differing)
-            return folders_after(cursor, after, limit, folders=counted)
+                    change_feed.update_folders(writing, differing)
+            return change_feed.folders_after(cursor, after, limit, folders=counted)
 
         with self._of(mailbox) as index:
             return index.run(operation)
@@ -377,7 +369,7 @@ class Indexes:
 
     def changes(self, mailbox: Path, after: str, limit: int) -> ChangePage:
         """See MessageLists.changes()."""
-        return self._run(mailbox, lambda cursor, _: changes_after(cursor, after, limit))
+        return self._run(mailbox, lambda cursor, _: change_feed.changes_after(cursor, after, limit))
 
     def delta(
         self, mailbox: Path, query: DeltaQuery, limit: QueryTimeLimit | None = None
@@ -489,9 +481,9 @@ class DeltaResult(Struct, frozen=True):
 def _delta(cursor: apsw.Cursor, folders: FolderRows, query: DeltaQuery) -> DeltaResult:
     folder = _folder_of_id(folders, query.folder_id)
     changed: list[ChangedMessage] = []
-    changes = first_changes(cursor, query.after, folder.folder.id if folder else "")
+    changes = change_feed.first_changes(cursor, query.after, folder.folder.id if folder else "")
     for number, change in enumerate(changes):
-        position = position_at(cursor, change.sequence - 1)
+        position = change_feed.position_at(cursor, change.sequence - 1)
         if len(changed) == query.top or number == CHANGED_MESSAGES_READ:
             return DeltaResult(tuple(changed), position, more=True)
         row = next(select_rows(cursor, "WHERE message_id = ?", (change.message_id,)), None)
@@ -505,7 +497,7 @@ def _delta(cursor: apsw.Cursor, folders: FolderRows, query: DeltaQuery) -> Delta
             located = message_file_of(cursor, folders, row)
         was_in = folder.folder.id if folder else change.previous_folder_id or change.folder_id
         changed.append(ChangedMessage(change.message_id, kind, located, position, was_in))
-    return DeltaResult(tuple(changed), position_at(cursor), more=False)
+    return DeltaResult(tuple(changed), change_feed.position_at(cursor), more=False)
 
 
 def _sum_of_changes(

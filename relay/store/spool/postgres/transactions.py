@@ -22,6 +22,7 @@ from relay.base.message.nexthop import HopKind
 from relay.store.journeys.events import Event
 from relay.store.spool.postgres.nodes import Stores
 from relay.store.spool.postgres.tables import ConnectionTables, statement
+from relay.store.spool.shared import results
 from relay.store.spool.shared.accepted import (
     AcceptedRows,
     CapturedMail,
@@ -33,15 +34,6 @@ from relay.store.spool.shared.accepted import (
 )
 from relay.store.spool.shared.columns import json_text, message_row
 from relay.store.spool.shared.holds import HoldRule, as_held_now, count_holds, hold_rules
-from relay.store.spool.shared.results import (
-    RECORD,
-    NewResult,
-    Recorded,
-    leave_entry,
-    record_effects,
-    result_rows,
-    waiting_columns,
-)
 from relay.store.spool.shared.tables import StoredBodies, StoredBody
 from relay.store.spool.types import (
     Accepted,
@@ -318,10 +310,10 @@ def _check_parts(transaction: WriteTransaction, bodies: StoredBodies) -> None:
         raise SpoolUnavailableError("the server has lost a part of the message")
 
 
-def record(transaction: WriteTransaction, new: NewResult) -> Recorded:
+def record(transaction: WriteTransaction, new: results.NewResult) -> results.Recorded:
     """Record outcomes; the commit raises StaleClaimError where the claim has ended."""
     claim_result, claim, rows = new.claim_result, new.claim_result.claim, transaction.rows
-    changed = result_rows(new)
+    changed = results.result_rows(new)
     if new.order is None:
         ends = _GOES_ON if claim_result.goes_on else _WAITS
         if changed.is_finished:
@@ -335,17 +327,19 @@ def record(transaction: WriteTransaction, new: NewResult) -> Recorded:
                 ends,
                 changed.state,
                 changed.attempts,
-                *waiting_columns(changed.waiting),
+                *results.waiting_columns(changed.waiting),
             )
         )
         rows.outcomes += changed.recipients
         rows.hops += [claim.next_hop.key] * len(changed.recipients)
-    elif leave_entry(transaction, claim_result, changed):  # the order reads what this has changed
-        transaction.execute_each(RECORD, changed.recipients)
+    elif results.leave_entry(
+        transaction, claim_result, changed
+    ):  # the order reads what this has changed
+        transaction.execute_each(results.RECORD, changed.recipients)
         transaction.execute(_SENT_TO, (claim.next_hop.key, *claim.key))
     else:
         raise StaleClaimError("the claim has ended")
-    complaint = record_effects(transaction, new, changed, store=claim.store)
+    complaint = results.record_effects(transaction, new, changed, store=claim.store)
     ordered = new.order(transaction) if new.order is not None else None
     claims: list[Claim] = []
     for message, bodies in zip(claim_result.reports, new.stored, strict=True):
@@ -357,7 +351,7 @@ def record(transaction: WriteTransaction, new: NewResult) -> Recorded:
             captured=new.captured,
             store=claim.store,
         ).claims
-    return Recorded(
+    return results.Recorded(
         tuple(claims), owes=bool(changed.receipts), ordered=ordered, complaint=complaint
     )
 

@@ -51,6 +51,7 @@ from relay.store.spool.queue_commands import (
     RouteLookup,
     ShownTimes,
 )
+from relay.store.spool.shared import holds
 from relay.store.spool.shared.columns import LOGIN, PAY_REPORTS
 from relay.store.spool.shared.decisions import ChangeResult, decide, held_by_restore, in_flight_note
 from relay.store.spool.shared.entries import (
@@ -62,14 +63,6 @@ from relay.store.spool.shared.entries import (
 )
 from relay.store.spool.shared.entry_list import EntryListBuilder
 from relay.store.spool.shared.entry_selection import EntrySelection, like
-from relay.store.spool.shared.holds import (
-    HoldRule,
-    end_new,
-    hold_new,
-    hold_rules,
-    note_extra,
-    rule_for,
-)
 from relay.store.spool.shared.tables import OpenTransaction, QueueEngine, StoredReports, Tables
 from relay.store.spool.types import (
     FIRST_KEY,
@@ -230,14 +223,14 @@ class QueueAdmin:
         # parses QueueCommand.to_text, or raises ValueError
         self.way_to: Callable[[str], RouteLookup] = lambda _text: lambda *_: None
 
-    async def hold_rules(self) -> Sequence[HoldRule]:
+    async def hold_rules(self) -> Sequence[holds.HoldRule]:
         """Return for which domains new mail is held. Raises SpoolError."""
         now_us = self.clock.queue_us()
-        return await self.engine.read(lambda tables: hold_rules(tables, now_us=now_us))
+        return await self.engine.read(lambda tables: holds.hold_rules(tables, now_us=now_us))
 
     async def why_held(self, address: str) -> str:
         """Return why new mail for an address is held, "" if it is not. Raises SpoolError."""
-        rule = rule_for(address, await self.hold_rules())
+        rule = holds.rule_for(address, await self.hold_rules())
         return rule.reason if rule is not None else ""
 
     async def _ends_hold_rule(self, selector: Selector) -> bool:
@@ -255,10 +248,10 @@ class QueueAdmin:
         change: Callable[[OpenTransaction], Sequence[str]]
         if command.operation is Operation.HOLD and command.new:
             reason = f"{command.who}: {command.why or f'all mail for {domain}'}"
-            hold = HoldRule(domain, reason, self.clock.time_us(), command.until_us)
-            change = partial(hold_new, hold=hold, now_us=now_us)
+            hold = holds.HoldRule(domain, reason, self.clock.time_us(), command.until_us)
+            change = partial(holds.hold_new, hold=hold, now_us=now_us)
         elif command.new:
-            change = partial(end_new, pattern=like(domain))
+            change = partial(holds.end_new, pattern=like(domain))
         else:
             return ()
         return await self.engine.change_hold_rules(change)
@@ -554,7 +547,7 @@ class Slice(Struct, frozen=True):
         (key,) = self.keys
         if load_entries(transaction, self.answer.command, self.keys).entries[key].is_awaited:
             return None
-        note_extra(transaction, key, order=None)
+        holds.note_extra(transaction, key, order=None)
         return self.write(transaction)[0]
 
     def _add_reports(self, transaction: OpenTransaction, result: ChangeResult) -> None:

@@ -23,7 +23,7 @@ import msgspec
 from msgspec.structs import replace
 
 from relay.base.message.content import Content
-from relay.store.spool.shared import claimed
+from relay.store.spool.shared import claimed, results
 from relay.store.spool.shared.accepted import (
     ENTRY_COLUMNS,
     AcceptedRows,
@@ -45,15 +45,6 @@ from relay.store.spool.shared.claimed import (
 )
 from relay.store.spool.shared.columns import MESSAGE_COLUMNS, REMOVED_EVENTS, WAITS, message_row
 from relay.store.spool.shared.holds import as_held_now, count_holds, end_hold, hold_damaged
-from relay.store.spool.shared.results import (
-    RECORD,
-    RECORD_ALL,
-    NewResult,
-    Recorded,
-    leave_entry,
-    record_effects,
-    result_rows,
-)
 from relay.store.spool.shared.tables import StoredBodies, StoredBody
 from relay.store.spool.sqlite.database import SqliteTables
 from relay.store.spool.sqlite.writer import Batch
@@ -137,29 +128,31 @@ def accept(batch: Batch, new: NewMail) -> Accepted | HoldsFullError:
     return accepted(first, added)
 
 
-def record(batch: Batch, new: NewResult) -> Recorded | None:
+def record(batch: Batch, new: results.NewResult) -> results.Recorded | None:
     """Record outcomes. If the claim's epoch has ended, do nothing and return None."""
     claim_result, claim = new.claim_result, new.claim_result.claim
-    rows = result_rows(new)
+    rows = results.result_rows(new)
     goes_on = claim_result.goes_on
-    if not (_is_in_time(batch, claim) if goes_on else leave_entry(batch, claim_result, rows)):
+    if not (
+        _is_in_time(batch, claim) if goes_on else results.leave_entry(batch, claim_result, rows)
+    ):
         return None
     is_for_all = len(rows.recipients) == len(claim.recipients)  # the claim has all live ones
     if is_for_all and len({row[:-1] for row in rows.recipients}) == 1:
-        batch.execute(RECORD_ALL, rows.recipients[0][:-1])
+        batch.execute(results.RECORD_ALL, rows.recipients[0][:-1])
     else:
-        batch.execute_each(RECORD, rows.recipients)
+        batch.execute_each(results.RECORD, rows.recipients)
     unneeded = ""
     if rows.is_finished:
         unneeded = drop_content(batch, claim.message.id, claim.content_id)
-    complaint = record_effects(batch, new, rows, store=0)
+    complaint = results.record_effects(batch, new, rows, store=0)
     ordered = new.order(batch) if new.order is not None else None
     claims: list[Claim] = []
     for message, files in zip(claim_result.reports, new.stored, strict=True):
         claims += add_message(
             batch, message, files, claim=new.claim_reports, captured=new.captured
         ).claims
-    return Recorded(tuple(claims), unneeded, bool(rows.receipts), ordered, complaint)
+    return results.Recorded(tuple(claims), unneeded, bool(rows.receipts), ordered, complaint)
 
 
 def note_removed_events(batch: Batch, last: int | None) -> None:
