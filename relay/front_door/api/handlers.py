@@ -58,7 +58,7 @@ from relay.store.spool.queue_commands import (
     Operation,
     QueueCommand,
 )
-from relay.store.spool.shared.traffic import BOUNCES, GROUPINGS
+from relay.store.spool.shared.traffic import GROUPINGS
 from relay.store.spool.types import FIRST_KEY, Key, Selector
 from relay.transport.refusals.refusal import RefusalPage
 
@@ -415,9 +415,8 @@ class Handlers:
     async def traffic(self, query: Mapping[str, str], principal: Principal) -> Mapping[str, Any]:
         """GET /stats?by=&since=, in seconds."""
         principal.check_may_read()
-        choices = (*GROUPINGS, BOUNCES)
-        if (by := query.get("by", GROUPINGS[0])) not in choices:
-            raise bad_request(f"by: found {quoted(by)}, expected one of {', '.join(choices)}.")
+        if (by := query.get("by", GROUPINGS[0])) not in GROUPINGS:
+            raise bad_request(f"by: found {quoted(by)}, expected one of {', '.join(GROUPINGS)}.")
         since_s = request_parameters.number_of(
             query, "since", default=7 * 86400, limits=(1, _AGE_S_MAX)
         )

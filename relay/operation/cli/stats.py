@@ -14,13 +14,12 @@ from relay.operation.cli.relay_client import valid_settings
 from relay.store.spool.shared.traffic import BOUNCE_COUNTS, BOUNCES, COUNTS, GROUPINGS
 
 _ANSWER_S_MAX = 300.0  # a second for 100,000 messages
-_BY = (*GROUPINGS, BOUNCES)
 _NONE = {None: "-", "": "-"}
 _DURATION = Parsed("DURATION", parse_duration)
 
 
 @click.command()
-@click.option("--by", type=click.Choice(_BY), default=_BY[0], show_default=True)
+@click.option("--by", type=click.Choice(GROUPINGS), default=GROUPINGS[0], show_default=True)
 @click.option("--bounces", "by", flag_value=BOUNCES, help="By how mail ended, and complaints.")
 @click.option("--since", type=_DURATION, default="7d", show_default=True, help="Accepted since.")
 @common_options

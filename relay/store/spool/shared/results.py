@@ -78,7 +78,7 @@ _STATES: Mapping[type[Outcome], RecipientState] = {  # after an attempt
     Indeterminate: RecipientState.DEFERRED,
 }
 _CLAIMS_MAX = 20  # of a recipient; the rest are counted in the last one
-_COMPLAINTS_MAX = 20  # of a message
+_COMPLAINTS_MAX = 20  # of a message, beside those that name recipients of whom no other is
 _OTHER_FEEDBACK_MAX = 10  # of these, reports that are no complaints: they leave room for some
 _ROWS_MAX = 20_000  # recipients of all messages with one Message-ID, or one ENVID
 # The condition is a range with one name in it, so that only the index on the name has the order.
@@ -428,19 +428,22 @@ def _join_feedback(
         return ""
     message_id, reverse_path, _, _, account, is_trusted, *_ = messages[0][0]
     is_own = is_trusted and not {own_mailbox(reverse_path), account}.isdisjoint(to)
-    known = [text for (text,) in transaction.fetch(_FEEDBACK, (message_id,))]
-    is_known = any(f'"received":"{carrier.id}"' in text for text in known)
-    is_counted = report.feedback in COMPLAINTS
-    is_full = len(known) >= (_COMPLAINTS_MAX if is_counted else _OTHER_FEEDBACK_MAX)
-    if (to and not is_own) or is_full or is_known:
-        return ""
+    kept = transaction.fetch(_FEEDBACK, (message_id,))
+    known = [read_known(details.ComplaintDetail, msgspec.json.decode(text)) for (text,) in kept]
     names = _addresses(messages[0])
     named = [name for claim in report.claims for name in map(own_mailbox, _names(claim))]
+    recipients = [*{names[name]: None for name in named if name in names}]
+    is_counted = report.feedback in COMPLAINTS
+    complained = {to for one in known if one.type in COMPLAINTS for to in one.recipients}
+    is_more = not is_counted or complained.issuperset(recipients)
+    is_full = is_more and len(known) >= (_COMPLAINTS_MAX if is_counted else _OTHER_FEEDBACK_MAX)
+    if (to and not is_own) or is_full or any(one.received == carrier.id for one in known):
+        return ""
     detail = details.ComplaintDetail(
         type=report.feedback,
         verdict=_verdict(transaction, carrier),
         source=ReportSource(_address(carrier.client), report.reporter),
-        recipients=[*{names[name]: None for name in named if name in names}],
+        recipients=recipients,
         received=carrier.id,
     )
     transaction.append_events(message_id, [Event(claim_result.at_us, detail)])
@@ -452,9 +455,8 @@ def _verdict(tables: Tables, carrier: MessageFacts) -> str:
     (text,) = tables.fetch_one(_ROUTED, (carrier.id, int(Step.POLICY_AND_ROUTING))) or ("{}",)
     checks = read_known(details.RoutedDetail, msgspec.json.decode(text)).checks or {}
     dmarc, spf = [(checks.get(name) or {}).get("result") for name in ("dmarc", "spf")]
-    if dmarc in ("pass", "fail"):
-        return str(dmarc)
-    return "pass" if carrier.extra.verified else "fail" if spf == "fail" else "none"
+    otherwise = "pass" if carrier.extra.verified else "fail" if spf == "fail" else "none"
+    return str(dmarc) if dmarc in ("pass", "fail") else otherwise
 
 
 def _candidates(tables: Tables, report: RemoteReport) -> list[Any]:

@@ -1,7 +1,7 @@
 """Count attempts to deliver the mail of a time, by provider, domain, route or login: `relay stats`.
 By BOUNCES, count how recipients ended, and complaints, by domain and provider. A complaint is
-counted once a message: in the group of a recipient that it names, else in that of all that got the
-message; in the group "" if these are several.
+counted once a message and group: in that of all who got the message, else in those of the
+recipients that it names; in the group "" if it names none who got it.
 
 Messages are found by their ids, which sort by time. A step reads some attempts, so that other
 queries come between.
@@ -29,8 +29,8 @@ from relay.store.journeys.events import Step
 from relay.store.spool.shared.columns import IS_COMPLAINT, LOGIN
 from relay.store.spool.shared.tables import Tables
 
-GROUPINGS = ("provider", "domain", "route", "login")
 BOUNCES = "bounces"
+GROUPINGS = ("provider", "domain", "route", "login", BOUNCES)
 BOUNCE_COUNTS = ("delivered", "hard", "soft", "reputation", "policy", "complaints")
 OTHER = "other"  # the groups with the least mail together
 COUNTS = ("accepted", "delivered", "deferred", "failed")  # of a group
@@ -76,7 +76,7 @@ class TrafficCounter:
     """A count in steps: call step() until it returns False."""
 
     def __init__(self, by: str, provider_of: Callable[[str], str], *, after: str) -> None:
-        """`by` is one of GROUPINGS, or BOUNCES; messages with ids after `after` are counted."""
+        """`by` is one of GROUPINGS; messages with ids after `after` are counted."""
         self._by, self._reached = by, (after, 0)
         self._attempts = _ATTEMPTS.format(
             login=_LOGIN if by == "login" else "''",
@@ -85,7 +85,7 @@ class TrafficCounter:
         self._provider_of = lru_cache(_GROUPS_MAX)(provider_of)
         self._hosts: dict[int, str] = {}  # of the message that was reached, by entry
         self._delivered: dict[str, str] = {}  # the groups of its recipients that have it
-        self._is_counted = False  # a complaint about it
+        self._complained: set[str] = set()  # the groups that have a complaint about it
         self._groups: dict[str, _Group] = {}
 
     def step(self, tables: Tables) -> bool:
@@ -93,7 +93,7 @@ class TrafficCounter:
         rows = tables.fetch(self._attempts, (*self._reached, _AT_ONCE))
         for queue_id, sequence, at_us, text, login in rows:
             if queue_id != self._reached[0]:
-                self._hosts, self._delivered, self._is_counted = {}, {}, False
+                self._hosts, self._delivered, self._complained = {}, {}, set()
             self._reached = (queue_id, sequence)
             if text.startswith(_COMPLAINT):
                 self._count_complaint(_decode_complaint(text).recipients)
@@ -124,11 +124,11 @@ class TrafficCounter:
         return self._groups.setdefault(name, Counter())
 
     def _count_complaint(self, named: Sequence[str]) -> None:
-        names = {self._delivered[address] for address in named if address in self._delivered}
-        names = names or {*self._delivered.values()}
-        if not self._is_counted:
-            self._group(names.pop() if len(names) == 1 else "")["complaints", 0] += 1
-        self._is_counted = True
+        every = {*self._delivered.values()}
+        names = every if len(every) == 1 else {self._delivered.get(to, "") for to in named} or {""}
+        for name in names - self._complained:
+            self._group(name)["complaints", 0] += 1
+        self._complained |= names
 
     def bounces(self) -> list[dict[str, Any]]:
         """Return the figures by BOUNCES, the groups with the most complaints first. The percentage
