@@ -73,8 +73,8 @@ def find_codes(texts: Sequence[str], *, needs_word: bool = False) -> list[str]:
     """Return numbers that look like one-time codes, each once, the most likely first.
 
     If a word such as "code" or "PIN" is near numbers, these are returned; else the numbers of six
-    digits; else those of four to eight digits. With `needs_word`, the last ones are returned only
-    if the texts have such a word.
+    digits; else those of four to eight digits. With `needs_word`, the last ones, such as the year,
+    are not returned.
     """
     numbers = [list(islice(_NUMBER.finditer(text), _NUMBERS_MAX)) for text in texts]
     words = [list(_CODE_WORD.finditer(text)) for text in texts]
@@ -83,7 +83,7 @@ def find_codes(texts: Sequence[str], *, needs_word: bool = False) -> list[str]:
         near += _near_a_word(text, digits, near_words)
     every = [code[0] for digits in numbers for code in digits]
     usual = [code for code in every if len(code) == _CODE_DIGITS]
-    others = every if any(words) or not needs_word else []
+    others = [] if needs_word else every
     by_distance = [code for _, code in sorted(near, key=itemgetter(0))]
     return list(dict.fromkeys(by_distance or usual or others))
 
