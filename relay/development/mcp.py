@@ -90,9 +90,7 @@ class McpServer:
         if request.media_type != "application/json":
             raise unsupported_media_type(request.media_type, "application/json")
         if (said := request.headers.get("mcp-protocol-version", _KNOWN[0])) not in _KNOWN:
-            raise bad_request(
-                f"MCP-Protocol-Version {quoted(said)}: expected {' or '.join(_KNOWN)}."
-            )
+            raise bad_request(f"MCP-Protocol-Version: {quoted(said)}, not {' or '.join(_KNOWN)}.")
         body: dict[str, Any] = {"jsonrpc": "2.0", "id": None}
         try:
             message = _read(await request.body())
