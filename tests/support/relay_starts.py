@@ -220,6 +220,7 @@ def _load(module: str) -> None:
         "importlib.readers",
         "importlib.resources._adapters",
         "re2",
+        "cryptography.hazmat.backends.openssl.backend",
         "dns._asyncio_backend",
         "uvicorn.lifespan.off",
         "_strptime",
@@ -229,8 +230,8 @@ def _load(module: str) -> None:
             importlib.import_module(name)
     _fill_caches()
     if module == "pytest":
-        for name in importlib.import_module("_pytest.config").default_plugins:
-            importlib.import_module(f"_pytest.{name}")
+        for one in pkgutil.walk_packages(importlib.import_module("_pytest").__path__, "_pytest."):
+            importlib.import_module(one.name)
         for name in ("imaplib", "pdb", "smtplib"):
             importlib.import_module(name)
 
@@ -345,6 +346,8 @@ def _run(module: str) -> None:
     """
     code: object = None
     try:
+        if module == "pytest":
+            sys.exit(importlib.import_module("_pytest.config").main())
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as ended:
         code = ended.code
