@@ -156,7 +156,7 @@ async def test_a_long_header_stops_no_other_session() -> None:
         ParsedContent.of(content)
         long_s, began_s = time.thread_time() - began_s, time.thread_time()
         [result, *_] = await checks(content, "a@bank.test")
-        assert time.thread_time() - began_s < long_s / 2
+        assert time.thread_time() - began_s < long_s  # more, if the loop read the header too
         assert result.result == "fail"
 
 
