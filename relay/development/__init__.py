@@ -25,8 +25,8 @@ mail leaves the machine only where the user allows it.
   which terms its search has
 - `mailpit_message`: Mailpit's JSON of a message, its header, parts and HTML; `send`, and which
   fields of it are refused
-- `mcp`: the tools that agents have (Model Context Protocol): who may use which, and what they are
-  told of a mail
+- `mcp`: the tools that agents have (Model Context Protocol): who may use which, and which
+  facts of a mail they get
 - `removal`: removes one message, or all (`relay reset`), while the relay runs; which old mail goes,
   by number, age and size
 - `graph_faults`: 413, 429, 503, 504 and expired tokens that a scenario asks for

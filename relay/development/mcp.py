@@ -89,8 +89,10 @@ class McpServer:
         require_method(request, "POST")
         if request.media_type != "application/json":
             raise unsupported_media_type(request.media_type, "application/json")
-        if (said := request.headers.get("mcp-protocol-version", _KNOWN[0])) not in _KNOWN:
-            raise bad_request(f"MCP-Protocol-Version: {quoted(said)}, not {' or '.join(_KNOWN)}.")
+        if (version := request.headers.get("mcp-protocol-version", _KNOWN[0])) not in _KNOWN:
+            raise bad_request(
+                f"MCP-Protocol-Version: {quoted(version)}, not {' or '.join(_KNOWN)}."
+            )
         body: dict[str, Any] = {"jsonrpc": "2.0", "id": None}
         try:
             message = _read(await request.body())
@@ -129,10 +131,10 @@ class McpServer:
         tool, kind = self._tools[name]
         try:
             arguments = msgspec.convert(params.get("arguments") or {}, kind, strict=False)
-            said, is_error = await tool(principal, **asdict(arguments)), False
+            content, is_error = await tool(principal, **asdict(arguments)), False
         except (ValueError, AdvanceError, ApiError, SpoolError, StoreError, OSError) as error:
-            said, is_error = f"{name}: {error}", True
-        text = said if is_error else msgspec.json.encode(said).decode()
+            content, is_error = f"{name}: {error}", True
+        text = content if is_error else msgspec.json.encode(content).decode()
         return {"content": [{"type": "text", "text": text}], "isError": is_error}
 
     async def wait_for_mail(
@@ -146,30 +148,30 @@ class McpServer:
         handlers, clock = self._handlers, self._means.clock
         end_s = clock.real_s() + seconds
         query = {"to": to, "subject": f"*{subject}*", "wait": str(seconds), "limit": "1"}
-        found = await handlers.messages(query, who)
-        if not found["messages"]:
-            near = found.get("nearest")
+        listed = await handlers.messages(query, who)
+        if not listed["messages"]:
+            near = listed.get("nearest")
             key = near and (near["id"] or near["submission_id"])
             return {"found": False, "nearest": key and _facts(await handlers.message(key, who))}
-        journey = found["messages"][0]
+        journey = listed["messages"][0]
         if journey.state in ("converting", "queued"):  # there in a moment, unless one is deferred
             left = {"timeout": str(min(_COPIES_S, max(0.0, end_s - clock.real_s())))}
             journey = await handlers.wait_for_message(journey.key, left, who)
         content = await handlers.content(journey, who, view="mcp")
-        return {"found": True} | _facts(journey) | await asyncio.to_thread(_said, content)
+        return {"found": True} | _facts(journey) | await asyncio.to_thread(_text_and_links, content)
 
     async def search(self, who: Principal, *, query: _Query, limit: _Limit = 20) -> _Answer:
         """List mail, the newest first, without its text."""
-        found = await self._handlers.messages({"q": query, "limit": str(limit)}, who)
-        return {"messages": [_facts(journey) for journey in found["messages"]]}
+        listed = await self._handlers.messages({"q": query, "limit": str(limit)}, who)
+        return {"messages": [_facts(journey) for journey in listed["messages"]]}
 
     async def trace(self, who: Principal, *, id: _Id) -> _Answer:  # noqa: A002
         """Tell what became of a mail: sentences, and the steps of its way with hosts' replies."""
         journey = await self._handlers.message(id, who)
         now_us = self._means.clock.time_us()
-        said = [_plain(one.text(now_us)) for one in answer(journey, now_us=now_us)]
+        sentences = [_plain(sentence.text(now_us)) for sentence in answer(journey, now_us=now_us)]
         steps = [line for step in journey.steps[-_SHOWN_MAX:] for line in step_lines(step)]
-        return _facts(journey) | {"sentences": said, "steps": _bounded(steps)}
+        return _facts(journey) | {"sentences": sentences, "steps": _bounded(steps)}
 
     async def bounce_of(self, who: Principal, *, id: _Id) -> _Answer:  # noqa: A002
         """Return what the sender of a mail was told of its failure or delay: recipient, status and
@@ -178,9 +180,9 @@ class McpServer:
         query = {"state": REPORTED, "timeout": "10"}
         journey = await self._handlers.wait_for_message(id, query, who)
         bounces = [
-            {"recipient": one.address, "status": told.status, "words": _plain(told.reply)}
-            for one in journey.recipients[:_SHOWN_MAX]
-            if (told := one.reported)
+            {"recipient": recipient.address, "status": report.status, "words": _plain(report.reply)}
+            for recipient in journey.recipients[:_SHOWN_MAX]
+            if (report := recipient.reported)
         ]
         return _facts(journey) | {"bounces": bounces}
 
@@ -241,20 +243,20 @@ def _facts(journey: Journey) -> dict[str, Any]:
     }
 
 
-def _said(content: Content) -> dict[str, Any]:
+def _text_and_links(content: Content) -> dict[str, Any]:
     """Return what a mail says. Blocks, on a hostile mail for seconds."""
     bodies = read_parts(octets_of(content)).bodies
     html, text = ((body or "")[:_READ_MAX] for body in (bodies.html, bodies.text))
     codes = iter(find_codes((text, text_of_html(html)), needs_word=True))
     whole = text if text.strip() else html_to_text(html)
     links = link_targets(html, text)
-    shown = _bounded(links)
-    is_short = max(len(html), len(text)) < _READ_MAX and len(shown) == len(links)
+    bounded_links = _bounded(links)
+    is_short = max(len(html), len(text)) < _READ_MAX and len(bounded_links) == len(links)
     lines = whole[:_TEXT_BYTES_MAX].splitlines()
     quotation = "\n".join(f"> {_plain(line)}" for line in lines).encode()
     return {
         "code": next(codes, None),
-        "links": shown,
+        "links": bounded_links,
         "text": quotation[:_TEXT_BYTES_MAX].decode("utf-8", "ignore"),
         "is_cut": not is_short or max(len(whole), len(quotation)) > _TEXT_BYTES_MAX,
     }

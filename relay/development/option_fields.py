@@ -23,7 +23,7 @@ from relay.operation.cli.option_types import Parsed
 
 PREFIX = "RELAY_DEV_"
 PORTS = {"http": 8025, "https": 8443, "smtp": 1025, "submission": 1587, "submissions": 1465}
-# Those of mail programs, by Dovecot's: each has TLS on a port beside it, which is no option.
+# Ports of mail programs, which Dovecot's programs serve. No option names a port with TLS.
 MAIL = {"imap": 1143, "imaps": 1993, "pop3": 1110, "pop3s": 1995}
 IN_CLEAR = ("imap", "pop3")  # of these; they stay on loopback, since the token is the password
 # Listeners that are left out if their default port is in use, and what is then missing.

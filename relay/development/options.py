@@ -146,7 +146,7 @@ class DevelopmentOptions:
         "imap",
         "Where mail programs log in by IMAP, if Debian's package dovecot-imapd is there, whose "
         "server for the whole network Relay does not need: systemctl disable --now "
-        "dovecot.socket dovecot.service. TLS is on 1993, beside a named port on a free one.",
+        "dovecot.socket dovecot.service. TLS is on 1993, or with a named port on a free one.",
     )
     pop3: Address | None = listener("pop3", "The same by POP3 (1995), with dovecot-pop3d.")
     imaps: Address | None = None  # with TLS from the first octet

@@ -41,6 +41,9 @@ CALLS = (
     ("DELETE", f"{LIST}/last", b""),
     ("DELETE", LIST, b""),
     ("OPTIONS", LIST, b""),
+    ("GET", "/%72elay/v1/%6Dessages", b""),  # other spellings
+    ("GET", "//relay/v1//messages", b""),
+    ("POST", "/%6dcp", b'{"jsonrpc": "2.0", "id": 1, "method": "tools/list"}'),
 )
 
 

@@ -92,8 +92,8 @@ class _Entry:
     forward_to: tuple[str, ...] = ()  # addresses that get its mail too
     keep_copy: bool = True  # false: only they get it
     limits: Limits = field(default_factory=Limits)  # of mail to other domains
-    # true: it only gets mail. It cannot log in, nobody may use its addresses in From or open its
-    # mailbox by HTTP, and a reload ends its sessions
+    # true: it receives mail only. It cannot log in, no account may use its addresses in From or
+    # open its mailbox by HTTP, and a reload ends its sessions
     disabled: bool = False
 
 

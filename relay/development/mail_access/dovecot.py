@@ -45,8 +45,8 @@ def find_dovecot() -> Dovecot:
     for place in map(Path, _PLACES):
         paths = {name: str(place / name) for name in ("imap", "pop3") if (place / name).exists()}
         if paths:
-            beside = place.parents[1] / "sbin" / "dovecot"
-            program = beside if beside.exists() else shutil.which("dovecot")
+            server = place.parents[1] / "sbin" / "dovecot"
+            program = server if server.exists() else shutil.which("dovecot")
             version = ".".join(_output([str(program), "--version"]).split(".")[:2])
             fault = ""
             if version not in ("2.3", "2.4"):

@@ -145,12 +145,12 @@ def _mail_access(values: Mapping[str, Any], *, once: bool) -> dict[str, Address]
 
     Raises CommandError for an option whose program of Dovecot cannot be used.
     """
-    reachable, found = ANY if values["listen_all"] else "", find_dovecot()
-    if found.fault and not (once or values["imap"] or values["pop3"]):
-        _warn(f"no IMAP and POP3: {found.fault}")
+    reachable, dovecot = ANY if values["listen_all"] else "", find_dovecot()
+    if dovecot.fault and not (once or values["imap"] or values["pop3"]):
+        _warn(f"no IMAP and POP3: {dovecot.fault}")
     places: dict[str, Address] = {}
     for name in IN_CLEAR:
-        named, why = values[name], found.why_not(name)
+        named, why = values[name], dovecot.why_not(name)
         if named and why:
             raise CommandError(ExitCode.UNAVAILABLE, f"relay dev: --{name} {named}: {why}")
         if named or not (why or once):

@@ -298,11 +298,11 @@ def _cut_address(address: str, name: str = "") -> str:
     A title has the name and the whole address, with A-labels.
     """
     whole = ascii_address(address)
-    shown = shown_address(whole)
-    local_part, at, domain = shown.rpartition("@")
+    unicode_address = shown_address(whole)
+    local_part, at, domain = unicode_address.rpartition("@")
     if not at:
         return address
-    parts = (local_part, f"@{domain}") if len(local_part) > _UNCUT_MAX else (shown,)
+    parts = (local_part, f"@{domain}") if len(local_part) > _UNCUT_MAX else (unicode_address,)
     spans = Markup("").join(Markup("<span>{}</span>").format(part) for part in parts)
     title = f"{name} <{whole}>" if name else whole
     return Markup('<span class="address cut" title="{}">{}</span>').format(title, spans)

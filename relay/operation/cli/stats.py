@@ -41,8 +41,8 @@ def stats(context: CommandContext, *, by: str, since: float) -> None:
     cut = "; spool.keep keeps nothing older" if since > settings.spool.keep else ""
     head = f"accepted since {answer['since'][:19]}Z{cut}"
     lines = bounce_lines if by == BOUNCES else stats_lines
-    shown = answer["groups"] if by == BOUNCES else answer
-    context.show(shown, lambda: [head, *lines(answer)])
+    facts = answer["groups"] if by == BOUNCES else answer
+    context.show(facts, lambda: [head, *lines(answer)])
 
 
 def bounce_lines(answer: Mapping[str, Any]) -> list[str]:

@@ -116,8 +116,8 @@ class _Matching:
         """Return the rows of messages for which a row of `table` meets the condition."""
         where, ids = self._tables.among("message_id", [row[0] for row in rows])
         sql = f"SELECT DISTINCT message_id FROM {table} WHERE {where} AND {condition}"
-        found = {queue_id for (queue_id,) in self._tables.fetch(sql, (*ids, *values))}
-        return [row for row in rows if row[0] in found]
+        matching = {queue_id for (queue_id,) in self._tables.fetch(sql, (*ids, *values))}
+        return [row for row in rows if row[0] in matching]
 
     def _recipients_of(self, rows: Sequence[_Row]) -> Mapping[str, Sequence[_RecipientRow]]:
         """Return the recipients by queue id."""

@@ -434,10 +434,10 @@ def _join_feedback(
     named = [name for claim in report.claims for name in map(own_mailbox, _names(claim))]
     recipients = [*{names[name]: None for name in named if name in names}]
     is_counted = report.feedback in COMPLAINTS
-    complained = {to for one in known if one.type in COMPLAINTS for to in one.recipients}
+    complained = {to for row in known if row.type in COMPLAINTS for to in row.recipients}
     is_more = not is_counted or complained.issuperset(recipients)
     is_full = is_more and len(known) >= (_COMPLAINTS_MAX if is_counted else _OTHER_FEEDBACK_MAX)
-    if (to and not is_own) or is_full or any(one.received == carrier.id for one in known):
+    if (to and not is_own) or is_full or any(row.received == carrier.id for row in known):
         return ""
     detail = details.ComplaintDetail(
         type=report.feedback,

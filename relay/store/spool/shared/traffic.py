@@ -41,7 +41,7 @@ _ATTEMPTS = (
     f" FROM event WHERE (message_id, sequence) > (?, ?) AND (step = {Step.DELIVERY:d}{{more}})"
     " ORDER BY message_id, sequence LIMIT ?"
 )
-_COMPLAINT = '{"kind":"complaint"'  # the begin of such an event
+_COMPLAINT = '{"kind":"complaint"'  # the beginning of such an event
 _HARD = frozenset(("5.1.1", "5.1.2", "5.1.3", "5.1.6", "5.1.10", "5.2.1"))
 _RATE = re.compile(r"\brate\b|\btoo (?:fast|many|much|often|quickly)|limit|throttl", re.IGNORECASE)
 _AT_ONCE = 2000
@@ -147,7 +147,7 @@ class TrafficCounter:
             if any(counts.values()):  # else its recipients still wait
                 named = {"domain": domain, "provider": provider, **counts}
                 groups.append({**named, "complaints_percent": percent})
-        return sorted(groups, key=lambda one: (-one["complaints"], -one["hard"], -one["delivered"]))
+        return sorted(groups, key=lambda row: (-row["complaints"], -row["hard"], -row["delivered"]))
 
     def groups(self, most: int) -> list[dict[str, Any]]:
         """Return the figures of the groups with the most mail, then those of OTHER."""
