@@ -149,8 +149,6 @@ TIME_ZONE_UNKNOWN = _400(
     "TimeZoneNotSupportedException",
     "A valid TimeZone value must be specified. The following TimeZone value is not supported: {}.",
 )
-# docs, mailboxSettings
-TIMES_INVALID = _400("ErrorInvalidTimeSettings", "Start Time should occur before End Time.")
 # exchangelib#617
 REPLIES_DURATION_INVALID = _400(
     "ErrorInvalidScheduledOofDuration",
@@ -225,12 +223,11 @@ NO_RESOURCES = GraphError(507, "ErrorInsufficientResources")
 INTERNAL = GraphError(500, "InternalServerError")
 UNHEALTHY = GraphError(503, "ResourceUnhealthy")
 
-# -- folders, categories, subscriptions: EWS, docs
+# -- folders, subscriptions: EWS, docs
 
 FOLDER_EXISTS = _409("ErrorFolderExists", "A folder with the specified name already exists.")
 FOLDER_DELETED = _403("ErrorDeleteDistinguishedFolder", "Distinguished folders cannot be deleted.")
 FOLDER_MOVED = _403("ErrorMoveDistinguishedFolder", "Distinguished folders cannot be moved.")
-CATEGORY_EXISTS = _409("CategoryNameDuplicate", "The category name {} is already in use.")
 SUBSCRIPTION_INVALID = _400("ValidationError")
 # programs quote it; the documentation has 10,080
 EXPIRES_TOO_LATE = _400(

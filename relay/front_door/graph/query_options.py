@@ -16,10 +16,10 @@ from relay.front_door.http.errors import bad_request, quoted
 
 # limit of Graph: a page without `$top`
 TOP_DEFAULT = 10
-# limit of Graph: `$top`: of folders, attachments and categories more are pages, else 400
+# limit of Graph: `$top`: of folders and attachments more are pages, else 400
 TOP_MAX = 1000
 _SKIP_MAX = 2**31 - 1
-_ANY_TOP = ("mailFolder", "attachment", "outlookCategory")
+_ANY_TOP = ("mailFolder", "attachment")
 _FORMATS = ("json", "application/json")
 # Graph takes these without the dollar sign as well.
 _SYSTEM = words_in(

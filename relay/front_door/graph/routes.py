@@ -97,6 +97,7 @@ def _of_messages(prefix: str) -> tuple[UnsupportedOperation, ...]:
 
 OPERATIONS = (
     _operation("", "PATCH DELETE", "Changing users"),
+    _operation("outlook/mastercategories", "POST", "Creating categories"),
     *_of_messages(""),
     *_of_messages("mailfolders/{folder}/"),
     _operation("mailfolders/{folder}/childfolders/delta", "GET", "A delta query of child folders"),
@@ -372,10 +373,6 @@ _MAILBOX_OPERATIONS: Mapping[str, GraphOperation] = {
     "PATCH mailboxsettings": _changes(users.change_settings, users.MAY_CHANGE),
     "GET inferenceclassification/overrides": _reads(users.list_overrides),
     "GET outlook/mastercategories": _reads(users.list_categories, users.MAY_READ),
-    "POST outlook/mastercategories": _changes(users.create_category, users.MAY_CHANGE),
-    "GET outlook/mastercategories/{category}": _reads(users.get_category, users.MAY_READ),
-    "PATCH outlook/mastercategories/{category}": _changes(users.change_category, users.MAY_CHANGE),
-    "DELETE outlook/mastercategories/{category}": _changes(users.delete_category, users.MAY_CHANGE),
     "GET mailfolders/{folder}/messagerules": _reads(mail_folders.list_rules),
     "GET outlook/supportedtimezones": _reads(users.list_time_zones, MAY_READ_USER),
     "GET outlook/supportedlanguages": _reads(users.list_languages, MAY_READ_USER),

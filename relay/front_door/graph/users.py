@@ -3,10 +3,9 @@
 A user is an account: its id is the address, and directory properties are null. A user has
 mailboxSettings only if $select names them, as programs do at sign-in.
 
-Of the mailboxSettings, Relay stores what a user sets, uses the time zone, and sends the automatic
-replies (relay/delivery/reports/receipts.py). The categories of outlook/masterCategories are part of
-the settings. A message may have other categories, so a change of the list does not affect messages.
-As in Graph, a name cannot be changed, and is unique regardless of case.
+Of the mailboxSettings, Relay stores time zone and language, and sends the automatic replies
+(relay/delivery/reports/receipts.py). The others are Graph's defaults. outlook/masterCategories is
+empty: a message has any categories.
 
 getMailTips asks accounts, aliases and routes, and no other host. What the caller's own tenant may
 know (full mailboxes, replies to colleagues, members of aliases) is not shown for other addresses,
@@ -20,7 +19,6 @@ Exchange (entryId, ewsId, immutableEntryId) do not exist here: 501.
 import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from datetime import time
 from functools import partial
 from typing import Any
 
@@ -46,7 +44,6 @@ from relay.front_door.graph.item_ids import folder_id_of
 from relay.front_door.graph.json_values import (
     Parameters,
     invalid_value,
-    missing_property,
     one_of,
     read_array,
     read_body_text,
@@ -56,7 +53,6 @@ from relay.front_door.graph.json_values import (
     read_string,
     unsupported,
 )
-from relay.front_door.graph.message_parser import read_category
 from relay.front_door.graph.odata.resources import select_users
 from relay.front_door.graph.responses import collection_response
 from relay.front_door.graph.serializer import USER_PROPERTIES, user_json
@@ -65,9 +61,7 @@ from relay.front_door.http.responses import json_response
 from relay.store.mailbox.errors import NoSuchItemError
 from relay.store.mailbox.settings_file import (
     AutomaticReplies,
-    MasterCategory,
     UserSettings,
-    WorkingHours,
 )
 from relay.store.mailbox.stored_message import WellKnown
 from relay.store.mailbox.usage import Room
@@ -77,8 +71,6 @@ MAY_READ = (Scope.MAILBOX_SETTINGS_READ, Scope.MAILBOX_SETTINGS_READ_WRITE)
 MAY_CHANGE = (Scope.MAILBOX_SETTINGS_READ_WRITE,)
 _TEXT_CHARACTERS = 64
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(?:-[A-Za-z0-9]{2,8}){0,4}")
-_TIME_OF_DAY = re.compile(r"(\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,12}))?)?", re.ASCII)
-_WEEK = ("sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday")
 _MEETINGS = "sendToDelegateOnly"
 _LANGUAGES = {
     "da-DK": "Danish",
@@ -96,9 +88,12 @@ _LANGUAGES = {
     "sv-SE": "Swedish",
     "zh-CN": "Chinese (PRC)",
 }
+_HOURS = {
+    "daysOfWeek": ["monday", "tuesday", "wednesday", "thursday", "friday"],
+    "startTime": "08:00:00.0000000",
+    "endTime": "17:00:00.0000000",
+}
 _REPLY_CHARACTERS = 32_768
-CATEGORIES_MAX = 200
-_COLORS = ("none", *(f"preset{number}" for number in range(25)))
 _PROPERTIES = ("id", "displayName", "color")
 _OF_OVERRIDES = ("id", "classifyAs", "senderEmailAddress")
 _LIST_OPTIONS = ("select", "filter", "search", "orderby", "count", "top", "skip")
@@ -157,6 +152,12 @@ async def list_overrides(request: GraphRequest) -> Response:
     return collection_response(context, ())
 
 
+async def list_categories(request: GraphRequest) -> Response:
+    """GET outlook/masterCategories: an empty list; no category has a colour here."""
+    request.options({"select", "top", "skip"}, _PROPERTIES, "outlookCategory")
+    return collection_response(request.context(f"{request.owner}/outlook/masterCategories"), ())
+
+
 async def list_time_zones(request: GraphRequest) -> Response:
     """GET outlook/supportedTimeZones: the Windows names with their IANA zones, or the IANA
     names.
@@ -188,16 +189,6 @@ def _context(request: GraphRequest) -> str:
     return f"{request.owner}/mailboxSettings"
 
 
-def _working_hours_json(settings: UserSettings) -> dict[str, Any]:
-    hours = settings.working_hours
-    return {
-        "daysOfWeek": list(hours.days),
-        "startTime": f"{hours.start:%H:%M:%S.%f}0",
-        "endTime": f"{hours.end:%H:%M:%S.%f}0",
-        "timeZone": {"name": hours.time_zone or settings.time_zone},
-    }
-
-
 def _automatic_replies_json(settings: UserSettings) -> dict[str, Any]:
     resource = {
         name: getattr(settings.automatic_replies, field) for name, (field, _) in _REPLIES.items()
@@ -215,12 +206,12 @@ _SETTINGS: Mapping[str, Callable[[UserSettings], Any]] = {
     "archiveFolder": lambda _: WellKnown.ARCHIVE,
     "timeZone": lambda settings: settings.time_zone,
     "delegateMeetingMessageDeliveryOptions": lambda _: _MEETINGS,
-    "dateFormat": lambda settings: settings.date_format,
-    "timeFormat": lambda settings: settings.time_format,
+    "dateFormat": lambda _: "M/d/yyyy",
+    "timeFormat": lambda _: "h:mm tt",
     "userPurpose": lambda _: "user",
     "automaticRepliesSetting": _automatic_replies_json,
     "language": _language_json,
-    "workingHours": _working_hours_json,
+    "workingHours": lambda settings: _HOURS | {"timeZone": {"name": settings.time_zone}},
 }
 
 
@@ -231,14 +222,11 @@ def changed_settings(before: UserSettings, body: Mapping[str, Any]) -> UserSetti
         match name:
             case "timeZone":
                 fields["time_zone"] = _zone(value, name)
-            case "dateFormat":
-                fields["date_format"] = _format(value, name, default=_DEFAULTS.date_format)
-            case "timeFormat":
-                fields["time_format"] = _format(value, name, default=_DEFAULTS.time_format)
             case "language":
                 fields |= _language(value)
-            case "workingHours":
-                fields["working_hours"] = _working_hours(before.working_hours, value)
+            case "dateFormat" | "timeFormat" | "workingHours":
+                if value not in (None, _SETTINGS[name](before)):
+                    raise unsupported(name, "only timeZone, language and automatic replies are set")
             case "automaticRepliesSetting":
                 fields["automatic_replies"] = _automatic_replies(before.automatic_replies, value)
             case "delegateMeetingMessageDeliveryOptions":
@@ -259,10 +247,6 @@ def _zone(value: object, path: str) -> str:
     return name
 
 
-def _format(value: object, path: str, *, default: str) -> str:
-    return read_header_text(value, path, longest=_TEXT_CHARACTERS).strip() or default
-
-
 def _language(value: object) -> dict[str, str]:
     language = read_object({} if value is None else value, "language")
     locale = read_string(language.get("locale"), "language.locale")
@@ -278,47 +262,6 @@ def _language(value: object) -> dict[str, str]:
         "language": locale,
         "language_name": name or (_DEFAULTS.language_name if is_default else locale),
     }
-
-
-def _working_hours(before: WorkingHours, value: object) -> WorkingHours:
-    if value is None:
-        return WorkingHours()
-    path = "workingHours"
-    resource = read_object(value, path)
-    fields: dict[str, Any] = {}
-    if "daysOfWeek" in resource:
-        days = read_array(resource["daysOfWeek"], f"{path}.daysOfWeek", most=len(_WEEK))
-        named = [one_of(day, f"{path}.daysOfWeek[{at}]", _WEEK) for at, day in enumerate(days)]
-        fields["days"] = tuple(dict.fromkeys(named))
-    for name, field in (("startTime", "start"), ("endTime", "end")):
-        if resource.get(name) is not None:
-            fields[field] = _time_of_day(resource[name], f"{path}.{name}")
-    if "timeZone" in resource:
-        fields["time_zone"] = _working_zone(resource["timeZone"], f"{path}.timeZone")
-    hours = replace(before, **fields)
-    if hours.start >= hours.end:
-        raise errors.TIMES_INVALID(f"{path}: found {hours.start} to {hours.end}.")
-    return hours
-
-
-def _working_zone(value: object, path: str) -> str:
-    if value is None:
-        return ""
-    zone = read_object(value, path)
-    if str(zone.get("@odata.type", "")).endswith("customTimeZone") or "bias" in zone:
-        raise unsupported(path, "customTimeZone is not implemented, only zones with a name")
-    return _zone(zone.get("name"), f"{path}.name")
-
-
-def _time_of_day(value: object, path: str) -> time:
-    text = read_string(value, path)
-    if match := _TIME_OF_DAY.fullmatch(text):
-        microsecond = int((match[4] or "").ljust(6, "0")[:6])
-        try:
-            return time(int(match[1]), int(match[2]), int(match[3] or 0), microsecond)
-        except ValueError:
-            pass
-    raise invalid_value(path, text, "a time such as 08:00:00", kind="TimeOfDay")
 
 
 def _automatic_replies(before: AutomaticReplies, value: object) -> AutomaticReplies:
@@ -347,103 +290,6 @@ _REPLIES: Mapping[str, tuple[str, Callable[[object, str], Any]]] = {
     "scheduledStartDateTime": ("start_us", read_date_time),
     "scheduledEndDateTime": ("end_us", read_date_time),
 }
-
-
-async def list_categories(request: GraphRequest) -> Response:
-    """GET outlook/masterCategories: all of them, or a page with $top."""
-    options = request.options(
-        ("select", "top", "skip"), _PROPERTIES, "outlookCategory", page_size=CATEGORIES_MAX
-    )
-    categories = (await request.store.settings.read(request.mailbox)).categories
-    return request.page(categories, options, _json, context=_categories(request))
-
-
-async def create_category(request: GraphRequest) -> Response:
-    """POST outlook/masterCategories: add a category with a unique name."""
-    resource = await request.json_object("outlookCategory")
-    name = read_category(resource.get("displayName"), "displayName")
-    if not name:
-        raise missing_property("displayName")
-    color = _color(resource)
-    async with request.patch_lock:
-        settings = await request.store.settings.read(request.mailbox)
-        if any(category.name.casefold() == name.casefold() for category in settings.categories):
-            raise errors.CATEGORY_EXISTS("displayName: there is such a category.", quoted(name))
-        if len(settings.categories) >= CATEGORIES_MAX:
-            message = f"The mailbox has the maximum of {CATEGORIES_MAX} categories; delete one."
-            raise errors.INVALID_REQUEST(message)
-        made = MasterCategory(request.dependencies.ids.new(), name, color)
-        await _write(request, settings, (*settings.categories, made))
-    return _response(request, made, is_new=True)
-
-
-async def get_category(request: GraphRequest) -> Response:
-    """GET one category."""
-    options = request.options({"select"}, _PROPERTIES, "outlookCategory")
-    category = _find(request, await request.store.settings.read(request.mailbox))
-    context = request.context(f"{_categories(request)}/$entity")
-    return json_response({**context, **_json(category, options.select)})
-
-
-async def change_category(request: GraphRequest) -> Response:
-    """PATCH a category: its colour."""
-    resource = await request.json_object("outlookCategory")
-    async with request.patch_lock:
-        settings = await request.store.settings.read(request.mailbox)
-        category = _find(request, settings)
-        if resource.get("displayName") not in (None, category.name):
-            expected = "the same name: delete the category and create another one"
-            raise invalid_value("displayName", resource["displayName"], expected)
-        color = _color(resource) if "color" in resource else category.color
-        changed = replace(category, color=color)
-        if changed != category:
-            kept = (changed if other is category else other for other in settings.categories)
-            await _write(request, settings, tuple(kept))
-    return _response(request, changed, is_new=False)
-
-
-async def delete_category(request: GraphRequest) -> Response:
-    """DELETE a category from the list; messages keep it."""
-    async with request.patch_lock:
-        settings = await request.store.settings.read(request.mailbox)
-        category = _find(request, settings)
-        kept = (other for other in settings.categories if other != category)
-        await _write(request, settings, tuple(kept))
-    return Response(status_code=204)
-
-
-def _color(resource: Mapping[str, Any]) -> str:
-    value = resource.get("color")
-    return "none" if value is None else one_of(value, "color", _COLORS)
-
-
-def _find(request: GraphRequest, settings: UserSettings) -> MasterCategory:
-    category_id = request.path_parameters["category"]
-    for category in settings.categories:
-        if category.id == category_id:
-            return category
-    raise errors.ITEM_NOT_FOUND(f"There is no category {quoted(category_id)}.")
-
-
-def _json(category: MasterCategory, select: Collection[str] = ()) -> dict[str, Any]:
-    resource = {"id": category.id, "displayName": category.name, "color": category.color}
-    return {name: resource[name] for name in ("id", *select)} if select else resource
-
-
-def _response(request: GraphRequest, category: MasterCategory, *, is_new: bool) -> Response:
-    path = f"outlook/masterCategories/{category.id}"
-    return request.changed(path, f"{_categories(request)}/$entity", _json(category), is_new=is_new)
-
-
-def _categories(request: GraphRequest) -> str:
-    return f"{request.owner}/outlook/masterCategories"
-
-
-async def _write(
-    request: GraphRequest, settings: UserSettings, categories: tuple[MasterCategory, ...]
-) -> None:
-    changed = replace(settings, categories=categories)
-    await request.store.settings.write(request.mailbox, changed)
 
 
 async def get_user(request: GraphRequest) -> Response:

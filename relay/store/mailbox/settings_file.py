@@ -8,7 +8,6 @@ knows the files. Graph's mailboxSettings.
 
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import time
 from pathlib import Path
 
 import msgspec
@@ -29,26 +28,9 @@ PER_HOUR_MAX = 100
 ONCE_IN_US = 7 * 86_400_000_000  # a sender gets one reply
 _HOUR_US = 3_600_000_000
 _KNOWN_MAX = 100_000  # mailboxes
-_BYTES_MAX = 1024 * 1024  # 200 categories with the longest names take 400 KiB, two texts as much
+_BYTES_MAX = 1024 * 1024  # two texts take 400 KiB; earlier releases kept categories too
 
 _log = get_logger("mailbox")
-
-
-class WorkingHours(Struct, frozen=True):
-    """The hours of a working day; `time_zone` "" is that of the mailbox."""
-
-    days: tuple[str, ...] = ("monday", "tuesday", "wednesday", "thursday", "friday")
-    start: time = time(8)
-    end: time = time(17)
-    time_zone: str = ""
-
-
-class MasterCategory(Struct, frozen=True):
-    """A category that the user has given a colour: Graph's names none, preset0 to preset24."""
-
-    id: str
-    name: str
-    color: str = "none"
 
 
 class AutomaticReplies(Struct, frozen=True):
@@ -78,17 +60,11 @@ class AutomaticReplies(Struct, frozen=True):
 
 
 class UserSettings(Struct, frozen=True):
-    """What a user has set. The zones are names that time_zone() knows; the formats are .NET's
-    patterns.
-    """
+    """What a user has set. Files of earlier releases have more fields."""
 
-    time_zone: str = "UTC"  # of the mailbox
+    time_zone: str = "UTC"  # a name that time_zone() knows
     language: str = "en-US"  # an RFC 5646 tag
     language_name: str = "English (United States)"  # that clients show
-    date_format: str = "M/d/yyyy"  # for clients only
-    time_format: str = "h:mm tt"  # for clients only
-    working_hours: WorkingHours = WorkingHours()  # for clients only
-    categories: tuple[MasterCategory, ...] = ()  # masterCategories, for clients only
     automatic_replies: AutomaticReplies = AutomaticReplies()  # that the mailbox sends
 
 
@@ -126,8 +102,7 @@ class SettingsFiles(StorePart):
             return UserSettings()
         try:
             settings = _decoder.decode(octets)
-            for name in (settings.time_zone, settings.working_hours.time_zone or "UTC"):
-                time_zone(name)
+            time_zone(settings.time_zone)
         except ValueError as error:  # msgspec's errors are ValueErrors
             _log.warning("settings unreadable", file=str(path), reason=str(error))
             return UserSettings()
