@@ -51,6 +51,7 @@ For a host that cannot take a message as it is (step 6):
 For Microsoft Graph (step 6):
 
 - `graph_copy`: To, Cc and Bcc are exactly the recipients of a request; what leaves these fields
+- `graph_draft`: a message as a draft in JSON and its files; which messages are not converted
 
 Reports and disclaimers:
 

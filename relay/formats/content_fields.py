@@ -117,14 +117,19 @@ def content_field(text: str, *, has_comments: bool = True) -> ContentField:
 
 def filename_of(fields: "Message[str, str]") -> str:
     """Return the file name of a part, "" if it has none."""
+    return printable(written_filename(fields)).replace("\t", " ")
+
+
+def written_filename(fields: "Message[str, str]") -> str:
+    """Return the file name of a part with its controls, "" if it has none."""
     for name, parameters in (
         ("content-disposition", ("filename", "name")),
         ("content-type", ("name", "filename")),
     ):
         field = read_content_field(fields, name)
         for parameter in parameters if field.parameters else ():
-            if filename := next(filter(None, map(printable, field.all(parameter))), ""):
-                return filename.replace("\t", " ")
+            if filename := next(filter(printable, field.all(parameter)), ""):
+                return filename
     return ""
 
 

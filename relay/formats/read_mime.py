@@ -193,8 +193,10 @@ class ReadParts:
 
     header: bytes = field(repr=False)
     bodies: ReadBodies
-    attachments: tuple[AttachedOctets, ...]
+    attachments: tuple[AttachedOctets, ...]  # in the order of leaves.attached
     defects: tuple[str, ...]
+    leaves: SortedLeaves = field(repr=False)
+    structure: Structure = field(repr=False)
 
 
 def read_parts(content: Octets) -> ReadParts:
@@ -209,6 +211,8 @@ def read_parts(content: Octets) -> ReadParts:
         ReadBodies(html.text if html else None, text.text if text else None),
         _all_attached(content, leaves, html=html.text if html else None),
         (*structure.defects, *(html.defects if html else ()), *(text.defects if text else ())),
+        leaves,
+        structure,
     )
 
 
