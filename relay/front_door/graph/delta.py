@@ -1,9 +1,9 @@
-"""Delta queries of messages and mail folders: a list page by page, then only what has changed.
+"""Delta queries of messages: a list page by page, then only what has changed.
 
-A round ends with a deltaLink, which begins the next one. The first round of messages lists the
-folder; the position in the change feed is read before the list, so the second round has the changes
-made meanwhile. A link's token has the query options of the first request, as in Graph, and belongs
-to one collection of one mailbox. If the changes after a token are no longer kept, the answer is 410
+A round ends with a deltaLink, which begins the next one. The first round lists the folder; the
+position in the change feed is read before the list, so the second round has the changes made
+meanwhile. A link's token has the query options of the first request, as in Graph, and belongs to
+one collection of one mailbox. If the changes after a token are no longer kept, the answer is 410
 with a Location that starts a first round (Graph's delta query overview).
 """
 
@@ -23,13 +23,7 @@ from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.message_pages import MessageItem, MessagePage
 from relay.front_door.graph.odata.resources import message_condition
 from relay.front_door.graph.query_options import QueryOptions
-from relay.front_door.graph.responses import collection_response
-from relay.front_door.graph.serializer import (
-    FOLDER_PROPERTIES,
-    MESSAGE_PROPERTIES,
-    extent_of,
-    folder_json,
-)
+from relay.front_door.graph.serializer import MESSAGE_PROPERTIES, extent_of
 from relay.front_door.http.errors import ApiError, bad_request, quoted, service_unavailable
 from relay.store.mailbox.changes import ChangeKind, MessageDelta
 from relay.store.mailbox.errors import QueryTooLongError, StalePositionError
@@ -46,8 +40,7 @@ from relay.store.mailbox.query import (
 TOKEN_CHARACTERS_MAX = 8192
 _LATEST = "latest"
 _CHANGE_TYPE = "changetype"
-_FOLDERS = "mailFolders"
-_MESSAGE_OPTIONS = ("select", "expand", "filter", "orderby", "top", _CHANGE_TYPE)
+_ALLOWED = ("select", "expand", "filter", "orderby", "top", _CHANGE_TYPE)
 _TOKENS = ("skiptoken", "deltatoken")
 _KINDS = {
     "": EVERY_CHANGE,
@@ -61,12 +54,7 @@ _Result = TypeVar("_Result")
 
 async def list_message_changes(request: GraphRequest) -> Response:
     """GET messages/delta, in a folder or in the whole mailbox."""
-    delta = read_delta_request(
-        request,
-        collection=f"{request.folder_id.lower()}/messages",
-        allowed=_MESSAGE_OPTIONS,
-        known=MESSAGE_PROPERTIES,
-    )
+    delta = read_delta_request(request)
     options = delta.options
     kinds = _kinds(delta.option_texts.get(_CHANGE_TYPE, ""))
     condition, received_from_us = _read_filter(options.filter)
@@ -174,26 +162,6 @@ def _check_order(text: str) -> None:
         raise errors.ORDER_UNSUPPORTED(f"$orderby: found {quoted(text)}, {expected}.")
 
 
-async def list_folder_changes(request: GraphRequest) -> Response:
-    """GET mailFolders/delta: the folders of all levels."""
-    delta = read_delta_request(
-        request, collection=_FOLDERS, allowed=("select", "top"), known=FOLDER_PROPERTIES
-    )
-    options = delta.options
-    limit = 0 if delta.is_latest else options.top
-    changes = await delta.answered(
-        request.store.folders.delta(request.mailbox, after=delta.link.position, limit=limit)
-    )
-    items = [
-        {"id": change.folder_id, "@removed": {"reason": "deleted"}}
-        if change.folder is None
-        else folder_json(change.folder, options.select)
-        for change in changes.changed
-    ]
-    next_link, delta_link = delta.links(changes.position, more=changes.more)
-    return collection_response(delta.context(), items, next_link=next_link, delta_link=delta_link)
-
-
 # -- rounds and their links
 
 
@@ -261,8 +229,7 @@ class DeltaRequest(Struct, frozen=True):
 
     def context(self) -> dict[str, Any]:
         """Return the @odata.context of a page."""
-        kind = "mailFolder" if self.link.collection == _FOLDERS else "message"
-        return self.request.context(f"Collection({kind})")
+        return self.request.context("Collection(message)")
 
     def links(self, position: str, page: str = "", *, more: bool = False) -> tuple[str, str]:
         """Return (nextLink, "") while the round continues, else ("", deltaLink)."""
@@ -272,13 +239,11 @@ class DeltaRequest(Struct, frozen=True):
         return "", f"{self.request.url()}?$deltatoken={token}"
 
 
-def read_delta_request(
-    request: GraphRequest, *, collection: str, allowed: Collection[str], known: Collection[str]
-) -> DeltaRequest:
+def read_delta_request(request: GraphRequest) -> DeltaRequest:
     """Read the token and the options. Raises ApiError 400, and 410 for another's token."""
-    names, kind = (*allowed, *_TOKENS), "mailFolder" if collection == _FOLDERS else "message"
-    options = request.collection_options(names, known, kind)
-    texts = _texts(request.http.query, allowed)
+    collection, names = f"{request.folder_id.lower()}/messages", (*_ALLOWED, *_TOKENS)
+    options = request.collection_options(names, MESSAGE_PROPERTIES, "message")
+    texts = _texts(request.http.query)
     if options.skiptoken and options.deltatoken:
         raise bad_request("$skiptoken and $deltatoken: give one of them.")
     text = options.skiptoken or options.deltatoken or ""
@@ -292,13 +257,13 @@ def read_delta_request(
             if link.options.get(name) != value:
                 raise bad_request(f"The token has another {quoted(name)}; omit the option.")
         query = [(_spelled(name), value) for name, value in link.options.items()]
-        options = request.collection_options(names, known, kind, query=query)
+        options = request.collection_options(names, MESSAGE_PROPERTIES, "message", query=query)
     return DeltaRequest(request, link, options, is_latest)
 
 
-def _texts(query: Collection[tuple[str, str]], allowed: Collection[str]) -> dict[str, str]:
+def _texts(query: Collection[tuple[str, str]]) -> dict[str, str]:
     texts = {name.removeprefix("$").lower(): value for name, value in query}
-    return {name: value for name, value in texts.items() if name in allowed}
+    return {name: value for name, value in texts.items() if name in _ALLOWED}
 
 
 def _spelled(option: str) -> str:

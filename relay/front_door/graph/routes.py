@@ -100,10 +100,10 @@ OPERATIONS = (
     _operation("outlook/mastercategories", "POST", "Creating categories"),
     *_of_messages(""),
     *_of_messages("mailfolders/{folder}/"),
-    _operation("mailfolders/{folder}/childfolders/delta", "GET", "A delta query of child folders"),
-    _operation(
-        "mailfolders/{folder}/messagerules/*", "GET POST PATCH DELETE", "The resource messageRule"
-    ),
+    _operation("mailfolders/delta", "GET", "A delta query of folders"),
+    _operation("mailfolders/{folder}/childfolders/delta", "GET", "A delta query of folders"),
+    _operation("mailfolders/{folder}/messagerules", "POST", "The resource messageRule"),
+    _operation("mailfolders/{folder}/messagerules/{rule}", "", "The resource messageRule"),
     _operation(
         "inferenceclassification/overrides", "POST", "The resource inferenceClassificationOverride"
     ),
@@ -189,15 +189,14 @@ class RouteMatch(Struct, frozen=True):
 def find_route(method: str, segments: tuple[str, ...]) -> RouteMatch:
     """Return the operation of `method` on the path after a user. Raises ApiError 400, 405, 501."""
     segments = _innermost_folder(segments)
+    _check_operations(method, segments, OPERATIONS)
     for pattern, by_method in _ROUTES:
         parameters = _match(pattern, segments)
         if parameters is None:
             continue
         if (operation := by_method.get(method)) is None:
-            _check_operations(method, segments, OPERATIONS)
             raise method_not_allowed(by_method)
         return RouteMatch(operation, parameters)
-    _check_operations(method, segments, OPERATIONS)
     _check_resources(segments, RESOURCES_OF_USERS)
     raise _not_found(segments, _ROUTES)
 
@@ -353,7 +352,6 @@ _FOLDER_OPERATIONS: Mapping[str, GraphOperation] = {
     "GET mailfolders": _reads(mail_folders.list_folders),
     "POST mailfolders": _changes(mail_folders.create_folder),
     "GET mailfolders/$count": _reads(mail_folders.count_folders),
-    "GET mailfolders/delta": _reads(delta.list_folder_changes),
     "GET mailfolders/{folder}": _reads(mail_folders.get_folder),
     "PATCH mailfolders/{folder}": _changes(mail_folders.change_folder),
     "DELETE mailfolders/{folder}": _changes(mail_folders.delete_folder),

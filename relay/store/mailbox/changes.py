@@ -1,10 +1,10 @@
-"""Changes of messages and folders as values: events of the change feed, and Graph's delta."""
+"""Changes of messages as values: events of the change feed, and Graph's delta."""
 
 from enum import StrEnum
 
 from msgspec import Struct
 
-from relay.store.mailbox.stored_message import Folder, StoredMessage
+from relay.store.mailbox.stored_message import StoredMessage
 
 
 class ChangeKind(StrEnum):
@@ -57,20 +57,5 @@ class DeltaPage(Struct, frozen=True):
     """Changed messages. Continue from `position`, at once if `more`."""
 
     changed: tuple[MessageDelta, ...]
-    position: str
-    more: bool
-
-
-class FolderDelta(Struct, frozen=True):
-    """A folder that was created or changed, or was removed: then `folder` is None."""
-
-    folder_id: str
-    folder: Folder | None
-
-
-class FolderDeltaPage(Struct, frozen=True):
-    """Changed folders. Continue from `position`, at once if `more`."""
-
-    changed: tuple[FolderDelta, ...]
     position: str
     more: bool

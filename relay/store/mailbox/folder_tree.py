@@ -25,7 +25,6 @@ from msgspec.structs import replace
 
 from relay.base.observe.logs import get_logger
 from relay.store.mailbox import maildir
-from relay.store.mailbox.changes import FolderDeltaPage
 from relay.store.mailbox.draft_files import NewNames
 from relay.store.mailbox.errors import FolderError, FolderExistsError, ProtectedFolderError
 from relay.store.mailbox.folders import (
@@ -165,13 +164,6 @@ class FolderTree(StorePart):
             return root_folder(mailbox, folders)
         return self._found(mailbox, folder_id)
 
-    async def delta(self, account: str, *, after: str, limit: int) -> FolderDeltaPage:
-        """Return the folders that changed after the position `after`, as they are now; all for "".
-
-        With a `limit` of 0, return only the current position. Raises StalePositionError.
-        """
-        return await self.queries.run(account, self._delta, account, after, limit)
-
     def _every(self, account: str) -> list[Folder]:
         """Return every folder without its counts.
 
@@ -193,10 +185,6 @@ class FolderTree(StorePart):
             replace(folder, total=count.total, unread=count.unread, size_bytes=count.size_bytes)
             for folder, count in pairs
         ]
-
-    def _delta(self, account: str, after: str, limit: int) -> FolderDeltaPage:
-        self._every(account)  # stores the ids that are derived from names
-        return self.index.folder_delta(self.folders.mailbox(account), after, limit)
 
     @_in_turn
     def create(self, account: str, name: str, *, parent_id: str = "") -> Folder:

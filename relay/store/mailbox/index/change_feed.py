@@ -1,41 +1,30 @@
-"""The change feed of a mailbox: what happened to its messages and folders, as it was discovered.
+"""The change feed of a mailbox: what happened to its messages, as it was discovered.
 
 rows.py appends to it; Graph's delta queries and subscriptions read on from their positions. A
 position belongs to one feed. A feed never has two changes with one number: if the disk may have
 lost its last changes, a new feed begins. Raises StalePositionError for a position of another feed,
 or of changes that are no longer kept.
-
-The changes of folders are found by comparison. The index keeps one row for each folder with a
-digest of its last known state. A request compares all folders with the rows, and gives each one
-that differs the next sequence number. The rows of removed folders are kept up to a maximum. A
-position names the change feed too, because it is lost together with the rows.
 """
 
 import functools
-import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apsw
 
 from relay.base.clock import read_boot_id
-from relay.store.mailbox.changes import Change, ChangeKind, ChangePage, FolderDelta, FolderDeltaPage
+from relay.store.mailbox.changes import Change, ChangeKind, ChangePage
 from relay.store.mailbox.errors import StalePositionError
 from relay.store.mailbox.index.database import fetch, get_meta, set_meta
-from relay.store.mailbox.stored_message import Folder
 
 CHANGES_KEPT = 100_000
-REMOVED_FOLDERS_KEPT = 1000
 _PRUNED_EVERY = 1000
 _POSITION = re.compile(r"([0-9a-f]{16})\.(\d{1,18})")
 _CLOSED = "closed"
 boot_id = functools.cache(read_boot_id)
 _COLUMNS = "sequence, kind, message_id, folder_id, previous_folder_id"
-_FOLDERS_PRUNED = "folders_pruned"  # the highest sequence number of a row that was deleted
-_DIGEST_BYTES = 12
-_REMOVED = b""
 
 
 def open_feed(cursor: apsw.Cursor, *, file_id: str) -> None:
@@ -126,22 +115,17 @@ def position_at(cursor: apsw.Cursor, sequence: int | None = None) -> str:
     return f"{get_meta(cursor, 'feed')}.{reached}"
 
 
-def sequence_of(cursor: apsw.Cursor, position: str) -> int:
-    """Return the sequence in a position of this feed. Raises StalePositionError."""
+def _known_sequence(cursor: apsw.Cursor, position: str, last: int) -> int:
+    """Return the sequence in a position of this feed.
+
+    Raises StalePositionError, also if later changes were deleted.
+    """
     match = _POSITION.fullmatch(position)
     if match is None or match[1] != get_meta(cursor, "feed"):
         raise StalePositionError(
             "The position is not one of this mailbox's feed; start again without it."
         )
-    return int(match[2])
-
-
-def _known_sequence(cursor: apsw.Cursor, position: str, last: int) -> int:
-    """Return the sequence in a position.
-
-    Raises StalePositionError if later changes were deleted.
-    """
-    after = sequence_of(cursor, position)
+    after = int(match[2])
     first = cursor.execute("SELECT min(sequence) FROM change").get or last + 1
     if not first - 1 <= after <= last:
         raise StalePositionError("The position is too old; start again without it.")
@@ -156,72 +140,3 @@ def _change(values: Sequence[Any]) -> Change:
 def _last(cursor: apsw.Cursor) -> int:
     row = cursor.execute("SELECT seq FROM sqlite_sequence WHERE name = 'change'").fetchone()
     return int(row[0]) if row else 0
-
-
-def differing_folders(cursor: apsw.Cursor, folders: Iterable[Folder]) -> Mapping[str, bytes]:
-    """Return the states of the folders, by id, that differ from their rows."""
-    states = {folder.id: _digest(folder) for folder in folders}
-    known = dict(fetch(cursor, "SELECT id, digest FROM folder_state"))
-    for folder_id in sorted(known.keys() - states.keys()):
-        states[folder_id] = _REMOVED
-    return {
-        folder_id: state for folder_id, state in states.items() if known.get(folder_id) != state
-    }
-
-
-def update_folders(cursor: apsw.Cursor, differing: Mapping[str, bytes]) -> None:
-    """Store the states that differ, in a transaction; forget the folders removed long ago."""
-    last = _last_folder(cursor)
-    for number, (folder_id, digest) in enumerate(differing.items(), start=last + 1):
-        cursor.execute(
-            "INSERT OR REPLACE INTO folder_state (id, sequence, digest) VALUES (?, ?, ?)",
-            (folder_id, number, digest),
-        )
-    surplus = fetch(
-        cursor,
-        "SELECT sequence FROM folder_state WHERE digest = x'' ORDER BY sequence DESC"
-        " LIMIT -1 OFFSET ?",
-        (REMOVED_FOLDERS_KEPT,),
-    )
-    if surplus:
-        pruned = surplus[0][0]
-        cursor.execute("DELETE FROM folder_state WHERE digest = x'' AND sequence <= ?", (pruned,))
-        set_meta(cursor, _FOLDERS_PRUNED, str(pruned))
-
-
-def folders_after(
-    cursor: apsw.Cursor, position: str, limit: int, *, folders: Mapping[str, Folder]
-) -> FolderDeltaPage:
-    """Return up to `limit` folders that changed after a position. "" returns all that exist.
-
-    With a limit of 0, return only the current position. Raises StalePositionError.
-    """
-    last = _last_folder(cursor)
-    after = sequence_of(cursor, position) if position else 0
-    if position and not int(get_meta(cursor, _FOLDERS_PRUNED) or 0) <= after <= last:
-        raise StalePositionError("The position is too old; start again without it.")
-    rows = fetch(
-        cursor,
-        "SELECT id, sequence FROM folder_state WHERE sequence > ?1 AND (digest <> x'' OR ?2)"
-        " ORDER BY sequence LIMIT ?3",
-        (after, bool(position), limit + 1),
-    )
-    changed = tuple(FolderDelta(folder_id, folders.get(folder_id)) for folder_id, _ in rows[:limit])
-    if limit and len(rows) > limit:
-        return FolderDeltaPage(changed, position_at(cursor, rows[limit - 1][1]), more=True)
-    return FolderDeltaPage(changed, position_at(cursor, last), more=False)
-
-
-def _last_folder(cursor: apsw.Cursor) -> int:
-    return int(fetch(cursor, "SELECT coalesce(max(sequence), 0) FROM folder_state")[0][0])
-
-
-def _digest(folder: Folder) -> bytes:
-    """Return a digest of everything that a client sees of a folder."""
-    visible = (
-        *(folder.display_name, folder.parent_id, folder.children),
-        *(folder.total, folder.unread, folder.size_bytes),
-    )
-    return hashlib.blake2b(
-        repr(visible).encode("utf-8", "replace"), digest_size=_DIGEST_BYTES
-    ).digest()

@@ -19,7 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.clock import Clock
-from relay.store.mailbox.changes import Change, ChangeKind, ChangePage, FolderDeltaPage
+from relay.store.mailbox.changes import Change, ChangeKind, ChangePage
 from relay.store.mailbox.errors import NoSuchItemError, StoreError, StoreUnavailableError
 from relay.store.mailbox.index import change_feed, query_sql
 from relay.store.mailbox.index.content_index import ContentIndexer, CopyLookup
@@ -276,19 +276,6 @@ class Indexes:
     def folders(self, mailbox: Path) -> list[Folder]:
         """Return every folder with its counts, in the order of list_folders()."""
         return self._run(mailbox, _counted)
-
-    def folder_delta(self, mailbox: Path, after: str, limit: int) -> FolderDeltaPage:
-        """See FolderTree.delta()."""
-
-        def operation(cursor: apsw.Cursor, folders: FolderRows) -> FolderDeltaPage:
-            counted = {folder.id: folder for folder in _counted(cursor, folders)}
-            if differing := change_feed.differing_folders(cursor, counted.values()):
-                with index.transaction() as writing:
-                    change_feed.update_folders(writing, differing)
-            return change_feed.folders_after(cursor, after, limit, folders=counted)
-
-        with self._of(mailbox) as index:
-            return index.run(operation)
 
     def usage(
         self, mailbox: Path, *, base_names: Collection[str] = (), within: Collection[Path] = ()

@@ -15,13 +15,6 @@ CREATE TABLE folder (
     state_bytes INTEGER NOT NULL DEFAULT 0
 );
 
--- What delta queries have last seen of each folder; an empty digest is a removed folder.
-CREATE TABLE folder_state (
-    id TEXT PRIMARY KEY,
-    sequence INTEGER NOT NULL UNIQUE,
-    digest BLOB NOT NULL
-) WITHOUT ROWID;
-
 -- `uid` is received_us * 1024 plus a number, so that its order is that of time. `claimed_id` is the id
 -- that a copy's file claims while another message has it. `first_seen_us`: when the file was first
 -- found, 0 if it existed before the index. `content_level`: 1 with the header's columns, 2 with the full

@@ -30,7 +30,7 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 ONLY_IN_GRAPH = {
     "": ("PATCH", "DELETE"),
     "messages/{message}/$value": ("DELETE",),
-    "messagerules": ("POST", "PATCH", "DELETE"),
+    "messagerules": ("POST",),
     "inferenceclassification/overrides": ("POST",),
     "outlook/mastercategories": ("POST",),
 }
@@ -279,7 +279,6 @@ ROWS: dict[tuple[str, str], Row] = {
     ("mailfolders/{folder}/copy", "POST"): Row({"destinationId": "archive"}, _DESTINATION),
     ("messages/{message}/attachments/$count", "GET"): Row(),
     ("mailfolders", "POST"): Row({"displayName": "new"}, (({}, _REQUIRED), *_FOLDER)),
-    ("mailfolders/delta", "GET"): _DELTA,
     ("mailfolders/{folder}", "GET"): Row(options=(*BAD_OPTIONS, *BAD_SELECT)),
     ("mailfolders/{folder}", "PATCH"): Row({"displayName": "new"}, _FOLDER, conditional=True),
     ("mailfolders/{folder}", "DELETE"): Row(conditional=True),

@@ -177,7 +177,6 @@ REFUSED: dict[str, Refused] = {
         for path in (
             "/mailFolders?$select=displayName,wellKnownName",
             "/mailFolders/inbox?$select=wellKnownName",
-            "/mailFolders/delta?$select=wellKnownName",
             "/mailFolders?$expand=childFolders($expand=childFolders($select=wellKnownName))",
         )
     },

@@ -210,7 +210,6 @@ async def test_nothing_is_written_into_another_tree(stored, name: str) -> None:
 
 READS: dict[str, Callable[[FileStore], Coroutine[Any, Any, Any]]] = {
     "folders": lambda store: store.folders.every(ALICE),
-    "changed folders": lambda store: store.folders.delta(ALICE, after="", limit=1),
     "settings": lambda store: store.settings.read(ALICE),
     "message": lambda store: store.messages.get(ALICE, ID),
     "query": lambda store: store.lists.query(ALICE, MessageQuery()),
