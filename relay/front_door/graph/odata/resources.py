@@ -371,12 +371,6 @@ _OF_FACTS = {"contentType": "content_type", "isInline": "inline"}
 _USER_TEXTS = ("id", "displayName", "mail", "mailNickname", "userPrincipalName", "userType")
 _USER_TYPES = dict.fromkeys(_USER_TEXTS, FieldType.TEXT) | {"accountEnabled": FieldType.BOOLEAN}
 _USER_COLLECTIONS = ("proxyAddresses", "otherMails")
-_USER_SEARCHED = {
-    name.lower(): name for name in ("displayName", "mail", "mailNickname", "userPrincipalName")
-}
-_CLAUSE = r'"[^":]+:[^"]+"'
-_SEARCH = re.compile(rf"\s*{_CLAUSE}(?:\s+(?:AND|OR)\s+{_CLAUSE})*\s*", re.IGNORECASE)
-_SEARCHED = re.compile(r'"(?P<clause>[^"]+)"|(?P<operator>AND|OR)', re.IGNORECASE)
 _COMPARISONS: dict[Operator, Callable[..., bool]] = {
     Operator.EQ: compared_by.eq,
     Operator.NE: compared_by.ne,
@@ -407,42 +401,6 @@ class _RecordType(Generic[_Record]):
             for name, descending in reversed(keys):
                 records = sorted(records, key=self.readers[name], reverse=descending)
         return records
-
-
-def select_users(users: Sequence[Account], options: QueryOptions) -> Sequence[Account]:
-    """Return the users that match $filter and $search, sorted by $orderby. Raises ApiError 400."""
-    selected = _USERS.selected(users, options)
-    if options.search is None:
-        return selected
-    matches = _user_search(options.search)
-    return [user for user in selected if matches(user)]
-
-
-def _user_search(text: str) -> Callable[[Account], bool]:
-    """Return whether words of a property begin with a text, by `"PROPERTY:TEXT"` with AND and OR
-    between; AND binds more strongly. Raises ApiError 400.
-    """
-    clauses: list[list[Callable[[Account], bool]]] = [[]]
-    if len(text) > CHARACTERS_MAX or not _SEARCH.fullmatch(text):
-        expected = '"displayName:al" or "mail:al" with AND or OR between, each in double quotes'
-        raise clause_error("search", f"found {quoted(text)}, expected {expected}")
-    for match in _SEARCHED.finditer(text):
-        if match["operator"]:
-            if match["operator"].upper() == "OR":
-                clauses.append([])
-            continue
-        name, _, words = match["clause"].partition(":")
-        read = _USERS.readers.get(name.strip().lower())
-        if read is None or name.strip().lower() not in _USER_SEARCHED:
-            names = ", ".join(_USER_SEARCHED.values())
-            raise clause_error("search", f"found the property {quoted(name)}, expected {names}")
-        clauses[-1].append(_has_word(read, str(_folded(words.strip()))))
-    return lambda user: any(all(has_words(user) for has_words in clause) for clause in clauses)
-
-
-def _has_word(read: Callable[[Account], Any], begin: str) -> Callable[[Account], bool]:
-    word = re.compile(rf"(?<!\w){re.escape(begin)}")
-    return lambda user: word.search(read(user)) is not None
 
 
 def _folded(value: Value) -> Value:
@@ -543,9 +501,10 @@ _ATTACHMENTS: _RecordType[AttachedOctets] = _record_type(
     {name: attrgetter(f"facts.{_OF_FACTS.get(name, name)}") for name in _ATTACHMENT_TYPES},
 )
 select_attachments = _ATTACHMENTS.selected
-_USERS = _record_type(
+_USERS: _RecordType[Account] = _record_type(
     "user",
     _USER_TYPES,
     USER_PROPERTIES,
     items={name.lower(): _texts_field(USER_PROPERTIES[name]) for name in _USER_COLLECTIONS},
 )
+select_users = _USERS.selected

@@ -82,11 +82,6 @@ async def test_selected_properties_of_the_user(
         ({"$filter": "mail in ('bob@example.test', 'alice@example.test')"}, 1),
         ({"$filter": "mail in ('bob@example.test')"}, 0),
         ({"$filter": "not(mail in ('bob@example.test', 'carol@example.test'))"}, 1),
-        ({"$search": '"displayName:al"'}, 1),
-        ({"$search": '"mail:example"'}, 1),
-        ({"$search": '"displayName:lice"'}, 0),
-        ({"$search": '"displayName:bob" OR "mail:alice@ex"'}, 1),
-        ({"$search": '"displayName:alice" AND "mail:bob"'}, 0),
     ],
 )
 async def test_the_list_has_only_the_users_of_the_token(
