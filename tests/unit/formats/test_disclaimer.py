@@ -49,9 +49,7 @@ def part(body: bytes | str, kind: str = "text/plain", encoding: str = "", more: 
 
 
 PDF = part(b"%PDF-1.4 Only", "application/pdf; name=x.pdf", "base64")
-CALENDAR = part("BEGIN:VCALENDAR\r\nEND:VCALENDAR", "text/calendar; method=REQUEST")
 HTML = part("<html><body><p>Hi</p></body></html>", "text/html; charset=utf-8")
-ATTACHED = part(HEAD + b"\r\ninner text\r\n", "message/rfc822")
 
 
 def applied(content: bytes, disclaimer: Disclaimer, *, large: bool = False) -> bytes:
@@ -102,11 +100,6 @@ IN_HTML = "\n<div><p>Only for the addressee.<br>\nAsk legal@in.test.</p></div>\n
         (HEAD + b"\r\nHi\r\n", ASCII, [f"Hi\n{AT_END}"]),
         (HEAD, ASCII, [AT_END[1:]]),
         (mail(part("Hi")), BANNER, ["From outside.\n\nHi\n"]),
-        (
-            mail(part("\ufeffHi", "text/plain; charset=utf-8")),
-            BANNER,
-            ["\ufeffFrom outside.\n\nHi\n"],
-        ),
         (mail(HTML), ASCII, [f"<html><body><p>Hi</p>{IN_HTML}</body></html>\n"]),
         (
             mail(HTML),
@@ -128,11 +121,6 @@ IN_HTML = "\n<div><p>Only for the addressee.<br>\nAsk legal@in.test.</p></div>\n
             mail(part("Hi \r\nall", "text/plain; format=flowed; delsp=yes")),
             Disclaimer.of("> quoted \nFrom us \n-- \nlast"),
             ["Hi \nall\n\n > quoted\n From us\n-- \nlast\n"],
-        ),
-        (
-            mail(part("Hi=20=\r\nall=3D\r\n", encoding="quoted-printable")),
-            ASCII,
-            [f"Hi all=\n\n{AT_END}"],
         ),
         (
             mail(
@@ -316,16 +304,10 @@ SIGNED = mail(part("Hi"), part("sig", "application/pgp-signature"), kind="signed
         (mail(part("-----BEGIN PGP SIGNED MESSAGE-----\r\nHash: SHA256\r\n\r\nHi")), "signed"),
         (mail(part("Hi\r\n-----BEGIN PGP MESSAGE-----\r\n\r\nxx", encoding="base64")), "encrypted"),
         (mail(part("Hi"), part("x", "application/ms-tnef; name=winmail.dat", "base64")), "TNEF"),
-        (
-            mail(part("Hi"), part("x", "application/octet-stream; name=winmail.dat", "base64")),
-            "TNEF",
-        ),
         (mail(PDF), "no text"),
-        (mail(ATTACHED), "no text"),
         (HEAD + b"Content-Type: multipart/mixed; boundary=x\r\n\r\nHi\r\n", "without parts"),
         (mail(*[b"\r\nx"] * 1001), "more parts"),
         (mail(part(b"H\xfc", "text/plain; charset=x-none")), "unknown charset"),
-        (mail(part("Hi", "text/plain; charset=punycode")), "unknown charset"),
         (mail(part(b"H\xff", "text/plain; charset=us-ascii")), "not in its charset"),
         (
             mail(

@@ -134,26 +134,11 @@ NEW_TEXT = {"body_type": "text", "body": "nëw text\nsecond"}
             "mixed plain mixed png",
         ),
         (
-            multipart(b"related", ALTERNATIVE, IMAGE),
-            "related alternative plain html png",
-            "mixed plain png",
-        ),
-        (
-            multipart(b"alternative", TEXT, multipart(b"related", HTML)),
-            "alternative plain related html",
-            "plain",
-        ),
-        (
             multipart(b"alternative", TEXT, multipart(b"related", HTML), IMAGE),
             "alternative plain related html png",
             "mixed plain png",
         ),
         (FILE, "mixed alternative plain html pdf", "mixed plain pdf"),
-        (
-            multipart(b"mixed", FILE, ITEM),
-            "mixed alternative plain html pdf rfc822 plain",
-            "mixed plain pdf rfc822 plain",
-        ),
         (
             multipart(b"mixed", FILE, preamble=b"preamble\r\n"),
             "mixed alternative plain html pdf",

@@ -86,10 +86,6 @@ def longest(octets: bytes) -> int:
         (QUOTED + "\n=c3=bc é =é x=\n y \n", QUOTED + "\n=c3=bc =C3=A9 =3D=C3=A9 x=\n y \n"),
         (BASE64 + "\nYWJj\né\nZGVm\n", BASE64 + "\nYWJjZGVm\n"),
         (
-            "Content-Type: application/x\nContent-Transfer-Encoding: x-uuencode\n\nbegin 644 é\n#86)C\n`\nend\n",
-            "Content-Type: application/x\n" + BASE64 + "MIME-Version: 1.0\n\nYWJj\n",
-        ),
-        (
             MIXED + "--b\nContent-Type: message/delivery-status\n\nReporting-MTA: dns; ü\n--b--\n",
             MIXED
             + f"--b\nContent-Type: message/delivery-status\n{QUOTED}\nReporting-MTA: dns; =C3=BC\n--b--\n",
@@ -102,10 +98,6 @@ def longest(octets: bytes) -> int:
             MIXED + "--b\nX: y\nno field ü\n--b--\n",
             MIXED
             + f"--b\nX: y\n{QUOTED}Content-Type: text/plain; charset=utf-8\n\nno field =C3=BC\n--b--\n",
-        ),
-        (
-            "Content-Type: text/html\nno field ü\n",
-            f"Content-Type: text/html\n{QUOTED}MIME-Version: 1.0\n\nno field =C3=BC\n",
         ),
         ("Subject: a\n\n" + "ab " * 400 + "\n", None),
         (
@@ -234,14 +226,6 @@ def test_a_header_is_encoded_for_a_host_without_smtputf8_and_a_body_without_8bit
             "Content-Type: text/plain;\n name*=utf-8''%C3%A9%3B%22x.pdf; charset=utf-8",
         ),
         (
-            "Content-Disposition: attachment; filename=my é.pdf",
-            "Content-Disposition: attachment;\n filename*=utf-8''my%20%C3%A9.pdf",
-        ),
-        (
-            "Content-Disposition: attachment; filename*=utf-8''é%20x",
-            "Content-Disposition: attachment;\n filename*=utf-8''%C3%A9%20x",
-        ),
-        (
             "Content-Disposition: attachment; filename=" + "é" * 20,
             "Content-Disposition: attachment;\n filename*0*=utf-8''"
             + "%C3%A9" * 6
@@ -251,10 +235,6 @@ def test_a_header_is_encoded_for_a_host_without_smtputf8_and_a_body_without_8bit
             + "%C3%A9" * 3,
         ),
         ('X-Note: "\\"é\\""', "X-Note: =?utf-8?B?Ilwiw6lcIiI=?="),
-        (
-            b"Subject: =?iso-8859-1?Q?Die_Fr\xf6s=E7he?= x",
-            "Subject: =?iso-8859-1?Q?Die_Fr=F6s=E7he?= x",
-        ),
         (b'To: "=?iso-8859-1?q?\xf6\xf6?=" <a@x>', 'To: "=?iso-8859-1?q?=F6=F6?=" <a@x>'),
     ],
 )

@@ -55,9 +55,7 @@ TABLE = [
     ("Bob (Boss) <bob@x.test>", ["Bob|bob@x.test"], True),  # as mp, pm, pd
     ("(a (b) c) bob@x.test", ["a (b) c|bob@x.test"], True),  # pm: "c)"
     ("bob@(x)x.test", ["x|bob@x.test"], True),
-    ("Bob <bob@(x)x.test>", ["Bob|bob@x.test"], True),  # pm keeps it in the address
     ("bob(x)@x.test", ["x|bob@x.test"], True),
-    ("bob @ x.test", ["|bob@x.test"], True),  # pm keeps the blanks
     ("bob@x . test", ["|bob@x.test"], False),  # pm: bob@x
     ("<@a.test,@b.test:c@d.test>", ["|c@d.test"], False),  # pm keeps the route; py has two
     ("Team: a@x.test, B <b@x.test>;, c@x.test", ["|a@x.test", "B|b@x.test", "|c@x.test"], True),
@@ -72,25 +70,20 @@ TABLE = [
     ("a@x.test, , b@x.test,", ["|a@x.test", "|b@x.test"], True),
     ("bob@[IPv6:2001:db8::1]", ["|bob@[ipv6:2001:db8::1]"], True),  # pm: the name "1]"
     ('"Bob \\"B\\" C" <bob@x.test>', ['Bob "B" C|bob@x.test'], True),
-    ('"Doe, J; K" "(L)"<j@x.test>', ["Doe, J; K (L)|j@x.test"], True),
     ('"a@b"@c.test', ['|"a@b"@c.test'], True),  # pm: a@b@c.test
-    ('<"a>, b"@c.test>', ['|"a>, b"@c.test'], True),
     ('"bob@x.test"', ["bob@x.test|"], False),  # mp, pm, py take the text for an address
     ("(bob@x.test)", ["bob@x.test|"], True),
     ('"Bob" bob@x.test', ["Bob|bob@x.test"], False),  # py, pd: one with a quoted local part
     ("a@x.test b@x.test", ["|a@x.test", "|b@x.test"], False),  # py: @x.test
     ('"pm@" <x.test pm@x.test>', ["pm@|pm@x.test"], False),  # words that are none beside it
-    ("<bob @ x.test>", ["|bob@x.test"], True),
     ("Bob [mailto:bob@x.test]", ["Bob|bob@x.test"], False),
     ("Bob [bob@x.test]", ["Bob|bob@x.test"], False),  # pd: "Bob"
-    ("<bob@x.test> Bob", ["Bob|bob@x.test"], False),
     ("Bob <> <bob@x.test>", ["Bob|bob@x.test"], False),
     ("Bob <bob>", ["Bob <bob>|"], False),  # all others: the address "bob"
     ("Bob <bob@x.test", ["Bob|bob@x.test"], False),
     ("B <b@x.test, Al <a@x.test>", ["B|b@x.test", "Al|a@x.test"], False),  # mp, pm lose the first
     ('"Bob <bob@x.test>', ['"Bob|bob@x.test'], False),  # py: the address is all of it
     ("Bob (the <bob@x.test>", ["Bob (the|bob@x.test"], False),  # all others: no address
-    ("a@x.test (b, c@x.test", ["b, c@x.test|a@x.test"], False),
     ("a@x.test (b", ["b|a@x.test"], True),
     ("a@b@c.test", ["a@b@c.test|"], False),  # mp, pm: a@b@c.test; py: @c.test
     ("=?utf-8?q?w?=.bob@x.test", ["|=?utf-8?q?w?=.bob@x.test"], False),  # pd: w.bob@x.test
@@ -100,10 +93,8 @@ TABLE = [
     ("=?utf-8?q?ceo=40x.test?=", ["ceo@x.test|"], False),
     # Others split at these before they decode, pd does not.
     ("=?iso-8859-1?Q?C;_R=EDo.?= <r@c.test>", ["C; Río.|r@c.test"], False),
-    ("=?utf-8?q?Doe,_J;_(K)?= <r@x.test>", ["Doe, J; (K)|r@x.test"], False),
     # mp and pm split it, and show an address that is none.
     ("=?utf-8?Q?info@s.test, Inc.?= <c@x.test>", ["info@s.test, Inc.|c@x.test"], False),
-    ("=?utf-8?Q?Foo_Bar_(X)?= <a@x.test>", ["Foo Bar (X)|a@x.test"], True),
     ("Bob\x0b <bob@x.test>", ["Bob|bob@x.test"], False),
     ("Al, B. carl@x.test", ["Al|", "B.|carl@x.test"], False),  # py: B.carl@x.test
     ('=?utf-8?q?a"b<c?= <r@x.test>', ['a"b<c|r@x.test'], False),

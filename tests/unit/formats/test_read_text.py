@@ -21,19 +21,14 @@ BODIES = [
     # ks_c_5601-1987: WHATWG Encoding
     (b"text/plain; charset=ks_c_5601-1987", b"\x8cc\xb9\xe6\xb0\xa2\xc7\xcf", "똠방각하"),
     (b"text/plain; charset=iso-2022-jp", b"\x1b$B-!\x1b(B", "①"),  # WHATWG Encoding
-    (b"text/plain; charset=euc-jp", b"\xad\xa1", "①"),  # NEC in euc-jp: WHATWG Encoding
     (b"text/plain; charset=shift_jis", b"\xfb\xfc\x87\x40", "髙①"),  # WHATWG Encoding
-    (b"text/plain; charset=big5", b"\xa3\xe1\xa1E", "€‧"),  # euro in big5: WHATWG Encoding
-    (b"text/plain; charset=gbk", b"\x80", "€"),  # euro in gbk: WHATWG Encoding
     (b"text/plain; charset=iso-8859-1", b"\x93q\x94 \x80", "“q” €"),  # iso-8859-1: WHATWG Encoding
     (b"text/plain; charset=windows-1252", b"a\x81b", "a\x81b"),  # WHATWG Encoding
     # UTF-8 as us-ascii: ASCII has seven bits: UTF-8 if valid
     (b"text/plain; charset=us-ascii", "Grüße".encode(), "Grüße"),
-    (b"text/plain; charset=us-ascii", GRUESSE, "Grüße"),  # 8 bits as us-ascii: else windows-1252
     (b"text/plain", "Grüße".encode(), "Grüße"),  # UTF-8 without charset: RFC 6532
     (b"text/plain", GRUESSE, "Grüße"),  # 8 bits without charset: the default of browsers
     (b"text/plain; charset=(c) koi8-r (d)", PRIVET, "Привет"),  # comments: RFC 2045 5.1
-    (b"text/plain; charset='koi8-r'", PRIVET, "Привет"),  # wrong quotes: what was meant
     (b"text/plain; charset*=us-ascii'en'koi8-r", PRIVET, "Привет"),  # extended: RFC 2231 4
     (b"text/plain; charset=utf-8", b"\xef\xbb\xbfa", "a"),  # mark: WHATWG Encoding 6
     (b"text/plain; charset=iso-8859-1", b"\xef\xbb\xbf\xc3\xbc", "ü"),  # WHATWG Encoding 6
@@ -43,7 +38,6 @@ BODIES = [
     (b"text/plain; charset=cp850", b"Gr\x81\xe1e", "Grüße"),  # cp850: mail programs have it
     (b"text/plain; charset=utf-7", b"Gr+APw-", "Grü"),  # utf-7: RFC 2152, in old mail
     (b"text/plain; charset=utf-8", GRUESSE, LOST),  # not UTF-8: WHATWG: these octets alone
-    (b"text/plain; charset=shift_jis", "請Ö".encode(), "請Ö"),  # it is all valid UTF-8
     # DelSp: RFC 3676 4.2; the signature 4.3, stuffing 4.4, quotes 4.5
     (FLOWED, b"ein gehei \nmes Projekt", "ein geheimes Projekt"),
     (FLOWED.upper(), "\u79d8 \r\n\u5bc6 \r\n\u3002\r\n".encode(), "\u79d8\u5bc6\u3002\r\n"),

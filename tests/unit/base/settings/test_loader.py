@@ -14,7 +14,6 @@ from tests.support.tables import each_row
 from tests.support.tls import self_signed
 
 LOGIN = "{user='u', password_file='secret'}"
-OAUTH = "[[oauth]]\nname = 'm'\nprovider = 'microsoft'\n"
 ROUTE = "[[route]]\ndomain = '*'\n"
 OWN = "[[domain]]\nname = '{}.test'\nalias_of = '{}.test'\n"
 ANY = "[[domain]]\nname = 'a.test'\nrecipients = 'any'\n"
@@ -160,10 +159,6 @@ max_connections = 0
             "4: http.anonymous: found",
         ),
         (
-            '[http]\nanonymous = "a@b.test"\nlisten = ["unix:s"]',
-            "only loopback addresses in http.listen",
-        ),
-        (
             '[http]\nanonymous = "a@b.test"\nproxy_networks = ["127.0.0.1/32"]',
             "expected no proxy_networks",
         ),
@@ -174,7 +169,6 @@ max_connections = 0
             "[pressure]\nmemory = '1 kiB'",
             '4: pressure.memory: found "1 kiB", expected 0, or a size of 16 MiB to 1024 TiB',
         ),
-        ("[mailboxes]\ncatch_all = 'a@b.test'", "expected a mailbox in one of mailboxes.domains"),
         (
             "[mailboxes]\ndomains = ['b.test']\nsrs_domain = 'a.test'",
             '5: mailboxes.srs_domain: found "a.test", expected one of mailboxes.domains',
@@ -186,10 +180,6 @@ max_connections = 0
         (
             "[mailboxes]\ndomains = ['a.test']\n[[domain]]\nname = 'A.test'",
             '6: domain[0].name: found "A.test", expected a name that is not in mailboxes.domains',
-        ),
-        (
-            "[[domain]]\nname = 'a.test'\nalias_of = 'b.test'",
-            '5: domain[0].alias_of: found "b.test", expected another own domain',
         ),
         (
             f"[mailboxes]\ndomains = ['c.test']\n{OWN.format('a', 'b')}{OWN.format('b', 'c')}",
@@ -204,22 +194,13 @@ max_connections = 0
             '6: domain[0].catch_all: found "x@b.test", expected catch_all only with recipients = "accounts"',
         ),
         (
-            f"{ANY}postmaster = 'x@a.test'",
-            '6: domain[0].postmaster: found "x@a.test", expected a mailbox in one of mailboxes.domains, or of a [[domain]] with accounts',
-        ),
-        (
             f"{ANY}[[route]]\ndomain = 'a.test'\nnext_hop = 'local'",
             'route[0].next_hop: found "local", expected another one: no account has an address there',
-        ),
-        (
-            "[[smtp]]\nlisten = 'systemd:'",
-            '4: smtp[0].listen: found "systemd:", expected "systemd:NAME" with',
         ),
         (
             f"{ROUTE}next_hop = 'local'\nmax_connections = 3",
             "6: route[0].max_connections: found 3, expected max_connections only with an mx",
         ),
-        ("[[route]]\ndomain = 'a.test'", "3: route[0].next_hop: found nothing, expected"),
         (
             f"{ROUTE}next_hop = 'mx'\nrecipient = 'b@a.test'",
             'route[0].recipient: found "b@a.test", expected an address at *, the domain of the route',
@@ -245,20 +226,12 @@ max_connections = 0
             "route[0].next_hop: found",
         ),
         (
-            f"{ROUTE}next_hop='mx'\nname=' a'",
-            '6: route[0].name: found " a", expected one line of at most 100 characters',
-        ),
-        (
             f"{ROUTE}next_hop='smtp://h:25'\nrequiretls = 'verified'",
             '6: route[0].requiretls: found "verified", expected requiretls only with tls = "verify" and',
         ),
         (
             f"{ROUTE}next_hop='lmtp:unix:/run/lmtp'\nauth = {LOGIN}",
             "6: route[0].auth: found a table, expected auth only with an smtp://, smtps://, lmtp:// or graph://",
-        ),
-        (
-            f"{OAUTH}tenant = 'a/b'\nclient_id = 'x'",
-            '6: oauth[0].tenant: found "a/b", expected the',
         ),
         (
             f"{ROUTE}next_hop='smtp://a.test:25'\nauth = {{ user = 'a@b.test', oauth = 'x' }}",
@@ -272,10 +245,6 @@ max_connections = 0
             '10: route[0].auth.oauth: found "g", expected an [[oauth]] that is not Google',
         ),
         (
-            f"{ROUTE}next_hop='lmtp:unix:/run/lmtp'\ntls = 'required'",
-            '6: route[0].tls: found "required", expected tls only with an mx, smtp://, smtps:// or lmtp://',
-        ),
-        (
             f"{ROUTE}next_hop='smtp://h:1'\nauth = {{user='u', password_file='nope'}}",
             '6: route[0].auth.password_file: found "nope", expected the path of an existing file',
         ),
@@ -286,11 +255,6 @@ max_connections = 0
         (
             f"[dns]\nvalidating = true\n{ROUTE}next_hop='smtp://192.0.2.1:25'\ntls = 'dane'",
             '8: route[0].tls: found "dane", expected another level: dane needs a host that the DNS has',
-        ),
-        ("[delivery]\ntls = 'verify'", "expected one of none, opportunistic, required"),
-        (
-            f"{ROUTE}next_hop='smtps://h:465'\ntls = 'none'",
-            '6: route[0].tls: found "none", expected required or verify: smtps:// is TLS',
         ),
         (
             f"{TO_H}auth = {LOGIN}\ntls = 'none'",
@@ -304,10 +268,6 @@ max_connections = 0
         (
             "[[smtp]]\nlisten = '192.0.2.1:587'\nrole = 'submission'",
             '5: smtp[0].role: found "submission", expected tls, or a loopback address',
-        ),
-        (
-            "[[smtp]]\nlisten = '127.0.0.1:587'\nrole = 'submission'\nauth = false",
-            "6: smtp[0].auth: found false, expected true, or trusted_networks",
         ),
         (
             "[[smtp]]\nlisten = 'unix:smtp.sock'\nproxy_networks = ['10.0.0.0/8']",
@@ -332,10 +292,6 @@ max_connections = 0
         (
             DKIM.replace("s1", ".".join(["x" * 60] * 4)),
             "expected at most 253 characters of SELECTOR._domainkey.DOMAIN",
-        ),
-        (
-            DKIM.replace("a.test", "a.ü_.test"),
-            '4: dkim[0].domain: found "a.ü_.test", expected a domain such as "example.org"',
         ),
         (
             f"{DKIM}until = '2027-02-29'",

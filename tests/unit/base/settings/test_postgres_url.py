@@ -62,15 +62,11 @@ def test_what_is_read(url, expected):
         ("postgresql://localhost/a/b", "with the name of a database"),
         ("postgres://localhost/a", "USER@HOST/DATABASE"),
         ("postgresql://@localhost/a", "USER@HOST/DATABASE"),
-        ("postgresql://localhost:0/a", "a port of 1 to 65535"),
         ("postgresql://localhost:65536/a", "a port of 1 to 65535"),
-        ("postgresql://localhost:٣/a", "a port of 1 to 65535"),
         ("postgresql://::1/a", "a host name"),
         ("postgresql://[::1/a", "in brackets"),
-        ("postgresql://localhost,/a", "a host name"),
         ("postgresql://db.test/a", "sslmode=verify-full"),
         ("postgresql://db.test/a?sslmode=verify-ca", "sslmode=verify-full"),
-        ("postgresql://localhost,db.test/a?sslmode=require", "sslmode=verify-full"),
         ("postgresql://127.0.0.1.test/a", "sslmode=verify-full"),
         ("postgresql://localhost/a?sslmode=prefer", "sslmode as one of disable, require"),
         ("postgresql://localhost/a?sslrootcert=ca.pem", "an absolute path as sslrootcert"),
@@ -80,7 +76,6 @@ def test_what_is_read(url, expected):
             "connect_timeout, host, port, sslmode, sslrootcert, sslcert, sslkey, not password",
         ),
         ("postgresql://localhost/a?hidden", "application_name, connect_timeout"),
-        ("postgresql://localhost/a?sslmode", "one value for the parameter sslmode"),
         ("postgresql:///a?host=/b&host=/c", "one value for the parameter host"),
         ("postgresql://localhost/a?host=/b", "either before the database"),
         ("postgresql:///a?host=/b,/c&port=1,2,3", "one port for all hosts, or one for each"),
@@ -127,15 +122,7 @@ def fault_of(folder: Path, spool: str, **environ: str) -> str:
     "spool, fault",
     [
         (
-            'url = "mysql://localhost/a"',
-            '/relay.toml:4: spool.url: found something else, expected "sqlite:PATH" with a PATH inside state_dir, or "postgresql://USER@HOST/DATABASE"',
-        ),
-        (
             'url = "postgresql://u:hidden@localhost/relay"',
-            "/relay.toml:4: spool.url: found something else, expected the password as ${file:PATH} or ${env:NAME}",
-        ),
-        (
-            'url = "postgresql://u:hidden@${env:HOST}/relay"',
             "/relay.toml:4: spool.url: found something else, expected the password as ${file:PATH} or ${env:NAME}",
         ),
         (

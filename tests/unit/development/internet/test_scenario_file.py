@@ -91,12 +91,6 @@ AT = "domain[0].reply[0]"
     [
         ('[[domain]]\nnme = "x.test"\n', "net.toml:2: domain[0].nme: found an unknown key"),
         (
-            '[[domain]]\nname = "not a name"\n',
-            'net.toml:2: domain[0].name: found "not a name", expected a domain',
-        ),
-        ("[domain]\nname = 1\n", "net.toml:1: domain: found a table, expected [[domain]]"),
-        ("seed = -1\n", "net.toml:1: seed: found -1, expected a whole number from 0"),
-        (
             f'{REPLY}verb = "RCTP"\nreply = "550 x"\n',
             f'net.toml:4: {AT}.verb: found "RCTP", expected one of CONNECT, BANNER',
         ),
@@ -105,12 +99,10 @@ AT = "domain[0].reply[0]"
         (f'{RCPT}reply = "no"\n', f'net.toml:5: {AT}.reply: found "no", expected a reply such as'),
         (f'{RCPT}reply = "354 no"\n', "expected a code of 2yz, 4yz or 5yz"),
         (f'{RCPT}reply = "550-a\\n551 b"\n', "expected the code 550 on every line"),
-        (f'{RCPT}reply = "550 é"\n', "printable ASCII"),
         (
             f'{RCPT}action = "servfail"\n',
             f'net.toml:5: {AT}.action: found "servfail", expected it only with the verb DNS',
         ),
-        (f'{MAIL}action = "bad-certificate"\n', "only with the verb STARTTLS"),
         (
             f'{REPLY}verb = "DNS"\nreply = "550 x"\n',
             "expected the action servfail, nxdomain or stall",
@@ -119,35 +111,15 @@ AT = "domain[0].reply[0]"
             f'{MAIL}recipient = "x"\nreply = "550 x"\n',
             f'net.toml:5: {AT}.recipient: found "x", expected it only with DATA, DOT, RCPT',
         ),
-        (
-            f'{REPLY}verb = "EHLO"\nsender = "x"\nreply = "550 x"\n',
-            "expected it only with DATA, DOT, MAIL, RCPT",
-        ),
         (f'{RCPT}recipient = "x@y.test"\nreply = "550 x"\n', "expected the part before the @ only"),
-        (
-            f'{RCPT}recipient = "{"x" * 201}"\nreply = "550 x"\n',
-            "found 201 characters, expected 200 at most",
-        ),
         (
             f'[[graph]]\nstatus = 429\npath = "{"*a" * 101}"\n',
             "net.toml:3: graph[0].path: found 202 characters",
-        ),
-        (
-            f'{RCPT}reply = "550 x"\ntimes = 0\n',
-            f"net.toml:6: {AT}.times: found 0, expected a whole number from 1",
         ),
         (f'{RCPT}reply = "550 x"\ndelay = "2h"\n', "found 7200 seconds, expected an hour at most"),
         (
             f'{DOMAIN}null_mx = true\nmx = [{{ host = "a.test" }}]\n',
             "net.toml:4: domain[0].mx: found 1 host and null_mx",
-        ),
-        (
-            f"{DOMAIN}null_mx = true\ndane = true\n",
-            "net.toml:4: domain[0].dane: found true and null_mx",
-        ),
-        (
-            f'{DOMAIN}dane = "right"\n',
-            'net.toml:3: domain[0].dane: found "right", expected one of true, false, wrong, servfail',
         ),
         (
             f'{DOMAIN}certificate = "expird"\n',
@@ -157,10 +129,6 @@ AT = "domain[0].reply[0]"
         (
             f'{DOMAIN}[[domain.limit]]\nreply = "450 x"\n',
             "found 0 of connections, messages and recipients, expected one",
-        ),
-        (
-            f'{DOMAIN}[[domain.limit]]\nreply = "450 x"\nmessages = "1/1m"\nrecipients = "1/1m"\n',
-            "found 2 of connections",
         ),
         (
             f'{DOMAIN}[[domain.limit]]\nreply = "450 x"\nmessages = "20000/1m"\n',
@@ -175,20 +143,11 @@ AT = "domain[0].reply[0]"
             "found 101 domains, expected at most 100",
         ),
         (
-            DOMAIN + "aliases = [" + ", ".join(f"'a{n}.test'" for n in range(1000)) + "]\n",
-            "found 1001 names, expected at most 1000",
-        ),
-        (
-            DOMAIN + "mx = [" + ", ".join(f"{{ host = 'm{n}.test' }}" for n in range(101)) + "]\n",
-            "found 101 hosts, expected at most 100",
-        ),
-        (
             REPLY
             + 'verb = "RCPT"\nreply = "550 x"\n'
             + '[[domain.reply]]\nverb = "QUIT"\naction = "drop"\n' * 1000,
             "found 1001 replies, expected at most 1000",
         ),
-        ("[[graph]]\nstatus = 429\n" * 101, "found 101 faults, expected at most 100"),
         ("# " + "x" * SCENARIO_BYTES_MAX, "found more than 256 KiB"),
     ],
 )

@@ -112,7 +112,6 @@ _ANSWER: tuple[Bad, ...] = (
 )
 _DESTINATION: tuple[Bad, ...] = (
     ({}, _TYPE),
-    ({"destinationId": None}, _TYPE),
     ({"destinationId": ""}, "ErrorInvalidIdMalformed"),
     ({"destinationId": 5}, _TYPE),
     ({"destinationId": "x" * 600}, "ErrorInvalidRequest"),
@@ -128,7 +127,6 @@ _FOLDER: tuple[Bad, ...] = (
 _ATTACHMENT: tuple[Bad, ...] = (
     ({}, _REQUIRED),
     (FILE | {"contentBytes": "@@@"}, _TYPE),
-    (FILE | {"contentBytes": 5}, _TYPE),
     (FILE | {"contentBytes": None}, _REQUIRED),
     (FILE | {"name": None}, _REQUIRED),
     (FILE | {"name": "a\nb"}, "ErrorInvalidRequest"),
@@ -139,7 +137,6 @@ _UPLOAD: tuple[Bad, ...] = (
     ({}, _TYPE),
     ({"AttachmentItem": 5}, _TYPE),
     ({"AttachmentItem": {"attachmentType": "file", "size": 1}}, _REQUIRED),
-    ({"AttachmentItem": {"attachmentType": "file", "name": "a"}}, _REQUIRED),
     *(
         ({"AttachmentItem": {"attachmentType": "file", "name": "a", "size": size}}, _TYPE)
         for size in (0, -1, "x", 1.5, True)
@@ -159,9 +156,7 @@ _SEND: tuple[Bad, ...] = (
     ),
 )
 _SETTINGS: tuple[Bad, ...] = (
-    ({"timeZone": 5}, _TYPE),
     ({"timeZone": "Mars"}, "TimeZoneNotSupportedException"),
-    ({"language": "x"}, _TYPE),
     ({"timeZone": "a\nb"}, "ErrorInvalidRequest"),
     ({"language": "de"}, _TYPE),
     ({"automaticRepliesSetting": {"status": "x"}}, _TYPE),
@@ -173,10 +168,8 @@ _TRANSLATED: tuple[Bad, ...] = (
     ({}, _TYPE),
     (_TRANSLATE | {"colour": 1}, _TYPE),
     (_TRANSLATE | {"inputIds": "a"}, _TYPE),
-    (_TRANSLATE | {"inputIds": [5]}, _TYPE),
     (_TRANSLATE | {"inputIds": ["a"] * 1001}, "ErrorInvalidRequest"),
     (_TRANSLATE | {"sourceIdType": "colour"}, _TYPE),
-    (_TRANSLATE | {"targetIdType": None}, _TYPE),
 )
 _TIPS = {"EmailAddresses": ["a@b.test"], "MailTipsOptions": "automaticReplies, recipientscope"}
 _TIPS_REFUSED: tuple[Bad, ...] = (
@@ -185,7 +178,6 @@ _TIPS_REFUSED: tuple[Bad, ...] = (
     (_TIPS | {"EmailAddresses": [5]}, _TYPE),
     (_TIPS | {"EmailAddresses": ["a@b.test"] * 101}, "ErrorInvalidRequest"),
     (_TIPS | {"MailTipsOptions": "automaticReplies, colour"}, _TYPE),
-    (_TIPS | {"MailTipsOptions": ""}, _TYPE),
 )
 
 

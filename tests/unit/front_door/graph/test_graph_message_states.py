@@ -104,19 +104,13 @@ async def test_a_flag_has_dates_in_any_zone_and_is_completed(on_disk: OnDisk, pa
     "flag, said",
     [
         ({"flagStatus": "flagged", "startDateTime": "2026"}, "flag.startDateTime: found '2026'"),
-        (
-            {"flagStatus": "flagged", "startDateTime": {"dateTime": "noon"}},
-            "dateTime: found 'noon'",
-        ),
         ({"startDateTime": {"dateTime": "2026-01-01T00:00:00", "timeZone": "Mars"}}, "'Mars'"),
         ({"startDateTime": {"dateTime": "0001-01-01T00:00:00", "timeZone": "UTC"}}, "since 1970"),
         ({"startDateTime": {"dateTime": "9999-12-31T23:59:59-12:00"}}, "found '9999"),
-        ({"startDateTime": {}}, "startDateTime.dateTime"),
         ({"flagStatus": "flagged", "dueDateTime": AT_9}, "startDateTime as well"),
         ({"flagStatus": "flagged", "startDateTime": AT_9, "dueDateTime": AT_8}, "at most that of"),
         ({"flagStatus": "flagged", "completedDateTime": AT_9}, "flagStatus complete"),
         ({"dueDateTime": AT_9}, "no date, or flagStatus"),
-        ({"flagStatus": "notFlagged", "startDateTime": AT_0}, "no date, or flagStatus"),
     ],
 )
 async def test_a_bad_flag_is_a_400(on_disk: OnDisk, path: str, flag: object, said: str) -> None:
@@ -151,12 +145,8 @@ async def test_the_whole_object_may_be_sent_back(on_disk: OnDisk, path: str) -> 
     [
         ("subject", "another"),
         ("body", {"contentType": "html", "content": "<p>other</p>"}),
-        ("toRecipients", to("bob@a.test")),
         ("from", {"emailAddress": {"address": "carol@a.test"}}),
-        ("sensitivity", "private"),
-        ("replyTo", to("x@a.test")),
         ("internetMessageId", "<2@a.test>"),
-        ("internetMessageHeaders", []),
     ],
 )
 async def test_the_content_cannot_change(
@@ -180,7 +170,6 @@ async def test_extended_properties_of_the_content_cannot_change(on_disk: OnDisk,
     [
         ({"categories": ["c"] * 10_000}, 400, "found 10000 items"),
         ({"categories": ["c" * 10_000]}, 400, "categories[0]: found 10000 characters"),
-        ({"categories": ["a\nb"]}, 400, "control characters"),
         (
             {
                 "singleValueExtendedProperties": [

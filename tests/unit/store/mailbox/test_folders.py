@@ -7,12 +7,11 @@ import msgspec
 import pytest
 
 from relay.base.accounts.account import DEAD_LETTER
-from relay.store.mailbox.errors import NoSuchItemError, StoreUnavailableError
+from relay.store.mailbox.errors import StoreUnavailableError
 from relay.store.mailbox.query import MessageQuery
 from tests.support.forgetful import ForgetfulDisk
 from tests.support.manual_clock import ManualClock
 from tests.support.stores import store_on
-from tests.support.tables import each_row
 
 ALICE = "alice@example.test"
 
@@ -51,12 +50,6 @@ async def test_folders_of_other_programs_are_shown_and_counted(place, store):
     found = await store.folders.get(ALICE, others[1].id.upper())
     assert (found.display_name, found.total, found.unread) == ("Entwürfe", 2, 1)
     assert len((await store.lists.query(ALICE, MessageQuery(folder_id=found.id))).messages) == 2
-
-
-@each_row("folder_id", ["", "nowhere", "../inbox", ".Drafts"])
-async def test_no_other_folder_is_found(store, folder_id):
-    with pytest.raises(NoSuchItemError):
-        await store.folders.get(ALICE, folder_id)
 
 
 async def test_the_dead_letter_mailbox_is_outside_the_mail_root(place, store):

@@ -7,8 +7,8 @@ import pytest
 
 from relay.base.message.properties import ExtendedProperty
 from relay.store.mailbox.changes import ChangeKind
-from relay.store.mailbox.errors import MailboxFullError, StateTooLargeError, StoreUnavailableError
-from relay.store.mailbox.message_state import STATE_BYTES_MAX, MessageState
+from relay.store.mailbox.errors import MailboxFullError, StoreUnavailableError
+from relay.store.mailbox.message_state import MessageState
 from relay.store.mailbox.query import (
     AnyItem,
     Collection,
@@ -134,17 +134,6 @@ async def test_a_copied_folder_has_the_states(store, mail):
     assert (one.properties.categories, one.id != mail.id) == (("Red", "Größe"), True)
 
 
-async def test_a_flag_is_complete_until_a_mail_program_sets_it_again(home, store, mail):
-    done = MessageChange(flagged=False, state={"is_complete": True, "completed_us": 5_000_000})
-    complete = await store.messages.update(ALICE, mail.id, done)
-    assert (complete.flag.status, complete.flag.completed_us) == ("complete", 5_000_000)
-    is_complete = Compare(Property.FLAG, Operator.EQ, "complete")
-    assert await found(store, is_complete) == [mail.id]
-    complete.path.rename(home / "cur/1600000000.M1.h:2,F")
-    assert (await store.messages.get(ALICE, mail.id)).flag.status == "flagged"
-    assert await found(store, is_complete) == []
-
-
 async def test_a_message_that_becomes_a_draft_keeps_its_categories(store, mail, draft):
     await store.messages.update(ALICE, mail.id, red())
     moved = await store.messages.move(ALICE, mail.id, "drafts")
@@ -164,13 +153,6 @@ async def test_a_state_counts_in_the_quota(place, store, mail):
     assert mail.size + 30 < used < mail.size + 200
     await store.messages.delete(ALICE, mail.id, permanently=True)
     assert store.messages.index.usage(place.root / "example.test/alice").usage.size_bytes == 0
-
-
-async def test_a_state_has_a_limit(store, mail):
-    long = ExtendedProperty("String 0x3001", ("v" * STATE_BYTES_MAX,))
-    with pytest.raises(StateTooLargeError, match=f"bytes; .* may have {STATE_BYTES_MAX}"):
-        await store.messages.update(ALICE, mail.id, MessageChange(state={"extended": (long,)}))
-    assert (await store.messages.get(ALICE, mail.id)).properties.extended == ()
 
 
 async def test_states_of_vanished_messages_go_after_30_days(place, home, store, mail, draft):

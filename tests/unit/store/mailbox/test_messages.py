@@ -12,7 +12,6 @@ from relay.base.message.properties import Attachment, ExtendedProperty
 from relay.store.mailbox.errors import MailboxFullError, NoSuchItemError, NotADraftError
 from relay.store.mailbox.query import MessageQuery
 from relay.store.mailbox.stored_message import MessageChange
-from tests.support.tables import each_row
 
 ALICE = "alice@example.test"
 FILE = Attachment("Übersicht.txt", "text/plain", b64encode(b"content"), 7)
@@ -75,22 +74,6 @@ async def test_the_body_of_a_signed_draft_cannot_be_changed(store):
     assert await store.messages.mime(ALICE, made.id) == content
 
 
-async def test_only_drafts_change_their_content(place, store, draft, maildir):
-    maildir.add(b"Subject: arrived\n\nx")
-    [found] = (await store.lists.query(ALICE, MessageQuery())).messages
-    with pytest.raises(NotADraftError):
-        await store.messages.update(ALICE, found.id, MessageChange(properties=draft()))
-    read = await store.messages.update(ALICE, found.id, MessageChange(is_read=True, flagged=True))
-    assert (read.is_read, read.flag.status == "flagged", read.path.parent.name) == (
-        True,
-        True,
-        "cur",
-    )
-    assert read.path.name.endswith(":2,FS")
-    unread = await store.messages.update(ALICE, found.id, MessageChange(is_read=False))
-    assert (unread.is_read, unread.flag.status == "flagged", unread.id) == (False, True, found.id)
-
-
 async def test_many_messages_are_marked_at_once(store, maildir):
     for name in (b"one", b"two", b"three"):
         maildir.add(b"Subject: " + name + b"\n\nx")
@@ -133,13 +116,6 @@ async def test_a_page_of_large_messages_ends_early_and_says_where(place, store, 
             break
         query = structs.replace(query, after=page.next_after)
     assert sorted(seen) == sorted(made)
-
-
-@each_row("message_id", ["", "x", "../../etc/passwd", "0000000000000000", "\0"])
-async def test_an_id_that_is_none_finds_nothing(store, draft, message_id):
-    await store.messages.create(ALICE, draft())
-    with pytest.raises(NoSuchItemError):
-        await store.messages.get(ALICE, message_id)
 
 
 async def test_a_mailbox_is_nobody_elses(store, draft):

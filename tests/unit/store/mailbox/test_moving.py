@@ -6,8 +6,7 @@ from contextlib import suppress
 
 import pytest
 
-from relay.store.mailbox.errors import BeingSentError, MailboxFullError, StoreUnavailableError
-from relay.store.mailbox.pending_submission import SendOptions
+from relay.store.mailbox.errors import MailboxFullError, StoreUnavailableError
 from relay.store.mailbox.query import MessageQuery
 from relay.store.mailbox.stored_message import MessageChange
 
@@ -70,15 +69,6 @@ async def test_a_copy_is_a_message_of_its_own(place, store, arrived):
     await store.messages.delete(ALICE, arrived.id, permanently=True)
     assert (await store.messages.get(ALICE, copy.id)).properties.subject == "hello"
     assert place.left_over() == []
-
-
-async def test_what_is_being_sent_stays_where_it_is(place, store, draft):
-    submission = await store.submissions.submit_new(ALICE, draft(), SendOptions())
-    with pytest.raises(BeingSentError):
-        await store.messages.move(ALICE, submission.draft_id, "archive")
-    with pytest.raises(BeingSentError):
-        await store.messages.delete(ALICE, submission.draft_id, permanently=True)
-    assert len(place.files(".Drafts")) == 1
 
 
 async def test_a_copy_counts_against_the_quota_and_a_move_does_not(place, store, arrived):

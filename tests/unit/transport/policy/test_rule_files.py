@@ -39,18 +39,6 @@ def test_only_rule_files_are_read_in_the_order_of_their_names(tmp_path):
         (f"[[rule]]\nthen = [{REJECT}]\n", 1, "rule 1: name", "this key is required"),
         (rule(), 3, 'rule "r": then', "found nothing to do"),
         (rule(REJECT, when="{}"), 4, 'rule "r": when', "found no condition"),
-        (
-            rule(REJECT, unless="{ size_over = '9 bananas' }"),
-            4,
-            'rule "r": unless.size_over',
-            "expected a size such as",
-        ),
-        (
-            rule(REJECT, unless="{ recipient = ['*@x', 'group:../x'] }"),
-            4,
-            'rule "r": unless.recipient',
-            'not "../x"',
-        ),
         (rule("'x'"), 3, 'rule "r": then', 'found "x", expected a table with one action'),
         (
             rule(f"{REJECT}, {{ bcc = 'b@x.test' }}"),
@@ -79,12 +67,6 @@ def test_only_rule_files_are_read_in_the_order_of_their_names(tmp_path):
             5,
             'rule "r": when.any.all.any.all',
             "at most 3",
-        ),
-        (
-            rule(REJECT, **{"from": "'2026-02-30'"}),
-            4,
-            'rule "r": from',
-            "expected a date such as 2026-12-01",
         ),
         (
             rule(REJECT, **{"from": "2026-12-02", "until": "2026-12-01"}),
