@@ -14,13 +14,21 @@ from tests.support.endpoint_rows import rows
 pytest.importorskip("msgraph", reason="make clients installs msgraph-sdk")
 
 from kiota_abstractions.method import Method
+from msgraph.generated.models.entity_type import EntityType
 from msgraph.generated.models.exchange_id_format import ExchangeIdFormat
 from msgraph.generated.models.item_body import ItemBody
 from msgraph.generated.models.mail_folder import MailFolder
+from msgraph.generated.models.mail_tips_type import MailTipsType
 from msgraph.generated.models.mailbox_settings import MailboxSettings
 from msgraph.generated.models.message import Message
 from msgraph.generated.models.o_data_errors.o_data_error import ODataError
+from msgraph.generated.models.search_query import SearchQuery
+from msgraph.generated.models.search_request import SearchRequest
 from msgraph.generated.models.subscription import Subscription
+from msgraph.generated.search.query.query_post_request_body import QueryPostRequestBody as Search
+from msgraph.generated.users.item.get_mail_tips.get_mail_tips_post_request_body import (
+    GetMailTipsPostRequestBody as MailTips,
+)
 from msgraph.generated.users.item.mail_folders.item.copy.copy_post_request_body import (
     CopyPostRequestBody as CopyFolder,
 )
@@ -128,6 +136,16 @@ async def is_missing(call: Awaitable[Any]) -> bool:
         await call
     found = (caught.value.response_status_code, caught.value.error.code)
     return found == (404, "ErrorItemNotFound")
+
+
+@exercises("GET /$metadata", "POST /search/query")
+async def outside_mailboxes(box: Mailbox) -> None:
+    assert b'Name="mailFolder"' in await box.raw(Method.GET, "/$metadata")
+    wanted = SearchRequest(
+        entity_types=[EntityType.Message], query=SearchQuery(query_string="nowhere")
+    )
+    [found] = (await box.client.search.query.post(Search(requests=[wanted]))).value
+    assert found.hits_containers[0].total == 0
 
 
 @exercises("GET /me", "GET /users", "GET /users/{id}", "POST /$batch", "POST /me/sendMail")
@@ -350,6 +368,8 @@ async def folders(box: Mailbox) -> None:
     "PATCH /me/mailboxSettings",
     "GET /me/inferenceClassification/overrides",
     "GET /me/outlook/supportedTimeZones",
+    "GET /me/outlook/supportedLanguages",
+    "POST /me/getMailTips",
 )
 async def settings(box: Mailbox) -> None:
     found = await box.me.mailbox_settings.get()
@@ -364,6 +384,13 @@ async def settings(box: Mailbox) -> None:
     assert (await box.me.mailbox_settings.patch(zone)).time_zone == "Pacific Standard Time"
     zones = await box.me.outlook.supported_time_zones.get()
     assert "UTC" in {each.alias for each in zones.value}
+    languages = await box.me.outlook.supported_languages.get()
+    assert "en-US" in {each.locale for each in languages.value}
+    asked = MailTips(
+        email_addresses=["bob@example.test"], mail_tips_options=MailTipsType.RecipientScope
+    )
+    [tips] = (await box.me.get_mail_tips.post(asked)).value
+    assert tips.email_address.address == "bob@example.test"
     assert (await box.me.inference_classification.overrides.get()).value == []
 
 

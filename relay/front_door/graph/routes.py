@@ -102,8 +102,9 @@ OPERATIONS = (
     *_of_messages("mailfolders/{folder}/"),
     _operation("mailfolders/delta", "GET", "A delta query of folders"),
     _operation("mailfolders/{folder}/childfolders/delta", "GET", "A delta query of folders"),
-    _operation("mailfolders/{folder}/messagerules", "POST", "The resource messageRule"),
-    _operation("mailfolders/{folder}/messagerules/{rule}", "", "The resource messageRule"),
+    _operation(
+        "mailfolders/{folder}/messagerules/*", "GET POST PATCH DELETE", "The resource messageRule"
+    ),
     _operation(
         "inferenceclassification/overrides", "POST", "The resource inferenceClassificationOverride"
     ),
@@ -189,14 +190,15 @@ class RouteMatch(Struct, frozen=True):
 def find_route(method: str, segments: tuple[str, ...]) -> RouteMatch:
     """Return the operation of `method` on the path after a user. Raises ApiError 400, 405, 501."""
     segments = _innermost_folder(segments)
-    _check_operations(method, segments, OPERATIONS)
     for pattern, by_method in _ROUTES:
         parameters = _match(pattern, segments)
         if parameters is None:
             continue
         if (operation := by_method.get(method)) is None:
+            _check_operations(method, segments, OPERATIONS)
             raise method_not_allowed(by_method)
         return RouteMatch(operation, parameters)
+    _check_operations(method, segments, OPERATIONS)
     _check_resources(segments, RESOURCES_OF_USERS)
     raise _not_found(segments, _ROUTES)
 
@@ -289,7 +291,7 @@ def _match(pattern: tuple[str, ...], segments: tuple[str, ...]) -> dict[str, str
     parameters: dict[str, str] = {}
     for expected, segment in zip(pattern, segments, strict=True):
         if expected.startswith("{"):
-            if segment.startswith("$"):  # $count and $value are not ids
+            if segment.startswith("$") or _is_function(segment):  # $value is no id either
                 return None
             parameters[expected[1:-1]] = segment
         elif _plain_name(segment) != expected:

@@ -30,7 +30,7 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 ONLY_IN_GRAPH = {
     "": ("PATCH", "DELETE"),
     "messages/{message}/$value": ("DELETE",),
-    "messagerules": ("POST",),
+    "messagerules": ("POST", "PATCH", "DELETE"),
     "inferenceclassification/overrides": ("POST",),
     "outlook/mastercategories": ("POST",),
 }
