@@ -128,13 +128,6 @@ class HasWords(Struct, frozen=True):
     prefix: bool = False
 
 
-class HasNear(Struct, frozen=True):
-    """The phrases occur in one part, with at most `distance` words between them, in any order."""
-
-    phrases: tuple[HasWords, ...]  # in the same part
-    distance: int
-
-
 class AllOf(Struct, frozen=True):
     """All conditions match; without conditions, every message matches."""
 
@@ -153,7 +146,7 @@ class Negation(Struct, frozen=True):
     condition: "Condition"
 
 
-Condition = Compare | AnyItem | CompareItem | HasWords | HasNear | AllOf | AnyOf | Negation
+Condition = Compare | AnyItem | CompareItem | HasWords | AllOf | AnyOf | Negation
 
 
 class SortOrder(Struct, frozen=True):

@@ -1,9 +1,9 @@
 """$search: the part of the keyword query language (MS-KQL 2) that finds messages.
 
-Adjacent words must all match; NEAR binds tighter than NOT, NOT tighter than AND, AND tighter than
-OR. Words and phrases of punctuation alone are left out, unless a property is before them; a query
-of nothing else finds nothing. Depth, the number of terms, of prefixes (word*), and the length of
-each are limited. Days begin in UTC, weeks on Sunday.
+Adjacent words must all match; NOT binds tighter than AND, AND tighter than OR. Words and phrases of
+punctuation alone are left out, unless a property is before them; a query of nothing else finds
+nothing. Depth, the number of terms, of prefixes (word*), and the length of each are limited. Days
+begin in UTC, weeks on Sunday.
 """
 
 import re
@@ -30,7 +30,6 @@ from relay.store.mailbox.query import (
     Compare,
     CompareItem,
     Condition,
-    HasNear,
     HasWords,
     ItemProperty,
     Negation,
@@ -62,10 +61,7 @@ _MOMENT = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 _OPERATORS = ("AND", "OR", "NOT")
-_NEAR = ("NEAR", "ONEAR")
-_DISTANCE = re.compile(r"(?:n=)?(\d{1,3})", re.ASCII | re.IGNORECASE)
-_DISTANCE_DEFAULT = 8  # MS-KQL 2.1.10
-_UNSUPPORTED = "XRANK"
+_UNSUPPORTED = ("NEAR", "ONEAR", "XRANK")
 _AROUND_CHARACTERS = 20  # of a query, before and after the place of an error
 
 _TEXT_PROPERTIES = {str(place): place for place in SearchIn if place is not SearchIn.ANYWHERE}
@@ -173,42 +169,12 @@ class _SearchParser:
 
     def _not(self) -> Condition | None:
         if not self._next.is_operator("NOT"):
-            return self._near()
+            return self._term()
         self._enter()
         self._advance()
         condition = self._not()
         self._depth -= 1
         return condition and Negation(condition)
-
-    def _near(self) -> Condition | None:
-        """Parse words with NEAR between them. ONEAR is the same: the order does not count."""
-        condition = self._term()
-        while self._next.text in _NEAR and not self._next.is_phrase:
-            token = self._next
-            self._advance()
-            distance = self._distance(token)
-            phrases = condition.phrases if isinstance(condition, HasNear) else (condition,)
-            words = [term for term in (*phrases, self._term()) if isinstance(term, HasWords)]
-            if len(words) <= len(phrases) or len({term.where for term in words}) > 1:
-                raise self._error(token, "words or phrases of one property on both sides")
-            condition = HasNear(tuple(words), distance)
-        return condition
-
-    def _distance(self, near: _SearchToken) -> int:
-        if not self._next.is_operator("(") or self._next.position > near.end:
-            return _DISTANCE_DEFAULT
-        self._advance()
-        match = _DISTANCE.fullmatch(self._next.text)
-        if match is None:
-            raise self._error(self._next, "a number of words, as in NEAR(n=8)")
-        self._advance()
-        self._take_end()
-        return int(match[1])
-
-    def _take_end(self) -> None:
-        if not self._next.is_operator(")"):
-            raise self._error(self._next, "')'")
-        self._advance()
 
     def _term(self) -> Condition | None:
         token = self._next
@@ -218,12 +184,14 @@ class _SearchParser:
         if token.is_operator("("):
             self._enter()
             condition = self._or()
-            self._take_end()
+            if not self._next.is_operator(")"):
+                raise self._error(self._next, "')'")
+            self._advance()
             self._depth -= 1
             return condition
         self._terms += 1
         if not token.is_phrase:
-            if token.text == _UNSUPPORTED or token.text in _NEAR:
+            if token.text in _UNSUPPORTED:
                 raise self._error(token, f"{', '.join(_OPERATORS)}, or the word in quotes")
             restriction = _RESTRICTION.fullmatch(token.text)
             if restriction and (restriction[3] or restriction[1].lower() in _PROPERTIES):

@@ -29,7 +29,6 @@ from relay.store.mailbox.query import (
     Compare,
     CompareItem,
     Condition,
-    HasNear,
     HasWords,
     ItemProperty,
     Negation,
@@ -249,7 +248,7 @@ def _can_use_trigrams(condition: Compare) -> bool:
 def _is_fulltext(condition: Condition) -> bool:
     """Return whether the full-text index alone can evaluate a condition."""
     match condition:
-        case HasWords() | HasNear():
+        case HasWords():
             return True
         case AllOf(conditions) | AnyOf(conditions):
             return bool(conditions) and all(map(_is_fulltext, conditions))
@@ -262,11 +261,6 @@ def _fts_expression(condition: Condition) -> str:
     match condition:
         case HasWords(where, words, prefix):
             return f"{_fts_columns(where)}{_fts_string(words)}{' *' if prefix else ''}"
-        case HasNear(phrases, distance):
-            texts = (
-                f"{_fts_string(phrase.words)}{' *' if phrase.prefix else ''}" for phrase in phrases
-            )
-            return f"{_fts_columns(phrases[0].where)}NEAR({' '.join(texts)}, {distance})"
         case AllOf(conditions):
             return " AND ".join(f"({_fts_expression(part)})" for part in conditions)
         case AnyOf(conditions):
@@ -308,7 +302,7 @@ def _clause(condition: Condition) -> Clause:
         case CompareItem(item_property, operator, value):
             column = "name_key" if item_property is ItemProperty.NAME else "address_key"
             return _text_compared(f"one.{column}", operator, value)
-        case HasWords() | HasNear():
+        case HasWords():
             sql = f"{UID} IN (SELECT rowid FROM fulltext WHERE fulltext MATCH ?)"
             return Clause(sql, (_fts_expression(condition),), TEXT_LEVEL)
         case AllOf(conditions):
