@@ -157,7 +157,6 @@ class Daemon:
             self._spawn(self.transport.replies.run(), "replies")
             if self.subscriptions is not None:
                 self._spawn(self.subscriptions.run(), "subscriptions")
-            self._spawn(base.store.build_indexes(lambda: self.pressure.is_calm), "indexes")
 
     async def _attend_root(self) -> None:
         """Open the mail root, and start to check it each second. Raises ForeignRootError."""

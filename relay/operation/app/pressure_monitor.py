@@ -122,11 +122,6 @@ class PressureMonitor:
         self._clock_differs = abs(wall_offset_us(self.clock)) > _CLOCK_DIFFERS_S * 1_000_000
         self._trimmed_s = -math.inf
 
-    @property
-    def is_calm(self) -> bool:
-        """Return whether no resource is short."""
-        return self.pressure.state.level is PressureLevel.NORMAL
-
     async def run(self) -> None:
         """Measure each second until cancelled."""
         while True:

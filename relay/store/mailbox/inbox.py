@@ -15,7 +15,6 @@ from relay.base.message.content import Content, edit_header, size_of
 from relay.formats.headers import with_relay_id
 from relay.store.mailbox.delivery_store import DeliveryResult
 from relay.store.mailbox.folders import well_known_path
-from relay.store.mailbox.index.background import IndexBuilder
 from relay.store.mailbox.maildir import Stripes, finish_content, place, remove, write_file
 from relay.store.mailbox.message_file import delivered_base_name, delivered_id
 from relay.store.mailbox.store_part import StorePart
@@ -26,7 +25,6 @@ from relay.store.mailbox.stored_message import WellKnown
 class Inbox(StorePart):
     """Delivers to mailboxes. Blocking: the store calls it in its threads."""
 
-    builder: IndexBuilder  # counts what is delivered
     # Not the shared locks: the delivery of a report already holds one of them.
     _stripes: Stripes = field(default_factory=Stripes, init=False)
 
@@ -62,7 +60,6 @@ class Inbox(StorePart):
             ):
                 if not self._write(base_name, content, temporary=temporary, new=new):
                     return DeliveryResult.ALREADY_THERE
-        self.builder.note_delivery(account)
         self.crash.reached(CrashPoint.DELIVERED_LOCALLY)
         return DeliveryResult.DELIVERED
 

@@ -50,11 +50,6 @@ class ThreadPool:
         self._alone: asyncio.Event | None = None  # set when the call that runs alone has ended
         self._has_ended = asyncio.Event()
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether no call runs or waits."""
-        return not self._pending
-
     def in_thread(
         self, function: Callable[_Parameters, _Result]
     ) -> Callable[_Parameters, Coroutine[Any, Any, _Result]]:

@@ -24,7 +24,6 @@ from relay.store.mailbox.errors import StoreError, StoreUnavailableError
 from relay.store.mailbox.folder_tree import FolderTree
 from relay.store.mailbox.folders import Folders
 from relay.store.mailbox.inbox import Inbox
-from relay.store.mailbox.index.background import IndexBuilder
 from relay.store.mailbox.index.indexes import Indexes
 from relay.store.mailbox.mail_root import SUBMISSIONS, MailRoot
 from relay.store.mailbox.mailbox_list import remove_files, stored_files
@@ -104,10 +103,6 @@ class FileStore:
             **outbox_part,
             on_scheduled=lambda submission: self.ready.offer(submission),  # noqa: PLW0108 - it is made later
         )
-        self._builder = IndexBuilder(
-            root=root, folders=self._folders, index=self._index, clock=clock, may_work=self._is_idle
-        )
-        self.build_indexes = self._builder.run
         # the message files, for the retention of the development relay
         self.stored_files = self._threads.in_thread(partial(stored_files, root.path))
         self.remove_files = self._threads.in_thread(remove_files)
@@ -118,7 +113,7 @@ class FileStore:
 
     def _open_mailboxes(self, part: dict[str, Any]) -> None:
         queries = AccountQueues(self._query_threads)
-        self._inbox = Inbox(**part, builder=self._builder)
+        self._inbox = Inbox(**part)
         self.deliver = self._threads.in_thread(self._inbox.deliver)  # step 6
         self.settings = SettingsFiles(**part)
         self.messages = Messages(**part, scheduled=self._scheduled)
@@ -152,7 +147,7 @@ class FileStore:
     def close(self) -> None:
         """End the threads after their current work."""
         self._index.stop()
-        for pool in (self._builder, self._query_threads, self._folder_threads, self._threads):
+        for pool in (self._query_threads, self._folder_threads, self._threads):
             pool.close()
         self._index.close()
 
@@ -202,10 +197,6 @@ class FileStore:
         removed = await self._threads.run_alone(lambda: self._clear(trash))
         self.ready.clear()
         return removed
-
-    def _is_idle(self) -> bool:
-        pools = (self._threads, self._query_threads, self._folder_threads)
-        return all(pool.is_idle for pool in pools)
 
     # -- in a thread
 

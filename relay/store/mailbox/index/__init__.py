@@ -17,10 +17,9 @@ From the disk to the rows:
 - `identity`: which message a new or renamed file is, and which id it gets
 - `states`: states of `relay-properties` in the rows
 - `content_index`: reads headers and text when a query needs them; words of the full text
-- `background`: reads large mailboxes before a query needs them
 
 Answers:
 
 - `query_sql`: conditions, sort orders and page tokens as SQL; which SQL index drives a query
-- `change_feed`: changes of messages and of folders; which positions are still valid (410)
+- `change_feed`: changes of messages; which positions are still valid (410)
 """

@@ -348,23 +348,6 @@ class ContentIndexer:
                 self._index.content_lock.release()
         return answer
 
-    def read_some(self, messages_max: int) -> bool:
-        """Read a few messages; return whether there may be more to read.
-
-        While a query reads this mailbox, nothing is read here. An index in memory is not filled.
-        """
-        if not self._index.content_lock.acquire(blocking=False):
-            return True
-        try:
-            for level in _LEVELS:
-                unread = self._some_unread(level, messages_max)
-                if unread and not self._index.is_in_memory:
-                    self._read_files(level, unread)
-                    return True
-            return False
-        finally:
-            self._index.content_lock.release()
-
     def look_up(
         self, message_ids: Sequence[str], words: Sequence[str], *, read_s: float
     ) -> "CopyLookup":
@@ -392,19 +375,13 @@ class ContentIndexer:
         )
 
     def _read_level(self, level: "_Level[Any]") -> None:
-        unread = self._some_unread(level, _MESSAGES_AT_ONCE)
-        while unread:
-            self._read_files(level, unread)
-            if unread := self._some_unread(level, _MESSAGES_AT_ONCE):
-                self._check()  # after writing, so that each request reads at least one message
-
-    def _some_unread(
-        self, level: "_Level[Any]", messages_max: int
-    ) -> list[tuple[IndexedMessage, Path]]:
-        """Return messages that are read up to the level below."""
         # messages that arrived since the level below was read are read in the next round
         where = "WHERE content_level < 2 AND content_level = ? LIMIT ?"
-        return self._unread(where, (level.number - 1, messages_max))
+        unread = self._unread(where, (level.number - 1, _MESSAGES_AT_ONCE))
+        while unread:
+            self._read_files(level, unread)
+            if unread := self._unread(where, (level.number - 1, _MESSAGES_AT_ONCE)):
+                self._check()  # after writing, so that each request reads at least one message
 
     def _unread(self, where: str, values: Sequence[Any]) -> list[tuple[IndexedMessage, Path]]:
         def operation(

@@ -250,15 +250,6 @@ class Indexes:
             indexer = ContentIndexer(index, clock=self._clock, limit=limit)
             return indexer.run(prepared.level, operation)
 
-    def read_some(self, mailbox: Path, messages_max: int) -> bool:
-        """Read the content of a few messages before a query needs it; return whether there may be
-        more to read.
-        """
-        with self._of(mailbox, in_background=True) as index:
-            limit = QueryTimeLimit(self._clock)
-            indexer = ContentIndexer(index, clock=self._clock, limit=limit)
-            return indexer.read_some(messages_max)
-
     def look_up(
         self,
         mailbox: Path,

@@ -57,11 +57,6 @@ class MailboxIndex:
         self.content_lock = threading.Lock()  # one thread reads the content of messages
         self.misses: Counter[int] = Counter()  # how often a file was not found, under that lock
 
-    @property
-    def is_in_memory(self) -> bool:
-        """Whether the disk cannot hold the index at present."""
-        return self._memory_until_s is not None
-
     def run(self, operation: Callable[[apsw.Cursor, FolderRows], _T]) -> _T:
         """Update the index and call `operation` with the folders by number.
 

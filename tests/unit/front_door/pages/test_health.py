@@ -5,6 +5,7 @@ import re
 from relay import __version__
 from relay.base.observe.metric_samples import MetricSamples
 from relay.base.observe.metrics import Metrics
+from relay.base.pressure import PressureLevel
 from relay.front_door.pages.health import last_hour
 from tests.support.events import until
 from tests.support.manual_clock import ManualClock
@@ -34,7 +35,7 @@ async def test_the_page_shows_what_the_relay_has_done(pages):
 async def test_reasons_of_the_pressure_and_of_not_being_ready_are_shown(pages):
     daemon = pages.relay.daemon
     daemon.pressure.resident = lambda: 1 << 50
-    await until(lambda: not daemon.pressure.is_calm)
+    await until(lambda: daemon.base.pressure.state.level is not PressureLevel.NORMAL)
     daemon.base.readiness.reason = "a room <has> ended"
     text = await pages.text("/health")
     assert "not ready" in text
