@@ -177,9 +177,11 @@ class AttemptRecorder:
 
     async def expire(self, claim: Claim) -> None:
         """Record an expired claim, after its drafts have been deleted that were never sent."""
-        drafts = set(claim.extra.unsent)
+        drafts, extra = set(claim.extra.unsent), claim.extra
         if drafts and self.drafts is not None and self.spool.may_finish(claim):
             drafts -= await self.drafts.delete_drafts(claim.next_hop, drafts)
+            lost = tuple(upload for upload in extra.uploads if not upload.draft)
+            claim = replace(claim, extra=replace(extra, uploads=lost))
         note = f"; {DRAFT_STAYS}" if drafts else ""
         await self._end(claim, lambda: expiry_result(claim, time=self._time(), note=note))
 

@@ -549,7 +549,8 @@ def _attempt_event(
         cipher=first.cipher,
         hosts=first.hosts,
         encoded=first.encoded,
-        left_out=_left_out(outcomes),
+        left_out=_of_copies(outcomes, "left_out"),
+        not_carried=_of_copies(outcomes, "not_carried"),
         # what is usual is left out: attempts_in() knows it
         policy="" if policy == tls_policy.USUAL_POLICY and time.took_s is not None else policy,
         verified=session.verified if session and session.verified != "none" else "",
@@ -562,10 +563,10 @@ def _attempt_event(
     return Event(time.at_us, detail)
 
 
-def _left_out(outcomes: Mapping[int, Outcome]) -> tuple[str, ...]:
-    """Return each address once that was left out of the copies of an attempt."""
-    copies = dict.fromkeys([outcome.evidence.left_out for outcome in outcomes.values()])
-    return tuple(dict.fromkeys(address for copy in copies for address in copy))
+def _of_copies(outcomes: Mapping[int, Outcome], field: str) -> tuple[str, ...]:
+    """Return once what the copies of an attempt lack, by this field of the evidence."""
+    copies = dict.fromkeys([getattr(outcome.evidence, field) for outcome in outcomes.values()])
+    return tuple(dict.fromkeys(name for copy in copies for name in copy))
 
 
 def _durations(

@@ -169,7 +169,9 @@ def target_of(host: Host, address: str, via: HopOptions) -> Target:
         login=login,
         source_address=via.source_address,
         is_mx=via.is_mx,
-        graph=GraphOptions(via.confirm, via.mime_max) if via.mime_max else None,
+        graph=GraphOptions(via.confirm, via.mime_max, via.convert, via.upload_hosts)
+        if via.mime_max
+        else None,
     )
 
 

@@ -70,6 +70,7 @@ class _Attempt:
     recorded: frozenset[int] = frozenset()
     has_begun: bool = False  # MAIL had a reply, and the session went on
     is_waiting: bool = False  # for room: others may take the claim
+    requests: ClaimRequests | None = None  # to Microsoft Graph
 
     def add(
         self,
@@ -190,6 +191,7 @@ class OutboundSession(SessionState):
             attempt.outcomes = internal_error_outcomes(attempt.claim) | attempt.outcomes
         finally:
             self._site.concurrency.end(self)  # pushed_back() below counts the other sessions
+            self._site.turns.end(claim)
         self._record(attempt)  # the result
         self._note_reuse()
         await self._quit_when_worn()
@@ -255,7 +257,7 @@ class OutboundSession(SessionState):
         if claim.next_hop.kind is HopKind.GRAPH:
             content = self._contents.without_own_signatures(content)
             recorder, clock = self._recorder, self._site.clock
-            requests = ClaimRequests(
+            requests = attempt.requests = ClaimRequests(
                 recorder.spool, claim, clock, recorder.hostname, only_ask=only_ask
             )
         else:  # a host without SMTPUTF8 gets those in ASCII, who come first
@@ -367,6 +369,8 @@ class OutboundSession(SessionState):
     # -- the result
     def _record(self, attempt: _Attempt) -> None:
         took_s = self._now_s() - attempt.began_s
+        if attempt.requests is not None:  # whose end looks for drafts
+            attempt.claim = replace(attempt.claim, extra=attempt.requests.noted)
         self._record_in_order(
             self._recorder.record(attempt.claim, attempt.outcomes, reached=True, took_s=took_s)
         )
@@ -381,7 +385,7 @@ class OutboundSession(SessionState):
 
     def _cut_off(self, attempt: _Attempt) -> None:
         """Record what is known; release the claim if nothing is."""
-        if self._in_doubt:
+        if self._in_doubt and (attempt.requests is None or attempt.requests.is_sending):
             text = "the relay was stopped before the host answered the final dot"
             in_doubt = Indeterminate(Evidence("4.4.2", text, host=self.host))
             attempt.outcomes = same_outcome(attempt.claim, in_doubt) | attempt.outcomes

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Itera
 from dataclasses import KW_ONLY, dataclass
 
 from relay.base.clock import Clock
-from relay.base.message.nexthop import HERE, NextHop
+from relay.base.message.nexthop import HERE, HopKind, NextHop
 from relay.base.message.tls_policy import REQUIRETLS
 from relay.base.observe.logs import ContainedErrors, RepeatedError, get_logger
 from relay.delivery.active_queue import ActiveQueue
@@ -65,7 +65,9 @@ class DeliveryScheduler:
             admin=self.queue_admin,
             clock=self.clock,
         )
-        self.drafts = DraftCleaner(self.table, self.sites.resolve, self.sites.connect)
+        self.drafts = DraftCleaner(
+            self.table, self.sites.resolve, self.sites.connect, self.queue_admin.note_drafts
+        )
         self._scanner = QueueScanner(
             self.recorder.spool,
             self.active_queue,
@@ -319,8 +321,9 @@ class DeliveryScheduler:
         self._remove(claim)
         if end.due_us is not None and self._scanner.requeued(claim, end.due_us):
             self._wake()
-        if end.due_us is None and (lost := claim.extra.all_lost_posts) and not self._stopping:
-            self.drafts.look_for_lost(claim.message.id, claim.next_hop, lost)
+        is_graph = claim.next_hop.kind is HopKind.GRAPH
+        if is_graph and end.due_us is None and not self._stopping:
+            self.drafts.delete_at_end(claim.key, claim.next_hop, claim.extra)
         self.offer(end.reports)
         if end.has_unclaimed:  # the scanner asks the spool when the first of them ends
             self.look_for_work(from_start=False)

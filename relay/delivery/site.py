@@ -26,6 +26,7 @@ from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.attempt_result import same_outcome
 from relay.delivery.connection_slots import ConnectionSlots, SiteStatus
 from relay.delivery.fair_queue import ClaimQueue
+from relay.delivery.graph.turns import FillingTurns
 from relay.delivery.host_selection import HostSelection, SessionState
 from relay.delivery.site_limits import (
     FEWER_S,
@@ -83,6 +84,7 @@ class Site:
     pauses: dict[Hashable, SitePause]  # of all sites; some are over
     serve: Callable[["Site"], Coroutine[Any, Any, None]]  # runs one connection
     clock: Clock  # for how long something is remembered
+    turns: FillingTurns  # of all sites together
     ready: ClaimQueue = field(default_factory=ClaimQueue)  # claims that wait here
 
     def __post_init__(self) -> None:
@@ -321,12 +323,12 @@ class Site:
 
     def next_claim(self) -> Claim | None:
         """Take the next claim, if the rate allows it."""
-        if self._bucket is None:
-            return self.ready.pop()
-        if self._waits_for_rate():
+        if self._bucket is not None and self._waits_for_rate():
             return None
         claim = self.ready.pop()
-        if claim is not None:
+        while claim is not None and not self.turns.begin(claim, self.hosts.via):
+            claim = self.ready.pop()
+        if claim is not None and self._bucket is not None:
             self._bucket.take(self.clock.monotonic())
             self._ensure_connection()  # or set the timer
         return claim

@@ -30,6 +30,7 @@ from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.attempt_result import Lookup, same_outcome
 from relay.delivery.connection_slots import ConnectionSlots, SiteStatus
 from relay.delivery.fair_queue import ClaimQueue
+from relay.delivery.graph.turns import FillingTurns
 from relay.delivery.host_selection import HOSTS_MAX, Connect, HostSelection, HostStatusCache
 from relay.delivery.outbound_session import serve
 from relay.delivery.site import Site, SiteProbe, SiteState
@@ -106,6 +107,7 @@ class Sites:
         # why the last lookup found no hosts, and when (monotonic clock)
         self._unresolved = BoundedDict[LookupKey, tuple[Deferred, float]](HOSTS_MAX)
         self._pauses = BoundedDict[Hashable, SitePause](PAUSES_MAX)
+        self._turns = FillingTurns(self.recorder.claims, self.push)
 
     def push(self, claim: Claim) -> None:
         """Take a claim for a remote next hop."""
@@ -146,6 +148,7 @@ class Sites:
         """Take no more claims; return those not begun. Connections end after their transaction."""
         not_begun = [claim for site in self._sites.values() for claim in site.close()]
         not_begun += [claim for waiting in self._waiting.values() for claim in waiting.drain()]
+        not_begun += self._turns.drain()
         for lookup in self._lookups.values():
             lookup.cancel()
         self._lookups.clear()
@@ -160,6 +163,7 @@ class Sites:
         self.options, self.connect = options, connect
         self._resolved.clear()
         claims = [claim for waiting in self._waiting.values() for claim in waiting.drain()]
+        claims += self._turns.drain()
         self._retired = [site for site in self._retired if site.workers]
         for key, site in [*self._sites.items()]:
             if is_over(site.hosts.via):
@@ -329,6 +333,7 @@ class Sites:
             serve=serve,
             pauses=self._pauses,
             clock=self.clock,
+            turns=self._turns,
         )
 
     def _forget_unused(self) -> None:

@@ -9,7 +9,7 @@ from relay.base.message.envelope import Source
 from relay.base.message.nexthop import Destination, NextHop
 from relay.delivery.attempt_result import AttemptTime, requeue_result, result_of_attempt
 from relay.delivery.retry import ClaimAction, RetrySchedule, claim_action
-from relay.store.spool.queue_commands import RouteLookup
+from relay.store.spool.queue_commands import DRAFT_STAYS, RouteLookup
 from relay.store.spool.types import (
     ClaimResult,
     CloudRequest,
@@ -242,3 +242,34 @@ async def test_an_answer_that_a_kill_cut_off_from_its_order(
     await spool.record(ClaimResult(claim, 7, {}, EntrySchedule(9, 9), counts_as_attempt=False))
     waits = await listed(spool, this)
     assert (waits["state"], waits["reason"][:4]) == ("held", "olga"), "its route is gone"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+async def test_a_draft_with_files_binds_the_entry_to_nothing(
+    spool, restart, parts, make, clock, name
+) -> None:
+    stays, goes = (replace_fields(DRAFT, draft=one) for one in ("stays", "goes"))
+    lost = replace_fields(DRAFT, draft="", message_id="<q.1.3@relay.test>")
+    (claim,) = (await spool.accept(make({HOP: ["x@b.test"]}))).claims
+    uploads = EntryExtra(uploads=(stays, goes, lost), requests_before=3)
+    assert await spool.note_requests(claim, uploads)
+    spool = await restart(frees=1)
+    spool.queue_admin.delivery, spool.queue_admin.way_to = parts, way_to
+    this = Selector(ids=(claim.message.id,))
+    (claim,) = await due(spool, clock)
+    assert (claim.extra.uploads, claim.extra.in_doubt) == (uploads.uploads, False)
+    await end(spool, clock, claim, {1: LATER})
+    parts.drafts.staying.add((stays.mailbox, "stays"))
+    assert await told(spool, COMMANDS[name], this) == ("done", DRAFT_STAYS)
+    assert (parts.drafts.deleted, len(parts.drafts.lost)) == (
+        [(goes.mailbox, "goes")],
+        name != "hold",
+    )
+    await spool.queue_admin.note_drafts(claim.key, [(goes.mailbox, "came back")])
+    steps = await operations(spool, claim.message.id)
+    left = [one["why"] for one in steps if one["operation"] == "leave drafts"]
+    assert left == ["p@a.test: stays", "p@a.test: came back"]
+    await spool.queue_admin.execute(command("release"))
+    for waits in await due(spool, clock):
+        assert not waits.extra.uploads
+        assert len(waits.extra.lost_posts) == (name == "hold")

@@ -16,7 +16,7 @@ import json
 import ssl
 from base64 import b64decode
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import getaddresses
 from itertools import count, product
@@ -27,6 +27,19 @@ SEEN_US, LATE_US = 60_000_000, 100_000_000
 OTHERS_ID = "<o'1@a.test>"
 _YEAR_2000_US = 946_684_800_000_000
 Answer = tuple[int, dict[str, Any] | bytes, dict[str, str]]
+
+
+SECRET = "authtoken=eyJhbGciOiJSUzI1NiIsImtpZCI6IjQ4"
+
+
+def _mime_of(message: dict[str, Any]) -> bytes:
+    """What is read of a message in JSON."""
+    people = {
+        name: ", ".join(one["emailAddress"]["address"] for one in message.get(key, ()))
+        for name, key in (("To", "toRecipients"), ("Cc", "ccRecipients"), ("Bcc", "bccRecipients"))
+    }
+    lines = "".join(f"{name}: {text}\r\n" for name, text in people.items() if text)
+    return f"Message-ID: {message['internetMessageId']}\r\n{lines}\r\n".encode()
 
 
 def error(status: int, code: str, **fields: str) -> Answer:
@@ -43,6 +56,7 @@ class Item:
     sends_us: int = 0  # when it is sent although the answer was 504, whatever becomes of the draft
     created_us: int = 0
     is_draft: bool = True
+    files: list[tuple[str, bytes]] = field(default_factory=list)
 
     @property
     def message_id(self) -> str:
@@ -73,6 +87,10 @@ class FakeGraph:
         self.late: dict[str, Item] = {}
         self.asked: list[tuple[str, str]] = []
         self.token, self.is_dated = "token", True
+        self.uploads: dict[str, tuple[Item, str, int, bytearray]] = {}
+        self.url, self.page = "", 1000  # of upload sessions; of lists of files
+        self.gate = asyncio.Event()  # uploads wait for it
+        self.gate.set()
         self.fault: Callable[[str, str], str | Answer] = lambda _method, _path: ""
         self._numbers = count(1)
         self._writers: list[asyncio.StreamWriter] = []
@@ -116,7 +134,11 @@ class FakeGraph:
                 fault = self.fault(method, urlsplit(target).path)
                 if fault == "lost before":
                     break
-                if fields["authorization"] != f"Bearer {self.token}":
+                if target.startswith("/up/"):
+                    assert "authorization" not in fields
+                    await self.gate.wait()
+                    body = fields.get("content-range", "").encode() + b"\n" + body
+                elif fields["authorization"] != f"Bearer {self.token}":
                     fault = error(401, "InvalidAuthenticationToken")
                 given = (
                     fault if isinstance(fault, tuple) else self._answer(method, target, body, fault)
@@ -137,6 +159,8 @@ class FakeGraph:
     def _answer(self, method: str, target: str, body: bytes, fault: str) -> Answer:
         self.settle()
         url = urlsplit(target)
+        if url.path.startswith("/up/"):
+            return self._uploaded(method, url.path, *body.split(b"\n", 1))
         path = [unquote(part) for part in url.path.split("/")[4:]]
         if path == ["sendMail"]:
             name = self._add(body)
@@ -150,6 +174,12 @@ class FakeGraph:
         found = self.items.get(path[1])
         if found is None or found.seen_us > self.now_us():
             return error(404, "ErrorItemNotFound")
+        if method == "GET" and path[-1] == "attachments":
+            start = int(parse_qs(url.query).get("$skip", ["0"])[0])
+            names = [{"id": "f", "name": name} for name, _ in found.files]
+            more = f"http://{self.host}:{self.port}{url.path}?$skip={start + self.page}"
+            link = {"@odata.nextLink": more} if start + self.page < len(names) else {}
+            return 200, {"value": names[start : start + self.page], **link}, {}
         if method == "GET":
             return 200, self._shown(path[1]), {}
         if method == "DELETE":
@@ -157,6 +187,19 @@ class FakeGraph:
             return 204, {}, {}
         if not found.is_draft:
             return error(404, "ErrorItemNotFound")
+        if method == "PATCH":
+            new_id = json.loads(body)["internetMessageId"]
+            found.mime = found.mime.replace(found.message_id.encode(), new_id.encode())
+            return 200, self._shown(path[1]) | {"internetMessageId": new_id}, {}
+        if path[-1] == "attachments":
+            given = json.loads(body)
+            found.files.append((given["name"], b64decode(given["contentBytes"])))
+            return 201, {"id": "f"}, {}
+        if path[-1] == "createUploadSession":
+            item, name = json.loads(body)["AttachmentItem"], f"/up/{next(self._numbers)}"
+            self.uploads[name] = (found, item["name"], item["size"], bytearray())
+            base = self.url or f"http://{self.host}:{self.port}"
+            return 201, {"uploadUrl": f"{base}{name}?{SECRET}"}, {}
         if refusal := self._refusal(found):
             return refusal
         if fault == "late":
@@ -165,13 +208,26 @@ class FakeGraph:
             return error(504, "")
         return self._send(path[1], found)
 
+    def _uploaded(self, method: str, path: str, place: bytes, octets: bytes) -> Answer:
+        item, name, size, has = self.uploads[path]
+        if method == "PUT":
+            start = int(place.removeprefix(b"bytes ").partition(b"-")[0])
+            if start != len(has):
+                return error(416, "ErrorInvalidRange")
+            has += octets
+            if len(has) == size:
+                item.files.append((name, bytes(has)))
+                return 201, {}, {}
+        return 200, {"nextExpectedRanges": [f"{len(has)}"]}, {}
+
     def _refusal(self, item: Item) -> Answer | None:
         is_bad = any(address.startswith("bad") for address in item.recipients)
         return error(400, "ErrorInvalidRecipients") if is_bad else None
 
     def _add(self, body: bytes) -> str:
         name = f"id/{next(self._numbers)}="
-        self.items[name] = Item(b64decode(body, validate=True), created_us=self.now_us())
+        mime = b64decode(body, validate=True) if body[:1] != b"{" else _mime_of(json.loads(body))
+        self.items[name] = Item(mime, created_us=self.now_us())
         return name
 
     def _send(self, name: str, item: Item) -> Answer:

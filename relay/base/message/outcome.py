@@ -70,6 +70,7 @@ class Evidence(Struct, frozen=True):
     encoded: str = ""  # "8 bit" or "long lines": why the message was encoded again for the host
     pause_s: float = 0.0  # how long the host asks not to be contacted
     left_out: tuple[str, ...] = ()  # addresses that were removed from its copy
+    not_carried: tuple[str, ...] = ()  # fields and parts that its converted copy lacks
 
 
 class Delivered(Struct, frozen=True):

@@ -47,11 +47,13 @@ class WebUrl(Struct, frozen=True):
         return WebUrl(url, self.scheme, self.host, self.port, f"{self.target}{joint}{more}")
 
 
-def read_url(text: str, *, schemes: Sequence[str] = ("https",)) -> WebUrl:
+def read_url(
+    text: str, *, schemes: Sequence[str] = ("https",), most: int = URL_CHARACTERS_MAX
+) -> WebUrl:
     """Return a URL that names a host and has no part that is not sent to it. Raises UrlError."""
     expected = f"expected {' or '.join(schemes)}://HOST[:PORT]/PATH"
-    if len(text) > URL_CHARACTERS_MAX:
-        raise UrlError(f"found {len(text)} characters, expected at most {URL_CHARACTERS_MAX}")
+    if len(text) > most:
+        raise UrlError(f"found {len(text)} characters, expected at most {most}")
     if _NOT_IN_URLS.search(text) is not None:
         raise UrlError(f"found a character that has to be percent-encoded, {expected}")
     try:

@@ -375,8 +375,12 @@ class Route:
     requiretls: Literal["", "verified"] = ""
     # graph://: whether a draft is made, sent and looked for after a lost answer; None: True
     confirm: bool | None = None
-    # graph://: the largest content; what is larger goes to `fallback`, or fails; None: MIME_MAX
+    # graph://: the largest content that goes as it is; larger goes to `fallback`, else it is
+    # converted if `confirm`, else it fails; None: MIME_MAX
     mime_max: Bytes | None = None
+    convert: Literal["", "signed"] = ""  # graph://: "signed": also what others have signed (DKIM)
+    # graph://: hosts of upload URLs, with those below them, besides the next hop and Microsoft's
+    upload_hosts: tuple[Annotated[str, values.parse_domain], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "domain", self.domain or self.recipient.rpartition("@")[2])

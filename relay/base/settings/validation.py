@@ -296,7 +296,7 @@ def as_fallback(route: Route) -> Route:
     """
     tls = "verify" if verifies(route) else route.tls
     other = replace(route, next_hop=route.fallback, fallback="", auth=None, tls=tls)
-    return replace(other, confirm=None, mime_max=None)
+    return replace(other, confirm=None, mime_max=None, convert="", upload_hosts=())
 
 
 def _credentials(path: KeyPath, route: Route, clients: Mapping[str, OAuthClient]) -> Found:
@@ -346,8 +346,8 @@ def _graph(path: KeyPath, route: Route) -> Found:
         if route.sender == "<>":
             yield (*path, "sender"), "addresses: Graph takes no mail with the null reverse-path"
         return
-    for key in ("confirm", "mime_max"):
-        if getattr(route, key) is not None:
+    for key in ("confirm", "mime_max", "convert", "upload_hosts"):
+        if getattr(route, key) not in (None, "", ()):
             yield (*path, key), f"{key} only with a graph:// next hop"
 
 

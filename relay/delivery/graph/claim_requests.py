@@ -19,6 +19,7 @@ class ClaimRequests:
     hostname: str
     recipients: tuple[int, ...] = ()
     only_ask: bool = False
+    is_sending: bool = False
 
     def __post_init__(self) -> None:
         extra, live = self.claim.extra, {recipient.id for recipient in self.claim.recipients}
@@ -27,7 +28,13 @@ class ClaimRequests:
             for request in extra.requests
             if request.draft and live.intersection(request.recipients)
         ]
-        self.noted = replace(extra, requests=tuple(known), lost_posts=extra.all_lost_posts)
+        lost_posts = replace(extra, uploads=()).all_lost_posts
+        self.noted = replace(extra, requests=tuple(known), lost_posts=lost_posts)
+
+    @property
+    def size(self) -> int:
+        """CloudRequests.size."""
+        return self.claim.content_size
 
     async def note(self, noted: EntryExtra) -> None:
         """CloudRequests.note."""

@@ -11,16 +11,20 @@ nothing is made or sent: a draft is sent again, or deleted, at the earliest SENT
 of the answer was noted. If the id is gone, a message with its Message-ID that is not older than the
 draft, by the clock of Graph, is the sent one; it is looked for until LOOKED_FOR_US have passed.
 
+What is larger than the route's mime_max is converted, and its files are added one by one
+(relay.delivery.graph.filling). Until /send such a draft stands in `uploads`, which no resumption
+sends: who finds it there deletes it, and makes another one.
+
 Without `confirm`, sendMail is used, and a lost answer is Indeterminate. Graph v1.0: message: send,
 user: sendMail, list messages.
 """
 
 import asyncio
-import ssl
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Annotated, TypeVar
+from functools import partial
+from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -28,7 +32,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from relay.base.message.address import own_mailbox
-from relay.base.message.content import UnreadableError, read_all, size_of
+from relay.base.message.content import read_all
 from relay.base.message.nexthop import HTTPS_PORT, HopKind
 from relay.base.message.outcome import (
     DeferralClass,
@@ -44,6 +48,8 @@ from relay.base.message.outcome import (
     classify_session_failure,
 )
 from relay.base.phrases import hiding
+from relay.delivery import http_connection
+from relay.delivery.graph import filling
 from relay.delivery.graph.outcomes import (
     TAKEN,
     is_missing,
@@ -53,13 +59,7 @@ from relay.delivery.graph.outcomes import (
     reply_of,
 )
 from relay.delivery.host_selection import HostSession
-from relay.delivery.http_connection import (
-    ClientConnection,
-    HttpError,
-    HttpResponse,
-    Proxy,
-    open_http,
-)
+from relay.delivery.http_connection import HttpError, HttpResponse
 from relay.delivery.smtp.client_protocol import SmtpProtocolError
 from relay.delivery.smtp.connect import ConnectError, GetToken, Target, TokenError, reason
 from relay.delivery.smtp.connection import BeforeDot, OnReplies, Timeouts
@@ -71,21 +71,24 @@ from relay.delivery.smtp.transaction import (
     wrong_address,
 )
 from relay.formats.graph_copy import graph_copy, sole_message_id
-from relay.store.spool.types import CloudRequest
+from relay.formats.graph_draft import NotConverted, graph_draft
+from relay.store.spool.types import UPLOADS_MAX, CloudRequest
 
 RECIPIENTS_MAX = 500  # of a message, in Exchange Online
 SENT_US = 120_000_000
 LOOKED_FOR_US = 600_000_000
-_ANSWER_BYTES_MAX = 1024 * 1024
-_ANSWER_BYTES_PER_OCTET = 6  # a draft is answered with its text, in JSON
 _LEFT_OUT_MAX = 50  # of an attempt, for the journey
-_UNAUTHORIZED = 401
-DRAFTS = "drafts"
-_FOLDERS = ("sentitems", DRAFTS, "deleteditems")  # never the Inbox: a copy may come there by SMTP
-_ITEMS_MAX = 1000  # of one Message-ID in a folder: the most that Graph lists at once
+_DRAFTS = "drafts"
+_FOLDERS = ("sentitems", _DRAFTS, "deleteditems")  # never the Inbox: a copy may come there by SMTP
 _NEVER = "never"  # after each time, where Graph does not say when it made a draft
 _LOST_POSTS_MAX = 5
+_DRAFTS_MAX = 3  # that are filled in an attempt
+_CONVERTED = "converted into filling.JSON and files"
 _NO_ANSWER = (ConnectError, HttpError, SmtpProtocolError)
+_ITEMS_MAX = 1000  # of one Message-ID in a folder: the most that Graph lists at once
+_ANSWER_BYTES_MAX = 1024 * 1024
+_ANSWER_BYTES_PER_OCTET = 6  # a draft is answered with its text, in filling.JSON
+_UNAUTHORIZED = 401
 _ADVICE = "correct the certificate, or name its CA in the route's ca"
 
 
@@ -96,6 +99,7 @@ class GraphItem(Struct, rename="camel"):
     id: Annotated[str, Meta(pattern=r"[^.]")]
     is_draft: bool = True
     created_date_time: str | None = None
+    internet_message_id: str | None = None
 
     @property
     def created(self) -> str:
@@ -107,7 +111,7 @@ class _GraphItems(Struct):
     value: list[GraphItem]
 
 
-_S = TypeVar("_S", GraphItem, _GraphItems)
+_S = TypeVar("_S", bound=Struct)
 _FIELDS = "$select=id,isDraft,createdDateTime"
 
 
@@ -115,7 +119,7 @@ async def open_graph(
     target: Target,
     *,
     get_token: GetToken,
-    proxy: Proxy | None,
+    proxy: http_connection.Proxy | None,
     timeouts: Timeouts,
     real_s: Callable[[], float],
 ) -> HostSession:
@@ -136,7 +140,7 @@ class GraphConnection:
 
     target: Target  # has a login and GraphOptions
     get_token: GetToken  # of the login
-    proxy: Proxy | None  # not for what stays on this machine
+    proxy: http_connection.Proxy | None  # not for what stays on this machine
     _: KW_ONLY
     timeouts: Timeouts  # of connecting, of a look-up (command), of what makes or sends (dot)
     real_s: Callable[[], float]  # measures how long connecting takes
@@ -151,8 +155,9 @@ class GraphConnection:
         evidence = SessionEvidence(level=target.tls.level)
         self.peer = Peer(target.host, address=str(target), session=evidence)
         self.extensions = Extensions(eight_bit=True, smtputf8=True, recipients_max=RECIPIENTS_MAX)
-        self._token, self._is_new = "", False
-        self._http: ClientConnection | None = None
+        self._token = self._former = ""
+        self._is_new, self._secrets = False, tuple[str, ...]()
+        self._http: http_connection.ClientConnection | None = None
         self._busy = False
 
     @property
@@ -169,56 +174,61 @@ class GraphConnection:
         except TokenError as error:
             outcome = Deferred(self.peer.evidence("4.7.8", f"{words}{error}"), DeferralClass.AUTH)
             raise ConnectError(outcome, SmtpStage.AUTH) from None
-        self.peer = replace(self.peer, hide=hiding(token, self._token))
-        self._token, self._is_new = token, True
+        self._former, self._token, self._is_new = self._token, token, True
+        self.hide(*self._secrets)
+
+    def hide(self, *secrets: str) -> None:
+        """Let no evidence repeat these, in place of those before them, nor a token."""
+        self._secrets = secrets
+        self.peer = replace(self.peer, hide=hiding(self._token, self._former, *secrets))
 
     async def connect(self) -> None:
         """Connect, and check whose certificate it is. Raises ConnectError."""
         target, began_s = self.target, self.real_s()
-        proxy = None if target.stays_here else self.proxy
-        host = f"[{target.host}]" if ":" in target.host else target.host
-        try:
-            http = await open_http(
-                target.address,
-                target.port,
-                authority=host if target.port == HTTPS_PORT else f"{host}:{target.port}",
-                host=target.host,
-                context=self._context(),
-                proxy=proxy,
-                timeout_s=self.timeouts.connect_s,
-            )
-        except HttpError as error:
-            if error.untrusted:
-                raise self._no_tls(f"{error}; {_ADVICE}") from None
-            failure = SessionFailure.TIMEOUT if error.timed_out else SessionFailure.LOST
-            stage = SmtpStage.CONNECT
-            raise ConnectError.broken(stage, failure, str(error), peer=self.peer) from None
-        self._http, verified = http, "none"
+        is_tls = target.tls.level == "verify"
+        if not is_tls and not target.stays_here:
+            raise self.no_tls(f"{target}: a token is not sent without TLS")
+        http = self._http = await self.open(target.host, target.port, is_tls=is_tls)
         if http.tls is not None:
-            certificate = http.tls.getpeercert() or {}
-            if not certificate_matches(certificate, target.host):
-                http.close()
-                names = certificate_names(certificate)
-                raise self._no_tls(f"{target}: the certificate is for {names}, not {target.host}")
             cipher, *_ = http.tls.cipher() or ("",)
             self.peer = replace(self.peer, tls=http.tls.version() or "", cipher=cipher)
-            verified = "name"
+        verified = "name" if http.tls is not None else "none"
         connect_ms = round(1000 * (self.real_s() - began_s), 1)
         evidence = SessionEvidence(verified, target.tls.level, connect_ms)
         self.peer = replace(self.peer, session=evidence)
 
-    def _context(self) -> ssl.SSLContext | None:
-        tls = self.target.tls
-        if tls.level != "verify":
-            if not self.target.stays_here:
-                raise self._no_tls(f"{self.target}: a token is not sent without TLS")
-            return None
+    async def open(self, host: str, port: int, *, is_tls: bool) -> http_connection.ClientConnection:
+        """Connect to the host of this session, or to another one. Raises ConnectError."""
+        target, is_own = self.target, host == self.target.host
+        name = f"[{host}]" if ":" in host else host
         try:
-            return verifying_context(tls.ca, tls.ca_digest)
+            http = await http_connection.open_http(
+                target.address if is_own else host,
+                port,
+                authority=name if port == HTTPS_PORT else f"{name}:{port}",
+                host=host,
+                context=verifying_context(target.tls.ca, target.tls.ca_digest) if is_tls else None,
+                proxy=None if is_own and target.stays_here else self.proxy,
+                timeout_s=self.timeouts.connect_s,
+            )
+        except HttpError as error:
+            if error.untrusted:
+                raise self.no_tls(f"{error}; {_ADVICE}") from None
+            failure = SessionFailure.TIMEOUT if error.timed_out else SessionFailure.LOST
+            stage = SmtpStage.CONNECT
+            raise ConnectError.broken(stage, failure, str(error), peer=self.peer) from None
         except OSError as error:
-            raise self._no_tls(f"the CA file {tls.ca} cannot be used: {reason(error)}") from None
+            text = f"the CA file {target.tls.ca} cannot be used: {reason(error)}"
+            raise self.no_tls(text) from None
+        certificate = (http.tls.getpeercert() if http.tls is not None else None) or {}
+        if is_tls and not certificate_matches(certificate, host):
+            http.close()
+            names = certificate_names(certificate)
+            raise self.no_tls(f"{name}:{port}: the certificate is for {names}, not {host}")
+        return http
 
-    def _no_tls(self, text: str) -> ConnectError:
+    def no_tls(self, text: str) -> ConnectError:
+        """Return the error where a host may not have what would be sent."""
         outcome = Deferred(self.peer.evidence("4.7.5", text), DeferralClass.TLS)
         return ConnectError(outcome, SmtpStage.STARTTLS)
 
@@ -230,7 +240,7 @@ class GraphConnection:
         on_replies: OnReplies | None = None,  # noqa: ARG002 - of LMTP
     ) -> TransactionResult:
         """Send one message, or ask what became of it. Recipients that do not fit into one request
-        are `again`. `before_dot` is awaited before each request that makes or sends something.
+        are `again`. `before_dot` is awaited before each request by which the message leaves.
         Raises ConnectError if there is no token any more.
         """
         assert not self._busy, "one transaction at a time"
@@ -257,24 +267,29 @@ class GraphConnection:
         path: str,
         *,
         body: bytes = b"",
+        kind: str = "text/plain",
         before_post: BeforeDot = _permitted,
     ) -> HttpResponse:
-        """Make one request in a mailbox; with another token if this one is refused. Raises
-        HttpError, ConnectError (nothing was written), and what `before_post` raises.
+        """Make one request in a mailbox, or of a path that begins with a slash; with another token
+        if this one is refused. Raises HttpError, ConnectError (nothing was written), and what
+        `before_post` raises.
         """
+        target = path if path[0] == "/" else f"/v1.0/users/{quote(mailbox, safe='')}/{path}"
         for is_last in (False, True):
             if self._http is None or not self._http.is_open:
                 self.close()
                 await self.connect()
             assert self._http is not None
-            if method == "POST":
-                await before_post()
-            kind = [("Content-Type", "text/plain")] if body else []
+            await before_post()
             bearer = ("Authorization", f"Bearer {self._token}")
             answer = await self._http.request(
                 method,
-                f"/v1.0/users/{quote(mailbox, safe='')}/{path}",
-                fields=[bearer, ("Prefer", 'IdType="ImmutableId"'), *kind],
+                target,
+                fields=[
+                    bearer,
+                    ("Prefer", 'IdType="ImmutableId"'),
+                    *([("Content-Type", kind)] if body else []),
+                ],
                 body=body,
                 timeout_s=self.timeouts.dot_s if method == "POST" else self.timeouts.command_s,
                 answer_bytes_max=_ANSWER_BYTES_MAX + _ANSWER_BYTES_PER_OCTET * len(body),
@@ -293,12 +308,21 @@ class GraphConnection:
 
     async def delete(self, mailbox: str, draft: str) -> None:
         """Delete a draft; it may be gone. Raises ConnectError, HttpError."""
-        answer = await self.request("DELETE", mailbox, _path(draft))
+        answer = await self.request("DELETE", mailbox, filling.path_of(draft))
         if answer.status // 100 != 2 and not is_missing(answer):
             raise self.trouble(answer)
 
+    async def delete_found(self, mailbox: str, message_id: str) -> bool:
+        """Delete the drafts with this Message-ID; return whether there were any. Raises
+        ConnectError, HttpError.
+        """
+        found = [one for one in await self.find(mailbox, _DRAFTS, message_id) if one.is_draft]
+        for one in found:
+            await self.delete(mailbox, one.id)
+        return bool(found)
+
     def read(self, answer: HttpResponse, kind: type[_S]) -> _S:
-        """Return the JSON of an answer. Raises ConnectError, HttpError."""
+        """Return the filling.JSON of an answer. Raises ConnectError, HttpError."""
         if answer.status not in (200, 201):
             raise self.trouble(answer)
         try:
@@ -338,7 +362,8 @@ class _GraphTransaction:
             if request.sent_us or own_mailbox(request.mailbox) == user
         ]
         self._lost = self._requests.noted.lost_posts
-        self._left_out: tuple[str, ...] = ()
+        self._uploads = [*self._requests.noted.uploads]
+        self._found: dict[str, Any] = {}  # about the copy, for the evidence
 
     async def run(self) -> dict[int, Outcome]:
         """Ask what became of earlier requests, then make one for recipients that are in none.
@@ -347,6 +372,7 @@ class _GraphTransaction:
         numbers, outcomes = self._requests.recipients, dict[int, Outcome]()
         try:
             await self._note_losses()
+            await self._delete_uploads()
             for request in tuple(self._open):
                 live = [number for number in request.recipients if number in numbers]
                 outcome = await self._resume(request, live) if live else None
@@ -360,8 +386,9 @@ class _GraphTransaction:
                     outcomes |= dict.fromkeys(part, outcome)
                     break
                 part = part[: len(part) // 2]  # the others have the next transaction
-        except (*_NO_ANSWER, UnreadableError) as error:
+        except (*_NO_ANSWER, OSError) as error:
             failed = self._of_error(error)
+            failed = replace(failed, evidence=replace(failed.evidence, **self._found))
             outcomes |= {number: failed for number in numbers if number not in outcomes}
         return {at: outcomes[number] for at, number in enumerate(numbers) if number in outcomes}
 
@@ -373,7 +400,7 @@ class _GraphTransaction:
             case SmtpProtocolError():
                 peer, stage = self._session.peer, SmtpStage.DATA
                 return classify_session_failure(stage, error.trouble, error.text, peer=peer)
-            case UnreadableError():
+            case OSError():
                 text = f"451 4.3.0 the message cannot be read: {error}"  # RFC 3463 3.4
                 return self._deferred(text, DeferralClass.CONTENT, status="4.3.0")
         return self._deferred(str(error), DeferralClass.CONNECT)
@@ -412,7 +439,7 @@ class _GraphTransaction:
 
     async def _look(self, request: CloudRequest) -> GraphItem | None:
         """Return the message of a request: by its id, else the sent one by its Message-ID."""
-        answer = await self._ask("GET", request, f"{_path(request.draft)}?{_FIELDS}")
+        answer = await self._ask("GET", request, f"{filling.path_of(request.draft)}?{_FIELDS}")
         if not is_missing(answer):
             return self._session.read(answer, GraphItem)
         for folder in _FOLDERS if request.sent_us else ():
@@ -425,37 +452,113 @@ class _GraphTransaction:
     # -- drafts
     async def _begin(self, numbers: Sequence[int]) -> Outcome:
         """Make a request for these recipients."""
-        content, requests, session = self._transaction.content, self._requests, self._session
-        size, most = size_of(content), session.options.mime_max
-        if size > most:
-            text = f"5.3.4 the message has {size} bytes, the route sends at most {most} (mime_max)"
-            return Failed(session.peer.evidence("5.3.4", text))
+        requests, session, options = self._requests, self._session, self._session.options
         request = CloudRequest(session.login.user, "", tuple(numbers), 0)
-        if not session.options.confirm:
+        if requests.size > options.mime_max:
+            if options.confirm:
+                return await self._convert(request)
+            has, most = f"{requests.size} bytes", f"{options.mime_max} (mime_max)"
+            text = (
+                f"5.3.4 the message has {has}, with confirm = false the route sends at most {most}"
+            )
+            return Failed(session.peer.evidence("5.3.4", text))
+        if not options.confirm:
             return await self._send_at_once(request)
-        message_id = await requests.message_id(sole_message_id(content))
+        message_id = await requests.message_id(sole_message_id(self._transaction.content))
         request = replace(request, message_id=message_id)
         body = await self._body(request)
-        await self._before_post()
         lost, self._lost = self._lost, (*self._lost, (request.mailbox, message_id))
-        await self._note(new=1)  # it counts as lost until its id is known
+        made = await self._make(
+            request, body, partial(setattr, self, "_lost", lost), kind="text/plain"
+        )
+        return await self._send(made) if isinstance(made, CloudRequest) else made
+
+    async def _make(
+        self, request: CloudRequest, body: bytes, unmark: Callable[[], None], *, kind: str
+    ) -> CloudRequest | Failed:
+        """Make a draft. What it is marked as, `unmark` ends: until its id is known, it counts as
+        lost.
+        """
+        await self._note(new=1)
         try:
-            answer = await self._ask("POST", request, "messages", body=body)
+            answer = await self._ask("POST", request, "messages", body=body, kind=kind)
         except _NO_ANSWER as error:
             if not isinstance(error, HttpError) or not error.may_have_arrived:
-                self._lost = lost
+                unmark()
                 await self._note(new=-1)
             raise
         if answer.status in TAKEN:
-            made, now_us = session.read(answer, GraphItem), requests.clock.queue_us()
-            created, self._lost = made.created or _NEVER, lost
-            return await self._send(
-                replace(request, posted_us=now_us, draft=made.id, created=created)
+            made = self._session.read(answer, GraphItem)
+            unmark()
+            return replace(
+                request,
+                posted_us=self._requests.clock.queue_us(),
+                draft=made.id,
+                created=made.created or _NEVER,
+                message_id=made.internet_message_id or request.message_id,
             )
         if is_refused(answer) or answer.status == 200:
-            self._lost = lost
+            unmark()
             await self._note(new=-1)
         return self._failed(answer)
+
+    # -- drafts with files
+    async def _convert(self, request: CloudRequest) -> Outcome:
+        """Make the request for a message that is too large as MIME."""
+        content, session = self._transaction.content, self._session
+        own_id = await self._requests.message_id(sole_message_id(content))
+        message_id = await self._requests.message_id("")
+        request = replace(request, message_id=message_id)
+        convert = partial(graph_draft, message_id=message_id, signed=bool(session.options.convert))
+        try:
+            draft = await asyncio.to_thread(convert, content, self._addresses(request))
+        except NotConverted as error:
+            return Failed(session.peer.evidence("5.3.4", f"5.3.4 {error}"))
+        self._found = {"not_carried": draft.not_carried, "encoded": _CONVERTED}
+        self._note_left_out(draft.left_out)
+        files = filling.DraftFilling(session, request.mailbox, draft.files)
+        for _ in range(_DRAFTS_MAX):
+            self._uploads.append(request)
+            unmark = partial(self._uploads.remove, request)
+            made = await self._make(request, draft.message, unmark, kind=filling.JSON)
+            if isinstance(made, Failed):
+                return made
+            self._uploads.append(made)
+            await self._note()
+            try:
+                ready = await files.fill(made, own_id if own_id != message_id else "")
+            except (filling.FillingError, HttpError) as error:
+                why = error
+                await self._delete_upload(made)
+                if isinstance(why, filling.FillingError) and why.answer is not None:
+                    return self._failed(why.answer)
+            except ConnectError as error:
+                if error.stage is SmtpStage.STARTTLS:  # no other draft has another host
+                    await self._delete_upload(made)
+                raise
+            else:
+                self._uploads.remove(made)  # durable with what is noted before /send
+                return await self._send(ready)
+        return self._deferred(f"none of {_DRAFTS_MAX} drafts got its files; the last: {why}")
+
+    async def _delete_upload(self, upload: CloudRequest) -> None:
+        """Delete a draft by its id, which frees its Message-ID. Raises ConnectError, HttpError."""
+        await self._session.delete(upload.mailbox, upload.draft)
+        self._uploads.remove(upload)
+        await self._note(new=-1)
+
+    async def _delete_uploads(self) -> None:
+        """Delete the drafts with files of earlier attempts."""
+        session, user = self._session, own_mailbox(self._session.login.user)
+        for upload in tuple(self._uploads):
+            if own_mailbox(upload.mailbox) != user:
+                continue
+            if upload.draft:
+                await self._delete_upload(upload)
+                continue
+            if await session.delete_found(upload.mailbox, upload.message_id):
+                self._uploads.remove(upload)
+                await self._note()
 
     async def _send(self, request: CloudRequest) -> Outcome:
         """Send a draft."""
@@ -463,7 +566,7 @@ class _GraphTransaction:
         sent = replace(request, sent_us=self._requests.clock.queue_us(), lost_us=0)
         await self._note(sent, without=request)
         try:
-            answer = await self._ask("POST", request, f"{_path(request.draft)}/send")
+            answer = await self._ask_to_send(request, f"{filling.path_of(request.draft)}/send")
         except _NO_ANSWER as error:
             if isinstance(error, HttpError) and error.may_have_arrived:
                 await self._note_losses()
@@ -486,7 +589,7 @@ class _GraphTransaction:
         """Send the message by sendMail."""
         body = await self._body(request)
         try:
-            answer = await self._ask("POST", request, "sendMail", body=body)
+            answer = await self._ask_to_send(request, "sendMail", body)
         except HttpError as error:
             if not error.may_have_arrived:
                 raise
@@ -502,27 +605,41 @@ class _GraphTransaction:
     # -- what all of them use
     async def _body(self, request: CloudRequest) -> bytes:
         """Return the base64 of the copy for a request. Raises UnreadableError."""
-        content, recipients = self._transaction.content, self._transaction.recipients
-        pairs = zip(self._requests.recipients, recipients, strict=True)
-        addresses = [path.address for number, path in pairs if number in request.recipients]
+        content, addresses = self._transaction.content, self._addresses(request)
 
         def encoded() -> tuple[bytes, tuple[str, ...]]:
             copy = graph_copy(content, addresses, message_id=request.message_id)
             return b64encode(read_all(copy.content)), copy.left_out
 
         body, left_out = await asyncio.to_thread(encoded)
-        others = {own_mailbox(path.address) for path in recipients}
-        strangers = [address for address in left_out if own_mailbox(address) not in others]
-        self._left_out = tuple(strangers[:_LEFT_OUT_MAX])
+        self._note_left_out(left_out)
         return body
 
+    def _addresses(self, request: CloudRequest) -> list[str]:
+        """Return the addresses of a request."""
+        pairs = zip(self._requests.recipients, self._transaction.recipients, strict=True)
+        return [path.address for number, path in pairs if number in request.recipients]
+
+    def _note_left_out(self, left_out: Sequence[str]) -> None:
+        """Note for the evidence which addresses of the content are no recipients."""
+        others = {own_mailbox(path.address) for path in self._transaction.recipients}
+        strangers = [address for address in left_out if own_mailbox(address) not in others]
+        self._found["left_out"] = tuple(strangers[:_LEFT_OUT_MAX])
+
     async def _ask(
-        self, method: str, request: CloudRequest, path: str, *, body: bytes = b""
+        self, method: str, request: CloudRequest, path: str, **sent: Any
     ) -> HttpResponse:
         """Make a request in the mailbox of this transaction."""
-        return await self._session.request(
-            method, request.mailbox, path, body=body, before_post=self._before_post
-        )
+        return await self._session.request(method, request.mailbox, path, **sent)
+
+    async def _ask_to_send(
+        self, request: CloudRequest, path: str, body: bytes = b""
+    ) -> HttpResponse:
+        """Make the request by which the message leaves: until its answer it may have left."""
+        self._requests.is_sending = True
+        answer = await self._ask("POST", request, path, body=body, before_post=self._before_post)
+        self._requests.is_sending = False
+        return answer
 
     async def _note(
         self,
@@ -531,8 +648,9 @@ class _GraphTransaction:
         without: CloudRequest | None = None,
         new: int = 0,
     ) -> None:
-        """Make a request durable, in place of another one, and the lost drafts; `new` 1: one more
-        draft is posted; -1: the last one had no effect, and its Message-ID is free.
+        """Make a request durable, in place of another one, the lost drafts, and those with files;
+        `new` 1: one more draft is posted; -1: the last one had no effect, and its Message-ID is
+        free.
         """
         noted = self._open if request is None else [*self._open, request]
         self._open = [kept for kept in noted if kept != without]
@@ -542,6 +660,7 @@ class _GraphTransaction:
             requests=tuple(self._open),
             requests_before=before.requests_before + new,
             lost_posts=self._lost[-_LOST_POSTS_MAX:],
+            uploads=tuple(self._uploads[-UPLOADS_MAX:]),
         )
         await self._requests.note(after)
 
@@ -551,18 +670,14 @@ class _GraphTransaction:
         """
         outcome = outcome_of(answer, self._session.peer)
         if isinstance(outcome, Failed):
-            return Failed(replace(outcome.evidence, left_out=self._left_out))
+            return Failed(replace(outcome.evidence, **self._found))
         raise ConnectError(outcome, SmtpStage.DATA)
 
     def _relayed(self, reply: str) -> Relayed:
         evidence = self._session.peer.evidence("2.0.0", reply, remote=True)
-        return Relayed(replace(evidence, left_out=self._left_out))
+        return Relayed(replace(evidence, **self._found))
 
     def _deferred(
         self, text: str, kind: DeferralClass = DeferralClass.SITE, *, status: str = "4.4.2"
     ) -> Deferred:
         return Deferred(self._session.peer.evidence(status, text), kind)
-
-
-def _path(draft: str) -> str:
-    return f"messages/{quote(draft, safe='')}"

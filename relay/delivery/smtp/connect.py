@@ -70,11 +70,13 @@ from relay.transport.routing.routes import Credentials
 
 class GraphOptions(Struct, frozen=True):
     """How mail leaves by Microsoft Graph: whether a lost answer is looked for, and how many octets
-    of content it takes.
+    of content it takes as MIME; the others as in a [[route]].
     """
 
     confirm: bool
     mime_max: int
+    convert: str = ""
+    upload_hosts: tuple[str, ...] = ()
 
 
 class TokenError(Exception):

@@ -67,15 +67,21 @@ class Transaction:
 class CloudRequests(Protocol):
     """The requests of a claim to Microsoft Graph that have no known result."""
 
-    noted: EntryExtra  # `requests`, `requests_before` and `lost_posts` are as they are in the spool
+    # `requests`, `requests_before`, `lost_posts` and `uploads` are as they are in the spool
+    noted: EntryExtra
     recipients: tuple[int, ...]  # the numbers of Transaction.recipients, in their order
     # Nothing is made or sent, because an order waits: what became of the requests is asked, and
     # drafts are deleted. Recipients in no request that may have been sent have no outcome then.
     only_ask: bool
+    is_sending: bool  # what may send the message is asked for, and has no answer
     clock: Clock  # for queue time
 
+    @property
+    def size(self) -> int:
+        """Octets of the content, as the routes count them."""
+
     async def note(self, noted: EntryExtra) -> None:
-        """Make these three durable. Raises SpoolError."""
+        """Make these four durable. Raises SpoolError."""
 
     async def message_id(self, own_id: str) -> str:
         """Return the internetMessageId of a new request. It is `own_id`, the Message-ID of the

@@ -74,7 +74,8 @@ class Attempt(msgspec.Struct, frozen=True):
     durations: Durations | None = None  # None: the outcome is that of another message's attempt
     mx: tuple[MxRecord, ...] = ()  # of a next hop with MX records, by preference
     mx_more: int = 0  # the number of further hosts
-    encoded: str = ""  # "8 bit" or "long lines": why the message was encoded again for the host
+    # "8 bit" or "long lines": why the message was encoded again for the host, or into what
+    encoded: str = ""
     node: str | UnsetType = UNSET  # the node that made it, if several share the spool
     provider: str = ""  # the [[reply]] entry that decided the outcome
 

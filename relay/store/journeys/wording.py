@@ -132,6 +132,8 @@ def _attempt(detail: details.AttemptDetail) -> Iterator[str]:
         yield f"to {peer}, {tls_words(attempt, detail.cipher)}{took}"
         if attempt.encoded:
             yield f"encoded again: {attempt.encoded}"
+    if detail.not_carried:
+        yield f"not carried: {named(detail.not_carried)}"
 
 
 def hop_words(next_hop: str) -> str:

@@ -42,6 +42,7 @@ Unanswered = tuple[tuple[int, int], ...]  # recipients by number, and attempts
 # A restored entry is due, and its message expires, at RESTORED_US plus the time that was left until
 # its expiry: never, and later than any entry that was not restored.
 RESTORED_US = 1 << 57
+UPLOADS_MAX = 5  # in EntryExtra.uploads: the last ones
 NEVER_US = 1 << 58  # the due time of an entry that does not expire: later than RESTORED_US
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -246,6 +247,9 @@ class EntryExtra(Struct, frozen=True, omit_defaults=True):
     requests_before: int = 0
     # The last drafts whose POST had no 201: mailbox and internetMessageId of each.
     lost_posts: tuple[tuple[str, str], ...] = ()
+    # Drafts that are being filled with files, or were: they are never sent, but deleted. The
+    # internetMessageId of each is made here; one without an id counts as lost.
+    uploads: tuple[CloudRequest, ...] = ()
     # The command that is carried out once the answer to each /send is known.
     order: QueueOrder | None = None
 
@@ -259,17 +263,16 @@ class EntryExtra(Struct, frozen=True, omit_defaults=True):
         """The drafts that were not asked to be sent: the mailbox and id of each."""
         return [
             (request.mailbox, request.draft)
-            for request in self.requests
+            for request in (*self.requests, *self.uploads)
             if request.draft and not request.sent_us
         ]
 
     @property
     def all_lost_posts(self) -> tuple[tuple[str, str], ...]:
-        """`lost_posts`, with those in `requests`."""
-        older = [
-            (request.mailbox, request.message_id) for request in self.requests if not request.draft
-        ]
-        return (*self.lost_posts, *older)
+        """`lost_posts`, with those in `requests` and in `uploads`."""
+        others = (*self.requests, *self.uploads)
+        without_id = [request for request in others if not request.draft]
+        return (*self.lost_posts, *[(post.mailbox, post.message_id) for post in without_id])
 
 
 NO_EXTRA = EntryExtra()  # of ordinary mail

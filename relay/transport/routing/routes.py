@@ -73,6 +73,8 @@ class HopOptions(Struct, frozen=True):
     is_mx: bool = False  # the DNS, not a route, names the host: one with our own name is a loop
     confirm: bool = True  # of Graph: a lost answer is looked for
     mime_max: int = 0  # of Graph: octets of content
+    convert: str = ""  # of Graph: which content is converted beyond the usual
+    upload_hosts: tuple[str, ...] = ()  # of Graph: to which files may go besides the usual
 
 
 class Fallback(Struct, frozen=True):
@@ -135,6 +137,8 @@ def _options_of(route: Route, action: RouteAction, default: TlsLevel) -> HopOpti
         is_mx=isinstance(action, UseMx),
         confirm=route.confirm is not False,
         mime_max=(route.mime_max or MIME_MAX) if is_graph else 0,
+        convert=route.convert,
+        upload_hosts=route.upload_hosts,
     )
 
 

@@ -72,6 +72,7 @@ class Spooled:
         self.clock, self.content = clock, content
         self.live = {number: f"r{number}@x.test" for number in range(count)}
         self.noted, self.recipients, self.only_ask = NO_EXTRA, (), False
+        self.size, self.is_sending = len(content), False
         self.outcomes, self.ever_lost = {}, set()
         self.step = bool  # whether it ends here
 
@@ -94,7 +95,7 @@ class Spooled:
 
     async def message_id(self, given) -> str:
         before = self.noted.requests_before
-        return f"<{before}@relay.test>" if before else given
+        return f"<{before}@relay.test>" if before or not given else given
 
     async def attempt(self, session) -> list[object]:
         """Attempt all that are live, as OutboundSession does; return the outcomes."""
@@ -433,7 +434,7 @@ async def test_what_is_seen_nowhere_is_looked_for_then_made_again(graph, clock) 
 @each_row(
     "options, content, fault, expected",
     [
-        ({}, b"To: x\r\n\r\n" + b"x" * 2000, "", (Failed, "5.3.4")),
+        ({"confirm": False}, b"To: x\r\n\r\n" + b"x" * 2000, "", (Failed, "5.3.4")),
         ({}, MESSAGE, (200, {}, {}), (Failed, "5.3.4")),
         ({}, MESSAGE, (201, {"id": ".."}, {}), (Deferred, "4.4.2")),
         ({"confirm": False}, MESSAGE, "", (Relayed, "2.0.0")),

@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from msgspec.structs import replace
 
@@ -430,14 +429,16 @@ class _EntryChanger:
 
     def _without_drafts(self, facts: EntryFacts) -> EntryFacts:
         """Forget drafts: nothing was sent, and no attempt sends them from now on."""
-        extra, fields = facts.extra, dict[str, Any](requests=(), order=None)
-        if extra is None or not (extra.requests or extra.lost_posts or extra.order):
+        extra = facts.extra
+        if extra is None or not (
+            extra.requests or extra.uploads or extra.lost_posts or extra.order
+        ):
             return facts
-        lost: Pairs = ()
-        if self.command.operation is not Operation.HOLD:
-            lost, fields["lost_posts"] = extra.all_lost_posts, ()
-        self._work.drafts[facts.key] = (facts.next_hop, extra.unsent, lost)
-        return facts.with_extra(**fields)
+        lost: Pairs = extra.all_lost_posts
+        is_hold = self.command.operation is Operation.HOLD
+        self._work.drafts[facts.key] = (facts.next_hop, extra.unsent, () if is_hold else lost)
+        kept = lost if is_hold else ()
+        return facts.with_extra(requests=(), uploads=(), lost_posts=kept, order=None)
 
     def _without_end(self, facts: EntryFacts, backed_up_us: int) -> EntryFacts:
         """Let the message of a restored entry not expire; keep the time that was left."""

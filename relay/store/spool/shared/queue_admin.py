@@ -36,6 +36,8 @@ from relay.base.observe.logs import get_logger
 from relay.base.observe.metrics import Metrics
 from relay.base.task_set import TaskSet
 from relay.formats.dsn import UNREADABLE, ReportedRecipient, ReportKind
+from relay.store.journeys.details import CommandDetail
+from relay.store.journeys.events import Event
 from relay.store.journeys.message_list import matches_pattern
 from relay.store.spool.queue_commands import (
     DRAFT_STAYS,
@@ -398,10 +400,27 @@ class QueueAdmin:
                 gone = await self.delivery.drafts.delete_drafts(NextHop.parse(hop), known)
                 known.difference_update(gone)
                 silent |= set() if gone else {hop}
+        stay = {
+            key: [draft for draft in drafts if draft in by_hop[hop]]
+            for key, (hop, drafts, _) in result.drafts.items()
+        }
+        for key, drafts in stay.items():
+            await self.note_drafts(key, drafts)
         for row in listed.entries:
-            hop, drafts, _ = result.drafts.get((row["id"], row["entry"]), ("", (), ()))
-            if not by_hop.get(hop, set()).isdisjoint(drafts):
+            if stay.get((row["id"], row["entry"])):
                 row["note"] = DRAFT_STAYS
+
+    async def note_drafts(self, key: Key, drafts: Collection[tuple[str, str]]) -> None:
+        """Record in the journey which drafts of an entry stay in Drafts, if the spool can."""
+        if not drafts:
+            return
+        why = "; ".join(f"{mailbox}: {draft}" for mailbox, draft in drafts)
+        detail = CommandDetail(operation="leave drafts", entries=[key[1]], who="relay", why=why)
+        events = [Event(self.clock.time_us(), detail)]
+        try:
+            await self.engine.change(lambda transaction: transaction.append_events(key[0], events))
+        except SpoolError as error:
+            _log.warning("drafts stay", qid=key[0], drafts=why, error=str(error))
 
     async def order_of(self, claim_result: ClaimResult) -> "Slice | None":
         """Return the order on the entry of this result, to be carried out with it; None: there is

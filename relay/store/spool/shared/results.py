@@ -276,6 +276,7 @@ def note_requests(transaction: OpenTransaction, claim: Claim, noted: EntryExtra)
         requests=noted.requests,
         requests_before=noted.requests_before,
         lost_posts=noted.lost_posts,
+        uploads=noted.uploads,
     )
     return transaction.execute(_NOTE, (text, *owned)) > 0  # another node may have raised the epoch
 
