@@ -15,6 +15,7 @@ from tests.crash.test_storm import live
 from tests.support.dev_process import DevProcess
 from tests.support.long_tests import long
 from tests.support.ports import free_port
+from tests.support.scans import scanned
 
 pytestmark = pytest.mark.crash
 
@@ -22,6 +23,7 @@ KILLS = 4
 STATUSES = ("429", "503", "504", '"expired-token"')
 SENDERS = [f"s{number}@example.test" for number in range(6)]
 ANN, BEN = "ann@partner.example", "ben@partner.example"
+SCANNER, SCAN_BYTES = "scanner@example.test", 1_700_000  # over mime_max in base64
 OTHERS = "others@partner.example"
 ADVANCE_S, ADVANCES_MAX = 150, 30  # a draft is sent again after two minutes, made anew after ten
 
@@ -43,6 +45,9 @@ def test_nothing_is_lost_and_nothing_arrives_twice(seed: int) -> None:
                 text = f"{head}Message-ID: <{kill}.{sender}>\r\n\r\nx\r\n"
                 for recipient in (ANN, BEN):  # one Message-ID, as many programs send it
                     relay.submit(sender, [recipient], text.encode())
+            relay.submit(
+                SCANNER, [ANN], scanned(SCAN_BYTES, subject=f"{kill} scan", sender=SCANNER)
+            )
             live(relay, rng.uniform(0, 1.5))
             if rng.random() < 0.5:  # what may have been sent is ordered, over the kill
                 relay.cli("queue", "hold", "--all")
@@ -53,8 +58,10 @@ def test_nothing_is_lost_and_nothing_arrives_twice(seed: int) -> None:
                 relay.advance(ADVANCE_S)
         assert relay.queue() == []
         assert ask(relay, "POST", "/relay/v1/quiet", json={"timeout_s": 60})["quiet"] is True
-        for mailbox in (ANN, BEN):
-            assert found(relay, mailbox, "inbox") == sorted(subjects)
+        scans = [f"{kill} scan" for kill in range(KILLS)]
+        for mailbox, more in ((ANN, scans), (BEN, [])):
+            assert found(relay, mailbox, "inbox") == sorted(subjects + more)
+        assert found(relay, SCANNER, "drafts") == []
         assert found(relay, OTHERS, "inbox") == ["of others"] * len(subjects)
         for sender in SENDERS:
             drafts = found(relay, sender, "drafts")

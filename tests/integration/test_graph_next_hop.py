@@ -1,9 +1,7 @@
 """Delivery by Graph to another Relay: its strict front door is a Graph of its own."""
 
 from email import message_from_bytes
-from email.message import EmailMessage
 from email.policy import SMTP
-from random import Random
 
 import pytest
 from msgspec.structs import replace
@@ -13,9 +11,12 @@ from relay.base.socket_address import Address
 from relay.delivery.smtp.connect import GraphOptions
 from relay.store.spool.types import CloudRequest
 from relay.transport.routing.routes import Credentials
+from tests.integration.test_dev_cloud import ANN, Cloud
 from tests.support.dev_process import DevProcess
+from tests.support.long_tests import long
 from tests.support.manual_clock import ManualClock
 from tests.support.relay_process import until
+from tests.support.scans import file_of, scanned
 from tests.unit.delivery.test_graph import Spooled, opened
 
 BOB = "bob@example.test"
@@ -59,18 +60,6 @@ async def test_a_message_is_sent_once_and_found_again(dev) -> None:
     assert not relay.inbox("eve")
 
 
-def scanned(*sizes: int) -> bytes:
-    """A message with files of these sizes."""
-    message = EmailMessage()
-    message["From"], message["To"], message["Subject"] = "alice@example.test", BOB, "scan"
-    message["Message-ID"] = "<scan@a.test>"
-    message.set_content("A scan.\n")
-    for number, size in enumerate(sizes):
-        octets = Random(number).randbytes(size)
-        message.add_attachment(octets, "application", "pdf", filename=f"scan {number}.pdf")
-    return message.as_bytes(policy=SMTP)
-
-
 @pytest.mark.parametrize("sizes", [(5_000_000, 2_999_999, 3_000_000), (1000,) * 60])
 async def test_each_file_of_a_scan_arrives_as_it_was(dev_module, sizes) -> None:
     relay: DevProcess = dev_module("--no-demo", "--like-graph")
@@ -91,5 +80,28 @@ async def test_each_file_of_a_scan_arrives_as_it_was(dev_module, sizes) -> None:
     path = f"/me/messages/{sent['id']}"
     mime = relay.graph("GET", f"{path}/$value").body
     files = [one.get_content() for one in message_from_bytes(mime, policy=SMTP).iter_attachments()]
-    assert sorted(files) == sorted(Random(n).randbytes(size) for n, size in enumerate(sizes))
+    assert sorted(files) == sorted(file_of(n, size) for n, size in enumerate(sizes))
     assert not relay.messages("drafts")
+
+
+@long
+@pytest.mark.parametrize("size", [25_000_000, 102_000_000])  # 35 and 140 MB in base64
+def test_the_memory_does_not_grow_with_a_scan(dev, size) -> None:
+    relay: DevProcess = dev("--cloud", "--no-demo")
+    scans = [relay.submit("alice@example.test", [ANN], scanned(size)) for _ in range(2)]
+    idle_bytes = relay.memory_bytes(reset=True)
+    small = relay.submit("alice@example.test", [ANN], b"Subject: small\r\n\r\nx\r\n")
+    for queue_id in (small, *scans):
+        journey = relay.until_final(queue_id)
+        [attempt] = journey["recipients"][0]["attempts"]
+        assert attempt["outcome"] == "relayed"
+    assert relay.memory_bytes() - idle_bytes < 30_000_000
+    cloud, user = Cloud(relay), "/v1.0/users/alice@example.test"
+    with cloud.client:
+        until("copies", lambda: len(cloud.messages("alice@example.test", "sentitems")) == 3)
+        assert cloud.messages("alice@example.test", "drafts") == []
+        for one in cloud.messages("alice@example.test", "sentitems"):
+            files = cloud.client.get(f"{user}/messages/{one['id']}/attachments?$select=id").json()
+            for file in files["value"]:
+                path = f"{user}/messages/{one['id']}/attachments/{file['id']}/$value"
+                assert cloud.client.get(path).content == file_of(0, size)

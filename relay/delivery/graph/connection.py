@@ -83,7 +83,7 @@ _FOLDERS = ("sentitems", _DRAFTS, "deleteditems")  # never the Inbox: a copy may
 _NEVER = "never"  # after each time, where Graph does not say when it made a draft
 _LOST_POSTS_MAX = 5
 _DRAFTS_MAX = 3  # that are filled in an attempt
-_CONVERTED = "converted into filling.JSON and files"
+_CONVERTED = "converted into JSON and files"
 _NO_ANSWER = (ConnectError, HttpError, SmtpProtocolError)
 _ITEMS_MAX = 1000  # of one Message-ID in a folder: the most that Graph lists at once
 _ANSWER_BYTES_MAX = 1024 * 1024
@@ -322,7 +322,7 @@ class GraphConnection:
         return bool(found)
 
     def read(self, answer: HttpResponse, kind: type[_S]) -> _S:
-        """Return the filling.JSON of an answer. Raises ConnectError, HttpError."""
+        """Return the JSON of an answer. Raises ConnectError, HttpError."""
         if answer.status not in (200, 201):
             raise self.trouble(answer)
         try:

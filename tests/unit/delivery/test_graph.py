@@ -178,6 +178,24 @@ async def test_each_recipient_gets_it_once_whatever_answers_are_lost(first, monk
             raise
 
 
+async def killed(graph, claim, moment: int) -> bool:
+    """Attempt a claim, and end it at this request or write; return whether there were as many."""
+    session, steps = await opened(graph), count()
+    task = asyncio.create_task(claim.attempt(session))
+
+    def step() -> bool:
+        if is_now := next(steps) == moment:
+            task.cancel()
+        return is_now
+
+    claim.step = step
+    graph.fault = lambda *_: "lost before" if step() else "lost after" if step() else ""
+    await asyncio.gather(task, return_exceptions=True)
+    session.close()
+    claim.step = bool
+    return task.cancelled()
+
+
 @each_row(
     "before, moments",
     [
@@ -191,26 +209,11 @@ async def test_a_kill_at_any_moment_is_no_second_copy(before, moments) -> None:
     for moment in range(moments + 1):
         clock = ManualClock()
         async with FakeGraph(clock.queue_us) as graph:
-            claim, steps = Spooled(clock, 1), count()
+            claim = Spooled(clock, 1)
             if before is not None:
                 await attempt(graph, claim, faulty(*before))
                 clock.now_us += 150 * SECONDS_US
-            session = await opened(graph)
-            task = asyncio.create_task(claim.attempt(session))
-
-            def step(task=task, steps=steps, moment=moment) -> bool:
-                if is_now := next(steps) == moment:
-                    task.cancel()
-                return is_now
-
-            claim.step = step
-            graph.fault = lambda *_, step=step: (
-                "lost before" if step() else "lost after" if step() else ""
-            )
-            await asyncio.gather(task, return_exceptions=True)
-            session.close()
-            assert task.cancelled() == (moment < moments)
-            claim.step = bool
+            assert await killed(graph, claim, moment) == (moment < moments)
             while claim.live:
                 clock.now_us += 150 * SECONDS_US
                 await attempt(graph, claim)

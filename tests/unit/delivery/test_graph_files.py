@@ -17,7 +17,7 @@ from tests.support.fake_graph import SECRET, FakeGraph, error
 from tests.support.journeys import states
 from tests.support.manual_clock import ManualClock
 from tests.support.tables import each_row
-from tests.unit.delivery.test_graph import LOGIN, SECONDS_US, Spooled, attempt, opened, routed
+from tests.unit.delivery.test_graph import LOGIN, SECONDS_US, Spooled, attempt, killed, routed
 
 FILES = [("a.pdf", b"a" * 700), ("b.txt", b"b" * 90), ("c.pdf", bytes(range(250)) * 2)]
 OWN_ID = "<scan.1@a.test>"
@@ -220,22 +220,8 @@ async def test_a_kill_at_any_moment_leaves_no_half_and_no_second_message() -> No
     for moment in count():
         clock = ManualClock()
         async with FakeGraph(clock.queue_us) as graph:
-            claim, steps = scan(clock), count()
-            session = await opened(graph)
-            task = asyncio.create_task(claim.attempt(session))
-
-            def step(task=task, steps=steps, moment=moment) -> bool:
-                if is_now := next(steps) == moment:
-                    task.cancel()
-                return is_now
-
-            claim.step = step
-            graph.fault = lambda *_, step=step: (
-                "lost before" if step() else "lost after" if step() else ""
-            )
-            await asyncio.gather(task, return_exceptions=True)
-            session.close()
-            claim.step = bool
+            claim = scan(clock)
+            is_killed = await killed(graph, claim, moment)
             assert claim.is_sending <= claim.noted.in_doubt
             while claim.live:
                 clock.now_us += 150 * SECONDS_US
@@ -243,8 +229,8 @@ async def test_a_kill_at_any_moment_leaves_no_half_and_no_second_message() -> No
                 assert claim.noted.in_doubt or not isinstance(outcome, Deferred)
             lost = [one for one in claim.noted.uploads if not one.draft]
             assert [item.files for item in graph.sent] == [FILES], moment
-            assert len(graph.in_folder("drafts")) == 0, moment
+            assert not graph.in_folder("drafts"), moment
             assert len(lost) == len(claim.noted.uploads) <= 1
-            if not task.cancelled():
-                assert moment > 30
-                break
+        if not is_killed:
+            break
+    assert moment > 30
