@@ -77,12 +77,10 @@ class DraftFilling:
             if file.content_id:
                 value |= {"isInline": True, "contentId": file.content_id}
             if file.size < _POSTED_OCTETS:
-                octets = b"".join(await asyncio.to_thread(list, file.blocks(_POSTED_OCTETS)))
-                kind = {"@odata.type": "#microsoft.graph.fileAttachment"}
-                await self._ask("POST", path, kind | value | {"contentBytes": octets})
+                await self._ask("POST", path, await asyncio.to_thread(_posted, file, value))
             else:
                 value |= {"attachmentType": "file", "size": file.size}
-                body = {"AttachmentItem": value}
+                body = msgspec.json.encode({"AttachmentItem": value})
                 begun = await self._ask("POST", f"{path}/createUploadSession", body)
                 await self._upload(file, begun.upload_url)
         await self._compare(f"{path}?$select=id,name")
@@ -90,7 +88,8 @@ class DraftFilling:
 
     async def _renamed(self, made: CloudRequest, message_id: str) -> CloudRequest:
         try:
-            said = await self._ask("PATCH", path_of(made.draft), {"internetMessageId": message_id})
+            body = msgspec.json.encode({"internetMessageId": message_id})
+            said = await self._ask("PATCH", path_of(made.draft), body)
         except FillingError as error:
             if error.answer is None:
                 raise
@@ -152,9 +151,8 @@ class DraftFilling:
             return ""
         return url.target if url.host == self.session.target.host else ""
 
-    async def _ask(self, method: str, path: str, value: object = None) -> _Answer:
+    async def _ask(self, method: str, path: str, body: bytes = b"") -> _Answer:
         """Return what a request in the mailbox is answered with."""
-        body = b"" if value is None else msgspec.json.encode(value)
         ask = partial(self.session.request, method, self.mailbox, path, body=body, kind=JSON)
         answer = await self._after_waits(ask)
         return self._read(answer, 201 if method == "POST" else 200)
@@ -179,6 +177,13 @@ class DraftFilling:
         is_refused = answer.status // 100 == 4 and not (of_upload or is_missing(answer))
         is_told = answer.status // 100 == 4 and (is_final or is_refused)
         raise FillingError(reply_of(answer), answer if is_told else None)
+
+
+def _posted(file: DraftFile, value: dict[str, Any]) -> bytes:
+    """Return the JSON of a small file. Blocks. Raises OSError."""
+    octets = b"".join(file.blocks(_POSTED_OCTETS))
+    kind = {"@odata.type": "#microsoft.graph.fileAttachment"}
+    return msgspec.json.encode(kind | value | {"contentBytes": octets})
 
 
 def path_of(draft: str) -> str:

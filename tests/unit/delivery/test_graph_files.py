@@ -8,6 +8,7 @@ from itertools import count
 import pytest
 
 from relay.base.message.outcome import Deferred, Failed, Relayed
+from relay.base.message.tls_policy import TlsPolicy
 from relay.base.message.web_url import UrlError
 from relay.delivery.graph import filling
 from relay.delivery.graph.upload import upload_url
@@ -17,8 +18,18 @@ from tests.support.fake_graph import SECRET, FakeGraph, error
 from tests.support.journeys import states
 from tests.support.manual_clock import ManualClock
 from tests.support.tables import each_row
-from tests.unit.delivery.test_graph import LOGIN, SECONDS_US, Spooled, attempt, killed, routed
+from tests.support.tls import authority, certificate
+from tests.unit.delivery.test_graph import (
+    LOGIN,
+    SECONDS_US,
+    Spooled,
+    attempt,
+    killed,
+    opened,
+    routed,
+)
 
+__all__ = ["authority", "certificate"]
 FILES = [("a.pdf", b"a" * 700), ("b.txt", b"b" * 90), ("c.pdf", bytes(range(250)) * 2)]
 OWN_ID = "<scan.1@a.test>"
 
@@ -180,6 +191,29 @@ def test_whose_upload_url_is_used(url, expected) -> None:
     target = Target("graph.test", "192.0.2.1", 443, login=LOGIN, graph=options)
     with pytest.raises(UrlError, match=expected) if expected else nullcontext():
         assert upload_url(url, target).text == url
+
+
+async def test_files_go_to_a_host_of_a_verified_name_alone(graph, authority, certificate) -> None:
+    context = authority.issue("DNS:localhost").server_context()
+    options = GraphOptions(True, 2000, upload_hosts=("localhost", "127.0.0.1"))
+    async with FakeGraph(lambda: 0, context) as other:
+        other.uploads = graph.uploads
+        for host, trusted, reply in (
+            ("localhost", authority, ""),
+            ("127.0.0.1", authority, "the certificate is for localhost, not 127.0.0.1"),
+            ("localhost", certificate, "correct the certificate"),
+        ):
+            graph.url, claim = f"https://{host}:{other.port}", scan()
+            policy = TlsPolicy("none", ca=trusted.certificate)
+            session = await opened(graph, options=options, tls=policy)
+            [outcome] = await claim.attempt(session)
+            session.close()
+            assert reply in outcome.evidence.reply
+            assert (type(outcome), outcome.evidence.status) == (
+                (Deferred, "4.7.5") if reply else (Relayed, "2.0.0")
+            )
+            assert not graph.in_folder("drafts")
+        assert {method for method, _ in other.asked} == {"PUT"}
 
 
 async def test_a_mailbox_fills_one_draft_at_a_time_and_small_mail_passes(delivery, graph) -> None:
