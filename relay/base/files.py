@@ -65,6 +65,13 @@ def check_readable(path: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
+def nearest_existing(path: Path) -> Path:
+    """Return `path`, or its nearest parent that exists."""
+    while not os.access(path, os.F_OK, effective_ids=True) and path != path.parent:
+        path = path.parent
+    return path
+
+
 def open_to_others(path: Path, *, to_read: bool = False) -> str:
     """Return which permission of `path` is too wide, and the command that corrects it; or ""."""
     try:

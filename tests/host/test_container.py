@@ -116,8 +116,11 @@ def test_it_runs_as_a_user_and_is_checked() -> None:
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", of("USER")[-1])
     assert len(of("HEALTHCHECK")) == 1
     mail = [port for name, port in MAIL.items() if name not in IN_CLEAR]
-    assert [int(port) for port in of("EXPOSE")[0].split()] == [*PORTS.values(), *mail]
-    assert " dovecot-imapd dovecot-pop3d " in of("RUN")[-2]
+    assert [int(port) for port in of("EXPOSE")[0].split()] == [*PORTS.values(), *mail, 2525]
+    assert " dovecot-imapd dovecot-pop3d " in of("RUN")[-3]
+    assert "conf/cloud.toml /etc/relay/relay.toml" in of("COPY")
+    assert of("VOLUME") == ["/var/lib/relay"]
+    assert " -m 0770 /var/lib/relay " in of("RUN")[-1]
 
 
 @each_row("name", ["compose.yaml", "compose-graph.yaml"])

@@ -124,7 +124,7 @@ def test_the_relay_does_not_start_on_a_read_only_disk(relay: RelayProcess, folde
     with read_only(relay.folder / folder):
         if folder == "state":
             relay.start(wait=False)
-            assert relay.wait_end() == 78
+            assert relay.wait_end() == 77
             assert "Traceback" not in relay.log
         done = relay.cli("check")
         assert done.returncode == 78

@@ -182,10 +182,11 @@ class DocumentReader:
         if not isinstance(raw, list):
             self._add_fault(path, f"found {shown(raw)}, expected a list in [ ]")
             raise _InvalidValueError
-        items = []
+        items: list[Any] = []
         for index, item in enumerate(raw):
             try:
-                items.append(self._value(hint, item, (*path, index)))
+                made = self._value(hint, item, (*path, index))
+                items += made if hint == tree.Network else [made]
             except _InvalidValueError:
                 continue
         return tuple(items)
@@ -266,7 +267,10 @@ def _read_marked(marker: object, value: object) -> Any:
             if marker.or_zero and not size:
                 return size
             if not marker.at_least <= size <= _SIZE_MAX:
-                raise ValueError(_sizes(marker))
+                mib, rest = divmod(marker.at_least, 1024 * 1024)
+                least = f"{marker.at_least} bytes" if rest or not mib else f"{mib} MiB"
+                or_zero = "0, or " if marker.or_zero else ""
+                raise ValueError(f"{or_zero}a size of {least} to 1024 TiB")
             return size
         case tree.Between():
             is_fit = is_number and isinstance(value, int) and marker.low <= value <= marker.high
@@ -277,12 +281,6 @@ def _read_marked(marker: object, value: object) -> Any:
             if isinstance(value, str):
                 return value
             raise ValueError("a text in quotes")
-
-
-def _sizes(expected: tree.Size) -> str:
-    mib, rest = divmod(expected.at_least, 1024 * 1024)
-    least = f"{expected.at_least} bytes" if rest or not mib else f"{mib} MiB"
-    return f"{'0, or ' if expected.or_zero else ''}a size of {least} to 1024 TiB"
 
 
 def _read_choice(choices: tuple[str | int, ...], value: object) -> object:

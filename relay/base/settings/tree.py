@@ -58,7 +58,7 @@ Bytes = Annotated[int, Size(at_least=1024)]
 Port = Annotated[int, Between(1, 65535)]
 Domain = Annotated[str, values.parse_domain]
 Mailbox = Annotated[str, values.parse_mailbox]
-Network = Annotated[str, values.parse_network]
+Network = Annotated[str, values.parse_networks]
 Rate = Annotated[str, values.parse_rate]
 Rates = tuple[Rate, ...]  # one text, "" for none, or a list of them
 Language = Literal["de", "en"]  # of reports: relay/delivery/reports/texts has a file for each
@@ -512,6 +512,7 @@ class ObserveSettings:
 
     metrics: Address | None = None
     log: Literal["auto", "json", "logfmt", "pretty"] = "auto"
+    log_to: Literal["stderr", "stdout"] = "stderr"
 
 
 # The names of events: of steps 4 to 7, and of the states of recipients; "*": all, also steps 1 to 3

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from os import R_OK, access
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +99,9 @@ def check_together(read: Sequence[tuple[KeyPath, object]], top: Mapping[str, Any
                 yield (*path, "retry"), "a list of at least one duration"
             case DeliverySettings(mta_sts_ca=Path() as file):
                 yield from _authorities((*path, "mta_sts_ca"), file)
-            case PolicySettings(shipped=Path() as folder) if not _is_directory(folder):
+            case PolicySettings(shipped=Path() as folder) if not isdir(folder):  # noqa: PTH112 - of any name
                 yield (*path, "shipped"), "the path of an existing directory"
-            case ReportsSettings(templates=Path() as folder) if not _is_directory(folder):
+            case ReportsSettings(templates=Path() as folder) if not isdir(folder):  # noqa: PTH112 - of any name
                 yield (*path, "templates"), "the path of an existing directory"
             case Route():
                 yield from _ways_of(path, made, dns)
@@ -115,7 +117,8 @@ def check_together(read: Sequence[tuple[KeyPath, object]], top: Mapping[str, Any
     yield from _domains(
         [(path, made) for path, made in read if isinstance(made, MailboxSettings | OwnDomain)]
     )
-    yield from _routes([(path, made) for path, made in read if isinstance(made, Route)])
+    routes = [(path, made) for path, made in read if isinstance(made, Route)]
+    yield from _too_many_or_alike(routes, "name", most=len(routes))
     yield from _signing_keys([(path, made) for path, made in read if isinstance(made, DkimKey)])
     yield from _tenants(read)
     yield from _webhooks([(path, made) for path, made in read if isinstance(made, Webhook)])
@@ -200,11 +203,6 @@ def _anonymous(path: KeyPath, http: HttpSettings) -> Found:
 
 
 def _certificate(path: KeyPath, tls: CertificateFiles) -> Found:
-    unreadable = [*_unreadable((*path, "certificate"), tls.certificate)]
-    unreadable += _unreadable((*path, "key"), tls.key)
-    yield from unreadable
-    if unreadable:
-        return
     try:
         context = load_pair(tls.certificate, tls.key)
     except CertificateError as error:
@@ -218,21 +216,10 @@ def _certificate(path: KeyPath, tls: CertificateFiles) -> Found:
 
 
 def _unreadable(path: KeyPath, file: Path) -> Found:
-    try:
-        if not file.is_file():
-            yield path, "the path of an existing file"
-            return
-        with file.open("rb"):
-            return
-    except OSError as error:
-        yield path, f"a file that can be read ({error.strerror})"
-
-
-def _is_directory(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # such as a name that is too long
-        return False
+    if not isfile(file):  # noqa: PTH113 - of any name
+        yield path, "the path of an existing file"
+    elif not access(file, R_OK, effective_ids=True):
+        yield path, "a file that can be read"
 
 
 def _domains(read: Sequence[tuple[KeyPath, MailboxSettings | OwnDomain]]) -> Found:
@@ -412,9 +399,6 @@ def _route_tls(path: KeyPath, route: Route, *, dns: DnsSettings) -> Found:
 
 
 def _authorities(path: KeyPath, file: Path) -> Found:
-    if unreadable := list(_unreadable(path, file)):
-        yield from unreadable
-        return
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=file)
     except OSError:
@@ -430,17 +414,6 @@ def _limits(path: KeyPath, route: Route) -> Found:
     for name in names:
         if getattr(route, name):
             yield (*path, name), f"{name} only with an mx, {_A_HOST}"
-
-
-def _routes(routes: Sequence[tuple[KeyPath, Route]]) -> Found:
-    """Yield the routes that have the name of another one."""
-    paths: dict[str, list[KeyPath]] = {}
-    for path, route in routes:
-        paths.setdefault(name_of(route), []).append(path)
-    for name, same in paths.items():
-        for path in same if len(same) > 1 else ():
-            others = ", ".join(dotted(other) for other in same if other != path)
-            yield (*path, "name"), f'a name of its own: {others} is named "{name}" too'
 
 
 def _tenants(read: Sequence[tuple[KeyPath, object]]) -> Found:
@@ -475,7 +448,8 @@ def _too_many_or_alike(tables: Sequence[tuple[KeyPath, Any]], key: str, *, most:
     for path, _ in tables[most : most + 1]:
         yield path[:1], f"at most {most} {path[0]}s"
     for path, table in tables:
-        if (other := places.setdefault(getattr(table, key), path)) != path:
+        text = name_of(table) if isinstance(table, Route) else getattr(table, key)
+        if (other := places.setdefault(text, path)) != path:
             what = f"a {key}" if key != "url" else "a URL"
             yield (*path, key), f"{what} of its own: {dotted(other)} has it too"
 

@@ -1,4 +1,7 @@
-"""Load the accounts of a configuration. `from` of an [[alias]] may name groups of the rules."""
+"""Load the accounts of a configuration. `from` of an [[alias]] may name groups of the rules.
+
+Without own domains no account can have an address, and the file may be missing.
+"""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +10,7 @@ from pathlib import Path
 
 from relay.base.accounts.account import Writers
 from relay.base.accounts.accounts_file import ReadWriters, load_accounts
-from relay.base.accounts.directory import FileAccounts
+from relay.base.accounts.directory import AccountTables, FileAccounts
 from relay.base.clock import Clock
 from relay.base.message.envelope import domain_of
 from relay.base.settings.tree import Settings
@@ -21,6 +24,8 @@ def accounts_of(
 ) -> FileAccounts:
     """Load the accounts, from `file` if it is given. Raises SettingsError."""
     path, writers = file or settings.mailboxes.accounts, cache(partial(_reader, settings))
+    if not settings.own_domains and not path.exists():
+        return FileAccounts(AccountTables(), clock)
     return load_accounts(path, settings.domains, clock=clock, environ=environ, writers=writers)
 
 

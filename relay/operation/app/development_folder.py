@@ -144,8 +144,9 @@ def _open_given(path: Path) -> DevelopmentFolder:
 
 def running_config() -> Path | None:
     """Return the configuration of this user's running development relay, or None."""
-    folders = [own for own in map(_own_folder, _places()) if not _is_foreign(own)]
-    folders += _given()
+    folders: list[Path] = []
+    with contextlib.suppress(FileNotFoundError):  # there is no place for temporary files
+        folders = [own for own in map(_own_folder, _places()) if not _is_foreign(own)] + _given()
     configs = (folder / "relay.toml" for folder in folders)
     return next((file for file in configs if file.exists() and _in_use(file.parent)), None)
 

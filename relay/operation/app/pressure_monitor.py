@@ -16,7 +16,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from relay.base.clock import Clock, sleep_in_step, wall_offset_us
-from relay.base.files import disk_of
+from relay.base.files import disk_of, nearest_existing
 from relay.base.observe.logs import ContainedErrors, get_logger
 from relay.base.observe.metrics import Metrics
 from relay.base.pressure import (
@@ -221,6 +221,4 @@ class _AskedDisk:
 
 def _nearest_disk(path: Path) -> Disk:
     """Return the disk on which a directory is, or would be created."""
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return disk_of(path)
+    return disk_of(nearest_existing(path))

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
+from relay.base.files import nearest_existing
 from relay.base.settings.tree import Settings
 from relay.store import spool
 
@@ -165,6 +166,16 @@ def unusable_state(settings: Settings) -> str:
     return ""
 
 
+def is_barred(settings: Settings) -> bool:
+    """Return whether unusable_state() is for lack of a permission, not for a fault."""
+    is_complete = not (settings.state_dir / RESTORING).exists()
+    return (
+        is_complete
+        and nearest_existing(settings.state_dir).is_dir()
+        and bool(unusable_state(settings))
+    )
+
+
 def foreign_state(settings: Settings) -> str:
     """Return why root cannot run the service, or "". The user who owns state_dir could not write
     the files that root creates.
@@ -178,8 +189,9 @@ def foreign_state(settings: Settings) -> str:
 
 def unwritable(name: str, folder: Path) -> str:
     """Return why this user cannot write in `folder` or its nearest existing parent, or ""."""
-    while not os.access(folder, os.F_OK, effective_ids=True) and folder != folder.parent:
-        folder = folder.parent
+    folder, user = nearest_existing(folder), os.geteuid()
     if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
         return ""
-    return f"{name}: {folder} is not a directory that this user can write"
+    owner = folder.stat().st_uid
+    others = f": it belongs to the user {owner}, not to {user}" if user not in (0, owner) else ""
+    return f"{name}: {folder} is not a directory that this user can write{others}"

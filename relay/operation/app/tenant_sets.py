@@ -230,6 +230,8 @@ def load_set(
     PolicyError; for a tenant, other errors are converted to it.
     """
     directory = settings.policy.directory / (tenant.name if tenant else "")
+    if not (settings.own_domains or settings.policy.shipped or directory.exists()):
+        return RuleSet()
     read = partial(load_rules, loaded=loaded) if runs_tests else read_rules
     try:
         rules = read(

@@ -59,17 +59,17 @@ class CommandContext(Struct, frozen=True):
 
     def named_config_file(self) -> Path | None:
         """Return the file of --config, else the file of RELAY_CONFIG if it exists, else None."""
-        environment = read_environment()
-        if self.config is None and environment.names_config and environment.config.exists():
-            return environment.config
-        return self.config
+        file = self.config_file()
+        return file if self.names_config and file.exists() else self.config
 
     def found_config_file(self) -> Path:
         """Return config_file(). If neither --config nor RELAY_CONFIG is given and the default file
-        does not exist, return the file of this user's running `relay dev`.
+        does not exist, or is that of the container image, return the file of this user's running
+        `relay dev`.
         """
         file = self.config_file()
-        if self.names_config or file.exists():
+        is_image = "RELAY_IMAGE" in read_environment().variables  # where one relay runs
+        if self.names_config or (file.exists() and not is_image):
             return file
         return running_config() or file
 

@@ -1,10 +1,11 @@
 """`relay serve`: load the configuration, compose the daemon, run it.
 
-Exits 78 for a configuration or a state_dir that cannot be used, 69 for a port in use: a service
-manager's waits for that one.
+Exits 78 for a configuration or a state_dir that cannot be used, 77 for one that this user cannot
+write, 69 for a port in use: a service manager's waits for that one.
 """
 
 import asyncio
+import os
 from pathlib import Path
 
 import click
@@ -20,7 +21,7 @@ from relay.operation.app.daemon import serve as run
 from relay.operation.app.daemon import wait_for_ports
 from relay.operation.app.foundation import RelayDependencies
 from relay.operation.app.pressure_monitor import raise_open_files_limit
-from relay.operation.app.state_dir import foreign_state, unusable_state
+from relay.operation.app.state_dir import foreign_state, is_barred, unusable_state
 from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.options import CommandContext, common_options, role_option
 from relay.store.mailbox.mail_root import ForeignRootError
@@ -55,7 +56,10 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
     settings = active.settings
     if fault := unusable_state(settings) or foreign_state(settings):
         active.close()
-        raise CommandError(ExitCode.CONFIGURATION, fault)
+        code = ExitCode.NO_PERMISSION if is_barred(settings) else ExitCode.CONFIGURATION
+        raise CommandError(code, fault)
+    if settings.observe.log_to == "stdout":
+        os.dup2(1, 2)  # child processes log there, too
     logs.configure(
         settings.observe.log,
         clock=clock,

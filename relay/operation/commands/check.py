@@ -126,13 +126,14 @@ def _check_file(
 
 
 def _reach(settings: Settings, place: Document) -> Iterator[CheckFinding]:
-    """Yield a warning for the hostname of the example, for a configuration without local domains,
-    and for routes that let no mail leave.
+    """Yield a warning for the hostname of the example, for a configuration without local domains
+    and a route for all others, and for routes that let no mail leave.
     """
     if settings.hostname == _EXAMPLE_HOSTNAME:
         text = f'found "{_EXAMPLE_HOSTNAME}", the example, expected the name of this machine'
         yield warning_of("configuration", place.fault(("hostname",), text))
-    if not settings.own_domains:
+    sent_on = (route for route in settings.route if "://" in route.next_hop)
+    if not settings.own_domains and not any(route.domain == "*" for route in sent_on):
         text = "found none, expected a domain: no mail is local, and no account can have an address"
         yield warning_of("configuration", place.fault(("mailboxes", "domains"), text))
     for number, route in enumerate(settings.route):
@@ -140,7 +141,7 @@ def _reach(settings: Settings, place: Document) -> Iterator[CheckFinding]:
             continue  # the next routes decide
         if not route.next_hop.startswith(("local", "capture", "reject:")):
             return  # some mail leaves
-        if route.domain == "*":
+        if route.domain == "*" and not route.sender:
             text = f'found "{route.next_hop}" for all domains, expected a way out: no mail leaves'
             yield warning_of("routes", place.fault(("route", number, "next_hop"), text))
             return

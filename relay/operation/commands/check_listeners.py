@@ -158,7 +158,7 @@ def check_listeners(settings: Settings, place: Document, clock: Clock) -> Iterat
             fault, waits = str(place.fault(listener.key, text)), expected.startswith(OCCUPIED)
             yield CheckFinding("listeners", CheckResult.FAULT, fault, refuses_start=not waits)
     for listener in http:
-        if listener.is_open and listener.tls is None:
+        if listener.is_open and listener.tls is None and settings.own_domains:
             text = (
                 f'found "{listener.address}", where passwords, tokens and mail are sent in clear '
                 "text; expected http.tls, or loopback with a TLS proxy in front"

@@ -127,7 +127,7 @@ def fault_of(folder: Path, spool: str, **environ: str) -> str:
         ),
         (
             'url = "postgresql://u:${env:NONE}@localhost/relay"',
-            "/relay.toml:4: spool.url: found something else, expected the environment variable NONE to be set",
+            "/relay.toml:4: spool.url: found something else, expected the environment variable NONE to be set, or NONE_FILE (docs/cloud.md has those of the image)",
         ),
         (
             'url = "${env:BAD}"',

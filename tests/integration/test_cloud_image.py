@@ -1,0 +1,130 @@
+"""conf/cloud.toml, the configuration of the container image: its variables complete it, for a user without rights."""
+
+import os
+import re
+import shlex
+import shutil
+import smtplib
+import tomllib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+
+from relay.base.settings.document import SettingsError, parse_document
+from relay.base.settings.reader import load
+from tests.support import relay_starts
+from tests.support.ports import free_port
+from tests.support.relay_process import ROOT, RelayProcess, until
+from tests.support.tables import each_row
+
+TEXT = (ROOT / "conf/cloud.toml").read_text()
+[ENV] = re.findall(r"^ENV ((?:.*\\\n)*.*)", (ROOT / "Containerfile").read_text(), re.MULTILINE)
+IMAGE = dict(word.split("=", 1) for word in shlex.split(ENV.replace("\\\n", "")))
+GIVEN = {
+    "RELAY_HOSTNAME": "relay.contoso.example",
+    "RELAY_TRUSTED": "127.0.0.2 2001:db8::/64",
+    "M365_TENANT": "contoso.example",
+    "M365_CLIENT_ID": "relay",
+    "M365_CLIENT_SECRET": "s3cret",
+    "M365_MAILBOX": "alice@example.test",
+}
+REPORTS = "route[0].next_hop: found"
+
+
+def set_to(**changes: str | None) -> dict[str, str]:
+    """The variables of the container; None: not set."""
+    return {name: text for name, text in (IMAGE | GIVEN | changes).items() if text is not None}
+
+
+@each_row(
+    "changes, fault",
+    [
+        *[({name: None}, f"{name} to be set, or {name}_FILE (docs/cloud.md") for name in GIVEN],
+        ({"RELAY_TRUSTED": "10.0.0.0/8 fc00::/6"}, "a network of your own, /7 or narrower"),
+        ({"RELAY_TRUSTED": ""}, 'a network such as "192.0.2.0/24"'),
+        ({"M365_TENANT_FILE": "x"}, "one of the environment variables M365_TENANT and M365_"),
+        ({"RELAY_REPORTS": "mx", "RELAY_REPORTS_FILE": "x"}, f"{REPORTS}"),
+        ({"RELAY_REPORTS": ""}, f"{REPORTS}"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_named(changes: dict[str, str | None], fault: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(fault)) as error:
+        load(parse_document(ROOT / "conf/cloud.toml", TEXT), set_to(**changes))
+    assert len(error.value.faults) == 1
+
+
+def test_the_file_of_a_variable_goes_before_what_the_image_sets(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("smtp://smarthost.example:587\n")
+    document = parse_document(tmp_path / "relay.toml", TEXT)
+    files = {"RELAY_REPORTS_FILE": "secret", "M365_CLIENT_SECRET_FILE": f"{tmp_path}/secret"}
+    settings = load(document, set_to(M365_CLIENT_SECRET=None, **files))
+    hops = [settings.route[0].next_hop, settings.oauth[0].client_secret]
+    assert hops == ["smtp://smarthost.example:587"] * 2
+    assert settings.smtp[0].trusted_networks == ("127.0.0.2/32", "2001:db8::/64")
+    assert load(document, set_to()).route[0].next_hop == IMAGE["RELAY_REPORTS"]
+
+
+@pytest.fixture
+def service(dev) -> Iterator[RelayProcess]:
+    """`relay serve` with this file and what the image gives, beside a Graph of this machine."""
+    cloud = tomllib.loads(dev("--cloud", "--no-demo").config_file.read_text())
+    [client] = cloud["oauth"]
+    [graph] = [one["next_hop"] for one in cloud["route"] if one["next_hop"].startswith("graph:")]
+    secrets = {"M365_CLIENT_ID": client["client_id"], "M365_CLIENT_SECRET": client["client_secret"]}
+    given = {name: text for name, text in set_to(**secrets).items() if name[:4] in ("RELA", "M365")}
+    relay = RelayProcess(environment=given)
+    shutil.rmtree(relay.folder / "policies")
+    (relay.folder / "accounts.toml").unlink()
+    text = re.sub("provider = .*\ntenant = .*", f'scope = "{client["scope"]}"', TEXT)
+    for old, new in (
+        ("[[oauth]]", f'[[oauth]]\ntoken_url = "{client["token_url"]}"'),
+        ("graph://graph.microsoft.com", graph),
+        ("0.0.0.0:2525", f"127.0.0.1:{free_port()}"),
+        ("0.0.0.0:8025", f"127.0.0.1:{free_port()}"),
+        ("/var/lib/relay", f"{relay.folder}/state"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    relay.config_file.write_text(text)
+    relay.user = 0 if os.geteuid() else 10001
+    try:
+        yield relay
+    finally:
+        relay.close()
+
+
+def test_a_printer_s_mail_leaves_and_reports_stay_in_the_volume(service: RelayProcess) -> None:
+    state, words = service.folder / "state", [*relay_starts.RELAY, "serve", "--config"]
+    words.append(str(service.config_file))
+    run = partial(relay_starts.run, words, cwd=service.folder, env=service.environment)
+    service.folder.chmod(0o755)
+    state.chmod(0o555)
+    barred = run(user=service.user)
+    assert (barred.returncode, barred.stdout) == (77, "")
+    assert barred.stderr.startswith(f"state_dir: {state} is not a directory that this user can wri")
+    state.chmod(0o700)
+    service.start()
+    ports = re.findall(r'"127\.0\.0\.1:(\d+)"', service.config_file.read_text())
+    smtp, health = map(int, ports)
+    again = run(user=service.user)
+    assert (again.returncode, again.stderr) == (69, "")  # all goes to stdout
+    paths = ("/healthz", "/readyz", "/v1.0/me", "/connect/token")
+    answers = [httpx.get(f"http://127.0.0.1:{health}{one}", trust_env=False) for one in paths]
+    assert [one.status_code for one in answers] == [200, 200, 404, 404]
+
+    def mail(sender: str, client: str = "127.0.0.2") -> None:
+        text = f"From: {sender}\r\nTo: ann@customer.example\r\nSubject: scan\r\n\r\nx"
+        with smtplib.SMTP("127.0.0.1", smtp, source_address=(client, 0)) as printer:
+            printer.sendmail(sender, "ann@customer.example", text)
+
+    with pytest.raises(smtplib.SMTPRecipientsRefused, match="Relaying denied"):
+        mail("alice@example.test", "127.0.0.3")
+    mail("alice@example.test")
+    until("it has left", lambda: '"status":"relayed"' in service.log)
+    mail("scanner@contoso.example")
+    until("its report is kept", lambda: [*state.glob("dead-letter/new/*")])
+    assert service.faults() == []
+    assert service.stop() == 0
