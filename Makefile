@@ -8,7 +8,7 @@
 #   make bench       Relay and Postfix side by side; ARGS="NAME ...": another bench (docs/performance.md)
 #   make simulate    SEEDS=10000 worlds from SEED0; SEED=123 TRACE=1 shows one of them
 #   make docs        writes the tables of docs/ that are made from the code
-#   make release     sdist, wheel, manual pages and completions in dist/; a start of the wheel in an empty environment
+#   make release     in dist/: sdist, wheel, manual pages and completions, Debian packages, the image; starts wheel and image
 #   make clean       removes what the others have made
 # docs/recipes.md describes the rest: test-long, crash, clients, deb, screenshots, requirements.
 
@@ -34,7 +34,7 @@ SYSTEM_PACKAGES ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help run venv test test-suites test-long check quick quick-tests lint types layers unused rules subjects bench \
-	bench-here simulate docs clients screenshots crash requirements release deb clean
+	bench-here simulate docs clients screenshots crash requirements release image deb clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -154,10 +154,13 @@ crash: $(VENV)/development
 	RUNS=$(RUNS) $(BIN)/python -m pytest -m "" -n 2 tests/crash/test_storm.py tests/crash/test_queue_storm.py \
 		tests/postgres/test_storm_of_nodes.py
 
-# The wheel is made of the sdist, so that this holds all that is needed; a dirty tree is no release.
+# The wheel is made of the sdist, so that this holds all that is needed; a dirty tree is no release. All of dist/ is the release,
+# which .github/workflows/release.yml makes of a tag on each processor, and publishes.
 release: $(VENV)/development
+	@version=v$$(sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml); [ "$${TAG:-$$version}" = "$$version" ] || \
+	    { echo "release: found the tag $$TAG, expected $$version, as in pyproject.toml" >&2; exit 65; }
 	@test -z "$$(git status --porcelain)" || { echo "release: the tree has changes that are not committed" >&2; exit 65; }
-	rm -rf dist/graph_relay-* dist/venv
+	rm -rf dist
 	$(BIN)/python $(PIP_INSTALL) build
 	$(BIN)/python -m build --outdir dist
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python packaging/manual.py dist/share
@@ -167,6 +170,19 @@ release: $(VENV)/development
 	dist/venv/bin/relay --version
 	cd dist/venv && bin/relay dev --once
 	rm -rf dist/venv
+	@$(MAKE) deb
+	@$(MAKE) image
+
+# For the processor of this machine. Without a program that builds images there is none, unless IMAGE=required.
+ENGINE ?= $(shell for each in docker podman; do $$each info >/dev/null 2>&1 && echo $$each && break; done)
+PROCESSOR = $(shell dpkg --print-architecture)
+
+image:
+	@set -o pipefail; engine=$(ENGINE); tag=relay-release:$(PROCESSOR); \
+	[ -n "$$engine" ] || { echo "image: neither docker nor podman runs here" >&2; [ -z "$$IMAGE" ]; exit; }; \
+	$$engine build --tag $$tag --build-arg RELAY_COMMIT=$$(git rev-parse --short=12 HEAD) --file Containerfile . && \
+	$$engine run --rm --env RELAY_DEV_TOKEN=$$(openssl rand -hex 16) $$tag dev --once && \
+	$$engine save $$tag | gzip -9n >dist/relay-image-$(PROCESSOR).tar.gz
 
 deb: $(VENV)/made
 	packaging/debian/build.sh $(BIN)/python

@@ -1,0 +1,74 @@
+"""What runs on other machines: the workflows, the compose file and the Kubernetes manifest of the service."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from relay.base.settings.document import parse_document
+from relay.base.settings.reader import load
+
+TOP = Path(__file__).parents[2]
+WORKFLOWS = {path.stem: path.read_text() for path in (TOP / ".github/workflows").glob("*.yml")}
+EXAMPLES = TOP / "docs/examples"
+FIXED = re.compile(r"[\w-]+/[\w-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+|\./\.github/workflows/\w+\.yml")
+BUILT = {"run": "make release", "env": {"TAG": "${{ github.ref_name }}", "IMAGE": "required"}}
+CLOUD = (TOP / "conf/cloud.toml").read_text()
+VARIABLES = {*re.findall(r"\"\$\{env:(\w+)", CLOUD)} - {"RELAY_REPORTS"}
+
+
+def test_actions_are_pinned_by_commit_with_the_tag_as_a_comment() -> None:
+    used = [word for text in WORKFLOWS.values() for word in re.findall(r"uses: (.*)", text)]
+    assert len(used) > 15
+    assert [word for word in used if not FIXED.fullmatch(word)] == []
+
+
+def test_only_jobs_that_publish_what_was_built_get_rights() -> None:
+    for text in WORKFLOWS.values():
+        assert yaml.safe_load(text)["permissions"] == {"contents": "read"}
+        assert "cache" not in text.replace("Nothing is cached", "")
+    jobs = yaml.safe_load(WORKFLOWS["release"])["jobs"]
+    publishing = [name for name, job in jobs.items() if "permissions" in job]
+    assert publishing == ["pypi", "image", "page"]
+    for name in publishing:
+        first, *others = jobs[name]["steps"]
+        assert jobs[name]["environment"]
+        assert first["uses"].startswith("actions/download-artifact@")
+        assert not re.search(r"checkout|pip |make |\$\{\{", str([one.get("run") for one in others]))
+    assert BUILT in jobs["build"]["steps"]
+
+
+def test_the_service_in_compose_and_through_google() -> None:
+    text = (EXAMPLES / "compose-cloud.yaml").read_text()
+    [relay] = yaml.safe_load(text)["services"].values()
+    assert (relay["command"], relay["read_only"], relay["cap_drop"]) == (["serve"], True, ["ALL"])
+    assert {name.removesuffix("_FILE") for name in relay["environment"]} == VARIABLES
+    assert (relay["volumes"], relay["ports"][0][-5:]) == (["queue:/var/lib/relay"], ":2525")
+    made = re.sub(r"^# ?", "", text[text.index("# configs:") :], flags=re.MULTILINE)
+    content = yaml.safe_load(made)["configs"]["google"]["content"].replace("$$", "$")
+    own = {"RELAY_HOSTNAME": "relay.example.test", "RELAY_TRUSTED": "192.0.2.0/24"}
+    content = content.replace("google.json", "README.md")  # any file
+    settings = load(parse_document(TOP / "relay.toml", content), own)
+    assert settings.route[0].next_hop == "smtp://smtp.gmail.com:587"
+
+
+def test_the_service_in_kubernetes() -> None:
+    service, stateful = yaml.safe_load_all((EXAMPLES / "kubernetes-cloud.yaml").read_text())
+    spec, pod = stateful["spec"], stateful["spec"]["template"]["spec"]
+    [container], [secret] = pod["containers"], pod["volumes"]
+    assert (spec["replicas"], service["spec"]["externalTrafficPolicy"]) == (1, "Local")
+    assert {**pod["securityContext"], **container["securityContext"]} == {
+        **dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"), 10001),
+        "runAsNonRoot": True,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+        "capabilities": {"drop": ["ALL"]},
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+    }
+    assert secret["secret"]["defaultMode"] == 0o440
+    assert {one["name"].removesuffix("_FILE") for one in container["env"]} == VARIABLES
+    ports = {one["name"]: one["containerPort"] for one in container["ports"]}
+    assert all(f'"0.0.0.0:{port}"' in CLOUD for port in ports.values())
+    probed = {container[f"{kind}Probe"]["httpGet"]["port"] for kind in ("liveness", "readiness")}
+    assert (probed, service["spec"]["ports"][0]["targetPort"]) == ({"health"}, "smtp")
