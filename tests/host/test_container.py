@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -19,6 +20,7 @@ from relay.development.option_fields import IN_CLEAR, MAIL, PORTS, PREFIX
 from relay.development.verbs.dev import dev as command
 from relay.development.verbs.dev_options import check_together
 from relay.operation.cli.root import cli
+from tests.support.ports import free_port
 from tests.support.relay_process import ROOT, until
 from tests.support.tables import each_row
 
@@ -283,3 +285,30 @@ def test_the_image_runs_read_only_as_a_user(container: tuple[str, str]) -> None:
     assert inside("id", "-u") == of("USER")[-1].partition(":")[0]
     assert inside("relay", "send", "--to", "bob@example.test", "--body", "x")
     until("it is delivered", lambda: "delivered" in inside("relay", "trace", "last"))
+
+
+def test_the_compose_file_of_the_service_runs(tmp_path: Path) -> None:
+    compose = [builder(), "compose"]
+    if subprocess.run([*compose, "version"], capture_output=True, check=False).returncode:
+        pytest.skip(f"{compose[0]} has no compose")
+    file, names = tmp_path / "compose.yaml", ("M365_TENANT", "M365_CLIENT_ID", "RELAY_HOSTNAME")
+    file.write_text((COMPOSE.parent / "compose-cloud.yaml").read_text().replace("../..", str(ROOT)))
+    (tmp_path / "m365.secret").write_text("s3cret")
+    values = dict.fromkeys(names, "relay.example.test") | {"M365_MAILBOX": "a@example.test"}
+    values |= {"RELAY_TRUSTED": "192.0.2.0/24", "RELAY_LISTEN": f"127.0.0.1:{free_port()}"}
+    run = partial(subprocess.run, cwd=tmp_path, env=os.environ | values, capture_output=True)
+    compose += ["--file", str(file)]
+    try:
+        run([*compose, "up", "--build", "--detach"], check=True, timeout=900)
+        ready = [
+            *compose,
+            "exec",
+            "-T",
+            "relay",
+            *json.loads(of("HEALTHCHECK")[0].split(" CMD ")[1]),
+        ]
+        until("it is ready", lambda: run(ready, check=False).returncode == 0, timeout_s=60)
+        words = [*compose, "exec", "-T", "relay", "relay", "queue", "stats"]
+        assert b"0 queued" in run(words, check=True).stdout
+    finally:
+        run([*compose, "down", "--volumes"], check=True, timeout=120)
