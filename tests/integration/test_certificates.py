@@ -130,7 +130,7 @@ def mismatched(served: Served, new: Certificate) -> str:
 
 def missing(served: Served, _new: Certificate) -> str:
     (served.folder / "key.pem").unlink()
-    return "the path of an existing file"
+    return "No such file or directory"
 
 
 def expired(served: Served, _new: Certificate) -> str:

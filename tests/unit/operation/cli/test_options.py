@@ -2,11 +2,14 @@
 
 import json
 import re
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from relay.base.settings import environment
+from relay.operation.cli import options
 from relay.operation.cli.root import cli
 from tests.support.tables import each_row
 
@@ -30,6 +33,17 @@ def config(tmp_path):
 def everywhere(words, *option):
     """`words` with `option` before, between and behind them."""
     return [[*words[:place], *option, *words[place:]] for place in range(len(words) + 1)]
+
+
+def test_in_the_image_the_development_relay_goes_before_the_default_file(config, monkeypatch):
+    monkeypatch.delenv("RELAY_CONFIG", raising=False)
+    monkeypatch.setattr(environment, "DEFAULT_CONFIG", Path(config))
+    monkeypatch.setattr(options, "running_config", lambda: Path("running"))
+    assert options.CommandContext().found_config_file() == Path(config)
+    monkeypatch.setenv("RELAY_IMAGE", "1")
+    assert options.CommandContext().found_config_file() == Path("running")
+    monkeypatch.setattr(options, "running_config", lambda: None)
+    assert options.CommandContext().found_config_file() == Path(config)
 
 
 @each_row("words", verbs())
