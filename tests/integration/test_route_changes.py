@@ -177,9 +177,8 @@ def test_the_names_of_routes_are_checked() -> None:
     routes = [{"domain": f"{one}.test", "next_hop": "mx", "name": "same"} for one in "ab"]
     with closing(RelayProcess(config={"route": routes})) as relay:
         done = relay.cli("check")
-    for name, another in (("route[0]", "route[1]"), ("route[1]", "route[0]")):
-        told = f'{name}.name: found "same", expected a name of its own: {another}'
-        assert told in done.stdout + done.stderr
+    told = 'route[1].name: found "same", expected a name of its own: route[0]'
+    assert told in done.stdout + done.stderr
 
 
 def test_mail_that_no_host_answers_leaves_by_the_fallback_of_its_route(
