@@ -224,6 +224,7 @@ def _load(module: str) -> None:
         "dns._asyncio_backend",
         "uvicorn.lifespan.off",
         "_strptime",
+        "idna.uts46data",
     )
     for name in (*late, *(f"encodings.{one.name}" for one in _codecs())):
         with contextlib.suppress(ImportError):  # of another system
