@@ -23,7 +23,7 @@ KILLS = 4
 STATUSES = ("429", "503", "504", '"expired-token"')
 SENDERS = [f"s{number}@example.test" for number in range(6)]
 ANN, BEN = "ann@partner.example", "ben@partner.example"
-SCANNER, SCAN_BYTES = "scanner@example.test", 1_700_000  # over mime_max in base64
+SCANNER, SCAN_BYTES = "scanner@example.test", (200_000, 3_100_000)  # a POST, and an upload session
 OTHERS = "others@partner.example"
 ADVANCE_S, ADVANCES_MAX = 150, 30  # a draft is sent again after two minutes, made anew after ten
 
@@ -46,7 +46,7 @@ def test_nothing_is_lost_and_nothing_arrives_twice(seed: int) -> None:
                 for recipient in (ANN, BEN):  # one Message-ID, as many programs send it
                     relay.submit(sender, [recipient], text.encode())
             relay.submit(
-                SCANNER, [ANN], scanned(SCAN_BYTES, subject=f"{kill} scan", sender=SCANNER)
+                SCANNER, [ANN], scanned(*SCAN_BYTES, subject=f"{kill} scan", sender=SCANNER)
             )
             live(relay, rng.uniform(0, 1.5))
             if rng.random() < 0.5:  # what may have been sent is ordered, over the kill
@@ -82,7 +82,7 @@ def faults(rng: random.Random) -> str:
     return "".join(
         f'[[graph]]\nstatus = {rng.choice(STATUSES)}\npath = "{path}"\nretry_after = 1\n'
         f"times = {rng.randint(1, 4)}\n"
-        for path in rng.sample(["*/messages", "*/send", "*", "*/messages*"], 3)
+        for path in rng.sample(["*/messages", "*/send", "*", "*/messages*", "*/attachments*"], 3)
     )
 
 
