@@ -93,8 +93,7 @@ class UploadRequests:
         url, session = self.url, self.session
         if self._http is None or not self._http.is_open:
             self.close()
-            is_tls = url.scheme == "https"
-            self._http = await session.open(url.host, url.port, is_tls=is_tls)
+            self._http = await session.open(url.host, url.port, is_tls=url.scheme == "https")
         answer = await self._http.request(
             method,
             url.target,
