@@ -24,7 +24,7 @@ from relay.formats.graph_copy import graph_copy
 from relay.formats.html_tokens import content_ids
 from relay.formats.read_header import fields_of_header, read_addresses, read_properties_of_header
 from relay.formats.read_mime import AttachedOctets, ReadParts, read_parts
-from relay.formats.structure import WHOLE_MESSAGES
+from relay.formats.structure import UNLABELLED_OCTETS, WHOLE_MESSAGES
 from relay.formats.transfer_encoding import UUENCODE, decoded_blocks, whole_base64_size
 
 _MIME_OCTETS_MAX = 150 * 1024 * 1024
@@ -39,16 +39,18 @@ _NOT_CARRIED_CHARACTERS_MAX = 60
 _SHAPES = words_in(
     "multipart/signed multipart/encrypted multipart/report text/calendar"
     " application/ms-tnef application/vnd.ms-tnef"
+    " application/pgp application/pgp-encrypted application/pgp-signature"
 )
-_SHAPES_BEGIN = ("application/pkcs7-", "application/x-pkcs7-", "application/pgp", "message/")
+_SHAPES_BEGIN = ("application/pkcs7-", "application/x-pkcs7-", "message/")
+_NAMES = words_in("smime.p7m smime.p7s winmail.dat")  # what it is, whatever its type
 _TEXTS = ("text/plain", "text/html")
 _PGP = "-----BEGIN PGP "
 _REPLACED = "\ufffd".encode()
-# Their content is in the draft, or is made again by Exchange.
+# Their content is in the draft, is made again by Exchange, or is the way until here.
 _CARRIED = words_in(
     "from sender reply-to to cc bcc subject importance priority x-priority x-msmail-priority"
     " message-id in-reply-to references mime-version content-type content-disposition"
-    " content-transfer-encoding content-id"
+    " content-transfer-encoding content-id received return-path"
 )
 
 
@@ -113,8 +115,7 @@ def graph_draft(
     read = read_properties_of_header(fields)
     x_fields = _x_fields(read)
     properties = _properties(read, fields, x_fields)
-    written = json.encode(properties)
-    if _REPLACED in written:
+    if _REPLACED in json.encode(properties):
         raise NotConverted("a header field that is not in its charset")
     html, text = parts.bodies.html, parts.bodies.text or ""
     body = {"contentType": "text" if html is None else "html", "content": html or text}
@@ -122,8 +123,8 @@ def graph_draft(
     if len(written) > _JSON_OCTETS_MAX:
         raise NotConverted(f"a text of more than {_JSON_OCTETS_MAX} octets")
     shown_ids = content_ids(html or "")
-    files = tuple([_file(attached, shown_ids) for attached in parts.attachments])
-    return GraphDraft(written, files, copy.left_out, _not_carried(parts, x_fields))
+    files = [_file(one, shown_ids) for one in parts.attachments if not _is_text(one)]
+    return GraphDraft(written, tuple(files), copy.left_out, _not_carried(parts, x_fields))
 
 
 def _shapes(octets: Octets, parts: ReadParts, *, signed: bool) -> Iterator[str]:
@@ -136,7 +137,8 @@ def _shapes(octets: Octets, parts: ReadParts, *, signed: bool) -> Iterator[str]:
     if not signed and "dkim-signature" in map(str.lower, parts.structure.message.fields.keys()):
         yield "a message with the DKIM-Signature of another"
     for defect in parts.defects:
-        yield f"damaged MIME ({defect})"
+        if defect != UNLABELLED_OCTETS:  # nothing is lost if the text is in its charset
+            yield f"damaged MIME ({defect})"
     leaves = parts.leaves
     for leaf in filter(None, (leaves.html, leaves.text, *leaves.attached)):
         kind, encoding = leaf.entity.content_type, leaf.entity.encoding
@@ -148,11 +150,13 @@ def _shapes(octets: Octets, parts: ReadParts, *, signed: bool) -> Iterator[str]:
             yield f"a part in damaged or unusual {encoding}"
     for leaf, attached in zip(leaves.attached, parts.attachments, strict=True):
         name = written_filename(leaf.fields)
-        is_shown = attached.disposition != "attachment" and not name
-        if is_shown and attached.facts.content_type in _TEXTS:
-            yield "a message with several texts"
-        if not attached.facts.size:
+        if _is_text(attached):  # what is blank, some programs write after a file
+            if any(map(bytes.strip, decoded_blocks(attached.octets, attached.encoding))):
+                yield "a message with several texts"
+        elif not attached.facts.size:
             yield "an empty file"
+        if name.lower() in _NAMES:
+            yield f"a file {name}"
         if printable(name) != name.strip() or "\ufffd" in name or len(name) > _NAME_CHARACTERS_MAX:
             yield "a file whose name is too long, damaged or has controls"
     if len(leaves.attached) > _FILES_MAX:
@@ -166,15 +170,19 @@ def _shapes(octets: Octets, parts: ReadParts, *, signed: bool) -> Iterator[str]:
         yield "a text with PGP"
 
 
+def _is_text(attached: AttachedOctets) -> bool:
+    """Whether it is shown as a text beside the body."""
+    is_shown = attached.disposition != "attachment" and not attached.is_named
+    return is_shown and attached.facts.content_type in _TEXTS
+
+
 def _are_alternatives(parts: ReadParts) -> bool:
     """Whether the HTML replaces the text, if there are both."""
     html, text = parts.leaves.html, parts.leaves.text
     if html is None or text is None:
         return True
     above = parts.structure.entities[text.entity.parent]
-    return text.above == "multipart/alternative" and any(
-        inner is html.entity for inner in parts.structure.within(above)
-    )
+    return text.above == "multipart/alternative" and html.entity in parts.structure.within(above)
 
 
 def _properties(

@@ -46,6 +46,7 @@ _PADDING_OCTETS_MAX = 200  # of white space after a boundary
 _AHEAD = LINE_OCTETS_MAX + len(b"\r\n----\r\n")  # of a delimiter line, without its boundary
 _DEFECTS_MAX = 20
 _SHOWN_CHARACTERS = 60
+UNLABELLED_OCTETS = "octets of 8 bits where the encoding is 7bit"
 _NO_BLANK = "no blank line between header and body"
 _AFTER_BOUNDARY = re.compile(rb"(?:--)?[ \t]{0,%d}(?:\r\n|[\r\n]|\Z)" % _PADDING_OCTETS_MAX)
 _TOO_PADDED = re.compile(rb"(?:--)?[ \t]{%d}" % (_PADDING_OCTETS_MAX + 1))
@@ -451,7 +452,7 @@ class StructureReader:
             if entity.body.nul:
                 self._defect("a NUL in a body")
             if entity.body.eight_bit and entity.encoding == "7bit":
-                self._defect("octets of 8 bits where the encoding is 7bit")
+                self._defect(UNLABELLED_OCTETS)
         del self._path[level or 1 :]
         self._boundaries = [
             boundary for boundary in self._boundaries if boundary[0] < len(self._path)
