@@ -18,7 +18,6 @@ from msgraph.generated.models.entity_type import EntityType
 from msgraph.generated.models.exchange_id_format import ExchangeIdFormat
 from msgraph.generated.models.item_body import ItemBody
 from msgraph.generated.models.mail_folder import MailFolder
-from msgraph.generated.models.mail_tips_type import MailTipsType
 from msgraph.generated.models.mailbox_settings import MailboxSettings
 from msgraph.generated.models.message import Message
 from msgraph.generated.models.o_data_errors.o_data_error import ODataError
@@ -26,9 +25,6 @@ from msgraph.generated.models.search_query import SearchQuery
 from msgraph.generated.models.search_request import SearchRequest
 from msgraph.generated.models.subscription import Subscription
 from msgraph.generated.search.query.query_post_request_body import QueryPostRequestBody as Search
-from msgraph.generated.users.item.get_mail_tips.get_mail_tips_post_request_body import (
-    GetMailTipsPostRequestBody as MailTips,
-)
 from msgraph.generated.users.item.mail_folders.item.copy.copy_post_request_body import (
     CopyPostRequestBody as CopyFolder,
 )
@@ -369,7 +365,6 @@ async def folders(box: Mailbox) -> None:
     "GET /me/inferenceClassification/overrides",
     "GET /me/outlook/supportedTimeZones",
     "GET /me/outlook/supportedLanguages",
-    "POST /me/getMailTips",
 )
 async def settings(box: Mailbox) -> None:
     found = await box.me.mailbox_settings.get()
@@ -386,11 +381,6 @@ async def settings(box: Mailbox) -> None:
     assert "UTC" in {each.alias for each in zones.value}
     languages = await box.me.outlook.supported_languages.get()
     assert "en-US" in {each.locale for each in languages.value}
-    asked = MailTips(
-        email_addresses=["bob@example.test"], mail_tips_options=MailTipsType.RecipientScope
-    )
-    [tips] = (await box.me.get_mail_tips.post(asked)).value
-    assert tips.email_address.address == "bob@example.test"
     assert (await box.me.inference_classification.overrides.get()).value == []
 
 

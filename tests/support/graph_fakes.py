@@ -13,7 +13,6 @@ from relay.base.accounts.account import Account
 from relay.base.clock import Clock, Ids
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.base.message.properties import MessageProperties
-from relay.base.message.srs import Srs
 from relay.base.pressure import Pressure
 from relay.front_door.graph import create_app
 from relay.front_door.graph.dependencies import GraphDependencies
@@ -24,10 +23,6 @@ from relay.front_door.sign_in.authentication import HttpAuthentication
 from relay.store.mailbox.pending_submission import PendingSubmission
 from relay.store.mailbox.usage import QuotaLimits
 from relay.submission.outbox.store import FileStore
-from relay.transport.ingress.forwarding import Forwarder
-from relay.transport.ingress.message_limits import RateLimits
-from relay.transport.policy.rule_book import RuleBook
-from relay.transport.routing.route_table import RouteTable
 from tests.support.accounts import HOSTNAME, TokenAccounts, authentication_of
 from tests.support.limits import usage_of
 from tests.support.manual_clock import ManualClock
@@ -121,14 +116,6 @@ def graph_app(
         pressure=pressure or Pressure(),
         subscriptions=nobody,
         usage=usage_of(clock),
-        forwarding=lambda: Forwarder(
-            authentication.accounts,
-            RouteTable((), ["example.test"], authentication.accounts),
-            Srs(b"x" * 32),
-            clock,
-            RateLimits(clock),
-        ),
-        rules=RuleBook,
     )
     return create_app(dependencies, authentication, max_body=http["max_body"], ready=ready)
 

@@ -1,7 +1,6 @@
 """What the handlers of the Graph API need: stores, clock, and limits that all requests share."""
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
@@ -9,14 +8,12 @@ from relay.base.accounts.account import AccountDirectory
 from relay.base.accounts.usage import UsageCounter
 from relay.base.clock import Clock, Ids
 from relay.base.crashpoints import CrashPoints
-from relay.base.pressure import ConcurrencyCounter, Pressure
+from relay.base.pressure import Pressure
 from relay.front_door.graph import strict_profile
 from relay.front_door.graph.account_limits import StreamedBodies
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.notifications.subscriptions import Subscriptions
 from relay.submission.outbox.store import FileStore
-from relay.transport.ingress.forwarding import Forwarder
-from relay.transport.policy.rule_book import RuleBook
 
 BODY_CONVERSIONS_MAX = 2  # threads that convert bodies to the preferred type
 ANSWERS_MAX = 4  # replies and forwards that are composed at a time: each holds its original's body
@@ -38,8 +35,6 @@ class GraphDependencies:
     pressure: Pressure  # whether new mail is taken now
     subscriptions: Subscriptions  # who is notified of changes
     usage: UsageCounter  # counts what accounts send to the outside
-    forwarding: Callable[[], Forwarder]  # aliases and routes, those in force
-    rules: Callable[[], RuleBook]  # which domains are a tenant's
     has_pages: bool = False  # whether there is a page for each message
     # by mailbox, and mailbox/draft: its PATCHes run one at a time
     patch_locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
@@ -51,8 +46,6 @@ class GraphDependencies:
     )
     # limits how many replies and forwards are composed at once
     answers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ANSWERS_MAX))
-    # the requests for mail tips in progress
-    running_tips: ConcurrencyCounter = field(default_factory=ConcurrencyCounter)
 
     def base_url(self, request: HttpRequest) -> str:
         """Return the URL of the API as the client sees it."""

@@ -367,7 +367,6 @@ _FOLDER_OPERATIONS: Mapping[str, GraphOperation] = {
 _MAILBOX_OPERATIONS: Mapping[str, GraphOperation] = {
     "GET": _reads(users.get_user, MAY_READ_USER),
     "POST sendmail": _sends(send_mail.send_mail),
-    "POST getmailtips": _reads(users.get_mail_tips),
     "POST translateexchangeids": _reads(users.translate_ids, (Scope.USER_READ, *MAY_READ)),
     "GET mailboxsettings": _reads(users.get_settings, users.MAY_READ),
     "PATCH mailboxsettings": _changes(users.change_settings, users.MAY_CHANGE),

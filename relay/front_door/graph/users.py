@@ -1,4 +1,4 @@
-"""Handlers of users, their settings and categories, getMailTips, and translateExchangeIds.
+"""Handlers of users, their settings and categories, and translateExchangeIds.
 
 A user is an account: its id is the address, and directory properties are null. A user has
 mailboxSettings only if $select names them, as programs do at sign-in.
@@ -6,10 +6,6 @@ mailboxSettings only if $select names them, as programs do at sign-in.
 Of the mailboxSettings, Relay stores time zone and language, and sends the automatic replies
 (relay/delivery/reports/receipts.py). The others are Graph's defaults. outlook/masterCategories is
 empty: a message has any categories.
-
-getMailTips asks accounts, aliases and routes, and no other host. What the caller's own tenant may
-know (full mailboxes, replies to colleagues, members of aliases) is not shown for other addresses,
-only the automatic reply to strangers. Tips that Relay does not have are left out.
 
 An id of Relay is both a restId and a restImmutableEntryId, so each is translated to itself; in the
 profile strict a message has another restId (relay/base/message/rest_id.py). The other formats of
@@ -28,15 +24,11 @@ from starlette.responses import Response
 from relay.base.accounts.account import (
     Account,
     AccountDirectory,
-    Expansion,
     Scope,
     UnknownUserError,
 )
-from relay.base.message.address import AddressError, parse_mailbox
-from relay.base.message.envelope import domain_of
 from relay.base.message.rest_id import read_rest_id, rest_id
 from relay.base.message.time_zones import WINDOWS_ZONES, time_zone
-from relay.base.phrases import words_in
 from relay.front_door.graph import errors
 from relay.front_door.graph.follow_up_flags import date_time_json, read_date_time
 from relay.front_door.graph.graph_request import GraphRequest
@@ -56,7 +48,7 @@ from relay.front_door.graph.json_values import (
 from relay.front_door.graph.odata.resources import select_users
 from relay.front_door.graph.responses import collection_response
 from relay.front_door.graph.serializer import USER_PROPERTIES, user_json
-from relay.front_door.http.errors import ApiError, quoted, service_unavailable
+from relay.front_door.http.errors import ApiError, quoted
 from relay.front_door.http.responses import json_response
 from relay.store.mailbox.errors import NoSuchItemError
 from relay.store.mailbox.settings_file import (
@@ -64,8 +56,6 @@ from relay.store.mailbox.settings_file import (
     UserSettings,
 )
 from relay.store.mailbox.stored_message import WellKnown
-from relay.store.mailbox.usage import Room
-from relay.transport.routing.routing_result import InvalidRecipient, LocalRecipient
 
 MAY_READ = (Scope.MAILBOX_SETTINGS_READ, Scope.MAILBOX_SETTINGS_READ_WRITE)
 MAY_CHANGE = (Scope.MAILBOX_SETTINGS_READ_WRITE,)
@@ -100,12 +90,6 @@ _LIST_OPTIONS = ("select", "filter", "orderby", "count", "top", "skip")
 IDS_MAX = 1000
 _OWN_TYPES = ("restid", "restimmutableentryid")
 _TYPES = (*_OWN_TYPES, "entryid", "ewsid", "immutableentryid")
-ADDRESSES_MAX = 100
-_TIPS_MAX, _TIPS_IN_ALL_MAX = 2, 8  # requests for mail tips at once, of an account and in all
-_TIPS = words_in(
-    "automaticReplies mailboxFullStatus totalMemberCount externalMemberCount recipientScope "
-    "customMailTip deliveryRestriction maxMessageSize moderationStatus recipientSuggestions"
-)
 _PARAMETERS: Parameters = {
     "inputids": ("inputIds", partial(read_array, most=IDS_MAX)),
     "sourceidtype": ("sourceIdType", partial(one_of, choices=_TYPES)),
@@ -359,73 +343,3 @@ async def _rest_id(request: GraphRequest, text: str) -> str:
         return rest_id(message.id, message.folder.id)
     await request.store.folders.get(request.mailbox, text)
     return text
-
-
-def _read_tips(names: object, path: str) -> set[str]:
-    """Return the names of the properties; mailboxFullStatus asks for mailboxFull."""
-    parts = read_string(names, path).split(",", len(_TIPS))
-    return {one_of(part.strip(), path, _TIPS).removesuffix("Status") for part in parts}
-
-
-_OF_TIPS: Parameters = {
-    "emailaddresses": ("emailAddresses", partial(read_array, most=ADDRESSES_MAX)),
-    "mailtipsoptions": ("mailTipsOptions", _read_tips),
-}
-
-
-async def get_mail_tips(request: GraphRequest) -> Response:
-    """POST getMailTips: return what a sender may know of recipients, or why one is invalid."""
-    body = await request.json_object()
-    parameters = read_parameters(body, _OF_TIPS, "getMailTips", needed=_OF_TIPS)
-    running = request.dependencies.running_tips
-    caller = request.caller.address
-    if not running.has_room(caller, per_key=_TIPS_MAX, in_all=_TIPS_IN_ALL_MAX):
-        message = "Too many mail tips are being looked up; try again."
-        raise service_unavailable(message, retry_after_s=2)
-    selected, items = {"emailAddress", "error", *parameters["mailtipsoptions"]}, []
-    with running.counted(caller):
-        for number, text in enumerate(parameters["emailaddresses"]):
-            address = read_string(text, f"emailAddresses[{number}]")
-            tips = {"emailAddress": {"name": "", "address": address}}
-            tips |= await _mail_tips(request, address)
-            items.append({name: tip for name, tip in tips.items() if name in selected})
-    return collection_response(request.context("Collection(microsoft.graph.mailTips)"), items)
-
-
-async def _mail_tips(request: GraphRequest, text: str) -> dict[str, Any]:
-    """Return all tips about a recipient, or the error."""
-    dependencies, caller = request.dependencies, request.caller.address
-    forwarding, tenant_of = dependencies.forwarding(), dependencies.rules().tenant_of
-    try:
-        address = parse_mailbox(text, smtputf8=True)
-        destination = forwarding.find(address, caller)
-    except AddressError as error:
-        destination = InvalidRecipient("", f"{error}.")
-    if isinstance(destination, InvalidRecipient):
-        return {"error": {"code": errors.INVALID_RECIPIENTS.code, "message": destination.text}}
-    is_own, domain = forwarding.router.is_own_anywhere, domain_of(address)
-    is_internal = is_own(domain) and tenant_of(domain) is tenant_of(domain_of(caller))
-    members: tuple[str, ...] = (address,)
-    mailbox = destination.mailbox if isinstance(destination, LocalRecipient) else ""
-    if isinstance(destination, Expansion):  # of an account that forwards, the mailbox too
-        members = destination.addresses
-        mailbox = next((to.address for to in destination.targets if not to.through), "")
-    tips: dict[str, Any] = {"recipientScope": "internal" if is_internal else "external"}
-    if is_internal:
-        tips["totalMemberCount"] = len(members)
-        tips["externalMemberCount"] = sum(not is_own(domain_of(member)) for member in members)
-    if not dependencies.accounts.by_address(mailbox):
-        if is_own(domain) and not is_internal:  # the answer about an account
-            tips["automaticReplies"] = {"message": ""}
-        return tips
-    if is_internal:
-        tips["mailboxFull"] = await request.store.room(mailbox, 1) is not Room.FITS
-    settings = await request.store.settings.read(mailbox)
-    now_us, replies = dependencies.clock.time_us(), settings.automatic_replies
-    reply: dict[str, Any] = {"message": replies.text_at(now_us, is_internal=is_internal)}
-    if reply["message"]:
-        reply["messageLanguage"] = _language_json(settings)
-        if replies.status == "scheduled":
-            reply["scheduledStartTime"] = date_time_json(replies.start_us)
-            reply["scheduledEndTime"] = date_time_json(replies.end_us)
-    return tips | {"automaticReplies": reply}

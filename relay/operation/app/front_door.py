@@ -128,8 +128,6 @@ def build_front_door(base: Foundation, transport: Transport, webhooks: Webhooks)
         subscriptions=subscriptions,
         has_pages=base.is_development or http.pages,
         usage=base.usage,
-        forwarding=lambda: transport.acceptance.forwarding,
-        rules=base.sources.rules,
     )
     gateway = create_graph_app(
         dependencies, authentication, max_body=http.max_body, ready=base.readiness

@@ -171,14 +171,6 @@ _TRANSLATED: tuple[Bad, ...] = (
     (_TRANSLATE | {"inputIds": ["a"] * 1001}, "ErrorInvalidRequest"),
     (_TRANSLATE | {"sourceIdType": "colour"}, _TYPE),
 )
-_TIPS = {"EmailAddresses": ["a@b.test"], "MailTipsOptions": "automaticReplies, recipientscope"}
-_TIPS_REFUSED: tuple[Bad, ...] = (
-    ({}, _TYPE),
-    (_TIPS | {"colour": 1}, _TYPE),
-    (_TIPS | {"EmailAddresses": [5]}, _TYPE),
-    (_TIPS | {"EmailAddresses": ["a@b.test"] * 101}, "ErrorInvalidRequest"),
-    (_TIPS | {"MailTipsOptions": "automaticReplies, colour"}, _TYPE),
-)
 
 
 @dataclass(frozen=True)
@@ -217,7 +209,6 @@ ROWS: dict[tuple[str, str], Row] = {
     ("", "GET"): Row(options=("$select=colour",)),
     ("sendmail", "POST"): Row({"message": {"toRecipients": to("a@b.test")}}, _SEND, mime="also"),
     ("translateexchangeids", "POST"): Row(_TRANSLATE, _TRANSLATED),
-    ("getmailtips", "POST"): Row(_TIPS, _TIPS_REFUSED),
     ("inferenceclassification/overrides", "GET"): Row(),
     ("outlook/mastercategories", "GET"): Row(),
     ("mailfolders/{folder}/messagerules", "GET"): Row(),

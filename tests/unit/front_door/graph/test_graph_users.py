@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-import pytest
-
 from relay.base.accounts.account import Account
-from relay.front_door.graph import users
 from tests.support.accounts import TokenAccounts
 from tests.support.graph_fakes import AS_ALICE, WatchedGraph, graph_on_disk, refused
 from tests.support.tables import each_row
@@ -121,12 +118,3 @@ async def test_an_application_lists_the_users_that_it_acts_for(tmp_path: Path) -
     found = [user["mail"] for user in page["value"] + rest["value"]]
     assert found == ["ann@a.test", "app@b.test", "dan@b.test", "eva@a.test"]
     assert page["@odata.count"] == 4
-
-
-async def test_few_requests_for_mail_tips_at_once(
-    graph: WatchedGraph, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    body = {"EmailAddresses": ["bob@example.test"], "MailTipsOptions": "recipientScope"}
-    for most, status in ((1, 200), (1, 200), (0, 503)):
-        monkeypatch.setattr(users, "_TIPS_MAX", most)
-        assert (await graph.http.post("/v1.0/me/getMailTips", json=body)).status_code == status
