@@ -364,7 +364,6 @@ async def folders(box: Mailbox) -> None:
     "PATCH /me/mailboxSettings",
     "GET /me/inferenceClassification/overrides",
     "GET /me/outlook/supportedTimeZones",
-    "GET /me/outlook/supportedLanguages",
 )
 async def settings(box: Mailbox) -> None:
     found = await box.me.mailbox_settings.get()
@@ -379,8 +378,6 @@ async def settings(box: Mailbox) -> None:
     assert (await box.me.mailbox_settings.patch(zone)).time_zone == "Pacific Standard Time"
     zones = await box.me.outlook.supported_time_zones.get()
     assert "UTC" in {each.alias for each in zones.value}
-    languages = await box.me.outlook.supported_languages.get()
-    assert "en-US" in {each.locale for each in languages.value}
     assert (await box.me.inference_classification.overrides.get()).value == []
 
 

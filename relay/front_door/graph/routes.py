@@ -374,7 +374,6 @@ _MAILBOX_OPERATIONS: Mapping[str, GraphOperation] = {
     "GET outlook/mastercategories": _reads(users.list_categories, users.MAY_READ),
     "GET mailfolders/{folder}/messagerules": _reads(mail_folders.list_rules),
     "GET outlook/supportedtimezones": _reads(users.list_time_zones, MAY_READ_USER),
-    "GET outlook/supportedlanguages": _reads(users.list_languages, MAY_READ_USER),
     "GET mailboxsettings/{setting}": _reads(users.get_setting, users.MAY_READ),
 }
 _ROUTES = (

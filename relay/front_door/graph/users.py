@@ -62,22 +62,6 @@ MAY_CHANGE = (Scope.MAILBOX_SETTINGS_READ_WRITE,)
 _TEXT_CHARACTERS = 64
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(?:-[A-Za-z0-9]{2,8}){0,4}")
 _MEETINGS = "sendToDelegateOnly"
-_LANGUAGES = {
-    "da-DK": "Danish",
-    "de-DE": "German (Germany)",
-    "en-GB": "English (United Kingdom)",
-    "en-US": "English (United States)",
-    "es-ES": "Spanish (Spain)",
-    "fr-FR": "French (France)",
-    "it-IT": "Italian",
-    "ja-JP": "Japanese",
-    "ko-KR": "Korean",
-    "nl-NL": "Dutch",
-    "pl-PL": "Polish",
-    "pt-BR": "Portuguese (Brazil)",
-    "sv-SE": "Swedish",
-    "zh-CN": "Chinese (PRC)",
-}
 _HOURS = {
     "daysOfWeek": ["monday", "tuesday", "wednesday", "thursday", "friday"],
     "startTime": "08:00:00.0000000",
@@ -154,14 +138,6 @@ async def list_time_zones(request: GraphRequest) -> Response:
         for name, iana in WINDOWS_ZONES.items()
     ]
     return collection_response(context, sorted(zones, key=lambda zone: zone["alias"]))
-
-
-async def list_languages(request: GraphRequest) -> Response:
-    """GET outlook/supportedLanguages: some languages; the setting accepts any."""
-    request.options()
-    context = request.context("Collection(microsoft.graph.localeInfo)")
-    languages = [{"locale": locale, "displayName": name} for locale, name in _LANGUAGES.items()]
-    return collection_response(context, languages)
 
 
 def settings_json(settings: UserSettings, select: Collection[str] = ()) -> dict[str, Any]:

@@ -213,7 +213,6 @@ ROWS: dict[tuple[str, str], Row] = {
     ("outlook/mastercategories", "GET"): Row(),
     ("mailfolders/{folder}/messagerules", "GET"): Row(),
     ("outlook/supportedtimezones", "GET"): Row(),
-    ("outlook/supportedlanguages", "GET"): Row(),
     ("mailboxsettings", "GET"): Row(options=(*BAD_OPTIONS, *BAD_SELECT)),
     ("mailboxsettings", "PATCH"): Row({"timeZone": "UTC"}, _SETTINGS),
     ("mailboxsettings/{setting}", "GET"): Row(),
