@@ -38,8 +38,8 @@ _OF_USERS = """
     drive drives employeeExperience events exportDeviceAndAppManagementData exportPersonalData
     extensions findMeetingTimes findRoomLists findRooms followedSites
     getManagedAppDiagnosticStatuses getManagedAppPolicies getManagedDevicesWithAppFailures
-    getMemberGroups getMemberObjects inferenceClassification insights joinedGroups joinedTeams
-    licenseDetails managedAppRegistrations managedDevices manager memberOf notes
+    getMailTips getMemberGroups getMemberObjects inferenceClassification insights joinedGroups
+    joinedTeams licenseDetails managedAppRegistrations managedDevices manager memberOf notes
     oauth2PermissionGrants onPremisesSyncBehavior onenote onlineMeetings outlook ownedDevices
     ownedObjects people permissionGrants photo photos planner presence profile registeredDevices
     reminderView removeAllDevicesFromManagement reprocessLicenseAssignment restore
