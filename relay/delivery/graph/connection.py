@@ -307,7 +307,12 @@ class GraphConnection:
         return self.read(await self.request("GET", mailbox, path), _GraphItems).value
 
     async def delete(self, mailbox: str, draft: str) -> None:
-        """Delete a draft; it may be gone. Raises ConnectError, HttpError."""
+        """Delete a draft. It may be gone; if a person has sent it, it stays. Raises ConnectError,
+        HttpError.
+        """
+        answer = await self.request("GET", mailbox, f"{filling.path_of(draft)}?{_FIELDS}")
+        if is_missing(answer) or not self.read(answer, GraphItem).is_draft:
+            return
         answer = await self.request("DELETE", mailbox, filling.path_of(draft))
         if answer.status // 100 != 2 and not is_missing(answer):
             raise self.trouble(answer)

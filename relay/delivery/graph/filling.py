@@ -141,8 +141,11 @@ class DraftFilling:
                 page = await self._ask("GET", path)
                 names += [str(one.get("name")) for one in page.value]
                 path = read_url(page.next_link, schemes=("https", "http")).target
-        if sorted(names) != sorted(file.name for file in self.files):
-            raise FillingError(f"the draft has {len(names)} of {len(self.files)} files")
+        planned = [file.name for file in self.files]
+        if sorted(names) != sorted(planned):
+            has = f"the draft has {len(names)} of {len(planned)} files"
+            others = [f', such as "{name}"' for name in names if name not in planned]
+            raise FillingError("".join([has, *others[:1]]))
 
     async def _ask(self, method: str, path: str, body: bytes = b"") -> _Answer:
         """Return what a request in the mailbox is answered with."""

@@ -157,6 +157,25 @@ async def test_a_draft_that_is_not_sent_is_deleted_then_or_by_the_next_attempt(
             arrived(graph, claim, own_id)
 
 
+async def test_a_draft_that_a_person_has_sent_stays(graph) -> None:
+    claim = scan()
+    await attempt(graph, claim, nth("/attachments#", 1, error(429, "", retry_after="61")))
+    [half] = graph.in_folder("drafts")
+    half.folder, half.is_draft = "sentitems", False
+    (outcome,), _ = await attempt(graph, claim)
+    assert isinstance(outcome, Relayed)
+    arrived(graph, claim)
+    assert half in graph.in_folder("sentitems")
+
+
+async def test_a_file_of_another_name_is_named(graph) -> None:
+    listed = (200, {"value": [{"name": "a_b.pdf"}] * 3}, {})
+    (outcome,), _ = await attempt(
+        graph, scan(), lambda verb, path: listed if verb == "GET" and "attach" in path else ""
+    )
+    assert outcome.evidence.reply.endswith('has 3 of 3 files, such as "a_b.pdf"')
+
+
 async def test_no_evidence_repeats_the_upload_url(graph) -> None:
     for words in (
         SECRET,
