@@ -102,13 +102,16 @@ class ClaimRerouter:
 
     def _leaves_hop(self, claim: Claim) -> bool:
         """Whether a claim leaves its next hop because of a fallback: it is too large, or an attempt
-        has failed after the time of the route.
+        has failed after the time of the route. What Graph may have sent by sendMail stays.
         """
         if (fallback := self.table.fallback_for(claim.next_hop)) is None:  # nearly always
             return False
+        if claim.next_hop.kind is HopKind.GRAPH and claim.extra.unanswered:
+            return False
         if self.table.is_too_large(claim.next_hop, claim.content_size):
             return fallback.to is not None  # it does not go back
-        return 0 < claim.extra.fallback_us < (claim.retry_us or 0)
+        is_timed = fallback.to is None or fallback.after_us
+        return bool(is_timed) and 0 < claim.extra.fallback_us < (claim.retry_us or 0)
 
     def _sender_for(self, claim: Claim, address: str) -> str:
         """Return the sender by which the routes decide: the address in MAIL where that logs in."""

@@ -370,6 +370,7 @@ class Route:
     # a host, instead of a silent one; "": none
     fallback: Annotated[str, values.parse_next_hop] = ""
     fallback_after: PositiveSeconds = 1800.0  # of silence
+    fallback_auth: RouteAuth | None = None  # graph://: the login for `fallback`
     source_address: Annotated[str, values.parse_ip] = ""  # "": the system chooses
     # "verified": the name in next_hop, verified, is enough for mail with REQUIRETLS
     requiretls: Literal["", "verified"] = ""

@@ -48,7 +48,7 @@ from relay.base.socket_address import Address
 Found = Iterator[tuple[KeyPath, str]]
 _SOCKET_PATH_BYTES_MAX = 107 if sys.platform == "linux" else 103  # sun_path
 _HOSTS = ("smtp://", "smtps://", "lmtp://", "graph://")  # next hops with a host and a port
-_FALLBACKS = _HOSTS[:-1]  # which Graph is not: it would need a login
+_FALLBACKS = _HOSTS[:-1]
 _GRAPH = "graph://"
 _A_HOST = "smtp://, smtps://, lmtp:// or graph:// next hop"
 _NAME_LENGTH_MAX = 253  # RFC 1035 2.3.4, as text
@@ -105,7 +105,8 @@ def check_together(read: Sequence[tuple[KeyPath, object]], top: Mapping[str, Any
                 yield (*path, "templates"), "the path of an existing directory"
             case Route():
                 yield from _ways_of(path, made, dns)
-                yield from _credentials(path, made, clients)
+                yield from _credentials((*path, "auth"), made, clients)
+                yield from _fallback_login((*path, "fallback_auth"), made, clients)
                 yield from _graph(path, made)
                 ways = (made, as_fallback(made))[: 1 + bool(made.fallback)]
                 yield from dict.fromkeys(
@@ -278,43 +279,63 @@ def _ways_of(path: KeyPath, route: Route, dns: DnsSettings) -> Found:
 
 
 def as_fallback(route: Route) -> Route:
-    """Return the route to the fallback. It has the same TLS, but no login, which is for the first
-    host.
+    """Return the route to the fallback. It has the same TLS, unless it has a login: then its own
+    host decides. The login of the first host does not go there.
     """
-    tls = "verify" if verifies(route) else route.tls
-    other = replace(route, next_hop=route.fallback, fallback="", auth=None, tls=tls)
-    return replace(other, confirm=None, mime_max=None, convert="", upload_hosts=())
+    auth = route.fallback_auth
+    tls = "verify" if verifies(route) and (route.ca or not auth) else route.tls
+    other = replace(route, next_hop=route.fallback, fallback="", auth=auth, tls=tls)
+    other = replace(other, fallback_auth=None, confirm=None, mime_max=None)
+    return replace(other, convert="", upload_hosts=())
+
+
+def _fallback_login(path: KeyPath, route: Route, clients: Mapping[str, OAuthClient]) -> Found:
+    """Yield the faults of the login for a fallback."""
+    auth = route.fallback_auth
+    if auth is None or not route.next_hop.startswith(_GRAPH):  # the other is a fault elsewhere
+        return
+    if not route.fallback.startswith(_FALLBACKS):
+        yield path, "fallback_auth only with a fallback, where it logs in"
+        return
+    yield from _credentials(path, as_fallback(route), clients)
+    if auth.oauth in clients and clients[auth.oauth].scope:
+        yield (
+            (*path, "oauth"),
+            "an [[oauth]] without scope: a token for SMTP has another than Graph",
+        )
+    if auth.oauth and SENDER == auth.user != (route.auth and route.auth.user):
+        yield (*path, "user"), f'"{SENDER}" only where it is the user of auth too'
 
 
 def _credentials(path: KeyPath, route: Route, clients: Mapping[str, OAuthClient]) -> Found:
-    """Yield the faults of a login; `clients` are the [[oauth]] by name."""
+    """Yield the faults of a route's login, at `path`; `clients` are the [[oauth]] by name."""
     auth, is_graph = route.auth, route.next_hop.startswith(_GRAPH)
     if auth is None:
         if is_graph:
-            yield (*path, "auth"), "{ user, oauth }: Graph needs a token"
+            yield path, "{ user, oauth }: Graph needs a token"
         return
     if not route.next_hop.startswith(_HOSTS):
-        yield (*path, "auth"), f"auth only with an {_A_HOST}"
+        yield path, f"auth only with an {_A_HOST}"
     if bool(auth.oauth) == (auth.password_file is not None):
-        yield (*path, "auth"), "either password_file or oauth"
+        yield path, "either password_file or oauth"
         return
     if auth.password_file is not None:
         if is_graph:
-            yield (*path, "auth", "password_file"), "oauth: Graph takes no password"
-        yield from _unreadable((*path, "auth", "password_file"), auth.password_file)
+            yield (*path, "password_file"), "oauth: Graph takes no password"
+        yield from _unreadable((*path, "password_file"), auth.password_file)
         return
     if auth.oauth not in clients:
         expected = f"the name of an [[oauth]]: {', '.join(clients) or 'there is none'}"
-        yield (*path, "auth", "oauth"), expected
+        yield (*path, "oauth"), expected
     elif is_graph and clients[auth.oauth].provider == "google":
-        yield (*path, "auth", "oauth"), "an [[oauth]] that is not Google's: it has no graph://"
+        yield (*path, "oauth"), "an [[oauth]] that is not Google's: it has no graph://"
     if route.next_hop.startswith("lmtp://"):
-        yield (*path, "auth", "oauth"), "a password: a token is for smtp://, smtps:// or graph://"
+        yield (*path, "oauth"), "a password: a token is for smtp://, smtps:// or graph://"
     if auth.user == SENDER:
         if not route.sender or route.sender == "<>":
-            yield (*path, "auth", "user"), f'"{SENDER}" only on a route with sender'
+            yield (*path, "user"), f'"{SENDER}" only on a route with sender'
     elif not _is_mailbox(auth.user):
-        yield (*path, "auth", "user"), f'the address of a mailbox, or "{SENDER}"'
+        yield (*path, "user"), f'the address of a mailbox, or "{SENDER}"'
 
 
 def _is_mailbox(text: str) -> bool:
@@ -333,7 +354,7 @@ def _graph(path: KeyPath, route: Route) -> Found:
         if route.sender == "<>":
             yield (*path, "sender"), "addresses: Graph takes no mail with the null reverse-path"
         return
-    for key in ("confirm", "mime_max", "convert", "upload_hosts"):
+    for key in ("confirm", "mime_max", "convert", "upload_hosts", "fallback_auth"):
         if getattr(route, key) not in (None, "", ()):
             yield (*path, key), f"{key} only with a graph:// next hop"
 

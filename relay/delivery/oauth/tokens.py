@@ -28,6 +28,7 @@ from relay.base.message.web_url import read_url
 from relay.base.observe.logs import get_logger
 from relay.base.phrases import hiding, named
 from relay.base.settings.tree import SENDER, OAuthClient, Settings
+from relay.base.settings.validation import as_fallback
 from relay.base.task_set import TaskSet
 from relay.delivery.http_connection import HttpError, Proxy, open_http
 from relay.delivery.oauth import grants
@@ -63,9 +64,10 @@ class TokenServer:
             self.secret_file = settings.state_dir / "oauth" / name
         self._proxy = Proxy.parse(settings.delivery.proxy)
         routes = [
-            (route, route.auth)
+            (way, way.auth)
             for route in settings.route
-            if route.auth and route.auth.oauth == name
+            for way in (route, as_fallback(route))
+            if way.auth and way.auth.oauth == name
         ]
         self._cas = dict.fromkeys(route.ca for route, _ in routes if route.ca)
         uses = dict.fromkeys(

@@ -118,7 +118,8 @@ def explanation_lines(document: Mapping[str, Any], why_files: str = "") -> list[
     if "mailbox" in route:
         lines[-1] += f"; logs in as {route['mailbox']}"
     if "fallback" in route:
-        after = f"after {time_span(route['fallback_after'])} without an answer"
+        after_s = route["fallback_after"]
+        after = f"after {time_span(after_s)} without an answer" if after_s else "for larger mail"
         lines[-1] += f"; fallback {after}: {route['fallback']}"
     lines += _cut([_line("host", _host(host)) for host in document["hosts"]], "host")
     if (tls := document["tls"]) is not None:

@@ -19,7 +19,6 @@ import click
 import msgspec
 
 from relay.base.clock import SystemClock, rfc3339
-from relay.base.message.nexthop import HopKind
 from relay.delivery.oauth.grants import SIGN_IN, TokenAnswer, is_delegated, scope_of, token_url
 from relay.delivery.oauth.tokens import TokenServer
 from relay.delivery.smtp.connect import TokenError
@@ -103,14 +102,13 @@ async def _sign_in(server: TokenServer) -> list[Any]:
     if not is_delegated(client):
         text = f'[[oauth]] "{client.name}" has a secret of its own: no sign-in is needed'
         raise TokenError(text, error="invalid_client")
-    use = HopKind.GRAPH if HopKind.GRAPH in uses else HopKind.SMTP
-    form = {"client_id": client.client_id, "scope": scope_of(client, use)}
     way = _by_pasted_address if client.provider == "google" else _by_device_code
-    answer = await way(server, form)
-    if not answer.refresh_token:
-        text = "the answer has no refresh token: scope needs offline_access"
-        raise TokenError(text, error="invalid_scope")
-    server.store(answer.refresh_token)
+    for scope in dict.fromkeys(scope_of(client, use) for use in uses):  # of one resource in each
+        answer = await way(server, {"client_id": client.client_id, "scope": scope})
+        if not answer.refresh_token:
+            text = "the answer has no refresh token: scope needs offline_access"
+            raise TokenError(text, error="invalid_scope")
+        server.store(answer.refresh_token)
     return []
 
 

@@ -204,9 +204,10 @@ def _permissions(
     """Yield a warning for each file, and each of `folders`, whose permissions are too wide."""
     secrets = [*read_again(place, environ).secret_files]
     secrets += [
-        (("route", number, "auth", "password_file"), route.auth.password_file)
+        (("route", number, key, "password_file"), auth.password_file)
         for number, route in enumerate(settings.route)
-        if route.auth and route.auth.password_file
+        for key, auth in (("auth", route.auth), ("fallback_auth", route.fallback_auth))
+        if auth and auth.password_file
     ]
     listeners: list[tuple[KeyPath, ListenerTls | None]] = [(("http", "tls"), settings.http.tls)]
     listeners += [(("smtp", number, "tls"), smtp.tls) for number, smtp in enumerate(settings.smtp)]

@@ -411,7 +411,7 @@ class RouteTable:
         """
         route = self._route_behind(next_hop)
         if route is not None:
-            is_fallback = next_hop == route.fallback.to
+            is_fallback = route.fallback.is_at(next_hop)
             options = (is_fallback and route.fallback.options) or route.options
             if next_hop.mailbox and options.login is not None:
                 login = replace_fields(options.login, user=next_hop.mailbox)
@@ -427,7 +427,8 @@ class RouteTable:
     def names_of_login(self, next_hop: NextHop) -> tuple[str, ...]:
         """Return the patterns of addresses that the login at a next hop stands for, `local@domain`
         or `*@domains`: its mailbox, the mailbox's domain if that is local or signed (DKIM), and
-        the `sender` of each route with this login. () without a login.
+        the `sender` of each route with this login; and those of its fallback's login. () without a
+        login.
         """
         login = self.options_for(next_hop).login
         if login is None:
@@ -444,6 +445,8 @@ class RouteTable:
             takes = route.logs_in_as_sender and sender_matches(route.sender, mailbox)
             if takes or untagged(own_mailbox(other.user)) == mailbox:
                 patterns.append(route.sender)
+        if (way := self.fallback_for(next_hop)) is not None and way.to is not None:
+            patterns += self.names_of_login(way.to)
         return tuple([pattern for pattern in patterns if "@" in pattern])
 
     def tls_demanded_by(self, next_hop: NextHop) -> str:
@@ -456,7 +459,8 @@ class RouteTable:
         route = self.named.get(next_hop.route)
         if route is None or route.fallback.to is None or not route.leads_to(next_hop):
             return None
-        return route.fallback if next_hop != route.fallback.to else Fallback()
+        way = route.fallback
+        return Fallback() if way.is_at(next_hop) else way.for_mailbox(next_hop.mailbox)
 
     def is_too_large(self, next_hop: NextHop, size: int) -> bool:
         """Whether the route that led to a next hop takes no content of `size` octets."""

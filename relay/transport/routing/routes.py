@@ -58,6 +58,11 @@ class Credentials:
     password: str = field(default="", repr=False)
     oauth: str = ""
 
+    @property
+    def is_sender(self) -> bool:
+        """Whether the address in MAIL is the user."""
+        return bool(self.oauth) and self.user == SENDER
+
 
 class HopOptions(Struct, frozen=True):
     """How the hosts of a next hop are contacted, as its route says. Next hops whose options differ
@@ -78,13 +83,25 @@ class HopOptions(Struct, frozen=True):
 
 
 class Fallback(Struct, frozen=True):
-    """Where mail goes after no host of its next hop has answered for `after_us` microseconds. `to`
-    is None at the fallback itself: the next attempt goes back to the first next hop.
+    """Where mail goes after no host of its next hop has answered for `after_us` microseconds; 0:
+    only mail that is too large. `to` is None at the fallback itself: the next attempt goes back to
+    the first next hop.
     """
 
     to: NextHop | None = None
     after_us: int = 0
     options: HopOptions | None = None  # how the hosts of a fallback are contacted
+
+    def is_at(self, hop: NextHop) -> bool:
+        """Whether a next hop is the fallback."""
+        return self.for_mailbox(hop.mailbox).to == hop
+
+    def for_mailbox(self, mailbox: str) -> "Fallback":
+        """Return the fallback of mail from a mailbox."""
+        login = self.options.login if self.options is not None else None
+        if self.to is None or login is None or not login.is_sender:
+            return self
+        return replace(self, to=self.to._replace(mailbox=mailbox or SENDER))
 
 
 def parse_action(text: str) -> RouteAction:
@@ -230,7 +247,7 @@ class TableRoute:
 
     def leads_to(self, hop: NextHop) -> bool:
         """Whether it sends mail to this next hop, of whatever domain."""
-        if hop == self.fallback.to:
+        if self.fallback.is_at(hop):
             return True
         if isinstance(self.action, UseMx):
             return hop.kind is HopKind.MX
@@ -248,7 +265,9 @@ def table_route(number: int, route: Route, default: TlsLevel) -> TableRoute:
     if route.fallback:
         to = NextHop.parse(route.fallback)._replace(route=name)
         via = _options_of(as_fallback(route), to, default)
-        fallback = Fallback(to, int(route.fallback_after * 1_000_000), via)
+        only_large = route.fallback_auth is not None and not options.confirm
+        after_s = 0 if only_large else route.fallback_after  # Graph may have sent the others
+        fallback = Fallback(to, int(after_s * 1_000_000), via)
     return TableRoute(
         number,
         name,
@@ -261,7 +280,7 @@ def table_route(number: int, route: Route, default: TlsLevel) -> TableRoute:
         route.tls is not None or verifies(route) or options.tls.implicit,
         fallback,
         isinstance(action, NextHop) and action.kind is HopKind.GRAPH,
-        route.auth is not None and bool(route.auth.oauth) and route.auth.user == SENDER,
+        options.login is not None and options.login.is_sender,
     )
 
 

@@ -5,17 +5,24 @@ from dataclasses import replace as replace_route
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from msgspec.structs import replace
 
 from relay.base.advanceable_clock import AdvanceableClock
 from relay.base.message.nexthop import NextHop
+from relay.base.message.outcome import Peer, SessionFailure, SmtpStage
 from relay.base.message.tls_policy import REQUIRETLS, TlsDecision, TlsPolicy
 from relay.base.settings.tree import Route, RouteAuth
 from relay.delivery.attempt_result import Lookup, fallback_us
-from relay.store.spool.types import NEXT_ATTEMPT, EntryExtra
+from relay.delivery.graph import connection as graph_connection
+from relay.delivery.smtp.connect import ConnectError, connect
+from relay.store.spool.types import NEXT_ATTEMPT, CloudRequest, EntryExtra
 from relay.transport.routing.mx_hosts import Host, Hosts
 from relay.transport.routing.route_table import RouteTable
+from relay.transport.routing.routes import Credentials
 from tests.support.claims import SECOND_US, a_claim
+from tests.support.fake_graph import FakeGraph, Item
+from tests.support.journeys import states
 from tests.support.remote_mx import DROP, RemoteMx
 from tests.support.tables import each_row
 
@@ -108,18 +115,70 @@ async def test_half_an_hour_without_a_host_that_answers_over_a_restart(delivery)
         assert other.sessions - 1 in range(4, 7)
 
 
-async def test_what_is_too_large_for_graph_goes_to_the_fallback_at_once(delivery) -> None:
-    async with RemoteMx() as other:
-        there = f"smtp://{other.host}:{other.port}"
-        token = RouteAuth("p@b.test", oauth="o")
-        cloud = Route("*", "graph://127.0.0.1:9", token, name="g", mime_max=5, fallback=there)
-        delivery.table = Routed([cloud], [], NOBODY, tls="none")
+BOX, DUE = "p@b.test", ("size", "time", "reload")
+MADE = CloudRequest(BOX, "<o@b.test>", (1,), 5, draft="d", created="never")
+ASKED = replace(MADE, sent_us=6)
+DRAFT, SENT = Item(b"Message-ID: <o@b.test>\r\n\r\n"), Item(b"", "sentitems", is_draft=False)
+
+
+@pytest.mark.parametrize("due", DUE)
+@pytest.mark.parametrize(
+    "row",
+    [
+        ({}, None, True, DUE, 0),
+        ({"lost_posts": ((BOX, "<q@b.test>"),)}, None, True, DUE, 0),
+        ({"requests": (MADE,)}, DRAFT, True, DUE, 0),
+        ({"uploads": (MADE, replace(MADE, draft=""))}, DRAFT, True, DUE, 0),
+        ({"requests": (ASKED,)}, DRAFT, True, (), 1),  # no answer to /send: it may have left
+        ({"requests": (replace(ASKED, lost_us=7),)}, DRAFT, True, (), 1),
+        ({"requests": (ASKED,)}, SENT, True, (), 0),
+        ({}, None, False, ("size", "reload"), 1),
+        ({"unanswered": ((1, 1),)}, None, False, (), 1),  # no answer to sendMail
+        ({"unanswered": ((1, 1),)}, None, True, (), 1),
+    ],
+)
+async def test_the_login_of_a_fallback_has_what_graph_has_not_sent(
+    delivery, tmp_path, monkeypatch, row, due
+) -> None:
+    extra, item, confirm, goes, sends = row
+    monkeypatch.setattr(graph_connection, "SENT_US", 0)
+    (tmp_path / "password").write_text("secret\n")
+    refusals = {"size": 0, "time": 2, "reload": 1000}[due]
+
+    async def get_token(login, use, _refused) -> str:
+        return "token" if (login, use) == (Credentials(BOX, oauth="o"), "graph") else "another"
+
+    async def connect_to(target, *, ehlo_name, **given):
+        nonlocal refusals
+        if target.graph is None:
+            return await connect(target, ehlo_name=ehlo_name, **given)
+        if refusals := max(refusals - 1, 0):
+            lost = SessionFailure.LOST, "down"
+            raise ConnectError.broken(SmtpStage.CONNECT, *lost, peer=Peer(target.host))
+        return await graph_connection.open_graph(target, get_token=get_token, proxy=None, **given)
+
+    delivery.connect = connect_to
+    async with RemoteMx(users={"me": "secret"}) as host, FakeGraph(lambda: 10) as graph:
+        graph.items |= {"d": replace_route(item)} if item else {}
+        cloud = Route("*", f"graph://127.0.0.1:{graph.port}", RouteAuth(BOX, oauth="o"), name="g")
+        cloud = replace_route(cloud, confirm=confirm, mime_max=None if due == "time" else 5)
+        there, login = f"smtp://127.0.0.1:{host.port}", RouteAuth("me", tmp_path / "password")
+        whole = replace_route(cloud, fallback=there, fallback_auth=login)
+        delivery.table = Routed([cloud if due == "reload" else whole], [], NOBODY, tls="none")
         await delivery.start()
         delivery.spool.queue_admin.delivery = delivery.scheduler
-        journey = await delivery.done(await delivery.send("x@a.test"))
-    [moved] = [one.detail for one in journey.steps if "operation" in one.detail]
-    assert (moved["why"], moved["to"]) == (
-        "it is too large for graph://127.0.0.1:9",
-        [f"{there} g"],
-    )
-    assert [[at.outcome for at in one.attempts] for one in journey.recipients] == [["relayed"]]
+        known = EntryExtra(**extra, fallback_us=2 * (due == "time"))
+        queue_id = await delivery.send("x@a.test", extra=known)
+        if due == "reload":
+            await delivery.changed.get()
+            delivery.table.use(Routed([whole], [], NOBODY, tls="none"))
+            refusals = 0
+        journey = await delivery.done(queue_id)
+    leaves, fails = due in goes, not confirm and "unanswered" in extra and due != "time"
+    assert states(journey) == {"x@a.test": "failed" if fails else "relayed"}
+    assert (len(host.envelopes), len(graph.sent)) == (leaves, 0 if leaves or fails else sends)
+    assert [*host.logins.values()] == ["me"] * leaves
+    assert due == "time" or not graph.in_folder("drafts")
+    moved = [step.detail["why"] for step in journey.steps if "to" in step.detail]
+    why = "no host of {} answered" if due == "time" else "it is too large for {}"
+    assert moved == [why.format(cloud.next_hop)] * leaves

@@ -54,9 +54,6 @@ ROUTES = [
         sender="*@x.test",
         name="own",
     ),
-    Route(
-        "big.test", "graph://c.test:443", TOKEN, name="big", fallback="smtp://h.test:26", mime_max=9
-    ),
     Route("here.test", "local"),
 ]
 
@@ -88,10 +85,7 @@ ROUTES = [
         ("1@g.test", "graph://c.test:443 all", {}, False),
         ("1@g.test", "graph://c.test:443 all", AWAITED, False),
         ("1@a.test", "graph://c.test:443 all", AWAITED, False),  # where it was asked for
-        ("1@big.test", "graph://c.test:443 big", {}, True),  # its content is too large
-        ("1@big.test", "graph://c.test:443 big", AWAITED, False),
         ("1@a.test", "graph://c.test:443 all", DRAFT, True),  # a draft binds it to nothing
-        ("1@big.test", "smtp://h.test:26 big", {"chosen": True, "fallback_us": 1}, False),
         ("1@x.test", OWN, {}, False),
         ("1@x.test", OWN, {"chosen": True}, False),
         ("1@x.test", OWN, {"sender": "SRS0=a@s.test"}, True),  # the address in MAIL

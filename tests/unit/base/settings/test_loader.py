@@ -19,6 +19,9 @@ OWN = "[[domain]]\nname = '{}.test'\nalias_of = '{}.test'\n"
 ANY = "[[domain]]\nname = 'a.test'\nrecipients = 'any'\n"
 DKIM = "[[dkim]]\ndomain = 'a.test'\nselector = 's1'\nkey = 'k'\n"
 TO_H = f"{ROUTE}next_hop = 'smtp://h.test:1'\n"
+CLIENT = "[[oauth]]\nname = 'm'\nprovider = 'microsoft'\ntenant = 't.test'\nclient_id = 'x'\n"
+CLOUD = f"{CLIENT}{ROUTE}next_hop = 'graph://a.test'\nauth = {{user = 'p@b.test', oauth = 'm'}}\n"
+AT = "fallback = 'smtp://b:1'\nfallback_auth = {user = 'q@b.test', oauth = "
 SMALL = 'hostname = "relay.example.test"\nstate_dir = "state"\n'
 
 
@@ -243,6 +246,15 @@ max_connections = 0
                 f"{ROUTE}next_hop='graph://a.test'\nauth = {{ user = 'a@b.test', oauth = 'g' }}"
             ),
             '10: route[0].auth.oauth: found "g", expected an [[oauth]] that is not Google',
+        ),
+        (f"{TO_H}fallback_auth = {LOGIN}", "fallback_auth only with a graph:// next hop"),
+        (f"{CLOUD}fallback_auth = {LOGIN}", "expected fallback_auth only with a fallback"),
+        (f"{CLOUD}{AT}'x'}}", 'fallback_auth.oauth: found "x", expected the name of an [[oau'),
+        (f"{CLOUD}{AT}'m'}}".replace("ten", "scope = 'x'\nten", 1), "[[oauth]] without scope"),
+        (f"{CLOUD}{AT}'m'}}".replace("smtp:", "lmtp:"), "a password: a token is for smtp://"),
+        (
+            f"{CLOUD}sender = '*@b.test'\n{AT}'m'}}".replace("q@b.test", "sender"),
+            "user of auth too",
         ),
         (
             f"{ROUTE}next_hop='smtp://h:1'\nauth = {{user='u', password_file='nope'}}",

@@ -156,6 +156,21 @@ def test_a_test_says_for_whom_the_token_is(relay):
         assert relay(endpoint, "test", "m365", client_secret="of-an-app")[0] == 78
 
 
+def test_the_login_of_a_fallback_is_signed_in_for_and_tested(relay, monkeypatch):
+    done = token("t0ken", refresh_token="refresh-t0ken")
+    client = {"provider": "microsoft", "tenant": "t.test", "token_url": "", "scope": ""}
+    relay.route = {"next_hop": "graph://127.0.0.1:1", "fallback": "smtp://127.0.0.1:2"}
+    relay.route["fallback_auth"] = AUTH
+    with TokenEndpoint(CODE, done, CODE, done) as endpoint:
+        monkeypatch.setattr(grants, "_MICROSOFT", endpoint.url)
+        assert relay(endpoint, "login", "m365", **client)[0] == 0
+        _, shown, _ = relay(endpoint, "test", "m365", "--json", **client)
+    assert [row["use"] for row in json.loads(shown)] == ["graph", "smtp"]
+    asked = [form["scope"].split("/", 3)[2:] for form in endpoint.forms if "scope" in form]
+    graph, smtp = "graph.microsoft.com", "outlook.office.com"
+    assert [host for host, _ in asked] == [graph, smtp, graph, smtp]
+
+
 def test_check_says_what_is_missing(relay, tmp_path):
     def found(*, online: bool = False, **client: Any) -> list[tuple[str, str]]:
         relay(endpoint, "test", "m365", **client)

@@ -1,5 +1,6 @@
 """The route table: order of routes, local domains, postmaster, unknown users."""
 
+from dataclasses import replace as replace_route
 from functools import partial
 from pathlib import Path
 
@@ -561,3 +562,18 @@ def test_each_mailbox_has_its_login_until_its_route_changes():
         assert RouteTable(GRAPH_ROUTES, [], Accounts()).use(now).ends(options)
         assert (now.options_for(own).login, now.options_for(own).mime_max > 0) == (None, True)
     assert not made.use(RouteTable(GRAPH_ROUTES, [], Accounts())).ends(options)
+
+
+def test_a_sender_logs_in_at_the_fallback_too():
+    cloud = replace_route(GRAPH_ROUTES[1], fallback="smtp://h.test:587", fallback_auth=AS_SENDER)
+    made, own = RouteTable([cloud], [], Accounts()), NextHop.parse(OWN)
+    there = made.fallback_for(own).to
+    assert there.key == "smtp://h.test:587 own\tann+x@a.test"
+    options = made.options_for(there)
+    assert (options.login, options.tls.level) == (made.options_for(own).login, "verify")
+    assert (made.fallback_for(there).to, made.must_stay(there, chosen=True)) == (None, True)
+    assert not made.must_stay(there._replace(mailbox=""), chosen=True)
+    other = replace_route(cloud, fallback_auth=RouteAuth("q@d.test", oauth="o"))
+    made = RouteTable([other], [], Accounts())
+    assert made.options_for(made.fallback_for(own).to).login == Credentials("q@d.test", oauth="o")
+    assert made.names_of_login(own) == ("ann@a.test", "*@a.test", "q@d.test")
