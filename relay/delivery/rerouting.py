@@ -110,8 +110,8 @@ class ClaimRerouter:
             return False
         if self.table.is_too_large(claim.next_hop, claim.content_size):
             return fallback.to is not None  # it does not go back
-        is_timed = fallback.to is None or fallback.after_us
-        return bool(is_timed) and 0 < claim.extra.fallback_us < (claim.retry_us or 0)
+        is_timed = fallback.to is None or fallback.after_us > 0
+        return is_timed and 0 < claim.extra.fallback_us < (claim.retry_us or 0)
 
     def _sender_for(self, claim: Claim, address: str) -> str:
         """Return the sender by which the routes decide: the address in MAIL where that logs in."""

@@ -22,7 +22,10 @@ PAUSE_S_MAX = 3600.0
 _MESSAGE_CHARACTERS_MAX = 300
 _CODE_CHARACTERS_MAX = 80
 _UNSURE = frozenset((404, 408))  # a gateway, or a copy that is not there yet, may answer so
-_GRANT = "grant Mail.ReadWrite and Mail.Send for this mailbox, or set confirm = false in the route"
+_GRANT = (
+    "Mail.ReadWrite or Mail.Send is missing, or this mailbox is outside of their scope (RBAC,"
+    " access policy); grant both, or set confirm = false in the route, which needs Mail.Send alone"
+)
 _USER = "the user of the route's auth is no mailbox of Exchange Online"
 
 

@@ -27,7 +27,7 @@ from relay.base.message.nexthop import HopKind
 from relay.base.message.web_url import read_url
 from relay.base.observe.logs import get_logger
 from relay.base.phrases import hiding, named
-from relay.base.settings.tree import SENDER, OAuthClient, Settings
+from relay.base.settings.tree import SENDER, OAuthClient, Route, Settings
 from relay.base.settings.validation import as_fallback
 from relay.base.task_set import TaskSet
 from relay.delivery.http_connection import HttpError, Proxy, open_http
@@ -62,7 +62,7 @@ class TokenServer:
         self.secret_file = grants.key_file(client)
         if grants.is_delegated(client):
             self.secret_file = settings.state_dir / "oauth" / name
-        self._proxy = Proxy.parse(settings.delivery.proxy)
+        self.proxy = Proxy.parse(settings.delivery.proxy)
         routes = [
             (way, way.auth)
             for route in settings.route
@@ -70,12 +70,12 @@ class TokenServer:
             if way.auth and way.auth.oauth == name
         ]
         self._cas = dict.fromkeys(route.ca for route, _ in routes if route.ca)
-        uses = dict.fromkeys(
-            (_use(route.next_hop), auth.user if auth.user != SENDER else "")
+        uses: dict[tuple[HopKind, str], Route | None] = {
+            (_use(route.next_hop), auth.user if auth.user != SENDER else ""): route
             for route, auth in routes
-        )
-        # what the tokens are for, with the mailbox; "": the sender's, or none
-        self.uses = list(uses) or [(HopKind.SMTP, "")]
+        }
+        # what the tokens are for, with the mailbox ("": the sender's, or none): a route
+        self.uses = uses or {(HopKind.SMTP, ""): None}
 
     @property
     def stamp_ns(self) -> int:
@@ -119,7 +119,7 @@ class TokenServer:
                 authority=place.authority,
                 host=place.host,
                 context=self._context() if is_tls else None,
-                proxy=self._proxy if is_tls else None,
+                proxy=self.proxy if is_tls else None,
                 timeout_s=_CONNECT_S,
             )
             with closing(connection):

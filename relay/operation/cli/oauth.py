@@ -1,9 +1,10 @@
 """`relay oauth login | test`: sign in once for the tokens of an [[oauth]], and try to get them.
 
 Both read the configuration and need no running relay, which uses a new refresh token at once. Exit
-codes: 75 while the token server is away, 77 where a person must sign in, 78 for the configuration.
-RFC 8628 (device code); for Google RFC 8252 and RFC 7636: nothing listens at the redirect, so the
-browser shows its address, and the user pastes it.
+codes: 75 while the token server or Graph is away, 77 where a person must sign in, 78 for the
+configuration, and where Graph does not let the mailbox be read. RFC 8628 (device code); for Google
+RFC 8252 and RFC 7636: nothing listens at the redirect, so the browser shows its address, and the
+user pastes it.
 """
 
 import asyncio
@@ -11,7 +12,8 @@ import hashlib
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from contextlib import closing, suppress
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -19,13 +21,20 @@ import click
 import msgspec
 
 from relay.base.clock import SystemClock, rfc3339
+from relay.base.message.nexthop import HopKind
+from relay.base.settings.tree import Route
+from relay.base.settings.validation import host_of
+from relay.delivery.graph.connection import GraphConnection
+from relay.delivery.http_connection import HttpError
 from relay.delivery.oauth.grants import SIGN_IN, TokenAnswer, is_delegated, scope_of, token_url
 from relay.delivery.oauth.tokens import TokenServer
-from relay.delivery.smtp.connect import TokenError
+from relay.delivery.smtp.connect import ConnectError, GraphOptions, Target, TokenError
+from relay.delivery.smtp.connection import Timeouts
 from relay.operation.app.state_dir import as_owner
 from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.options import CommandContext, common_options
 from relay.operation.cli.output import printable
+from relay.transport.routing.routes import table_route
 
 _DEVICE = "urn:ietf:params:oauth:grant-type:device_code"
 _GOOGLE = "https://accounts.google.com/o/oauth2/v2/auth"
@@ -57,9 +66,10 @@ def login(context: CommandContext, name: str) -> None:
 @click.argument("name")
 @common_options
 def test(context: CommandContext, name: str) -> None:
-    """Get tokens of an [[oauth]]: for whom, until when."""
+    """Get tokens of an [[oauth]]: for whom, until when, and what Graph lets them read."""
     rows = _run(context, name, _try)
-    words = [f"{row['use']}: {row['for']}, until {row['until']}: {row['scopes']}" for row in rows]
+    start = "{use}: {for}, until {until}: {scopes}"
+    words = ["; ".join(filter(None, (start.format(**row), row["seen"]))) for row in rows]
     context.show(rows, lambda: words)
 
 
@@ -81,7 +91,7 @@ def _run(
 
 async def _try(server: TokenServer) -> list[Any]:
     rows, client = list[Any](), server.client
-    for use, mailbox in server.uses:
+    for (use, mailbox), route in server.uses.items():
         now_us = SystemClock().time_us()
         answer = await server.token(use, mailbox, now_us // 1_000_000)
         claims, roles = dict[str, Any](), ""  # of a token that others cannot read there are none
@@ -93,8 +103,37 @@ async def _try(server: TokenServer) -> list[Any]:
         scopes = claims.get("scp") or roles or answer.scope
         until = rfc3339(now_us + int(answer.expires_in * 1e6))
         whom = next(filter(None, names), "")
-        rows.append({"use": use, "for": whom, "scopes": scopes, "until": until})
+        seen = ""
+        if route is not None and use is HopKind.GRAPH and mailbox:
+            seen = await _look(server, route, answer.access_token)
+        rows.append({"use": use, "for": whom, "scopes": scopes, "until": until, "seen": seen})
     return rows
+
+
+async def _look(server: TokenServer, route: Route, token: str) -> str:
+    """Return whether a token may read the mailbox of a route to Graph. Raises TokenError."""
+    if route.confirm is False:
+        return "Mail.Send, which is enough with confirm = false, is seen only by sending"
+    via, place = table_route(0, route, "none").options, host_of(route)
+    assert place is not None
+
+    async def get_token(*_: object) -> str:
+        return token
+
+    target = Target(place.host, place.host, place.port, tls=via.tls, login=via.login)
+    target = replace(target, graph=GraphOptions(confirm=True, mime_max=0))
+    times: dict[str, Any] = {"timeouts": Timeouts(), "real_s": SystemClock().real_s}
+    with closing(GraphConnection(target, get_token, server.proxy, **times)) as session:
+        try:
+            await session.renew_token()
+            answer = await session.request("GET", session.login.user, "messages?$top=1&$select=id")
+            if answer.status != 200:
+                raise session.trouble(answer)
+        except (ConnectError, HttpError) as error:
+            is_refused = isinstance(error, ConnectError) and ".7." in error.outcome.evidence.status
+            code, text = "refused" if is_refused else "", f"{route.next_hop}: {error}"
+            raise TokenError(text, error=code) from None
+    return "may read the mailbox; Mail.Send is seen only by sending"
 
 
 async def _sign_in(server: TokenServer) -> list[Any]:

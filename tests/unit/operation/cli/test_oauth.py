@@ -1,8 +1,10 @@
 """`relay oauth login | test`, and what `relay check` says of [[oauth]]."""
 
+import asyncio
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -17,6 +19,7 @@ from relay.operation.cli import oauth
 from relay.operation.cli.root import cli
 from relay.operation.commands.check import check_file
 from tests.support.client_keys import base64url
+from tests.support.fake_graph import FakeGraph, error
 from tests.support.relay_config import written_settings
 from tests.support.token_endpoint import TokenEndpoint, refused, token
 
@@ -156,19 +159,28 @@ def test_a_test_says_for_whom_the_token_is(relay):
         assert relay(endpoint, "test", "m365", client_secret="of-an-app")[0] == 78
 
 
-def test_the_login_of_a_fallback_is_signed_in_for_and_tested(relay, monkeypatch):
-    done = token("t0ken", refresh_token="refresh-t0ken")
+GRANT = "HTTP 403 ErrorAccessDenied: said Graph (request-id r1); Mail.ReadWrite or Mail.Send is"
+
+
+async def test_the_login_of_a_fallback_is_signed_in_for_and_tested(relay, monkeypatch):
+    done = token("token", refresh_token="refresh-t0ken")
     client = {"provider": "microsoft", "tenant": "t.test", "token_url": "", "scope": ""}
-    relay.route = {"next_hop": "graph://127.0.0.1:1", "fallback": "smtp://127.0.0.1:2"}
-    relay.route["fallback_auth"] = AUTH
-    with TokenEndpoint(CODE, done, CODE, done) as endpoint:
-        monkeypatch.setattr(grants, "_MICROSOFT", endpoint.url)
-        assert relay(endpoint, "login", "m365", **client)[0] == 0
-        _, shown, _ = relay(endpoint, "test", "m365", "--json", **client)
-    assert [row["use"] for row in json.loads(shown)] == ["graph", "smtp"]
-    asked = [form["scope"].split("/", 3)[2:] for form in endpoint.forms if "scope" in form]
-    graph, smtp = "graph.microsoft.com", "outlook.office.com"
-    assert [host for host, _ in asked] == [graph, smtp, graph, smtp]
+    with TokenEndpoint(CODE, done, CODE, done) as endpoint, monkeypatch.context() as patched:
+        patched.setattr(grants, "_MICROSOFT", endpoint.url)
+        ask = partial(asyncio.to_thread, relay, endpoint, **client)
+        async with FakeGraph(lambda: 0) as graph:
+            relay.route = {"next_hop": f"graph://127.0.0.1:{graph.port}", "fallback_auth": AUTH}
+            relay.route["fallback"] = "smtp://127.0.0.1:2"
+            assert (await ask("login", "m365"))[0] == 0
+            _, shown, _ = await ask("test", "m365", "--json")
+            seen = [(row["use"], row["seen"][:20]) for row in json.loads(shown)]
+            assert seen == [("graph", "may read the mailbox"), ("smtp", "")]
+            asked = [form["scope"].split("/", 3)[2] for form in endpoint.forms if "scope" in form]
+            assert asked == ["graph.microsoft.com", "outlook.office.com"] * 2
+            graph.fault = lambda *_: error(403, "ErrorAccessDenied")
+            code, _, text = await ask("test", "m365")
+            assert (code, GRANT in text) == (78, True)
+        assert (await ask("test", "m365"))[0] == 75
 
 
 def test_check_says_what_is_missing(relay, tmp_path):
