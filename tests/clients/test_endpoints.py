@@ -15,6 +15,7 @@ pytest.importorskip("msgraph", reason="make clients installs msgraph-sdk")
 
 from kiota_abstractions.method import Method
 from msgraph.generated.models.entity_type import EntityType
+from msgraph.generated.models.exchange_id_format import ExchangeIdFormat
 from msgraph.generated.models.item_body import ItemBody
 from msgraph.generated.models.mail_folder import MailFolder
 from msgraph.generated.models.mailbox_settings import MailboxSettings
@@ -53,6 +54,9 @@ from msgraph.generated.users.item.messages.item.reply.reply_post_request_body im
 )
 from msgraph.generated.users.item.messages.item.reply_all.reply_all_post_request_body import (
     ReplyAllPostRequestBody as ReplyAll,
+)
+from msgraph.generated.users.item.translate_exchange_ids.translate_exchange_ids_post_request_body import (
+    TranslateExchangeIdsPostRequestBody as TranslateIds,
 )
 
 from tests.clients import graph_sdk as sdk
@@ -283,6 +287,7 @@ async def replies(box: Mailbox) -> None:
 @exercises(
     "POST /me/messages/{id}/move",
     "POST /me/messages/{id}/copy",
+    "POST /me/translateExchangeIds",
     "GET /me/messages/delta",
 )
 async def messages_elsewhere(box: Mailbox) -> None:
@@ -300,6 +305,11 @@ async def messages_elsewhere(box: Mailbox) -> None:
     later = await delta.with_url(first.odata_delta_link).get()
     assert copied.id in [found.id for found in later.value]
     assert later.odata_delta_link
+    kinds = {"source_id_type": ExchangeIdFormat.RestId}
+    kinds["target_id_type"] = ExchangeIdFormat.RestImmutableEntryId
+    body = TranslateIds(input_ids=[moved.id], **kinds)
+    (found,) = (await box.me.translate_exchange_ids.post(body)).value
+    assert (found.source_id, found.target_id) == (moved.id, moved.id)
 
 
 @exercises(

@@ -57,7 +57,7 @@ MARKED = re.compile(r"(<!-- made: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NAMES = """
     childFolders createForward createReply createReplyAll createUploadSession mailFolders mailboxSettings
     masterCategories messageRules permanentDelete replyAll sendMail inferenceClassification
-    supportedTimeZones
+    supportedTimeZones translateExchangeIds
 """
 SPELLED = {name.lower(): name for name in NAMES.split()}
 

@@ -56,7 +56,7 @@ Folders, settings, users:
 
 - `mail_folders`: list, create, rename, move, delete folders; well-known ones (403)
 - `users`: /me, /users: whose mailboxes a token may open; time zone, language, automatic
-  replies
+  replies; translateExchangeIds
 - `subscriptions`: /subscriptions: what a client may ask for; 400, 403, 404, 501
 
 Elsewhere: tokens: `relay/front_door/sign_in/authentication.py`; bodies, sizes and 413:

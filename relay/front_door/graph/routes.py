@@ -45,7 +45,7 @@ _OF_USERS = """
     reminderView removeAllDevicesFromManagement reprocessLicenseAssignment restore
     retryServiceProvisioning revokeSignInSessions scopedRoleMemberOf serviceProvisioningErrors
     settings solutions sponsorOf sponsors teamwork todo transitiveMemberOf
-    translateExchangeIds wipeManagedAppRegistrationsByDeviceTag
+    wipeManagedAppRegistrationsByDeviceTag
 """
 # The same directly after the version.
 _AT_TOP = """
@@ -367,6 +367,7 @@ _FOLDER_OPERATIONS: Mapping[str, GraphOperation] = {
 _MAILBOX_OPERATIONS: Mapping[str, GraphOperation] = {
     "GET": _reads(users.get_user, MAY_READ_USER),
     "POST sendmail": _sends(send_mail.send_mail),
+    "POST translateexchangeids": _reads(users.translate_ids, (Scope.USER_READ, *MAY_READ)),
     "GET mailboxsettings": _reads(users.get_settings, users.MAY_READ),
     "PATCH mailboxsettings": _changes(users.change_settings, users.MAY_CHANGE),
     "GET inferenceclassification/overrides": _reads(users.list_overrides),

@@ -1,4 +1,4 @@
-"""Handlers of users, their settings and categories.
+"""Handlers of users, their settings and categories, and translateExchangeIds.
 
 A user is an account: its id is the address, and directory properties are null. A user has
 mailboxSettings only if $select names them, as programs do at sign-in.
@@ -6,6 +6,10 @@ mailboxSettings only if $select names them, as programs do at sign-in.
 Of the mailboxSettings, Relay stores time zone and language, and sends the automatic replies
 (relay/delivery/reports/receipts.py). The others are Graph's defaults. outlook/masterCategories is
 empty: a message has any categories.
+
+An id of Relay is both a restId and a restImmutableEntryId, so each is translated to itself; in the
+profile strict a message has another restId (relay/base/message/rest_id.py). The other formats of
+Exchange (entryId, ewsId, immutableEntryId) do not exist here: 501.
 """
 
 import re
@@ -23,24 +27,30 @@ from relay.base.accounts.account import (
     Scope,
     UnknownUserError,
 )
+from relay.base.message.rest_id import read_rest_id, rest_id
 from relay.base.message.time_zones import WINDOWS_ZONES, time_zone
 from relay.front_door.graph import errors
 from relay.front_door.graph.follow_up_flags import date_time_json, read_date_time
 from relay.front_door.graph.graph_request import GraphRequest
+from relay.front_door.graph.item_ids import folder_id_of
 from relay.front_door.graph.json_values import (
+    Parameters,
     invalid_value,
     one_of,
+    read_array,
     read_body_text,
     read_header_text,
     read_object,
+    read_parameters,
     read_string,
     unsupported,
 )
 from relay.front_door.graph.odata.resources import select_users
 from relay.front_door.graph.responses import collection_response
 from relay.front_door.graph.serializer import USER_PROPERTIES, user_json
-from relay.front_door.http.errors import quoted
+from relay.front_door.http.errors import ApiError, quoted
 from relay.front_door.http.responses import json_response
+from relay.store.mailbox.errors import NoSuchItemError
 from relay.store.mailbox.settings_file import (
     AutomaticReplies,
     UserSettings,
@@ -61,6 +71,14 @@ _REPLY_CHARACTERS = 32_768
 _PROPERTIES = ("id", "displayName", "color")
 _OF_OVERRIDES = ("id", "classifyAs", "senderEmailAddress")
 _LIST_OPTIONS = ("select", "filter", "orderby", "count", "top", "skip")
+IDS_MAX = 1000
+_OWN_TYPES = ("restid", "restimmutableentryid")
+_TYPES = (*_OWN_TYPES, "entryid", "ewsid", "immutableentryid")
+_PARAMETERS: Parameters = {
+    "inputids": ("inputIds", partial(read_array, most=IDS_MAX)),
+    "sourceidtype": ("sourceIdType", partial(one_of, choices=_TYPES)),
+    "targetidtype": ("targetIdType", partial(one_of, choices=_TYPES)),
+}
 
 
 async def get_settings(request: GraphRequest) -> Response:
@@ -257,3 +275,47 @@ async def list_users(request: GraphRequest) -> Response:
     caller, accounts = request.caller, request.dependencies.accounts
     visible = [account for account in accounts.every() if _may_open(accounts, caller, account)]
     return request.page(select_users(visible, options), options, user_json, context="users")
+
+
+async def translate_ids(request: GraphRequest) -> Response:
+    """POST translateExchangeIds: return each id with its translation, or why it has none."""
+    body = await request.json_object()
+    parameters = read_parameters(body, _PARAMETERS, "translateExchangeIds", needed=_PARAMETERS)
+    for name in ("sourceidtype", "targetidtype"):
+        if parameters[name] not in _OWN_TYPES:
+            what = "only restId and restImmutableEntryId exist in Relay"
+            raise unsupported(_PARAMETERS[name][0], what)
+    ids = enumerate(parameters["inputids"])
+    as_rest_id = request.is_strict and parameters["targetidtype"] == _OWN_TYPES[0]
+    translated = [
+        await _translated(request, source, f"inputIds[{number}]", as_rest_id=as_rest_id)
+        for number, source in ids
+    ]
+    context = request.context("Collection(microsoft.graph.convertIdResult)")
+    return json_response({**context, "value": translated})
+
+
+async def _translated(
+    request: GraphRequest, source: object, path: str, *, as_rest_id: bool
+) -> dict[str, Any]:
+    if not isinstance(source, str):
+        raise invalid_value(path, source, "a string", kind="String")
+    try:
+        text = folder_id_of(source)
+        target = await _rest_id(request, text) if as_rest_id else read_rest_id(text)[0]
+    except (ApiError, NoSuchItemError) as failure:
+        error = failure if isinstance(failure, ApiError) else errors.ITEM_NOT_FOUND(str(failure))
+        details = {"code": error.code, "message": error.message}
+        return {"sourceId": source, "errorDetails": details}
+    return {"sourceId": source, "targetId": target}
+
+
+async def _rest_id(request: GraphRequest, text: str) -> str:
+    """Return the restId of a message, and a folder's id as it is. Raises NoSuchItemError."""
+    if read_rest_id(text)[1]:
+        return text
+    with suppress(NoSuchItemError):
+        message = await request.store.messages.get(request.mailbox, text)
+        return rest_id(message.id, message.folder.id)
+    await request.store.folders.get(request.mailbox, text)
+    return text

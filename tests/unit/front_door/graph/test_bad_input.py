@@ -163,6 +163,14 @@ _SETTINGS: tuple[Bad, ...] = (
     ({"automaticRepliesSetting": {"status": "scheduled"}}, "ErrorInvalidScheduledOofDuration"),
     ({"automaticRepliesSetting": {"externalReplyMessage": "a\0b"}}, "ErrorInvalidRequest"),
 )
+_TRANSLATE = {"inputIds": ["a"], "sourceIdType": "restId", "targetIdType": "restImmutableEntryId"}
+_TRANSLATED: tuple[Bad, ...] = (
+    ({}, _TYPE),
+    (_TRANSLATE | {"colour": 1}, _TYPE),
+    (_TRANSLATE | {"inputIds": "a"}, _TYPE),
+    (_TRANSLATE | {"inputIds": ["a"] * 1001}, "ErrorInvalidRequest"),
+    (_TRANSLATE | {"sourceIdType": "colour"}, _TYPE),
+)
 
 
 @dataclass(frozen=True)
@@ -200,6 +208,7 @@ _DELTA = Row(
 ROWS: dict[tuple[str, str], Row] = {
     ("", "GET"): Row(options=("$select=colour",)),
     ("sendmail", "POST"): Row({"message": {"toRecipients": to("a@b.test")}}, _SEND, mime="also"),
+    ("translateexchangeids", "POST"): Row(_TRANSLATE, _TRANSLATED),
     ("inferenceclassification/overrides", "GET"): Row(),
     ("outlook/mastercategories", "GET"): Row(),
     ("mailfolders/{folder}/messagerules", "GET"): Row(),

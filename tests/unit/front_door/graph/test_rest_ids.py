@@ -62,6 +62,14 @@ async def test_an_id_is_of_a_message_in_one_folder(http: httpx.AsyncClient) -> N
         assert answer.json()["error"]["innerError"]["detail"]
     assert await shown(http, f"/messages?$filter=id eq '{draft}'") == []
     assert await shown(http, "/messages", **IMMUTABLE) == [own]
+    ids = [archived, own, "inbox", own[::-1]]
+    for source, target, wanted in (
+        ("restId", "restImmutableEntryId", [own, own, *ids[2:]]),
+        ("restImmutableEntryId", "restId", [archived, archived, "inbox", None]),
+    ):
+        types = {"sourceIdType": source, "targetIdType": target}
+        answer = await http.post("/translateExchangeIds", json={"inputIds": ids, **types})
+        assert [one.get("targetId") for one in answer.json()["value"]] == wanted
     query = {"entityTypes": ["message"], "query": {"queryString": "s"}, "enableTopResults": True}
     answer = await http.post("../search/query", json={"requests": [query]})
     [hit] = answer.json()["value"][0]["hitsContainers"][0]["hits"]
