@@ -110,8 +110,9 @@ class PostgresStorage(SpoolStorage):
                 with server.translate_postgres_errors(self._options):
                     backup.unload(tables)
                 raise
-            with server.translate_postgres_errors(self._options):
-                nodes.unlock(tables)  # the server notices the end of a connection later
+            finally:
+                with server.translate_postgres_errors(self._options):
+                    nodes.unlock(tables)  # the server notices the end of a connection later
 
     def accepted_since(self, folder: Path | None, keys: Iterable[str]) -> Iterator[tuple[str, str]]:
         """SpoolStorage.accepted_since."""
