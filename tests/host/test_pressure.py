@@ -102,7 +102,7 @@ def test_a_full_spool_disk_rejects_new_mail_and_delivers_the_queue(
     remote = remotes.start("a.test", rcpt=rcpt)
     relay = serve(remotes, start=False, config={"delivery": {"retry": ["1s"]}})
     place = relay.folder / "state"
-    disk = (small_disk if kind == "tmpfs" else journaled_disk)(place, size_bytes=16 * MIB)
+    disk = (small_disk if kind == "tmpfs" else journaled_disk)(place, size_bytes=32 * MIB)
     with state_on_a_disk_of_its_own(relay, disk):
         assert (place / "ballast").stat().st_size > MIB // 2
         waiting = [relay.submit(ALICE, [address], TEXT * 900) for address in rcpt]
