@@ -505,8 +505,9 @@ def _variable(text: str, base: Path, environ: Mapping[str, str]) -> str:
         return _read(base / file, file)
     if file is not None:
         raise ValueError(f"one of the environment variables {name} and {name}_FILE, not both")
-    if value is None and not has_default:
-        raise ValueError(f"the environment variable {name} to be set, or {name}_FILE ({_PAGE})")
+    if not (value or has_default):
+        state = "set" if value is None else "more than an empty text"
+        raise ValueError(f"the environment variable {name} to be {state}, or {name}_FILE ({_PAGE})")
     return default if value is None else _as_utf_8(value, name)
 
 
@@ -522,7 +523,7 @@ def _as_utf_8(value: str, name: str) -> str:
 def _read(file: Path, name: str) -> str:
     try:
         if not file.is_file():  # do not wait for a pipe or a device
-            raise FileNotFoundError(None, "no such file")
+            raise FileNotFoundError(None, "no regular file" if file.exists() else "no such file")
         with file.open("rb") as stream:
             content = stream.read(_FILE_SIZE_MAX + 1)
     except OSError as error:
