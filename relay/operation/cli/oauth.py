@@ -66,7 +66,7 @@ def login(context: CommandContext, name: str) -> None:
 @click.argument("name")
 @common_options
 def test(context: CommandContext, name: str) -> None:
-    """Get tokens of an [[oauth]]: for whom, until when, and what Graph lets them read."""
+    """Get tokens of an [[oauth]], and see whether they open the mailbox."""
     rows = _run(context, name, _try)
     start = "{use}: {for}, until {until}: {scopes}"
     words = ["; ".join(filter(None, (start.format(**row), row["seen"]))) for row in rows]
