@@ -102,11 +102,11 @@ class ClaimRerouter:
 
     def _leaves_hop(self, claim: Claim) -> bool:
         """Whether a claim leaves its next hop because of a fallback: it is too large, or an attempt
-        has failed after the time of the route. What Graph may have sent by sendMail stays.
+        has failed after the time of the route. What Graph may have sent stays.
         """
         if (fallback := self.table.fallback_for(claim.next_hop)) is None:  # nearly always
             return False
-        if claim.next_hop.kind is HopKind.GRAPH and claim.extra.unanswered:
+        if claim.may_have_left:
             return False
         if self.table.is_too_large(claim.next_hop, claim.content_size):
             return fallback.to is not None  # it does not go back

@@ -107,7 +107,9 @@ class GraphItem(Struct, rename="camel"):
         return (self.created_date_time or "")[: len("2026-11-27T10:00:00")]
 
 
-class _GraphItems(Struct):
+class GraphItems(Struct):
+    """A list of messages in Graph."""
+
     value: list[GraphItem]
 
 
@@ -304,7 +306,7 @@ class GraphConnection:
         text = quote(message_id.replace("'", "''"), safe="")
         query = f"$filter=internetMessageId%20eq%20'{text}'&{_FIELDS}&$top={_ITEMS_MAX}"
         path = f"mailFolders/{folder}/messages?{query}"
-        return self.read(await self.request("GET", mailbox, path), _GraphItems).value
+        return self.read(await self.request("GET", mailbox, path), GraphItems).value
 
     async def delete(self, mailbox: str, draft: str) -> None:
         """Delete a draft. It may be gone; if a person has sent it, it stays. Raises ConnectError,

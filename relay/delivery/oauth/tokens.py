@@ -63,12 +63,14 @@ class TokenServer:
         if grants.is_delegated(client):
             self.secret_file = settings.state_dir / "oauth" / name
         self.proxy = Proxy.parse(settings.delivery.proxy)
-        routes = [
+        ways = [
             (way, way.auth)
             for route in settings.route
             for way in (route, as_fallback(route))
             if way.auth and way.auth.oauth == name
         ]
+        # the last of a mailbox decides: what may be read there counts where drafts are made
+        routes = sorted(ways, key=lambda way: way[0].confirm is not False)
         self._cas = dict.fromkeys(route.ca for route, _ in routes if route.ca)
         uses: dict[tuple[HopKind, str], Route | None] = {
             (_use(route.next_hop), auth.user if auth.user != SENDER else ""): route

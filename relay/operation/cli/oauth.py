@@ -24,7 +24,7 @@ from relay.base.clock import SystemClock, rfc3339
 from relay.base.message.nexthop import HopKind
 from relay.base.settings.tree import Route
 from relay.base.settings.validation import host_of
-from relay.delivery.graph.connection import GraphConnection
+from relay.delivery.graph.connection import GraphConnection, GraphItems
 from relay.delivery.http_connection import HttpError
 from relay.delivery.oauth.grants import SIGN_IN, TokenAnswer, is_delegated, scope_of, token_url
 from relay.delivery.oauth.tokens import TokenServer
@@ -127,8 +127,7 @@ async def _look(server: TokenServer, route: Route, token: str) -> str:
         try:
             await session.renew_token()
             answer = await session.request("GET", session.login.user, "messages?$top=1&$select=id")
-            if answer.status != 200:
-                raise session.trouble(answer)
+            session.read(answer, GraphItems)
         except (ConnectError, HttpError) as error:
             is_refused = isinstance(error, ConnectError) and ".7." in error.outcome.evidence.status
             code, text = "refused" if is_refused else "", f"{route.next_hop}: {error}"

@@ -23,7 +23,7 @@ from msgspec import Struct
 from relay.base.message.content import Content, Octets
 from relay.base.message.envelope import NO_MESSAGE_EXTRA, ForwardPath, MessageExtra, MessageFacts
 from relay.base.message.lifecycle import RecipientState
-from relay.base.message.nexthop import NextHop
+from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.message.outcome import Outcome
 from relay.base.message.receipt import ReceiptKey
 from relay.base.message.verdict import RuleMail
@@ -443,6 +443,12 @@ class Claim(Struct, frozen=True):
     def key(self) -> Key:
         """The key of the entry."""
         return self.message.id, self.entry_id
+
+    @property
+    def may_have_left(self) -> bool:
+        """Whether Microsoft Graph may have sent it: then it goes to no fallback."""
+        is_unanswered = self.next_hop.kind is HopKind.GRAPH and bool(self.extra.unanswered)
+        return is_unanswered or self.extra.in_doubt
 
     @property
     def expires_us(self) -> int:

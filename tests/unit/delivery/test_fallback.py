@@ -19,7 +19,7 @@ from relay.delivery.smtp.connect import ConnectError, connect
 from relay.store.spool.types import NEXT_ATTEMPT, CloudRequest, EntryExtra
 from relay.transport.routing.mx_hosts import Host, Hosts
 from relay.transport.routing.route_table import RouteTable
-from relay.transport.routing.routes import Credentials
+from relay.transport.routing.routes import Credentials, Fallback
 from tests.support.claims import SECOND_US, a_claim
 from tests.support.fake_graph import FakeGraph, Item
 from tests.support.journeys import states
@@ -28,6 +28,9 @@ from tests.support.tables import each_row
 
 ROUTE = Route("*", "smtp://first.test:25", name="hub", fallback="smtp://other.test:25")
 FIRST, THERE = (NextHop.parse(f"smtp://{one}.test:25 hub") for one in ("first", "other"))
+BOX, DUE = "p@b.test", ("size", "time", "reload")
+MADE = CloudRequest(BOX, "<o@b.test>", (1,), 5, draft="d", created="never")
+ASKED = replace(MADE, sent_us=6)
 NOBODY: Any = SimpleNamespace(by_address=lambda _address: None)
 
 
@@ -78,6 +81,14 @@ class Routed(RouteTable):
         return Hosts((Host(hop.host, 0, (hop.host,), hop.port),))
 
 
+@each_row("extra", [{"requests": (ASKED,)}, {"unanswered": ((1, 1),)}])
+def test_what_graph_may_have_sent_is_not_due_at_the_fallback(extra):
+    hop = NextHop.parse("graph://graph.test:443")
+    claim = replace(a_claim(extra=EntryExtra(**extra)), next_hop=hop)
+    lookup = Lookup(tls={"graph.test": TlsDecision(TlsPolicy("verify"), by="configuration")})
+    assert fallback_us(claim, Fallback(THERE, 1), lookup, now_us=9, unanswered_s=1) == 0
+
+
 async def test_half_an_hour_without_a_host_that_answers_over_a_restart(delivery) -> None:
     clock = delivery.clock = AdvanceableClock()
     delivery.retry_s, delivery.unreachable_s = (300.0, 3600.0), 30.0
@@ -115,9 +126,6 @@ async def test_half_an_hour_without_a_host_that_answers_over_a_restart(delivery)
         assert other.sessions - 1 in range(4, 7)
 
 
-BOX, DUE = "p@b.test", ("size", "time", "reload")
-MADE = CloudRequest(BOX, "<o@b.test>", (1,), 5, draft="d", created="never")
-ASKED = replace(MADE, sent_us=6)
 DRAFT, SENT = Item(b"Message-ID: <o@b.test>\r\n\r\n"), Item(b"", "sentitems", is_draft=False)
 
 
