@@ -123,8 +123,9 @@ def graph_draft(
     if len(written) > _JSON_OCTETS_MAX:
         raise NotConverted(f"a text of more than {_JSON_OCTETS_MAX} octets")
     shown_ids = content_ids(html or "")
-    files = [_file(one, shown_ids) for one in parts.attachments if not _is_text(one)]
-    return GraphDraft(written, tuple(files), copy.left_out, _not_carried(parts, x_fields))
+    attachments = [attached for attached in parts.attachments if not _is_text(attached)]
+    files = tuple([_file(attached, shown_ids) for attached in attachments])
+    return GraphDraft(written, files, copy.left_out, _not_carried(parts, x_fields))
 
 
 def _shapes(octets: Octets, parts: ReadParts, *, signed: bool) -> Iterator[str]:
@@ -171,7 +172,7 @@ def _shapes(octets: Octets, parts: ReadParts, *, signed: bool) -> Iterator[str]:
 
 
 def _is_text(attached: AttachedOctets) -> bool:
-    """Whether it is shown as a text beside the body."""
+    """Whether mail programs show a part as text below the body."""
     is_shown = attached.disposition != "attachment" and not attached.is_named
     return is_shown and attached.facts.content_type in _TEXTS
 

@@ -292,7 +292,7 @@ def as_fallback(route: Route) -> Route:
 def _fallback_login(path: KeyPath, route: Route, clients: Mapping[str, OAuthClient]) -> Found:
     """Yield the faults of the login for a fallback."""
     auth = route.fallback_auth
-    if auth is None or not route.next_hop.startswith(_GRAPH):  # the other is a fault elsewhere
+    if auth is None or not route.next_hop.startswith(_GRAPH):  # _graph() refuses the latter
         return
     if not route.fallback.startswith(_FALLBACKS):
         yield path, "fallback_auth only with a fallback, where it logs in"

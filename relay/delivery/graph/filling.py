@@ -139,7 +139,7 @@ class DraftFilling:
         with suppress(UrlError):  # there is no further page
             for _ in (*self.files, "one more"):  # a page has one file at least
                 page = await self._ask("GET", path)
-                names += [str(one.get("name")) for one in page.value]
+                names += [str(attachment.get("name")) for attachment in page.value]
                 path = read_url(page.next_link, schemes=("https", "http")).target
         planned = [file.name for file in self.files]
         if sorted(names) != sorted(planned):

@@ -177,9 +177,13 @@ async def test_the_login_of_a_fallback_is_signed_in_for_and_tested(relay, monkey
             assert seen == [("graph", "may read the mailbox"), ("smtp", "")]
             asked = [form["scope"].split("/", 3)[2] for form in endpoint.forms if "scope" in form]
             assert asked == ["graph.microsoft.com", "outlook.office.com"] * 2
+            own = {**ROUTE, "auth": AUTH, **relay.route}  # of two, that which makes drafts
+            relay.more = {"route": [own, {**own, "domain": "b.test", "confirm": False}]}
             graph.fault = lambda *_: error(403, "ErrorAccessDenied")
             code, _, text = await ask("test", "m365")
             assert (code, GRANT in text) == (78, True)
+            graph.fault = lambda *_: (200, b"<html>", {})
+            assert (await ask("test", "m365"))[0] == 75
         assert (await ask("test", "m365"))[0] == 75
 
 
