@@ -1,8 +1,7 @@
 """POST /search/query: messages of the caller's own mailbox, by keywords.
 
-Hits are sorted newest first, as in Graph. With enableTopResults, three hits whose subject matches
-come before them. `total` counts the hits of the page. Graph: search-query, searchRequest, "Use the
-Microsoft Search API to search Outlook messages".
+Hits are sorted newest first, as in Graph without enableTopResults. `total` counts the hits of the
+page. Graph: search-query, searchRequest, "Use the Microsoft Search API to search Outlook messages".
 """
 
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from relay.base.message.rest_id import read_rest_id
 from relay.front_door.graph import errors, json_values
 from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.messages import SLOW_SEARCH, find_page
@@ -18,21 +16,12 @@ from relay.front_door.graph.odata.expression import CHARACTERS_MAX, clause_error
 from relay.front_door.graph.odata.search import keyword_condition
 from relay.front_door.http.errors import bad_request, quoted
 from relay.front_door.http.responses import json_response
-from relay.store.mailbox.query import (
-    AllOf,
-    AnyOf,
-    Compare,
-    MessageQuery,
-    Negation,
-    Operator,
-    Property,
-)
+from relay.store.mailbox.query import MessageQuery
 
 SEARCHES_MAX = 5  # of a request
 SIZE_MAX = 500
 _SIZE_DEFAULT = 25
 _FROM_MAX = 2**31 - 1
-_TOP_RESULTS = 3
 _SHOWN = (
     *("id", "createdDateTime", "lastModifiedDateTime", "receivedDateTime", "sentDateTime"),
     *("hasAttachments", "internetMessageId", "subject", "bodyPreview", "importance", "categories"),
@@ -69,6 +58,8 @@ async def _search_response(
         raise errors.not_implemented(f"A search of the type {quoted(others[0])}")
     if not types:
         raise json_values.missing_property(f"{path}.entityTypes")
+    if search.get("enableTopResults"):
+        raise errors.not_implemented("enableTopResults")
     if refused := [name for name in _REFUSED if search.get(name)]:
         raise bad_request(f"{path}.{refused[0]}: messages cannot be searched with it.")
     query = json_values.read_object(search.get("query"), f"{path}.query")
@@ -81,18 +72,9 @@ async def _search_response(
     size = _number(search.get("size"), f"{path}.size", (1, SIZE_MAX), default=_SIZE_DEFAULT)
     now_us = request.dependencies.clock.time_us()
     matches = keyword_condition(keywords, now_us=now_us)
-    top: list[dict[str, Any]] = []
-    if json_values.read_boolean(
-        search.get("enableTopResults") or False, f"{path}.enableTopResults"
-    ):
-        both = AllOf((matches, keyword_condition(keywords, now_us=now_us, within="subject")))
-        top, _ = await _hits(request, MessageQuery(condition=both, top=_TOP_RESULTS), room)
-        ids = [Compare(Property.ID, Operator.EQ, read_rest_id(hit["id"])[0]) for hit in top]
-        matches = AllOf((matches, Negation(AnyOf(tuple(ids)))))
     # One hit beyond the page shows that further hits follow.
-    rest = MessageQuery(condition=matches, skip=max(skip - len(top), 0), top=size + 1)
-    others, is_cut = await _hits(request, rest, room)
-    ranked = [*top[skip:], *others]
+    wanted = MessageQuery(condition=matches, skip=skip, top=size + 1)
+    ranked, is_cut = await _hits(request, wanted, room)
     hits = [
         {"hitId": hit["id"], "rank": rank, "summary": hit["bodyPreview"], "resource": hit}
         for rank, hit in enumerate(ranked[:size], skip + 1)

@@ -104,16 +104,12 @@ def search_condition(value: str, *, now_us: int) -> Condition:
     return keyword_condition(query, now_us=now_us)
 
 
-def keyword_condition(query: str, *, now_us: int, within: str = "") -> Condition:
-    """Return the condition for a query. Words without a property are searched in the property
-    `within`.
-
-    Raises ApiError 400.
-    """
+def keyword_condition(query: str, *, now_us: int) -> Condition:
+    """Return the condition for a query. Raises ApiError 400."""
     if len(query) > CHARACTERS_MAX:
         actual = f"found {len(query)} characters, expected at most {CHARACTERS_MAX}"
         raise clause_error("search", actual)
-    return _SearchParser(query, now_us, within).query()
+    return _SearchParser(query, now_us).query()
 
 
 class _SearchToken(Struct, frozen=True):
@@ -132,10 +128,10 @@ class _SearchToken(Struct, frozen=True):
 class _SearchParser:
     """Recursive descent with one method for each level of precedence."""
 
-    def __init__(self, query: str, now_us: int, within: str) -> None:
+    def __init__(self, query: str, now_us: int) -> None:
         self._query = query
         self._now_us = now_us
-        self._within = within  # the property before the parentheses, "" if none
+        self._within = ""  # the property before the parentheses, "" if none
         self._depth = 0
         self._terms = 0
         self._prefixes = 0

@@ -70,7 +70,7 @@ async def test_an_id_is_of_a_message_in_one_folder(http: httpx.AsyncClient) -> N
         types = {"sourceIdType": source, "targetIdType": target}
         answer = await http.post("/translateExchangeIds", json={"inputIds": ids, **types})
         assert [one.get("targetId") for one in answer.json()["value"]] == wanted
-    query = {"entityTypes": ["message"], "query": {"queryString": "s"}, "enableTopResults": True}
+    query = {"entityTypes": ["message"], "query": {"queryString": "s"}}
     answer = await http.post("../search/query", json={"requests": [query]})
     [hit] = answer.json()["value"][0]["hitsContainers"][0]["hits"]
     assert (hit["hitId"], hit["resource"]["id"]) == (archived, archived)
