@@ -426,18 +426,23 @@ class AttemptRecorder:
         delay_s = (result.time.now_us - claim.message.received_us) / 1_000_000
         outcomes, counts = {**commit.expired, **commit.outcomes}, Counter[tuple[str, str]]()
         with ContainedErrors(_log, "internal error in logging an outcome", qid=qid):
-            for recipient in claim.recipients:
-                if (outcome := outcomes.get(recipient.id)) is None:
-                    continue
-                is_expired = recipient.id in commit.expired
+            addresses = {recipient.id: recipient.path.address for recipient in claim.recipients}
+            numbers_of: dict[int, list[int]] = {}  # that share an outcome
+            for number, outcome in outcomes.items():
+                numbers_of.setdefault(id(outcome), []).append(number)
+            for numbers in numbers_of.values():
+                outcome, is_expired = outcomes[numbers[0]], numbers[0] in commit.expired
                 name = "expired" if is_expired else OUTCOME_NAMES[type(outcome)]
-                counts[name, outcome.kind if isinstance(outcome, Deferred) else ""] += 1
+                kind = outcome.kind if isinstance(outcome, Deferred) else ""
+                counts[name, kind] += len(numbers)
                 evidence = outcome.evidence
                 encoded = {"encoded": evidence.encoded} if evidence.encoded else {}
-                _log.info(
+                _log.info_of_each(
                     "recipient",
+                    "to",
+                    [addresses[number] for number in numbers],
                     qid=qid,
-                    to=recipient.path.address,
+                    to="",
                     status=name,
                     relay=evidence.host or str(claim.next_hop),
                     delay_s=round(delay_s, 3),

@@ -40,7 +40,7 @@ class Workload(Struct, frozen=True):
     bound: int  # calls a message in the loop's thread
 
 
-WORKLOADS = {"small": Workload(1, 1, 900), "fanout": Workload(50, 10, 2400)}
+WORKLOADS = {"small": Workload(1, 1, 900), "fanout": Workload(50, 10, 1850)}
 
 
 class Calls(Struct, frozen=True):

@@ -22,7 +22,7 @@ import threading
 import traceback
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from functools import lru_cache
 from itertools import accumulate, islice
@@ -51,6 +51,9 @@ _PRIORITY = {"critical": 2, "exception": 3, "error": 3, "warning": 4, "info": 6,
 _encode_json = msgspec.json.Encoder().encode
 _LEVELS = ("error", "error", "error", "error", "warning", "info", "info", "debug")
 _COLORS = {2: "\x1b[31m", 3: "\x1b[31m", 4: "\x1b[33m"}
+_EACH = "each-of-these"
+# what no form quotes
+_is_bare = re.compile(r"[!#-<>-\[\]-~]{1,128}").fullmatch
 _NEEDS_QUOTES = re.compile(r'[\s"=\\]|^$')
 
 
@@ -69,6 +72,11 @@ class RoomLogger:
     def info(self, event: str, **fields: Any) -> None:
         """Log an event of ordinary work."""
         _log("info", {"room": self._room, "event": event, **fields})
+
+    def info_of_each(self, event: str, name: str, texts: Iterable[str], **fields: Any) -> None:
+        """Log an event for each text. `fields` has the name too, at the place of the texts."""
+        sink = _own_sink.get() or _sink
+        sink.log_each({"room": self._room, "event": event, **fields}, name, texts)
 
     def warning(self, event: str, **fields: Any) -> None:
         """Log an event that an administrator should look at."""
@@ -222,6 +230,21 @@ class LogSink:
         if self.node:
             event["node"] = self.node
         self._write(self._render(method, event), at_once=priority <= _PRIORITY["error"])
+
+    def log_each(self, event: dict[str, Any], name: str, texts: Iterable[str]) -> None:
+        """Write a line for each text, the value of the field `name`; render the others once."""
+        if _PRIORITY["info"] > self.priority_max:
+            return
+        if self.node:
+            event["node"] = self.node
+        common = self._render("info", {**event, name: _EACH})
+        before, mark, after = common.partition(_EACH.encode())
+        is_short = len(common) <= _CLIP_MAX and mark not in after
+        for text in texts:
+            if is_short and _is_bare(text):
+                self._write(before + text.encode() + after, at_once=False)
+            else:
+                self.log("info", {**event, name: text})
 
     def _render(self, method: str, event: dict[str, Any]) -> bytes:
         priority = _PRIORITY[method]

@@ -218,6 +218,25 @@ def test_no_value_contains_a_line_end_or_moves_the_cursor(reader, form, value):
         assert json.loads(line)["field"] in (value, str(value))
 
 
+@each_row("form, reply", itertools.product(FORMS, ["250", "each-of-these", 300 * "ü"]))
+def test_lines_of_each_text_are_those_of_the_event_alone(reader, form, reply):
+    texts = [
+        "a@b.test",
+        *map(str, ODD),
+        *("", "a b", 'q"', "srs0=x", "\\", "each-of-these", "x" * 600),
+    ]
+    fields = {"reply": reply, "to": "", "delay_s": 0.1}
+    reader.configure(form, node="n1")
+    log.info_of_each("recipient", "to", texts, **fields)
+    together = reader.lines()
+    for text in texts:
+        log.info("recipient", **fields | {"to": text})
+    assert together == reader.lines()
+    reader.configure(form, level="warning")
+    log.info_of_each("recipient", "to", texts, **fields)
+    assert reader.lines() == []
+
+
 @each_row("form, character", itertools.product(FORMS, ["x", "ä", "\U0001f600", "\x01", '"']))
 def test_a_line_is_bounded_whatever_is_logged(reader, form, character):
     reader.configure(form)
