@@ -19,6 +19,7 @@ import msgspec
 from click import Option
 
 from relay.base.accounts.accounts_file import _Entry
+from relay.base.message.lifecycle import RecipientState, SubmissionState
 from relay.base.message.verdict import Finding, RuleHit
 from relay.base.observe.metrics import Metrics
 from relay.development.internet.scenario import (
@@ -42,16 +43,14 @@ from tests.support.relay_config import keys_of
 TOP = Path(__file__).parents[2]
 DOCS = TOP / "docs"
 PAGE = DOCS / "graph.md"
-WRITTEN = """
-    development graph internet names operation-monitor operation-queue operation-reference operation-run
-    operation-users policy policy-conditions policy-tests
-"""
-PAGES = {DOCS / f"{name}.md" for name in WRITTEN.split()}
+PAGES = {page for page in DOCS.glob("*.md") if "<!-- made: " in page.read_text()}
 METRIC = re.compile(r"""((?:^ *# .*\n)+) *self\.\w+ = [\w.]+\(\s*"(\w+)""", re.MULTILINE)
 # A class, or the comment of a limit and the name below it.
 LIMIT = re.compile(
     r"^class (\w+)|^( *)# limit(?: of (\w+))?: (.+\n(?: *# .+\n)*) *(\w+)", re.MULTILINE
 )
+# A comment that begins with the name of a request or a verb, and a colon.
+ANSWER = re.compile(r"^ *# `((relay|[A-Z]+)\b.*:(?: .+)?\n(?: *# .+\n)*)", re.MULTILINE)
 MARKED = re.compile(r"(<!-- made: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # The names of Graph have capitals, those of patterns have not.
 NAMES = """
@@ -126,6 +125,16 @@ def _limit_text(name: str, value: float) -> str:
     return next(f"{value // size:,} {unit}" for size, unit in units if not value % size)
 
 
+def answers(kind: str) -> str:
+    """The requests or the verbs, with the comments on their answers."""
+    rows = ["| | answer |", "|---|---|"]
+    for path in sorted((TOP / "relay").rglob("*.py")):
+        for comment, word in ANSWER.findall(path.read_text()):
+            name, _, said = " ".join(re.sub("(?m)^ *# ", "", comment).split()).partition(": ")
+            rows += [f"| `{name} | {said} |"] * (word.isupper() == (kind == "request"))
+    return "\n".join(rows) + "\n"
+
+
 def metrics() -> str:
     """The metrics with their labels, their HELP, and the comments above them in the code."""
     rows = ["| metric | labels | |", "|---|---|---|"]
@@ -138,9 +147,8 @@ def metrics() -> str:
         if (family := next(iter(collector.collect()))).name == name:
             shown = name + {"counter": "_total", "info": "_info"}.get(family.type, "")
             labels = ", ".join(f"`{label}`" for label in getattr(collector, "_labelnames", ()))
-            rows.append(
-                f"| `{shown}` | {labels} | {family.documentation} {comments.get(name, '')} |"
-            )
+            said = f"{family.documentation} {comments.get(name, '')}"
+            rows.append(f"| `{shown}` | {labels} | {said} |")
     return "\n".join(rows) + "\n"
 
 
@@ -159,11 +167,10 @@ def shipped_scenarios() -> str:
     rows = ["| scenario | domains | replies |", "|---|---|---|"]
     for name, replies in reply_names().items():
         if replies:
-            domains = [
-                one for domain in read_scenarios([name]).scenario.domain for one in domain.names
-            ]
+            domains = read_scenarios([name]).scenario.domain
+            names = ", ".join(one for domain in domains for one in domain.names)
             shown = " ".join(f"`{reply}`" for reply in replies)
-            rows.append(f"| `{name}` | {', '.join(domains)} | {shown} |")
+            rows.append(f"| `{name}` | {names} | {shown} |")
     return "\n".join(rows) + "\n"
 
 
@@ -191,18 +198,14 @@ def fields(*kinds: type) -> str:
     """The fields of documents, with the docstrings and comments of their classes."""
     rows = ["| field | |", "|---|---|"]
     for kind in kinds:
-        title = (
-            f"step {getattr(kind, 'step', 'N')}"
-            if issubclass(kind, details.Detail)
-            else kind.__name__
-        )
-        said = str(inspect.getdoc(kind))
+        title, said = kind.__name__, str(inspect.getdoc(kind))
+        if issubclass(kind, details.Detail):
+            title = f"step {getattr(kind, 'step', 'N')}"
         if said.startswith(("`", "In `")):
             title, _, said = said.partition(": ")
         rows.append(f"| **{title}** | {said} |")
         rows += [f"| {names} | {comment} |" for names, comment in _commented(kind)]
-    lines = [re.sub(r"\s+", " ", row).replace("None", "null") for row in rows]
-    return "\n".join(lines) + "\n"
+    return "\n".join(re.sub(r"\s+", " ", row).replace("None", "null") for row in rows) + "\n"
 
 
 def _commented(kind: type) -> Iterator[tuple[str, str]]:
@@ -223,6 +226,7 @@ def _commented(kind: type) -> Iterator[tuple[str, str]]:
 
 
 FIELDS = {
+    "states": (SubmissionState, RecipientState),
     "fields_of_a_message": (
         *(document.Journey, document.JourneyStep, document.Recipient, document.Attempt),
         *(document.Durations, document.MxRecord, document.SenderReport, details.ReportSource),
@@ -253,6 +257,7 @@ MADE = {
         shipped_scenarios,
     )
 } | LIMITS
+MADE |= {"requests": partial(answers, "request"), "verbs": partial(answers, "verb")}
 MADE |= {name: partial(fields, *kinds) for name, kinds in FIELDS.items()}
 
 

@@ -12,20 +12,20 @@ from relay.base.phrases import words_in
 
 
 class RecipientState(StrEnum):
-    """The state of one recipient of one message."""
+    """The state of one recipient of one message; before step 4 it is queued."""
 
-    QUEUED = "queued"
-    DEFERRED = "deferred"
-    HELD = "held"
-    CAPTURED = "captured"
-    DELIVERED = "delivered"  # in a local Maildir, or an LMTP host's 250
-    RELAYED = "relayed"  # a remote SMTP host's 250
-    FAILED = "failed"
-    EXPIRED = "expired"
-    CANCELLED = "cancelled"
-    DISCARDED = "discarded"
-    REDIRECTED = "redirected"
-    EXPANDED = "expanded"
+    QUEUED = "queued"  # waits for an attempt
+    DEFERRED = "deferred"  # an attempt has failed; waits for the next
+    HELD = "held"  # no attempt until a release, or the end of the hold
+    CAPTURED = "captured"  # kept in the spool; only a release sends it
+    DELIVERED = "delivered"  # final: in a local Maildir, or an LMTP host's 250
+    RELAYED = "relayed"  # final: a remote SMTP host's 250, or sent by Graph
+    FAILED = "failed"  # final: a permanent failure
+    EXPIRED = "expired"  # final: not delivered in time
+    CANCELLED = "cancelled"  # final: by an operator or the sender
+    DISCARDED = "discarded"  # final: by a rule or a milter
+    REDIRECTED = "redirected"  # final: another recipient has replaced it
+    EXPANDED = "expanded"  # final: several recipients have replaced it
 
 
 class SubmissionState(StrEnum):

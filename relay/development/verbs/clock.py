@@ -60,6 +60,7 @@ def _show_clock(context: CommandContext, advance_s: float) -> None:
             raise CommandError(ExitCode.UNAVAILABLE, text) from None
         raise
     line = f"{clock['now']}  advanced by {clock['advanced_s']:.15g} seconds"
+    # `relay clock show`, `advance`: `{now, advanced_s}`; 69: no `relay dev` runs
     context.show(clock, lambda: [line])
 
 
@@ -78,6 +79,7 @@ def reset(context: CommandContext) -> None:
             text = "relay reset: this relay is a service; only `relay dev` can be emptied"
             raise CommandError(ExitCode.USAGE, text) from None
         raise
+    # `relay reset`: `{messages}`; 64 for a service, which is never emptied
     context.show(deleted, lambda: [f"deleted {counted(deleted['messages'], 'message')}"])
 
 

@@ -88,15 +88,22 @@ async def development_response(
 ) -> Response | None:
     """Return the response of a development relay, None for a path that it does not add."""
     match tuple(map(str.lower, request.segments[2:])):
+        # `GET`, `POST dev/clock` `{advance_s}`: `{now, advanced_s}`; `relay dev` only
         case ("dev", "clock"):
             return json_response(await _clock(request, controls))
+        # `GET`, `PUT dev/internet`: the scenario as TOML, or `{toml, used: [{entry, used, left}]}`;
+        # `relay dev` only
         case ("dev", "internet"):
             return await scenario_response(request, controls)
+        # `POST quiet` `{timeout_s, after}`: `{quiet, messages, cursor, in_flight}`, when nothing is
+        # in flight or due; `relay dev` only
         case ("quiet",):
             return json_response(await _quiet(request, controls, principal, handlers=handlers))
+        # `DELETE messages`: `{messages}`; `relay dev` only
         case ("messages",) if request.method == "DELETE":
             single_values(request.query, ())
             return json_response({"messages": await controls.reset()})
+        # `DELETE messages/{id}`: 204; `relay dev` only
         case ("messages", _) if request.method == "DELETE":
             single_values(request.query, ())
             await handlers.remove_message(request.segments[3], principal)
@@ -240,10 +247,17 @@ def _application(
                 )
                 if response is not None:
                     return response
+            # `GET webhooks`, `POST webhooks/test` `{url}`, `webhooks/replay` `{url, from}`: as
+            # `relay webhook`
             if request.segments[2:3] == ("webhooks",):
                 return json_response(await _webhooks(request, principal, dependencies))
+            # `GET usage?account=`, `DELETE usage?account=`: `{accounts: [{account, messages,
+            # recipients, limits: [{what, rate, used, until}]}]}` of today (UTC); after `DELETE` the
+            # mail sent before counts no longer
             if request.segments[2:] == ("usage",):
                 return json_response(_usage(request, principal, dependencies))
+            # `GET configuration`: `{text, text_at_start}`; over the control socket of a service
+            # only
             if request.segments[2:] == ("configuration",) and principal is OPERATOR:
                 # it may have secrets: only for users who can read relay.toml
                 _query(request, "GET")

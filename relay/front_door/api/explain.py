@@ -43,6 +43,8 @@ class ExplainHandler:
         self._running = ConcurrencyCounter()
         self._budget = MemoryBudget(2 * MESSAGE_BYTES_MAX)  # of messages that arrive
 
+    # `GET`, `POST explain?address=&from=&ip=&probe=`: as `relay explain`; `POST` has a message of
+    # at most 36 MiB
     async def answer(self, request: HttpRequest, principal: Principal) -> Mapping[str, Any]:
         """Return the document. Raises ApiError."""
         require_method(request, "GET", "POST")

@@ -123,10 +123,12 @@ class Handlers:
         self.explain = ExplainHandler(dependencies.explain)
         self._waiting = ConcurrencyCounter()
 
+    # `GET messages?q=&to=&sender=&subject=&mailbox=&state=&kind=&after=&before=&wait=&limit=`:
+    # `{messages, cursor, older}`, the newest first. After a cursor come later messages, with
+    # `before=OLDER` older messages. A `wait` in vain adds `nearest` (a row of `log` with `compared:
+    # [{field, expected, found, matches}]`), `in_flight`, `refused`
     async def messages(self, query: Mapping[str, str], principal: Principal) -> dict[str, Any]:
-        """GET /messages?q=&to=&sender=&subject=&mailbox=&kind=&state=&before=&after=&wait=&limit=:
-        {messages, cursor, older}; after a wait without result also {nearest, in_flight, refused}.
-        """
+        """GET /messages: a page of the list, also after a wait without result."""
         before = request_parameters.list_position_of(query)
         conditions = self.with_reader(list_search_of(query), principal)
         limit = request_parameters.limit_of(query)
@@ -171,8 +173,12 @@ class Handlers:
         newest = await journeys.page(MessageSearch(), account=account, limit=_LOOKED_AT_MAX)
         return [row.as_json() for row in in_flight(newest.rows)[:_NEAR_MAX]]
 
+    # `GET log?q=&…&limit=&pages=`: `{messages: [{at, id, submission_id, message_id, sender,
+    # subject, state, client: {address, helo}, login, size, status, reply, next_attempt, recipients:
+    # [{address, state}], recipient_count, added}], older}`, the first 20 recipients; reads up to
+    # `pages` (20) times 20,000 messages
     async def log(self, query: Mapping[str, str], principal: Principal) -> dict[str, Any]:
-        """GET /log?q=&to=&sender=&subject=&mailbox=&state=&limit=&pages=: {messages, older}."""
+        """GET /log: a page of rows."""
         return await log_rows(self._dependencies.journeys, query, account=principal.account)
 
     def with_reader(self, search: MessageSearch, principal: Principal) -> MessageSearch:
@@ -202,12 +208,17 @@ class Handlers:
             before=before,
         )
 
+    # `GET messages/{id}`: the message, below. `{id}` is a Graph id, submission id, queue id,
+    # Message-ID, an address or `last`
     async def message(self, key: str, principal: Principal) -> Journey:
         """GET /messages/{id}."""
         if (journey := await self._find(key, principal)) is None:
             raise _unknown(key)
         return journey
 
+    # `GET events?after=&message=`: server-sent events, `id` the cursor, `data` `{cursor, message,
+    # submission_id, step, name, at, detail, state}`; an event of the type `gap` stands for events
+    # that are not kept. `Last-Event-ID` goes before `after`
     async def events(
         self,
         query: Mapping[str, str],
@@ -229,6 +240,8 @@ class Handlers:
             view = replace(view, message=message)
         return await streams.response(view)
 
+    # `GET messages/{id}/source`, `checks`: `message/rfc822`; `{score, has_html, problems, links,
+    # link_count, notices, tested}`
     async def source(self, key: str, principal: Principal, *, view: str = "source") -> Response:
         """GET /messages/{id}/source: the MIME; with the view checks, /messages/{id}/checks."""
         principal.check_may_read_content()
@@ -289,6 +302,9 @@ class Handlers:
             return True  # the journey was found for this account
         return await self._find(key, replace(principal, role=Role.USER)) is not None
 
+    # `GET messages/{id}/wait?state=&timeout=`: the message. `there` means that each recipient is
+    # captured or final, `reported` that each failed recipient has its report; `final` and the
+    # states of messages are other values
     async def wait_for_message(
         self, key: str, query: Mapping[str, str], principal: Principal
     ) -> Journey:
@@ -367,6 +383,7 @@ class Handlers:
             journey = await journeys.journey(f"<{key}>", account=account, added=True)
         return journey
 
+    # `GET refused?address=&after=&before=&limit=`: `{refused, cursor, older}`
     async def refused(self, query: Mapping[str, str], principal: Principal) -> RefusalPage:
         """GET /refused?address=&after=&before=&limit=. An account sees refusals of its own login;
         in a development relay, all.
@@ -380,6 +397,9 @@ class Handlers:
             message = f"The refusals cannot be read: {error.strerror}."
             raise service_unavailable(message, retry_after_s=5) from error
 
+    # `GET queue?id=&sender=&…&older_than=&limit=`: as `relay queue list`; headers `x-relay-unknown`
+    # (unknown ids) and `x-relay-before-queue` (`scheduled=1, converting=0`). In `id`, a comma or
+    # `%` is percent-encoded once more
     async def queue_list(self, query: Mapping[str, str], principal: Principal) -> Response:
         """GET /queue?CONDITION=&limit=; response headers list the unknown ids, and count what is
         not in the queue yet.
@@ -407,11 +427,14 @@ class Handlers:
             needed.queue_admin, needed.restored, selector, limit=limit, after=after
         )
 
+    # `GET queue/stats`: as `relay queue stats`
     async def queue_stats(self, principal: Principal) -> Mapping[str, Any]:
         """GET /queue/stats."""
         principal.check_may_read()
         return {**await self._dependencies.stats(), "paused": self._dependencies.pauses.as_json()}
 
+    # `GET stats?by=&since=`: `{by, since, groups}` of `relay stats`, also `by=bounces`; `since` in
+    # seconds
     async def traffic(self, query: Mapping[str, str], principal: Principal) -> Mapping[str, Any]:
         """GET /stats?by=&since=, in seconds."""
         principal.check_may_read()
@@ -422,6 +445,12 @@ class Handlers:
         )
         return await self._dependencies.traffic(by, since_s)
 
+    # `POST queue/retry`, `hold`, `release`, `cancel`, `reroute`: `{matched, done, unchanged,
+    # in_flight, ordered, dry_run, unknown, entries}` (10,000 entries), with `reports`, `new`,
+    # `still_held`. The body is `{ids, sender, recipient, domain, next_hop, state, subject, client,
+    # login, route, older_than_s, all, dry_run, reason}`, for `hold` also `until` and `new`, for
+    # `release` `as_before`, for `cancel` `bounce` and `text`, for `reroute` `to`; over the control
+    # socket `who`
     async def change_queue(
         self, operation: Operation, request: HttpRequest, principal: Principal
     ) -> dict[str, Any]:
@@ -453,6 +482,7 @@ class Handlers:
         """Whether captured mail can be released."""
         return self._dependencies.development is not None
 
+    # `POST messages/{id}/release` `{to}`: as a queue command; `relay dev` only
     async def release_message(
         self, key: str, request: HttpRequest, principal: Principal
     ) -> dict[str, Any]:
@@ -584,6 +614,8 @@ class Handlers:
         finally:
             self._dependencies.changes.notify()
 
+    # `POST storage/prune` `{older_than_s, dry_run}`: as `relay storage prune`; repeat until the
+    # answer has `ended`
     async def prune(self, request: HttpRequest, principal: Principal) -> Mapping[str, Any]:
         """POST /storage/prune; the default of `older_than_s` is spool.keep."""
         principal.check_may_operate()
@@ -593,6 +625,8 @@ class Handlers:
             raise ApiError(400, "BadRequest", f"The field older_than_s: {text}.")
         return await self._dependencies.prune(body.older_than_s, body.dry_run)
 
+    # `POST reload`: `{reloaded, faults, needs_restart: [{key}], rules, new_certificates}`; a
+    # service only
     async def reload(self, principal: Principal) -> Any:
         """POST /reload: read the configuration again, and return the outcome."""
         principal.check_may_operate()
@@ -602,6 +636,8 @@ class Handlers:
             )
         return await asyncio.shield(reload())  # others may wait for it too
 
+    # `POST pause` `{what, until}`, `POST resume` `{what}`, `GET pause`: `{delivery, accept}`, each
+    # null or `{since, until, who}`; `POST` also `resumed: [what]`
     async def pauses(self, verb: str, request: HttpRequest, principal: Principal) -> dict[str, Any]:
         """GET and POST /pause, POST /resume: what is paused on this node.
 
@@ -631,6 +667,7 @@ class Handlers:
             raise service_unavailable(f"Nothing has changed: {error}.", retry_after_s=5) from error
         return {**self._dependencies.pauses.as_json(), "resumed": resumed}
 
+    # `POST accounts/unlock` `{address}`: `{address, delays}`
     async def unlock(self, request: HttpRequest, principal: Principal) -> dict[str, Any]:
         """POST /accounts/unlock: lift the delays of an account after failed logins."""
         principal.check_may_operate()

@@ -226,6 +226,7 @@ def usage(context: CommandContext, address: str | None, *, reset: bool) -> None:
     client = ControlClient(valid_settings(context)[0].control_socket)
     answer = client.delete("/usage", query) if reset else client.get("/usage", query)
     lines = [line for user in answer["accounts"] for line in _usage_lines(user)]
+    # `relay account usage`: as `GET usage`
     context.show(answer, lambda: lines or ["no account has sent mail to other domains today"])
 
 

@@ -53,6 +53,8 @@ def check(context: CommandContext, role: NodeRole, *, online: bool) -> None:
     environ = read_environment().variables
     file = context.found_config_file()
     findings = check_file(file, environ, SystemClock(), role=role, online=online)
+    # `relay check`: `[{check, verdict, text, refuses_start}]`, `verdict` is `ok`, `warning`,
+    # `fault` or `failed`; 69, 78
     if context.json:
         print_json(findings)
     else:
@@ -109,6 +111,9 @@ def backup(context: CommandContext, directory: Path, *, no_database: bool) -> No
         raise CommandError(ExitCode.USAGE, f"relay backup: {error}") from None
     result: dict[str, Any] = msgspec.to_builtins(manifest)
     size = f"{counted(manifest.files, 'file')}, {manifest.bytes / 2**20:.1f} MiB"
+    # `relay backup DIRECTORY`: its `manifest.json`, `{made, hostname, files, bytes, spool, damaged,
+    # …}`; `spool` is `{schema, messages, entries: {STATE: number}, recipients, submissions,
+    # missing}` or `{}`; 65: files are damaged or left out
     context.show(result, lambda: [f"backed up to {directory}: {size}"])
     if damaged := _damaged(result):
         raise CommandError(ExitCode.DATA, "\n".join(f"relay backup: {line}" for line in damaged))
@@ -176,6 +181,9 @@ def restore(context: CommandContext, directory: Path, *, yes: bool) -> None:
         text = f"relay restore: {error}, who does not exist here: create it before"
         raise CommandError(ExitCode.CONFIGURATION, text) from None
     result = document(restored)
+    # `relay restore DIRECTORY`: `{made, config, state_dir, root, files, bytes, kept, replaced,
+    # left, held: {entries, submissions}}`; 64: a place is not empty, 65: the backup is damaged, or
+    # has mail that is `left`, 69: a node lives, 78: restored, but `relay check` finds a fault
     context.show(result, lambda: _lines(result))
     findings = check_file(restored.config, environ, SystemClock())
     for finding in findings:

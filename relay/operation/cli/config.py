@@ -35,6 +35,7 @@ def show(context: CommandContext, *, origin: bool, changed: bool) -> None:
     file = context.found_config_file()
     _, keys = list_keys(file, read_text(file), read_environment().variables)
     keys = [key for key in keys if not changed or key.origin != DEFAULT]
+    # `relay config show`: `[{key, value, origin}]`, `origin` is `FILE:LINE` or `default`
     context.show(
         [{"key": key.key, "value": key.value, "origin": key.origin} for key in keys],
         lambda: [_line(key) + (f"  # {key.origin}" if origin else "") for key in keys],
@@ -62,6 +63,8 @@ def diff(context: CommandContext) -> None:
     changes.sort(key=lambda change: in_order(change[1]))
     restart = apply_reloadable(started, written)[1]
     rows = [(sign, key.key, key.value) for sign, key in changes]
+    # `relay config diff`: `{changes: [[sign, key, value]], needs_restart: [key]}`, `-` was read,
+    # `+` is written
     context.show(
         {"changes": rows, "needs_restart": restart},
         lambda: [

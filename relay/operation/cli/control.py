@@ -36,6 +36,7 @@ def reload(context: CommandContext) -> None:
     """
     client = ControlClient(control_socket(context), timeout_s=_RELOAD_S_MAX)
     result = client.post("/reload", {})
+    # `relay reload`: as `POST reload`
     context.show(result, lambda: _lines(result))
     if faults := result["faults"]:
         kept = "relay reload: nothing was reloaded: the previous configuration stays active"
@@ -93,6 +94,7 @@ def test(context: CommandContext, *, url: str) -> None:
         f"{hook['url']}  {hook['failure'] or 'answered ' + str(hook['status'])}"
         for hook in answer["webhooks"]
     ]
+    # `relay webhook test`: `{webhooks: [{url, status, failure}]}`; 69: a webhook fails
     context.show(answer, lambda: lines)
     if any(hook["failure"] for hook in answer["webhooks"]):
         raise CommandError(ExitCode.UNAVAILABLE)
@@ -116,6 +118,8 @@ def _client(context: CommandContext) -> ControlClient:
 
 
 def _show_webhooks(context: CommandContext, answer: dict[str, Any]) -> None:
+    # `relay webhook list`, `replay`: `{webhooks: [{url, events, accounts, cursor, failure,
+    # failing_since}]}`
     context.show(
         answer, lambda: [_webhook_line(hook) for hook in answer["webhooks"]] or ["no webhooks"]
     )

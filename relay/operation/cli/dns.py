@@ -56,6 +56,8 @@ def dns(context: CommandContext, domain: str) -> None:
         text = f"relay dns: the DNS does not answer: {error}"
         raise CommandError(ExitCode.TRY_LATER, text) from None
     records, hostname = compared.records, settings.hostname
+    # `relay dns DOMAIN`: `[{name, type, value, found, verdict, note}]`, `verdict` is `ok`,
+    # `missing`, `wrong` or `extra`; 65: a record is missing or wrong, 75: no answer
     context.show(
         [record.as_json() for record in records if record.verdict is not None],
         lambda: [line for record in records for line in _lines(record, hostname)],
@@ -148,6 +150,8 @@ def keygen(
         text = f"{printable(str(files[-1]))} exists already; --out names another file"
         raise CommandError(ExitCode.DATA, f"relay dkim keygen: {text}") from None
     key = SigningKey(domain, selector, private, file)
+    # `relay dkim keygen`: `{domain, selector, algorithm, bits, file, name, record, strings,
+    # config}`; 65: the file or the selector exists
     context.show(new_key_document(key, config), lambda: new_key_lines(key, config))
     if kind == "rsa" and private.bits < RSA_BITS_ADVISED:
         text = f"{private.bits} bits: receivers may not accept an RSA key below {RSA_BITS_ADVISED}"
@@ -187,6 +191,8 @@ def show_keys(context: CommandContext, domain: str | None) -> None:
             text = f"no key signs mail from {domain}: {there}"
             raise CommandError(ExitCode.DATA, f"relay dkim show: {text}")
     rows = asyncio.run(shown_keys(keys, settings))
+    # `relay dkim show`: `[{domain, selector, algorithm, bits, file, name, record, until, published,
+    # reasons}]`, `published` is `yes`, `no`, `differs` or `unknown`; 65: no key signs
     context.show(
         [row.document() for row in rows],
         lambda: shown_lines(rows, now_us=SystemClock().time_us()) if rows else [_NO_KEYS],

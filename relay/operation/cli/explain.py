@@ -88,6 +88,13 @@ def explain(
         reasons = explanation_lines(document, client.without_daemon)
         return [*reasons, *(_line("pause", pause) for pause in paused())]
 
+    # `relay explain ADDRESS`: `{address, from, state, reply, reason, rule, aliases: [address],
+    # rules: [{rule, mode, matched, conditions: [{condition, value, holds}], actions, outcome,
+    # skipped, file, line}], route: {name, file, line, next_hop}, mailbox, hosts: [{name,
+    # preference, addresses, skipped}], hosts_more, tls: {level, policy, requiretls}, limits:
+    # {max_connections, max_rate, source_address}, site: {connections, paused_until, paused_by,
+    # last_failure: {at, host, reply}}, retry: [seconds], running}`; 65: invalid, rejected,
+    # discarded or malformed, 69: `--probe` without a relay
     context.show(document, lines)
     if document["state"] not in _QUEUED:
         raise CommandError(ExitCode.DATA)

@@ -120,6 +120,9 @@ def list_(context: CommandContext, **conditions: Any) -> None:
     An entry must match all conditions given; without any, all entries are listed.
     """
     entries = operator_client(context).queue_list(_selector(conditions))
+    # `relay queue list`: `[{id, entry, sender, subject, route, next_hop, state, due, attempts,
+    # size, recipients: [{address, state, status, reply}], claimed, priority, expires, held_until,
+    # reason, rule, since}]`, oldest first
     context.show(entries, lambda: [*entry_lines(entries), *_before_queue_lines(entries)])
     _say_if_cut(entries)
     _refuse_unknown("list", entries.unknown)
@@ -135,6 +138,7 @@ def show(context: CommandContext, key: str) -> None:
     if journey is None:
         raise unknown_message("queue show", key, without_daemon=client.without_daemon)
     entries = client.queue_list(Selector(ids=(journey.id,))) if journey.id else []
+    # `relay queue show ID`: as `relay trace ID`, with `entries`
     context.show(
         msgspec.to_builtins(journey) | {"entries": entries},
         lambda: [*journey_lines(journey, client.answer(journey)), "", *entry_lines(entries)],
@@ -150,6 +154,14 @@ def stats(context: CommandContext) -> None:
     """
     clock = SystemClock()
     counts = operator_client(context).stats()
+    # `relay queue stats`: `{entries: {queued, deferred, held, captured}, in_delivery, due, oldest,
+    # recipients, priorities: {high, normal, low, unreachable}, next_hops: [{next_hop, route,
+    # entries, in_delivery, deferred, oldest, last}], unaccounted}`; a priority is `{entries,
+    # in_delivery}`, `last` is `{at, host, domain, reply}` or null, `next_hops` are the 20 with most
+    # entries. A running relay adds `paused_sites: [{site, by, until}]`, `paused` and `holds:
+    # [{domain, reason, since, until}]`, a PostgreSQL spool `nodes: [{name, state, version, store,
+    # since, beat_age_s, claims, is_this}]` with the state `alive`, `stopped` or `dead`. If no relay
+    # has ever run: `{}`
     context.show(counts, lambda: stats_lines(counts, now_us=clock.time_us()))
 
 
@@ -240,6 +252,10 @@ def _change(
         so_far = "a dry run changes nothing" if more["dry_run"] else so_far
         raise CommandError(INTERRUPTED, f"relay queue {operation}: interrupted: {so_far}") from None
     line = changed_line(operation, answer)
+    # `relay queue retry`, `hold`, `release`, `cancel`, `reroute`: as `relay queue list`, and for
+    # each entry `result` (`done`, `unchanged`, `in flight`, `ordered`), `note` (the obstacle) and
+    # `node` (the other node that delivers the entry); 65: an unknown ID, 75: all entries are in
+    # flight
     if context.json:
         print_json(answer["entries"])
         click.echo(f"relay queue {operation}: {line}", err=True)
@@ -449,6 +465,7 @@ def _change_pause(context: CommandContext, verb: str, order: dict[str, str | Non
             raise click.UsageError(with_option(str(error))) from None
         raise
     resumed = [f"resumed: {what}" for what in answer["resumed"]]
+    # `relay pause`, `resume`: as `POST pause`
     context.show(answer, lambda: [*resumed, *pause_lines(answer)] or ["nothing is paused"])
 
 

@@ -311,6 +311,7 @@ def list_queue(context: CommandContext) -> None:
     except (PermissionError, ControlForbiddenError):
         text = "mailq: the queue is for root and the user of the service: sudo relay mailq"
         raise CommandError(ExitCode.NO_PERMISSION, text) from None
+    # `relay mailq`: as `relay queue list`; without `--json` as Postfix's mailq
     context.show(entries, lambda: queue_lines(entries))
     drop = settings.sendmail.drop if settings.sendmail else None
     if drop is not None and (dropped := _dropped(drop)):

@@ -69,6 +69,10 @@ def show(
             _write_attachment(octets, attachment)
         else:
             message, bodies = read_mime(octets), read_parts(octets).bodies
+            # `relay show ID`: `{id, graph_id, submission_id, message_id, state, copies: [{address,
+            # graph_id}], subject, from, sender, to, cc, bcc, reply_to, date, text, html,
+            # attachments: [{number, name, type, size}]}`; a person is `{name, address}`; `text` and
+            # `html` may be null; 65: no such message, content or part
             context.show(
                 message_document(journey, message, bodies),
                 lambda: message_lines(journey, message, bodies),

@@ -42,6 +42,9 @@ def stats(context: CommandContext, *, by: str, since: float) -> None:
     head = f"accepted since {answer['since'][:19]}Z{cut}"
     lines = bounce_lines if by == BOUNCES else stats_lines
     facts = answer["groups"] if by == BOUNCES else answer
+    # `relay stats`: `{by, since, groups: [{name, accepted, delivered, deferred, failed, median_s,
+    # p95_s, replies: [{reply, times}]}]}`; `since` is later than asked where `spool.keep` is
+    # shorter
     context.show(facts, lambda: [head, *lines(answer)])
 
 

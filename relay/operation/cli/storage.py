@@ -52,6 +52,9 @@ def verify(context: CommandContext, *, full: bool, recount: bool) -> None:
         clock=SystemClock(),
         on_finding=on_finding,
     )
+    # `relay storage verify`: `{submissions: {ready, scheduled}, spool: {messages, entries,
+    # contents, submissions, unaccounted} or null, remaining, findings: [{kind, where, found,
+    # expected, repaired, action}]}`; 65: `remaining` is not 0
     context.show(result, lambda: _verified_lines(result))
     if result["remaining"]:
         raise CommandError(ExitCode.DATA)
@@ -72,6 +75,8 @@ def backup(context: CommandContext, directory: Path) -> None:
         result = back_up(context.settings(), directory, clock=SystemClock())
     except BackupRefusedError as error:
         raise CommandError(ExitCode.DATA, f"relay storage backup: {error}") from None
+    # `relay storage backup`: `{made, hostname, database: {file, bytes}, contents: {files, bytes,
+    # missing}, dead_letters, schema, messages, entries, recipients, submissions}`
     context.show(result, lambda: _backup_lines(result, str(directory)))
 
 
@@ -88,6 +93,7 @@ def prune(context: CommandContext, *, older_than: str, dry_run: bool) -> None:
     age_s = older_than_s(older_than)
     client = operator_client(context)
     result = client.prune(older_than_s=age_s, dry_run=dry_run)
+    # `relay storage prune`: `{messages, submissions, refused, dry_run}`
     if context.json:
         print_json(result)
         return
@@ -121,6 +127,7 @@ def adopt(context: CommandContext, root_id: str, *, yes: bool) -> None:
         result = adopted(context.settings(), SystemClock(), root_id, confirm=confirm)
     except NotAdoptedError as error:
         raise CommandError(ExitCode.DATA, f"relay storage adopt: {error}") from None
+    # `relay storage adopt ID`: `{path, id, before}`
     context.show(
         {"path": result.path, "id": result.id, "before": result.known_id},
         lambda: [f"adopted {result.path} with the id {result.id}"],

@@ -101,6 +101,7 @@ def log(context: CommandContext, *, complaints: bool, limit: int, **conditions: 
     except ControlError as error:
         raise click.UsageError(_with_option(str(error))) from None
     rows, older = page["messages"], page["older"]
+    # `relay log`, `list`: `messages` of `GET log`
     context.show(rows, lambda: log_lines(rows))
     if older:
         text = f"{counted(len(rows), 'message')} back to {older}; older ones: --until {older}"
@@ -125,6 +126,7 @@ def search(context: CommandContext, *, words: tuple[str, ...], limit: int) -> No
     except ControlError as error:
         raise click.UsageError(str(error).removeprefix("q: ")) from None
     lines = [f"{_moment(journey.steps[0].at)}  {journey_lines(journey)[0]}" for journey in journeys]
+    # `relay search`: `messages` of `GET messages`
     context.show(journeys, lambda: lines)
     if len(journeys) in (0, limit):
         more = f"the newest {limit}; --limit shows more" if journeys else "no message matches"
@@ -221,6 +223,8 @@ def trace(context: CommandContext, key: str) -> None:
             texts.append(f"{least}{counted(more, 'more message')}: {command}")
         return [*texts, *map(_refusal_line, refused)]
 
+    # `relay trace ID`: as `GET messages/{id}`; with an address also `refused`, with an IP address
+    # `messages` and `refused`
     context.show(document, lines)
 
 
