@@ -14,6 +14,7 @@ RUN = str(Path(__file__).with_name("run.sh"))
 BENCHES = {
     "peers": [RUN],
     "versions": [RUN, "versions"],
+    "nodes": [RUN, "nodes"],
     "mail": [sys.executable, "-m", "tests.bench.sendmail"],
     "queue": [sys.executable, "-m", "tests.bench.queued"],
     "calls": [sys.executable, "-m", "tests.bench.calls"],

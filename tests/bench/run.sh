@@ -3,6 +3,7 @@
 #   tests/bench/run.sh                            all parts, five rounds
 #   tests/bench/run.sh --only small --rounds 3    the arguments are those of side_by_side.py
 #   tests/bench/run.sh versions --old COMMIT      the arguments are those of versions.py
+#   tests/bench/run.sh nodes                      the arguments are those of nodes.py
 # PEERS is the folder of the benchmark kit, RELAY the command to measure, VENV the environment of the bench. Needs root, as Postfix does.
 set -eu
 top=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
@@ -21,6 +22,9 @@ if [ "${1:-}" = versions ]; then
         *small* | *fresh* | *large* | *fanout* | *burst*) ;;
         *--workloads*) cd "$top" && exec "$@" ;;  # those of Graph need nothing of the following
     esac
+elif [ "${1:-}" = nodes ]; then
+    shift
+    set -- "$venv/bin/python" -m tests.bench.nodes "$@"
 else
     set -- "$venv/bin/python" -m tests.bench.side_by_side --relay "$relay" "$@"
 fi

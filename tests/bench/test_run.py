@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench.calls import WORKLOADS, measured
+from tests.bench.nodes import NODES
 from tests.bench.side_by_side import LATENCIES, PARTS, Found, lines, over_bounds
 from tests.bench.versions import Compared, Pair
 from tests.support.long_tests import long
@@ -121,3 +122,13 @@ def test_this_tree_and_a_commit_are_measured() -> None:
     assert lines[0].startswith("sendmail  pair  1: old ")
     assert lines[-1].split()[:2] == ["sendmail", "1"]
     assert "/versions-" not in run("git", "worktree", "list").stdout
+
+
+@long
+@pytest.mark.skipif(not HAS_KIT, reason="the benchmark kit or smtp-source is missing")
+def test_one_relay_and_nodes_are_measured(postgres_server) -> None:
+    few = ("--peers", KIT, "--rounds", "1", "--scale", "0.01")
+    done = run(sys.executable, "-m", "tests.bench.nodes", *few, TMPDIR="/tmp")
+    assert done.returncode == 0, done.stderr
+    names = [line[:16].strip() for line in done.stdout.splitlines() if "/s (" in line]
+    assert names == 2 * ["SQLite", *(f"{count} of PostgreSQL" for count in NODES)]

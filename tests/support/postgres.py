@@ -92,7 +92,7 @@ class PostgresServer:
         self.port = 0
 
     def __enter__(self) -> Self:
-        place = "/tmp" if self._is_synced else short_place()
+        place = tempfile.gettempdir() if self._is_synced else short_place()
         self.folder = Path(tempfile.mkdtemp(prefix="relay-pg-", dir=place))
         try:
             self.folder.chmod(0o755)
