@@ -20,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,8 @@ from tests.support.relay_process import until
 
 ONE = "SQLite"
 NODES = (1, 2, 4)
-DELAYS_US = (0, 500)
 CORES = (4, 8, 16)
 SERVER = {"shared_buffers": "256MB", "max_wal_size": "2GB"}
-ROUND_S = 300.0
 FIGURES = ("per_s", "busy", "relays_ms", "server_ms", "loops_ms")
 ALIVE = "SELECT count(*) FROM node WHERE state = 'alive'"
 # LISTEN_PID is the process that the shell becomes.
@@ -49,19 +48,20 @@ def main() -> int:
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all is stopped on the way out
     sys.path.insert(0, given.peers)
+    PostgresServer.disk = os.environ["TMPDIR"]
     with ExitStack() as stack:
         server = stack.enter_context(PostgresServer(is_synced=True, settings=SERVER))
         urls = {ONE: "", **{f"{count} of PostgreSQL": server.create() for count in NODES}}
-        systems = {}
+        systems: dict[str, Any] = {}
         for name, url in urls.items():
             count = int(name.split()[0]) if url else 1
             start = f"{sys.executable} -m tests.bench.nodes launch {count} {{listen}} {{sink}} {{dir}} {url}"
             systems[name] = kit("compare").System("nodes", start, None, {})
             stack.callback(systems[name].stop)
             if url:
-                has_all = lambda: server.sql(ALIVE, database=database_of(url)) == str(count)  # noqa: B023, E731
-                until("all nodes run", has_all)
-        for delay_us in DELAYS_US:
+                ask = partial(server.sql, ALIVE, database=database_of(url))
+                until("all nodes run", lambda: ask() == str(count))  # noqa: B023
+        for delay_us in (0, 500):
             server.configure(commit_delay=str(delay_us))
             print(f"\n{given.workload}, commit_delay {delay_us} µs", flush=True)
             print("\n".join(lines(measured(systems, server, given))), flush=True)
@@ -96,7 +96,7 @@ def measured(systems: Mapping[str, Any], server: PostgresServer, given: Any) -> 
     for number in range(given.rounds + 1):
         for name in list(systems)[:: -1 if number % 2 else 1]:
             server_s, loops_s = compare.cpu_seconds(server_pid), in_loops_s(systems[name])
-            row = systems[name].round(load, messages, ROUND_S)
+            row = systems[name].round(load, messages, 300.0)
             server_ms = (compare.cpu_seconds(server_pid) - server_s) * 1000 / messages
             loops_ms = (in_loops_s(systems[name]) - loops_s) * 1000 / messages
             if number:  # the first round warms up

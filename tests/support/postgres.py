@@ -21,7 +21,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 from urllib.parse import quote
 
 import pytest
@@ -77,6 +77,8 @@ class NoPostgresError(Exception):
 class PostgresServer:
     """One server. With `is_synced` a commit is on the disk, as tests of crashes need it."""
 
+    disk: ClassVar[str] = "/tmp"  # where data is that is synced
+
     def __init__(
         self, *, is_synced: bool = False, settings: Mapping[str, str] | None = None
     ) -> None:
@@ -92,7 +94,7 @@ class PostgresServer:
         self.port = 0
 
     def __enter__(self) -> Self:
-        place = tempfile.gettempdir() if self._is_synced else short_place()
+        place = self.disk if self._is_synced else short_place()
         self.folder = Path(tempfile.mkdtemp(prefix="relay-pg-", dir=place))
         try:
             self.folder.chmod(0o755)
