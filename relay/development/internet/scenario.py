@@ -70,7 +70,7 @@ class ScriptedReply:
     # `servfail`, `nxdomain` (with `DNS`)
     action: Literal["", "drop", "stall", "servfail", "nxdomain", "bad-certificate"] = ""
     delay: Delay = 0.0  # before the reply, or without one before the usual reply
-    times: Count | None = None  # how often it is used; then the next one that matches is
+    times: Count | None = None  # the number of its uses; then the next match is used
     chance: Annotated[int, Between(1, 100)] = 100  # in percent, from the seed
     source: str = ""  # where the reply was published
     date: str = ""  # when it was read there

@@ -56,7 +56,7 @@ def dns(context: CommandContext, domain: str) -> None:
         text = f"relay dns: the DNS does not answer: {error}"
         raise CommandError(ExitCode.TRY_LATER, text) from None
     records, hostname = compared.records, settings.hostname
-    # `relay dns DOMAIN`: `[{name, type, value, found, verdict, note}]`, `verdict` is `ok`,
+    # `relay dns ZONE`: `[{name, type, value, found, verdict, note}]`, `verdict` is `ok`,
     # `missing`, `wrong` or `extra`; 65: a record is missing or wrong, 75: no answer
     context.show(
         [record.as_json() for record in records if record.verdict is not None],

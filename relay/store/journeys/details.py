@@ -181,7 +181,7 @@ class AttemptDetail(Detail, frozen=True):
     encoded: str = ""  # why the message was encoded again for the host, or into what
     left_out: tuple[str, ...] = ()  # addresses that left To, Cc and Bcc of the copy for Graph
     not_carried: tuple[str, ...] = ()  # fields and parts that a copy converted for Graph lacks
-    policy: str = ""  # who demanded which TLS level; "": the usual one, or no host
+    policy: str = ""  # who demanded which TLS level; "": the usual level, or no host
     verified: str = ""  # by the TLS handshake; "": none
     durations: dict[str, float] = {}  # fields of Durations
     mx: tuple[str, ...] = ()  # "PREFERENCE HOST", or "PREFERENCE HOST: why it was skipped"
@@ -213,7 +213,7 @@ class CommandDetail(Detail, frozen=True):
 
 
 class ReportDetail(Detail, frozen=True):
-    """A report to a sender, or why there is none."""
+    """A report to a sender, or why no report is sent."""
 
     step = 7
     report_id: str = ""  # its queue id
