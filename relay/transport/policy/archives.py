@@ -110,8 +110,9 @@ class ArchiveReader:
 
     def close(self) -> None:
         """End the processes that are idle; the others end with this process."""
-        while self._idle:
-            self._idle.pop().end()
+        with suppress(IndexError):  # there is none, or another thread took the last one
+            while True:
+                self._idle.pop().end()
 
     def _ask(self, descriptor: int, limits: MessageArchives) -> dict[str, Any]:
         try:

@@ -37,6 +37,7 @@ from relay.base.settings.document import (
 from relay.base.settings.tree import Tenant
 from relay.base.settings.validation import usable_routes
 from relay.base.settings.values import GROUPS_DIRECTORY, parse_duration
+from relay.transport.policy import archives
 from relay.transport.policy.actions import ACTIONS, FINAL, RuleAction
 from relay.transport.policy.conditions import CONDITIONS, Condition
 from relay.transport.policy.content_actions import SetSenderAction
@@ -341,6 +342,7 @@ def load_rules(
             text = f"found tests that take more than {TENANT_TESTS_S_MAX} s up to here"
             faults.append(Fault(*place, f"{text}, expected fewer or smaller ones"))
             break
+    archives.reader.close()  # mail with archives may never come, and an idle process takes 7 MB
     if faults:
         raise PolicyError(faults)
     # A service keeps the rules while it runs, and does not need the messages of tests any more.

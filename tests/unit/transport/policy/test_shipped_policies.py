@@ -9,6 +9,7 @@ from msgspec import structs
 
 from relay.base.message.envelope import Source
 from relay.base.settings.environment import shipped
+from relay.transport.policy import archives
 from relay.transport.policy.rule_files import load_rules, read_rules
 from relay.transport.policy.rule_tests import examined_message, overall_verdict, run_tests, untested
 from relay.transport.policy.rules import OverallVerdict, RuleMode
@@ -90,6 +91,7 @@ def test_the_large_messages_of_rule_tests_are_never_in_memory():
     finally:
         tracemalloc.stop()
     assert peak_bytes < 4 << 20
+    assert archives.reader._idle == []  # nor is the process for the archives in them
 
 
 def test_without_their_groups_the_shipped_rules_load_with_a_warning(tmp_path):
