@@ -45,5 +45,5 @@ class TokenAccounts:
 
 def authentication_of(accounts: AccountDirectory, clock: Clock | None = None) -> HttpAuthentication:
     """Return the authentication of these accounts, with a token key of its own."""
-    tokens = AccessTokens(ECKey.generate_key("P-256"), clock or ManualClock())
+    tokens = AccessTokens(lambda: ECKey.generate_key("P-256"), clock or ManualClock())
     return HttpAuthentication(accounts, tokens, realm=HOSTNAME)

@@ -38,7 +38,7 @@ class Development:
     def __init__(self, token: str = "", store: Any = None) -> None:
         self.clock = ManualClock()
         self.accounts = DevelopmentAccounts(token=token, clock=self.clock)
-        self.tokens = AccessTokens(ECKey.generate_key("P-256"), self.clock)
+        self.tokens = AccessTokens(lambda: ECKey.generate_key("P-256"), self.clock)
         self.users = UserGrants(
             self.accounts,
             self.tokens,

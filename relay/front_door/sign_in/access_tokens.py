@@ -7,21 +7,22 @@ ends when its client is removed, or the secret or key with which the client sign
 may have any host name: the signature alone proves that this relay issued a token. A token may also
 name a user. It is then valid for the user's account if the client may open that mailbox, with the
 scopes of the account that were granted (`scp`).
+
+The libraries for keys and signatures take 11 MB, which a relay without such tokens does not need:
+the first use of the key imports them, in 60 ms.
 """
 
 import hashlib
 import hmac
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import msgspec
-from joserfc import jwt
-from joserfc.errors import JoseError
-from joserfc.jwk import ECKey
 from msgspec import Struct
 
 from relay.base.accounts.account import Account, AccountDirectory, RegisteredClient, Scope
@@ -30,6 +31,10 @@ from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
 from relay.base.files import replace_file
 from relay.base.settings.document import Fault, SettingsError
+
+if TYPE_CHECKING:
+    from joserfc import jwt
+    from joserfc.jwk import ECKey
 
 LIFETIME_S = 3600
 TOKEN_KEY_FILE = "token-key.json"  # noqa: S105 - the name of a file in state_dir
@@ -58,7 +63,7 @@ class _VerifiedToken(Struct, frozen=True):
     scopes: frozenset[Scope]  # granted scopes, for a user
 
 
-def token_key(state_dir: Path) -> ECKey:
+def token_key(state_dir: Path) -> "ECKey":
     """Return the key in `state_dir`; create it if there is none.
 
     Raises SettingsError as read_token_key(), OSError.
@@ -69,8 +74,11 @@ def token_key(state_dir: Path) -> ECKey:
     return read_token_key(path)
 
 
-def read_token_key(path: Path) -> ECKey:
+def read_token_key(path: Path) -> "ECKey":
     """Read the key. Raises SettingsError if it is invalid or readable by others, OSError."""
+    from joserfc.errors import JoseError  # noqa: PLC0415 - see above
+    from joserfc.jwk import ECKey  # noqa: PLC0415
+
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         message = f"found mode {mode:04o}, expected a key of its owner alone (chmod 600)"
@@ -88,6 +96,8 @@ def read_token_key(path: Path) -> ECKey:
 
 def _create_key(path: Path) -> None:
     """Write a new key."""
+    from joserfc.jwk import ECKey  # noqa: PLC0415 - see above
+
     made = ECKey.generate_key(_CURVE, {"use": "sig", "alg": _ALGORITHM})
     made.ensure_kid()
     replace_file(path, msgspec.json.encode(made.as_dict(private=True)), mode=0o600)
@@ -142,13 +152,22 @@ def _claims_of_user(user: Account, granted: Iterable[str]) -> dict[str, Any]:
 class AccessTokens:
     """Issues and checks access tokens."""
 
-    def __init__(self, key: ECKey, clock: Clock) -> None:
-        key.ensure_kid()
-        self._key = key
+    def __init__(self, read_key: "Callable[[], ECKey]", clock: Clock) -> None:
+        """`read_key` is called at the first use of the key."""
+        self._read_key = read_key
         self._clock = clock
-        private = key.as_dict(private=True)["d"]
-        self._digest_key = hashlib.sha256(f"client secrets {private}".encode()).digest()
         self._verified = BoundedDict[bytes, _VerifiedToken](_REMEMBERED_MAX)
+
+    @cached_property
+    def _key(self) -> "ECKey":
+        key = self._read_key()
+        key.ensure_kid()
+        return key
+
+    @cached_property
+    def _digest_key(self) -> bytes:
+        private = self._key.as_dict(private=True)["d"]
+        return hashlib.sha256(f"client secrets {private}".encode()).digest()
 
     def issue(
         self,
@@ -188,6 +207,8 @@ class AccessTokens:
 
     def sign(self, claims: Mapping[str, Any], *, kind: str = "JWT") -> str:
         """Return a JWT; `kind` is its type (RFC 7519 5.1)."""
+        from joserfc import jwt  # noqa: PLC0415 - see above
+
         header = {"alg": _ALGORITHM, "kid": self._key.kid, "typ": kind}
         return jwt.encode(header, dict(claims), self._key)
 
@@ -273,12 +294,14 @@ class AccessTokens:
         self._verified[digest] = verified
         return verified
 
-    def _decode(self, token: str) -> jwt.Token | None:
+    def _decode(self, token: str) -> "jwt.Token | None":
+        from joserfc import errors, jwt  # noqa: PLC0415 - see above
+
         if len(token) > TOKEN_LENGTH_MAX:
             return None
         try:
             return jwt.decode(token, self._key, algorithms=[_ALGORITHM])
-        except (JoseError, ValueError, TypeError):  # TypeError: of a header such as ["alg"]
+        except (errors.JoseError, ValueError, TypeError):  # TypeError: of a header such as ["alg"]
             return None
 
     def _queue_s(self) -> int:

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import msgspec
-from joserfc.jws import JWSRegistry
 from msgspec import Struct, field
 from msgspec.structs import replace
 
@@ -117,7 +116,6 @@ class AssertionChecker:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._used = UsedIds()
-        self._registry = JWSRegistry(algorithms=ALGORITHMS)
 
     def check(
         self,
@@ -184,11 +182,13 @@ class AssertionChecker:
 
     def _key_of(self, assertion: _Assertion, client: RegisteredClient | None) -> ClientKey | None:
         """Return the key of the client that signed the assertion, or None."""
+        from joserfc.jws import JWSRegistry  # noqa: PLC0415 - a large library
+
         algorithm, names = assertion.header.alg, assertion.header.names()
         for key in client.keys if client else ():
             if algorithm not in key.algorithms or names.isdisjoint(key.names):
                 continue
-            verify = self._registry.get_alg(algorithm).verify
+            verify = JWSRegistry(algorithms=ALGORITHMS).get_alg(algorithm).verify
             if verify(assertion.signed, assertion.signature, key.public):
                 return key
         return None

@@ -3,8 +3,8 @@
 Every token that the Graph API accepts is valid: tokens of accounts and of the token endpoint.
 """
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from relay.base.accounts.account import (
     Account,
@@ -14,9 +14,7 @@ from relay.base.accounts.account import (
     UnknownUserError,
 )
 from relay.base.clock import Clock
-
-if TYPE_CHECKING:
-    from relay.front_door.sign_in.access_tokens import AccessTokens
+from relay.front_door.sign_in import access_tokens
 
 MAY_SEND = (Scope.SMTP_SEND, Scope.MAIL_SEND)
 
@@ -27,9 +25,9 @@ class TokenLogin:
     def __init__(self, accounts: AccountDirectory, state_dir: Path, clock: Clock) -> None:
         """`state_dir` contains the key of the token endpoint, if there is one."""
         self._accounts = accounts
-        self._state_dir = state_dir
-        self._clock = clock
-        self._tokens: AccessTokens | None = None
+        self._file = state_dir / access_tokens.TOKEN_KEY_FILE
+        key = partial(access_tokens.read_token_key, self._file)
+        self._tokens = access_tokens.AccessTokens(key, clock)
 
     async def check(self, user: str, password: str, *, client: str) -> Account | None:
         """Return the account `user` if the token may open its mailbox, None for an unknown token.
@@ -55,23 +53,9 @@ class TokenLogin:
         return account
 
     def _of_token(self, token: str, client: str) -> Account | None:
-        if (tokens := self._issued()) is None:
+        if not self._file.exists():  # the token endpoint has not issued any
             return self._accounts.by_token(token, client=client)
-        # see below
-        from relay.front_door.sign_in.access_tokens import InvalidTokenError  # noqa: PLC0415
-
         try:
-            return tokens.account_of(token, self._accounts, client=client)
-        except InvalidTokenError as error:
+            return self._tokens.account_of(token, self._accounts, client=client)
+        except access_tokens.InvalidTokenError as error:
             raise LoginRefusedError(str(error)) from None
-
-    def _issued(self) -> "AccessTokens | None":
-        """Return the tokens of the token endpoint, None if it was never enabled."""
-        if self._tokens is None:
-            # imported here: signature checks take memory, and most relays never need them
-            from relay.front_door.sign_in import access_tokens  # noqa: PLC0415
-
-            if (self._state_dir / access_tokens.TOKEN_KEY_FILE).exists():
-                key = access_tokens.token_key(self._state_dir)
-                self._tokens = access_tokens.AccessTokens(key, self._clock)
-        return self._tokens

@@ -98,7 +98,10 @@ def build_front_door(base: Foundation, transport: Transport, webhooks: Webhooks)
     from relay.front_door.sign_in import access_tokens  # noqa: PLC0415 - see above
     from relay.front_door.sign_in.authentication import HttpAuthentication  # noqa: PLC0415
 
-    tokens = access_tokens.AccessTokens(access_tokens.token_key(settings.state_dir), base.clock)
+    key = partial(access_tokens.token_key, settings.state_dir)
+    tokens = access_tokens.AccessTokens(key, base.clock)
+    if (settings.state_dir / access_tokens.TOKEN_KEY_FILE).exists():
+        tokens.public_keys()  # the start fails if the file has a fault
     authentication = HttpAuthentication(
         accounts, tokens, realm=settings.hostname, anonymous=settings.http.anonymous
     )

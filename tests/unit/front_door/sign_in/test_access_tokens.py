@@ -66,7 +66,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 def tokens(clock: ManualClock) -> AccessTokens:
-    return AccessTokens(KEY, clock)
+    return AccessTokens(lambda: KEY, clock)
 
 
 def test_the_claims(tokens, clock):
@@ -87,11 +87,11 @@ def test_the_claims(tokens, clock):
     assert CLIENT.secret_digest.hex() not in json.dumps(found.claims)
 
 
-def test_a_token_has_its_client(tokens):
+def test_a_token_has_its_client(tokens, clock):
     token = issued(tokens)
     assert tokens.client_of(token, Clients()) is CLIENT
     assert tokens.client_of(token, Clients()) is CLIENT  # now its signature is not verified again
-    assert AccessTokens(KEY, ManualClock()).client_of(token, Clients()) is CLIENT  # a new start
+    assert AccessTokens(lambda: KEY, clock).client_of(token, Clients()) is CLIENT  # a new start
 
 
 @pytest.mark.parametrize("jumped_s", [0, 7200, -7200])
@@ -182,7 +182,7 @@ def test_what_is_sealed_is_good_for_one_purpose_and_one_client(tokens, clock):
         assert tokens.unseal(other, sealed, kind="refresh") is None
     for token in (sealed, tokens.sign({"aud": "Client-1"})):
         assert tokens.client_of(token, Clients()) is None
-    stranger = AccessTokens(ECKey.generate_key("P-256"), clock)
+    stranger = AccessTokens(lambda: ECKey.generate_key("P-256"), clock)
     assert stranger.unseal(CLIENT, sealed, kind="refresh") is None
     clock.advance(60)
     with pytest.raises(InvalidTokenError, match="expired"):
@@ -207,14 +207,14 @@ def forged(tokens: AccessTokens) -> dict[str, str]:
     }
 
 
-@each_row("name", forged(AccessTokens(KEY, ManualClock())))
+@each_row("name", forged(AccessTokens(lambda: KEY, ManualClock())))
 def test_a_forged_token_has_no_client(tokens, name):
     assert tokens.client_of(forged(tokens)[name], Clients()) is None
 
 
 def test_the_number_of_remembered_tokens_is_bounded(monkeypatch):
     monkeypatch.setattr(access_tokens, "_REMEMBERED_MAX", 3)
-    tokens = AccessTokens(KEY, ManualClock())
+    tokens = AccessTokens(lambda: KEY, ManualClock())
     for _ in range(5):
         tokens.client_of(issued(tokens), Clients())
     assert len(tokens._verified) == 3

@@ -63,7 +63,7 @@ class SignIn:
         self._file = folder / "accounts.toml"
         self._accounts = None
         self.load(ACCOUNTS)
-        tokens = AccessTokens(ECKey.generate_key("P-256"), self.clock)
+        tokens = AccessTokens(lambda: ECKey.generate_key("P-256"), self.clock)
         authentication = HttpAuthentication(self, tokens, realm=HOSTNAME)
         sign_in = create_sign_in_app(
             self, tokens, clock=self.clock, hostname=HOSTNAME, public_url=public_url
