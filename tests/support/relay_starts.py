@@ -225,6 +225,8 @@ def _load(module: str) -> None:
         "uvicorn.lifespan.off",
         "_strptime",
         "idna.uts46data",
+        "jinja2.meta",
+        "joserfc.jwt",
     )
     for name in (*late, *(f"encodings.{one.name}" for one in _codecs())):
         with contextlib.suppress(ImportError):  # of another system

@@ -95,16 +95,20 @@ NOT_IMPORTED = (
     "relay.transport.routing",
     "relay.transport.signing",
     "relay.store.spool.engine",
-    "relay.store.spool.sqlite",
 )
 
 
-@pytest.mark.parametrize(
-    "module", ["relay.transport.ingress.smtp_sessions", "relay.transport.gate.child"]
+@each_row(
+    "module, absent",
+    [
+        ("relay.transport.gate.child", NOT_IMPORTED),
+        ("relay.operation.cli.serve", ("cryptography", "jinja2", "joserfc")),
+        ("relay.front_door.sign_in.token_endpoint", ("cryptography", "joserfc")),
+    ],
 )
-def test_the_session_side_imports_nothing_of_the_owners(module):
+def test_a_start_does_not_import_what_others_need(module, absent):
     code = f"""
 import sys, {module}
-print([x for x in {NOT_IMPORTED!r} if x in sys.modules])"""
+print([x for x in {absent!r} if x in sys.modules])"""
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
