@@ -21,6 +21,7 @@ from relay.store.spool.types import Claim, DueBatch, DueQuery, NewMessage, Posit
 
 LEFT_BEHIND_MAX = 4000  # next hops, and the same number of senders
 RESCAN_US = 60_000_000  # between scans from the start
+LATE_US = 10_000_000  # more than between two looks for the work of other nodes
 _NEVER_US = 1 << 62
 # A cycle of queries goes once through the senders of a next hop that is left behind: after which
 # sender it goes on, whether those that it passed may have more, and which ones were full there.
@@ -61,9 +62,12 @@ class PriorityScan:
         # the next hop, sender and due time of entries that were not claimed
         self._added_meanwhile: list[tuple[NextHop, int, int]] = []
 
-    def resume(self) -> None:
-        """Go on: entries after the position may be due. Not while a query is in progress."""
+    def resume(self, back_us: int = 0) -> None:
+        """Go on: entries after the position, and so long before it, may be due. Not while a query
+        is in progress.
+        """
         self._has_ended = False
+        self._after = self._after and (self._after[0] - back_us, *self._after[1:])
 
     @property
     def has_work(self) -> bool:
@@ -268,9 +272,9 @@ class QueueScanner:
             self._rescan_us = now_us + RESCAN_US
         has_come_due = self._has_newly_due or now_us >= self.next_due_us
         if has_come_due:
+            for scan in self._scans.values():  # other nodes commit what is due some time later
+                scan.resume(LATE_US if self._has_newly_due else 0)
             self._scanned_us, self.next_due_us, self._has_newly_due = now_us, _NEVER_US, False
-            for scan in self._scans.values():
-                scan.resume()
         try:
             while await self._scan_round():
                 pass

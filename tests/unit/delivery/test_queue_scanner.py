@@ -262,3 +262,12 @@ async def test_a_long_queue_of_one_sender_is_read_once_and_does_not_delay_others
         await scanned.run()
     for look in scanned.queue.queries[queries:]:
         assert look.next_hop == NextHop.parse("mx:slow.test") or look.after is not None
+
+
+async def test_an_entry_that_another_node_commits_late_is_claimed_at_the_next_look() -> None:
+    scanned = ScannedQueue(claims_max=200)
+    for late_us in (0, 5 * STEP_US):
+        scanned.queue.add("mx:a.test", "anne", due_us=scanned.clock.now_us - late_us)
+        scanned.scanner.newly_due()
+        await scanned.scanner.run()
+    assert scanned.claimed == ["000001", "000002"]
