@@ -19,12 +19,12 @@ from tests.support.relay_process import until
 from tests.support.scans import file_of, scanned
 from tests.unit.delivery.test_graph import Spooled, opened
 
-BOB = "bob@example.test"
+BOB, SCANNER = "bob@example.test", "scan@contoso.example"
 MESSAGE = b"Message-ID: <o'1@a.test>\r\nSubject: s\r\nTo: eve@example.test\r\n\r\nbody\r\n"
 
 
 async def token(*_: object) -> str:
-    return "alice"
+    return "eyJhbGciOiJub25lIn0.eyJhcHBpZCI6InNjYW5uZXIifQ."  # of the application "scanner"
 
 
 async def test_a_message_is_sent_once_and_found_again(dev) -> None:
@@ -63,25 +63,25 @@ async def test_a_message_is_sent_once_and_found_again(dev) -> None:
 @pytest.mark.parametrize("sizes", [(5_000_000, 2_999_999, 3_000_000), (1000,) * 60])
 async def test_each_file_of_a_scan_arrives_as_it_was(dev_module, sizes) -> None:
     relay: DevProcess = dev_module("--no-demo", "--like-graph")
-    claim = Spooled(ManualClock(), 1, scanned(*sizes))
+    claim = Spooled(ManualClock(), 1, scanned(*sizes, sender=SCANNER))
     claim.live, claim.size = {0: BOB}, 10_000_000
     session = await opened(
         Address("127.0.0.1", int(relay.ready["http"][0].rpartition(":")[2])),
         token=token,
-        login=Credentials("alice@example.test", oauth="m365"),
+        login=Credentials(SCANNER, oauth="m365"),
     )
     [outcome] = await claim.attempt(session)
     session.close()
     assert isinstance(outcome, Relayed), outcome
     assert not claim.noted.uploads
-    until("a copy is in Sent Items", lambda: relay.messages("sentitems"))
-    [sent, *_] = relay.messages("sentitems")
+    until("a copy is in Sent Items", lambda: relay.messages("sentitems", token=SCANNER))
+    [sent, *_] = relay.messages("sentitems", token=SCANNER)
     assert sent["internetMessageId"] == "<scan@a.test>"
     path = f"/me/messages/{sent['id']}"
-    mime = relay.graph("GET", f"{path}/$value").body
+    mime = relay.graph("GET", f"{path}/$value", token=SCANNER).body
     files = [one.get_content() for one in message_from_bytes(mime, policy=SMTP).iter_attachments()]
     assert sorted(files) == sorted(file_of(n, size) for n, size in enumerate(sizes))
-    assert not relay.messages("drafts")
+    assert not relay.messages("drafts", token=SCANNER)
 
 
 @long

@@ -70,11 +70,11 @@ def _is_open(upload: Upload, accounts: AccountDirectory) -> bool:
     owner = accounts.by_address(upload.account)
     if owner is None or owner.address != upload.account:
         return False
-    callers = [accounts.by_address(upload.caller)]
-    if client := accounts.by_client_id(upload.caller):  # in dev, it opens all mailboxes
-        callers.append(client.account)
+    client = accounts.by_client_id(upload.caller)  # in dev, it opens all mailboxes
+    callers = (accounts.by_address(upload.caller), client.account if client else None)
     return any(
-        caller.address == upload.caller and caller.may_open(owner) for caller in callers if caller
+        caller.address == upload.caller and accounts.opened(owner.address, caller)
+        for caller in filter(None, callers)
     )
 
 
