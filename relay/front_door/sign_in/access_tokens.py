@@ -89,7 +89,7 @@ def read_token_key(path: Path) -> "ECKey":
             raise ValueError  # noqa: TRY301 - one fault for all that is not such a key
     except (JoseError, ValueError, TypeError, KeyError):  # msgspec's errors are ValueErrors
         message = f"found something else, expected a private JWK for {_ALGORITHM}; without the "
-        message += "file, a start creates one, and tokens issued before end"
+        message += "file, the first token creates it, and tokens issued before end"
         raise SettingsError([Fault(path, 0, "", message)]) from None
     return key
 

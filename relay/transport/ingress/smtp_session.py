@@ -253,8 +253,7 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
             rejection = self._counted_or_rejected()
         self._shared.begun()
         if rejection:
-            refused = RefusedCommand(command=CONNECT, reply=rejection)
-            client.refused(refused, SessionClaims())
+            client.refused(RefusedCommand(command=CONNECT, reply=rejection), SessionClaims())
             rejected = cast("asyncio.Transport", transport)
             rejected.write(rejection.encode("ascii") + b"\r\n")
             rejected.close()
@@ -285,9 +284,10 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
 
     def connection_lost(self, error: Exception | None) -> None:
         """End the session. A message that is being committed continues."""
+        if "closed" not in vars(self) or self.closed.done():  # start_tls() calls this too
+            return
         self._input.feed_end()
-        if not self.closed.done():
-            self.closed.set_result(None)
+        self.closed.set_result(None)
         if self in self._shared.sessions:
             self._shared.sessions.remove(self)
             self.reset()
@@ -478,17 +478,18 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
 
     async def start_tls(self) -> str:
         """Reply 220, discard pipelined input, do the handshake; return the TLS version."""
-        assert self._shared.tls_context is not None
+        context = self._shared.tls_context
+        assert context is not None
         await self.send("220 2.0.0 Ready to start TLS")  # RFC 3207 4
         # RFC 3207 4.2: an attacker may have sent what follows STARTTLS in clear. It is discarded
         # after the 220, because more may arrive while the client is slow to read.
         self._input.clear()
         try:
-            await self._writer.start_tls(
-                self._shared.tls_context, ssl_handshake_timeout=TLS_HANDSHAKE_S
-            )
+            await self._writer.start_tls(context, ssl_handshake_timeout=TLS_HANDSHAKE_S)
         except OSError as error:
             self._handshake_failed(error)
+            # uvloop calls it only if the connection outlives the handshake.
+            self.loop.call_soon(self.connection_lost, error)
             raise ClientDisconnected from error
         self.transport = self._writer.transport
         return _tls_version(self._writer.transport)

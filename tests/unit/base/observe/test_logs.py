@@ -220,11 +220,7 @@ def test_no_value_contains_a_line_end_or_moves_the_cursor(reader, form, value):
 
 @each_row("form, reply", itertools.product(FORMS, ["250", "each-of-these", 300 * "ü"]))
 def test_lines_of_each_text_are_those_of_the_event_alone(reader, form, reply):
-    texts = [
-        "a@b.test",
-        *map(str, ODD),
-        *("", "a b", 'q"', "srs0=x", "\\", "each-of-these", "x" * 600),
-    ]
+    texts = ["a@b.test", *map(str, ODD), "", "a b", 'q"', "s=x", "\\", "each-of-these", "x" * 600]
     fields = {"reply": reply, "to": "", "delay_s": 0.1}
     reader.configure(form, node="n1")
     log.info_of_each("recipient", "to", texts, **fields)

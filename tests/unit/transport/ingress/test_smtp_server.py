@@ -209,6 +209,11 @@ async def test_a_client_that_leaves_during_the_handshake_leaves_nothing(listenin
     await until(lambda: inside(server)._beginning)
     client.reset()
     await until(lambda: not inside(server)._beginning)
+    client = await Client.connect((server := await listening(tls=certificate)).address)
+    await client.reply()
+    await client.say_all("EHLO client.test", "STARTTLS")
+    client.reset()
+    await until(lambda: not server.sessions)
 
 
 async def test_handshakes_are_limited_as_sessions_are(listening, certificate):
