@@ -282,7 +282,7 @@ def test_pages_of_other_services_lead_to_services_that_run_after_a_boot(machine)
         place = machine.files / name.replace("relay.toml", "/etc/relay/relay.toml").lstrip("/")
         with place.open("a" if place.name == "relay.toml" else "w") as file:
             file.write(f"\n{text}")
-    _, key_and_test, *_ = blocks("Set up", "webhooks")
+    _, key_and_test, *_ = blocks("Webhooks", "webhooks")
     machine.run(
         f"umask 077; {key_and_test.splitlines()[0]}; setpriv --reuid=relay --regid=relay "
         "--clear-groups cat /etc/relay/webhook.key"
