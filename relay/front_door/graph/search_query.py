@@ -73,8 +73,8 @@ async def _search_response(
     now_us = request.dependencies.clock.time_us()
     matches = keyword_condition(keywords, now_us=now_us)
     # One hit beyond the page shows that further hits follow.
-    wanted = MessageQuery(condition=matches, skip=skip, top=size + 1)
-    ranked, is_cut = await _hits(request, wanted, room)
+    query_of_page = MessageQuery(condition=matches, skip=skip, top=size + 1)
+    ranked, is_cut = await _hits(request, query_of_page, room)
     hits = [
         {"hitId": hit["id"], "rank": rank, "summary": hit["bodyPreview"], "resource": hit}
         for rank, hit in enumerate(ranked[:size], skip + 1)

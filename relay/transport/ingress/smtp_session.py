@@ -488,7 +488,7 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
             await self._writer.start_tls(context, ssl_handshake_timeout=TLS_HANDSHAKE_S)
         except OSError as error:
             self._handshake_failed(error)
-            # uvloop calls it only if the connection outlives the handshake.
+            # uvloop does not call connection_lost() for a connection that ends in the handshake.
             self.loop.call_soon(self.connection_lost, error)
             raise ClientDisconnected from error
         self.transport = self._writer.transport
