@@ -106,6 +106,12 @@ def test_what_a_page_names_exists(page):
     assert {*missing} - {"Containerfile", "Struct"} == set()
 
 
+def test_the_readme_names_the_command_that_starts_and_the_one_that_tests():
+    text = (TOP / "README.md").read_text()
+    assert "\nmake run  " in text
+    assert "`make test`" in text
+
+
 def test_flow_names_every_crash_point_and_no_other():
     named = {one for one in code_of(FLOW) if re.fullmatch(r"[A-Z]+(_[A-Z]+)+", one)}
     assert named - {"RELAY_CRASH_AT"} == {point.name for point in CrashPoint}
