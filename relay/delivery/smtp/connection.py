@@ -133,8 +133,9 @@ class Connection:
             self._busy = False
         if progress.closing:
             self.protocol.close()
-            if self.transactions and progress.never_begun:
-                return TransactionResult({}, stale=True)
+        if self.transactions and progress.mail_deferred:
+            await self.quit()
+            return TransactionResult({}, stale=True)
         self.transactions += 1
         return progress.result()
 

@@ -94,9 +94,10 @@ class TransactionResult(Struct, frozen=True):
 
     `again` are recipients that did not fit (452, LIMITS): send them in a new transaction at once,
     as part of the same attempt. Every other recipient has an outcome, unless `stale`: a reused
-    connection was closed already and nothing was attempted; repeat on a new one. `never_begun`: no
-    reply to MAIL, or a 421. `lacking`: the host does not offer what the message needs; nothing was
-    sent, and another host may offer it.
+    connection was closed already, or its host defers MAIL, which says something of the session.
+    Nothing was attempted; repeat on a new one. `never_begun`: no reply to MAIL, or a 421.
+    `lacking`: the host does not offer what the message needs; nothing was sent, and another host
+    may offer it.
     """
 
     outcomes: Mapping[int, Outcome]
@@ -110,7 +111,8 @@ class TransactionResult(Struct, frozen=True):
 class TransactionProgress:
     """The state of a transaction. It takes each reply in order and has the outcomes so far.
 
-    `never_begun`: no reply to MAIL, or a 421. `closing`: the connection cannot be used any more.
+    `never_begun`: no reply to MAIL, or a 421. `mail_deferred`: no reply to MAIL, or 4yz.
+    `closing`: the connection cannot be used any more.
     """
 
     def __init__(
@@ -123,7 +125,7 @@ class TransactionProgress:
         self.accepted: list[int] = []
         self.stage = SmtpStage.MAIL
         self.closing = False
-        self.never_begun = True
+        self.never_begun = self.mail_deferred = True
         self._all = range(count)
         self._again = [] if asked is None else list(self._all[asked:])
         self._whole = whole
@@ -143,6 +145,7 @@ class TransactionProgress:
         """Take the reply to MAIL; return whether recipients may follow."""
         self.stage = SmtpStage.RCPT
         self.never_begun = closes_connection(reply)
+        self.mail_deferred = self.never_begun or reply.code // 100 == 4
         return self._go_on(SmtpStage.MAIL, reply)
 
     def rcpt(self, index: int, reply: Reply) -> None:

@@ -178,8 +178,8 @@ async def test_a_peer_that_closes_while_idle_is_noticed(connected, message, fare
 
 
 @both_ways
-@pytest.mark.parametrize("end", [DROP, "421 4.4.2 idle too long"])
-async def test_a_reused_connection_that_was_closed_is_stale_not_an_attempt(
+@pytest.mark.parametrize("end", [DROP, "421 4.4.2 idle too long", "452 4.5.3 too many messages"])
+async def test_a_reused_connection_whose_session_has_ended_is_stale_not_an_attempt(
     connected, message, extensions, end
 ):
     async with RemoteMx(extensions=extensions, replies={"MAIL": ["250 ok", end]}) as mx:
