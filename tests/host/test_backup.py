@@ -1,9 +1,11 @@
 """`relay backup` and `relay restore` of real services, and `relay queue release --restored`."""
 
 import asyncio
+import hashlib
 import json
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import threading
@@ -454,6 +456,17 @@ def cut(path: Path) -> None:
         file.truncate(path.stat().st_size // 2)
 
 
+def summed_elsewhere(copy: Path) -> None:
+    """Let the sums name a file outside the backup, as its maker could."""
+    sums, manifest = copy / "SHA256SUMS", copy / "manifest.json"
+    octets = sums.read_bytes() + hashlib.sha256(b"").hexdigest().encode() + b"  ../outside\n"
+    sums.write_bytes(octets)
+    facts = json.loads(manifest.read_text())
+    facts |= {"files": facts["files"] + 1, "checksums": hashlib.sha256(octets).hexdigest()}
+    manifest.write_text(json.dumps(facts))
+    (copy.parent / "outside").touch()
+
+
 DAMAGES: tuple[tuple[Callable[[Path], object], str], ...] = (
     (lambda copy: (copy / "manifest.json").unlink(), "the backup was cut short"),
     (lambda copy: cut(copy / "manifest.json"), "manifest.json: "),
@@ -463,6 +476,8 @@ DAMAGES: tuple[tuple[Callable[[Path], object], str], ...] = (
     (lambda copy: (copy / "submissions/id").unlink(), "submissions/id is missing"),
     (lambda copy: shutil.rmtree(copy / "mail"), " is missing"),
     (lambda copy: [one.unlink() for one in copy.rglob("*") if one.is_file()], "it is no backup"),
+    (lambda copy: os.mkfifo(copy / "mail/fifo"), "expected files and directories"),
+    (summed_elsewhere, "found ../outside, which is elsewhere"),
 )
 
 
@@ -595,6 +610,10 @@ def test_of_a_faulty_relay_toml_the_backup_has_what_the_running_relay_has_read(
     assert (done.returncode, relay.config_file.read_text()) == (OK, reloaded), done.stderr
 
 
+def set_ids(mode: "re.Match[str]") -> str:
+    return f"{mode[1]}{int(mode[2]) | 0o6000}"
+
+
 def test_the_configuration_is_restored_as_well(tmp_path: Path, serve) -> None:
     home, elsewhere = tmp_path / "etc", tmp_path / "elsewhere/name"
     secret = home / "secret"
@@ -636,11 +655,14 @@ def test_the_configuration_is_restored_as_well(tmp_path: Path, serve) -> None:
     done = run("restore", str(tmp_path / "copy"))
     assert (done.returncode, "policy.shipped: found" in done.stderr) == (CONFIGURATION, True), done
     (tmp_path / "away").rename(shipped)
+    manifest = tmp_path / "copy/manifest.json"
+    manifest.write_text(re.sub(r'("mode": ?)(\d+)', set_ids, manifest.read_text()))
     done = run("restore", str(tmp_path / "copy"), "--json")
     assert done.returncode == OK, done.stderr
     assert json.loads(done.stdout)["kept"] == []
-    assert (secret.read_text(), secret.stat().st_mode & 0o777) == ("s3cret\n", 0o600)
-    assert (key.read_bytes(), key.stat().st_mode & 0o777) == (private, 0o640)
+    assert (secret.read_text(), secret.stat().st_mode & 0o7777) == ("s3cret\n", 0o600)
+    assert (key.read_bytes(), key.stat().st_mode & 0o7777) == (private, 0o640)
+    assert (home / "state").stat().st_mode & 0o7000 == 0
     assert (home / "policies/10-a.toml").exists()
     assert (home / "people").read_text() == "ann@c.test\n"
     shutil.rmtree(home / "state")

@@ -1,10 +1,10 @@
 """`relay restore`: restore a service from a backup of `relay backup`.
 
-The whole backup is verified before anything is written; it must not have a symbolic link. state_dir
-and the mail root must be empty. During a restoration `state_dir/restoring` exists, and no relay
-starts; after an error everything is removed again. Waiting mail is held: entries of the queue in
-the spool, submissions and scheduled sends in `.submissions/restored`. Root makes the user of the
-service the owner of all files.
+The whole backup is verified before anything is written. It has regular files and directories only,
+and no file is restored with a setuid or setgid bit. state_dir and the mail root must be empty.
+During a restoration `state_dir/restoring` exists, and no relay starts; after an error everything is
+removed again. Waiting mail is held: entries of the queue in the spool, submissions and scheduled
+sends in `.submissions/restored`. Root makes the user of the service the owner of all files.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ import hashlib
 import os
 import pwd
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
 from functools import partial
@@ -151,8 +152,10 @@ def _verified(folder: Path, on_file: OnFile) -> Manifest:
     if manifest.format != FORMAT:
         text = f"found format {manifest.format}, expected {FORMAT}: another Relay made it"
         raise DamagedBackupError(f"{folder / MANIFEST}: {text}")
-    if link := next((path for path in folder.rglob("*") if path.is_symlink()), None):
-        raise DamagedBackupError(f"found the symbolic link {link}, expected files and directories")
+    for path in folder.rglob("*"):
+        if not (stat.S_ISREG(mode := path.lstat().st_mode) or stat.S_ISDIR(mode)):
+            text = f"found {path} ({stat.filemode(mode)}), expected files and directories"
+            raise DamagedBackupError(text)
     sums = folder / CHECKSUMS
     with sums.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != manifest.checksums:
@@ -170,7 +173,9 @@ def _sums(folder: Path) -> Iterator[tuple[Path, bytes]]:
     """Yield the relative path of each file, and its line in SHA256SUMS."""
     with (folder / CHECKSUMS).open("rb") as file:
         while line := file.readline(_LINE_BYTES_MAX):
-            yield path_in(line), line
+            if ".." in (path := path_in(line)).parts or path.is_absolute():
+                raise DamagedBackupError(f"{folder / CHECKSUMS}: found {path}, which is elsewhere")
+            yield path, line
 
 
 def _verify(folder: Path, path: Path, line: bytes) -> None:
@@ -309,7 +314,14 @@ def _restore_owner(path: Path, place: Place) -> None:
     """Set the owner and the mode that a file or directory had."""
     if not os.geteuid():
         os.chown(path, *_owner_of(place))
-    path.chmod(place.mode)
+    _set_mode(path, place.mode)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    """Set the mode that a file or new directory had, without its setuid, setgid and sticky bits: a
+    new directory has those of the place where it is.
+    """
+    path.chmod(mode & 0o777 | path.stat().st_mode & 0o7000)
 
 
 def _restore(
@@ -329,7 +341,7 @@ def _restore(
         for place, mode in ((state_dir, manifest.state_dir.mode), (root, manifest.root.mode)):
             place.mkdir(parents=True, exist_ok=True)
             if place in made:
-                place.chmod(mode)
+                _set_mode(place, mode)
         (state_dir / RESTORING).touch(0o600)
         fsync_path(state_dir)
         with ExitStack() as restoring:
