@@ -4,6 +4,8 @@ import os
 import signal
 import time
 import uuid
+from base64 import b64encode
+from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
@@ -115,15 +117,22 @@ def test_a_certificate_is_replaced_by_a_reload(relay):
     assert "account[0].client_certificate: found none that can be read" in done.stderr
 
 
-def test_a_relay_with_a_faulty_key_does_not_start(relay):
-    relay.stop()
+@pytest.mark.parametrize("make", [Path.touch, os.mkfifo])
+def test_a_faulty_key_ends_only_the_tokens_that_it_signed(relay, make):
+    token = sign_in(relay).json()["access_token"]
     file = relay.folder / "state" / "token-key.json"
-    assert not file.exists()  # the first token creates it
-    file.touch(0o600)
-    expected = "something else, expected a private JWK"
-    relay.start(wait=False)
-    assert relay.wait_end() == 78
-    assert f"token-key.json: found {expected}" in relay.log
+    file.unlink()
+    make(file, 0o600)
+    relay.restart()
+    assert relay.graph("GET", "/me/mailFolders/inbox").status == 200
+    refused = [relay.graph("GET", OF_APP, token=token), sign_in(relay)]
+    assert [(one.status, one.headers["retry-after"]) for one in refused] == [(503, "60")] * 2
+    xoauth2 = b64encode(f"user=bob@example.test\1auth=Bearer {token}\1\1".encode()).decode()
+    with relay.smtp() as client:
+        client.ehlo()
+        assert client.docmd("AUTH", f"XOAUTH2 {xoauth2}")[0] == 334
+        code, reply = client.docmd("")
+        assert (code, b"4.7.0 The key of access tokens cannot be used" in reply) == (454, True)
     done = relay.cli("check")
     assert done.returncode == 78
-    assert f"token-key.json: found {expected}" in done.stderr
+    assert "token-key.json: found " in done.stderr

@@ -25,11 +25,18 @@ from uuid import UUID
 import msgspec
 from msgspec import Struct
 
-from relay.base.accounts.account import Account, AccountDirectory, RegisteredClient, Scope
+from relay.base.accounts.account import (
+    Account,
+    AccountDirectory,
+    LoginDelayedError,
+    RegisteredClient,
+    Scope,
+)
 from relay.base.accounts.passwords import digest_of
 from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
 from relay.base.files import replace_file
+from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.settings.document import Fault, SettingsError
 
 if TYPE_CHECKING:
@@ -46,11 +53,18 @@ _OF_USER = "user"
 OIDC_SCOPES = ("openid", "profile", "email", "offline_access")
 _ENDS = "relay_exp"  # seconds of queue time
 _SCOPES = {scope.lower(): scope for scope in Scope}
+_BEGIN = "eyJ"  # of each JWT: a JSON object in base64
+_KEY_S = 60  # after which a client tries again while the key cannot be used
 _SECRET = "relay_secret"  # noqa: S105 - a claim: a keyed digest of the client's secret or key
+_log = get_logger("sign-in")
 
 
 class InvalidTokenError(Exception):
     """A token of this relay is not valid any more; the text says why."""
+
+
+class TokenKeyError(LoginDelayedError):
+    """The key of access tokens cannot be used: they are neither issued nor checked."""
 
 
 class _VerifiedToken(Struct, frozen=True):
@@ -75,13 +89,13 @@ def token_key(state_dir: Path) -> "ECKey":
 
 
 def read_token_key(path: Path) -> "ECKey":
-    """Read the key. Raises SettingsError if it is invalid or readable by others, OSError."""
+    """Read the key. Raises SettingsError if it is no key in a file of its owner alone, OSError."""
     from joserfc.errors import JoseError  # noqa: PLC0415 - see above
     from joserfc.jwk import ECKey  # noqa: PLC0415
 
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        message = f"found mode {mode:04o}, expected a key of its owner alone (chmod 600)"
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) or mode & (stat.S_IRWXG | stat.S_IRWXO):
+        message = f"found {stat.filemode(mode)}, expected a file of its owner alone (chmod 600)"
         raise SettingsError([Fault(path, 0, "", message)])
     try:
         key = ECKey.import_key(msgspec.json.decode(path.read_bytes(), type=dict[str, Any]))
@@ -153,14 +167,19 @@ class AccessTokens:
     """Issues and checks access tokens."""
 
     def __init__(self, read_key: "Callable[[], ECKey]", clock: Clock) -> None:
-        """`read_key` is called at the first use of the key."""
-        self._read_key = read_key
+        """`read_key` is called at the first use of the key, and again while it fails."""
+        self._read_key, self._fault = read_key, RepeatedError()
         self._clock = clock
         self._verified = BoundedDict[bytes, _VerifiedToken](_REMEMBERED_MAX)
 
     @cached_property
     def _key(self) -> "ECKey":
-        key = self._read_key()
+        try:
+            key = self._read_key()
+        except (SettingsError, OSError) as error:
+            if self._fault.is_new(error):
+                _log.error("key of access tokens unusable", error=str(error))
+            raise TokenKeyError("The key of access tokens cannot be used", _KEY_S) from error
         key.ensure_kid()
         return key
 
@@ -241,7 +260,7 @@ class AccessTokens:
     def client_of(self, token: str, accounts: AccountDirectory) -> RegisteredClient | None:
         """Return the client of a token, None for a token that this relay did not sign.
 
-        Raises InvalidTokenError.
+        Raises InvalidTokenError, TokenKeyError.
         """
         verified = self._verify(token)
         if verified is None:
@@ -279,7 +298,8 @@ class AccessTokens:
         return {"keys": [self._key.as_dict(private=False)]}
 
     def _verify(self, token: str) -> _VerifiedToken | None:
-        if len(token) > TOKEN_LENGTH_MAX or token.count(".") != 2:
+        is_jwt = token.startswith(_BEGIN) and token.count(".") == 2
+        if len(token) > TOKEN_LENGTH_MAX or not is_jwt:
             return None
         digest = digest_of(token)
         if (known := self._verified.get(digest)) is not None:

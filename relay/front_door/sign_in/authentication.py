@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from relay.base.accounts.account import Account, AccountDirectory, LoginDelayedError
 from relay.front_door.http.browsers import is_from_here
-from relay.front_door.http.errors import ApiError
+from relay.front_door.http.errors import ApiError, service_unavailable
 from relay.front_door.http.http_request import HttpRequest
-from relay.front_door.sign_in.access_tokens import AccessTokens, InvalidTokenError
+from relay.front_door.sign_in.access_tokens import AccessTokens, InvalidTokenError, TokenKeyError
 
 
 @dataclass(eq=False, repr=False)
@@ -30,7 +30,7 @@ class HttpAuthentication:
         """Return the account of the bearer token.
 
         Raises ApiError 401 with WWW-Authenticate (RFC 6750 3) if there is no valid one, and 429 for
-        a client after failed attempts.
+        a client after failed attempts; 503 while the key of access tokens cannot be used.
         """
         headers = request.headers
         if (
@@ -49,8 +49,10 @@ class HttpAuthentication:
         except InvalidTokenError as error:
             raise self._unauthorized(str(error)) from None
         except LoginDelayedError as error:
-            after = {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
-            message = f"{error}; try again later."
+            after_s, message = max(1, math.ceil(error.retry_after_s)), f"{error}; try again later."
+            if isinstance(error, TokenKeyError):
+                raise service_unavailable(message, retry_after_s=after_s) from None
+            after = {"retry-after": str(after_s)}
             raise ApiError(429, "TooManyRequests", message, headers=after) from None
         if account is None:
             raise self._unauthorized("Access token is not known here.")

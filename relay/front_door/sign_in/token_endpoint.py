@@ -26,7 +26,7 @@ from relay.front_door.http.errors import ApiError, quoted
 from relay.front_door.http.gateway import Gateway
 from relay.front_door.http.http_request import HttpRequest, RequestLimits
 from relay.front_door.http.responses import json_response
-from relay.front_door.sign_in.access_tokens import LIFETIME_S, AccessTokens
+from relay.front_door.sign_in.access_tokens import LIFETIME_S, AccessTokens, TokenKeyError
 from relay.front_door.sign_in.client_assertions import (
     ALGORITHMS,
     AssertionChecker,
@@ -345,7 +345,9 @@ def _oauth_error(
         kind = "invalid_request" if error.status < 500 else later
         return SignInError(kind, error.message, status=error.status, headers=error.headers)
     headers = {"retry-after": str(max(1, round(error.retry_after_s)))}
-    number, status = (90055, 429) if isinstance(error, LoginDelayedError) else (90033, 503)
+    number, status = (
+        (90033, 503) if isinstance(error, UsedFullError | TokenKeyError) else (90055, 429)
+    )
     text = f"{error}. Try again later."
     return SignInError(later, text, number=number, status=status, headers=headers)
 

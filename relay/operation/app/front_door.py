@@ -11,6 +11,7 @@ paused.
 
 import dataclasses
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -101,7 +102,8 @@ def build_front_door(base: Foundation, transport: Transport, webhooks: Webhooks)
     key = partial(access_tokens.token_key, settings.state_dir)
     tokens = access_tokens.AccessTokens(key, base.clock)
     if (settings.state_dir / access_tokens.TOKEN_KEY_FILE).exists():
-        tokens.public_keys()  # the start fails if the file has a fault
+        with suppress(access_tokens.TokenKeyError):  # it is logged
+            tokens.public_keys()
     authentication = HttpAuthentication(
         accounts, tokens, realm=settings.hostname, anonymous=settings.http.anonymous
     )

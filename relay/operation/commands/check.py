@@ -270,7 +270,7 @@ def _token_key(settings: Settings) -> Iterator[CheckFinding]:
         return
     from relay.front_door.sign_in.access_tokens import read_token_key  # noqa: PLC0415 - slow
 
-    yield from _loaded("token key", lambda: read_token_key(path))
+    yield from _loaded("token key", lambda: read_token_key(path), may_start=lambda _: True)
 
 
 def _accounts(

@@ -242,7 +242,8 @@ def test_a_key_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
 def test_a_key_that_others_can_read_is_a_fault(tmp_path, mode):
     token_key(tmp_path)
     (tmp_path / TOKEN_KEY_FILE).chmod(mode)
-    with pytest.raises(SettingsError, match=rf"found mode {mode:04o}.*chmod 600"):
+    found = stat.filemode(stat.S_IFREG | mode)
+    with pytest.raises(SettingsError, match=rf"found {found}, .*chmod 600"):
         token_key(tmp_path)
 
 
