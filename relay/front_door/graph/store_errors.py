@@ -40,7 +40,7 @@ _OF_STORE: Mapping[type[StoreError], errors.GraphError] = {
     TooManyQueriesError: errors.THROTTLED,
     TooManyUploadsError: errors.THROTTLED,
 }
-_RETRY_AFTER = {StoreUnavailableError: "10", TooManyQueriesError: "10", TooManyUploadsError: "60"}
+_RETRY_AFTER = {StoreUnavailableError: 10, TooManyQueriesError: 10}
 
 
 def api_error(error: StoreError, request: HttpRequest) -> ApiError:
@@ -58,4 +58,6 @@ def api_error(error: StoreError, request: HttpRequest) -> ApiError:
     is_read = request.method == "GET" and ("/messages/" in path or "/messages('" in path)
     if kind is NoSuchItemError and is_read:
         graph_error = errors.MESSAGE_NOT_FOUND
-    return graph_error(str(error), headers={"retry-after": seconds} if seconds else {})
+    if isinstance(error, TooManyUploadsError):
+        seconds = error.retry_after_s
+    return graph_error(str(error), headers={"retry-after": str(seconds)} if seconds else {})

@@ -53,7 +53,13 @@ class StateTooLargeError(StoreError):
 
 
 class TooManyUploadsError(StoreError):
-    """The account has the maximum number of incomplete uploads (429)."""
+    """The account has the maximum number of incomplete uploads (429), until one ends in
+    `retry_after_s`.
+    """
+
+    def __init__(self, text: str, retry_after_s: int) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
 
 
 class UploadBusyError(StoreError):

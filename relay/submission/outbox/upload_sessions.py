@@ -27,6 +27,7 @@ from relay.store.mailbox.attachments import Attachments
 from relay.store.mailbox.errors import (
     MailboxFullError,
     NoSuchItemError,
+    StoreError,
     TooManyUploadsError,
     UploadBusyError,
 )
@@ -122,6 +123,7 @@ class Uploads(OutboxPart):
 
         Raises TooManyUploadsError, and the errors of Attachments.check().
         """
+        self._remove_abandoned(account)
         token = secrets.token_urlsafe()
         message = self.attachments.check(
             account,
@@ -140,8 +142,10 @@ class Uploads(OutboxPart):
                 if session.facts.account == account and not session.facts.is_attached
             ]
             if len(incomplete) >= UPLOADS_MAX:
+                first_us = min(session.facts.expires_us for session in incomplete)
                 raise TooManyUploadsError(
-                    f"There are {len(incomplete)} incomplete uploads; finish or delete one first."
+                    f"There are {len(incomplete)} incomplete uploads; finish or delete one first.",
+                    retry_after_s=max(1, (first_us - self.clock.queue_us()) // 1_000_000),
                 )
             session = _UploadSession(_digest(token), facts, self._reserved(facts))
             try:
@@ -208,9 +212,33 @@ class Uploads(OutboxPart):
 
     @in_thread
     def remove_expired(self) -> None:
-        """Remove expired sessions: at the start, and periodically."""
-        with self._all():
-            pass
+        """Remove sessions that have expired, and those of drafts that are gone."""
+        self._remove_abandoned()
+
+    def _remove_abandoned(self, account: str = "") -> None:
+        """Remove the sessions of an account, or of all, whose draft is gone."""
+        with self._all() as sessions:
+            incomplete = [
+                session
+                for session in sessions.values()
+                if not session.facts.is_attached and account in ("", session.facts.account)
+            ]
+        gone = [session for session in incomplete if self._is_gone(session)]  # may read a mailbox
+        with self._all() as sessions:
+            for session in gone:
+                if session.digest in sessions and session.lock.acquire(blocking=False):
+                    self._remove(sessions, session)
+
+    def _is_gone(self, session: _UploadSession) -> bool:
+        """Whether the mailbox says that it has no such draft; an error does not say so."""
+        facts = session.facts
+        try:
+            self.index.get(self.folders.mailbox(facts.account), facts.message_id)
+        except NoSuchItemError:
+            return self.root.is_there()  # otherwise it may only be missing with the root
+        except (StoreError, OSError):
+            return False
+        return False
 
     def clear(self) -> None:
         """Remove all sessions."""
@@ -285,7 +313,13 @@ class Uploads(OutboxPart):
         return self.directory.uploads / f"{session.digest}@{session.received}"
 
     def count_received(self, session: _UploadSession, received: int) -> Upload:
-        """Record durably how many bytes were received; the bytes are on the disk already."""
+        """Record durably how many bytes were received; the bytes are on the disk already. Raises
+        NoSuchItemError if the draft is gone: the session ends.
+        """
+        if self._is_gone(session):
+            with self._all() as sessions:
+                self._remove(sessions, session)
+            raise _unknown()
         before = self.content_path(session)
         before.rename(before.with_name(f"{session.digest}@{received}"))
         session.received = received
@@ -361,7 +395,9 @@ class RangeWriter:
                 self._size += len(octets)
 
     def finish(self) -> Upload:
-        """Make the range durable and count it. After OSError it does not count."""
+        """Make the range durable and count it. After OSError it does not count. Raises
+        NoSuchItemError.
+        """
         with self._lock:
             try:
                 sync_descriptor(self._descriptor)
@@ -384,8 +420,12 @@ class RangeWriter:
 def _found(sessions: dict[str, _UploadSession], token: str) -> _UploadSession:
     session = sessions.get(_digest(token))
     if session is None:
-        raise NoSuchItemError("The upload session is unknown, or it has expired.")
+        raise _unknown()
     return session
+
+
+def _unknown() -> NoSuchItemError:
+    return NoSuchItemError("The upload session is unknown, or it has expired.")
 
 
 def _digest(token: str) -> str:

@@ -304,8 +304,21 @@ async def test_an_upload_to_a_deleted_draft_is_404(place: Place) -> None:
     message_id = await place.draft()
     url = (await place.session(message_id)).json()["uploadUrl"]
     await place.call("POST", f"/messages/{message_id}/permanentDelete")
-    assert refused(await place.put(url, 0, OCTETS), 404, "ErrorItemNotFound")
+    assert refused(await place.put(url, 0, OCTETS[:FIRST]), 404, "ErrorItemNotFound")
+    assert place.uploads() == []
     assert refused(await place.session(message_id), 404, "ErrorItemNotFound")
+
+
+async def test_the_sessions_of_deleted_drafts_keep_no_place_and_no_quota(place: Place) -> None:
+    stays = await place.draft()
+    for _ in range(UPLOADS_MAX - 1):
+        message_id = await place.draft()
+        assert (await place.session(message_id)).status_code == 201
+        await place.call("POST", f"/messages/{message_id}/permanentDelete")
+    assert (await place.session(stays)).status_code == 201
+    await place.call("POST", f"/messages/{stays}/move", {"destinationId": "archive"})
+    used = (await place.session(stays)).status_code, len(place.uploads())
+    assert used == (201, 2)
 
 
 async def test_uploads_are_bounded(place: Place) -> None:
@@ -315,7 +328,7 @@ async def test_uploads_are_bounded(place: Place) -> None:
     made = [await place.session(message_id, 1000) for _ in range(UPLOADS_MAX)]
     answer = await place.session(message_id, 1000)
     assert str(UPLOADS_MAX) in refused(answer, 429, "ApplicationThrottled")
-    assert answer.headers["retry-after"]
+    assert int(answer.headers["retry-after"]) == EXPIRE_S
     await place.put(made[0].json()["uploadUrl"], 0, bytes(1000), total=1000)
     assert (await place.session(message_id, 1000)).status_code == 201
     url = (await place.session(await place.draft(), 1000)).status_code
@@ -342,6 +355,8 @@ async def test_an_announced_upload_counts_towards_the_quota(place: Place) -> Non
     assert (await place.put(url, 0, OCTETS)).status_code == 201
     assert (await place.session(message_id, 500_000)).status_code == 201
     assert refused(await place.session(message_id, 500_000), 507, "ErrorQuotaExceeded")
+    await place.call("POST", f"/messages/{message_id}/permanentDelete")
+    assert (await place.session(await place.draft(), 500_000)).status_code == 201
 
 
 async def test_a_file_is_attached_once_though_the_disk_fails_afterwards(
