@@ -15,6 +15,7 @@ import sqlite3
 import stat
 import subprocess
 import tempfile
+from collections import Counter
 from contextlib import closing
 from email import message_from_bytes
 from pathlib import Path
@@ -264,6 +265,20 @@ def test_hostile_files_are_put_aside(relay, drop, tmp_path):
     assert relay.log.count("dropped file moved aside") == 10
     assert relay.log.count("others are not logged") == 1
     assert relay.faults() == []
+
+
+def test_who_fills_the_directory_aside_has_no_place_of_another_user(relay, drop):
+    (aside := drop / "aside").mkdir(0o700)
+    os.chown(aside, OWNER, OWNER)
+    for number in range(1000):
+        (aside / f"{number}").touch()
+        os.chown(aside / f"{number}", NOBODY, OWNER)
+    write(drop, "more", mode=0o666)
+    write(drop, "lost", mode=0o666, user=OWNER)
+    relay.start()
+    until("both are taken", lambda: left(drop) == [])
+    assert Counter(one.stat().st_uid for one in aside.iterdir()) == {NOBODY: 1000, OWNER: 1}
+    assert relay.log.count("dropped file removed") == relay.log.count("dropped file moved") == 1
 
 
 def test_a_directory_in_place_of_a_listed_file_is_hostile(drop):

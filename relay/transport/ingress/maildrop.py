@@ -45,7 +45,7 @@ _LOOK_S = 5.0
 _AGAIN_S = 60.0  # after a file that the relay cannot take now
 _PART_S = 600.0  # an older file is not being written any more
 _LOGGED_MAX = 10  # files moved aside, in one round
-_ASIDE_MAX = 1000  # files that are kept; more are removed
+_ASIDE_MAX = 1000  # files of an owner that are kept; more are removed
 
 
 class StuckFile(Struct, frozen=True):
@@ -282,7 +282,8 @@ class MailDrop:
         facts = place.lstat()  # it may be a link, or another user's
         if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_mode & 0o77:
             raise PermissionError(errno.EPERM, f"{place} is not a directory of the relay alone")
-        if sum(1 for _ in place.iterdir()) >= _ASIDE_MAX:
+        owner = path.lstat().st_uid
+        if sum(other.lstat().st_uid == owner for other in place.iterdir()) >= _ASIDE_MAX:
             path.unlink()
             return "removed"
         path.rename(place / aside)
