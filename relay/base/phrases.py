@@ -1,10 +1,13 @@
 """How values and numbers are written in messages to people."""
 
-from collections.abc import Callable, Collection, Sequence
+from base64 import b64encode, urlsafe_b64encode
+from collections.abc import Callable, Collection, Iterator, Sequence
+from string import ascii_lowercase, ascii_uppercase
 from urllib.parse import quote_plus
 
 _SHOWN_LENGTH_MAX = 80
 _SECRET_MIN = 8  # characters; a shorter one may be a word of the text
+_LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)  # keeps the length
 _BEGINNING = 16  # characters by which a secret is known whose end was cut off
 
 
@@ -56,22 +59,33 @@ def without_login(text: str) -> str:
 
 def hiding(*secrets: str) -> Callable[[str], str]:
     """Return a function that replaces secrets in the words of a host that repeats what it was sent:
-    as they are, or as in a form; whole, or without their end.
+    as they are, in Base64, as in a form or a URL, in any case; whole, or without their end.
     """
     long = {secret for secret in secrets if len(secret) >= _SECRET_MIN}
-    forms = sorted(long | set(map(quote_plus, long)), key=len, reverse=True)
-    beginnings = {form[:_BEGINNING] for form in forms if len(form) > _BEGINNING}
+    forms = {form.translate(_LOWER) for secret in long for form in _forms(secret)}
+    beginnings = {form[:_BEGINNING] for form in forms}
 
     def hidden(text: str) -> str:
-        for form in forms:
-            text = text.replace(form, "...")
-        for beginning in beginnings:
-            while (at := text.find(beginning)) >= 0:
-                end = at + max(_common(form, text[at : at + len(form)]) for form in forms)
-                text = f"{text[:at]}...{text[end:]}"
-        return text
+        lower, shown_to, parts = text.translate(_LOWER), 0, list[str]()
+        while places := [at for one in beginnings if (at := lower.find(one, shown_to)) >= 0]:
+            at = min(places)
+            parts += (text[shown_to:at], "...")
+            shown_to = at + max(_common(form, lower[at : at + len(form)]) for form in forms)
+        return "".join((*parts, text[shown_to:]))
 
     return hidden
+
+
+def _forms(secret: str) -> Iterator[str]:
+    """Yield the forms in which a host may repeat a secret. Base64 depends on how many octets are
+    before the secret; the letters that have bits of others are left out.
+    """
+    octets = secret.encode()
+    yield from (secret, quote_plus(secret), "".join(f"%{octet:02x}" for octet in octets))
+    for before in range(3):
+        end = (before + len(octets)) * 8 // 6
+        for encode in (b64encode, urlsafe_b64encode):
+            yield encode(b"\0" * before + octets).decode()[-(-before * 8 // 6) : end]
 
 
 def _common(first: str, other: str) -> int:

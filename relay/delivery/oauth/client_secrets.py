@@ -26,13 +26,14 @@ class SecretState(Struct, frozen=True):
 
     fault: str = ""  # why no token can be asked for
     ends_us: int | None = None  # wall time; None: not known
+    kind: str = "secret"  # or "certificate"
 
     def warning(self, now_us: int) -> str:
         """Return that it ends within 30 days, or has ended, else ""."""
         if self.ends_us is None or self.ends_us > now_us + _SOON_US:
             return ""
         verb = "ends" if self.ends_us > now_us else "has ended"
-        return f"its secret {verb}, the last day is {rfc3339(self.ends_us - 1)[:10]}"
+        return f"its {self.kind} {verb}, the last day is {rfc3339(self.ends_us - 1)[:10]}"
 
 
 def secret_states(clients: Iterable[OAuthClient]) -> dict[str, SecretState]:
@@ -62,4 +63,5 @@ def _state(client: OAuthClient, _stamp_ns: int) -> SecretState:
                 ends.append(int(end.timestamp()) * 1_000_000)
         except ValueError as error:
             fault = f"{file}: {error}"
-    return SecretState(fault, min((end for end in ends if end is not None), default=None))
+    first_us = min((end for end in ends if end is not None), default=None)
+    return SecretState(fault, first_us, "certificate" if client.certificate else "secret")

@@ -178,8 +178,8 @@ class ActiveConfiguration:
         place = parse_document(self._file, text)
         settings = load(place, self._environ, role=self._role)
         faults = [
-            place.fault(("oauth", number), f"{state.fault}; mail waits in class auth")
-            for number, state in enumerate(secret_states(settings.oauth).values())
+            place.fault(("oauth", number), f'"{name}": {state.fault}; mail waits in class auth')
+            for number, (name, state) in enumerate(secret_states(settings.oauth).items())
             if state.fault
         ]
         if faults and is_reload:

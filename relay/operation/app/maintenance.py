@@ -364,7 +364,8 @@ async def warn_of_ends(
             if secret.ends_us is not None:
                 expires.labels(name).set((secret.ends_us - now_us) / 1_000_000)
             if text := secret.warning(now_us):
-                lines[name, "", today] = "a secret for tokens ends", {"oauth": name, "detail": text}
+                event = f"a {secret.kind} for tokens ends"
+                lines[name, "", today] = event, {"oauth": name, "detail": text}
         for line, (event, fields) in lines.items():
             if line not in logged:
                 _log.warning(event, **fields)

@@ -230,12 +230,13 @@ def _tokens(
     """
     for number, client in enumerate(settings.oauth):
         server, now_s = TokenServer(client.name, settings), clock.time_us() // 1_000_000
+        name = f'"{client.name}"'
         if server.secret_file and (text := open_to_others(server.secret_file, to_read=True)):
-            yield warning_of("permissions", place.fault(("oauth", number), text))
+            yield warning_of("permissions", place.fault(("oauth", number), f"{name}: {text}"))
         state = secret_states([client])[client.name]
         if text := state.warning(clock.time_us()):
-            yield warning_of("oauth", place.fault(("oauth", number), text))
-        finding = CheckFinding("oauth", CheckResult.OK, f'"{client.name}"')
+            yield warning_of("oauth", place.fault(("oauth", number), f"{name}: {text}"))
+        finding = CheckFinding("oauth", CheckResult.OK, name)
         try:
             for use, mailbox in server.uses:
                 server.form(use, mailbox, now_s)
@@ -244,7 +245,8 @@ def _tokens(
         except TokenError as error:
             verdict = CheckResult.FAILED if online else CheckResult.WARNING
             verdict = CheckResult.FAULT if state.fault else verdict  # no start refuses it
-            text = str(place.fault(("oauth", number), f"{error}; mail waits in class auth"))
+            waits = f"{name}: {error}; mail waits in class auth"
+            text = str(place.fault(("oauth", number), waits))
             finding = CheckFinding("oauth", verdict, text)
         yield finding
 

@@ -1,10 +1,13 @@
 """How values are written in messages to people: no text has the login of a URL."""
 
+import json
 import re
+from base64 import b64encode, urlsafe_b64encode
+from urllib.parse import quote
 
 import pytest
 
-from relay.base.phrases import shown, without_login
+from relay.base.phrases import hiding, shown, without_login
 from relay.front_door.http.errors import quoted
 from relay.transport.routing.routes import parse_action
 from tests.support.tables import each_row
@@ -22,6 +25,27 @@ WRITTEN = [
     "x" * 75 + "://user:sesame@mx.test",  # cut behind it
     "a https://user:sesame@mx.test/path b",
 ]
+
+
+SECRET = "Vx9?Q~7Secret/of-48+Letters_%that.Opens=uploadsZ"
+REPEATED = [
+    SECRET,
+    SECRET[:20],  # the end is cut off
+    SECRET.upper(),
+    quote(SECRET, safe=""),
+    quote(SECRET, safe="").lower(),
+    "".join(f"%{ord(letter):02X}" for letter in SECRET),
+    json.dumps(SECRET),
+    *(b64encode(f"{before}{SECRET}&more".encode()).decode() for before in ("", "=", "u=", "url")),
+    urlsafe_b64encode(f'{{"token": "{SECRET}"}}'.encode()).decode(),
+    f"{SECRET} and {SECRET.lower()}",
+]
+
+
+@each_row("text", REPEATED)
+def test_a_secret_is_hidden_however_a_host_repeats_it(text):
+    hidden = hiding(SECRET, "another secret")(f"I got <{text}>.")
+    assert re.fullmatch(r"I got <.{0,16}\.\.\.(.{0,12}| and \.\.\.)>\.", hidden), hidden
 
 
 @each_row("text", WRITTEN)

@@ -198,7 +198,7 @@ def test_check_says_what_is_missing(relay, tmp_path):
     with TokenEndpoint((401, b"")) as endpoint:
         ((verdict, text),) = found()
         assert (verdict, "mail waits in class auth" in text) == ("warning", True)
-        assert "oauth[0]: " in text
+        assert 'oauth[0]: "m365": ' in text
         (tmp_path / "app.pem").write_text("no key")
         (tmp_path / "app.pem").chmod(0o644)
         wide, (_, text) = found(certificate="app.pem")
