@@ -252,9 +252,9 @@ class ActiveConfiguration:
 
 
 def warn_of_rules(rules: RuleSet) -> None:
-    """Log a warning for each rule without its group."""
+    """Log a warning for each rule without its group, or that takes all mail."""
     for warning in rules.warnings:
-        _log.warning("group is missing", detail=warning)
+        _log.warning("a rule of no use, or for all mail", detail=warning)
 
 
 def auth_missing(settings: Settings, tables: AccountTables) -> dict[int, str]:

@@ -90,7 +90,7 @@ class RuleSet:
     files: tuple[Path, ...] = ()  # in the order of their names
     digest: str = ""  # of the files, "" without any
     loaded: str = ""  # when, in RFC 3339
-    warnings: tuple[str, ...] = ()  # about rules that are off
+    warnings: tuple[str, ...] = ()  # about rules that are off, or that take all mail
     index: RuleIndex = field(init=False, repr=False, compare=False)  # finds the rules
 
     def __post_init__(self) -> None:

@@ -461,8 +461,15 @@ def read_rules(
         raise PolicyError(first_of(directory, faults))
     name = digest.hexdigest()[:DIGEST_LENGTH] if files else ""
     usable = tuple(test for test in tests if test.enforced.isdisjoint(incomplete))
+    everything = [
+        f'{rule.file}:{rule.line}: rule "{rule.name}": found no condition: {rule.outcome} all mail'
+        for rule in rules
+        if rule.mode is RuleMode.ENFORCE and rule.when == rule.unless == ConditionSet()
+        if rule.outcome.rpartition(",")[2] in FINAL
+    ]
+    warnings = (*incomplete.values(), *everything)
     try:
-        return RuleSet(tuple(rules), usable, files, digest=name, warnings=(*incomplete.values(),))
+        return RuleSet(tuple(rules), usable, files, digest=name, warnings=warnings)
     except PatternError as error:
         message = f"found rules whose {error}, expected fewer or smaller ones"
         raise PolicyError([Fault(directory, 0, "policy.directory", message)]) from None

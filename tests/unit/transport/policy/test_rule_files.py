@@ -336,6 +336,24 @@ def test_a_rule_that_is_off_may_lack_its_group(rules_of, tmp_path):
     )
 
 
+@each_row(
+    "action, mode, is_warned",
+    [
+        (REJECT, "enforce", True),
+        ('{ redirect = ["a@b.test"] }', "enforce", True),
+        (REJECT, "audit", False),
+        ('{ bcc = ["a@b.test"] }', "enforce", False),
+    ],
+)
+def test_a_rule_that_takes_all_mail_causes_a_warning(action, mode, is_warned, rules_of, tmp_path):
+    some = rule(action, name="some", when="{ sender = 'x.test' }")
+    rules_of(rule(action, mode=f"'{mode}'"), some)
+    expected = (
+        f'{tmp_path}/00-rules.toml:1: rule "r": found no condition: {action.split()[1]} all mail'
+    )
+    assert load_rules(tmp_path).warnings == (expected,) * is_warned
+
+
 def test_a_rule_that_is_off_and_has_its_group_is_tested(rules_of, groups, tmp_path):
     groups(staff="in.test\n")
     rules_of(OFF + ITS_TEST)
