@@ -1,4 +1,4 @@
-"""Mailpit's API, the part that test programs use: /api/v1/..., /view/..., /livez.
+"""Mailpit's API, the part that test programs use: /api/v1/..., /view/..., /search, /livez.
 
 Only a development relay has it, on the port of the pages. docs/coming-from.md says what differs.
 Its messages are those that were accepted, each once, without reports. Read is the mark of the
@@ -21,7 +21,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, tzinfo
 from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlencode
 
 import msgspec
 from msgspec import Struct
@@ -64,6 +64,7 @@ from relay.store.spool.types import SpoolError
 BODY_BYTES_MAX = 5_000_000  # of each request except `send`
 _LIMIT, _LIMIT_MAX, _DIGITS_MAX = 50, 1000, 15
 _LATEST = "latest"  # in place of an id
+_VERSION = "v1.30"  # of Mailpit's API, which clients compare
 _KEPT_MAX, _KEPT_BYTES_MAX = 5000, 20_000  # rows of lists in memory, and the JSON of one
 _AT_ONCE = 8  # removals at the same time, which share commits
 _WAITED_MAX = 20  # messages still to be delivered that are awaited
@@ -182,13 +183,18 @@ class MailpitApi:
                 return await self._rename(tag, [])
             case ("GET", "api", "v1", "message", key, *rest):
                 return await self._message(request, await self._find(key, search, zone), rest)
-            case ("GET", "view", "latest"):
-                rows = await self._rows(await self._latest(search, zone))
-                place = "".join(f"messages/{row.name}" for row in rows)
-                return Response(status_code=302, headers={"location": f"../{place}"})
             case ("GET", "view", name) if name.endswith((".html", ".txt")):
                 key, _, kind = name.rpartition(".")
                 return await self._view(await self._find(key, search, zone), kind)
+            case ("GET", "view", key):
+                is_latest = key == _LATEST
+                names = await self._latest(search, zone) if is_latest else ()
+                rows = await self._rows(names) if is_latest else [await self._find(key, "", zone)]
+                place = "".join(f"messages/{row.name}" for row in rows)
+                return Response(status_code=302, headers={"location": f"../{place}"})
+            case ("GET", "search"):
+                words = urlencode({"q": query.get("q", "")})
+                return Response(status_code=302, headers={"location": f"./?{words}"})
         raise _not_found(request.segments)
 
     # -- lists
@@ -411,7 +417,8 @@ class MailpitApi:
         unknown = ("Memory", "MessagesDeleted", "SMTPAcceptedSize", "SMTPRejected", "SMTPIgnored")
         return json_response(
             {
-                **dict.fromkeys(("Version", "LatestVersion"), f"Relay {__version__}"),
+                **dict.fromkeys(("Version", "LatestVersion"), _VERSION),
+                "RelayVersion": __version__,
                 "Messages": len(listing.every),
                 "Unread": len(listing.unread),
                 "Tags": await self._tags(),
@@ -445,6 +452,8 @@ def _not_found(segments: Sequence[str]) -> ApiError:
     known = [
         f"Relay has {_INSTEAD[segment]}." for segment in reversed(segments) if segment in _INSTEAD
     ]
+    if segments[0] == "email" or (segments[0] == "api" and segments[1:2] != ("v1",)):  # of others
+        known.append("Relay has Mailpit's API, such as GET /api/v1/messages: docs/coming-from.md.")
     return ApiError(404, "", *known[:1] or [f"There is no {quoted('/'.join(segments))} here."])
 
 

@@ -10,6 +10,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
+from relay import __version__
 from relay.store.mailbox.index.database import FILE_NAME
 from tests.support.dev_process import DevProcess
 from tests.support.graph_client import Answer
@@ -503,7 +504,10 @@ def test_unknown_messages_and_what_relay_has_not(relay: DevProcess) -> None:
         ("POST", f"/api/v1/message/{queue_id}/release", b"/relay/v1"),
         ("GET", "/api/v1/webui", b"configuration"),
         ("GET", "/api/events", b"/relay/v1/events"),
-        ("GET", "/api/x", b"There is no"),
+        ("GET", "/api/v1/x", b"There is no"),
+        ("GET", "/api/v2/messages", b"GET /api/v1/messages"),  # MailHog
+        ("GET", "/api/messages", b"GET /api/v1/messages"),  # smtp4dev
+        ("GET", "/email", b"GET /api/v1/messages"),  # MailDev
     ):
         answer = relay.request(method, path)
         assert answer.status == 404
@@ -511,6 +515,17 @@ def test_unknown_messages_and_what_relay_has_not(relay: DevProcess) -> None:
     assert get(relay, "/api/v1/tags") == []
     info = get(relay, "/api/v1/info")
     assert (info["Messages"], info["Unread"], info["Tags"]) == (1, 1, {})
+    assert (info["Version"], info["RelayVersion"]) == ("v1.30", __version__)
+    [mail] = get(relay, "/api/v1/messages")["messages"]
+    to = {
+        "/view/latest": "../messages/",
+        f"/view/{mail['ID']}": "../messages/",
+        "/search?q=a+b": "./?q=a+b",
+    }
+    for path, location in to.items():
+        answer = relay.request("GET", path)
+        assert (answer.status, answer.headers["location"][: len(location)]) == (302, location)
+    assert relay.request("GET", "/view/unknown").status == 404
     assert None not in (*info.values(), *info["RuntimeStats"].values())
 
 

@@ -51,7 +51,8 @@ if TYPE_CHECKING:
     from relay.front_door.graph.dependencies import GraphDependencies
     from relay.front_door.notifications.subscriptions import Subscriptions
 
-FURTHER_PREFIXES = ("api", "view", "livez")  # the first segments of the paths of `further_api`
+# the first segments of the paths of `further_api`
+FURTHER_PREFIXES = ("api", "view", "search", "livez", "email")
 _EVERYONE = Principal(name="development", role=Role.OPERATE)
 _BUSIEST = 20
 _GROUPS_SHOWN = 50  # of statistics
