@@ -223,7 +223,17 @@ def dmarc_record(
         return ZoneRecord(name, "TXT", records[0], published, ZoneVerdict.WRONG, note)
     if fault := dmarc_fault(records[0]):
         return ZoneRecord(name, "TXT", value, published, ZoneVerdict.WRONG, fault)
-    return ZoneRecord(name, "TXT", records[0], published, ZoneVerdict.OK)
+    return ZoneRecord(name, "TXT", records[0], published, ZoneVerdict.OK, _dmarc_note(records[0]))
+
+
+def _dmarc_note(text: str) -> str:
+    """Return which tags of a valid record do not do what they say (RFC 9989 4.7, C.2)."""
+    tags = {name.lower(): value.lower() for name, value in parse_record(text).items()}
+    removed = ", ".join(f"{tag}=" for tag in ("pct", "rf", "ri") if tag in tags)
+    notes = [f"{removed}: RFC 9989 has removed this, receivers ignore it"] if removed else []
+    if tags.get("t") == "y":
+        notes.append("t=y: receivers apply the next weaker policy")
+    return "; ".join(notes)
 
 
 # -- Advice

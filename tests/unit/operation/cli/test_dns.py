@@ -362,6 +362,16 @@ def test_answers_of_any_octets_are_shown(domain: Domain) -> None:
     assert "\x1b" not in domain.run("dns", "corp.test").stdout
 
 
+def test_tags_of_dmarc_that_do_not_do_what_they_say_are_named(domain: Domain) -> None:
+    domain.publish()
+    domain.dns.zone[DMARC] = {"TXT": ['"v=DMARC1; p=reject; pct=25; RI=3600; t=y"']}
+    [found] = [one for one in domain.compare()[1] if one["name"] == DMARC]
+    assert found["verdict"] == "ok"
+    assert found["note"].startswith("pct=, ri=: RFC 9989 has removed this, ")
+    assert found["note"].endswith("; t=y: receivers apply the next weaker policy")
+    assert found["note"] in " ".join(domain.run("dns", "corp.test").stdout.split())
+
+
 def test_the_record_of_a_domain_above_counts(domain: Domain) -> None:
     done = domain.compare("sub.other.test")[1]
     assert {one["name"]: one["verdict"] for one in done}["_dmarc.sub.other.test"] == "missing"
