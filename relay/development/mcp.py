@@ -186,10 +186,11 @@ class McpServer:
         ]
         return _facts(journey) | {"bounces": bounces}
 
-    async def advance_clock(self, _: Principal, *, duration: _Duration) -> _Answer:
+    async def advance_clock(self, who: Principal, *, duration: _Duration) -> _Answer:
         """Advance the relay's clock, such as to the next attempt. Returns when all that is due by
         then is done, and how far it is ahead in all. It cannot be set back.
         """
+        who.check_may_operate()
         assert self._means.development is not None, "a service has no such tool"
         await self._means.development.advance_clock(parse_duration(duration))
         return {"advanced_s": self._means.development.clock.advanced_s}

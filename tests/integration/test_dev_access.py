@@ -5,6 +5,7 @@
 
 import base64
 import http.client
+import json
 
 import pytest
 
@@ -133,6 +134,16 @@ def test_private_asks_for_a_token_and_shows_an_account_its_own(private: DevProce
     assert ask(private, "GET", f"{LIST}/{hers}", **alice).status == 200
     assert ask(private, "GET", f"{LIST}/{theirs}", **alice).status == 404
     assert ask(private, "GET", "/relay/v1/queue", **alice).status == 403
+    for method, path, body in CALLS:
+        if method == "DELETE" or ("/dev/" in path and method != "GET"):
+            answer = private.request(method, path, body or None, alice)
+            assert answer.status == 403, (method, path)
+    call = {"name": "advance_clock", "arguments": {"duration": "1h"}}
+    request = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
+    headers = {**alice, "Content-Type": "application/json"}
+    answer = private.request("POST", "/mcp", json.dumps(request).encode(), headers)
+    assert b"operate" in answer.body
+    assert ask(private, "GET", "/relay/v1/dev/clock", **alice).json()["advanced_s"] == 0
     token = private.ready["token"]
     every = subjects(ask(private, "GET", LIST, Authorization=f"Bearer {token}"))
     assert sorted(every) == ["of alice", "of the app"]

@@ -7,10 +7,10 @@ pages of other sites have no access (relay/operation/app/front_door.py). `handle
 principal. Why /readyz is a 503 is decided in relay/operation/app/front_door.py.
 
 Only a development relay has /mcp (relay/development/mcp.py), /relay/v1/dev/…, /relay/v1/quiet and
-DELETE /relay/v1/messages; in a service they are 404, as any unknown path. Every account may use
-them, but DELETE of one message only for messages of the account: a development relay has no
-secrets, and with --token only the operator has an account. The scenario of the simulated internet
-is TOML or JSON, and only for clients on loopback; a faulty one changes nothing.
+DELETE /relay/v1/messages; in a service they are 404, as any unknown path. With --private,
+a DELETE, and what changes the clock or the simulated internet, needs the role operate. The scenario
+of the simulated internet is TOML or JSON, and only for clients on loopback; a faulty one changes
+nothing.
 """
 
 from collections.abc import Callable
@@ -74,6 +74,9 @@ _HELD_BYTES_MAX = 16 << 20
 _log = get_logger("api")
 
 
+_FOR_OPERATORS = {(("dev",), "POST"), (("dev",), "PUT"), (("messages",), "DELETE")}
+
+
 class _QuietBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout_s: Annotated[float, msgspec.Meta(ge=0, le=WAIT_S_MAX)] = WAIT_S
     after: str = ""  # "": the newest
@@ -87,7 +90,10 @@ async def development_response(
     request: HttpRequest, controls: DevelopmentControls, principal: Principal, *, handlers: Handlers
 ) -> Response | None:
     """Return the response of a development relay, None for a path that it does not add."""
-    match tuple(map(str.lower, request.segments[2:])):
+    path = tuple(map(str.lower, request.segments[2:]))
+    if (path[:1], request.method) in _FOR_OPERATORS:
+        principal.check_may_operate()
+    match path:
         # `GET`, `POST dev/clock` `{advance_s}`: `{now, advanced_s}`; `relay dev` only
         case ("dev", "clock"):
             return json_response(await _clock(request, controls))
