@@ -201,13 +201,14 @@ class QueueStorm:
     # -- who looks after the relay
 
     def _operate(self) -> None:
-        """Hold what is for one domain, and let it go again."""
+        """Hold what is for one domain, for each until an entry was held, and let it go again."""
         with self._lock:
             rng = random.Random(self.rng.random())
         while not self._over.is_set():
             with suppress(OSError, http.client.HTTPException):
                 one, other = self._one(rng), self._one(rng)
-                self.held += operation(one, "hold", {"domain": rng.choice(list(FATES))})
+                for domain in rng.sample(list(FATES), 1 if self.held else len(FATES)):
+                    self.held += operation(one, "hold", {"domain": domain})
                 self._over.wait(rng.uniform(0, 0.2))
                 self.released += operation(other, "release", {"state": "held"})
             self._over.wait(rng.uniform(0, 0.2))

@@ -194,8 +194,11 @@ class NodeStorm(QueueStorm):
     def check_events(self, numbers: Sequence[int]) -> None:
         """Each follower sees all events, in one order."""
         for follower in self.followers:
-            with suppress(AssertionError):  # what follows says more
-                until("it has seen all", lambda one=follower: len(one.seen) >= len(numbers))
+            count = -1
+            while count < len(follower.seen) < len(numbers):  # as long as it sees more, in order
+                count = len(follower.seen)
+                with suppress(AssertionError):  # what follows says more
+                    until("more is seen", lambda one=follower, n=count: len(one.seen) > n)
             seen = [one[0] for one in follower.seen]
             missed, again = set(numbers) - set(seen), len(seen) - len(set(seen))
             number = self.followers.index(follower)
