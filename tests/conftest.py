@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import certifi
 import pytest
+import uvloop
 from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 
@@ -57,7 +58,17 @@ _SLOW = (
     "tests/interop/",
 )
 
-
+# What differs between the loops would be a fault here: when octets arrive, what a full buffer does,
+# how a connection ends.
+_ON_BOTH_LOOPS = (
+    "tests/dialogue/test_dialogues.py",
+    "tests/unit/delivery/smtp/test_client_protocol.py",
+    "tests/unit/front_door/http/test_https.py",
+    "tests/unit/front_door/http/test_slow_clients.py",
+    "tests/unit/transport/ingress/test_early_talkers.py",
+    "tests/unit/transport/milter/",
+)
+_LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 _MEMORY_BYTES = 4 << 30
 
 
@@ -73,6 +84,14 @@ def pytest_configure() -> None:
     if programs_run and system.f_bavail * system.f_frsize >= _MEMORY_BYTES:
         os.environ["TMPDIR"] = str(MEMORY)
         tempfile.tempdir = None
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Any]:
+    """Run tests on the event loop on which Relay runs. Tests in virtual time make their own loop:
+    tests/simulation, test_fairness.py and test_guessing.py.
+    """
+    names = ("uvloop", "asyncio") if item.nodeid.startswith(_ON_BOTH_LOOPS) else ("uvloop",)
+    return {name: _LOOPS[name] for name in names}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

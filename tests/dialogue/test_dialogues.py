@@ -1,4 +1,4 @@
-"""Run every script in this folder against a real listener, with asyncio and with uvloop."""
+"""Run every script in this folder against a real listener."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import uvloop
 
 from relay.base.certificates import ServerCertificate
 from relay.base.message.content import read_all
@@ -34,7 +33,6 @@ WITH_DATA = [
 OTHER_LIMITS = ("junk", "auth_token", "large", "auth_failures", "auth_token_failures", "max_rate")
 PATIENCE_S = 120.0
 WORDS = ("role", "bare_newline", "max_rate_per_client")
-LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 FAULTS = {
     "broken": RuntimeError("secret detail"),
     "full": SpoolFullError("secret detail"),
@@ -47,40 +45,33 @@ def certificate(tmp_path_factory):
     return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
-@pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
-def test_dialogue(path: Path, loop: str, request):
-    play(read_script(path), loop, request)
+async def test_dialogue(path: Path, certificate):
+    await play(read_script(path), certificate)
 
 
-@pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("path", WITH_DATA, ids=lambda path: path.stem)
-def test_a_dialogue_of_data_is_the_same_over_bdat(path: Path, loop: str, request):
+async def test_a_dialogue_of_data_is_the_same_over_bdat(path: Path, certificate):
     script = read_script(path)
     script.listener["bare_newline"] = "reject"
     over_bdat(script)
     assert all(action.text.upper() != "DATA" for action in script.actions)
-    play(script, loop, request)
+    await play(script, certificate)
 
 
-def play(script: Script, loop: str, request) -> None:
-    tls = request.getfixturevalue("certificate") if script.listener.pop("tls", "") else None
-    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
-        runner.run(asyncio.wait_for(run_script(script, tls), PATIENCE_S))
-
-
-async def run_script(script: Script, tls) -> None:
+async def play(script: Script, certificate) -> None:
     """Raises AssertionError that names the line of the script."""
-    relay, limits, listener = parts_of(script, tls)
+    relay, limits, listener = parts_of(script, certificate)
     server = relay.server(limits=SessionLimits(**limits), **listener)
-    await server.start()
-    try:
-        await converse(script, relay, server.address)
-    finally:
-        await server.drain(0.5)
+    async with asyncio.timeout(PATIENCE_S):
+        await server.start()
+        try:
+            await converse(script, relay, server.address)
+        finally:
+            await server.drain(0.5)
 
 
-def parts_of(script: Script, tls) -> tuple[Relay, dict, dict]:
+def parts_of(script: Script, certificate) -> tuple[Relay, dict, dict]:
     """Returns the relay of a script, the limits of its sessions, and the listener's settings."""
     options = dict(script.listener)
     relay = Relay()
@@ -91,6 +82,7 @@ def parts_of(script: Script, tls) -> tuple[Relay, dict, dict]:
     limits = {"auth_failure_delay_s": 0.01, "last_reply_s": 0.2}
     for key in [key for key in options if key.startswith("limits.")]:
         limits[key.removeprefix("limits.")] = int(options.pop(key))
+    tls = certificate if options.pop("tls", "") else None
     listener = {"trusted_networks": networks, "proxy_networks": proxies, "tls": tls}
     if place := options.pop("listen", ""):
         listener["listen"] = Address(place, 0)
@@ -109,8 +101,8 @@ async def test_dialogues_through_the_gate(certificate):
         on_change=lambda _: None,
     )
     for number, script in enumerate(scripts):
-        tls = certificate if script.listener.pop("tls", "") else None
-        relay, _, changes = parts_of(script, tls)
+        relay, _, changes = parts_of(script, certificate)
+        tls = changes["tls"]
         server = relay.server(elsewhere=partial(keeper.hand_on, number), **changes)
         shown = ServerCertificate(tls.certificate, tls.key) if tls else None
         listeners.append((SmtpListener(**{"listen": Address("127.0.0.1", 0)} | changes), shown))

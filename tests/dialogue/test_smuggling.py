@@ -30,6 +30,7 @@ def two_chunks(content: bytes) -> bytes:
 async def replies_to(address: Address, octets: bytes) -> list[bytes]:
     """Return all replies to one burst that ends with QUIT."""
     reader, writer = await asyncio.open_connection(address.host, address.port)
+    assert (await reader.readline()).startswith(b"220 ")
     writer.write(octets)
     said = await asyncio.wait_for(reader.read(), 120)
     writer.close()

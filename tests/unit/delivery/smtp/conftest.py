@@ -1,7 +1,4 @@
-"""The SMTP client on the event loop of a service; the other tests of delivery have asyncio's."""
-
 import pytest
-import uvloop
 
 from relay.base.message.envelope import Envelope, ForwardPath
 from relay.delivery.smtp.connect import Target, connect
@@ -11,10 +8,6 @@ from tests.support.tls import authority, certificate
 
 __all__ = ["authority", "certificate"]
 TIMEOUTS = Timeouts()
-
-
-def pytest_asyncio_loop_factories():
-    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture

@@ -103,25 +103,21 @@ def test_a_reply_without_end_is_a_fault(data):
     assert "more than" in reader.fault
 
 
-def test_what_is_sent_as_the_time_ends_counts_as_sent():
+async def test_what_is_sent_as_the_time_ends_counts_as_sent():
     """Otherwise a host that has the final dot would get the message again."""
-
-    async def send_until_the_deadline() -> None:
-        ours, host = socket.socketpair()
-        with host:
-            loop = asyncio.get_running_loop()
-            transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
-            wire = SmtpClientProtocol(transport)
-            transport.set_protocol(wire)
-            wire.send(bytes(300_000), replies=1)
-            assert transport.get_write_buffer_size()
-            with contextlib.suppress(BlockingIOError):
-                while host.recv(1 << 20, socket.MSG_DONTWAIT):
-                    pass
-            await wire.flushed(0.0)  # writes the rest, and the time ends in the same iteration
-            with pytest.raises(SmtpProtocolError) as caught:
-                await wire.reply(0.1)
-            assert caught.value.trouble is SessionFailure.TIMEOUT
-            wire.close()
-
-    asyncio.run(send_until_the_deadline())
+    ours, host = socket.socketpair()
+    with host:
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+        wire = SmtpClientProtocol(transport)
+        transport.set_protocol(wire)
+        wire.send(bytes(300_000), replies=1)
+        assert transport.get_write_buffer_size()
+        with contextlib.suppress(BlockingIOError):
+            while host.recv(1 << 20, socket.MSG_DONTWAIT):
+                pass
+        await wire.flushed(0.0)  # writes the rest, and the time ends in the same iteration
+        with pytest.raises(SmtpProtocolError) as caught:
+            await wire.reply(0.1)
+        assert caught.value.trouble is SessionFailure.TIMEOUT
+        wire.close()

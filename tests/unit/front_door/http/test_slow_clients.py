@@ -1,15 +1,12 @@
 """Slow clients: incomplete requests, idle connections, unread responses."""
 
 import asyncio
-import inspect
 import socket
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
-import uvloop
 from starlette.responses import Response
 
 from relay.front_door.http import connection_limits, protocol
@@ -25,33 +22,6 @@ GET = b"GET %b HTTP/1.1\r\nHost: h\r\n\r\n"
 LAST_GET = b"GET %b HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
 HALF = b"POST /v1.0/me/sendMail HTTP/1.1\r\nHost: h\r\nContent-"
 PLACES = 200
-
-
-def on_loops(
-    *loops: Callable[[], asyncio.AbstractEventLoop],
-) -> Callable[[Callable[..., Coroutine[Any, Any, None]]], Callable[..., None]]:
-    """Run a test on these event loops: the buffers of their connections differ."""
-    return lambda scenario: _on_loops(scenario, loops)
-
-
-def _on_loops(
-    scenario: Callable[..., Coroutine[Any, Any, None]],
-    loops: Sequence[Callable[[], asyncio.AbstractEventLoop]],
-) -> Callable[..., None]:
-
-    def test(make_loop: Callable[[], asyncio.AbstractEventLoop], **arguments: Any) -> None:
-        with asyncio.Runner(loop_factory=make_loop) as runner:
-            runner.run(scenario(**arguments))
-
-    test.__doc__ = scenario.__doc__
-    own = [inspect.Parameter("make_loop", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
-    own += inspect.signature(scenario).parameters.values()
-    test.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
-    return pytest.mark.parametrize("make_loop", loops, ids=lambda loop: loop.__module__)(test)
-
-
-on_both_loops = on_loops(asyncio.new_event_loop, uvloop.new_event_loop)
-on_uvloop = on_loops(uvloop.new_event_loop)
 
 
 @asynccontextmanager
@@ -88,7 +58,6 @@ async def held(
     ),
     ids=["more than there are places", "half-sent", "nothing sent", "kept alive"],
 )
-@on_uvloop
 async def test_one_address_does_not_exhaust_the_connections(
     count: int, sent: bytes, answered: bool
 ) -> None:
@@ -102,7 +71,6 @@ async def test_one_address_does_not_exhaust_the_connections(
                 assert status_of(await talk(server, LAST_GET % path, source=source)) == 200
 
 
-@on_both_loops
 async def test_one_address_has_half_of_the_requests_in_work() -> None:
     begun: asyncio.Queue[None] = asyncio.Queue()
     go_on = asyncio.Event()
@@ -125,7 +93,6 @@ async def test_one_address_has_half_of_the_requests_in_work() -> None:
     assert b"\r\nretry-after: 2\r\n" in one_more
 
 
-@on_both_loops
 async def test_a_stalled_body_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     begun: asyncio.Queue[None] = asyncio.Queue()
     post = b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n%b"
@@ -143,7 +110,6 @@ async def test_a_stalled_body_is_closed(monkeypatch: pytest.MonkeyPatch) -> None
     assert (status_of(early), status_of(late)) == (503, 200)
 
 
-@on_both_loops
 async def test_a_header_has_a_limited_time_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "HEADER_TIMEOUT_S", 0.15)
 
@@ -183,7 +149,6 @@ ANSWER = 6_000_000  # more than the kernel takes of an answer for a client that 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("sent_as", ["whole", "blocks"])
-@on_both_loops
 async def test_answers_that_are_not_read_are_bounded(method: str, sent_as: str) -> None:
     answers: weakref.WeakSet[Response] = weakref.WeakSet()
     taken_up = 0
@@ -220,7 +185,6 @@ async def test_answers_that_are_not_read_are_bounded(method: str, sent_as: str) 
     assert len(other) > ANSWER
 
 
-@on_both_loops
 async def test_a_block_is_read_when_the_one_before_has_left() -> None:
     unread_at_reads: list[int] = []
 

@@ -118,12 +118,14 @@ async def test_a_message_that_is_cut_anywhere_is_not_accepted(relay, listening):
     sent = "\r\n".join([*OPENING[:3], "BDAT 14", "Subject: a", "", "BDAT 5 LAST", "text"])
     for at in range(len(sent) + 1):
         client = await Client.connect(server.address)
+        await client.reply()
         client.writer.write(sent[:at].encode())
         client.writer.write_eof()
         said = await asyncio.wait_for(client.reader.read(), 120)
         client.writer.close()
         assert (b"queued as" in said, len(relay.spool.accepted)) == (False, 0), sent[:at]
     client = await Client.connect(server.address)
+    await client.reply()
     client.writer.write(sent.encode() + b"\n\xff\0garbage\r\nBDAT\0 5\r\n")
     client.writer.write_eof()
     said = await asyncio.wait_for(client.reader.read(), 120)

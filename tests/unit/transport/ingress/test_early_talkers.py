@@ -6,34 +6,20 @@ tests/dialogue has those on a port, and those that do not wait for the reply to 
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
-from typing import Any
+from contextlib import suppress
 
 import pytest
-import uvloop
 
 from relay.base.settings.tree import TlsSettings
 from relay.base.socket_address import Address
 from relay.transport.ingress.smtp_server import SmtpServer
-from tests.support.ingress import Client, Relay, make_certificate
+from tests.support.ingress import make_certificate
 
 TRUSTED = ("127.0.0.0/8",)
-LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 MAIL = (
     b"EHLO x\r\nMAIL FROM:<a@b.test>\r\nRCPT TO:<bob@example.test>\r\nDATA\r\n"
     b"Subject: x\r\n\r\nx\r\n.\r\nQUIT\r\n"
 )
-
-
-@asynccontextmanager
-async def listening(relay: Relay, **changes: object) -> AsyncIterator[SmtpServer]:
-    server = relay.server(**changes)
-    await server.start()
-    try:
-        yield server
-    finally:
-        await server.drain(0.5)
 
 
 def send_before_greeting(address: Address, octets: bytes) -> socket.socket:
@@ -63,46 +49,20 @@ async def all_of(client: socket.socket) -> bytes:
     return said
 
 
-Scenario = Callable[[], Coroutine[Any, Any, None]]
-
-
-async def with_clients_closed(scenario: Scenario) -> None:
-    try:
-        await scenario()
-    finally:
-        while Client.opened:
-            client = Client.opened.pop()
-            client.writer.close()
-            with suppress(ConnectionError):
-                await client.writer.wait_closed()
-
-
-@pytest.fixture(params=LOOPS)
-def run(request: pytest.FixtureRequest) -> Callable[[Scenario], None]:
-    """Run a scenario with asyncio's event loop and with uvloop."""
-
-    def on_loop(scenario: Scenario) -> None:
-        with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
-            runner.run(asyncio.wait_for(with_clients_closed(scenario), 120))
-
-    return on_loop
-
-
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> TlsSettings:
     return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.mark.parametrize(("networks", "reply"), [((), b"554 5.5.0 "), (TRUSTED, b"220 ")])
-def test_only_a_trusted_client_on_a_unix_socket_may_talk_early(run, short_path, networks, reply):
-    async def scenario() -> None:
-        relay, address = Relay(), Address(path=str(short_path / "s"))
-        async with listening(relay, listen=address, trusted_networks=networks) as server:
-            said = await all_of(send_before_greeting(server.address, MAIL))
-        assert said.startswith(reply)
-        assert len(relay.spool.accepted) == bool(networks)
-
-    run(scenario)
+async def test_only_a_trusted_client_on_a_unix_socket_may_talk_early(
+    relay, listening, short_path, networks, reply
+):
+    address = Address(path=str(short_path / "s"))
+    server = await listening(listen=address, trusted_networks=networks)
+    said = await all_of(send_before_greeting(server.address, MAIL))
+    assert said.startswith(reply)
+    assert len(relay.spool.accepted) == bool(networks)
 
 
 async def speak_with_the_handshake(server: SmtpServer, octets: bytes) -> bytes:
@@ -145,15 +105,10 @@ async def speak_with_the_handshake(server: SmtpServer, octets: bytes) -> bytes:
     [((), MAIL, b"554 5.5.0 ", 0), ((), b"", b"220 ", 0), (TRUSTED, MAIL, b"220 ", 1)],
     ids=["stranger", "silent stranger", "trusted"],
 )
-def test_octets_inside_tls_before_the_greeting_count(
-    run, certificate, networks: tuple[str, ...], octets: bytes, reply: bytes, messages: int
-) -> None:
-    async def scenario() -> None:
-        relay = Relay()
-        changes = {"role": "submissions", "tls": certificate, "trusted_networks": networks}
-        async with listening(relay, **changes) as server:
-            said = await speak_with_the_handshake(server, octets)
-        assert said.startswith(reply)
-        assert len(relay.spool.accepted) == messages
-
-    run(scenario)
+async def test_octets_inside_tls_before_the_greeting_count(
+    relay, listening, certificate, networks, octets, reply, messages
+):
+    changes = {"role": "submissions", "tls": certificate, "trusted_networks": networks}
+    said = await speak_with_the_handshake(await listening(**changes), octets)
+    assert said.startswith(reply)
+    assert len(relay.spool.accepted) == messages

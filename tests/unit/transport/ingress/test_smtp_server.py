@@ -42,6 +42,7 @@ async def test_a_disconnect_during_the_commit_keeps_the_mail(relay, listening):
 
 async def test_a_half_closed_client_gets_every_reply(relay, listening):
     client = await Client.connect((await listening()).address)
+    await client.reply()
     lines = [*OPENING, MESSAGE, "NOOP"]
     client.writer.write("".join(f"{line}\r\n" for line in lines).encode())
     client.writer.write_eof()
@@ -79,9 +80,10 @@ async def test_a_busy_session_ends_after_its_maximum_time(listening):
 async def test_a_client_that_does_not_read_is_disconnected(listening):
     """Until then its commands wait: few of their replies are kept for it."""
     server = await listening(trusted_networks=("127.0.0.0/8",), timeout=0.2)
-    client = await Client.connect(server.address, limit=10)
+    client = await Client.connect(server.address, limit=100)
     await until(lambda: server.sessions)
     (session,) = inside(server).shared.sessions
+    await client.reply()
     kept_bytes = []
 
     def has_ended() -> bool:

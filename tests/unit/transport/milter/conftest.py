@@ -1,12 +1,8 @@
-"""Each test of milters runs on asyncio and on uvloop."""
-
-import asyncio
 from contextlib import AsyncExitStack
 from itertools import count
 from pathlib import Path
 
 import pytest
-import uvloop
 
 from relay.base.message.content import MemoryOctets
 from relay.base.message.header import ParsedContent
@@ -18,10 +14,6 @@ from relay.transport.milter.filters import FilterClient, MilterSet
 
 CLIENT = FilterClient("client.test", "192.0.2.7", 40000, {"daemon_name": "mx.relay.test"})
 MAIL = b"From: a@x.test\r\nTo: b@y.test,\r\n\tc@y.test\r\nSubject:  two\r\n\r\nHello\r\n"
-
-
-def pytest_asyncio_loop_factories():
-    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 class MemoryFile:
