@@ -10,6 +10,7 @@ answered with Graph's envelope, and the connection is closed. An offer to upgrad
 import asyncio
 import math
 import re
+import socket
 from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from ipaddress import ip_address
@@ -157,10 +158,14 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Add the connection, or answer 503 at the limit."""
         super().connection_made(transport)
+        if self.client is None and transport.get_extra_info("socket").family != socket.AF_UNIX:
+            transport.abort()  # a client that has reset it has no address, as one of this machine
+            return
         transport.set_write_buffer_limits(high=BUFFERED_BYTES)
         self._check_client_reads()
         if self._connection is None:
-            self._connection = self.table.add(host_of_peer(transport), self._close_connection)
+            host = self.client[0] if self.client is not None else ""
+            self._connection = self.table.add(host, self._close_connection)
         if self._connection is None:
             self._send_error(_too_many("connections"))
         else:

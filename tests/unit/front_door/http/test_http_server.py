@@ -3,6 +3,8 @@
 import asyncio
 import json
 import re
+import socket
+import struct
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -334,3 +336,20 @@ async def test_a_response_that_cannot_be_read_is_incomplete() -> None:
     answer = await ask(GET % b"GET", handler=streamed(blocks))
     assert status_of(answer) == 200
     assert not answer.endswith(b"0\r\n\r\n")
+
+
+async def test_a_connection_that_was_reset_does_not_count_as_one_of_this_machine() -> None:
+    """It has no address any more, as one on a Unix socket has none."""
+    asked: list[str] = []
+
+    async def note(call: HttpRequest) -> Response:
+        asked.append(call.client_address)
+        return Response()
+
+    async with serving(note) as server:
+        address = server.bound[0]
+        with socket.create_connection((address.host, address.port)) as client:
+            client.sendall(request())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await talk(server, request())
+    assert asked == ["127.0.0.1"]
