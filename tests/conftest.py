@@ -63,8 +63,7 @@ _SLOW = (
 _ON_BOTH_LOOPS = (
     "tests/dialogue/test_dialogues.py",
     "tests/unit/delivery/smtp/test_client_protocol.py",
-    "tests/unit/front_door/http/test_https.py",
-    "tests/unit/front_door/http/test_slow_clients.py",
+    "tests/unit/front_door/http/",
     "tests/unit/transport/ingress/test_early_talkers.py",
     "tests/unit/transport/milter/",
 )

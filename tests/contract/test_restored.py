@@ -1,8 +1,7 @@
 """What a restore holds: it is listed, does not expire, and is let go as it was."""
 
-import asyncio
-
 import pytest
+import uvloop
 from msgspec import structs
 
 from relay.base.clock import rfc3339
@@ -92,8 +91,8 @@ async def test_nobody_joins_before_a_restoration_is_complete(
             await engine.stop()
 
     def meanwhile() -> None:
-        asyncio.run(start(alone=True))
-        asyncio.run(start(alone=False))
+        uvloop.run(start(alone=True))
+        uvloop.run(start(alone=False))
 
     copy = copied()
     with pytest.raises(SpoolInUseError):

@@ -4,7 +4,6 @@ Tests docs/design.md 1 and 3 on every file system, not only where one fsync cove
 """
 
 import ast
-import asyncio
 import shutil
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -12,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from relay.base.crashpoints import CrashPoint
 from relay.store.mailbox import maildir
@@ -577,7 +577,7 @@ def sites_of(tmp_path_factory: pytest.TempPathFactory) -> dict[Scenario, set[str
             patch.setattr(maildir, "keeps_order", lambda _: False)
             with trial_on(tmp_path_factory.mktemp(f"trial-{number}")) as trial:
                 trial.is_dry_run = True
-                asyncio.run(scenario(trial))
+                uvloop.run(scenario(trial))
                 found[scenario] = set(trial.disk.sites)
     return found
 
@@ -590,7 +590,7 @@ def test_every_sync_is_necessary(tmp_path: Path, sites_of, site: str) -> None:
         with trial_on(tmp_path / str(number)) as trial:
             trial.disk.fate = lambda asked: "is left out" if asked == site else "works"
             try:
-                asyncio.run(scenario(trial))
+                uvloop.run(scenario(trial))
             except PromiseBrokenError:
                 return
     names = sorted(scenario.__name__ for scenario in reaching)

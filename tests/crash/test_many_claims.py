@@ -11,6 +11,7 @@ from collections import Counter
 from contextlib import closing
 
 import pytest
+import uvloop
 
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes
@@ -28,7 +29,7 @@ def test_claims_of_a_killed_relay_are_indeterminate_and_retried() -> None:
         remote = remotes.start("a.test")
         relay = remotes.relay()
         try:
-            asyncio.run(leave_claims(relay))
+            uvloop.run(leave_claims(relay))
             relay.start()
             assert relay.cpu_s() < START_CPU_S
             check_indeterminate_attempts(relay)

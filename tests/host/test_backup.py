@@ -1,6 +1,5 @@
 """`relay backup` and `relay restore` of real services, and `relay queue release --restored`."""
 
-import asyncio
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from relay.base.clock import SystemClock
 from relay.base.settings.reader import load
@@ -231,7 +231,7 @@ def test_what_waits_is_held_until_it_is_released(stopped: tuple[RelayProcess, Pa
             relay.start()
             relay.until_final(relay.send_mail(to=["bob@example.test"], subject="new"))
             assert relay.subjects("bob") == ["delivered", "new"]
-            assert asyncio.run(first_event(relay, after=lost_us)).type == "gap"
+            assert uvloop.run(first_event(relay, after=lost_us)).type == "gap"
     drafts = {one["subject"]: one["id"] for one in relay.messages("drafts")}
     assert set(drafts) == {"soon", "late", "ready"}
     for identity in drafts.values():

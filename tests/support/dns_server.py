@@ -17,6 +17,7 @@ from typing import Self
 import dns.flags
 import dns.message
 import dns.rdatatype
+import uvloop
 
 from relay.development.internet.dns_server import NO_NAME, DnsServer, Records
 
@@ -34,7 +35,7 @@ class DnsThread:
         self.insecure: set[str] | None = None  # the answers for others have AD; None: none has
         self.answer: Callable[..., bytes] | None = None  # in place of the server's own
         self.query_came = threading.Condition()
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._run(self.server.start())

@@ -14,6 +14,8 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, Self, TypeVar
 
+import uvloop
+
 from tests.support.dns_server import DnsThread
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remote_mx import Envelope, RemoteMx
@@ -29,7 +31,7 @@ class Remotes:
     def __init__(self) -> None:
         self.dns = DnsThread()
         self.port = 0
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self.servers: list[RemoteMx] = []
 

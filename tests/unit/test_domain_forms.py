@@ -1,11 +1,11 @@
 """A domain with U-labels and the same with A-labels: whatever takes an address decides alike."""
 
-import asyncio
 import re
 from pathlib import Path
 
 import idna
 import pytest
+import uvloop
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -101,7 +101,7 @@ def test_accounts_logins_aliases_and_routes(tmp_path_factory, here, other, form)
     assert alike(lambda one: accounts.by_address(f"AL+tag@{one}"), here) is ann
     assert ann.address == f"ann@{here[1]}"
     assert alike(
-        lambda one: asyncio.run(accounts.by_password(f"Ann@{one}", "a long password", client="")),
+        lambda one: uvloop.run(accounts.by_password(f"Ann@{one}", "a long password", client="")),
         here,
     )
     assert alike(lambda one: accounts.opened(f"ann@{one}", ann), here) is ann  # a path of Graph

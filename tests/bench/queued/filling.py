@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 import apsw
+import uvloop
 
 from relay.base.clock import Ids, SystemClock
 from relay.base.message.envelope import Envelope, ForwardPath, MessageFacts, Source
@@ -53,7 +54,7 @@ class Queued:
 
 def fill(path: Path, queue: Iterable[Queued]) -> float:
     """Make a spool at `path` with this queue in it; return the steady time its times are from."""
-    return asyncio.run(_fill(path, iter(queue)))
+    return uvloop.run(_fill(path, iter(queue)))
 
 
 def copied(path: Path, target: Path, *, made_us: float, later_us: int = 0) -> None:

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, field
 
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -83,7 +84,7 @@ def test_timers_are_called_in_their_order_and_in_time(steps):
                     assert now_s == before_s + seconds
                     check(calls, now_s)
 
-    asyncio.run(run())
+    uvloop.run(run())
 
 
 def check(calls: Calls, now_s: float) -> None:

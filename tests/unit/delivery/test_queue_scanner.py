@@ -1,11 +1,11 @@
 """The scan of the queue: each due entry is claimed once, and no row is read twice."""
 
-import asyncio
 from collections.abc import Callable
 from importlib.resources import files
 
 import apsw
 import pytest
+import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -221,7 +221,7 @@ def test_each_due_entry_is_claimed_once(acts: list, meanwhile: list, claims_max:
                 continue
             scanned.record(0)
 
-    asyncio.run(story())
+    uvloop.run(story())
 
 
 @pytest.mark.usefixtures("narrow")
@@ -243,7 +243,7 @@ def test_no_entry_that_has_room_is_left_waiting(acts: list) -> None:
                 and active_queue.has_room_for(NextHop.parse(hop), sender, level)
             ), f"{name} waits"
 
-    asyncio.run(story())
+    uvloop.run(story())
 
 
 async def test_a_long_queue_of_one_sender_is_read_once_and_does_not_delay_others() -> None:

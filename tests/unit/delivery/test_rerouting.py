@@ -1,11 +1,11 @@
 """Claims whose route no longer sends them to their next hop."""
 
-import asyncio
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import uvloop
 from msgspec.structs import replace
 
 from relay.base.message.envelope import ForwardPath
@@ -115,7 +115,7 @@ def test_an_address_that_became_invalid_ends_and_the_others_of_its_entry_are_due
     async def record(_claim: Claim, outcomes: Mapping[int, Outcome], **_reached: bool) -> None:
         recorded.update(outcomes)
 
-    recorder = SimpleNamespace(begin=asyncio.run, record=record)
+    recorder = SimpleNamespace(begin=uvloop.run, record=record)
     table = RouteTable([], [OwnDomain("a.test", f"file:{tmp_path}/listed")], Directory())
     rerouter = ClaimRerouter(recorder, table=table, admin=SimpleNamespace(), clock=ManualClock())
     assert not rerouter.takes(a_claim(count=1, epoch=2))
@@ -145,7 +145,7 @@ def test_where_its_route_is_gone_the_queue_says_that_an_answer_is_awaited() -> N
         table = RouteTable(
             [Route("a.test", "graph://c.test:443", auth, name="big")], [], Directory()
         )
-        recorder: Any = SimpleNamespace(begin=asyncio.run, record=record)
+        recorder: Any = SimpleNamespace(begin=uvloop.run, record=record)
         rerouter = ClaimRerouter(
             recorder, table=table, admin=SimpleNamespace(), clock=ManualClock()
         )

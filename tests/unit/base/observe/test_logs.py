@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 
 import pytest
+import uvloop
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -382,6 +383,6 @@ class TestSeveralLogs:
 
         context = contextvars.copy_context()
         context.run(logs.use, own.sink)
-        context.run(asyncio.run, warn())
+        context.run(uvloop.run, warn())
         assert reader.bytes() == b""
         assert [line.split("event=")[1] for line in own.lines()] == ["to_thread", "pool"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from uvloop import new_event_loop
 
 from relay.development.accounts import DevelopmentAccounts
 from relay.front_door.graph.delta import TOKEN_CHARACTERS_MAX
@@ -347,7 +348,7 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     root, clock = tmp_path_factory.mktemp("world") / "mail", ManualClock()
-    with asyncio.Runner() as runner, store_on(root, clock) as store:
+    with asyncio.Runner(loop_factory=new_event_loop) as runner, store_on(root, clock) as store:
         app = graph_app(store, clock, accounts=DevelopmentAccounts(), max_body=MAX_BODY)
         http = httpx.AsyncClient(
             transport=httpx.ASGITransport(app), base_url="http://h/v1.0/me", headers=AS_ALICE

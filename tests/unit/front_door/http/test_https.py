@@ -21,7 +21,7 @@ from relay.front_door.http.responses import json_response
 from tests.support.http_server import ANY_PORT, serving, status_of
 from tests.support.tables import each_row
 from tests.support.tls import Authority, authority
-from tests.unit.front_door.http.test_slow_clients import ATTACKER, OTHER, held, on_both_loops
+from tests.unit.front_door.http.test_slow_clients import ATTACKER, OTHER, held
 
 __all__ = ["authority"]
 
@@ -151,7 +151,6 @@ def in_memory(
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-@on_both_loops
 async def test_a_request_that_arrives_with_the_end_of_the_handshake(
     certificate, trusting, version
 ) -> None:
@@ -179,7 +178,6 @@ CLIENT_HELLO_START = bytes.fromhex("1603010200010001fc0303")
 
 
 @pytest.mark.parametrize("sent", [b"", CLIENT_HELLO_START], ids=["nothing", "a part"])
-@on_both_loops
 async def test_a_handshake_that_never_ends_is_cut_off(certificate, trusting, sent) -> None:
     before, http_server.HANDSHAKE_TIMEOUT_S = http_server.HANDSHAKE_TIMEOUT_S, 0.1
     try:
@@ -198,7 +196,6 @@ async def test_a_handshake_that_never_ends_is_cut_off(certificate, trusting, sen
 
 
 @pytest.mark.parametrize("sent", [b"", CLIENT_HELLO_START], ids=["nothing", "a part"])
-@on_both_loops
 async def test_unfinished_handshakes_do_not_exhaust_the_connections(
     certificate, trusting, sent
 ) -> None:
@@ -216,7 +213,6 @@ async def test_unfinished_handshakes_do_not_exhaust_the_connections(
 @pytest.mark.parametrize(
     "sent", [GET, b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 50000\r\n\r\n" + b"x" * 10_000]
 )
-@on_both_loops
 async def test_plain_http_gets_a_clean_close(certificate, trusting, sent) -> None:
     async with serving(certificate=certificate) as server:
         address = server.bound[0]
@@ -229,7 +225,6 @@ async def test_plain_http_gets_a_clean_close(certificate, trusting, sent) -> Non
         assert status_of(await talk_tls(server, LAST_GET, context=trusting)) == 200
 
 
-@on_both_loops
 async def test_a_slow_reader_gets_all_of_the_last_response(certificate, trusting) -> None:
     """The server has closed the connection while most of the response waits in its buffers."""
 
@@ -253,7 +248,6 @@ async def test_a_slow_reader_gets_all_of_the_last_response(certificate, trusting
     assert received > 10_000_000
 
 
-@on_both_loops
 async def test_a_client_that_never_reads_its_answer_is_cut_off(certificate, trusting) -> None:
     async def much(_: HttpRequest) -> Response:
         return Response(b"x" * 30_000_000)
@@ -274,7 +268,6 @@ async def test_a_client_that_never_reads_its_answer_is_cut_off(certificate, trus
         protocol.UNREAD_TIMEOUT_S = before
 
 
-@on_both_loops
 async def test_a_stop_waits_for_no_idle_client_and_for_no_handshake(certificate, trusting) -> None:
     loop = asyncio.get_running_loop()
     async with serving(certificate=certificate) as server:

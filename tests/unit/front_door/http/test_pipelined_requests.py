@@ -15,7 +15,6 @@ from relay.front_door.http.protocol import BoundedProtocol
 from relay.front_door.http.responses import StreamedResponse
 from tests.support.http_server import echo, in_turn, request, serving, talk
 from tests.support.tls import Authority, authority
-from tests.unit.front_door.http.test_slow_clients import on_both_loops
 
 __all__ = ["authority"]
 
@@ -43,7 +42,6 @@ async def connected(server: HttpServer) -> tuple[asyncio.StreamReader, asyncio.S
     return await asyncio.open_connection(address.host, address.port)
 
 
-@on_both_loops
 async def test_what_follows_a_request_is_not_answered() -> None:
     """A client sees that the connection ends, and repeats it (RFC 9112 9.3.2)."""
     begun, go_on = asyncio.Event(), asyncio.Event()
@@ -77,7 +75,6 @@ async def test_requests_are_told_apart_wherever_a_read_ends() -> None:
             assert answered(await in_turn(server, *stream, cut=cut)) == expected, cut
 
 
-@on_both_loops
 async def test_the_next_request_may_follow_the_last_octet_of_a_response() -> None:
     async def large(call: HttpRequest) -> Response:
         if call.method == "HEAD":
@@ -102,7 +99,6 @@ async def test_a_chunked_body_of_blank_lines_is_passed_on_in_whole(line: bytes) 
         assert answered(await talk(server, head + chunked)) == [("x", len(body))]
 
 
-@on_both_loops
 async def test_a_client_that_half_closes_gets_its_answer() -> None:
     async with serving() as server:
         reader, writer = await connected(server)
@@ -113,14 +109,12 @@ async def test_a_client_that_half_closes_gets_its_answer() -> None:
     assert answered(answer) == [("sized", 9)]
 
 
-@on_both_loops
 async def test_nothing_is_answered_after_connection_close() -> None:
     async with serving() as server:
         answer = await talk(server, LAST + get("a") * 1000)
     assert answered(answer) == [("x", 4)]
 
 
-@on_both_loops
 async def test_a_stop_answers_the_running_request_and_none_behind_it() -> None:
     begun, go_on, paths = asyncio.Event(), asyncio.Event(), []
 
@@ -150,7 +144,6 @@ def served_tls(authority: Authority) -> tuple[ServerCertificate, ssl.SSLContext]
     return ServerCertificate(made.certificate, made.key), trusting
 
 
-@on_both_loops
 async def test_no_more_is_received_over_tls_than_is_delivered(
     served_tls: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from tests.support.http_server import code_of, in_turn, serving, status_of, talk
 from tests.support.tables import each_row
 from tests.support.tls import Authority, authority
 from tests.unit.front_door.http.test_https import all_closed, end, fields_of, talk_tls
-from tests.unit.front_door.http.test_slow_clients import ATTACKER, OTHER, held, on_both_loops
+from tests.unit.front_door.http.test_slow_clients import ATTACKER, OTHER, held
 
 __all__ = ["authority"]
 
@@ -64,7 +64,6 @@ async def tunnel(
         await end(writer)
 
 
-@on_both_loops
 async def test_a_tunnel_ends_at_the_relay(hosts, trusting) -> None:
     async with serving(where, hosts=DEVELOPMENT, tunnel_hosts=hosts) as server:
         async with tunnel(server, trusting, source=OTHER) as (reader, writer):
@@ -180,7 +179,6 @@ async def test_a_service_is_no_proxy() -> None:
         assert status_of(await talk(server, get)) == 200  # RFC 9112 3.2.2
 
 
-@on_both_loops
 async def test_half_open_tunnels_end_and_others_are_served(hosts, trusting) -> None:
     before, http_server.HANDSHAKE_TIMEOUT_S = http_server.HANDSHAKE_TIMEOUT_S, 0.5
     limits = ConnectionLimits(connections=60)
@@ -199,7 +197,6 @@ async def test_half_open_tunnels_end_and_others_are_served(hosts, trusting) -> N
         http_server.HANDSHAKE_TIMEOUT_S = before
 
 
-@on_both_loops
 async def test_a_stop_waits_for_no_half_open_tunnel(hosts, trusting) -> None:
     async with (
         serving(tunnel_hosts=hosts) as server,

@@ -1,6 +1,5 @@
 """`relay account`: what it does to accounts.toml, and what a relay accepts afterwards."""
 
-import asyncio
 import fcntl
 import json
 import os
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from click.testing import CliRunner, Result
 
 from relay.base.accounts.accounts_file import load_accounts
@@ -142,7 +142,7 @@ def test_a_password_comes_from_standard_input(files: Files) -> None:
     assert "# Bob is new." in files.text
     accounts = files.load()
     login = accounts.by_password("bob@example.test", "pass wörd", client="")
-    assert asyncio.run(login).address == "bob@example.test"
+    assert uvloop.run(login).address == "bob@example.test"
     accounts.close()
     files.made("password", "bob@example.test", "--remove")
     assert "password" not in files.text

@@ -1,6 +1,5 @@
 """The user and the locks of `relay storage verify`."""
 
-import asyncio
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import uvloop
 
 import relay.operation.cli.policy
 import relay.operation.cli.send
@@ -75,7 +75,7 @@ def with_letters(stored: Settings) -> Settings:
             large = new_message([("mx:a.test", "x@a.test")], contents=(content,))
             await spool.accept(large, claim=False)
 
-    asyncio.run(fill())
+    uvloop.run(fill())
     for name in (*LETTERS, "relay-index"):
         file = stored.state_dir / "dead-letter" / name
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
+import uvloop
 
 from relay.base.message.content import BLOCK_BYTES, LARGE_BYTES, LargeContent, read_all
 from relay.base.pressure import MemoryBudget
@@ -55,7 +56,7 @@ def feed_in_blocks(one: Receiver, data: bytes, block_bytes: int) -> bytes | None
     for at in range(0, len(data), block_bytes):
         rest = one.feed(data[at : at + block_bytes])
         if one.needs_spill:
-            asyncio.run(one.spill(asyncio.to_thread))
+            uvloop.run(one.spill(asyncio.to_thread))
         if rest is not None:
             return rest + data[at + block_bytes :]
     return None
@@ -277,7 +278,7 @@ def test_the_file_of_rejected_content_is_removed_at_once(bad, rejection):
     arrival = MemoryArrival()
     one = receiver(arrival=lambda: arrival, large_bytes=20)
     one.feed(b"A: b\r\n\r\n" + b"text\r\n" * 10)
-    asyncio.run(one.spill(asyncio.to_thread))
+    uvloop.run(one.spill(asyncio.to_thread))
     assert arrival.written
     one.feed(bad)
     assert (one.rejection, one.needs_spill, arrival.discarded) == (rejection, False, 1)
@@ -309,7 +310,7 @@ def test_while_others_take_much_memory_a_smaller_body_goes_into_a_file(
     for at in range(0, size_bytes, 50):
         one.feed(sent[at : at + 50])
         if one.needs_spill:
-            asyncio.run(one.spill(asyncio.to_thread))
+            uvloop.run(one.spill(asyncio.to_thread))
         held.append(one.budget.taken_bytes - others_bytes)
     feed_in_blocks(one, b".\r\n", 5)
     content = one.hand_over().content
@@ -336,9 +337,9 @@ def test_large_content_uses_memory_only_for_its_buffers():
     for _ in range(100):
         one.feed(block)
         if one.needs_spill:
-            asyncio.run(one.spill(asyncio.to_thread))
+            uvloop.run(one.spill(asyncio.to_thread))
     one.feed(b".\r\n")
-    asyncio.run(one.spill(asyncio.to_thread))
+    uvloop.run(one.spill(asyncio.to_thread))
     assert one.rejection is None
     received = one.hand_over()
     assert received.content.size == 8 + 100 * len(block)

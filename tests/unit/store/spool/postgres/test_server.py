@@ -1,6 +1,5 @@
 """Connections to a real server: who gets one, what a refusal says, and which servers lose mail."""
 
-import asyncio
 import os
 import socket
 from contextlib import closing
@@ -9,6 +8,7 @@ from urllib.parse import quote
 
 import asyncpg
 import pytest
+import uvloop
 
 from relay.base.settings.postgres_url import parse_postgres_url
 from relay.store.spool.postgres.backup import dump
@@ -188,7 +188,7 @@ def test_pg_dump_verifies_the_certificate(safe_server, authority, tmp_path):  # 
     spool = safe_server.create_spool()
     url = f"{safe_server.tcp_url(database_of(spool))}?sslmode=verify-full"
     for trusted in (f"&sslrootcert={authority.certificate}", ""):  # "": those of the system
-        with closing(asyncio.new_event_loop()) as loop, (tmp_path / "dump").open("wb") as file:
+        with closing(uvloop.new_event_loop()) as loop, (tmp_path / "dump").open("wb") as file:
             connection = loop.run_until_complete(connect(parse_postgres_url(spool), purpose="test"))
             with pytest.raises(SpoolUnsupportedError, match="certificate"):
                 dump(parse_postgres_url(url + trusted), ConnectionTables(loop, connection), file)
