@@ -405,6 +405,8 @@ class _Session:
     async def _write(self, reply: str) -> int:
         lines = reply.replace("\r\n", "\n").replace("\n", "\r\n")
         data = f"{lines}\r\n".encode("utf-8", "replace") if reply else b""
+        if self._writer.is_closing():
+            raise EOFError
         self._writer.write(data)
         await self._writer.drain()
         code = int(reply[:3]) if reply[:3].isdecimal() else 0

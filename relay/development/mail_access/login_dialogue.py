@@ -39,8 +39,9 @@ class LoginDialogue:
         return line.removesuffix(b"\n").removesuffix(b"\r").decode()
 
     def say(self, *lines: str) -> None:
-        """Send lines."""
-        self.writer.write("".join(f"{line}\r\n" for line in lines).encode())
+        """Send lines; nothing if the client is gone."""
+        if not self.writer.is_closing():
+            self.writer.write("".join(f"{line}\r\n" for line in lines).encode())
 
     def refuse_unknown(self, reply: str) -> None:
         """Answer a command that is not known. Raises SessionOverError for the third."""

@@ -115,7 +115,7 @@ async def _copy(
     loop = asyncio.get_running_loop()
     with suppress(TimeoutError, OSError):
         async with asyncio.timeout(idle_s) as limit:  # real time: a client
-            while octets := await source.read(_READ_BYTES):
+            while (octets := await source.read(_READ_BYTES)) and not target.is_closing():
                 if idle_s and b"\n" in octets:
                     limit.reschedule(loop.time() + idle_s)  # real time: a client
                 target.write(octets)

@@ -158,6 +158,19 @@ async def test_nonsense_ends_in_replies_or_the_session_and_never_in_a_log_line(l
     assert caplog.records == []
 
 
+async def test_a_client_that_leaves_before_the_reply_leaves_no_log_line(caplog):
+    async def leave(_mail):
+        client.writer.transport.abort()  # a reset: it has not read the replies
+        for _ in range(10):  # turns of the event loop, until its host has seen it
+            await asyncio.sleep(0)
+
+    async with session(on_mail=leave) as (host, client):
+        client.writer.transport.pause_reading()
+        client.writer.write(MESSAGE)
+        await until(lambda: host.open == 0)
+    assert caplog.records == []
+
+
 async def test_a_silent_client_is_closed():
     async with session(idle_s=0.05) as (_, client):
         assert await client.rest() == b""

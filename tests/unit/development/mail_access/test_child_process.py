@@ -1,6 +1,7 @@
 """The process that serves a session: what it gets, its limits, and its end."""
 
 import asyncio
+import gc
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -65,6 +66,18 @@ async def test_it_is_killed_if_it_does_not_greet_or_end(
     with pytest.raises(OSError, match=r"^no$"):
         await served(tmp_path / "1", "echo no >&2; exec sleep 600", b"")
     assert (await served(tmp_path / "2", f"{GREETING} exec sleep 600", b""))[1] == ""
+
+
+async def test_what_it_says_to_a_client_that_has_left_is_lost(tmp_path: Path) -> None:
+    script, faults = f"{GREETING} cat; for n in 1 2 3; do echo bye; sleep 0.05; done", []
+    asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+    async with client() as (dialogue, _, writer):
+        writer.transport.abort()
+        command = ["sh", "-c", script]
+        assert await session.serve(dialogue, command, mailbox=tmp_path, user="a@b.test") == ""
+        dialogue.say("* BYE")
+    gc.collect()
+    assert faults == []
 
 
 async def test_a_client_without_a_line_is_ended(
