@@ -46,6 +46,7 @@ BANNED = {
     r"time\.(time|time_ns|monotonic|monotonic_ns|perf_counter)\(": "relay/base/clock.py",
     r"datetime\.(now|utcnow|today)\(": "relay/base/clock.py",
     r"time\.sleep\(": "",
+    r"asyncio\.(run|new_event_loop)\(": "",  # uvloop runs Relay
     r"(?<!\.)random\.(random|randint|choice|shuffle|uniform|sample|randrange|seed)\(": "",
     r"uuid\.uuid\d\(": "",
     r"os\.(environ|getenv)\b": "relay/base/settings/environment.py",

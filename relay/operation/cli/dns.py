@@ -6,12 +6,12 @@ that are not published are comments too. `relay dkim` exits 65 for a file that e
 selector in use, and a domain without keys. Neither needs a running relay, nor changes relay.toml.
 """
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import click
+import uvloop
 
 from relay.base.clock import SystemClock
 from relay.base.phrases import shown
@@ -51,7 +51,7 @@ def dns(context: CommandContext, domain: str) -> None:
     settings = context.settings()
     keys = load_keys(settings.dkim, context.found_config_file())
     try:
-        compared = asyncio.run(compare_zone(domain, settings, keys, clock=SystemClock()))
+        compared = uvloop.run(compare_zone(domain, settings, keys, clock=SystemClock()))
     except NoDnsAnswerError as error:
         text = f"relay dns: the DNS does not answer: {error}"
         raise CommandError(ExitCode.TRY_LATER, text) from None
@@ -190,7 +190,7 @@ def show_keys(context: CommandContext, domain: str | None) -> None:
             there = f"expected {', '.join(ring.domains)}" if ring else "there is no [[dkim]]"
             text = f"no key signs mail from {domain}: {there}"
             raise CommandError(ExitCode.DATA, f"relay dkim show: {text}")
-    rows = asyncio.run(shown_keys(keys, settings))
+    rows = uvloop.run(shown_keys(keys, settings))
     # `relay dkim show`: `[{domain, selector, algorithm, bits, file, name, record, until, published,
     # reasons}]`, `published` is `yes`, `no`, `differs` or `unknown`; 65: no key signs
     context.show(

@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import click
 import msgspec
+import uvloop
 
 from relay.base.clock import SystemClock, rfc3339
 from relay.base.message.nexthop import HopKind
@@ -82,7 +83,7 @@ def _run(
     settings = context.settings()
     try:
         with as_owner(settings):
-            return asyncio.run(work(TokenServer(name, settings)))
+            return uvloop.run(work(TokenServer(name, settings)))
     except TokenError as error:
         code = ExitCode.NO_PERMISSION if error.error in _BY_PERSON else ExitCode.CONFIGURATION
         code = code if error.error else ExitCode.TRY_LATER

@@ -12,6 +12,8 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+import uvloop
+
 from relay.base.clock import Clock
 from relay.base.files import open_to_others
 from relay.base.phrases import counted, named, shown
@@ -121,8 +123,8 @@ def _check_file(
     yield check_gate(settings)
     yield from _sendmail(settings, place)
     yield from _spool(settings, is_usable=not unusable)
-    yield from asyncio.run(check_milters(settings, place))
-    yield from asyncio.run(_dns(settings, ring, place, clock=clock))
+    yield from uvloop.run(check_milters(settings, place))
+    yield from uvloop.run(_dns(settings, ring, place, clock=clock))
 
 
 def _reach(settings: Settings, place: Document) -> Iterator[CheckFinding]:
@@ -241,7 +243,7 @@ def _tokens(
             for use, mailbox in server.uses:
                 server.form(use, mailbox, now_s)
                 if online:
-                    asyncio.run(server.token(use, mailbox, now_s))
+                    uvloop.run(server.token(use, mailbox, now_s))
         except TokenError as error:
             verdict = CheckResult.FAILED if online else CheckResult.WARNING
             verdict = CheckResult.FAULT if state.fault else verdict  # no start refuses it

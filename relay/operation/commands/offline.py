@@ -5,12 +5,12 @@ runs as the owner of state_dir. Raises AlreadyRunningError if a daemon holds the
 OSError.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import uvloop
 from msgspec import Struct
 
 from relay.base.clock import Clock
@@ -85,7 +85,7 @@ def with_spool_files(
         if not spool.storage(settings).exists():
             return nothing
         with OwnerLock(settings.run_dir):
-            return asyncio.run(answer())
+            return uvloop.run(answer())
 
 
 async def read_log(files: SpoolFiles, query: Mapping[str, str]) -> dict[str, Any]:
@@ -96,7 +96,7 @@ async def read_log(files: SpoolFiles, query: Mapping[str, str]) -> dict[str, Any
 
 def read_refusals(settings: Settings, conditions: RefusalSearch) -> RefusalPage:
     """Return refusals from the files. Raises OSError."""
-    return asyncio.run(RefusalFiles(settings.refused_dir).page(conditions))
+    return uvloop.run(RefusalFiles(settings.refused_dir).page(conditions))
 
 
 def restored_submissions(
@@ -135,7 +135,7 @@ def explain(
             finally:
                 await close()
 
-    return asyncio.run(answer())
+    return uvloop.run(answer())
 
 
 @contextmanager
@@ -168,4 +168,4 @@ def change_pauses(
         return pauses.as_json(), resumed
 
     with as_owner(settings), OwnerLock(settings.run_dir):
-        return asyncio.run(change())
+        return uvloop.run(change())

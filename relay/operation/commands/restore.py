@@ -7,7 +7,6 @@ removed again. Waiting mail is held: entries of the queue in the spool, submissi
 sends in `.submissions/restored`. Root makes the user of the service the owner of all files.
 """
 
-import asyncio
 import grp
 import hashlib
 import os
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import uvloop
 from msgspec import Struct
 
 from relay.base.clock import Clock
@@ -368,7 +368,7 @@ def _restore(
                 _change_owner(state_dir, owner)
                 _change_owner(root, owner)
             with as_owner(settings, root):
-                held = asyncio.run(_hold(settings, manifest, clock=clock, who=who))
+                held = uvloop.run(_hold(settings, manifest, clock=clock, who=who))
             sync_disk(root)
             sync_disk(state_dir)
         (state_dir / RESTORING).unlink()

@@ -5,7 +5,6 @@ If root starts a command, it works as the owner of state_dir, so that the relay 
 that the command creates. No relay can start while the spool is verified.
 """
 
-import asyncio
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -13,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import uvloop
 from msgspec import Struct
 from msgspec.structs import asdict
 
@@ -225,7 +225,7 @@ def adopt(
                 "there is no spool yet: a start takes the mail root that is there"
             )
         with OwnerLock(settings.run_dir):
-            return asyncio.run(_adopt(settings, clock, root_id, confirm=confirm))
+            return uvloop.run(_adopt(settings, clock, root_id, confirm=confirm))
 
 
 async def _adopt(

@@ -4,12 +4,13 @@ See relay.store.spool.engine.SpoolStorage. Checks and repairs of a database are 
 PostgreSQL's own tools.
 """
 
-import asyncio
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import NoReturn, TypeVar
+
+import uvloop
 
 from relay.base.settings.postgres_url import parse_postgres_url
 from relay.store.spool.engine import BackupResult, SpoolStorage, VerifyRequest, without_node_text
@@ -135,7 +136,7 @@ class PostgresStorage(SpoolStorage):
 
     @contextmanager
     def _connected(self) -> Iterator[ConnectionTables]:
-        with closing(asyncio.new_event_loop()) as loop:
+        with closing(uvloop.new_event_loop()) as loop:
             connection = loop.run_until_complete(server.connect(self._options, purpose="command"))
             try:
                 yield ConnectionTables(loop, connection)
