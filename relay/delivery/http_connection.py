@@ -108,6 +108,8 @@ class ClientConnection:
         was_written = False
         try:
             async with asyncio.timeout_at(until_s):  # real time: a peer
+                if not self.is_open:
+                    raise ConnectionResetError("the host closed the connection")
                 octets = self._http.send(request) or b""
                 was_written = True
                 self._writer.write(octets)

@@ -249,3 +249,18 @@ async def test_what_is_no_answer(mode: str, why: str) -> None:
         receiver.mode = mode
         with pytest.raises(HttpError, match=why):
             await post(client(), receiver.url(), answer_bytes_max=4096)
+
+
+async def test_nothing_is_written_to_a_connection_that_the_host_has_closed() -> None:
+    """A commit of the queue may come between the look whether it is open and the request."""
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    place = server.sockets[0].getsockname()
+    async with server, asyncio.timeout(120):
+        connection = await http_connection.open_http(
+            *place, authority="a", host="a", context=None, timeout_s=60
+        )
+        while connection.is_open:
+            await asyncio.sleep(0)
+        with pytest.raises(HttpError, match="the host closed the connection$") as failed:
+            await connection.request("GET", "/", timeout_s=60, answer_bytes_max=0)
+    assert not failed.value.may_have_arrived
