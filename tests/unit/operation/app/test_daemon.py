@@ -15,9 +15,9 @@ SOON_S = 120.0
 
 
 def threads() -> set[str]:
-    """The names of this process's threads, but for those that asyncio keeps for itself."""
+    """The names of this process's threads, but for those that the event loop keeps for itself."""
     names = {thread.name for thread in threading.enumerate()}
-    return {name for name in names if not name.startswith(("asyncio_", "MainThread"))}
+    return {name for name in names if not name.startswith(("uvloop_", "MainThread"))}
 
 
 @pytest.mark.parametrize("listener", ["http", "smtp"])
