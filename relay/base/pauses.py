@@ -111,5 +111,6 @@ class Pauses:
         self.on_change(pauses)
         end_us = min((pause.until_us for pause in pauses.values()), default=inf)
         if end_us < inf:
-            left_s = (end_us - self._clock.time_us()) / 1_000_000
+            # a timer of uvloop may be a fraction of a millisecond early, and counts in milliseconds
+            left_s = max(0.001, (end_us - self._clock.time_us()) / 1_000_000)
             self._timer = self._clock.call_later(left_s, self.apply)

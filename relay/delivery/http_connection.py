@@ -100,6 +100,9 @@ class ClientConnection:
         `answer_bytes_max` its body is not needed. Raises HttpError, after which the connection is
         closed.
         """
+        if not self.is_open:
+            self.close()
+            raise HttpError(f"{self.authority}: the host closed the connection")
         loop = asyncio.get_running_loop()
         until_s = loop.time() + timeout_s  # real time: a peer
         length = (("Content-Length", str(len(body))),) if body or method == "POST" else ()
@@ -108,8 +111,6 @@ class ClientConnection:
         was_written = False
         try:
             async with asyncio.timeout_at(until_s):  # real time: a peer
-                if not self.is_open:
-                    raise ConnectionResetError("the host closed the connection")
                 octets = self._http.send(request) or b""
                 was_written = True
                 self._writer.write(octets)

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from relay.base.clock import SystemClock
 from relay.base.pauses import Paused, Pauses
 from tests.support.events import until
 from tests.support.manual_clock import ManualClock
@@ -71,3 +72,14 @@ async def test_another_file_is_a_fault(tmp_path, octets) -> None:
     file.write_bytes(octets)
     with pytest.raises(ValueError, match=r"."):
         Pauses(file, ManualClock())
+
+
+async def test_the_end_of_a_pause_is_told_once_or_twice_although_timers_are_early(tmp_path) -> None:
+    """A child of the gate that was told 60 times and has not answered yet is ended."""
+    told: list[list[bool]] = [[] for _ in range(20)]
+    for number, of_one in enumerate(told):
+        pauses = Pauses(tmp_path / str(number), SystemClock())
+        pauses.on_change = lambda paused, of_one=of_one: of_one.append(bool(paused))
+        await pauses.pause(DELIVERY, for_s=0.1 + number * 0.00011, who="ann")
+    await until(lambda: not any(of_one[-1] for of_one in told))
+    assert max(map(len, told)) <= 4  # the begin, and the end

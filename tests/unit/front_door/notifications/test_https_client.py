@@ -261,6 +261,6 @@ async def test_nothing_is_written_to_a_connection_that_the_host_has_closed() -> 
         )
         while connection.is_open:
             await asyncio.sleep(0)
-        with pytest.raises(HttpError, match="the host closed the connection$") as failed:
+        with pytest.raises(HttpError, match=r"the host closed the connection$") as failed:
             await connection.request("GET", "/", timeout_s=60, answer_bytes_max=0)
     assert not failed.value.may_have_arrived
