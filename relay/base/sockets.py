@@ -14,7 +14,6 @@ import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ LACKING_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _PROBE_S = 1.0
 _ACCEPTED_AT_ONCE = 64
 _NO_FILES_S = 1.0
+_FAILURES_MAX = 10  # tries, a second apart
 _DISCARD_PORT = 9  # RFC 863; nothing is sent
 _LISTENS = "0A"  # the state of a socket in /proc/net/tcp
 _EARLY_BACKLOG = 512
@@ -80,13 +80,21 @@ class Acceptor:
         """`take` gets each connection (non-blocking) and the address of its peer."""
         self._sockets, self._take = sockets, take
         self._is_accepting = False
+        self._retry: asyncio.TimerHandle | None = None  # after a failure
+        self._failures = 0  # in a row
+        self._error = ""
+
+    @property
+    def fault(self) -> str:
+        """Why no connection could be accepted for some seconds, or ""."""
+        return self._error if self._failures > _FAILURES_MAX else ""
 
     def accept(self, *, goes_on: bool) -> None:
         """Accept from now on, or let clients wait in the backlog."""
         loop, self._is_accepting = asyncio.get_running_loop(), goes_on
         for sock in self._sockets:
             sock.setblocking(False)
-            if goes_on:
+            if goes_on and self._retry is None:
                 loop.add_reader(sock.fileno(), self._accept_some, sock)
             elif sock.fileno() >= 0:
                 loop.remove_reader(sock.fileno())
@@ -97,19 +105,31 @@ class Acceptor:
         self._sockets = ()
 
     def _accept_some(self, listening: socket.socket) -> None:
+        if self._retry is not None:  # another socket has failed
+            return
         try:
             for _ in range(_ACCEPTED_AT_ONCE):
                 if not self._is_accepting:
-                    return
+                    break
                 connection, peer = listening.accept()
                 connection.setblocking(False)
                 self._take(connection, peer)
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return
-        except OSError:  # no more open files
-            self.accept(goes_on=False)
+            pass
+        except OSError as error:  # no more open files
+            self._failures, self._error = self._failures + 1, str(error.strerror)
             loop = asyncio.get_running_loop()
-            loop.call_later(_NO_FILES_S, partial(self.accept, goes_on=True))  # real time: clients
+            self._retry = loop.call_later(_NO_FILES_S, self._try_again)  # real time: clients
+            self.accept(goes_on=self._is_accepting)
+            return
+        self._failures = 0
+
+    def _try_again(self) -> None:
+        """Accept what waits; where nothing waits, a failure would show too (accept(2) of Linux)."""
+        self._retry = None
+        for sock in self._sockets:
+            self._accept_some(sock)
+        self.accept(goes_on=self._is_accepting)
 
 
 def open_listener(address: Address, *, backlog: int, mode: int = OWNER_ONLY) -> Listener:

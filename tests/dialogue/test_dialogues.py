@@ -98,7 +98,6 @@ async def test_dialogues_through_the_gate(certificate):
         words=("logfmt", "", "", "", ""),
         setup=lambda: setup_of("relay.example.test", listeners),
         load=lambda: LoadState(PressureState(), paused=""),
-        on_change=lambda _: None,
     )
     for number, script in enumerate(scripts):
         relay, _, changes = parts_of(script, certificate)

@@ -159,8 +159,12 @@ class Owner:
     server: SmtpServer
     clients: list[socket.socket] = field(default_factory=list)
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
-    reason: str = ""  # why there is no child
     folder: Path = Path()
+
+    @property
+    def reason(self) -> str:
+        """Why there is no child, or what it does not do."""
+        return self.keeper.fault
 
     @property
     def child(self) -> Child:
@@ -236,16 +240,10 @@ async def owner_of(
         "relay.example.test",
         [ListenerSetup(told, [], requires_tls=False, offers_auth_in_clear=True)],
     )
-    owner: Owner
-
-    def note(reason: str) -> None:
-        owner.reason = reason
-
     keeper = GateKeeper(
         words=WORDS,
         setup=lambda: setup,
         load=lambda: LoadState(PressureState(), ""),
-        on_change=note,
     )
     server = relay.server(elsewhere=partial(keeper.hand_on, 0), **listener)
     owner = Owner(relay, keeper, server, folder=folder)

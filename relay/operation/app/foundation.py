@@ -210,14 +210,12 @@ def _shown(faults: Sequence[Fault]) -> tuple[str, ...]:
 
 class Readiness:
     """Why the relay is not ready: `reason`, "" when it is. `impaired` says what fails in a relay
-    that is ready, `gate` why the process of the SMTP sessions does not run; `queue` returns why the
-    queue cannot be read.
+    that is ready; `queue` returns why the queue cannot be read.
     """
 
     def __init__(self) -> None:
         self.reason = "starting"
         self.impaired = ""
-        self.gate = ""
         self.queue: Callable[[], str] = str
 
     def __call__(self) -> str:

@@ -5,8 +5,8 @@ pages does not load them. It imports them at the start and not at the first requ
 installation is detected at once, and all modules have the same version.
 
 unready() decides when /readyz answers 503: during a start or a stop, after a fault (`daemon`),
-without the spool, the mail root or the process of the SMTP sessions, and while acceptance is
-paused.
+without the spool or the mail root, while an SMTP listener accepts no connections, and while
+acceptance is paused.
 """
 
 import dataclasses
@@ -193,7 +193,7 @@ def _means(
     def unready() -> str:
         """Return the reason for a 503 of /readyz, "" if there is none."""
         ready = base.readiness
-        reason = ready() or ready.gate or base.spool.health() or ready.queue()
+        reason = ready() or transport.smtp_fault or base.spool.health() or ready.queue()
         reason = reason or base.pressure.paused()
         trouble = base.root.trouble if base.holds_root else ""
         if reason or not trouble:

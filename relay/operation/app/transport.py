@@ -87,6 +87,13 @@ class Transport:
     replies: AutomaticReplySender  # sends automatic replies
     maildrop: MailDrop | None  # the drop directory of [sendmail]
 
+    @property
+    def smtp_fault(self) -> str:
+        """Why a listener accepts no connections, or ""."""
+        faults = [self.gate.fault if self.gate is not None else ""]
+        faults += [server.fault for server in self.smtp_servers]
+        return next(filter(None, faults), "")
+
 
 def build_transport(base: Foundation) -> Transport:
     """Return the transport, not started."""
@@ -581,7 +588,6 @@ def build_gate(base: Foundation) -> GateKeeper | None:
         words=words,
         setup=setup,
         load=lambda: LoadState(base.pressure.state, base.pressure.paused()),
-        on_change=partial(setattr, base.readiness, "gate"),
     )
 
 

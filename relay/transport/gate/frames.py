@@ -144,6 +144,7 @@ class PacketSender:
         """
         self._end, self._on_room, self._on_end = end, on_room, on_end
         self._waiting: deque[tuple[bytes, int]] = deque()
+        self._is_full = False  # _write() is called when there is room
 
     def send(self, octets: bytes, descriptor: int) -> None:
         """Send a packet, and close the descriptor here."""
@@ -151,6 +152,7 @@ class PacketSender:
         if len(self._waiting) == 1:
             self._write()
             if self._waiting:
+                self._is_full = True
                 asyncio.get_running_loop().add_writer(self._end.fileno(), self._write)
                 self._on_room(False)
 
@@ -175,7 +177,9 @@ class PacketSender:
             self.close()
             self._on_end(f"it takes no packets: {error.strerror}")
             return
-        if asyncio.get_running_loop().remove_writer(self._end.fileno()):
+        if self._is_full:  # uvloop's remove_writer() does not say whether there was a writer
+            self._is_full = False
+            asyncio.get_running_loop().remove_writer(self._end.fileno())
             self._on_room(True)
 
 

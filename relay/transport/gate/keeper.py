@@ -24,6 +24,8 @@ _LONG_LIFE_S = 60.0
 _PAUSES_S = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # before a start, after repeated ends
 _TICK_S = 0.5
 _UNANSWERED_MAX = 60  # ticks rather than a time: this process may stand still as well
+_UNREADY_MAX = 20  # ticks until /readyz says so
+_NO_ROOM = "the process of the SMTP sessions takes no more connections"
 _SESSIONS_MAX = 262_144  # more than a process has descriptors for
 _LAST_S = 1.0  # for the child, after the sessions
 _COMMIT_S = 5.0
@@ -37,11 +39,12 @@ class GateKeeper:
     words: Sequence[str]  # arguments of the child: how it logs
     setup: Callable[[], Setup]
     load: Callable[[], LoadState]
-    on_change: Callable[[str], None]  # gets why there is no child, or ""
 
     def __post_init__(self) -> None:
         self._child: _Child | None = None
         self._is_draining = False
+        self._reason = ""  # why the listeners do not accept; "": they do
+        self._ticks_waited = 0  # since then
         self.accept: list[Callable[[bool], None]] = []  # let listeners accept, or wait
 
     @property
@@ -54,15 +57,22 @@ class GateKeeper:
         """The number of open sessions."""
         return self._child.sessions.total if self._child is not None else 0
 
+    @property
+    def fault(self) -> str:
+        """Why there is no child, or what it has not done for ten seconds; "" if it does all."""
+        if self._child is not None and self._child.unanswered > _UNREADY_MAX:
+            return "the process of the SMTP sessions does not answer"
+        is_long = self._child is None or self._ticks_waited > _UNREADY_MAX
+        return self._reason if is_long else ""
+
     async def start(self) -> None:
         """Start the child. Raises OSError."""
         try:
-            child = _Child(self.words, on_room=self._accept)
+            child = _Child(self.words, on_room=lambda has: self._wait("" if has else _NO_ROOM))
             self._child = await child.started(self.setup(), self.load())
         except OSError as error:
             raise OSError(f"the process of the SMTP sessions did not start: {error}") from None
-        self._accept(True)
-        self.on_change("")
+        self._wait("")
 
     async def run(self) -> None:
         """Replace each child that ends, and send it the load, until cancelled."""
@@ -119,19 +129,24 @@ class GateKeeper:
         while not child.ended.done():
             await asyncio.wait({child.ended}, timeout=_TICK_S)  # real time: it may end
             self.tell()
+            self._ticks_waited += bool(self._reason)
+            if self._ticks_waited > _UNANSWERED_MAX:
+                child.end(f"it has taken no connection for {_UNANSWERED_MAX * _TICK_S:g} seconds")
         self._child = None
-        self._accept(False)
+        self._wait("the process of the SMTP sessions ended")
         reason = f"{child.ended.result()}; {await child.kill()}"
         if not self._is_draining:
             self._note_end(f"the process of the SMTP sessions ended: {reason}")
 
     def _note_end(self, reason: str) -> None:
         _log.error("SMTP waits", error=reason)
-        self.on_change(reason)
+        self._wait(reason)
 
-    def _accept(self, goes_on: bool) -> None:
+    def _wait(self, reason: str) -> None:
+        """Let clients wait in the backlog of the listeners; or, if `reason` is "", accept them."""
+        self._reason, self._ticks_waited = reason, 0
         for accept in self.accept:
-            accept(goes_on)
+            accept(not reason)
 
 
 class _Child:
@@ -158,7 +173,7 @@ class _Child:
         self.statm = Descriptor(os.open(f"/proc/{self.process.process.pid}/statm", os.O_RDONLY))
         self.ended: asyncio.Future[str] = loop.create_future()
         self._ready: asyncio.Future[Ready] = loop.create_future()
-        self._unanswered = 0
+        self.unanswered = 0  # ticks
         self.sessions = SessionsOfChild(self.send, self._note_ready)
         self.channel = self.sessions.channel = FrameChannel(self.sessions.hear, self.end)
         self._packets = PacketSender(ours, on_room=on_room, on_end=self.end)
@@ -188,12 +203,12 @@ class _Child:
     def tell(self, load: LoadState) -> None:
         """Send the child how much mail is accepted now; it has to answer."""
         self.channel.send(encode(load))
-        self._unanswered += 1
-        if self._unanswered > _UNANSWERED_MAX:
+        self.unanswered += 1
+        if self.unanswered > _UNANSWERED_MAX:
             self.end(f"it has not answered for {_UNANSWERED_MAX * _TICK_S:g} seconds")
 
     def _note_ready(self, frame: Ready) -> None:
-        self._unanswered = 0
+        self.unanswered = 0
         if not self._ready.done():
             self._ready.set_result(frame)
 

@@ -121,6 +121,12 @@ class SmtpServer:
         return self._smtp_sessions.total
 
     @property
+    def fault(self) -> str:
+        """Why no connection could be accepted for ten seconds, or ""."""
+        why = self._acceptor.fault if self._acceptor is not None else ""
+        return why and f"the listener at {self.address} cannot accept connections: {why}"
+
+    @property
     def acceptances(self) -> int:
         """The number of messages that are being accepted."""
         return len(self._of_owners.acceptances)

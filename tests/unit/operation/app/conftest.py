@@ -1,6 +1,7 @@
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,13 +27,11 @@ def settings_with(tmp_path: Path) -> Callable[..., Settings]:
 def composed() -> Callable[[Settings], Daemon]:
     """A daemon of these settings, not started."""
 
-    def composed(settings: Settings, *, crash_at: str = "") -> Daemon:
+    def composed(settings: Settings, **sources: Any) -> Daemon:
         boxes = settings.mailboxes
         accounts = load_accounts(boxes.accounts, boxes.domains, clock=SystemClock(), environ={})
         rules = load_rules(settings.policy.directory, local_domains=boxes.domains)
-        return compose(
-            settings, RelayDependencies(accounts, lambda: RuleBook(rules), crash_at=crash_at)
-        )
+        return compose(settings, RelayDependencies(accounts, lambda: RuleBook(rules), **sources))
 
     return composed
 

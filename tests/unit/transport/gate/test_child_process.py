@@ -11,6 +11,7 @@ import pytest
 
 from relay.base.message.content import LARGE_BYTES
 from relay.transport.gate import keeper as keeper_module
+from tests.support.events import until
 from tests.support.lying_child import HELLO, WAIT_S, Owner, owner_of
 
 LINE = b"y" * 70 + b"\r\n"
@@ -103,11 +104,8 @@ async def test_a_child_that_stands_still_or_is_killed_is_replaced(tmp_path, monk
     async with owner_of(tmp_path, monkeypatch, None) as owner:
         for number in (signal.SIGSTOP, signal.SIGKILL):
             os.kill(owner.pid, number)
-            async with asyncio.timeout(WAIT_S):
-                while not owner.reason:
-                    await asyncio.sleep(0.001)
             expected = (
                 "it has not answered for 0.5 seconds" if number == signal.SIGSTOP else "signal 9"
             )
-            assert expected in owner.reason
+            await until(lambda expected=expected: expected in owner.reason)
             assert await replies(owner) == [b"220"]  # it waited for the next one

@@ -1,7 +1,9 @@
-"""A queue that cannot be read for a while makes the relay not ready: mail is taken, and waits."""
+"""What makes a relay not ready: a queue that cannot be read, clients of SMTP that wait."""
 
 import asyncio
 import http.client
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from relay.delivery import scheduler
 from relay.operation.app.daemon import Daemon
+from relay.transport.gate import keeper as keeper_module
 from tests.support.remote_mx import RemoteMx
 from tests.support.spools import new_message
 
@@ -71,3 +74,21 @@ async def test_the_reason_is_said_once_it_lasts(daemon, tmp_path: Path, monkeypa
         other.execute("ALTER TABLE recipient RENAME COLUMN owed TO owed_report")
     await until_status(daemon, 200)
     assert await unread_s(daemon) == 0
+
+
+async def test_smtp_that_stands_still_is_said(settings_with, composed, monkeypatch) -> None:
+    monkeypatch.setattr(keeper_module, "_TICK_S", 0.01)
+    monkeypatch.setattr(keeper_module, "_UNANSWERED_MAX", 1_000_000)
+    settings = settings_with(smtp=[{"listen": "127.0.0.1:0"}], smtp_gate="on")
+    daemon = composed(settings, gate_words=("json", "", "", "", ""))
+    try:
+        await daemon.start()
+        assert await asked(daemon, "/readyz") == (200, "ready\n")
+        child = daemon.transport.gate._child.process.process.pid
+        os.kill(child, signal.SIGSTOP)
+        text = await until_status(daemon, 503)
+        assert text == "the process of the SMTP sessions does not answer\n"
+        os.kill(child, signal.SIGCONT)
+        assert await until_status(daemon, 200) == "ready\n"
+    finally:
+        await daemon.stop()
