@@ -280,19 +280,21 @@ class ConcurrencyCounter:
         """Return whether another operation of a key may begin under these limits."""
         return self.total < in_all and self.count(key) < per_key
 
-    def begin(self, key: Hashable | None) -> None:
-        """Count another operation until end()."""
+    def begin(self, *keys: Hashable | None) -> None:
+        """Count another operation, which may have several keys, until end()."""
         self.total += 1
-        if key is not None:
-            self._by_key[key] += 1
+        for key in keys:
+            if key is not None:
+                self._by_key[key] += 1
 
-    def end(self, key: Hashable | None) -> None:
+    def end(self, *keys: Hashable | None) -> None:
         """Count the end of an operation."""
         self.total -= 1
-        if key is not None:
-            self._by_key[key] -= 1
-            if not self._by_key[key]:
-                del self._by_key[key]
+        for key in keys:
+            if key is not None:
+                self._by_key[key] -= 1
+                if not self._by_key[key]:
+                    del self._by_key[key]
 
     @contextmanager
     def counted(self, key: Hashable | None) -> Iterator[None]:

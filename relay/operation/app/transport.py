@@ -94,6 +94,13 @@ class Transport:
         faults += [server.fault for server in self.smtp_servers]
         return next(filter(None, faults), "")
 
+    @property
+    def full(self) -> list[str]:
+        """The addresses of the listeners without places for strangers."""
+        elsewhere = self.gate.full if self.gate is not None else ()
+        servers = enumerate(self.smtp_servers)
+        return [str(one.address) for n, one in servers if one.is_full or n in elsewhere]
+
 
 def build_transport(base: Foundation) -> Transport:
     """Return the transport, not started."""
@@ -216,6 +223,7 @@ def connect_parts(
     base.store.messages.on_read = transport.receipts.sender.read
     base.usage.on_near = on_near
     base.readiness.queue = scheduler.unreadable
+    base.metrics.strangers_full.set_function(lambda: len(transport.full))
     if transport.gate is not None:
         transport.gate.accept = [server.accept for server in transport.smtp_servers]
     if base.reloader is not None:

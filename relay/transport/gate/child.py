@@ -49,7 +49,7 @@ class Child:
     def __init__(self, packets: socket.socket, *, missing: tuple[str, ...], crash_at: str) -> None:
         """`missing` names the parts of the sandbox that the kernel does not have."""
         self._packets = packets
-        self._ready = wire.encode(wire.Ready(missing))
+        self._missing = missing
         self._clock = SystemClock()
         self._crash = CrashPoints(crash_at)
         self._pressure = Pressure()
@@ -90,13 +90,17 @@ class Child:
             case wire.LoadState(paused=paused):
                 self._pressure.state = frame.pressure
                 self._pressure.paused = lambda: paused
-                self._channel.send(self._ready)
+                self._answer()
             case wire.Setup():
                 self._calls.kept = {}
                 self._use(frame)
-                self._channel.send(self._ready)
+                self._answer()
             case wire.Drain(grace_s=grace_s):
                 self._draining = asyncio.get_running_loop().create_task(self._drain(grace_s))
+
+    def _answer(self) -> None:
+        full = [number for number, one in enumerate(self._listeners) if one.is_full]
+        self._channel.send(wire.encode(wire.Ready(self._missing, tuple(full))))
 
     def _take_packets(self) -> None:
         try:

@@ -58,6 +58,11 @@ class GateKeeper:
         return self._child.sessions.total if self._child is not None else 0
 
     @property
+    def full(self) -> tuple[int, ...]:
+        """The places in Setup of the listeners without places for strangers."""
+        return self._child.full if self._child is not None else ()
+
+    @property
     def fault(self) -> str:
         """Why there is no child, or what it has not done for ten seconds; "" if it does all."""
         if self._child is not None and self._child.unanswered > _UNREADY_MAX:
@@ -174,6 +179,7 @@ class _Child:
         self.ended: asyncio.Future[str] = loop.create_future()
         self._ready: asyncio.Future[Ready] = loop.create_future()
         self.unanswered = 0  # ticks
+        self.full: tuple[int, ...] = ()  # as in Ready
         self.sessions = SessionsOfChild(self.send, self._note_ready)
         self.channel = self.sessions.channel = FrameChannel(self.sessions.hear, self.end)
         self._packets = PacketSender(ours, on_room=on_room, on_end=self.end)
@@ -208,7 +214,7 @@ class _Child:
             self.end(f"it has not answered for {_UNANSWERED_MAX * _TICK_S:g} seconds")
 
     def _note_ready(self, frame: Ready) -> None:
-        self.unanswered = 0
+        self.unanswered, self.full = 0, frame.full
         if not self._ready.done():
             self._ready.set_result(frame)
 

@@ -108,10 +108,12 @@ class Ended(_OfSession, frozen=True):
 class Ready(_Frame, frozen=True):
     """The child is alive and uses the last Setup or LoadState.
 
-    `missing` names the parts of the sandbox that the kernel does not have.
+    `missing` names the parts of the sandbox that the kernel does not have, `full` has the places in
+    Setup of the listeners without places for strangers.
     """
 
     missing: tuple[str, ...]
+    full: tuple[int, ...] = ()
 
 
 FromChild = (

@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 
 from relay.base.crashpoints import CrashPoints
 from relay.base.message.envelope import ForwardPath
-from relay.base.pressure import MemoryBudget, Pressure
+from relay.base.pressure import ConcurrencyCounter, MemoryBudget, Pressure
 from relay.base.settings.tree import SmtpListener
 from relay.base.socket_address import client_of
 from relay.store.spool.types import IncomingBody
@@ -35,6 +35,9 @@ LOGIN_ENDED = (
     # RFC 5321 3.8
     "421 4.7.0 The account or its password was changed; log in again, closing the connection"
 )
+STRANGERS, TRUSTED, LOGINS = "strangers", "trusted", "logins"  # the kinds of places of a listener
+_NETWORK_BITS = 48  # of a site (RFC 6177)
+_OF_NETWORK = 4  # times the sessions of an address
 CONNECT = "CONNECT"  # in place of a command: the connection itself was refused
 
 
@@ -119,11 +122,26 @@ class SessionClient(Struct, frozen=True):
     ended: Callable[[], None] = lambda: None  # is called at the end: nothing more is asked
 
     @property
-    def counted_as(self) -> str | None:
-        """The key by which sessions of the client are counted; None: only the total counts."""
-        if self.uid is not None:
-            return f"uid {self.uid}" if self.uid else None
-        return None if self.is_trusted else client_of(self.ip) or None
+    def counted_as(self) -> tuple[str, ...]:
+        """The keys by which a session of the client is counted before a login: its kind of places,
+        then the user or the address, then the IPv6 network; the last two only if they have a limit.
+        """
+        if self.is_trusted:
+            return (TRUSTED, f"uid {self.uid}") if self.uid else (TRUSTED,)
+        keys = dict.fromkeys((client_of(self.ip), client_of(self.ip, bits=_NETWORK_BITS)))
+        return (STRANGERS, *filter(None, keys))
+
+
+def without_place(count: ConcurrencyCounter, keys: tuple[str, ...], settings: SmtpListener) -> str:
+    """Return the reply to a client for whose session there is no place, else ""."""
+    if count.count(keys[0]) >= settings.max_sessions:
+        return "421 4.7.0 Too many sessions at once, try again later"  # RFC 5321 7.8
+    each = settings.max_sessions_per_client
+    for key, sessions_max in zip(keys[1:], (each, each * _OF_NETWORK), strict=False):
+        if count.count(key) >= sessions_max:
+            # RFC 5321 7.8
+            return "421 4.7.0 Too many sessions from your address, close some and try again"
+    return ""
 
 
 class ListenerDependencies(Struct, frozen=True):

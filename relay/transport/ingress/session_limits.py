@@ -28,6 +28,8 @@ class SessionLimits(Struct, frozen=True):
     # limit: failed logins of a session; then 421
     auth_failures: int = 3
     auth_failure_delay_s: float = 1.0  # multiplied by the number of failures
+    # limit: silence of a stranger, from half of `max_sessions` on; then 421
+    stranger_silence_s: float = 10.0
     # limit: duration of an SMTP session
     session_s: float = 7200.0  # a slow upload of the largest message
     last_reply_s: float = 5.0  # for a client that does not read its last reply

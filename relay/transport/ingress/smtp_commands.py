@@ -120,6 +120,10 @@ class SmtpCommands:
         """Return a fact of the transport, as its get_extra_info() does."""
         raise NotImplementedError
 
+    def move_to_logins(self) -> str:
+        """Take the place of a login. If there is none, return the reply."""
+        raise NotImplementedError
+
     async def pause(self, seconds: float) -> None:
         """Wait, or until the client disconnects."""
         raise NotImplementedError
@@ -360,6 +364,9 @@ class SmtpCommands:
         finally:  # also if the client leaves instead of answering the challenge
             if reply_unsent := authentication.unsent:
                 self._record(self._refused("AUTH", reply_unsent, ""), reply_unsent)
+        if self._authentication.login and (no_place := self.move_to_logins()):
+            refused = self._refused("AUTH", no_place, "")
+            raise CommandRefusedError(dataclasses.replace(refused, reason=RefusalReason.LIMIT))
         return self._end_with(reply) if authentication.is_exhausted else reply
 
     async def mail(self, argument: str) -> str:

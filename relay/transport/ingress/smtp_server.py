@@ -121,6 +121,11 @@ class SmtpServer:
         return self._smtp_sessions.total
 
     @property
+    def is_full(self) -> bool:
+        """Whether strangers have no place in this process."""
+        return self._smtp_sessions.is_full
+
+    @property
     def fault(self) -> str:
         """Why no connection could be accepted for ten seconds, or ""."""
         why = self._acceptor.fault if self._acceptor is not None else ""

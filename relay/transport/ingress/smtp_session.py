@@ -39,10 +39,13 @@ from relay.transport.ingress.data import ContentCollector, ContentRejection, Fra
 from relay.transport.ingress.esmtp_parameters import SmtpRejection
 from relay.transport.ingress.session_client import (
     CONNECT,
+    LOGINS,
+    STRANGERS,
     ListenerDependencies,
     RefusedCommand,
     SessionClaims,
     SessionClient,
+    without_place,
 )
 from relay.transport.ingress.session_refusals import LineError
 from relay.transport.ingress.smtp_commands import PAUSED, SHUTTING_DOWN, SmtpCommands
@@ -187,13 +190,18 @@ class SessionDependencies(Struct, frozen=True):
     """What the sessions of a listener share."""
 
     listener: ListenerDependencies  # what their commands share
-    count: ConcurrencyCounter  # sessions by SessionClient.counted_as
+    count: ConcurrencyCounter  # sessions by SessionClient.counted_as, and logins
     sessions: set["SmtpSession"]  # the open sessions
     tls_context: ssl.SSLContext | None  # None: no TLS
     on_failed_handshake: Callable[[SessionClient, OSError], None]  # called with the reason
     begun: Callable[[], None]  # counts a connection
     # returns the client of a session that was made without one; None: all have one
     meet: Callable[[asyncio.BaseTransport], SessionClient] | None
+
+    @property
+    def strangers(self) -> int:
+        """The number of sessions of strangers."""
+        return self.count.count(STRANGERS)
 
 
 class _NoHooks:
@@ -215,12 +223,14 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
             self,
             _NO_HANDLER,
             hostname=shared.listener.hostname,
-            timeout=shared.listener.settings.timeout,
+            timeout=min(  # after which _timeout_cb() looks for the first time
+                shared.listener.settings.timeout, shared.listener.limits.stranger_silence_s
+            ),
             loop=asyncio.get_running_loop(),
         )
         self._shared = shared
         self._met = client
-        self._counted_as: str | None = None
+        self._counted_as: tuple[str, ...] = ()
         self._may_speak_first = False
         self._input = InputBuffer(
             limit_bytes=shared.listener.limits.input_bytes,
@@ -229,6 +239,7 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
         )
         self._replies: list[bytes] = []
         self._waiting_since: float | None = None  # loop time; None while a command is in progress
+        self._asked_since: float | None = None  # the same, for a whole command line
         self._began_s = self.loop.time()  # real time: a client
         self.closed = self.loop.create_future()
 
@@ -250,7 +261,7 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
         elif listener.pressure.rejects_untrusted and not (trusted or listener.role.must_log_in):
             rejection = _BUSY
         else:
-            rejection = self._counted_or_rejected()
+            rejection = without_place(self._shared.count, self._counted_as, listener.settings)
         self._shared.begun()
         if rejection:
             client.refused(RefusedCommand(command=CONNECT, reply=rejection), SessionClaims())
@@ -258,19 +269,21 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
             rejected.write(rejection.encode("ascii") + b"\r\n")
             rejected.close()
             return
+        self._shared.count.begin(*self._counted_as)
         self._shared.sessions.add(self)
         SmtpCommands.__init__(self, listener, client, tls=tls)
         super().connection_made(transport)
 
-    def _counted_or_rejected(self) -> str:
-        """Count the session and return "", or return the reply that rejects it."""
+    def move_to_logins(self) -> str:
+        """Take the place of a login; an address counts as before. If there is none, return the
+        reply.
+        """
         count, settings = self._shared.count, self._shared.listener.settings
-        if count.total >= settings.max_sessions:
-            return "421 4.7.0 Too many sessions at once, try again later"  # RFC 5321 7.8
-        if count.count(self._counted_as) >= settings.max_sessions_per_client:
-            # RFC 5321 7.8
-            return "421 4.7.0 Too many sessions from your address, close some and try again"
-        count.begin(self._counted_as)
+        if count.count(LOGINS) >= settings.max_sessions:
+            return "421 4.7.0 Too many sessions with a login, try again later"  # RFC 5321 7.8
+        count.end(*self._counted_as)
+        self._counted_as = (LOGINS, *self._counted_as[1:2])
+        count.begin(*self._counted_as)
         return ""
 
     def data_received(self, data: bytes) -> None:
@@ -291,7 +304,7 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
         if self in self._shared.sessions:
             self._shared.sessions.remove(self)
             self.reset()
-            self._shared.count.end(self._counted_as)
+            self._shared.count.end(*self._counted_as)
             super().connection_lost(None if isinstance(error, OSError) else error)
         if self._met is not None:
             ended, task = self._met.ended, self._handler_coroutine
@@ -304,13 +317,23 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
 
     def _timeout_cb(self) -> None:
         """End the session if the client was idle for too long, else set the timer again."""
-        now = self.loop.time()  # real time: a client
-        too_old = now - self._began_s >= self._shared.listener.limits.session_s
+        now, limits = self.loop.time(), self._shared.listener.limits  # real time: a client
+        too_old = now - self._began_s >= limits.session_s
         silent_s = 0.0 if self._waiting_since is None else now - self._waiting_since
+        settings = self._shared.listener.settings
+        left_s = settings.timeout - silent_s
         if self.transport is None:
             return
-        if self._waiting_since is None or (silent_s < self._timeout_duration and not too_old):
-            self._reset_timeout(max(self._timeout_duration - silent_s, 0.001))
+        if self._counted_as[0] == STRANGERS:
+            asked_s = 0.0 if self._asked_since is None else now - self._asked_since
+            is_crowded = 2 * self._shared.strangers >= settings.max_sessions
+            if is_crowded and asked_s >= limits.stranger_silence_s:
+                # RFC 5321 4.5.3.2.7
+                self.close_with("421 4.4.2 Many clients wait for a session, closing yours")
+                return
+            left_s = min(left_s, limits.stranger_silence_s - asked_s % limits.stranger_silence_s)
+        if self._waiting_since is None or (silent_s < settings.timeout and not too_old):
+            self._reset_timeout(max(left_s, 0.001))
             return
         self.close_with("421 4.4.2 Time is up, closing the connection")  # RFC 5321 4.5.3.2.7
 
@@ -383,17 +406,20 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
         while True:
             line = self._input.take_line(self._shared.listener.limits.auth_line_bytes)
             if line is not None:
+                self._asked_since = None
                 if len(self._replies) >= _BATCH_REPLIES:  # a long batch: let other sessions run
                     await self._flush()
                     await asyncio.sleep(0)
                 return line
-            if not await self._more():
+            if not await self._more(of_line=True):
                 return None
 
-    async def _more(self) -> bool:
+    async def _more(self, *, of_line: bool = False) -> bool:
         """Write the buffered replies, then wait for input."""
         await self._flush()
         self._waiting_since = self.loop.time()  # real time: a client
+        if of_line and self._asked_since is None:
+            self._asked_since = self._waiting_since
         try:
             return await self._input.more()
         finally:

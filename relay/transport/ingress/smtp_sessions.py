@@ -23,6 +23,7 @@ from relay.transport.ingress.session_client import (
     RefusedCommand,
     SessionClaims,
     SessionClient,
+    without_place,
 )
 from relay.transport.ingress.session_refusals import handshake_fault
 from relay.transport.ingress.smtp_commands import SHUTTING_DOWN
@@ -47,7 +48,7 @@ class SmtpSessions:
         """`begun` counts a connection, `meet` returns the client of a session of new_session()."""
         self.tls_at_once = tls_context if listener.role.has_tls_first else None
         self._beginning = TaskSet()  # until their sessions exist
-        self._handshakes = ConcurrencyCounter()  # TLS handshakes in progress
+        self._handshakes = ConcurrencyCounter()  # the same
         self.shared = SessionDependencies(
             listener,
             ConcurrencyCounter(),
@@ -63,6 +64,11 @@ class SmtpSessions:
         """The number of open sessions."""
         return self.shared.count.total
 
+    @property
+    def is_full(self) -> bool:
+        """Whether strangers have no place."""
+        return self.shared.strangers >= self.shared.listener.settings.max_sessions
+
     def use(self, settings: SmtpListener) -> None:
         """Give sessions that begin from now on the limits of `settings`."""
         listener = replace(self.shared.listener, settings=settings)
@@ -75,14 +81,17 @@ class SmtpSessions:
     def begin(self, connection: socket.socket, client: SessionClient) -> None:
         """Take a connection from which nothing was read.
 
-        If too many connections have no session yet, it is closed. It is also closed if its task is
-        cancelled.
+        If too many connections of this kind have no session yet, or under TLS, when no reply can be
+        sent, of this client, it is closed. It is also closed if its task is cancelled.
         """
-        if len(self._beginning) >= self.shared.listener.settings.max_sessions:
+        keys = client.counted_as if self.tls_at_once is not None else client.counted_as[:1]
+        if without_place(self._handshakes, keys, self.shared.listener.settings):
             connection.close()
             client.ended()
             return
-        self._beginning.start(self._begin(connection, client))
+        self._handshakes.begin(*keys)
+        task = self._beginning.start(self._begin(connection, client))
+        task.add_done_callback(lambda _: self._handshakes.end(*keys))
 
     async def drain(self, grace_s: float) -> None:
         """End. Open transactions may finish within `grace_s`."""
@@ -103,19 +112,15 @@ class SmtpSessions:
     async def _begin(self, connection: socket.socket, client: SessionClient) -> None:
         """Make the handshake."""
         has_begun, tls = False, self.tls_at_once
-        key = None if tls is None else client.counted_as
         try:
-            if self._handshakes.count(key) >= self.shared.listener.settings.max_sessions_per_client:
-                return  # too many sessions of this client; without TLS no reply can be sent
-            with self._handshakes.counted(key):
-                if tls is not None and not await _has_spoken(connection):
-                    return  # a check whether the port is open
-                await asyncio.get_running_loop().connect_accepted_socket(
-                    partial(SmtpSession, self.shared, client),
-                    connection,
-                    ssl=tls,
-                    ssl_handshake_timeout=TLS_HANDSHAKE_S if tls else None,  # real time: a client
-                )
+            if tls is not None and not await _has_spoken(connection):
+                return  # a check whether the port is open
+            await asyncio.get_running_loop().connect_accepted_socket(
+                partial(SmtpSession, self.shared, client),
+                connection,
+                ssl=tls,
+                ssl_handshake_timeout=TLS_HANDSHAKE_S if tls else None,  # real time: a client
+            )
             has_begun = True
         except TimeoutError:
             self._record_failed_handshake(client, OSError("the client sent nothing"))

@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from relay.delivery import scheduler
 from relay.operation.app.daemon import Daemon
 from relay.transport.gate import keeper as keeper_module
+from tests.support.lying_child import WORDS
 from tests.support.remote_mx import RemoteMx
 from tests.support.spools import new_message
 
@@ -48,6 +50,12 @@ async def until_status(daemon: Daemon, status: int) -> str:
     return answer[1]
 
 
+async def until_answer(daemon: Daemon, answer: tuple[int, str]) -> None:
+    async with asyncio.timeout(SOON_S):
+        while await asked(daemon, "/readyz") != answer:
+            await asyncio.sleep(0.02)
+
+
 async def unread_s(daemon: Daemon) -> float:
     _, text = await asked(daemon, "/metrics")
     (line,) = (one for one in text.splitlines() if one.startswith("relay_queue_unread_seconds "))
@@ -80,7 +88,7 @@ async def test_smtp_that_stands_still_is_said(settings_with, composed, monkeypat
     monkeypatch.setattr(keeper_module, "_TICK_S", 0.01)
     monkeypatch.setattr(keeper_module, "_UNANSWERED_MAX", 1_000_000)
     settings = settings_with(smtp=[{"listen": "127.0.0.1:0"}], smtp_gate="on")
-    daemon = composed(settings, gate_words=("json", "", "", "", ""))
+    daemon = composed(settings, gate_words=WORDS)
     try:
         await daemon.start()
         assert await asked(daemon, "/readyz") == (200, "ready\n")
@@ -90,5 +98,21 @@ async def test_smtp_that_stands_still_is_said(settings_with, composed, monkeypat
         assert text == "the process of the SMTP sessions does not answer\n"
         os.kill(child, signal.SIGCONT)
         assert await until_status(daemon, 200) == "ready\n"
+    finally:
+        await daemon.stop()
+
+
+@pytest.mark.parametrize("gate", ["on", "off"])
+async def test_full_places_of_strangers_are_said(settings_with, composed, gate) -> None:
+    smtp = {"listen": "127.0.0.1:0", "trusted_networks": [], "max_sessions": 1}
+    daemon = composed(settings_with(smtp=[smtp], smtp_gate=gate), gate_words=WORDS)
+    try:
+        await daemon.start()
+        address = daemon.transport.smtp_servers[0].address
+        with socket.create_connection((address.host, address.port)):
+            said = f"ready; the places of strangers are full at {address}\n"
+            await until_answer(daemon, (200, said))
+            assert "\nrelay_smtp_strangers_full 1.0\n" in (await asked(daemon, "/metrics"))[1]
+        await until_answer(daemon, (200, "ready\n"))
     finally:
         await daemon.stop()
