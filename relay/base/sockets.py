@@ -81,8 +81,7 @@ class Acceptor:
         self._sockets, self._take = sockets, take
         self._is_accepting = False
         self._retry: asyncio.TimerHandle | None = None  # after a failure
-        self._failures = 0  # in a row
-        self._error = ""
+        self._failures, self._error = 0, ""  # in a row, and the last one
 
     @property
     def fault(self) -> str:

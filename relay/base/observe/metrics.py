@@ -159,9 +159,7 @@ class Metrics:
         )
         # `state`: incoming, outgoing
         self.connections = gauge("relay_connections", "Open connections.", ["state"])
-        self.strangers_full = gauge(
-            "relay_smtp_strangers_full", "SMTP listeners whose places of strangers are full."
-        )
+        self.crowded = gauge("relay_smtp_strangers_full", "Listeners: places of strangers are full")
         self.pressure = gauge(
             "relay_pressure_level",
             "0: normal; 1: slow, untrusted clients are refused; 2: new mail is refused.",

@@ -279,15 +279,14 @@ def _impairment(base: Foundation, transport: Transport) -> str:
     without_node = map(without_node_text, base.spool.maintenance.stores_without_node)
     paused = base.pauses.why(Paused.DELIVERY)
     rules = base.sources.active.impaired() if base.sources.active else ""
-    at = ", ".join(transport.full)
-    full = at and f"the places of strangers are full at {at}"
     down = [f'the milter "{name}" is down: {why}' for name, why in base.milters.down.items()]
     checker = transport.acceptance.checker
     down += [checker.impaired()] if checker else []
+    down += [f"the places of strangers are full at {address}" for address in transport.full]
     secrets, now_us = secret_states(base.settings.oauth), base.clock.time_us()
     tokens = base.tokens.impaired((x, y.fault) for x, y in secrets.items() if y.fault)
     down += [f'[[oauth]] "{x}": {text}' for x, y in secrets.items() if (text := y.warning(now_us))]
-    reasons = (refusing, paused, base.readiness.impaired, rules, tokens, *without_node, *down, full)
+    reasons = (refusing, paused, base.readiness.impaired, rules, tokens, *without_node, *down)
     return "; ".join(filter(None, reasons))
 
 

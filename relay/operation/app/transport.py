@@ -90,9 +90,8 @@ class Transport:
     @property
     def smtp_fault(self) -> str:
         """Why a listener accepts no connections, or ""."""
-        faults = [self.gate.fault if self.gate is not None else ""]
-        faults += [server.fault for server in self.smtp_servers]
-        return next(filter(None, faults), "")
+        of_gate = self.gate.fault if self.gate is not None else ""
+        return of_gate or next(filter(None, (one.fault for one in self.smtp_servers)), "")
 
     @property
     def full(self) -> list[str]:
@@ -223,7 +222,7 @@ def connect_parts(
     base.store.messages.on_read = transport.receipts.sender.read
     base.usage.on_near = on_near
     base.readiness.queue = scheduler.unreadable
-    base.metrics.strangers_full.set_function(lambda: len(transport.full))
+    base.metrics.crowded.set_function(lambda: len(transport.full))
     if transport.gate is not None:
         transport.gate.accept = [server.accept for server in transport.smtp_servers]
     if base.reloader is not None:

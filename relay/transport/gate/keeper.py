@@ -67,8 +67,7 @@ class GateKeeper:
         """Why there is no child, or what it has not done for ten seconds; "" if it does all."""
         if self._child is not None and self._child.unanswered > _UNREADY_MAX:
             return "the process of the SMTP sessions does not answer"
-        is_long = self._child is None or self._ticks_waited > _UNREADY_MAX
-        return self._reason if is_long else ""
+        return self._reason if self._child is None or self._ticks_waited > _UNREADY_MAX else ""
 
     async def start(self) -> None:
         """Start the child. Raises OSError."""

@@ -36,8 +36,7 @@ LOGIN_ENDED = (
     "421 4.7.0 The account or its password was changed; log in again, closing the connection"
 )
 STRANGERS, TRUSTED, LOGINS = "strangers", "trusted", "logins"  # the kinds of places of a listener
-_NETWORK_BITS = 48  # of a site (RFC 6177)
-_OF_NETWORK = 4  # times the sessions of an address
+_SHARES = (1, 4)  # of an address, of an IPv6 network of a site: times max_sessions_per_client
 CONNECT = "CONNECT"  # in place of a command: the connection itself was refused
 
 
@@ -128,7 +127,7 @@ class SessionClient(Struct, frozen=True):
         """
         if self.is_trusted:
             return (TRUSTED, f"uid {self.uid}") if self.uid else (TRUSTED,)
-        keys = dict.fromkeys((client_of(self.ip), client_of(self.ip, bits=_NETWORK_BITS)))
+        keys = dict.fromkeys((client_of(self.ip), client_of(self.ip, bits=48)))  # RFC 6177 2
         return (STRANGERS, *filter(None, keys))
 
 
@@ -136,11 +135,10 @@ def without_place(count: ConcurrencyCounter, keys: tuple[str, ...], settings: Sm
     """Return the reply to a client for whose session there is no place, else ""."""
     if count.count(keys[0]) >= settings.max_sessions:
         return "421 4.7.0 Too many sessions at once, try again later"  # RFC 5321 7.8
-    each = settings.max_sessions_per_client
-    for key, sessions_max in zip(keys[1:], (each, each * _OF_NETWORK), strict=False):
-        if count.count(key) >= sessions_max:
-            # RFC 5321 7.8
-            return "421 4.7.0 Too many sessions from your address, close some and try again"
+    each, limited = settings.max_sessions_per_client, zip(keys[1:], _SHARES, strict=False)
+    if any(count.count(key) >= share * each for key, share in limited):
+        # RFC 5321 7.8
+        return "421 4.7.0 Too many sessions from your address, close some and try again"
     return ""
 
 

@@ -123,7 +123,7 @@ class SmtpServer:
     @property
     def is_full(self) -> bool:
         """Whether strangers have no place in this process."""
-        return self._smtp_sessions.is_full
+        return self._smtp_sessions.shared.is_full()
 
     @property
     def fault(self) -> str:

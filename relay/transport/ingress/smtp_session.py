@@ -198,10 +198,9 @@ class SessionDependencies(Struct, frozen=True):
     # returns the client of a session that was made without one; None: all have one
     meet: Callable[[asyncio.BaseTransport], SessionClient] | None
 
-    @property
-    def strangers(self) -> int:
-        """The number of sessions of strangers."""
-        return self.count.count(STRANGERS)
+    def is_full(self, part: float = 1.0) -> bool:
+        """Whether this part of the places of strangers is taken."""
+        return self.count.count(STRANGERS) >= part * self.listener.settings.max_sessions
 
 
 class _NoHooks:
@@ -219,13 +218,13 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
 
     def __init__(self, shared: SessionDependencies, client: SessionClient | None = None) -> None:
         """Without a `client`, it is found by the transport (SessionDependencies.meet)."""
+        # after this time _timeout_cb() looks for the first time
+        timeout_s = min(shared.listener.settings.timeout, shared.listener.limits.stranger_silence_s)
         SMTP.__init__(
             self,
             _NO_HANDLER,
             hostname=shared.listener.hostname,
-            timeout=min(  # after which _timeout_cb() looks for the first time
-                shared.listener.settings.timeout, shared.listener.limits.stranger_silence_s
-            ),
+            timeout=timeout_s,
             loop=asyncio.get_running_loop(),
         )
         self._shared = shared
@@ -320,19 +319,17 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
         now, limits = self.loop.time(), self._shared.listener.limits  # real time: a client
         too_old = now - self._began_s >= limits.session_s
         silent_s = 0.0 if self._waiting_since is None else now - self._waiting_since
-        settings = self._shared.listener.settings
-        left_s = settings.timeout - silent_s
+        left_s = self._shared.listener.settings.timeout - silent_s
         if self.transport is None:
             return
         if self._counted_as[0] == STRANGERS:
             asked_s = 0.0 if self._asked_since is None else now - self._asked_since
-            is_crowded = 2 * self._shared.strangers >= settings.max_sessions
-            if is_crowded and asked_s >= limits.stranger_silence_s:
+            if asked_s >= limits.stranger_silence_s and self._shared.is_full(0.5):
                 # RFC 5321 4.5.3.2.7
                 self.close_with("421 4.4.2 Many clients wait for a session, closing yours")
                 return
             left_s = min(left_s, limits.stranger_silence_s - asked_s % limits.stranger_silence_s)
-        if self._waiting_since is None or (silent_s < settings.timeout and not too_old):
+        if self._waiting_since is None or (left_s > 0 and not too_old):
             self._reset_timeout(max(left_s, 0.001))
             return
         self.close_with("421 4.4.2 Time is up, closing the connection")  # RFC 5321 4.5.3.2.7
@@ -411,15 +408,14 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
                     await self._flush()
                     await asyncio.sleep(0)
                 return line
-            if not await self._more(of_line=True):
+            self._asked_since = self._asked_since or self.loop.time()  # real time: a client
+            if not await self._more():
                 return None
 
-    async def _more(self, *, of_line: bool = False) -> bool:
+    async def _more(self) -> bool:
         """Write the buffered replies, then wait for input."""
         await self._flush()
         self._waiting_since = self.loop.time()  # real time: a client
-        if of_line and self._asked_since is None:
-            self._asked_since = self._waiting_since
         try:
             return await self._input.more()
         finally:

@@ -64,11 +64,6 @@ class SmtpSessions:
         """The number of open sessions."""
         return self.shared.count.total
 
-    @property
-    def is_full(self) -> bool:
-        """Whether strangers have no place."""
-        return self.shared.strangers >= self.shared.listener.settings.max_sessions
-
     def use(self, settings: SmtpListener) -> None:
         """Give sessions that begin from now on the limits of `settings`."""
         listener = replace(self.shared.listener, settings=settings)
