@@ -2,8 +2,9 @@
 
 It is a cache of the spool's messages. It is built when it is first used, is written after the 250,
 and is never synced. Terms of three characters and more are found by trigrams and then compared.
-Shorter terms are looked for in every text. The first MiB of each message is read. When the index
-fails (a full disk, a damaged file), it is removed, and searches read mailboxes as a service does.
+Shorter terms are looked for in every text. The first MiB of each message is read. When the disk
+rejects the index, it is closed for 10 s. After another error of SQLite it is built anew: at once,
+then after 1, 2, 4 … 60 minutes. Meanwhile searches of pages read mailboxes as a service does.
 
 Tags are the categories of all copies of a message. The tags in its fields Keywords and X-Tags are
 set when it is indexed. The copies get those of X-Tags as soon as they exist.
@@ -11,6 +12,7 @@ set when it is indexed. The copies get those of X-Tags as soon as they exist.
 
 import asyncio
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -19,7 +21,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import accumulate, islice, starmap
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import apsw
 import msgspec
@@ -31,6 +33,7 @@ from relay.base.message.header import with_first_fields
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.properties import EmailAddress
 from relay.base.observe.logs import get_logger
+from relay.base.task_set import TaskSet
 from relay.development.removal import development_spool
 from relay.formats.html_text import without_tags
 from relay.formats.read_mime import read_mime
@@ -40,7 +43,12 @@ from relay.store.journeys import message_list
 from relay.store.journeys.spool_history import CONTENTS_MAX
 from relay.store.mailbox.errors import StoreError
 from relay.store.mailbox.index.content_index import CONTENT_BYTES_MAX, join_addresses
-from relay.store.mailbox.index.database import marks
+from relay.store.mailbox.index.database import (
+    IndexDamagedError,
+    IndexUnusableError,
+    marks,
+    translate_errors,
+)
 from relay.store.mailbox.mailbox_list import ReadFlags
 from relay.store.mailbox.message_file import MessageFile, delivered_id, is_delivered_id
 from relay.store.spool.types import SpoolError
@@ -51,6 +59,8 @@ _BATCH, _BATCH_BYTES = 250, 8 << 20  # messages that are read together
 _PAUSE_S = 0.5
 _WAIT_S = 5.0  # how long a search waits for messages accepted before it
 _QUERY_S = 10.0
+_CLOSED_S = 10.0  # after an error of the disk
+_REBUILD_MIN_S, _REBUILD_MAX_S = 60.0, 3600.0  # between two damages; the pause doubles
 _STEPS_BETWEEN_CHECKS = 10_000
 _TRIGRAMS_MAX = 100  # trigrams of a term that are looked up
 _COLUMNS = ", ".join(message_list.FIELDS)
@@ -86,7 +96,6 @@ _INSERT_TEXT = f"INSERT INTO text (rowid, {_COLUMNS}) VALUES (?{_VALUES})"
 _REMOVE_TEXT = "DELETE FROM text WHERE rowid = (SELECT number FROM message WHERE queue_id = ?)"
 _ACCEPTED_IN = _FOUND.format("accepted_us / 1000000 IN (SELECT value FROM json_each(?))")
 _ALL = ("", 0)  # in `_restated`: any copy, as before the index existed
-_FAILED = "the search index cannot be used until the next start"
 _ACCENTS = re.compile("[\u0300-\u036f]")
 # the rows of the tables message and text; the tags; whether some tags are of X-Tags
 _Row = tuple[tuple[Any, ...], tuple[str, ...], tuple[str, ...], bool]
@@ -118,6 +127,8 @@ class SearchIndex:
         self._flags = ReadFlags(base.settings.mailboxes.root, base.clock, unread_in)
         base.store.messages.syncs.on_sync = self._flags.noted.add
         self._sources = sources
+        self._passes = TaskSet()  # one that runs, and one that waits for its turn
+        self._next: asyncio.Task[None] | None = None  # the pass that waits
         self._turn = asyncio.Lock()
         self._tagging = asyncio.Lock()  # held while tags are read and written
         self._thread = ThreadPoolExecutor(1, "search-index")  # has the connection
@@ -126,7 +137,10 @@ class SearchIndex:
         self._untagged: dict[str, Sequence[str]] = {}  # X-Tags of messages without copies yet
         self._restated: set[tuple[str, int]] = set()  # id of a copy, second of its file
         self._others: set[str] = set()  # not indexed, such as reports, in the last tags_of()
-        self._has_failed = False
+        # what the thread keeps about its failures, by clock.monotonic()
+        self._opens_s = self._damaged_s = -math.inf
+        self._pause_s = 0.0
+        self._reason = ""  # of the last failure, until a write succeeds
 
     @property
     def count(self) -> int:
@@ -134,13 +148,16 @@ class SearchIndex:
         return len(self._indexed)
 
     async def run(self) -> None:
-        """Index new messages, and remove former ones, until cancelled or failed."""
-        while not self._has_failed:
+        """Index new messages, and remove former ones, until cancelled."""
+        clock = self._base.clock
+        while True:
             seen = self._base.changes.count
             try:
                 await self._catch_up()
             except message_list.IndexFailedError:
-                return
+                left_s = max(0.0, self._opens_s - clock.monotonic())
+                await clock.sleep(left_s, slack_s=math.inf)  # sleeps: until it may be opened again
+                continue
             except SpoolError as error:
                 _log.warning("messages not indexed", error=str(error))
             await self._base.changes.wait_beyond(seen)
@@ -148,6 +165,7 @@ class SearchIndex:
 
     async def close(self) -> None:
         """Complete the current write, and close the file."""
+        await self._passes.end()
         with suppress(message_list.IndexFailedError):
             await self._do(self._end)
         self._thread.shutdown()
@@ -253,13 +271,19 @@ class SearchIndex:
     async def _catch_up(self) -> None:
         """Index the messages that the spool has now, and remove the others.
 
-        Several tasks may do this at the same time: each step begins with what the spool has then.
+        All who call this before the next pass begins share it. It goes on when they have left.
         """
+        if self._next is None:
+            self._next = self._passes.start(self._pass(), name="search index")
+            self._next.add_done_callback(lambda task: task.cancelled() or task.exception())
+        await asyncio.shield(self._next)
+
+    async def _pass(self) -> None:
         awaited: frozenset[str] | None = None
-        while awaited is None or not awaited <= self._indexed:
-            async with self._turn:
-                if self._connection is None:
-                    await self._do(self._open)
+        async with self._turn:
+            self._next = None
+            while awaited is None or not awaited <= self._indexed:
+                await self._do(self._open)
                 ids = await development_spool(self._base.spool).accepted_ids()
                 if not ids:  # no copies are left
                     self._restated.clear()
@@ -271,10 +295,10 @@ class SearchIndex:
                 missing = sorted(ids - self._indexed)[:_STEP]
                 for at in range(0, len(missing), _BATCH):
                     await self._add(missing[at : at + _BATCH])
-        async with self._tagging:
-            if self._untagged or self._restated:
-                with suppress(StoreError):
-                    await self._follow_copies()
+            async with self._tagging:
+                if self._untagged or self._restated:
+                    with suppress(StoreError):
+                        await self._follow_copies()
 
     async def _add(self, queue_ids: Sequence[str]) -> None:
         """Index messages. Their contents are in the queue or in mailboxes.
@@ -311,28 +335,42 @@ class SearchIndex:
 
     async def _do(self, operation: Callable[[], _T]) -> _T:
         """Run an operation in the thread that has the connection. Raises IndexFailedError."""
-        if self._has_failed:
-            raise message_list.IndexFailedError(_FAILED)
+        run = partial(self._run, operation)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+
+    def _run(self, operation: Callable[[], _T]) -> _T:
+        now_s = self._base.clock.monotonic()
+        if now_s < self._opens_s:
+            raise message_list.IndexFailedError(self._reason)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, operation)
-        except apsw.InterruptError:
-            raise message_list.IndexFailedError("the search takes too long") from None
-        except (apsw.Error, OSError) as error:
-            self._has_failed = True
-            _log.warning(_FAILED, error=str(error))
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._unlink)
-            raise message_list.IndexFailedError(_FAILED) from error
+            with translate_errors():
+                return operation()
+        except IndexDamagedError as error:
+            longer_s = min(max(_REBUILD_MIN_S, 2 * self._pause_s), _REBUILD_MAX_S)
+            is_again = now_s - self._damaged_s < 2 * _REBUILD_MAX_S
+            self._damaged_s, self._pause_s = now_s, longer_s if is_again else 0.0
+            self._fail(error, now_s + self._pause_s, self._unlink)
+        except (IndexUnusableError, OSError) as error:
+            self._fail(error, now_s + _CLOSED_S, self._end)
+
+    def _fail(self, error: Exception, opens_s: float, end: Callable[[], None]) -> NoReturn:
+        self._opens_s = opens_s
+        with suppress(apsw.Error, OSError):
+            end()
+        if (reason := f"the search index is closed: {error}") != self._reason:
+            self._reason = reason
+            _log.warning("search index closed", error=str(error))
+        raise message_list.IndexFailedError(reason) from error
 
     def _open(self) -> apsw.Connection:
         if self._connection is not None:
             return self._connection
-        with suppress(apsw.Error):  # the file is not a database
-            connection = self._connect()
-            if self._fetch("PRAGMA user_version") == [(_VERSION,)]:
-                self._indexed = {
-                    queue_id for (queue_id,) in self._fetch("SELECT queue_id FROM message")
-                }
-                return connection
+        connection = self._connect()
+        if self._fetch("PRAGMA user_version") == [(_VERSION,)]:
+            self._indexed = {
+                queue_id for (queue_id,) in self._fetch("SELECT queue_id FROM message")
+            }
+            return connection
         self._unlink()
         connection = self._connect()
         connection.execute(_SCHEMA)
@@ -361,6 +399,8 @@ class SearchIndex:
         )
         try:
             return self._fetch(_FOUND.format(where), values)
+        except apsw.InterruptError:
+            raise message_list.IndexFailedError("the search takes too long") from None
         finally:
             connection.set_progress_handler(None)
 
@@ -372,6 +412,7 @@ class SearchIndex:
                 if tags:
                     self._write_tags({facts[0]: tags})
         self._indexed.update(facts[0] for facts, *_ in rows)
+        self._reason = ""
 
     def _write_tags(self, tags: Mapping[str, Iterable[str]]) -> None:
         with self._open() as connection:
@@ -397,9 +438,9 @@ class SearchIndex:
         self._indexed -= gone
 
     def _end(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     def _unlink(self) -> None:
         with suppress(apsw.Error):

@@ -537,7 +537,7 @@ class TextAnswer(Struct, frozen=True):
 
 
 class IndexFailedError(Exception):
-    """The index cannot be used any more, or the search takes too long."""
+    """The index cannot be used now, or the search takes too long."""
 
 
 class TextIndex(Protocol):

@@ -173,6 +173,7 @@ _REJECTED = (
     apsw.BusyError,
     apsw.LockedError,
     apsw.PermissionsError,
+    apsw.NoMemError,
 )
 
 
