@@ -1,13 +1,19 @@
 """What terms find in the search index: parts of fields, literally, without regard to case and accents."""
 
-from collections.abc import Iterator
+import asyncio
+import smtplib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from unittest.mock import Mock
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.development import search_index
+from relay.development.relay import DevelopmentRelay
 from relay.development.search_index import SearchIndex, folded
 from relay.store.journeys.message_list import (
     FIELDS,
@@ -16,8 +22,10 @@ from relay.store.journeys.message_list import (
     SearchTerm,
     TextSearch,
 )
+from tests.support.development_relay import development_relay
 from tests.support.manual_clock import ManualClock
 from tests.support.tables import each_row
+from tests.support.vfs import FaultyDisk
 
 TEXTS = (
     'Grüße aus Köln,\r\n the "quick" brown fox',
@@ -102,25 +110,105 @@ def test_every_term_is_found_as_python_finds_it(index, text, term) -> None:
         index._remove({"9"})
 
 
-async def test_a_search_ends_and_a_full_disk_ends_the_index(tmp_path, monkeypatch) -> None:
-    path = tmp_path / "index"
-    path.write_bytes(b"not an index" * 1000)
-    made = SearchIndex(path, Mock(clock=ManualClock()), None)
+async def test_a_search_ends_and_a_damaged_index_is_built_anew_ever_later(
+    tmp_path, monkeypatch
+) -> None:
+    path, clock = tmp_path / "index", ManualClock()
+    made = SearchIndex(path, Mock(clock=clock), None)
     do = made._do
-    await do(made._open)
-    await do(lambda: write(made, *(row(f"{one}", body="x" * 500) for one in range(500))))
-    assert len(await do(lambda: ids(made, SearchTerm("xxx")))) == 500
+    for pause_s in (0, 60, 120, 240, 480, 960, 1920, 3600, 3600, 0, 60):
+        clock.advance(0 if pause_s else 7200)  # it was well for long
+        path.write_bytes(b"not an index" * 1000)
+        for left_s in (pause_s, 1)[: 1 + bool(pause_s)]:
+            with pytest.raises(IndexFailedError, match="closed: file is not a database"):
+                await do(made._open)
+            assert list(tmp_path.iterdir()) == []
+            clock.advance(max(1, left_s - 1))
+        await do(lambda: write(made, *(row(f"{one}", body="x" * 500) for one in range(500))))
+        assert len(await do(lambda: ids(made, SearchTerm("xxx")))) == 500
+        await do(made._end)
     monkeypatch.setattr(search_index, "_QUERY_S", -1)
     with pytest.raises(IndexFailedError, match="too long"):
         await do(lambda: ids(made, SearchTerm("y")))
-    (pages,) = made._fetch("PRAGMA page_count")[0]
-    made._fetch(f"PRAGMA max_page_count = {pages}")
-    with pytest.raises(IndexFailedError):
-        await do(lambda: write(made, *(row(f"{one}", body="y" * 500) for one in range(500, 999))))
-    assert list(tmp_path.iterdir()) == []
-    with pytest.raises(IndexFailedError, match="until the next start"):
-        await made.search(TextSearch())
     await made.close()
+
+
+Dev = tuple[DevelopmentRelay, httpx.AsyncClient]
+
+
+@asynccontextmanager
+async def serving(short_path: Path) -> AsyncIterator[Dev]:
+    async with development_relay(short_path / "dev") as relay:
+        address = f"http://{relay.addresses.http}"
+        async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=120) as http:
+            yield relay, http
+
+
+@pytest.fixture
+async def dev(short_path: Path) -> AsyncIterator[Dev]:
+    async with serving(short_path) as made:
+        yield made
+
+
+def send(relay: DevelopmentRelay, messages: int) -> None:
+    """Send texts of 500 kB, which are more than SQLite keeps in memory."""
+    with smtplib.SMTP(str(relay.addresses.smtp.host), relay.addresses.smtp.port) as session:
+        for number in range(messages):
+            text = "\r\n".join(f"{number * 10_007 + line * line:050x}" for line in range(10_000))
+            session.sendmail("a@far.test", ["b@far.test"], f"Subject: large\r\n\r\n{text}\r\n")
+
+
+async def total_of(http: httpx.AsyncClient, query: str) -> int:
+    """Repeat a search until it is answered. The index may not be closed."""
+    async with asyncio.timeout(120):
+        while (answer := await http.get("/api/v1/search", params={"query": query})).is_error:
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1"), answer.text
+    return int(answer.json()["messages_count"])
+
+
+async def test_readers_who_leave_do_not_end_the_index(dev: Dev, monkeypatch) -> None:
+    monkeypatch.setattr(search_index, "_WAIT_S", 0.02)
+    monkeypatch.setattr(search_index, "_PAUSE_S", 0.02)
+    relay, http = dev
+    sending = asyncio.create_task(asyncio.to_thread(send, relay, 12))
+
+    async def read() -> None:
+        while not sending.done():
+            await http.get("/api/v1/messages?limit=5")
+
+    await asyncio.gather(sending, read(), read(), read())
+    assert await total_of(http, "subject:large") == 12
+
+
+async def test_an_index_that_is_damaged_while_it_runs_is_built_anew_at_once(dev: Dev) -> None:
+    relay, http = dev
+    await asyncio.to_thread(send, relay, 12)
+    assert await total_of(http, "zz") == 0
+    for path in relay.folder.path.glob("search-index*"):
+        if path.suffix != "-shm":
+            path.write_bytes(b"\xff" * path.stat().st_size)
+    answer = await http.get("/api/v1/search?query=zz")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert await total_of(http, "subject:large") == 12
+
+
+async def test_an_index_that_the_disk_rejects_is_tried_again_after_ten_seconds(
+    short_path: Path,
+) -> None:
+    with FaultyDisk() as disk:
+        async with serving(short_path) as (relay, http):
+            await asyncio.to_thread(send, relay, 1)
+            assert await total_of(http, "subject:large") == 1
+            disk.refuses("full", suffix="search-index-wal")
+            await asyncio.to_thread(send, relay, 1)
+            async with asyncio.timeout(120):
+                while not disk.refusals["full"]:
+                    await asyncio.sleep(0.001)
+            answer = await http.get("/api/v1/search?query=zz")
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+            disk.is_well()
+            await relay.advance_clock(10)
+            assert await total_of(http, "subject:large") == 2
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 What a query needs is read from the files when a query first needs it: level 1 is the header, level
 2 the text. The same readers show a message to clients. One thread per mailbox reads; the index is
 locked only while the content of up to 2 MiB of files is written. When the time limit is reached or
-the client leaves, what was read stays, and the next request reads the rest.
+the client leaves, what was read stays, and `Indexes` has the rest read in the background.
 
 Raises StoreUnavailableError when there is more to read than one request may wait for, and
 QueryTooLongError when the client has left. A bounded part of each file is read, and at most
@@ -338,15 +338,19 @@ class ContentIndexer:
             return None if _has_unread(cursor, content_level) else operation(cursor, folders)
 
         while (answer := self._index.query(run_if_indexed, self._limit)) is None:
-            while not self._index.content_lock.acquire(timeout=_LOCK_TIMEOUT_S):
-                self._check()
-            try:
-                for level in _LEVELS:
-                    if level.number <= content_level:
-                        self._read_level(level)
-            finally:
-                self._index.content_lock.release()
+            self.read(content_level)
         return answer
+
+    def read(self, content_level: int) -> None:
+        """Read what is missing up to a level, or wait until another thread has. Raises as run()."""
+        while not self._index.content_lock.acquire(timeout=_LOCK_TIMEOUT_S):
+            self._check()
+        try:
+            for level in _LEVELS:
+                if level.number <= content_level:
+                    self._read_level(level)
+        finally:
+            self._index.content_lock.release()
 
     def look_up(
         self, message_ids: Sequence[str], words: Sequence[str], *, read_s: float

@@ -10,7 +10,8 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,12 @@ from msgspec.structs import replace
 
 from relay.base.clock import Clock
 from relay.store.mailbox.changes import Change, ChangeKind, ChangePage
-from relay.store.mailbox.errors import NoSuchItemError, StoreError, StoreUnavailableError
+from relay.store.mailbox.errors import (
+    NoSuchItemError,
+    QueryTooLongError,
+    StoreError,
+    StoreUnavailableError,
+)
 from relay.store.mailbox.index import change_feed, query_sql
 from relay.store.mailbox.index.content_index import ContentIndexer, CopyLookup
 from relay.store.mailbox.index.database import fetch, marks
@@ -133,6 +139,7 @@ _OPEN_MAX = 64  # each has at most eight files open
 _IDS_AT_ONCE = 500
 _NUMBERED_AT_ONCE = "LIMIT 10000"
 _LOOKS_MAX = 10
+_READERS_MAX = 2  # large mailboxes that are read in the background
 
 
 class Indexes:
@@ -148,6 +155,8 @@ class Indexes:
         self._open: OrderedDict[Path, MailboxIndex] = OrderedDict()
         self._users: dict[Path, int] = {}
         self._is_stopping = threading.Event()
+        self._readers = ThreadPoolExecutor(_READERS_MAX, "mailbox-reader")
+        self._read: set[Path] = set()  # the mailboxes that they read
 
     def find(self, mailbox: Path, message_id: str, *, folder_id: str = "") -> MessageFile | None:
         """Return the file of a message, or None. Raises NoSuchItemError for an unknown folder."""
@@ -248,7 +257,29 @@ class Indexes:
             self.number(mailbox, own or [folder.id for folder in self.folders(mailbox)])
         with self._of(mailbox) as index:
             indexer = ContentIndexer(index, clock=self._clock, limit=limit)
-            return indexer.run(prepared.level, operation)
+            try:
+                return indexer.run(prepared.level, operation)
+            except (QueryTooLongError, StoreUnavailableError):
+                self._read_on(mailbox, prepared.level)
+                raise
+
+    def _read_on(self, mailbox: Path, content_level: int) -> None:
+        """Read the rest of a mailbox in the background, unless a thread does so or none is free."""
+
+        def read() -> None:
+            try:
+                with suppress(StoreError, OSError), self._of(mailbox) as index:
+                    indexer = ContentIndexer(index, clock=self._clock, limit=self._background)
+                    indexer.read(content_level)
+            finally:
+                with self._lock:
+                    self._read.remove(mailbox)
+
+        with self._lock:
+            if mailbox in self._read or len(self._read) == _READERS_MAX:
+                return
+            self._read.add(mailbox)
+            self._readers.submit(read)
 
     def look_up(
         self,
