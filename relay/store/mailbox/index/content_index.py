@@ -13,7 +13,7 @@ FIELDS_MAX fields of its header (RFC 5322; Graph's message).
 import functools
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
@@ -316,6 +316,7 @@ _IS_AS_READ = (
     " AND inode = ? AND size_bytes = ? AND mtime_ns = ?"
 )
 _T = TypeVar("_T")
+_Unread = list[tuple[IndexedMessage, Path]]
 
 
 class ContentIndexer:
@@ -342,13 +343,18 @@ class ContentIndexer:
         return answer
 
     def read(self, content_level: int) -> None:
-        """Read what is missing up to a level, or wait until another thread has. Raises as run()."""
-        while not self._index.content_lock.acquire(timeout=_LOCK_TIMEOUT_S):
+        """Read what is missing up to a level; wait a moment if another thread reads.
+
+        Raises what run() raises.
+        """
+        if not self._index.content_lock.acquire(timeout=_LOCK_TIMEOUT_S):
             self._check()
+            return
         try:
-            for level in _LEVELS:
-                if level.number <= content_level:
-                    self._read_level(level)
+            for number, (level, unread) in enumerate(self._batches(content_level)):
+                if number:  # each request reads at least one message
+                    self._check()
+                self._read_files(level, unread)
         finally:
             self._index.content_lock.release()
 
@@ -378,27 +384,25 @@ class ContentIndexer:
             lambda cursor, _: _looked_up(cursor, message_ids, words, read_s=took_s)
         )
 
-    def _read_level(self, level: "_Level[Any]") -> None:
-        # messages that arrived since the level below was read are read in the next round
+    def _batches(self, content_level: int) -> Iterator["tuple[_Level[Any], _Unread]"]:
+        """Yield what is missing. The headers of new messages do not wait for all texts."""
         where = "WHERE content_level < 2 AND content_level = ? LIMIT ?"
-        unread = self._unread(where, (level.number - 1, _MESSAGES_AT_ONCE))
-        while unread:
-            self._read_files(level, unread)
-            if unread := self._unread(where, (level.number - 1, _MESSAGES_AT_ONCE)):
-                self._check()  # after writing, so that each request reads at least one message
+        number = 0
+        while number < content_level:
+            level = _LEVELS[number]
+            unread = self._unread(where, (number, _MESSAGES_AT_ONCE))
+            if unread:
+                yield level, unread
+            number = 0 if unread else level.number
 
-    def _unread(self, where: str, values: Sequence[Any]) -> list[tuple[IndexedMessage, Path]]:
-        def operation(
-            cursor: apsw.Cursor, folders: FolderRows
-        ) -> list[tuple[IndexedMessage, Path]]:
+    def _unread(self, where: str, values: Sequence[Any]) -> _Unread:
+        def operation(cursor: apsw.Cursor, folders: FolderRows) -> _Unread:
             rows = select_rows(cursor, where, values)
             return [(row, Path(path_of(folders, row.location))) for row in rows]
 
         return self._index.run(operation)
 
-    def _read_files(
-        self, level: "_Level[_T]", unread: Sequence[tuple[IndexedMessage, Path]]
-    ) -> None:
+    def _read_files(self, level: "_Level[_T]", unread: _Unread) -> None:
         """Read at least one of the files, and write their content."""
         read: list[tuple[IndexedMessage, _T | None]] = []
         size_bytes = 0

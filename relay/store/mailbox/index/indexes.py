@@ -154,7 +154,7 @@ class Indexes:
         self._lock = threading.Lock()
         self._open: OrderedDict[Path, MailboxIndex] = OrderedDict()
         self._users: dict[Path, int] = {}
-        self._is_stopping = threading.Event()
+        self._background = QueryTimeLimit(clock)  # stopped at the end
         self._readers = ThreadPoolExecutor(_READERS_MAX, "mailbox-reader")
         self._read: set[Path] = set()  # the mailboxes that they read
 
@@ -399,10 +399,11 @@ class Indexes:
 
     def stop(self) -> None:
         """End the building of indexes with StoreUnavailableError. It begins again later."""
-        self._is_stopping.set()
+        self._background.stop()
 
     def close(self) -> None:
         """Close all indexes."""
+        self._readers.shutdown()
         self.forget()
         self._watcher.close()
 
@@ -444,7 +445,7 @@ class Indexes:
                     mailbox,
                     clock=self._clock,
                     watcher=self._watcher,
-                    is_stopping=self._is_stopping.is_set,
+                    is_stopping=lambda: self._background.is_stopped,
                 )
                 self._open[mailbox] = index
             if is_new or not in_background:

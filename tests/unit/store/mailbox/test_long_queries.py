@@ -131,7 +131,8 @@ def test_others_use_the_index_during_a_query(mailbox: Path, index: Indexes, plac
     ],
     ids=["search", "filter"],
 )
-def test_messages_are_read_for_a_while_and_gone_on_with_by_the_next_request(
+@pytest.mark.parametrize("error", [StoreUnavailableError, QueryTooLongError])
+def test_messages_are_read_on_after_the_time_or_the_client_and_the_next_request_waits_for_them(
     mailbox: Path,
     index: Indexes,
     place: Place,
@@ -139,22 +140,33 @@ def test_messages_are_read_for_a_while_and_gone_on_with_by_the_next_request(
     condition: Condition,
     reader: str,
     hits: int,
+    error: type[Exception],
 ) -> None:
     (mailbox / "cur" / "0.M1.h:2,").write_text("Subject: never\r\n\r\n", newline="")
+    limit, query = QueryTimeLimit(place.clock), MessageQuery(condition=condition)
     read: list[Path] = []
+    is_read_on, go_on, found = threading.Event(), threading.Event(), []
     real = getattr(content_index, reader)
 
     def reading(path: Path, **more: str) -> object:
         read.append(path)
-        place.clock.advance(20)
+        if len(read) == 3:
+            limit.is_stopped = error is QueryTooLongError
+            place.clock.advance(60)
+        if len(read) == 4:
+            is_read_on.set()
+            assert go_on.wait(30)
         return real(path, **more)
 
     monkeypatch.setattr(content_index, reader, reading)
-    for expected in (3, 6, 9):
-        with pytest.raises(StoreUnavailableError, match="being read for the first search"):
-            index.query(mailbox, MessageQuery(condition=condition))
-        assert len(read) == expected
-    assert len(index.query(mailbox, MessageQuery(condition=condition)).hits) == hits
+    with pytest.raises(error):
+        index.query(mailbox, query, limit)
+    assert is_read_on.wait(30)
+    second = threading.Thread(target=lambda: found.append(index.query(mailbox, query)))
+    second.start()
+    go_on.set()
+    second.join(30)
+    assert len(found[0].hits) == hits
     assert len(read) == len(set(read)) == MESSAGES
 
 
