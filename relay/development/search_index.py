@@ -21,7 +21,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import accumulate, islice, starmap
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import apsw
 import msgspec
@@ -42,19 +42,13 @@ from relay.operation.app.foundation import Foundation
 from relay.store.journeys import message_list
 from relay.store.journeys.spool_history import CONTENTS_MAX
 from relay.store.mailbox.errors import StoreError
+from relay.store.mailbox.index import database
 from relay.store.mailbox.index.content_index import CONTENT_BYTES_MAX, join_addresses
-from relay.store.mailbox.index.database import (
-    IndexDamagedError,
-    IndexUnusableError,
-    marks,
-    translate_errors,
-)
 from relay.store.mailbox.mailbox_list import ReadFlags
 from relay.store.mailbox.message_file import MessageFile, delivered_id, is_delivered_id
 from relay.store.spool.types import SpoolError
 
 _VERSION = 4
-_STEP = 1000  # messages after which the spool's list is read again
 _BATCH, _BATCH_BYTES = 250, 8 << 20  # messages that are read together
 _PAUSE_S = 0.5
 _WAIT_S = 5.0  # how long a search waits for messages accepted before it
@@ -149,14 +143,13 @@ class SearchIndex:
 
     async def run(self) -> None:
         """Index new messages, and remove former ones, until cancelled."""
-        clock = self._base.clock
         while True:
             seen = self._base.changes.count
             try:
                 await self._catch_up()
             except message_list.IndexFailedError:
-                left_s = max(0.0, self._opens_s - clock.monotonic())
-                await clock.sleep(left_s, slack_s=math.inf)  # sleeps: until it may be opened again
+                left_s = max(0.0, self._opens_s - self._base.clock.monotonic())
+                await self._base.clock.sleep(left_s, slack_s=math.inf)  # sleeps: it is closed
                 continue
             except SpoolError as error:
                 _log.warning("messages not indexed", error=str(error))
@@ -193,7 +186,7 @@ class SearchIndex:
                 async with asyncio.timeout(_PAUSE_S):  # real time: a page is awaited
                     await self._catch_up()
                     self._others = missing - self._indexed
-        where = f"WHERE queue_id IN ({marks(queue_ids)}) ORDER BY folded"
+        where = f"WHERE queue_id IN ({database.marks(queue_ids)}) ORDER BY folded"
         sql = f"SELECT queue_id, name FROM tag {where}"
         tags: dict[str, list[str]] = {}
         for queue_id, name in await self._do(partial(self._fetch, sql, queue_ids)):
@@ -259,7 +252,7 @@ class SearchIndex:
     async def previews(self, queue_ids: Sequence[str]) -> Mapping[str, message_list.MessagePreview]:
         """See TextIndex."""
         known = [queue_id for queue_id in queue_ids if queue_id in self._indexed]
-        sql = f"SELECT queue_id, preview FROM message WHERE queue_id IN ({marks(known)})"
+        sql = f"SELECT queue_id, preview FROM message WHERE queue_id IN ({database.marks(known)})"
         rows = await self._do(partial(self._fetch, sql, known)) if known else ()
         decode = partial(msgspec.json.decode, type=message_list.MessagePreview)
         return {queue_id: decode(preview) for queue_id, preview in rows if preview}
@@ -279,22 +272,19 @@ class SearchIndex:
         await asyncio.shield(self._next)
 
     async def _pass(self) -> None:
-        awaited: frozenset[str] | None = None
         async with self._turn:
-            self._next = None
-            while awaited is None or not awaited <= self._indexed:
-                await self._do(self._open)
-                ids = await development_spool(self._base.spool).accepted_ids()
-                if not ids:  # no copies are left
-                    self._restated.clear()
-                if ids == self._indexed:
-                    break
-                awaited = ids if awaited is None else awaited & ids
-                if gone := self._indexed - ids:
-                    await self._do(partial(self._remove, gone))
-                missing = sorted(ids - self._indexed)[:_STEP]
-                for at in range(0, len(missing), _BATCH):
-                    await self._add(missing[at : at + _BATCH])
+            self._next, damaged_s = None, self._damaged_s
+            await self._do(self._open)
+            ids = await development_spool(self._base.spool).accepted_ids()
+            if not ids:  # no copies are left
+                self._restated.clear()
+            if gone := self._indexed - ids:
+                await self._do(partial(self._remove, gone))
+            missing = sorted(ids - self._indexed)
+            for at in range(0, len(missing), _BATCH):
+                await self._add(missing[at : at + _BATCH])
+            if self._damaged_s != damaged_s:  # a search has met damage
+                raise message_list.IndexFailedError("the search index is built anew")
             async with self._tagging:
                 if self._untagged or self._restated:
                     with suppress(StoreError):
@@ -335,32 +325,29 @@ class SearchIndex:
 
     async def _do(self, operation: Callable[[], _T]) -> _T:
         """Run an operation in the thread that has the connection. Raises IndexFailedError."""
-        run = partial(self._run, operation)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, operation)
 
     def _run(self, operation: Callable[[], _T]) -> _T:
         now_s = self._base.clock.monotonic()
         if now_s < self._opens_s:
             raise message_list.IndexFailedError(self._reason)
         try:
-            with translate_errors():
+            with database.translate_errors():
                 return operation()
-        except IndexDamagedError as error:
-            longer_s = min(max(_REBUILD_MIN_S, 2 * self._pause_s), _REBUILD_MAX_S)
-            is_again = now_s - self._damaged_s < 2 * _REBUILD_MAX_S
-            self._damaged_s, self._pause_s = now_s, longer_s if is_again else 0.0
-            self._fail(error, now_s + self._pause_s, self._unlink)
-        except (IndexUnusableError, OSError) as error:
-            self._fail(error, now_s + _CLOSED_S, self._end)
-
-    def _fail(self, error: Exception, opens_s: float, end: Callable[[], None]) -> NoReturn:
-        self._opens_s = opens_s
-        with suppress(apsw.Error, OSError):
-            end()
-        if (reason := f"the search index is closed: {error}") != self._reason:
-            self._reason = reason
-            _log.warning("search index closed", error=str(error))
-        raise message_list.IndexFailedError(reason) from error
+        except (database.IndexDamagedError, database.IndexUnusableError, OSError) as error:
+            end, pause_s = self._end, _CLOSED_S
+            if isinstance(error, database.IndexDamagedError):
+                end, is_again = self._unlink, now_s - self._damaged_s < 2 * _REBUILD_MAX_S
+                longer_s = min(max(_REBUILD_MIN_S, 2 * self._pause_s), _REBUILD_MAX_S)
+                self._damaged_s = now_s
+                pause_s = self._pause_s = longer_s if is_again else 0.0
+            self._opens_s = now_s + pause_s
+            with suppress(apsw.Error, OSError):
+                end()
+            if (reason := f"the search index is closed: {error}") != self._reason:
+                self._reason = reason
+                _log.warning("search index closed", error=str(error))
+            raise message_list.IndexFailedError(reason) from error
 
     def _open(self) -> apsw.Connection:
         if self._connection is not None:

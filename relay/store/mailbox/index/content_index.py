@@ -389,11 +389,9 @@ class ContentIndexer:
         where = "WHERE content_level < 2 AND content_level = ? LIMIT ?"
         number = 0
         while number < content_level:
-            level = _LEVELS[number]
-            unread = self._unread(where, (number, _MESSAGES_AT_ONCE))
-            if unread:
-                yield level, unread
-            number = 0 if unread else level.number
+            if unread := self._unread(where, (number, _MESSAGES_AT_ONCE)):
+                yield _LEVELS[number], unread
+            number = 0 if unread else number + 1
 
     def _unread(self, where: str, values: Sequence[Any]) -> _Unread:
         def operation(cursor: apsw.Cursor, folders: FolderRows) -> _Unread:

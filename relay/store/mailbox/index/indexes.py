@@ -21,12 +21,7 @@ from msgspec.structs import replace
 
 from relay.base.clock import Clock
 from relay.store.mailbox.changes import Change, ChangeKind, ChangePage
-from relay.store.mailbox.errors import (
-    NoSuchItemError,
-    QueryTooLongError,
-    StoreError,
-    StoreUnavailableError,
-)
+from relay.store.mailbox.errors import NoSuchItemError, StoreError, StoreUnavailableError
 from relay.store.mailbox.index import change_feed, query_sql
 from relay.store.mailbox.index.content_index import ContentIndexer, CopyLookup
 from relay.store.mailbox.index.database import fetch, marks
@@ -156,7 +151,7 @@ class Indexes:
         self._users: dict[Path, int] = {}
         self._background = QueryTimeLimit(clock)  # stopped at the end
         self._readers = ThreadPoolExecutor(_READERS_MAX, "mailbox-reader")
-        self._read: set[Path] = set()  # the mailboxes that they read
+        self._free_readers = threading.Semaphore(_READERS_MAX)
 
     def find(self, mailbox: Path, message_id: str, *, folder_id: str = "") -> MessageFile | None:
         """Return the file of a message, or None. Raises NoSuchItemError for an unknown folder."""
@@ -259,12 +254,12 @@ class Indexes:
             indexer = ContentIndexer(index, clock=self._clock, limit=limit)
             try:
                 return indexer.run(prepared.level, operation)
-            except (QueryTooLongError, StoreUnavailableError):
+            except StoreError:
                 self._read_on(mailbox, prepared.level)
                 raise
 
     def _read_on(self, mailbox: Path, content_level: int) -> None:
-        """Read the rest of a mailbox in the background, unless a thread does so or none is free."""
+        """Read the rest of a mailbox in the background, unless a thread does or none is free."""
 
         def read() -> None:
             try:
@@ -272,13 +267,9 @@ class Indexes:
                     indexer = ContentIndexer(index, clock=self._clock, limit=self._background)
                     indexer.read(content_level)
             finally:
-                with self._lock:
-                    self._read.remove(mailbox)
+                self._free_readers.release()
 
-        with self._lock:
-            if mailbox in self._read or len(self._read) == _READERS_MAX:
-                return
-            self._read.add(mailbox)
+        if content_level and self._free_readers.acquire(blocking=False):
             self._readers.submit(read)
 
     def look_up(

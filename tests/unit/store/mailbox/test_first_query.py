@@ -6,7 +6,7 @@ import pytest
 
 from relay.base.clock import SystemClock
 from relay.store.mailbox.errors import StoreUnavailableError
-from relay.store.mailbox.index import content_index, indexes
+from relay.store.mailbox.index import content_index
 from relay.store.mailbox.index.indexes import Indexes
 from relay.store.mailbox.query import Compare, HasWords, MessageQuery, Operator, Property, SearchIn
 from tests.support.stores import store_on
@@ -36,7 +36,8 @@ async def test_a_query_without_time_and_readers_reads_on_where_the_last_one_ende
     monkeypatch.setattr(content_index, "READ_TIME_MAX_S", -1.0)
     refused = 0
     with store_on(tmp_path / "mail", SystemClock()) as store:
-        monkeypatch.setattr(indexes, "_READERS_MAX", 0)
+        while store.messages.index._free_readers.acquire(blocking=False):
+            pass
         while True:
             try:
                 page = await store.lists.query(ALICE, query)
