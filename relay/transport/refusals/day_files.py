@@ -117,7 +117,8 @@ class RefusalFiles:
             waiting, self._waiting = self._waiting, []
             uncounted, self._uncounted = self._uncounted, Counter()
             if waiting or uncounted:
-                await asyncio.to_thread(self._write, waiting, uncounted)
+                # cancelled, a call that waits for a thread would never begin
+                await asyncio.shield(asyncio.to_thread(self._write, waiting, uncounted))
 
     # -- in a thread
 

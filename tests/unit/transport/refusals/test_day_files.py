@@ -3,7 +3,9 @@
 import asyncio
 import json
 import stat
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,20 @@ async def everything(files: RefusalFiles) -> list[Refusal]:
         page = await files.page(RefusalSearch(limit=1000, before=page.older))
         found += page.refused
     return found
+
+
+async def test_records_that_wait_for_a_thread_at_the_end_are_written(files):
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    go_on = threading.Event()
+    busy = asyncio.ensure_future(asyncio.to_thread(go_on.wait))
+    files.record(refusal())
+    while files._waiting:
+        await asyncio.sleep(0.001)
+    closing = asyncio.ensure_future(files.close())
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.gather(busy, closing)
+    assert await names(files) == ["r0"]
 
 
 async def test_the_newest_record_is_first_and_pages_go_back(files):
