@@ -20,7 +20,8 @@ mail leaves the machine only where the user allows it.
 - `issuer`: how certificates are issued, also those of the simulated hosts
 - `clock_advances`: advances of the clock, one at a time
 - `automatic_release`: which captured mail is released automatically, when, and once
-- `search_index`: what a search of the pages finds: which texts are indexed, when, and how compared
+- `search_index`: what a search of the pages finds: which texts are indexed, when, and how compared;
+  when a file that failed is used again
 - `mailpit`: Mailpit's API on the port of the pages: routes, lists, marks, removal, who may use it;
   which terms its search has
 - `mailpit_message`: Mailpit's JSON of a message, its header, parts and HTML; `send`, and which

@@ -5,7 +5,8 @@ the file `relay-index` next to the Maildir's files. It is updated before each an
 changes that any program made, and rebuilt when it is damaged or of another version. See
 docs/design.md 3.
 
-- `indexes`: answers: where a message is, queries, changes, usage; how many indexes are open
+- `indexes`: answers: where a message is, queries, changes, usage; how many indexes are open, how
+  many large mailboxes are read in the background
 - `mailbox_index`: opens one index, updates it before an answer, rebuilds a damaged one
 - `database`: its SQLite file: journal mode, schema, time limit of a statement, damage
 - `rows`: rows of messages and folders
