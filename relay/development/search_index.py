@@ -32,7 +32,7 @@ from relay.base.message.content import Content, octets_of
 from relay.base.message.header import with_first_fields
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.properties import EmailAddress
-from relay.base.observe.logs import get_logger
+from relay.base.observe.logs import get_logger, inherit
 from relay.base.task_set import TaskSet
 from relay.development.removal import development_spool
 from relay.formats.html_text import without_tags
@@ -125,7 +125,7 @@ class SearchIndex:
         self._next: asyncio.Task[None] | None = None  # the pass that waits
         self._turn = asyncio.Lock()
         self._tagging = asyncio.Lock()  # held while tags are read and written
-        self._thread = ThreadPoolExecutor(1, "search-index")  # has the connection
+        self._thread = ThreadPoolExecutor(1, "search-index", inherit())  # has the connection
         self._connection: apsw.Connection | None = None
         self._indexed: set[str] = set()  # queue ids
         self._untagged: dict[str, Sequence[str]] = {}  # X-Tags of messages without copies yet
@@ -354,9 +354,7 @@ class SearchIndex:
             return self._connection
         connection = self._connect()
         if self._fetch("PRAGMA user_version") == [(_VERSION,)]:
-            self._indexed = {
-                queue_id for (queue_id,) in self._fetch("SELECT queue_id FROM message")
-            }
+            self._indexed = {name for (name,) in self._fetch("SELECT queue_id FROM message")}
             return connection
         self._unlink()
         connection = self._connect()

@@ -3,7 +3,6 @@
 import asyncio
 import smtplib
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -27,6 +26,7 @@ from tests.support.manual_clock import ManualClock
 from tests.support.tables import each_row
 from tests.support.vfs import FaultyDisk
 
+Dev = tuple[DevelopmentRelay, httpx.AsyncClient, FaultyDisk]
 TEXTS = (
     'Grüße aus Köln,\r\n the "quick" brown fox',
     "a NEAR(b c) * d\0e AND NOT f",
@@ -110,9 +110,7 @@ def test_every_term_is_found_as_python_finds_it(index, text, term) -> None:
         index._remove({"9"})
 
 
-async def test_a_search_ends_and_a_damaged_index_is_built_anew_ever_later(
-    tmp_path, monkeypatch
-) -> None:
+async def test_a_search_ends_and_a_damaged_index_is_built_later(tmp_path, monkeypatch) -> None:
     path, clock = tmp_path / "index", ManualClock()
     made = SearchIndex(path, Mock(clock=clock), None)
     do = made._do
@@ -133,21 +131,13 @@ async def test_a_search_ends_and_a_damaged_index_is_built_anew_ever_later(
     await made.close()
 
 
-Dev = tuple[DevelopmentRelay, httpx.AsyncClient]
-
-
-@asynccontextmanager
-async def serving(short_path: Path) -> AsyncIterator[Dev]:
-    async with development_relay(short_path / "dev") as relay:
-        address = f"http://{relay.addresses.http}"
-        async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=120) as http:
-            yield relay, http
-
-
 @pytest.fixture
 async def dev(short_path: Path) -> AsyncIterator[Dev]:
-    async with serving(short_path) as made:
-        yield made
+    with FaultyDisk() as disk:
+        async with development_relay(short_path / "dev") as relay:
+            address = f"http://{relay.addresses.http}"
+            async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=120) as http:
+                yield relay, http, disk
 
 
 def send(relay: DevelopmentRelay, messages: int) -> None:
@@ -169,7 +159,7 @@ async def total_of(http: httpx.AsyncClient, query: str) -> int:
 async def test_readers_who_leave_do_not_end_the_index(dev: Dev, monkeypatch) -> None:
     monkeypatch.setattr(search_index, "_WAIT_S", 0.02)
     monkeypatch.setattr(search_index, "_PAUSE_S", 0.02)
-    relay, http = dev
+    relay, http, _ = dev
     sending = asyncio.create_task(asyncio.to_thread(send, relay, 12))
 
     async def read() -> None:
@@ -181,7 +171,7 @@ async def test_readers_who_leave_do_not_end_the_index(dev: Dev, monkeypatch) -> 
 
 
 async def test_an_index_that_is_damaged_while_it_runs_is_built_anew_at_once(dev: Dev) -> None:
-    relay, http = dev
+    relay, http, _ = dev
     await asyncio.to_thread(send, relay, 12)
     assert await total_of(http, "zz") == 0
     for path in relay.folder.path.glob("search-index*"):
@@ -192,23 +182,20 @@ async def test_an_index_that_is_damaged_while_it_runs_is_built_anew_at_once(dev:
     assert await total_of(http, "subject:large") == 12
 
 
-async def test_an_index_that_the_disk_rejects_is_tried_again_after_ten_seconds(
-    short_path: Path,
-) -> None:
-    with FaultyDisk() as disk:
-        async with serving(short_path) as (relay, http):
-            await asyncio.to_thread(send, relay, 1)
-            assert await total_of(http, "subject:large") == 1
-            disk.refuses("full", suffix="search-index-wal")
-            await asyncio.to_thread(send, relay, 1)
-            async with asyncio.timeout(120):
-                while not disk.refusals["full"]:
-                    await asyncio.sleep(0.001)
-            answer = await http.get("/api/v1/search?query=zz")
-            assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
-            disk.is_well()
-            await relay.advance_clock(10)
-            assert await total_of(http, "subject:large") == 2
+async def test_an_index_that_the_disk_rejects_is_tried_again_after_ten_seconds(dev: Dev) -> None:
+    relay, http, disk = dev
+    await asyncio.to_thread(send, relay, 1)
+    assert await total_of(http, "subject:large") == 1
+    disk.refuses("full", suffix="search-index-wal")
+    await asyncio.to_thread(send, relay, 1)
+    async with asyncio.timeout(120):
+        while not disk.refusals["full"]:
+            await asyncio.sleep(0.001)
+    answer = await http.get("/api/v1/search?query=zz")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    disk.is_well()
+    await relay.advance_clock(10)
+    assert await total_of(http, "subject:large") == 2
 
 
 @pytest.mark.parametrize(

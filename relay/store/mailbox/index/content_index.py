@@ -11,7 +11,6 @@ FIELDS_MAX fields of its header (RFC 5322; Graph's message).
 """
 
 import functools
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -302,6 +301,7 @@ _MESSAGES_AT_ONCE = 200
 _BYTES_AT_ONCE = 2 * 1024 * 1024  # of files that are read before their content is written
 _LOCK_TIMEOUT_S = 0.1
 READ_TIME_MAX_S = 45.0  # less than a proxy waits
+_BACKGROUND_S = 3600.0  # a program may change a file all the time
 _MISSES_MAX = 3
 _HEADER_SQL = (
     f"UPDATE message SET content_level = {HEADER_LEVEL}, ({HEADER_COLUMNS})"
@@ -326,7 +326,7 @@ class ContentIndexer:
         self._index = index
         self._clock = clock
         self._limit = limit
-        self._until_s = math.inf
+        self._until_s = clock.real_s() + _BACKGROUND_S
 
     def run(self, content_level: int, operation: Callable[[apsw.Cursor, FolderRows], _T]) -> _T:
         """Read what is missing up to the level that a query needs, then answer.

@@ -20,6 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.clock import Clock
+from relay.base.observe.logs import inherit
 from relay.store.mailbox.changes import Change, ChangeKind, ChangePage
 from relay.store.mailbox.errors import NoSuchItemError, StoreError, StoreUnavailableError
 from relay.store.mailbox.index import change_feed, query_sql
@@ -150,7 +151,7 @@ class Indexes:
         self._open: OrderedDict[Path, MailboxIndex] = OrderedDict()
         self._users: dict[Path, int] = {}
         self._background = QueryTimeLimit(clock)  # stopped at the end
-        self._readers = ThreadPoolExecutor(_READERS_MAX, "mailbox-reader")
+        self._readers = ThreadPoolExecutor(_READERS_MAX, "mailbox-reader", inherit())
         self._free_readers = threading.Semaphore(_READERS_MAX)
 
     def find(self, mailbox: Path, message_id: str, *, folder_id: str = "") -> MessageFile | None:
