@@ -164,7 +164,7 @@ async def test_readers_who_leave_do_not_end_the_index(dev: Dev, monkeypatch) -> 
 
     async def read() -> None:
         while not sending.done():
-            await http.get("/api/v1/messages?limit=5")
+            await total_of(http, "subject:large")
 
     await asyncio.gather(sending, read(), read(), read())
     assert await total_of(http, "subject:large") == 12
