@@ -133,14 +133,7 @@ def test_others_use_the_index_during_a_query(mailbox: Path, index: Indexes, plac
 )
 @pytest.mark.parametrize("error", [StoreUnavailableError, QueryTooLongError])
 def test_messages_are_read_on_after_the_time_or_the_client_and_the_next_request_waits_for_them(
-    mailbox: Path,
-    index: Indexes,
-    place: Place,
-    monkeypatch: pytest.MonkeyPatch,
-    condition: Condition,
-    reader: str,
-    hits: int,
-    error: type[Exception],
+    mailbox, index, place, monkeypatch, condition, reader, hits, error
 ) -> None:
     (mailbox / "cur" / "0.M1.h:2,").write_text("Subject: never\r\n\r\n", newline="")
     limit, query = QueryTimeLimit(place.clock), MessageQuery(condition=condition)
