@@ -80,16 +80,30 @@ _in_brackets = re.compile(r"<([^<>]+)>")
 _blank_in_name = re.compile(rb"(?im)^(final|original) (?=recipient[ \t]*:)")
 # The line above a copy of the message: of Exim, qmail, old Gmail, sendmail, and others.
 _copy_line = re.compile(
-    r"^[ |]{0,4}-{2,} ?(?:(?:This is|Below this line is) a copy of (?:the|your) message\b.*"
-    r"|(?:(?:Original|Unsent) message(?: follows)?|Message header follows)[.:]?[ |-]*)\n"
-    r"(?:[ -]*\n|-{2,} .*\n)*",
+    r"^(?:[ |]{0,4}-{2,} ?(?:(?:This is|Below this line is) a copy of (?:the|your) message\b.*"
+    r"|(?:(?:Original|Unsent) message(?: follows)?|Message header follows)[.:]?[ |-]*)"
+    r"|    Below is a copy of the original message:)\n(?:[ -]*\n|-{2,} .*\n)*",
     re.IGNORECASE | re.MULTILINE,
 )
-# Postfix folds its text: what a host said may be on the next line.
-_folded_text = re.compile(
-    r"\n[ \t]++(?=said:|refused to talk)|(?<=said:|o me:)[ \t]*+\n[ \t]*+(?=[45][0-5]\d\b)"
+_ADDRESS = r"[\w.!#$%&'*/=?^`{|}~+-]{1,64}+@[\w-]++(?:\.[\w-]++)*+"
+# The sender, in MAIL FROM:<address>, is no recipient; sendmail has "(expanded from: <alias>)".
+_text_address = re.compile(rf"(?<![\w.+-])(?<!F(?i:rom):<)(?<!F(?i:rom): <){_ADDRESS}")
+_QMAIL_ADDRESS = r"<[^\s>]++>:[ \t]*+"  # a line above those of qmail about the address
+_qmail_address = re.compile(_QMAIL_ADDRESS)
+# The lines about an address, up to a quotation: of qmail up to a blank line, of others, such as
+# Postfix and Exim, those with a larger indent.
+_item = re.compile(
+    rf"^(?:{_QMAIL_ADDRESS}(?:\n[ \t]*+[^\s>][^\n]*+)++"
+    rf"|([ \t]*+)<?{_ADDRESS}[^\n]*+(?:\n\1[ \t]++[^\s>][^\n]*+)++)",
+    re.MULTILINE,
 )
-_text_address = re.compile(r"(?<![\w.+-])[\w.!#$%&'*/=?^`{|}~+-]{1,64}@[\w-]+(?:\.[\w-]+)*")
+_list_item = re.compile(rf"[ \t]*+<?{_ADDRESS}")
+_address_and_reason = re.compile(
+    rf"^({_ADDRESS}): ([^\n]{{1,{_VALUE_CHARACTERS_MAX}}})", re.MULTILINE
+)
+_fold = re.compile(r"\n[ \t]*+")
+# A reason, which may name other addresses than the recipient's, begins with a code.
+_reason = re.compile(r"(?<![\w.+-])[45][0-5]\d(?![\w.@])")
 # A code next to a status of its class, or what a host said; a telephone number is no code. Behind
 # the whole name of the host it may have a number behind it. The last form is that of qmail.
 _text_code = re.compile(
@@ -98,10 +112,9 @@ _text_code = re.compile(
     r"([45])[0-5]\d(?![\w.]|[ -]\d)"
     r"|(?:\bRemote host|\bhost [\w-]++\.[\w.-]++(?: ?\[\S{1,80})?) (?:said|refused to talk to me):"
     r"[^\n\d]{0,80}\b([45])[0-5]\d(?![\w.])"
-    r"|\(#([45])\.\d{1,3}\.\d{1,3}\)\s*+\Z",
+    r"|\(#([45])\.\d{1,3}\.\d{1,3}\)\s*+(?:\Z|I'm not going to try)",
     re.IGNORECASE,
 )
-_qmail_address = re.compile(r"<\S+>:\s*")  # above what qmail says of the address
 
 ReportFields = tuple[tuple[str, str], ...]
 
@@ -273,8 +286,12 @@ def _report_in_text(
     message_id = _returned_message_id(content, structure)
     if copy and not message_id:
         message_id = _message_id_in(header_section(text[copy.end() :].encode()))
-    text = _folded_text.sub(" ", text[: copy.start()] if copy else text)
-    claims = {claim.final: claim for claim in _claims_in(text)}
+    text = text[: copy.start()] if copy else text
+    claims = {claim.final: claim for claim in _claims_in(text, failed)}
+    if copy and "original message:" in copy[0] and "list of recipients:" in text:  # of OpenSMTPD
+        kind = "delayed" if "is delayed for" in text else "failure"
+        for address, reason in _address_and_reason.findall(text):
+            claims.setdefault(address, RemoteClaim("", address, kind, "", reason))
     if copy and "Below this line" in copy[0]:  # of qmail, which reports no delay
         failed = (*failed, *claims)
     for address in failed:
@@ -284,27 +301,43 @@ def _report_in_text(
     return RemoteReport("", message_id, "", first) if message_id and first else None
 
 
-def _claims_in(text: str) -> Iterator[RemoteClaim]:
-    """Yield what each code in a text says of the addresses in its line, else in the nearest line
-    above, else in the nearest below.
+def _claims_in(text: str, listed: Sequence[str]) -> Iterator[RemoteClaim]:
+    """Yield what each code in a text says of the addresses that its line names, else of those of
+    the nearest line above, else of the nearest below that begins with one. If `listed` is not
+    empty, only the lines that name one of these count.
     """
-    lines = text.splitlines()
-    addresses = [_text_address.findall(line) for line in lines]
+    lines = _item.sub(lambda item: _fold.sub(" ", item[0]), text).splitlines()
+    named, known = [list(_named_in(line)) for line in lines], set(listed)
+    if known:
+        named = [[] if known.isdisjoint(names) else names for names in named]
     for number, line in enumerate(lines):
-        code = _text_code.search(line)
-        if not code or line.startswith(">"):  # a quotation
+        code, of_qmail = _text_code.search(line), _qmail_address.match(line)
+        if not code or (code[4] and not of_qmail) or line.lstrip().startswith(">"):  # a quotation
             continue
-        is_qmail, form = bool(code[4]), code.lastindex or 0
-        reply = one_line(line if is_qmail else line[code.start(form) :])[:_VALUE_CHARACTERS_MAX]
+        form = code.lastindex or 0
+        begin = of_qmail.end() if code[4] and of_qmail else code.start(form)
+        reply = one_line(line[begin:])[:_VALUE_CHARACTERS_MAX]
         kind = "failure" if code[form] == "5" else "delayed"
         above = range(number, max(number - _LINES_BETWEEN_MAX, 0) - 1, -1)
         below = range(number + 1, min(number + _LINES_BETWEEN_MAX + 1, len(lines)))
-        nearest = next((place for place in chain(above, below) if addresses[place]), number)
-        if is_qmail and not _qmail_address.fullmatch(lines[nearest]):
-            continue
-        for address in addresses[nearest]:
+        listed_below = (place for place in below if _list_item.match(lines[place]))
+        nearest = next((place for place in chain(above, listed_below) if named[place]), number)
+        for address in named[nearest]:
             status = next(iter(find_statuses(reply)), "")
             yield RemoteClaim("", address, kind, status, reply)
+
+
+def _named_in(line: str) -> Iterator[str]:
+    """Yield the addresses before the first code of a line, else the one directly behind it."""
+    reason = _reason.search(line)
+    if reason is None:
+        yield from _text_address.findall(line)
+    elif before := _text_address.findall(line[: reason.start()]):
+        yield from before
+    else:
+        behind = _text_address.search(line, reason.end())
+        if behind and not any(map(str.isalpha, line[reason.end() : behind.start()])):
+            yield behind[0]
 
 
 def message_class(content: Octets, content_type: str) -> str:

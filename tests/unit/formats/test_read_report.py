@@ -265,20 +265,32 @@ def text_report(text: str, kind: str) -> bytes:
         """
         <b@y.test>: / 550: 5.1.1 no such user | report | failure ; 5.1.1 ; 550: 5.1.1 no such user
         b@y.test / 550-5.1.1 no such user | report | failure ; 5.1.1 ; 550-5.1.1 no such user
-        host y.test said: 452 full (b@y.test) | mixed | delayed ;  ; 452 full (b@y.test)
+        host y.test said: 452 <b@y.test> full | mixed | delayed ;  ; 452 <b@y.test> full
         Subject: x /  / b@y.test / 550 5.1.1 no / -- This is a copy of the message. -- / -- Only 9 octets. /  / Message-ID: <m@x> | text | failure ; 5.1.1 ; 550 5.1.1 no
         X-Failed-Recipients: b@y.test /  / Sorry. / ------ This is a copy of your message. ------ /  / Message-ID: <m@x> | text | failure ;  ;
+        X-Failed-Recipients: b@y.test /  / b@y.test /  / 550 5.7.1 <c@y.test> / --- This is a copy of the message. /  / Message-ID: <m@x> | text | failure ; 5.7.1 ; 550 5.7.1 <c@y.test>
+        X-Failed-Recipients: b@y.test /  / 550 5.7.1 write to / c@y.test / --- This is a copy of the message. /  / Message-ID: <m@x> | text | failure ;  ;
         Subject: x /  / b@y.test / Remote host said: 550 no / --- Below this line is a copy of the message. /  / Message-ID: <m@x> | text | failure ;  ; 550 no
         Subject: x /  / b@y.test /  / 550 5.1.1 no / --- Original message follows. /  / Message-ID: <m@x> | text | failure ; 5.1.1 ; 550 5.1.1 no
         Subject: x /  / a@y.test: 250 ok / b@y.test: 550 5.1.1 no / ----- Original message ----- /  / Message-ID: <m@x> | text | failure ; 5.1.1 ; 550 5.1.1 no
         Subject: x /  / <b@y.test> / 550 5.1.1 no /  / |--- Message header follows: ---| / Message-ID: <m@x> | text | failure ; 5.1.1 ; 550 5.1.1 no
         Subject: x /  / 550 5.1.1 b@y.test /   --- Unsent message follows --- / Message-ID: <m@x> | text | failure ; 5.1.1 ; 550 5.1.1 b@y.test
-        Subject: x /  / <b@y.test>: / No answer. (#4.4.1) / --- Below this line is a copy of the message. /  / Message-ID: <m@x> | text | failure ; 4.4.1 ; No answer. (#4.4.1)
+        Subject: x /  / <b@y.test>: / No answer. (#4.4.1) / I'm not going to try again. / --- Below this line is a copy of the message. /  / Message-ID: <m@x> | text | failure ; 4.4.1 ; No answer. (#4.4.1) I'm not going to try again.
         <b@y.test>: / No mailbox by that name. (#5.1.1) | report | failure ; 5.1.1 ; No mailbox by that name. (#5.1.1)
         <b@y.test>: host y.test[192.0.2.1] said: /     550 no | mixed | failure ;  ; 550 no
+        <b@y.test>: host /     y.test[192.0.2.1] said: 554 30 /     no | mixed | failure ;  ; 554 30 no
+        <b@y.test>: / Remote host said: / 554 no |  report | failure ;  ; 554 no
+        550 5.1.1 no /  / b@y.test | report | failure ; 5.1.1 ; 550 5.1.1 no
+        b@y.test /     550 5.7.1 no, write to c@y.test | report | failure ; 5.7.1 ; 550 5.7.1 no, write to c@y.test
+        b@y.test /     550-no, write to c@y.test /     550 5.7.1 no | report | failure ; 5.7.1 ; 550 5.7.1 no
+        b@y.test /     after MAIL FROM:<c@y.test>: /     550 5.7.1 no | report | failure ; 5.7.1 ; 550 5.7.1 no
+        b@y.test /  / 550-5.7.1 write to c@y.test | report | failure ; 5.7.1 ; 550-5.7.1 write to c@y.test
+        <b@y.test>: / 550 write to c@y.test / (#5.7.1) | report | failure ; 5.7.1 ; 550 write to c@y.test (#5.7.1)
         b@y.test: host y.test [192.0.2.1] said: 554 30 no | mixed | failure ;  ; 554 30 no
         b@y.test: host y.test[192.0.2.1] /   refused to talk to me: 421 4 open | mixed | delayed ;  ; 421 4 open
         X-Original-Message-ID: <m@x> /  / b@y.test: 550 5.1.1 no | text | failure ; 5.1.1 ; 550 5.1.1 no
+        Subject: x /  / list of recipients: /  / b@y.test: 550 5.1.1 no /  /     Below is a copy of the original message: /  / Message-ID: <m@x> | text | failure ; 5.1.1 ; 550 5.1.1 no
+        Subject: x /  / is delayed for 1 h for the list of recipients: /  / b@y.test: No MX /  /     Below is a copy of the original message: /  / Message-ID: <m@x> | text | delayed ;  ; No MX
         """
     ),
 )
@@ -307,7 +319,14 @@ AUTOMATIC_REPLIES = rows_of("""
     550 5.1.1 no such user | returned
     b@y.test / x / x / x / x / x / 550 5.1.1 | returned
     I am away. You wrote: / > b@y.test: 550 5.1.1 no such user | returned
+    b@y.test: Tel. /   +49 550 123 456 | returned
+    b@y.test: Our host said: /   550 123 | returned
+    <b@y.test>: / Ticket (#5.1.1) was opened. | returned
+    <b@y.test>: / My boss refused to talk to me: / 550 times | returned
+    b@y.test wrote: /   > c@y.test: 550 5.1.1 no such user | returned
+    550 5.1.1 is my desk, write to b@y.test | returned
     b@y.test: 550 5.1.1 | none
+    b@y.test: away /  /     Below is a copy of the original message: / Message-ID: <m@x> | none
     b@y.test: 550 5.1.1 | In-Reply-To: <m@x>
     b@y.test: 550 5.1.1 | Original-Message-ID: <m@x>
     b@y.test: 550 5.1.1 / Message-ID: <m@x> | none
