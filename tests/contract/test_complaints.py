@@ -28,6 +28,10 @@ def outcome(status: str, reply: str = "", host: str = "mx.big.test"):
     return Relayed(evidence) if status.startswith("2") else Failed(evidence)
 
 
+BOBS = {"reverse_path": "bob@example.test", "account": "bob@example.test"}
+TO_JOE = {"outcomes": {"joe@b.test": outcome("2.0.0")}}
+
+
 @pytest.fixture
 def send(spool, make, clock):
     """Send a message to some recipients, each with an outcome; return its queue id."""
@@ -95,8 +99,12 @@ async def test_a_complaint_is_a_row_and_nothing_else(spool, send, complain) -> N
         ([{}], {"to": ()}, [1]),
         ([{"trusted": False, "account": ""}], {}, [0]),
         ([{"trusted": False, "account": ""}], {"to": ()}, [1]),
-        ([{}, {}], {}, [0, 0]),
-        ([{}, {"reverse_path": "bob@example.test", "account": "bob@example.test"}], {}, [0, 0]),
+        ([{}, {}], {}, [0, 1]),
+        ([{}, BOBS], {}, [1, 0]),
+        ([{}, BOBS, {}], {"to": ()}, [0, 0, 1]),
+        ([TO_JOE, {}, BOBS | TO_JOE], {"named": ["Joe@b.test"]}, [1, 0, 0]),
+        ([{}, TO_JOE, {}], {"named": ["joe@b.test"], "to": ()}, [0, 1, 0]),
+        ([{}, {}], {"named": ["joe@b.test"]}, [0, 1]),
         ([{}, {"trusted": False, "account": ""}], {}, [1, 0]),
         ([{"message_id": "<other@x>"}], {}, [0]),
         ([{"message_id": ""}], {"message_id": ""}, [0]),
@@ -106,7 +114,8 @@ async def test_the_one_original_of_who_got_the_report_is_found(
     spool, send, complain, sent, came, joined
 ) -> None:
     ids = [await send(**changes) for changes in sent]
-    await complain(**came)
+    named, came = came.get("named", ()), {name: came[name] for name in came if name != "named"}
+    await complain("abuse", *named, **came)
     assert [len(await rows(spool, one)) for one in ids] == joined
 
 

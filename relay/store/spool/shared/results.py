@@ -9,12 +9,12 @@ the reported recipients, and the report must have been delivered to its reverse-
 counters do not change.
 
 A feedback report (RFC 5965) adds one event in the same way, and nothing else follows from it: every
-recipient knows the Message-ID, by which alone the original is found.
+recipient knows the Message-ID, by which the original is found.
 """
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import msgspec
@@ -417,28 +417,31 @@ def _join_feedback(
     *,
     to: Sequence[str],
 ) -> str:
-    """Append a feedback report to the journey of its original, if there is one message with the
-    Message-ID; a copy that a stranger sent in does not count beside mail of this relay's users.
-    Return the type of a complaint. Without `to`, the original may be anybody's.
+    """Append a feedback report to the journey of its original: of the messages with the Message-ID
+    that those in `to` sent (without `to`, anybody), the newest to a recipient that the report
+    names, else the newest. A copy that a stranger sent in does not count beside mail of this
+    relay's users. Return the type of a complaint.
     """
     carrier = claim_result.claim.message
     rows = _recipients(transaction, _OF_MESSAGE_ID, report.message_id)
     messages = [list(group) for _, group in groupby(rows, lambda row: row[0])]
     messages = [message for message in messages if message[0][5]] or messages
-    if len(messages) != 1:
+    if to:
+        messages = [message for message in messages if _is_of(message[0], to)]
+    named = [name for claim in report.claims for name in map(own_mailbox, _names(claim))]
+    to_named = (message for message in messages if not _addresses(message).keys().isdisjoint(named))
+    original = next(chain(to_named, messages), None)
+    if original is None:
         return ""
-    message_id, reverse_path, _, _, account, is_trusted, *_ = messages[0][0]
-    is_own = is_trusted and not {own_mailbox(reverse_path), account}.isdisjoint(to)
+    message_id, names = original[0][0], _addresses(original)
     kept = transaction.fetch(_FEEDBACK, (message_id,))
     known = [read_known(details.ComplaintDetail, msgspec.json.decode(text)) for (text,) in kept]
-    names = _addresses(messages[0])
-    named = [name for claim in report.claims for name in map(own_mailbox, _names(claim))]
     recipients = [*{names[name]: None for name in named if name in names}]
     is_counted = report.feedback in COMPLAINTS
     complained = {to for row in known if row.type in COMPLAINTS for to in row.recipients}
     is_more = not is_counted or complained.issuperset(recipients)
     is_full = is_more and len(known) >= (_COMPLAINTS_MAX if is_counted else _OTHER_FEEDBACK_MAX)
-    if (to and not is_own) or is_full or any(row.received == carrier.id for row in known):
+    if is_full or any(row.received == carrier.id for row in known):
         return ""
     detail = details.ComplaintDetail(
         type=report.feedback,
@@ -449,6 +452,12 @@ def _join_feedback(
     )
     transaction.append_events(message_id, [Event(claim_result.at_us, detail)])
     return report.feedback if is_counted else ""
+
+
+def _is_of(row: Any, mailboxes: Sequence[str]) -> bool:
+    """Return whether one of these mailboxes sent a message, by a row of _RECIPIENTS."""
+    _, reverse_path, _, _, account, is_trusted, *_ = row
+    return bool(is_trusted) and not {own_mailbox(reverse_path), account}.isdisjoint(mailboxes)
 
 
 def _verdict(tables: Tables, carrier: MessageFacts) -> str:
