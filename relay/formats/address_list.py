@@ -128,13 +128,14 @@ def address_entries(
         budget.tokens -= len(read)
     end = (_END,) if budget is None or budget.tokens else ()  # an entry that is cut is not whole
     tokens: list[_AddressToken] = []
-    in_group = False
+    in_group = is_after_group = False
     for token in itertools.chain(_with_angles(read, pattern), end):
         if token.kind is not _TokenKind.MARK or token.text not in ",;:":
             tokens.append(token)
             continue
         is_grouped = in_group or token.text == ";"
-        if token.text != ":" or not _is_group_name(tokens):
+        is_comment = is_after_group and all(map(_is_comment, tokens))
+        if not is_comment and (token.text != ":" or not _is_group_name(tokens)):
             several = _without_commas(tokens)
             is_plain = token.text != ":" and len(several) == 1
             for group in several:
@@ -142,7 +143,7 @@ def address_entries(
                     _read_local_part(group)
                 if entry := _entry(group, pattern, is_plain=is_plain, in_group=is_grouped):
                     yield entry
-        tokens = []
+        tokens, is_after_group = [], token.text == ";"
         in_group = token.text == ":" or (in_group and token.text == ",")
 
 
@@ -310,6 +311,10 @@ def _entry(
     is_exact &= all(token.is_exact for token in tokens) and not _CONTROL.search(text)
     is_exact &= address[:1] == '"' or "\\" not in address
     return Entry(_name(others), address, text, is_plain and is_exact, in_group)
+
+
+def _is_comment(token: _AddressToken) -> bool:
+    return not token.text.strip() or (token.kind is _TokenKind.COMMENT and token.is_exact)
 
 
 def _is_group_name(tokens: list[_AddressToken]) -> bool:

@@ -274,10 +274,10 @@ def sorted_leaves(structure: Structure, content: Octets | None = None) -> Sorted
     """
     html = text = None
     attached: list[Leaf] = []
-    for leaf in _leaves(structure, content):
-        # A multipart without parts is shown as text.
+    # A multipart without parts is shown as text if there is no other.
+    for leaf in sorted(_leaves(structure, content), key=_is_multipart):
         kind = leaf.entity.content_type
-        is_text = kind == "text/plain" or kind.startswith("multipart/")
+        is_text = kind == "text/plain" or _is_multipart(leaf)
         disposition = disposition_of(leaf)
         is_first = not (html or text or (attached and disposition))
         is_file = (
@@ -293,6 +293,10 @@ def sorted_leaves(structure: Structure, content: Octets | None = None) -> Sorted
     return SortedLeaves(html, text, tuple(attached))
 
 
+def _is_multipart(leaf: Leaf) -> bool:
+    return leaf.entity.content_type.startswith("multipart/")
+
+
 def _leaves(
     structure: Structure, content: Octets | None, *, inside: Octets | None = None, depth: int = 0
 ) -> Iterator[Leaf]:
@@ -305,6 +309,9 @@ def _leaves(
                 continue  # what some programs write before the closing delimiter
         above = structure.entities[entity.parent].content_type
         leaf = Leaf(entity, entity.fields, above, inside)
+        has_text = entity.body.size > entity.body.carriage_returns + entity.body.line_feeds
+        if _is_multipart(leaf) and entity.number and not has_text:
+            continue
         if content is not None and depth < ENCODINGS_MAX and is_encoded_multipart(entity):
             header = Header.parse(cleaned(entity.header)).remove([_ENCODING]).octets
             decoded = join_octets(

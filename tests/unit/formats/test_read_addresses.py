@@ -61,6 +61,8 @@ TABLE = [
     ("Team: a@x.test, B <b@x.test>;, c@x.test", ["|a@x.test", "B|b@x.test", "|c@x.test"], True),
     ("a@x.test; b@x.test", ["|a@x.test", "|b@x.test"], True),  # pd stops at the first
     ("undisclosed-recipients:;", [], True),
+    ("undisclosed-recipients:; (none)", [], True),
+    ("Team: a@x.test;(b@x.test) , c@x.test", ["|a@x.test", "|c@x.test"], True),
     ("a: b: c@x.test;", ["|c@x.test"], True),
     ("ceo@x.test: al@x.test;", ["|ceo@x.test", "|al@x.test"], False),
     ('":al@x.test;', ['"|', "|al@x.test"], False),  # py: ":al@x.test;"

@@ -113,6 +113,7 @@ def test_an_image_that_the_html_shows_is_inline_whatever_its_disposition(kind, h
 
 
 NAMED = "Content-Type: text/plain; name=a.txt\n\nnamed\n"
+HOLLOW = "Content-Type: multipart/alternative; boundary=i\n\n"
 
 
 @each_row(
@@ -127,6 +128,9 @@ NAMED = "Content-Type: text/plain; name=a.txt\n\nnamed\n"
         ("mixed", [NAMED, NAMED.replace("a.txt", "b.txt")], "named", ["b.txt"]),
         ("mixed", ["\nunnamed\n", NAMED], "unnamed", ["a.txt"]),
         ("mixed", [NAMED, NAMED.replace("plain", "html")], "named", ["a.txt"]),
+        ("mixed", [HOLLOW + "\n\n", NAMED], "named", []),
+        ("mixed", [HOLLOW + "preamble\n", NAMED], "named", ["attachment.bin"]),
+        ("mixed", [HOLLOW + "preamble\n"], "preamble", []),
         ("alternative", [NAMED, NAMED.replace("plain", "html").replace("named", "<b>")], "<b>", []),
         (
             "mixed",
