@@ -20,6 +20,7 @@ from relay.formats.html_tokens import (
     TEXTS,
     HtmlToken,
     attribute_value,
+    beginning_of,
     split_html,
     tag_attributes,
     unescaped,
@@ -492,7 +493,8 @@ def preview(text: str, body_type: str) -> str:
 
 
 def without_tags(source: str) -> str:
-    """Return the text between tags, for a preview line and for the search."""
+    """Return the text between tags of the beginning, for a preview line and for the search."""
+    source = beginning_of(source)
     pieces: list[str] = []
     position = 0
     invisible = ""

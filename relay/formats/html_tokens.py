@@ -41,6 +41,9 @@ _REFERENCE = re.compile(
     r"&(?:#(?:[0-9]+|[xX][0-9a-fA-F]+);?|([A-Za-z][A-Za-z0-9]{0,31}+)(;|(?!=)))"
 )
 _ATTRIBUTES_MAX = 1000
+# of HTML that is read for previews, the search and MCP
+_BEGINNING_CHARACTERS_MAX = 1024 * 1024
+_BEGINNING_TAGS_MAX = 20_000
 _LINE_END = re.compile("\n")
 _CID = re.compile(r"cid:([^\"'\s<>()]+)", re.IGNORECASE)
 
@@ -59,6 +62,13 @@ def _short_number(match: "re.Match[str]") -> str:
     if len(digits) >= 8:  # larger than any character
         return "\ufffd"
     return f"&#{'x' if hexadecimal else ''}{digits or 0};"
+
+
+def beginning_of(html: str) -> str:
+    """Return at most the first 1 Mi characters and 20,000 tags of HTML that is not shown whole."""
+    beginning = html[:_BEGINNING_CHARACTERS_MAX]
+    next_tag = next(islice(_MARKUP.finditer(beginning), _BEGINNING_TAGS_MAX, None), None)
+    return beginning[: next_tag.start()] if next_tag else beginning
 
 
 class HtmlToken(NamedTuple):

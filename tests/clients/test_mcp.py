@@ -147,6 +147,11 @@ def test_what_mail_says_stays_quoted_and_bounded(relay: DevProcess) -> None:
     image = b"Content-Type: text/html\r\n\r\n<img src='" + b"AAAA\r\n" * 200_000 + b"'>481516\r\n"
     relay.submit("a@b.example", ["i@b.example"], image)
     assert tool(relay, "wait_for_mail", to="i@b.example")["is_cut"]
+    for tags, code in ((20_000, "481516"), (20_001, None)):  # that are read
+        body = b"Content-Type: text/html\r\n\r\n" + b"<div>\r\n" * tags + b"code 481516\r\n"
+        relay.submit("a@b.example", [f"d{tags}@b.example"], body)
+        said = tool(relay, "wait_for_mail", to=f"d{tags}@b.example")
+        assert (said["code"], said["is_cut"]) == (code, code is None)
 
 
 def test_an_account_has_what_the_api_lets_it_have(relay: DevProcess) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.formats import html_text
-from relay.formats.html_text import html_to_text, preview, visible_text
+from relay.formats.html_text import html_to_text, preview, visible_text, without_tags
 from tests.support.tables import each_row
 
 
@@ -145,6 +145,12 @@ def test_visible_text_leaves_out_what_is_hidden(html, words):
 
 def test_a_number_of_any_length_can_be_previewed():
     assert preview(f"<p>a&#{'9' * 5000};b", "html") == "a\ufffdb"
+
+
+def test_the_search_reads_20_000_tags_and_a_mebi_of_characters():
+    words = [without_tags(text + "word").split() for text in ("<div>" * 20_000, "x" * (1 << 20))]
+    assert [each[-1:] == ["word"] for each in words] == [True, False]
+    assert without_tags("<div>" * 20_001 + "word").split() == []
 
 
 def test_output_is_proportional_to_the_body():
