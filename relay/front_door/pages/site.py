@@ -60,6 +60,8 @@ _VERSION_DIGITS = 12
 
 # Without a full stop at the end of a sentence.
 _ADDRESS = re.compile(r"(?<![^\s<>()\",;:@])([^\s<>()\",;:@]*+)@([\w.-]*\w)")
+# Characters that reorder the text behind them: the pages show a sign.
+_REORDERING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _UNCUT_MAX = 3  # characters of a local part
 CLOCK_STEPS = {"10m": "10 min", "1h": "1 h", "1d": "1 d"}
 NEXT_RETRY = "next"
@@ -123,7 +125,7 @@ class PageSite:
         def static(name: str) -> str:
             return relative_url(up, f"static/{name}", {"v": self._static[name][0]})
 
-        return self._templates.get_template(template).render(
+        text = self._templates.get_template(template).render(
             values,
             visitor=visitor,
             csrf_token=visitor.csrf if visitor else "",
@@ -135,6 +137,9 @@ class PageSite:
             clock=clock_facts(controls) if controls is not None else None,
             is_development=self.handlers.is_development,
         )
+        for letter in _REORDERING:
+            text = text.replace(letter, "\ufffd")
+        return text
 
     def error(self, request: HttpRequest, visitor: Visitor | None, error: ApiError) -> Response:
         """Return the page of an error."""

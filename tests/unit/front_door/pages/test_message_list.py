@@ -133,6 +133,11 @@ async def test_a_subject_cannot_reorder_or_hide_what_is_next_to_it(pages):
     for text in (page, message):
         assert "\ufffdexe.\ufffdab\ufffd" in text
         assert not set(text) & set("\u202e\u2066\u200b")
+    every = "a".join(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+    await send(pages, (every, "ann+451x9@customer.test"))
+    for path in ("/queue", f"/?q={every}"):
+        assert "a".join("\ufffd" * len(every[::2])) in (text := await pages.text(path))
+        assert not set(text) & set(every[::2])
 
 
 async def test_marked_messages_are_read_and_unread_in_all_mailboxes(pages):
