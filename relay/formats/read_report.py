@@ -89,7 +89,6 @@ _ADDRESS = r"[\w.!#$%&'*/=?^`{|}~+-]{1,64}+@[\w-]++(?:\.[\w-]++)*+"
 # The sender, in MAIL FROM:<address>, is no recipient; sendmail has "(expanded from: <alias>)".
 _text_address = re.compile(rf"(?<![\w.+-])(?<!F(?i:rom):<)(?<!F(?i:rom): <){_ADDRESS}")
 _QMAIL_ADDRESS = r"<[^\s>]++>:[ \t]*+"  # a line above those of qmail about the address
-_qmail_address = re.compile(_QMAIL_ADDRESS)
 # The lines about an address, up to a quotation: of qmail up to a blank line, of others, such as
 # Postfix and Exim, those with a larger indent.
 _item = re.compile(
@@ -97,13 +96,11 @@ _item = re.compile(
     rf"|([ \t]*+)<?{_ADDRESS}[^\n]*+(?:\n\1[ \t]++[^\s>][^\n]*+)++)",
     re.MULTILINE,
 )
-_list_item = re.compile(rf"[ \t]*+<?{_ADDRESS}")
-_address_and_reason = re.compile(
-    rf"^({_ADDRESS}): ([^\n]{{1,{_VALUE_CHARACTERS_MAX}}})", re.MULTILINE
-)
-_fold = re.compile(r"\n[ \t]*+")
-# A reason, which may name other addresses than the recipient's, begins with a code.
-_reason = re.compile(r"(?<![\w.+-])[45][0-5]\d(?![\w.@])")
+# Of OpenSMTPD, whose reasons may have no code.
+_address_and_reason = re.compile(rf"(?m)^({_ADDRESS}): ([^\n]{{1,500}})")
+# A reason, which may name others than the recipient, begins with a code. Directly behind the code,
+# before any word, stands the recipient.
+_reason = re.compile(rf"(?<![\w.+-])[45][0-5]\d(?![\w.@])(?:[\W\d_]*?((?<![\w.+-]){_ADDRESS}))?")
 # A code next to a status of its class, or what a host said; a telephone number is no code. Behind
 # the whole name of the host it may have a number behind it. The last form is that of qmail.
 _text_code = re.compile(
@@ -112,7 +109,7 @@ _text_code = re.compile(
     r"([45])[0-5]\d(?![\w.]|[ -]\d)"
     r"|(?:\bRemote host|\bhost [\w-]++\.[\w.-]++(?: ?\[\S{1,80})?) (?:said|refused to talk to me):"
     r"[^\n\d]{0,80}\b([45])[0-5]\d(?![\w.])"
-    r"|\(#([45])\.\d{1,3}\.\d{1,3}\)\s*+(?:\Z|I'm not going to try)",
+    rf"|\A{_QMAIL_ADDRESS}(?=.*\(#([45])\.\d{{1,3}}\.\d{{1,3}}\)\s*+(?:\Z|I'm not going to try))",
     re.IGNORECASE,
 )
 
@@ -306,38 +303,30 @@ def _claims_in(text: str, listed: Sequence[str]) -> Iterator[RemoteClaim]:
     the nearest line above, else of the nearest below that begins with one. If `listed` is not
     empty, only the lines that name one of these count.
     """
-    lines = _item.sub(lambda item: _fold.sub(" ", item[0]), text).splitlines()
-    named, known = [list(_named_in(line)) for line in lines], set(listed)
-    if known:
-        named = [[] if known.isdisjoint(names) else names for names in named]
+    lines = _item.sub(lambda item: one_line(item[0]), text).splitlines()
+    known, found = set(listed), map(_named_in, lines)
+    named = [[] if known and known.isdisjoint(names) else names for names in found]
     for number, line in enumerate(lines):
-        code, of_qmail = _text_code.search(line), _qmail_address.match(line)
-        if not code or (code[4] and not of_qmail) or line.lstrip().startswith(">"):  # a quotation
+        code = _text_code.search(line)
+        if not code or line.lstrip().startswith(">"):  # a quotation
             continue
         form = code.lastindex or 0
-        begin = of_qmail.end() if code[4] and of_qmail else code.start(form)
+        begin = code.end() if code[4] else code.start(form)  # of qmail it is no code
         reply = one_line(line[begin:])[:_VALUE_CHARACTERS_MAX]
         kind = "failure" if code[form] == "5" else "delayed"
         above = range(number, max(number - _LINES_BETWEEN_MAX, 0) - 1, -1)
         below = range(number + 1, min(number + _LINES_BETWEEN_MAX + 1, len(lines)))
-        listed_below = (place for place in below if _list_item.match(lines[place]))
-        nearest = next((place for place in chain(above, listed_below) if named[place]), number)
-        for address in named[nearest]:
-            status = next(iter(find_statuses(reply)), "")
-            yield RemoteClaim("", address, kind, status, reply)
+        listed_below = (at for at in below if _text_address.match(lines[at].lstrip(" \t<")))
+        nearest = next((at for at in chain(above, listed_below) if named[at]), number)
+        status = next(iter(find_statuses(reply)), "")
+        yield from (RemoteClaim("", address, kind, status, reply) for address in named[nearest])
 
 
-def _named_in(line: str) -> Iterator[str]:
-    """Yield the addresses before the first code of a line, else the one directly behind it."""
+def _named_in(line: str) -> list[str]:
+    """Return the addresses before the first code of a line, else the one directly behind it."""
     reason = _reason.search(line)
-    if reason is None:
-        yield from _text_address.findall(line)
-    elif before := _text_address.findall(line[: reason.start()]):
-        yield from before
-    else:
-        behind = _text_address.search(line, reason.end())
-        if behind and not any(map(str.isalpha, line[reason.end() : behind.start()])):
-            yield behind[0]
+    before: list[str] = _text_address.findall(line[: reason.start()] if reason else line)
+    return before or [reason[1]] if reason and reason[1] else before
 
 
 def message_class(content: Octets, content_type: str) -> str:
