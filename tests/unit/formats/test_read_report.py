@@ -275,7 +275,7 @@ def text_report(text: str, kind: str) -> bytes:
         Subject: x /  / a@y.test: 250 ok / b@y.test: 550 5.1.1 no / ----- Original message ----- /  / Message-ID: <m@x> | text | failure ; 5.1.1 ; 550 5.1.1 no
         Subject: x /  / <b@y.test> / 550 5.1.1 no /  / |--- Message header follows: ---| / Message-ID: <m@x> | text | failure ; 5.1.1 ; 550 5.1.1 no
         Subject: x /  / 550 5.1.1 b@y.test /   --- Unsent message follows --- / Message-ID: <m@x> | text | failure ; 5.1.1 ; 550 5.1.1 b@y.test
-        Subject: x /  / <b@y.test>: / No answer. (#4.4.1) / I'm not going to try again. / --- Below this line is a copy of the message. /  / Message-ID: <m@x> | text | failure ; 4.4.1 ; No answer. (#4.4.1) I'm not going to try again.
+        X: y /  / <b@y.test>: / No. (#4.4.1) / I'm not going to try / --- Below this line is a copy of the message. /  / Message-ID: <m@x> | text | failure ; 4.4.1 ; No. (#4.4.1) I'm not going to try
         <b@y.test>: / No mailbox by that name. (#5.1.1) | report | failure ; 5.1.1 ; No mailbox by that name. (#5.1.1)
         <b@y.test>: host y.test[192.0.2.1] said: /     550 no | mixed | failure ;  ; 550 no
         <b@y.test>: host /     y.test[192.0.2.1] said: 554 30 /     no | mixed | failure ;  ; 554 30 no
