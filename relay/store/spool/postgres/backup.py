@@ -1,9 +1,9 @@
 """Copy the database of a spool by pg_dump, and restore it by pg_restore.
 
 Both get the connection by libpq's environment variables, so that no list of processes shows the
-password. They use nothing else of the environment or of the user's files, as a node does. Where
-root works as the owner of state_dir, they run as this user. The lock that keeps nodes away
-meanwhile is in nodes.py.
+password, and connect to the host of the connection that asks for them. They use nothing else of
+the environment or of the user's files, as a node does. Where root works as the owner of state_dir,
+they run as this user. The lock that keeps nodes away meanwhile is in nodes.py.
 
 See the PostgreSQL documentation, "Environment Variables" and "Snapshot Synchronization Functions".
 """
@@ -35,7 +35,7 @@ _RELATIONS = (
 )
 
 
-def dump(options: ServerOptions, tables: ConnectionTables, file: IO[bytes]) -> dict[str, Any]:
+def dump(tables: ConnectionTables, file: IO[bytes]) -> dict[str, Any]:
     """Write one snapshot of the tables into a file; return the counts for the manifest."""
     with tables.snapshot():
         tables.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
@@ -43,16 +43,17 @@ def dump(options: ServerOptions, tables: ConnectionTables, file: IO[bytes]) -> d
         counts = {"schema": schema_version(tables)} | copied(tables)
         pattern = '"{}"'.format(_schema(tables).replace('"', '""'))
         words = (f"--snapshot={snapshot}", "--format=custom", f"--schema={pattern}")
-        _run(options, "pg_dump", *words, stdout=file)
+        _run(tables.connection.place, "pg_dump", *words, stdout=file)
     return counts
 
 
-def load(options: ServerOptions, tables: ConnectionTables, file: IO[bytes]) -> None:
+def load(tables: ConnectionTables, file: IO[bytes]) -> None:
     """Create the tables that a file has, all or none. Raises SpoolNotEmptyError."""
+    place = tables.connection.place
     if relations := tables.fetch(_RELATIONS):
-        raise SpoolNotEmptyError(f"{options}: the schema is not empty: found {relations[0][0]}")
+        raise SpoolNotEmptyError(f"{place}: the schema is not empty: found {relations[0][0]}")
     words = ("--single-transaction", "--exit-on-error", "--no-owner", "--no-acl", "--dbname=")
-    _run(options, "pg_restore", *words, f"--schema={_schema(tables)}", stdin=file)
+    _run(place, "pg_restore", *words, f"--schema={_schema(tables)}", stdin=file)
 
 
 def unload(tables: ConnectionTables) -> None:
@@ -116,8 +117,8 @@ def _environment(options: ServerOptions) -> Mapping[str, str]:
         "PGSSLROOTCERT": authorities,
         "PGSSLCERT": options.certificate,
         "PGSSLKEY": options.key,
+        "PGCONNECT_TIMEOUT": f"{options.timeout_s:.0f}",
         "PGAPPNAME": f"{options.application_name} backup",
-        "PGTARGETSESSIONATTRS": "read-write",
         "LC_ALL": "C",
     }
     others = read_environment().variables.items()

@@ -17,7 +17,7 @@ from zlib import crc32
 
 from relay.base.files import Descriptor, OpenOctets, write_all
 from relay.base.message.content import Content, LargeContent, Octets, octets_in_blocks
-from relay.base.settings.postgres_url import ServerOptions
+from relay.store.spool.postgres.server import Hosts
 from relay.store.spool.postgres.tables import ConnectionTables, ReadConnection
 from relay.store.spool.shared.accepted import used_contents
 from relay.store.spool.shared.columns import inline_content, verify_checksum
@@ -154,11 +154,9 @@ class BodyStore:
     of delivery use it too.
     """
 
-    def __init__(
-        self, options: ServerOptions, directory: Path, *, incarnation: Callable[[], int]
-    ) -> None:
+    def __init__(self, hosts: Hosts, directory: Path, *, incarnation: Callable[[], int]) -> None:
         self.reader = ReadConnection(
-            options, purpose="bodies", settings="SET synchronous_commit = off"
+            hosts, purpose="bodies", settings="SET synchronous_commit = off"
         )
         self._directory = directory
         self._numbers = count(1)

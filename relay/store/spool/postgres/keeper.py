@@ -18,13 +18,12 @@ import asyncpg
 
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.observe.metrics import Metrics
-from relay.base.settings.postgres_url import ServerOptions
 from relay.base.task_set import TaskSet
 from relay.store.spool.engine import News
 from relay.store.spool.postgres import nodes
 from relay.store.spool.postgres.claims import dead_owners
 from relay.store.spool.postgres.maintenance import PostgresMaintenance, stores_without_node
-from relay.store.spool.postgres.server import connect, translate_postgres_errors
+from relay.store.spool.postgres.server import Hosts, translate_postgres_errors
 from relay.store.spool.postgres.transactions import WriteTransaction
 from relay.store.spool.postgres.writer import WriteConnection
 from relay.store.spool.shared.holds import hold_rules
@@ -42,7 +41,7 @@ class NodeKeeper:
     """Runs in the event loop of the daemon."""
 
     writer: WriteConnection  # writes the beats
-    options: ServerOptions  # of the server
+    hosts: Hosts
     metrics: Metrics  # counts nodes
     take_over: Callable[[], Awaitable[int]]  # releases the claims of dead nodes
     on_news: Callable[[News], None]  # called with what other nodes may have done
@@ -157,11 +156,11 @@ class NodeKeeper:
         return rows, bool(dead_owners(transaction)), stores_without_node(transaction)
 
     async def _keep_in_touch(self) -> None:
-        fault = RepeatedError()
+        fault, connection = RepeatedError(), None
         while True:
             try:
-                with translate_postgres_errors(self.options):
-                    connection = await connect(self.options, purpose="messages")
+                with translate_postgres_errors(self.hosts):
+                    connection = await self.hosts.connect(purpose="messages", lost=connection)
                     try:
                         await self._talk(connection, fault)
                     finally:
@@ -174,7 +173,7 @@ class NodeKeeper:
         ended = asyncio.Event()
         connection.add_termination_listener(lambda _: ended.set())
         try:
-            with translate_postgres_errors(self.options):
+            with translate_postgres_errors(self.hosts):
                 await connection.add_listener(_CHANNEL, self._heard)
             fault.clear()
         except SpoolError as error:
@@ -192,7 +191,7 @@ class NodeKeeper:
             await self._has_news.wait()
             news, self._news = self._news, News(0)
             self._has_news.clear()
-            with suppress(SpoolError), translate_postgres_errors(self.options):
+            with suppress(SpoolError), translate_postgres_errors(self.hosts):
                 await connection.execute("SELECT pg_notify($1, $2)", _CHANNEL, str(news.value))
             await asyncio.sleep(1 / NOTIFY_PER_S)  # real time: so often at most
 

@@ -11,11 +11,15 @@ import os
 import pwd
 import socket
 import ssl
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import asyncpg
+from msgspec.structs import replace
 
+from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.phrases import words_in
 from relay.base.settings.postgres_url import ServerOptions
 from relay.store.spool.types import (
@@ -26,6 +30,7 @@ from relay.store.spool.types import (
     SpoolUnavailableError,
 )
 
+_log = get_logger("spool")
 VERSION_MIN = 15
 # These override the settings of a role or a database. A server that has lost its client ends the
 # session, and so releases its lock, as soon as the client notices the loss.
@@ -50,6 +55,11 @@ _KEEPALIVE = {
     socket.TCP_USER_TIMEOUT: 20_000,
 }
 _STATEMENTS_KEPT = 500
+_HOST_MIN_S = 2.0
+_IDENTITY = (
+    "SELECT system_identifier, pg_walfile_name(pg_current_wal_insert_lsn())"
+    " FROM pg_control_system()"
+)
 _POOLER_ROUNDS = 3
 _POOLER_WAIT_S = 5.0
 _SETTINGS_THAT_LOSE_MAIL = ("fsync", "full_page_writes", "synchronous_commit")
@@ -91,7 +101,7 @@ _KINDS: Mapping[str, type[SpoolError]] = {
 class _KeptConnection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no types
     """A connection whose loss is noticed within 20 s, although nothing is written."""
 
-    __slots__ = ()
+    __slots__ = ("place",)  # ServerOptions with its host only
 
     def __init__(self, protocol: Any, transport: asyncio.Transport, *others: Any) -> None:
         super().__init__(protocol, transport, *others)
@@ -109,49 +119,121 @@ class _KeptConnection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has n
         return bool(super().is_in_transaction())
 
 
-async def connect(options: ServerOptions, *, purpose: str) -> asyncpg.Connection:
-    """Return a connection to the first of the hosts that takes writes.
-
-    `purpose` is a part of its name in pg_stat_activity. Raises SpoolUnavailableError.
+class Hosts:
+    """The hosts of the URL, and what this process knows of them: which was used last, and the
+    newest timeline of which database cluster. Threads share it.
     """
-    with translate_postgres_errors(options):
-        tls = _tls_context(options)
-        async with asyncio.timeout(options.timeout_s):  # real time: the server
-            connection = await asyncpg.connect(
-                host=[host for host, _ in options.hosts],
-                port=[port for _, port in options.hosts],
-                user=options.user or system_user(),
-                password=options.password,
-                database=options.database,
-                ssl=tls,
-                direct_tls=False,
-                timeout=options.timeout_s,
-                server_settings={"application_name": f"{options.application_name} {purpose}"},
-                target_session_attrs="read-write",
-                connection_class=_KeptConnection,
-                statement_cache_size=_STATEMENTS_KEPT,
-                max_cached_statement_lifetime=0,  # for ever
-                max_cacheable_statement_size=0,  # of any size
-            )
+
+    def __init__(self, options: ServerOptions) -> None:
+        self.options = options
+        self._used = options.hosts[0]  # last
+        self._newest: tuple[int, int] | None = None  # a system identifier, and its timeline
+        # each connection with its loop, also closed ones
+        self._connections: WeakKeyDictionary[Any, asyncio.AbstractEventLoop] = WeakKeyDictionary()
+        self._not_compared = RepeatedError()
+        self._lock = threading.Lock()
+
+    def __str__(self) -> str:
+        return str(self.options)
+
+    async def connect(self, *, purpose: str, lost: Any = None) -> asyncpg.Connection:
+        """Return a connection to a host that takes writes. The search begins with the host that
+        was used last, or behind it if the connection replaces one to it, which was `lost`.
+
+        `purpose` is a part of its name in pg_stat_activity. Raises SpoolError with what each host
+        says.
+        """
+        hosts, errors = self.options.hosts, list[SpoolError]()
+        first = hosts.index(self._used) + (lost is not None and lost.place.hosts[0] == self._used)
+        for host in hosts[first:] + hosts[:first]:
             try:
-                await connection.execute(_SESSION)
-            except BaseException:
-                connection.terminate()
+                return await self.connect_to(host, purpose=purpose)
+            except SpoolError as error:
+                errors.append(error)
+        raise errors[0] if len(errors) == 1 else SpoolUnavailableError("; ".join(map(str, errors)))
+
+    async def faults_of_others(self, used: asyncpg.Connection) -> list[str]:
+        """Return why the hosts other than that of a connection cannot be used; a standby can be,
+        once it is promoted.
+        """
+        faults = []
+        for host in (one for one in self.options.hosts if (one,) != used.place.hosts):
+            try:
+                (await self.connect_to(host, purpose="check")).terminate()
+            except SpoolError as error:
+                if not isinstance(error.__cause__, asyncpg.TargetServerAttributeNotMatched):
+                    faults.append(str(error))
+        return faults
+
+    async def connect_to(self, host: tuple[str, int], *, purpose: str) -> asyncpg.Connection:
+        """Return a connection to one of the hosts, if it takes writes. Raises SpoolError."""
+        share_s = max(self.options.timeout_s / len(self.options.hosts), _HOST_MIN_S)
+        place = replace(self.options, hosts=(host,), timeout_s=share_s)
+        with translate_postgres_errors(place):
+            async with asyncio.timeout(share_s):  # real time: the server
+                connection = await asyncpg.connect(
+                    host=host[0],
+                    port=host[1],
+                    user=place.user or system_user(),
+                    password=place.password,
+                    database=place.database,
+                    ssl=_tls_context(place),
+                    direct_tls=False,
+                    timeout=share_s,
+                    server_settings={"application_name": f"{place.application_name} {purpose}"},
+                    target_session_attrs="read-write",
+                    connection_class=_KeptConnection,
+                    statement_cache_size=_STATEMENTS_KEPT,
+                    max_cached_statement_lifetime=0,  # for ever
+                    max_cacheable_statement_size=0,  # of any size
+                )
+                connection.place = place
+                try:
+                    await connection.execute(_SESSION)
+                    await self._compare(connection)
+                except BaseException:
+                    connection.terminate()
+                    raise
+        self._used = host
+        return connection
+
+    async def _compare(self, connection: asyncpg.Connection) -> None:
+        """Compare the server with the newest one. Raises SpoolUnavailableError for an older or
+        another one. A newer one ends the connections to the older, with what is not yet answered.
+        """
+        try:
+            identifier, segment = await connection.fetchrow(_IDENTITY)
+        except asyncpg.PostgresError as error:
+            if connection.is_closed():
                 raise
-    return connection
+            if self._not_compared.is_new(error):
+                _log.warning("an old primary would not be noticed", error=str(error))
+            return
+        timeline = int(segment[:8], 16)
+        with self._lock:
+            cluster, newest = self._newest or (identifier, timeline)
+            if identifier != cluster or timeline < newest:
+                raise SpoolUnavailableError(
+                    f"{connection.place}: found timeline {timeline} of cluster {identifier},"
+                    f" expected {newest} of {cluster}: stop it, or restart Relay to use it"
+                )
+            if timeline > newest:
+                for older, loop in self._connections.items():
+                    with contextlib.suppress(RuntimeError):  # the loop is closed
+                        loop.call_soon_threadsafe(older.terminate)
+            self._newest = identifier, timeline
+            self._connections[connection] = asyncio.get_running_loop()
 
 
-async def server_faults(options: ServerOptions, connection: asyncpg.Connection) -> Sequence[str]:
+async def server_faults(hosts: Hosts, connection: asyncpg.Connection) -> Sequence[str]:
     """Return a sentence for each fault that makes the server unsafe or unfit for mail."""
     faults = []
-    with translate_postgres_errors(options):
-        if await _changes_backends(options, connection):
+    with translate_postgres_errors(hosts):
+        if await _changes_backends(hosts, connection):
             return [_POOLED]
-        version = connection.get_server_version()
-        if version.major < VERSION_MIN:
-            faults.append(
-                f"the server is PostgreSQL {version.major}, expected {VERSION_MIN} or newer"
-            )
+        major = connection.get_server_version().major
+        if major < VERSION_MIN:
+            faults.append(f"the server is PostgreSQL {major}, expected {VERSION_MIN} or newer")
         names = (*_SETTINGS_THAT_LOSE_MAIL, "server_encoding", "transaction_read_only")
         rows = await connection.fetch(
             "SELECT name, current_setting(name) FROM unnest($1::text[]) AS name", names
@@ -169,7 +251,7 @@ async def server_faults(options: ServerOptions, connection: asyncpg.Connection) 
     return faults
 
 
-async def _changes_backends(options: ServerOptions, connection: asyncpg.Connection) -> bool:
+async def _changes_backends(hosts: Hosts, connection: asyncpg.Connection) -> bool:
     """Whether a pooler runs the transactions of one connection in several sessions of the server.
 
     A pooler has other process ids than the server. In its transaction mode, the session that one
@@ -178,7 +260,7 @@ async def _changes_backends(options: ServerOptions, connection: asyncpg.Connecti
     first = await connection.fetchval("SELECT pg_backend_pid()")
     if first == connection.get_server_pid():
         return False
-    other = await connect(options, purpose="check")
+    other = await hosts.connect_to(connection.place.hosts[0], purpose="check")
     try:
         for _ in range(_POOLER_ROUNDS):
             async with other.transaction():
@@ -207,7 +289,7 @@ def translate_postgres_errors(place: object = "the spool") -> Iterator[None]:
         kind = _KINDS.get(code) or _KINDS.get(code[:2], SpoolError)
         raise kind(f"{place}: {known} ({said})" if known else f"{place}: {said}") from error
     except asyncpg.TargetServerAttributeNotMatched as error:
-        raise SpoolUnavailableError(f"{place}: no host of the URL takes writes") from error
+        raise SpoolUnavailableError(f"{place}: {_TEXTS['25006']}") from error
     except ssl.SSLCertVerificationError as error:
         reason = error.verify_message or str(error)
         raise SpoolUnavailableError(

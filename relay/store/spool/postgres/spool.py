@@ -33,7 +33,7 @@ from relay.store.spool.postgres.maintenance import (
     with_store_without_node,
 )
 from relay.store.spool.postgres.nodes import NodeIdentity, place_of
-from relay.store.spool.postgres.server import server_faults
+from relay.store.spool.postgres.server import Hosts, server_faults
 from relay.store.spool.postgres.tables import ConnectionTables, ReadConnection
 from relay.store.spool.postgres.transactions import KnownKeyError, StaleClaimError, WriteTransaction
 from relay.store.spool.postgres.writer import WriteConnection
@@ -149,16 +149,16 @@ class PostgresSpool(SpoolEngine):
             captured=captured,
             store=lambda: self._writer.stores.own,
         )
-        self._options = options
+        self._hosts = hosts = Hosts(options)
         self._crash = crash
         self._fault = "the spool was not started yet"
         self._bodies = BodyStore(
-            options,
+            hosts,
             directory,
             incarnation=lambda: self._writer.own.incarnation if self._writer.own else 0,
         )
         self._writer = WriteConnection(
-            options,
+            hosts,
             identity=identity,
             clock=clock,
             crash=crash,
@@ -167,12 +167,12 @@ class PostgresSpool(SpoolEngine):
             on_dropped=self._bodies.remove_later,
         )
         self._connecting: asyncio.Task[None] | None = None
-        self._queries = ReadConnection(options, purpose="queries")
-        self._counting = ReadConnection(options, purpose="counting")
+        self._queries = ReadConnection(hosts, purpose="queries")
+        self._counting = ReadConnection(hosts, purpose="counting")
         self.maintenance = PostgresMaintenance(self, clock, self._writer, self._bodies)
         self.keeper = NodeKeeper(
             self._writer,
-            options,
+            hosts,
             metrics=metrics,
             take_over=self._take_over,
             on_news=self._hear,
@@ -203,7 +203,7 @@ class PostgresSpool(SpoolEngine):
     async def _start(self) -> int:
         await self._writer.start()
         faults = await self._queries.read(
-            lambda tables: tables.wait(server_faults(self._options, tables.connection))
+            lambda tables: tables.wait(server_faults(self._hosts, tables.connection))
         )
         for fault in faults:
             _log.warning("the database of the spool is not safe for mail", error=fault)

@@ -34,13 +34,13 @@ class PostgresStorage(SpoolStorage):
         """`store` is the store of this node's mailboxes, `domains` are its local domains. The
         server is asked in a block of `as_owner`.
         """
-        self._options = parse_postgres_url(url)
+        self._hosts = server.Hosts(parse_postgres_url(url))
         self._store = store
         self._domains = domains
         self._as_owner = as_owner
 
     def __str__(self) -> str:
-        return str(self._options)
+        return str(self._hosts)
 
     def exists(self) -> bool:
         """SpoolStorage.exists."""
@@ -50,7 +50,7 @@ class PostgresStorage(SpoolStorage):
         """SpoolStorage.faults."""
 
         def query(tables: ConnectionTables) -> Sequence[str]:
-            faults = tables.wait(server.server_faults(self._options, tables.connection))
+            faults = tables.wait(server.server_faults(self._hosts, tables.connection))
             return [*faults, *schema.missing_rights(tables)]
 
         try:
@@ -66,7 +66,8 @@ class PostgresStorage(SpoolStorage):
                 return ()
             without_node = map(without_node_text, stores_without_node(tables).values())
             split = nodes.split_domains(tables, self._store, self._domains)
-            return [*without_node, *split, *nodes.node_warnings(nodes.read_nodes(tables))]
+            found = [*without_node, *split, *nodes.node_warnings(nodes.read_nodes(tables))]
+            return found + tables.wait(self._hosts.faults_of_others(tables.connection))
 
         return self._ask(query)
 
@@ -92,7 +93,7 @@ class PostgresStorage(SpoolStorage):
     def back_up(self, folder: Path) -> BackupResult:
         """SpoolStorage.back_up, by one run of pg_dump."""
         with (folder / _DUMP).open("xb") as file:
-            counts = self._ask(lambda tables: backup.dump(self._options, tables, file))
+            counts = self._ask(lambda tables: backup.dump(tables, file))
         return BackupResult(folder / _DUMP, folder, counts)
 
     @contextmanager
@@ -101,18 +102,18 @@ class PostgresStorage(SpoolStorage):
         with ExitStack() as until_end:
             with (folder / _DUMP).open("rb") as file, self._as_owner():
                 tables = until_end.enter_context(self._connected())
-                with server.translate_postgres_errors(self._options):
+                with server.translate_postgres_errors(self._hosts):
                     nodes.lock_alone(tables)
-                    backup.load(self._options, tables, file)
+                    backup.load(tables, file)
                     nodes.end_all(tables)
             try:
                 yield
             except BaseException:
-                with server.translate_postgres_errors(self._options):
+                with server.translate_postgres_errors(self._hosts):
                     backup.unload(tables)
                 raise
             finally:
-                with server.translate_postgres_errors(self._options):
+                with server.translate_postgres_errors(self._hosts):
                     nodes.unlock(tables)  # the server notices the end of a connection later
 
     def accepted_since(self, folder: Path | None, keys: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -120,7 +121,7 @@ class PostgresStorage(SpoolStorage):
         missing = set(keys)
         if folder is not None and missing:
             with (folder / _DUMP).open("rb") as file:
-                missing -= backup.keys_in(self._options, file, missing)
+                missing -= backup.keys_in(self._hosts.options, file, missing)
         sql = RECIPIENTS_OF_KEYS.format("s.key = ANY(?)")
         return map(tuple, self._ask(lambda tables: tables.fetch(sql, (list(missing),))))
 
@@ -131,13 +132,13 @@ class PostgresStorage(SpoolStorage):
             return thread.submit(self._answer, question).result()
 
     def _answer(self, question: Callable[[ConnectionTables], T]) -> T:
-        with self._connected() as tables, server.translate_postgres_errors(self._options):
+        with self._connected() as tables, server.translate_postgres_errors(self._hosts):
             return question(tables)
 
     @contextmanager
     def _connected(self) -> Iterator[ConnectionTables]:
         with closing(uvloop.new_event_loop()) as loop:
-            connection = loop.run_until_complete(server.connect(self._options, purpose="command"))
+            connection = loop.run_until_complete(self._hosts.connect(purpose="command"))
             try:
                 yield ConnectionTables(loop, connection)
             finally:

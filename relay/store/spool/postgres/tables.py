@@ -18,8 +18,7 @@ import asyncpg
 import uvloop
 
 from relay.base.observe.logs import get_logger, inherit
-from relay.base.settings.postgres_url import ServerOptions
-from relay.store.spool.postgres.server import connect, translate_postgres_errors
+from relay.store.spool.postgres.server import Hosts, translate_postgres_errors
 from relay.store.spool.shared.tables import Tables
 from relay.store.spool.types import SpoolError
 
@@ -125,9 +124,9 @@ class ReadConnection:
     opened again for the next query.
     """
 
-    def __init__(self, options: ServerOptions, *, purpose: str, settings: str = "") -> None:
+    def __init__(self, hosts: Hosts, *, purpose: str, settings: str = "") -> None:
         """`settings` are statements for each new connection."""
-        self._options = options
+        self._hosts = hosts
         self._settings = settings
         self._purpose = purpose
         self._executor = ThreadPoolExecutor(
@@ -151,7 +150,7 @@ class ReadConnection:
             _log.warning("a removal in the database of the spool failed", error=str(error))
 
     def _ask(self, query: Callable[[ConnectionTables], T]) -> T:
-        with translate_postgres_errors(self._options):
+        with translate_postgres_errors(self._hosts):
             is_old = self._tables is not None and not self._tables.connection.is_closed()
             tables = self._opened()
             try:
@@ -166,7 +165,7 @@ class ReadConnection:
         tables = self._tables
         if tables is None or tables.connection.is_closed():
             loop = self._loop = self._loop or uvloop.new_event_loop()
-            opened = connect(self._options, purpose=self._purpose)
+            opened = self._hosts.connect(purpose=self._purpose, lost=tables and tables.connection)
             tables = self._tables = ConnectionTables(loop, loop.run_until_complete(opened))
             if self._settings:
                 tables.wait(tables.connection.execute(self._settings))

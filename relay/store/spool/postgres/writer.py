@@ -26,11 +26,10 @@ from relay.base.clock import Anchor, Clock, boot_s
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.observe.metrics import Metrics
-from relay.base.settings.postgres_url import ServerOptions
 from relay.store.spool.postgres import nodes
 from relay.store.spool.postgres.claims import release_claims
 from relay.store.spool.postgres.schema import bring_to_schema
-from relay.store.spool.postgres.server import connect, translate_postgres_errors
+from relay.store.spool.postgres.server import Hosts, translate_postgres_errors
 from relay.store.spool.postgres.tables import ConnectionTables, without_nul
 from relay.store.spool.postgres.transactions import (
     KnownKeyError,
@@ -93,7 +92,7 @@ class _LostError(Exception):
 class WriteConnection(GroupWriter):
     """Writes in a thread. submit() belongs to the event loop in which start() ran."""
 
-    options: ServerOptions
+    hosts: Hosts
     identity: nodes.NodeIdentity
     clock: Clock
     crash: CrashPoints
@@ -342,7 +341,7 @@ class WriteConnection(GroupWriter):
         _LostError.
         """
         try:
-            with translate_postgres_errors(self.options), self._limited():
+            with translate_postgres_errors(self.hosts), self._limited():
                 try:
                     yield
                 except asyncpg.DivisionByZeroError:
@@ -427,7 +426,7 @@ class WriteConnection(GroupWriter):
 
         This comes before any other claim by this incarnation, which could have the same epoch.
         """
-        with translate_postgres_errors(self.options):
+        with translate_postgres_errors(self.hosts):
             release_claims(tables, self._unanswered)
         self._unanswered.clear()
 
@@ -443,7 +442,7 @@ class WriteConnection(GroupWriter):
         """
         assert self.own is not None
         try:
-            with translate_postgres_errors(self.options):
+            with translate_postgres_errors(self.hosts):
                 tables = self._connect()
                 with self._limited():
                     self.sample_wall(tables)
@@ -497,7 +496,7 @@ class WriteConnection(GroupWriter):
 
     def _open(self) -> None:
         """Connect, bring the tables to this schema, join, and read the clock."""
-        with translate_postgres_errors(self.options):
+        with translate_postgres_errors(self.hosts):
             tables = self._connect()
             try:
                 self.sample_wall(tables)
@@ -531,7 +530,7 @@ class WriteConnection(GroupWriter):
         if self._connection is not None and not self._connection.is_closed():
             self._connection.terminate()
         self._loop = self._loop or uvloop.new_event_loop()
-        opened = connect(self.options, purpose="writer")
+        opened = self.hosts.connect(purpose="writer", lost=self._connection)
         self._connection = self._loop.run_until_complete(opened)
         tables = self._tables()
         if self.own is not None:

@@ -12,7 +12,7 @@ import uvloop
 
 from relay.base.settings.postgres_url import parse_postgres_url
 from relay.store.spool.postgres.backup import dump
-from relay.store.spool.postgres.server import connect, server_faults, translate_postgres_errors
+from relay.store.spool.postgres.server import Hosts, server_faults, translate_postgres_errors
 from relay.store.spool.postgres.storage import PostgresStorage
 from relay.store.spool.postgres.tables import ConnectionTables
 from relay.store.spool.types import (
@@ -35,10 +35,14 @@ def tcp_url(postgres_server, postgres_url):
     return postgres_server.tcp_url(database_of(postgres_url))
 
 
+async def connect(url: str) -> asyncpg.Connection:
+    return await Hosts(parse_postgres_url(url)).connect(purpose="test")
+
+
 async def refusal(url: str) -> str:
     """What a connection that must fail reports; never the password."""
     with pytest.raises(SpoolUnavailableError) as caught:
-        await connect(parse_postgres_url(url), purpose="test")
+        await connect(url)
     text = str(caught.value)
     assert "secret" not in text
     return text
@@ -48,7 +52,7 @@ async def test_a_roles_own_settings_do_not_count(postgres_server, postgres_url):
     name = database_of(postgres_url)
     for setting in ("statement_timeout = 1", "default_transaction_isolation = 'serializable'"):
         postgres_server.sql(f"ALTER DATABASE {name} SET {setting}")
-    connection = await connect(parse_postgres_url(postgres_url), purpose="test")
+    connection = await connect(postgres_url)
     try:
         assert await connection.fetchval("SHOW statement_timeout") == "0"
         assert await connection.fetchval("SHOW transaction_isolation") == "read committed"
@@ -72,7 +76,7 @@ async def test_the_environment_does_not_count(postgres_url, tcp_url, monkeypatch
     monkeypatch.setenv("PGSSLNEGOTIATION", "direct")
     monkeypatch.setenv("PGSERVICE", "other")
     for url in (postgres_url, tcp_url):
-        connection = await connect(parse_postgres_url(url), purpose="test")
+        connection = await connect(url)
         assert await connection.fetchval("SELECT current_database()") == database_of(postgres_url)
         await connection.close()
 
@@ -95,14 +99,14 @@ async def test_no_answer():
 async def test_the_first_host_that_takes_writes_is_taken(postgres_server, postgres_url):
     name, place = database_of(postgres_url), quote(str(postgres_server.folder), safe="")
     url = f"postgresql://relay@127.0.0.1:{free_port()},{place}:{postgres_server.port}/{name}"
-    connection = await connect(parse_postgres_url(url), purpose="test")
+    connection = await connect(url)
     await connection.close()
     postgres_server.sql(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
-    assert "no host of the URL takes writes" in await refusal(postgres_url)
+    assert "the server takes no writes: it is a standby" in await refusal(postgres_url)
 
 
 async def test_what_is_lost_is_noticed(tcp_url):
-    connection = await connect(parse_postgres_url(tcp_url), purpose="test")
+    connection = await connect(tcp_url)
     try:
         own = connection._transport.get_extra_info("socket")
         assert own.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
@@ -127,10 +131,9 @@ def safe_url(safe_server):
 
 
 async def faults_of(url: str) -> list[str]:
-    options = parse_postgres_url(url)
-    connection = await connect(options, purpose="check")
+    connection = await connect(url)
     try:
-        return list(await server_faults(options, connection))
+        return list(await server_faults(Hosts(parse_postgres_url(url)), connection))
     finally:
         await connection.close()
 
@@ -157,14 +160,12 @@ async def test_a_certificate_for_another_name(safe_server, safe_url, authority):
     url += f"?sslmode=verify-full&sslrootcert={authority.certificate}"
     serve_certificate(safe_server, authority.issue("DNS:other.test"))
     assert "certificate is not accepted: IP address mismatch" in await refusal(url)
-    connection = await connect(
-        parse_postgres_url(url.replace("verify-full", "verify-ca")), purpose="test"
-    )
+    connection = await connect(url.replace("verify-full", "verify-ca"))
     await connection.close()
     assert "certificate is not accepted" in await refusal(url.partition("&")[0])  # the system's
 
     serve_certificate(safe_server, authority.issue("IP:127.0.0.1"))
-    connection = await connect(parse_postgres_url(url), purpose="test")
+    connection = await connect(url)
     assert await connection.fetchval("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
     await connection.close()
 
@@ -189,9 +190,10 @@ def test_pg_dump_verifies_the_certificate(safe_server, authority, tmp_path):  # 
     url = f"{safe_server.tcp_url(database_of(spool))}?sslmode=verify-full"
     for trusted in (f"&sslrootcert={authority.certificate}", ""):  # "": those of the system
         with closing(uvloop.new_event_loop()) as loop, (tmp_path / "dump").open("wb") as file:
-            connection = loop.run_until_complete(connect(parse_postgres_url(spool), purpose="test"))
+            connection = loop.run_until_complete(connect(spool))
+            connection.place = parse_postgres_url(url + trusted)
             with pytest.raises(SpoolUnsupportedError, match="certificate"):
-                dump(parse_postgres_url(url + trusted), ConnectionTables(loop, connection), file)
+                dump(ConnectionTables(loop, connection), file)
             loop.run_until_complete(connection.close())
     safe_server.drop(spool)
 
@@ -222,7 +224,7 @@ def owner_of(path: Path) -> tuple[int, int]:
     ],
 )
 async def test_errors_of_statements(empty_database, statement, kind, said):
-    connection = await connect(parse_postgres_url(empty_database), purpose="test")
+    connection = await connect(empty_database)
     try:
         with pytest.raises(kind, match=said) as caught, translate_postgres_errors():
             await connection.execute(statement)
