@@ -29,6 +29,7 @@ from msgspec.structs import replace
 from relay.base.clock import rfc3339
 from relay.base.observe.logs import get_logger
 from relay.store.spool.engine import LOCAL_DOMAINS
+from relay.store.spool.postgres.server import TIMELINE
 from relay.store.spool.postgres.tables import ConnectionTables
 from relay.store.spool.shared.tables import Tables
 from relay.store.spool.types import NodeNameError, SpoolInUseError, SpoolUnavailableError
@@ -45,9 +46,7 @@ _JOIN_LOCK = 0x72656C6179_000003
 _END_MS = 5000
 _MACHINE_ID = Path("/etc/machine-id")
 _SESSION = (
-    "SELECT pid, CAST(backend_start AS text),"
-    " (SELECT CAST(system_identifier AS text) FROM pg_control_system()) || '/'"
-    " || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
+    f"SELECT pid, CAST(backend_start AS text), {TIMELINE}"
     " FROM pg_stat_activity WHERE pid = pg_backend_pid()"
 )
 _END = (

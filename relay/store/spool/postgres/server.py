@@ -19,7 +19,6 @@ from weakref import WeakKeyDictionary
 import asyncpg
 from msgspec.structs import replace
 
-from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.phrases import words_in
 from relay.base.settings.postgres_url import ServerOptions
 from relay.store.spool.types import (
@@ -30,7 +29,6 @@ from relay.store.spool.types import (
     SpoolUnavailableError,
 )
 
-_log = get_logger("spool")
 VERSION_MIN = 15
 # These override the settings of a role or a database. A server that has lost its client ends the
 # session, and so releases its lock, as soon as the client notices the loss.
@@ -56,9 +54,10 @@ _KEEPALIVE = {
 }
 _STATEMENTS_KEPT = 500
 _HOST_MIN_S = 2.0
-_IDENTITY = (
-    "SELECT system_identifier, pg_walfile_name(pg_current_wal_insert_lsn())"
-    " FROM pg_control_system()"
+# "CLUSTER/TIMELINE", the system identifier and 8 hexadecimal digits: a promotion raises them.
+TIMELINE = (
+    "(SELECT CAST(system_identifier AS text) FROM pg_control_system()) || '/'"
+    " || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)"
 )
 _POOLER_ROUNDS = 3
 _POOLER_WAIT_S = 5.0
@@ -127,10 +126,9 @@ class Hosts:
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
         self._used = options.hosts[0]  # last
-        self._newest: tuple[int, int] | None = None  # a system identifier, and its timeline
+        self._newest = ""  # as TIMELINE
         # each connection with its loop, also closed ones
         self._connections: WeakKeyDictionary[Any, asyncio.AbstractEventLoop] = WeakKeyDictionary()
-        self._not_compared = RepeatedError()
         self._lock = threading.Lock()
 
     def __str__(self) -> str:
@@ -153,16 +151,18 @@ class Hosts:
         raise errors[0] if len(errors) == 1 else SpoolUnavailableError("; ".join(map(str, errors)))
 
     async def faults_of_others(self, used: asyncpg.Connection) -> list[str]:
-        """Return why the hosts other than that of a connection cannot be used; a standby can be,
-        once it is promoted.
+        """Return a sentence for each host, other than that of a connection, that could not take
+        over, as a standby could. If another one has taken over, the connection may end.
         """
-        faults = []
+        faults, newest = list[str](), self._newest
         for host in (one for one in self.options.hosts if (one,) != used.place.hosts):
             try:
                 (await self.connect_to(host, purpose="check")).terminate()
             except SpoolError as error:
                 if not isinstance(error.__cause__, asyncpg.TargetServerAttributeNotMatched):
                     faults.append(str(error))
+        if self._newest != newest:
+            faults.append(f"{used.place}: an old primary still takes writes: stop this server")
         return faults
 
     async def connect_to(self, host: tuple[str, int], *, purpose: str) -> asyncpg.Connection:
@@ -198,30 +198,23 @@ class Hosts:
         return connection
 
     async def _compare(self, connection: asyncpg.Connection) -> None:
-        """Compare the server with the newest one. Raises SpoolUnavailableError for an older or
-        another one. A newer one ends the connections to the older, with what is not yet answered.
+        """Compare the server's timeline with the newest one. Raises SpoolUnavailableError if it is
+        older, or another cluster's. A newer one ends the connections to the older, with what is not
+        yet answered.
         """
-        try:
-            identifier, segment = await connection.fetchrow(_IDENTITY)
-        except asyncpg.PostgresError as error:
-            if connection.is_closed():
-                raise
-            if self._not_compared.is_new(error):
-                _log.warning("an old primary would not be noticed", error=str(error))
-            return
-        timeline = int(segment[:8], 16)
+        timeline = await connection.fetchval(f"SELECT {TIMELINE}")
         with self._lock:
-            cluster, newest = self._newest or (identifier, timeline)
-            if identifier != cluster or timeline < newest:
+            newest = self._newest or timeline
+            if timeline < newest or timeline.partition("/")[0] != newest.partition("/")[0]:
                 raise SpoolUnavailableError(
-                    f"{connection.place}: found timeline {timeline} of cluster {identifier},"
-                    f" expected {newest} of {cluster}: stop it, or restart Relay to use it"
+                    f"{connection.place}: found timeline {timeline}, expected {newest} or newer:"
+                    " stop this server, or restart Relay to use it"
                 )
             if timeline > newest:
                 for older, loop in self._connections.items():
                     with contextlib.suppress(RuntimeError):  # the loop is closed
                         loop.call_soon_threadsafe(older.terminate)
-            self._newest = identifier, timeline
+            self._newest = timeline
             self._connections[connection] = asyncio.get_running_loop()
 
 
