@@ -17,7 +17,7 @@ from zlib import crc32
 
 from relay.base.files import Descriptor, OpenOctets, write_all
 from relay.base.message.content import Content, LargeContent, Octets, octets_in_blocks
-from relay.store.spool.postgres.server import Hosts
+from relay.store.spool.postgres.server import DatabaseHosts
 from relay.store.spool.postgres.tables import ConnectionTables, ReadConnection
 from relay.store.spool.shared.accepted import used_contents
 from relay.store.spool.shared.columns import inline_content, verify_checksum
@@ -154,7 +154,9 @@ class BodyStore:
     of delivery use it too.
     """
 
-    def __init__(self, hosts: Hosts, directory: Path, *, incarnation: Callable[[], int]) -> None:
+    def __init__(
+        self, hosts: DatabaseHosts, directory: Path, *, incarnation: Callable[[], int]
+    ) -> None:
         self.reader = ReadConnection(
             hosts, purpose="bodies", settings="SET synchronous_commit = off"
         )

@@ -23,7 +23,7 @@ from relay.store.spool.engine import News
 from relay.store.spool.postgres import nodes
 from relay.store.spool.postgres.claims import dead_owners
 from relay.store.spool.postgres.maintenance import PostgresMaintenance, stores_without_node
-from relay.store.spool.postgres.server import Hosts, translate_postgres_errors
+from relay.store.spool.postgres.server import DatabaseHosts, translate_postgres_errors
 from relay.store.spool.postgres.transactions import WriteTransaction
 from relay.store.spool.postgres.writer import WriteConnection
 from relay.store.spool.shared.holds import hold_rules
@@ -41,7 +41,7 @@ class NodeKeeper:
     """Runs in the event loop of the daemon."""
 
     writer: WriteConnection  # writes the beats
-    hosts: Hosts
+    hosts: DatabaseHosts  # of the server
     metrics: Metrics  # counts nodes
     take_over: Callable[[], Awaitable[int]]  # releases the claims of dead nodes
     on_news: Callable[[News], None]  # called with what other nodes may have done

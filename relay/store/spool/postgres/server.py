@@ -118,7 +118,7 @@ class _KeptConnection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has n
         return bool(super().is_in_transaction())
 
 
-class Hosts:
+class DatabaseHosts:
     """The hosts of the URL, and what this process knows of them: which was used last, and the
     newest timeline of which database cluster. Threads share it.
     """
@@ -200,7 +200,7 @@ class Hosts:
     async def _compare(self, connection: asyncpg.Connection) -> None:
         """Compare the server's timeline with the newest one. Raises SpoolUnavailableError if it is
         older, or another cluster's. A newer one ends the connections to the older, with what is not
-        yet answered.
+        yet answered. A pooler in session mode has one server for each connection.
         """
         timeline = await connection.fetchval(f"SELECT {TIMELINE}")
         with self._lock:
@@ -218,7 +218,7 @@ class Hosts:
             self._connections[connection] = asyncio.get_running_loop()
 
 
-async def server_faults(hosts: Hosts, connection: asyncpg.Connection) -> Sequence[str]:
+async def server_faults(hosts: DatabaseHosts, connection: asyncpg.Connection) -> Sequence[str]:
     """Return a sentence for each fault that makes the server unsafe or unfit for mail."""
     faults = []
     with translate_postgres_errors(hosts):
@@ -244,7 +244,7 @@ async def server_faults(hosts: Hosts, connection: asyncpg.Connection) -> Sequenc
     return faults
 
 
-async def _changes_backends(hosts: Hosts, connection: asyncpg.Connection) -> bool:
+async def _changes_backends(hosts: DatabaseHosts, connection: asyncpg.Connection) -> bool:
     """Whether a pooler runs the transactions of one connection in several sessions of the server.
 
     A pooler has other process ids than the server. In its transaction mode, the session that one

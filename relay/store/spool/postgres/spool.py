@@ -33,7 +33,7 @@ from relay.store.spool.postgres.maintenance import (
     with_store_without_node,
 )
 from relay.store.spool.postgres.nodes import NodeIdentity, place_of
-from relay.store.spool.postgres.server import Hosts, server_faults
+from relay.store.spool.postgres.server import DatabaseHosts, server_faults
 from relay.store.spool.postgres.tables import ConnectionTables, ReadConnection
 from relay.store.spool.postgres.transactions import KnownKeyError, StaleClaimError, WriteTransaction
 from relay.store.spool.postgres.writer import WriteConnection
@@ -149,7 +149,7 @@ class PostgresSpool(SpoolEngine):
             captured=captured,
             store=lambda: self._writer.stores.own,
         )
-        self._hosts = hosts = Hosts(options)
+        self._hosts = hosts = DatabaseHosts(options)
         self._crash = crash
         self._fault = "the spool was not started yet"
         self._bodies = BodyStore(

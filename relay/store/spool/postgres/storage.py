@@ -34,7 +34,7 @@ class PostgresStorage(SpoolStorage):
         """`store` is the store of this node's mailboxes, `domains` are its local domains. The
         server is asked in a block of `as_owner`.
         """
-        self._hosts = server.Hosts(parse_postgres_url(url))
+        self._hosts = server.DatabaseHosts(parse_postgres_url(url))
         self._store = store
         self._domains = domains
         self._as_owner = as_owner

@@ -18,7 +18,7 @@ import asyncpg
 import uvloop
 
 from relay.base.observe.logs import get_logger, inherit
-from relay.store.spool.postgres.server import Hosts, translate_postgres_errors
+from relay.store.spool.postgres.server import DatabaseHosts, translate_postgres_errors
 from relay.store.spool.shared.tables import Tables
 from relay.store.spool.types import SpoolError
 
@@ -124,7 +124,7 @@ class ReadConnection:
     opened again for the next query.
     """
 
-    def __init__(self, hosts: Hosts, *, purpose: str, settings: str = "") -> None:
+    def __init__(self, hosts: DatabaseHosts, *, purpose: str, settings: str = "") -> None:
         """`settings` are statements for each new connection."""
         self._hosts = hosts
         self._settings = settings

@@ -29,7 +29,7 @@ from relay.base.observe.metrics import Metrics
 from relay.store.spool.postgres import nodes
 from relay.store.spool.postgres.claims import release_claims
 from relay.store.spool.postgres.schema import bring_to_schema
-from relay.store.spool.postgres.server import Hosts, translate_postgres_errors
+from relay.store.spool.postgres.server import DatabaseHosts, translate_postgres_errors
 from relay.store.spool.postgres.tables import ConnectionTables, without_nul
 from relay.store.spool.postgres.transactions import (
     KnownKeyError,
@@ -92,7 +92,7 @@ class _LostError(Exception):
 class WriteConnection(GroupWriter):
     """Writes in a thread. submit() belongs to the event loop in which start() ran."""
 
-    hosts: Hosts
+    hosts: DatabaseHosts
     identity: nodes.NodeIdentity
     clock: Clock
     crash: CrashPoints

@@ -28,7 +28,7 @@ from relay.store import spool as spools
 from relay.store.journeys.events import Step
 from relay.store.spool.engine import SpoolEngine
 from relay.store.spool.postgres.maintenance import WITHOUT_NODE_S
-from relay.store.spool.postgres.server import Hosts
+from relay.store.spool.postgres.server import DatabaseHosts
 from relay.store.spool.postgres.tables import numbered
 from relay.store.spool.postgres.writer import PLANS
 from relay.store.spool.queue_commands import Operation, QueueCommand
@@ -272,7 +272,7 @@ async def ran(tmp_path, make, clock, reporter, postgres_server, postgres_url) ->
 
 
 async def test_no_statement_depends_on_statistics(ran, postgres_server, postgres_url):
-    connection = await Hosts(parse_postgres_url(postgres_url)).connect(purpose="plans")
+    connection = await DatabaseHosts(parse_postgres_url(postgres_url)).connect(purpose="plans")
     await connection.execute(PLANS)
     wrong = []
     for state, prepared in STATES.items():
@@ -299,7 +299,7 @@ async def test_a_name_that_most_messages_have_makes_no_other_one_slow(
         f" '', '' FROM {rows}; ANALYZE",
         database=database_of(postgres_url),
     )
-    connection = await Hosts(parse_postgres_url(postgres_url)).connect(purpose="plans")
+    connection = await DatabaseHosts(parse_postgres_url(postgres_url)).connect(purpose="plans")
     await connection.execute(PLANS)
     for sql in (_OF_ENVID, _OF_MESSAGE_ID, _OF_REMOTE_ID):
         assert list(faults_of(await planned(connection, numbered(sql)))) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from relay.base.settings.postgres_url import parse_postgres_url
-from relay.store.spool.postgres.server import Hosts, server_faults
+from relay.store.spool.postgres.server import DatabaseHosts, server_faults
 from tests.support.ports import free_port
 from tests.support.postgres import database_of, process_owner, running_server
 from tests.support.relay_process import WAIT_S, until
@@ -99,7 +99,7 @@ def is_open(port: int) -> bool:
     indirect=["pooled_url"],
 )
 async def test_the_mode_of_a_pooler(pooled_url, count):
-    hosts = Hosts(parse_postgres_url(pooled_url))
+    hosts = DatabaseHosts(parse_postgres_url(pooled_url))
     connection = await hosts.connect(purpose="check")
     try:
         faults = await server_faults(hosts, connection)

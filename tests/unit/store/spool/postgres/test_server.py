@@ -12,7 +12,11 @@ import uvloop
 
 from relay.base.settings.postgres_url import parse_postgres_url
 from relay.store.spool.postgres.backup import dump
-from relay.store.spool.postgres.server import Hosts, server_faults, translate_postgres_errors
+from relay.store.spool.postgres.server import (
+    DatabaseHosts,
+    server_faults,
+    translate_postgres_errors,
+)
 from relay.store.spool.postgres.storage import PostgresStorage
 from relay.store.spool.postgres.tables import ConnectionTables
 from relay.store.spool.types import (
@@ -36,7 +40,7 @@ def tcp_url(postgres_server, postgres_url):
 
 
 async def connect(url: str) -> asyncpg.Connection:
-    return await Hosts(parse_postgres_url(url)).connect(purpose="test")
+    return await DatabaseHosts(parse_postgres_url(url)).connect(purpose="test")
 
 
 async def refusal(url: str) -> str:
@@ -133,7 +137,7 @@ def safe_url(safe_server):
 async def faults_of(url: str) -> list[str]:
     connection = await connect(url)
     try:
-        return list(await server_faults(Hosts(parse_postgres_url(url)), connection))
+        return list(await server_faults(DatabaseHosts(parse_postgres_url(url)), connection))
     finally:
         await connection.close()
 

@@ -13,7 +13,7 @@ from relay.delivery.attempt_result import AttemptTime, expiry_result, requeue_re
 from relay.store.spool.postgres import claims, maintenance
 from relay.store.spool.postgres.maintenance import WITHOUT_NODE_S
 from relay.store.spool.postgres.nodes import BEAT_S
-from relay.store.spool.postgres.server import Hosts
+from relay.store.spool.postgres.server import DatabaseHosts
 from relay.store.spool.postgres.spool import PostgresSpool
 from relay.store.spool.postgres.tables import numbered
 from relay.store.spool.postgres.writer import PLANS
@@ -127,7 +127,7 @@ async def test_a_claim_reads_nothing_of_an_absent_store(transport, postgres_url,
     await transport.accept(new_message(LOCAL))
     sql = partial(postgres_server.sql, database=database_of(postgres_url))
     sql(FILL.format(transport._writer.stores.own))
-    connection = await Hosts(parse_postgres_url(postgres_url)).connect(purpose="plans")
+    connection = await DatabaseHosts(parse_postgres_url(postgres_url)).connect(purpose="plans")
     await connection.execute(PLANS)
     turns = transport._writer.stores.turns(PriorityLevel.NORMAL)
     hop = ("local", *turns)
