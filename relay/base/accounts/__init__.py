@@ -7,6 +7,7 @@ in constant time. Passwords are verified in threads, so that they do not block t
 - `accounts_file`: reads accounts.toml; which addresses and client ids are valid; all faults
 - `directory`: which account has an address, token, password or client id
 - `account`: an account; whether it may send as an address, open a mailbox; roles, scopes, user+tag
+- `lost_rights`: which rights accounts lose if another file refuses a reload
 - `aliases`: who gets the mail of an [[alias]] or of forward_to; rings, depth and size of aliases
 - `password_schemes`: which hashes of passwords are read, those of Dovecot and crypt(3) too
 - `passwords`: how many checks of passwords run at once; how long a client that guesses has to wait;

@@ -110,6 +110,10 @@ def _no_writers() -> ReadWriters:
     raise ValueError("none: there are no groups")
 
 
+def _any_writers() -> ReadWriters:
+    return lambda *_: Writers((), reports=True)
+
+
 def load_accounts(
     path: Path,
     domains: Iterable[str | OwnDomain],
@@ -117,11 +121,13 @@ def load_accounts(
     clock: Clock,
     environ: Mapping[str, str],
     writers: Callable[[], ReadWriters] = _no_writers,
+    is_alone: bool = False,
 ) -> FileAccounts:
     """Read accounts.toml. Raises SettingsError.
 
     `domains` are the own domains; a domain given as a string has accounts. `environ` is for
-    ${env:NAME}. `writers` is called if an alias has `from`.
+    ${env:NAME}. `writers` is called if an alias has `from`. With `is_alone`, no other file counts:
+    every domain is an own domain, and groups may be missing.
     """
     document = read_document(path, bytes_max=FILE_BYTES_MAX)
     reader = DocumentReader(document, base=path.absolute().parent, environ=environ)
@@ -134,6 +140,11 @@ def load_accounts(
     faults += [*_permission_faults(path), *reader.faults]
     addresses = [address for place, entry in entries for _, address in _addresses(place, entry)]
     addresses += [entry.address for _, entry in aliases]
+    domains = [*domains]
+    if is_alone:
+        opened = (address for _, entry in entries for address in entry.acts_for)
+        domains += {address.rpartition("@")[2] for address in (*addresses, *opened)}
+        writers = _any_writers
     known = _Domains(
         [OwnDomain(domain) if isinstance(domain, str) else domain for domain in domains]
     )

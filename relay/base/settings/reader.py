@@ -326,14 +326,17 @@ def load(
     return tree.Settings(**values)
 
 
-def load_valid(path: Path, environ: Mapping[str, str]) -> tuple[tree.Settings, Sequence[Fault]]:
+def load_valid(
+    file: Path | Document, environ: Mapping[str, str], *, state_dir: Path | None = None
+) -> tuple[tree.Settings, Sequence[Fault]]:
     """Return the settings in a file, with the default in place of what has a fault ("" for the
-    hostname), and the faults. Raises SettingsError for a file that is no TOML, or has no state_dir.
+    hostname), and the faults. Raises SettingsError for a file that is no TOML, or has no state_dir
+    if there is no default for it.
     """
-    values, faults = _read(path, environ, tree.NodeRole.ALL)
-    if "state_dir" not in values:
+    values, faults = _read(file, environ, tree.NodeRole.ALL)
+    if "state_dir" not in values and state_dir is None:
         raise SettingsError(faults)
-    return tree.Settings(**{"hostname": "", **values}), faults
+    return tree.Settings(**{"hostname": "", "state_dir": state_dir, **values}), faults
 
 
 def _read(

@@ -625,7 +625,7 @@ class Handlers:
             raise ApiError(400, "BadRequest", f"The field older_than_s: {text}.")
         return await self._dependencies.prune(body.older_than_s, body.dry_run)
 
-    # `POST reload`: `{reloaded, faults, needs_restart: [{key}], rules, new_certificates}`; a
+    # `POST reload`: `{reloaded, faults, needs_restart: [{key}], rules, new_certificates, lost}`; a
     # service only
     async def reload(self, principal: Principal) -> Any:
         """POST /reload: read the configuration again, and return the outcome."""

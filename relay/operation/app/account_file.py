@@ -20,13 +20,27 @@ _LISTED = re.compile(r"group:|.*[@*?]")
 
 
 def accounts_of(
-    settings: Settings, *, clock: Clock, environ: Mapping[str, str], file: Path | None = None
+    settings: Settings,
+    *,
+    clock: Clock,
+    environ: Mapping[str, str],
+    file: Path | None = None,
+    is_alone: bool = False,
 ) -> FileAccounts:
-    """Load the accounts, from `file` if it is given. Raises SettingsError."""
+    """Load the accounts, from `file` if it is given; `is_alone`: see load_accounts(). Raises
+    SettingsError.
+    """
     path, writers = file or settings.mailboxes.accounts, cache(partial(_reader, settings))
     if not settings.own_domains and not path.exists():
         return FileAccounts(AccountTables(), clock)
-    return load_accounts(path, settings.domains, clock=clock, environ=environ, writers=writers)
+    return load_accounts(
+        path,
+        settings.domains,
+        clock=clock,
+        environ=environ,
+        writers=writers,
+        is_alone=is_alone,
+    )
 
 
 def _reader(settings: Settings) -> ReadWriters:

@@ -2,8 +2,8 @@
 its route table.
 
 A reload applies the reloadable keys (relay/base/settings/reloadable_keys.py), rules, accounts and
-texts, and only if no file has a fault. A fault raises SettingsError; a fault in the rules of a
-tenant does not: see relay/operation/app/tenant_sets.py.
+texts, and only if no file has a fault, but for rights that accounts have lost. A fault raises
+SettingsError; a fault in the rules of a tenant does not: see relay/operation/app/tenant_sets.py.
 
 The key of SRS addresses is `mailboxes.srs_key`, or a file in state_dir that the first start
 creates. Reports arrive at SRS addresses of the last three weeks, so the key is never replaced: with
@@ -26,6 +26,7 @@ from msgspec.structs import replace
 
 from relay.base.accounts.account import AccountDirectory, Role
 from relay.base.accounts.directory import AccountTables, FileAccounts
+from relay.base.accounts.lost_rights import without_lost_rights
 from relay.base.certificates import CertificateError, CheckedPair, ServerCertificate
 from relay.base.clock import Clock, rfc3339
 from relay.base.crashpoints import CrashPoints
@@ -170,6 +171,16 @@ class ActiveConfiguration:
         loaded = self._with_files(settings, self.now.tenants)
         self._last_good.keep_all(loaded.tenants, settings.policy.directory)
         return replace(loaded, new_pairs=pairs, text=text)
+
+    def without_lost_rights(self) -> tuple[Configuration, list[str]]:
+        """Return the active configuration without the rights that accounts.toml does not give any
+        more, and a line for each account that loses some. Blocks. Raises SettingsError for a fault
+        of accounts.toml.
+        """
+        now, clock, environ = self.now, self._clock, self._environ
+        read = accounts_of(now.settings, clock=clock, environ=environ, is_alone=True)
+        accounts, lost = without_lost_rights(now.accounts, read.tables)
+        return replace(now, accounts=accounts, new_pairs=()), lost
 
     def _load(self, text: str, *, is_reload: bool = False) -> Settings:
         """Return the settings in a `text` of the file; log the keys of older releases. A secret

@@ -3,7 +3,7 @@ others; the reload of the configuration, at SIGHUP or by `relay reload`.
 
 open_foundation() opens the mail root and the spool, and starts nothing.
 relay/base/settings/reloadable_keys.py decides which keys a reload applies, and `configuration` that
-a faulty file changes nothing. The log, the answer, the metrics and the service manager get the
+a faulty file gives nothing. The log, the answer, the metrics and the service manager get the
 result of a reload.
 """
 
@@ -88,6 +88,7 @@ class ReloadResult(Struct, frozen=True):
     needs_restart: tuple[dict[str, str], ...]  # the `key` of each setting that needs a restart
     rules: int  # the number of active rules
     new_certificates: int  # the number of listeners that have a new certificate
+    lost: tuple[str, ...]  # accounts that lost rights since the last complete reload, with these
 
 
 class Reloader:
@@ -105,6 +106,7 @@ class Reloader:
         self._clock, self._metrics = clock, metrics
         self._turn = asyncio.Lock()
         self._next: asyncio.Task[ReloadResult] | None = None  # the reload that has not begun
+        self._lost: list[str] = []  # since the last complete reload
         self._show_tenants()
         self.notify: Callable[..., None] = lambda *_: None  # sends states to the service manager
         # gives the new configuration to the transport: see use_settings()
@@ -157,22 +159,40 @@ class Reloader:
                 await self.applied()
             self._metrics.keep_rules(counted_rules)
             renewed = len(read.new_pairs)
+            self._lost = []
         except SettingsError as error:
-            faults = _shown(error.faults)
+            all_faults = dict.fromkeys((*error.faults, *await self._take_away()))
+            faults = _shown([*all_faults], "fault")
             for fault in faults[:_FAULTS_LOGGED]:
                 _log.error("not reloaded", fault=fault)
-            _log.error("the previous configuration stays active", faults=len(error.faults))
+            _log.error("the previous configuration stays active", faults=len(all_faults))
         except Exception as error:  # noqa: BLE001 - a failed reload must not end the service
             faults = (f"internal error: {error!r}; a part may be in force: restart the service",)
             _log.exception("the reload failed: restart the service, as a part may be in force")
         rules, is_reloaded = self._active.now.rules.rule_count, not faults
         if is_reloaded:
             tenants = self._active.now.tenants.values()
-            faults = _shown([fault for tenant in tenants for fault in tenant.faults])
+            faults = _shown([fault for tenant in tenants for fault in tenant.faults], "fault")
             if not faults:
                 self._metrics.reload_success_time.set(self._clock.time_us() / 1_000_000)
             _log.info("reloaded", rules=rules, new_certificates=renewed)
-        return ReloadResult(is_reloaded, faults, tuple(changed), rules, renewed)
+        lost = _shown(self._lost, "account")
+        return ReloadResult(is_reloaded, faults, tuple(changed), rules, renewed, lost)
+
+    async def _take_away(self) -> Sequence[Fault]:
+        """Apply the rights that accounts have lost. Return the faults of accounts.toml, with which
+        none are.
+        """
+        try:
+            left, lost = await asyncio.to_thread(self._active.without_lost_rights)
+        except SettingsError as error:
+            return error.faults
+        if lost:
+            self._use(left)
+            self._lost += lost
+            for line in lost[:_FAULTS_LOGGED]:
+                _log.warning("rights were taken away", account=line)
+        return ()
 
     def _use(self, read: Configuration) -> None:
         """Replace the configuration. Nothing is awaited here, so no message is handled with one
@@ -201,11 +221,11 @@ class Reloader:
         return max(0.001, (self._clock.time_us() - since_us) / 1_000_000)
 
 
-def _shown(faults: Sequence[Fault]) -> tuple[str, ...]:
-    """Return the first faults as text, and a line with the number of the others."""
-    texts = tuple(map(str, faults[:_FAULTS_SHOWN]))
-    more = len(faults) - len(texts)
-    return (*texts, f"and {counted(more, 'more fault')}") if more else texts
+def _shown(lines: Sequence[object], kind: str) -> tuple[str, ...]:
+    """Return the first lines as text, and a line with the number of the others."""
+    texts = tuple(map(str, lines[:_FAULTS_SHOWN]))
+    more = len(lines) - len(texts)
+    return (*texts, f"and {counted(more, f'more {kind}')}") if more else texts
 
 
 class Readiness:

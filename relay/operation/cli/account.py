@@ -22,8 +22,14 @@ from relay.base.settings.values import parse_mailbox
 from relay.operation.app.state_dir import owner_of
 from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.option_types import Parsed
-from relay.operation.cli.options import CommandContext, InputPath, common_options, read_input
-from relay.operation.cli.relay_client import valid_settings
+from relay.operation.cli.options import (
+    CommandContext,
+    InputPath,
+    accounts_option,
+    common_options,
+    read_input,
+)
+from relay.operation.cli.relay_client import accounts_settings, valid_settings
 from relay.operation.commands.account import (
     PASSWORD_BYTES_MAX,
     AccountFile,
@@ -39,14 +45,17 @@ _MAILBOX = Parsed("ADDRESS", parse_mailbox)
 _ADDRESS = click.argument("address", type=_MAILBOX, metavar="ADDRESS")
 
 
-def _open(context: CommandContext) -> AccountFile:
+def _open(context: CommandContext, *, is_removal: bool = False) -> AccountFile:
+    """Open the file. A removal reads no more of the configuration than where the file is."""
+    is_alone = is_removal or context.accounts is not None
+    settings = accounts_settings(context) if is_alone else context.settings()
     variables = read_environment().variables
-    return AccountFile(context.settings(), clock=SystemClock(), environ=variables)
+    return AccountFile(settings, clock=SystemClock(), environ=variables, is_alone=is_alone)
 
 
-def _hint(context: CommandContext) -> None:
+def _hint(file: AccountFile) -> None:
     """Print how a running relay gets to use the changed file."""
-    if owner_of(context.settings().run_dir):
+    if owner_of(file.settings.run_dir):
         click.echo("the running relay uses it after: relay reload", err=True)
 
 
@@ -99,9 +108,10 @@ def add(context: CommandContext, address: str, **options: Any) -> None:
         made["client_id"] = values["client_id"] = new_client_id()
     if options["client"]:
         made["client_secret"], values["client_secret"] = new_client_secret()
-    _open(context).add(address, values)
+    file = _open(context)
+    file.add(address, values)
     _show(context, address, made)
-    _hint(context)
+    _hint(file)
 
 
 @account.command("import")
@@ -118,7 +128,8 @@ def import_accounts(context: CommandContext, file: Path, *, aliases: bool, dry_r
     """
     domain = next(iter(context.settings().own_domains), "localhost") if aliases else ""
     users, faults = read_users(file, read_input("account import", file), alias_domain=domain)
-    added = _open(context).add_all(users, file, is_trial=dry_run or bool(faults))
+    accounts = _open(context)
+    added = accounts.add_all(users, file, is_trial=dry_run or bool(faults))
     faults = sorted((*faults, *added), key=lambda fault: fault.line)
     if faults:
         more = len(faults) - _FAULTS_SHOWN
@@ -130,11 +141,12 @@ def import_accounts(context: CommandContext, file: Path, *, aliases: bool, dry_r
     number = {"aliases" if aliases else "accounts": len(users)}
     context.show(number | {"dry_run": dry_run}, lambda: [text])
     if not dry_run:
-        _hint(context)
+        _hint(accounts)
 
 
 @account.command("list")
 @click.argument("address", type=_MAILBOX, metavar="[ADDRESS]", required=False)
+@accounts_option
 @common_options
 def list_accounts(context: CommandContext, address: str | None) -> None:
     """List accounts without their secrets, and aliases."""
@@ -146,25 +158,28 @@ def list_accounts(context: CommandContext, address: str | None) -> None:
 
 @account.command()
 @_ADDRESS
+@accounts_option
 @common_options
 def remove(context: CommandContext, address: str) -> None:
     """Remove an account; its mailbox stays on disk."""
-    _open(context).remove(address)
+    file = _open(context, is_removal=True)
+    file.remove(address)
     _show(context, address, {})
-    _hint(context)
+    _hint(file)
 
 
 @account.command()
 @_ADDRESS
 @click.option("--client", is_flag=True, help="Make a client secret instead, and a client id.")
 @click.option("--remove", "is_removal", is_flag=True, help="Remove it.")
+@accounts_option
 @common_options
 def token(context: CommandContext, address: str, *, client: bool, is_removal: bool) -> None:
     """Make a new token and print it.
 
     It takes the place of the old one, and is printed once.
     """
-    file = _open(context)
+    file = _open(context, is_removal=is_removal)
     made: dict[str, str] = {}
     values: dict[str, str | None] = {}
     if is_removal:
@@ -177,21 +192,23 @@ def token(context: CommandContext, address: str, *, client: bool, is_removal: bo
         made["token"], values["token"] = new_token()
     file.set(address, values)
     _show(context, address, made)
-    _hint(context)
+    _hint(file)
 
 
 @account.command()
 @_ADDRESS
 @click.option("--remove", "is_removal", is_flag=True, help="Remove the password.")
+@accounts_option
 @common_options
 def password(context: CommandContext, address: str, *, is_removal: bool) -> None:
     """Set the password of an account.
 
     It is read from the terminal, or is the first line of stdin.
     """
-    _open(context).set(address, {"password": None if is_removal else hash_of(_read_password())})
+    file = _open(context, is_removal=is_removal)
+    file.set(address, {"password": None if is_removal else hash_of(_read_password())})
     _show(context, address, {})
-    _hint(context)
+    _hint(file)
 
 
 @account.command()

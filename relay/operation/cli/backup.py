@@ -24,10 +24,10 @@ from relay.base.settings.document import SettingsError, parse_document
 from relay.base.settings.environment import read_environment
 from relay.base.settings.reader import load
 from relay.base.settings.tree import NodeRole, Settings
-from relay.operation.cli.control import control_socket
 from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.options import CommandContext, common_options, role_option, user_name
 from relay.operation.cli.output import print_json, print_progress, printable
+from relay.operation.cli.relay_client import valid_settings
 from relay.operation.commands.backup import NotEmptyError, back_up
 from relay.operation.commands.check import check_file
 from relay.operation.commands.check_network import CheckFinding, CheckResult
@@ -127,7 +127,8 @@ def _in_force(context: CommandContext) -> tuple[Settings, str]:
         return context.settings(), ""
     except SettingsError as error:
         with suppress(ControlUnavailableError):
-            text = str(ControlClient(control_socket(context)).get("/configuration")["text"])
+            settings, _ = valid_settings(context, is_quiet=True)
+            text = str(ControlClient(settings.control_socket).get("/configuration")["text"])
             document = parse_document(context.config_file(), text)
             settings = load(document, read_environment().variables)
             click.echo(f"{printable(str(error))}\n{_FAULTY}", err=True)

@@ -5,19 +5,14 @@
 relay runs.
 """
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from relay.base.phrases import counted
 from relay.base.running_relay import ControlClient
-from relay.base.settings.document import SettingsError, parse_document, read_text
-from relay.base.settings.environment import read_environment
-from relay.base.settings.reader import DocumentReader
-from relay.base.settings.tree import Settings
 from relay.operation.cli.errors import CommandError, ExitCode
-from relay.operation.cli.options import CommandContext, common_options, once
+from relay.operation.cli.options import CommandContext, common_options, once, state_dir_option
 from relay.operation.cli.relay_client import valid_settings
 
 _RELOAD_S_MAX = 120.0  # systemd sets no limit where the start has none
@@ -25,16 +20,18 @@ _TEST_S_MAX = 30.0
 
 
 @click.command()
+@state_dir_option
 @common_options
 def reload(context: CommandContext) -> None:
     """Have the running service read its configuration again, and wait for the outcome.
 
-    Keys of relay.toml that need a restart are printed. If a file has a fault, nothing is reloaded,
-    the previous configuration stays active, and the faults are printed: exit 78. If the rules of a
+    Keys of relay.toml that need a restart are printed. If a file has a fault, nothing is reloaded
+    but rights that accounts have lost, and the faults are printed: exit 78. If the rules of a
     tenant have one, all else is reloaded, and its rules in force stay: exit 78 too. Without a
     running service: exit 69.
     """
-    client = ControlClient(control_socket(context), timeout_s=_RELOAD_S_MAX)
+    socket = valid_settings(context, is_quiet=True)[0].control_socket
+    client = ControlClient(socket, timeout_s=_RELOAD_S_MAX)
     result = client.post("/reload", {})
     # `relay reload`: as `POST reload`
     context.show(result, lambda: _lines(result))
@@ -42,23 +39,8 @@ def reload(context: CommandContext) -> None:
         kept = "relay reload: nothing was reloaded: the previous configuration stays active"
         if result["reloaded"]:
             kept = "relay reload: reloaded, but not the rules of tenants that have these faults"
-        raise CommandError(ExitCode.CONFIGURATION, "\n".join([*faults, kept]))
-
-
-def control_socket(context: CommandContext) -> Path:
-    """Return the socket of the service. If relay.toml has a fault, read only `state_dir`, which
-    comes before the first table: the service reports the faults of the rest.
-    """
-    try:
-        return context.settings().control_socket
-    except SettingsError:
-        file = context.found_config_file()
-        top = parse_document(file, read_text(file).partition("\n[")[0])
-        base, environ = file.absolute().parent, read_environment().variables
-        fields = DocumentReader(top, base=base, environ=environ).fields(Settings, top.table, ())
-        if "state_dir" not in fields:
-            raise
-        return Settings(hostname="", state_dir=fields["state_dir"]).control_socket
+        lost = [f"taken away all the same: {line}" for line in result.get("lost", ())]
+        raise CommandError(ExitCode.CONFIGURATION, "\n".join([*faults, kept, *lost]))
 
 
 def _lines(result: dict[str, Any]) -> list[str]:

@@ -1,4 +1,5 @@
-"""The options that all verbs share, --config and --json, and the settings that they select.
+"""The options that all verbs share, --config and --json, and the settings that they select;
+--state-dir and --accounts, for a configuration that is no TOML.
 
 Both options may stand at each level of the command; the last one counts.
 """
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 
 import click
 from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.base.files import check_readable
 from relay.base.phrases import shown
@@ -40,6 +42,8 @@ class CommandContext(Struct, frozen=True):
 
     config: Path | None = None
     json: bool = False
+    state_dir: Path | None = None  # of a running relay, whatever the configuration says
+    accounts: Path | None = None  # the accounts.toml, likewise
 
     def show(self, value: Any, lines: Callable[[], Sequence[str]]) -> None:
         """Print `value` as JSON if --json is given, else the lines."""
@@ -196,6 +200,25 @@ def login_name() -> str:
     return LocalUsers("localhost", "").find(os.geteuid()).name
 
 
+def _keep(context: click.Context, option: click.Parameter, path: Path | None) -> None:
+    if path is not None:
+        before = context.find_object(CommandContext) or CommandContext()
+        context.obj = replace(before, **{str(option.name): path})
+
+
+_place = functools.partial(
+    click.option, type=click.Path(path_type=Path), expose_value=False, callback=_keep
+)
+state_dir_option = _place(
+    "--state-dir",
+    metavar="DIR",
+    help="Ask the relay that runs there; read no configuration.",
+)
+accounts_option = _place(
+    "--accounts", metavar="FILE", help="Change this file; read no configuration."
+)
+
+
 def common_options(command: F) -> F:
     """Add --config and --json to a verb, or to a group for its verbs: its first argument."""
 
@@ -216,7 +239,7 @@ def common_options(command: F) -> F:
         **kwargs: Any,
     ) -> Any:
         before = click_context.find_object(CommandContext) or CommandContext()
-        context = CommandContext(config or before.config, as_json or before.json)
+        context = replace(before, config=config or before.config, json=as_json or before.json)
         click_context.obj = context
         return click_context.invoke(command, context, *args, **kwargs)
 

@@ -34,6 +34,7 @@ from relay.operation.cli.options import (
     common_options,
     older_than_s,
     once,
+    state_dir_option,
     unknown_message,
     user_name,
 )
@@ -102,6 +103,7 @@ def _selector(conditions: dict[str, Any]) -> Selector:
 
 
 @click.group()
+@state_dir_option
 @common_options
 def queue(_given: CommandContext) -> None:
     """List the queue and change it.
@@ -113,6 +115,7 @@ def queue(_given: CommandContext) -> None:
 
 @queue.command("list")
 @selectors
+@state_dir_option
 @common_options
 def list_(context: CommandContext, **conditions: Any) -> None:
     """List the entries of the queue, oldest first.
@@ -130,6 +133,7 @@ def list_(context: CommandContext, **conditions: Any) -> None:
 
 @queue.command()
 @click.argument("key", type=KEY, metavar="ID")
+@state_dir_option
 @common_options
 def show(context: CommandContext, key: str) -> None:
     """Show one message: its journey and its queue entries."""
@@ -146,6 +150,7 @@ def show(context: CommandContext, key: str) -> None:
 
 
 @queue.command()
+@state_dir_option
 @common_options
 def stats(context: CommandContext) -> None:
     """Count the queue: by state, by priority, by next hop.
@@ -167,6 +172,7 @@ def stats(context: CommandContext) -> None:
 
 @queue.command()
 @changing
+@state_dir_option
 @common_options
 def retry(context: CommandContext, **conditions: Any) -> None:
     """Retry deferred mail now, even for unreachable hosts."""
@@ -177,6 +183,7 @@ def retry(context: CommandContext, **conditions: Any) -> None:
 @changing
 @once("--until", metavar="TIME|DURATION", help="When the hold ends automatically.")
 @click.option("--new", is_flag=True, help="Hold what comes for the --domain too.")
+@state_dir_option
 @common_options
 def hold(context: CommandContext, *, until: str, new: bool, **conditions: Any) -> None:
     """Suspend delivery of mail until it is released, or expires.
@@ -191,6 +198,7 @@ def hold(context: CommandContext, *, until: str, new: bool, **conditions: Any) -
 @queue.command()
 @changing
 @click.option("--as-before", is_flag=True, help="Restore the due time from before the hold.")
+@state_dir_option
 @common_options
 def release(context: CommandContext, *, as_before: bool, **conditions: Any) -> None:
     """Release held mail and deliver it now.
@@ -206,6 +214,7 @@ def release(context: CommandContext, *, as_before: bool, **conditions: Any) -> N
 @changing
 @click.option("--bounce", is_flag=True, help="Report the failure to the sender.")
 @once("--text", help="What the report says to the sender.")
+@state_dir_option
 @common_options
 def cancel(context: CommandContext, *, bounce: bool, text: str, **conditions: Any) -> None:
     """Remove mail from the queue.
@@ -219,6 +228,7 @@ def cancel(context: CommandContext, *, bounce: bool, text: str, **conditions: An
 @queue.command()
 @changing
 @click.option("--to", required=True, metavar="NEXT-HOP", help="The new next hop.")
+@state_dir_option
 @common_options
 def reroute(context: CommandContext, *, to: str, **conditions: Any) -> None:
     """Change the next hop of mail, and deliver it now.
@@ -438,6 +448,7 @@ def _count(entries: Sequence[Mapping[str, Any]]) -> str:
 @click.command()
 @click.argument("what", type=click.Choice([what.value for what in Paused]))
 @once("--until", metavar="TIME|DURATION", help="When it ends automatically.")
+@state_dir_option
 @common_options
 def pause(context: CommandContext, *, what: str, until: str) -> None:
     """Stop "delivery" or "accept" on this node, over restarts.
@@ -451,6 +462,7 @@ def pause(context: CommandContext, *, what: str, until: str) -> None:
 
 @click.command()
 @click.argument("what", type=click.Choice([what.value for what in Paused]), required=False)
+@state_dir_option
 @common_options
 def resume(context: CommandContext, *, what: str | None) -> None:
     """End what `relay pause` has stopped: delivery, accept, or without WHAT both."""

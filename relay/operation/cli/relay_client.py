@@ -1,25 +1,37 @@
-"""The part of relay.toml that verbs need to ask the running relay: state_dir, with its socket.
+"""The part of relay.toml that verbs need to ask the running relay: state_dir, with its socket; and
+the part that says where the accounts are.
 
 A fault elsewhere is one line on stderr: the relay runs on with what it has read before. If none
 runs, the files of the spool are opened, and a fault in the keys that say where they are ends the
-verb with 78, as the default could be another spool.
+verb with 78, as the default could be another spool. If relay.toml is no TOML, only a running relay
+is asked.
 """
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import click
 
 from relay.base.clock import SystemClock
-from relay.base.settings.document import Fault, SettingsError
-from relay.base.settings.environment import read_environment
+from relay.base.running_relay import (
+    ControlClient,
+    ControlForbiddenError,
+    ControlUnavailableError,
+)
+from relay.base.settings.document import Fault, SettingsError, parse_document, read_text
+from relay.base.settings.environment import DEFAULT_CONFIG, read_environment
 from relay.base.settings.reader import load_valid
-from relay.base.settings.tree import Settings
+from relay.base.settings.tree import MailboxSettings, Settings
 from relay.operation.cli.options import CommandContext
 from relay.operation.commands.operator_client import OperatorClient
 
 # keys that say where the files of a relay are, also with another name of the table
 _OF_FILES = re.compile(r'spool\b|mailboxes(\.(root|store))?: |\w+: .*mean "(spool|mailboxes)"')
+# the same for accounts.toml
+_OF_ACCOUNTS = re.compile(r'mailboxes(\.accounts)?: |[\w.]+: .*mean "(mailboxes|accounts)"')
+_STATE_DIR = Path("/var/lib/relay")
 
 
 def operator_client(context: CommandContext, *used: str) -> OperatorClient:
@@ -28,14 +40,78 @@ def operator_client(context: CommandContext, *used: str) -> OperatorClient:
     return OperatorClient(settings, SystemClock(), faults=of_files)
 
 
-def valid_settings(context: CommandContext, *used: str) -> tuple[Settings, Sequence[Fault]]:
+def valid_settings(
+    context: CommandContext, *used: str, is_quiet: bool = False
+) -> tuple[Settings, Sequence[Fault]]:
     """Return the settings without what has a fault, and the faults in the keys of the spool.
 
-    Raises SettingsError for a fault in state_dir or a table in `used`; else as settings() does.
+    Raises SettingsError for a fault in state_dir or a table in `used`; else as settings() does, and
+    ControlUnavailableError if no relay runs at --state-dir.
     """
-    settings, faults = load_valid(context.readable_file(), read_environment().variables)
-    if needed := [fault for fault in faults if fault.key.partition(".")[0] in ("state_dir", *used)]:
-        raise SettingsError(needed)
-    if faults:
+    if context.state_dir is not None:
+        return _running_at(context.state_dir), ()
+    file = context.readable_file()
+    try:
+        settings, faults = load_valid(file, read_environment().variables)
+    except SettingsError as error:
+        if used:
+            raise
+        settings, faults = _known(context, file, error), error.faults
+        of_files: Sequence[Fault] = faults
+    else:
+        needed = ("state_dir", *used)
+        if unusable := [fault for fault in faults if fault.key.partition(".")[0] in needed]:
+            raise SettingsError(unusable)
+        of_files = _matching(_OF_FILES, faults)
+    if faults and not is_quiet:
         click.echo(f"{SettingsError(faults).faults[0]} (see relay check)", err=True)
-    return settings, [fault for fault in faults if _OF_FILES.match(f"{fault.key}: {fault.message}")]
+    return settings, of_files
+
+
+def accounts_settings(context: CommandContext) -> Settings:
+    """Return settings that say where the accounts are, whatever else has a fault. Raises
+    SettingsError if they do not.
+    """
+    accounts = context.accounts
+    if accounts is None:
+        try:
+            file, environ = context.readable_file(), read_environment().variables
+            settings, faults = load_valid(file, environ, state_dir=_STATE_DIR)
+        except SettingsError:
+            if context.names_config:
+                raise
+            accounts = DEFAULT_CONFIG.with_name("accounts.toml")
+        else:
+            if of_accounts := _matching(_OF_ACCOUNTS, faults):
+                raise SettingsError(of_accounts)
+            return settings
+    boxes = MailboxSettings(accounts=accounts)
+    return Settings(hostname="", state_dir=_STATE_DIR, mailboxes=boxes)
+
+
+def _matching(pattern: re.Pattern[str], faults: Sequence[Fault]) -> Sequence[Fault]:
+    return [fault for fault in faults if pattern.match(f"{fault.key}: {fault.message}")]
+
+
+def _known(context: CommandContext, file: Path, error: SettingsError) -> Settings:
+    """Return what is known of the relay although `file` has this error: state_dir, if it is above
+    the first table, or the default if a relay answers there. Raises the error.
+    """
+    with suppress(SettingsError):
+        top = parse_document(file, read_text(file).partition("\n[")[0])
+        return load_valid(top, read_environment().variables)[0]
+    if context.names_config:
+        raise error
+    try:
+        return _running_at(_STATE_DIR)
+    except ControlForbiddenError:
+        raise
+    except ControlUnavailableError:
+        raise error from None
+
+
+def _running_at(state_dir: Path) -> Settings:
+    """Return the settings for asking the relay that runs there. Raises ControlUnavailableError."""
+    settings = Settings(hostname="", state_dir=state_dir)
+    ControlClient(settings.control_socket).get("/pause")
+    return settings

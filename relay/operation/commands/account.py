@@ -80,12 +80,19 @@ class ImportedUser(Struct, frozen=True):
 
 
 class AccountFile:
-    """The accounts.toml of a configuration."""
+    """The accounts.toml of a configuration; `is_alone`: see load_accounts()."""
 
-    def __init__(self, settings: Settings, *, clock: Clock, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock,
+        environ: Mapping[str, str],
+        is_alone: bool = False,
+    ) -> None:
         self._given = settings.mailboxes.accounts
         self._path = self._given.resolve()  # a symbolic link is not replaced by a file
-        self._settings = settings
+        self.settings, self._is_alone = settings, is_alone
         self._names = settings.account_domains
         self._clock = clock
         self._environ = environ
@@ -255,7 +262,11 @@ class AccountFile:
         """
         try:
             accounts = accounts_of(
-                self._settings, clock=self._clock, environ=self._environ, file=file
+                self.settings,
+                clock=self._clock,
+                environ=self._environ,
+                file=file,
+                is_alone=self._is_alone,
             )
         except SettingsError as error:
             raise SettingsError(
