@@ -191,6 +191,10 @@ class DevelopmentAccounts:
         account = self.by_address(login)
         return account if account is not None and account.address == login else None
 
+    def is_in_use(self, mailbox: str) -> bool:  # noqa: ARG002
+        """See AccountDirectory."""
+        return True
+
     async def by_user_name(
         self,
         user: str,

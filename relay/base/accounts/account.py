@@ -276,6 +276,9 @@ class AccountDirectory(Protocol):
         None if it may no longer log in.
         """
 
+    def is_in_use(self, mailbox: str) -> bool:
+        """Return whether somebody may log in to a mailbox, or open it as an application."""
+
     def by_client_id(self, client_id: str) -> RegisteredClient | None:
         """Return the client, or None. Case-insensitive, because most client ids are GUIDs."""
 

@@ -110,24 +110,19 @@ def _no_writers() -> ReadWriters:
     raise ValueError("none: there are no groups")
 
 
-def _any_writers() -> ReadWriters:
-    return lambda *_: Writers((), reports=True)
-
-
 def load_accounts(
     path: Path,
     domains: Iterable[str | OwnDomain],
     *,
     clock: Clock,
     environ: Mapping[str, str],
-    writers: Callable[[], ReadWriters] = _no_writers,
-    is_alone: bool = False,
+    writers: Callable[[], ReadWriters] | None = _no_writers,
 ) -> FileAccounts:
     """Read accounts.toml. Raises SettingsError.
 
     `domains` are the own domains; a domain given as a string has accounts. `environ` is for
-    ${env:NAME}. `writers` is called if an alias has `from`. With `is_alone`, no other file counts:
-    every domain is an own domain, and groups may be missing.
+    ${env:NAME}. `writers` is called if an alias has `from`. With None no other file counts: the
+    domains of all addresses are own domains, and everybody may write to an alias.
     """
     document = read_document(path, bytes_max=FILE_BYTES_MAX)
     reader = DocumentReader(document, base=path.absolute().parent, environ=environ)
@@ -140,11 +135,9 @@ def load_accounts(
     faults += [*_permission_faults(path), *reader.faults]
     addresses = [address for place, entry in entries for _, address in _addresses(place, entry)]
     addresses += [entry.address for _, entry in aliases]
-    domains = [*domains]
-    if is_alone:
+    if writers is None:
         opened = (address for _, entry in entries for address in entry.acts_for)
-        domains += {address.rpartition("@")[2] for address in (*addresses, *opened)}
-        writers = _any_writers
+        domains = (*domains, *(address.rpartition("@")[2] for address in (*addresses, *opened)))
     known = _Domains(
         [OwnDomain(domain) if isinstance(domain, str) else domain for domain in domains]
     )
@@ -213,7 +206,7 @@ class _Loading:
     reserved: frozenset[str]
     barred: frozenset[str]
     now_s: float
-    read_writers: Callable[[], ReadWriters]
+    read_writers: Callable[[], ReadWriters] | None
 
     def __post_init__(self) -> None:
         self.tables = AccountTables()
@@ -287,7 +280,7 @@ class _Loading:
 
     def _writers(self, path: KeyPath, entry: _AliasEntry) -> Generator[Fault, None, Writers | None]:
         """Yield the fault of `from`; return who may write to the alias."""
-        if entry.from_ is None:
+        if entry.from_ is None or self.read_writers is None:
             return None
         reports = is_listed(entry.address, self._lent)
         try:

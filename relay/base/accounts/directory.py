@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from relay.base.accounts.account import (
     Account,
@@ -16,6 +17,7 @@ from relay.base.accounts.account import (
     Expansion,
     RegisteredClient,
     UnknownUserError,
+    is_listed,
 )
 from relay.base.accounts.aliases import AliasTable
 from relay.base.accounts.password_schemes import Password
@@ -182,6 +184,19 @@ class FileAccounts:
             return DovecotUser(address)
         account = self.tables.by_address.get(login)
         return account if account and account.address == login else None
+
+    def is_in_use(self, mailbox: str) -> bool:
+        """See AccountDirectory. Whom Dovecot knows is not known."""
+        tables = self.tables
+        holders = (account for _, account in tables.by_token.values())
+        clients = (client.account for client, _ in tables.clients.values())
+        others = (account for account in tables.accounts if account.address != mailbox)
+        return (
+            bool(self._dovecot_auth)
+            or mailbox in tables.passwords
+            or any(account.address == mailbox for account in chain(holders, clients))
+            or any(is_listed(mailbox, account.acts_for) for account in others)
+        )
 
     def _in_dovecot(self, user: str) -> str:
         """Return the address of a user whose password only Dovecot may know, else ""."""

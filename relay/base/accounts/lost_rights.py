@@ -12,74 +12,59 @@ from relay.base.accounts.account import Account, RegisteredClient, Role, is_list
 from relay.base.accounts.directory import AccountTables
 
 _ROLES = tuple(Role)  # each has the rights of those before it
-_GONE = "the account"
 
 
 def without_lost_rights(
     running: AccountTables, read: AccountTables
 ) -> tuple[AccountTables, list[str]]:
-    """Return the accounts that are `running`, without the rights that they do not have in `read`,
-    and a line for each account that has lost rights.
+    """Return the accounts that are `running`, without the rights that they lack in `read`, and the
+    addresses of those that have lost some.
     """
-    now_by_address = {account.address: account for account in read.accounts}
-    barred = {address for account in running.accounts[:1] for address in account.barred}
-    for account in running.accounts:
-        now = now_by_address.get(account.address)
-        if now is None or now.is_disabled:
-            barred |= {account.address, *account.aliases}
-    less = AccountTables(
-        scheme_of=running.scheme_of,
-        aliases=running.aliases,
-        nobody=running.nobody,
-        digest=running.digest,
+    in_file = {account.address: account for account in read.accounts}
+    nobody = Account("", scopes=frozenset(), barred=frozenset(("",)))
+    pairs = [(account, in_file.get(account.address, nobody)) for account in running.accounts]
+    barred = frozenset(
+        name
+        for account, now in pairs
+        if account.is_disabled or now.is_disabled
+        for name in (account.address, *account.aliases)
     )
-    lost: dict[str, list[str]] = {}
-    tokens, tokens_now = _tokens(running), _tokens(read)
-    for account in running.accounts:
-        address = account.address
-        now = now_by_address.get(address) or Account(address, scopes=frozenset())
-        left = replace(
+    left = replace(running, accounts=[], by_address={}, by_token={}, passwords={}, clients={})
+    lost: dict[str, None] = {}
+    for account, now in pairs:
+        less = replace(
             account,
-            barred=frozenset(barred),
             role=min(account.role, now.role, key=_ROLES.index),
             scopes=account.scopes & now.scopes,
             acts_for=_in_both(account.acts_for, now.acts_for),
             send_as=_in_both(account.send_as, now.send_as),
+            credentials=now.credentials,  # ends the sessions if it is another one
         )
-        password, token = running.passwords.get(address), tokens.get(address)
-        has_password = password == read.passwords.get(address)
-        has_token = token == tokens_now.get(address)
-        names = ["disabled"] if left.is_disabled and not account.is_disabled else []
-        names += ["password"] if password and not has_password else []
-        names += ["token"] if token and not has_token else []
-        if names:  # ends the sessions
-            left = replace(left, credentials=now.credentials)
-        others = ("role", "scopes", "acts_for", "send_as")
-        names += [name for name in others if getattr(left, name) != getattr(account, name)]
-        lost[address] = [_GONE] if names and address not in now_by_address else names
-        less.add(
-            left,
-            password=password if has_password else None,
-            token=token if has_token else None,
-        )
-    for client_id, (client, secret) in running.clients.items():
-        owner = less.by_address[client.account.address]
-        known, _ = read.clients.get(client_id, (None, None))
-        is_same = known is not None and known.account.address == owner.address
-        digests = known.digests if known and is_same else ()
+        password = running.passwords.get(account.address)
+        keeps_password = password == read.passwords.get(account.address)
+        is_new = now.is_disabled and not account.is_disabled
+        if less != account or is_new or not keeps_password:
+            lost[account.address] = None
+        less = replace(less, barred=barred)
+        left.add(less, password=password if keeps_password else None, token=None)
+    for token, (_, account) in running.by_token.items():
+        if read.by_token.get(token, ("", nobody))[1].address == account.address:
+            left.by_token[token] = token, left.by_address[account.address]
+        else:
+            lost[account.address] = None
+    for name, (client, secret) in running.clients.items():
+        address = client.account.address
+        known = read.clients[name][0] if name in read.clients else None
+        digests = known.digests if known and known.account.address == address else ()
         kept = [digest for digest in client.digests if digest in digests]
+        keys = tuple(key for key in client.keys if key.digest in kept)
         if kept:
-            keys = tuple(key for key in client.keys if key.digest in kept)
-            left_client = RegisteredClient(client.client_id, owner, kept[0], keys)
-            less.add_client(left_client, None if left_client.has_key else secret)
-        if len(kept) < len(client.digests) and lost[owner.address] != [_GONE]:
-            lost[owner.address].append("client")
-    return less, [f"{address}: {', '.join(names)}" for address, names in lost.items() if names]
-
-
-def _tokens(tables: AccountTables) -> dict[str, bytes]:
-    """Return the digests of tokens by the address of the account."""
-    return {account.address: digest for digest, (_, account) in tables.by_token.items()}
+            owner = left.by_address[address]
+            less_client = RegisteredClient(client.client_id, owner, kept[0], keys)
+            left.add_client(less_client, None if less_client.has_key else secret)
+        if len(kept) < len(client.digests):
+            lost[address] = None
+    return left, [*lost]
 
 
 def _in_both(some: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ from relay.store.journeys.details import ReportDetail
 from relay.store.journeys.events import Event
 from relay.store.mailbox.errors import StoreError
 from relay.store.mailbox.owed_copies import OwedCopies, Sighting
-from relay.store.mailbox.settings_file import AutomaticReplies, SettingsFiles
+from relay.store.mailbox.settings_file import SettingsFiles, UserSettings
 from relay.store.mailbox.stored_message import WellKnown
 from relay.store.spool.engine import SpoolEngine
 from relay.store.spool.shared.receipts import ReceiptLedger
@@ -301,7 +301,7 @@ class AutomaticReplySender:
             if not await self.settings.may_reply(mailbox):  # nearly always
                 return None
             settings, message = await self.settings.read(mailbox), claim.message
-            is_wanted = self._text(settings.automatic_replies, message.envelope.reverse_path)
+            is_wanted = self._text(mailbox, settings, message.envelope.reverse_path)
             is_inbox = claim.extra.folder in ("", WellKnown.INBOX)
             # no backscatter: a stranger gets one where it would get a report
             asker = ReportedRecipient(ForwardPath(mailbox), Evidence("", ""))
@@ -351,7 +351,7 @@ class AutomaticReplySender:
         """Send a reply if it is still due."""
         request, sent = await self.ledger.request(owed.key), None
         settings, now_us = await self.settings.read(owed.mailbox), self.acceptance.clock.time_us()
-        text = self._text(settings.automatic_replies, owed.to)
+        text = self._text(owed.mailbox, settings, owed.to)
         person = replace(owed, to=self._mailbox_of(owed.to))  # one reply, to whichever address
         if request and text and await self.settings.note_reply(person, time_us=now_us):
             self.settings.crash.reached(CrashPoint.REPLY_NOTED)
@@ -384,10 +384,13 @@ class AutomaticReplySender:
             self.settings.crash.reached(CrashPoint.REPLY_ACCEPTED)
         await self.ledger.end([owed.key], sent)
 
-    def _text(self, replies: AutomaticReplies, sender: str) -> str:
-        """Return what a sender gets now, "" for nothing."""
+    def _text(self, mailbox: str, settings: UserSettings, sender: str) -> str:
+        """Return what a sender gets now, "" for nothing: so if nobody could switch it off."""
+        if not self.acceptance.accounts.is_in_use(mailbox):
+            return ""
         is_internal = self.acceptance.router.is_own_anywhere(domain_of(sender))
-        return replies.text_at(self.acceptance.clock.time_us(), is_internal=is_internal)
+        now_us = self.acceptance.clock.time_us()
+        return settings.automatic_replies.text_at(now_us, is_internal=is_internal)
 
     def _mailbox_of(self, address: str) -> str:
         account = self.acceptance.accounts.by_address(self.acceptance.router.target_of(address))

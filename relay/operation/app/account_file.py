@@ -20,27 +20,13 @@ _LISTED = re.compile(r"group:|.*[@*?]")
 
 
 def accounts_of(
-    settings: Settings,
-    *,
-    clock: Clock,
-    environ: Mapping[str, str],
-    file: Path | None = None,
-    is_alone: bool = False,
+    settings: Settings, *, clock: Clock, environ: Mapping[str, str], file: Path | None = None
 ) -> FileAccounts:
-    """Load the accounts, from `file` if it is given; `is_alone`: see load_accounts(). Raises
-    SettingsError.
-    """
+    """Load the accounts, from `file` if it is given. Raises SettingsError."""
     path, writers = file or settings.mailboxes.accounts, cache(partial(_reader, settings))
     if not settings.own_domains and not path.exists():
         return FileAccounts(AccountTables(), clock)
-    return load_accounts(
-        path,
-        settings.domains,
-        clock=clock,
-        environ=environ,
-        writers=writers,
-        is_alone=is_alone,
-    )
+    return load_accounts(path, settings.domains, clock=clock, environ=environ, writers=writers)
 
 
 def _reader(settings: Settings) -> ReadWriters:

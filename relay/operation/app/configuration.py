@@ -25,6 +25,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.accounts.account import AccountDirectory, Role
+from relay.base.accounts.accounts_file import load_accounts
 from relay.base.accounts.directory import AccountTables, FileAccounts
 from relay.base.accounts.lost_rights import without_lost_rights
 from relay.base.certificates import CertificateError, CheckedPair, ServerCertificate
@@ -174,13 +175,13 @@ class ActiveConfiguration:
 
     def without_lost_rights(self) -> tuple[Configuration, list[str]]:
         """Return the active configuration without the rights that accounts.toml does not give any
-        more, and a line for each account that loses some. Blocks. Raises SettingsError for a fault
-        of accounts.toml.
+        more, and which accounts lose some. Blocks. Raises SettingsError for a fault of the file.
         """
-        now, clock, environ = self.now, self._clock, self._environ
-        read = accounts_of(now.settings, clock=clock, environ=environ, is_alone=True)
-        accounts, lost = without_lost_rights(now.accounts, read.tables)
-        return replace(now, accounts=accounts, new_pairs=()), lost
+        settings, clock, environ = self.settings, self._clock, self._environ
+        file, domains = settings.mailboxes.accounts, settings.domains
+        read = load_accounts(file, domains, clock=clock, environ=environ, writers=None)
+        accounts, lost = without_lost_rights(self.now.accounts, read.tables)
+        return replace(self.now, accounts=accounts, new_pairs=()), lost
 
     def _load(self, text: str, *, is_reload: bool = False) -> Settings:
         """Return the settings in a `text` of the file; log the keys of older releases. A secret

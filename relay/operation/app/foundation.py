@@ -88,7 +88,7 @@ class ReloadResult(Struct, frozen=True):
     needs_restart: tuple[dict[str, str], ...]  # the `key` of each setting that needs a restart
     rules: int  # the number of active rules
     new_certificates: int  # the number of listeners that have a new certificate
-    lost: tuple[str, ...]  # accounts that lost rights since the last complete reload, with these
+    lost: tuple[str, ...]  # accounts that have lost rights since the last complete reload
 
 
 class Reloader:
@@ -180,18 +180,16 @@ class Reloader:
         return ReloadResult(is_reloaded, faults, tuple(changed), rules, renewed, lost)
 
     async def _take_away(self) -> Sequence[Fault]:
-        """Apply the rights that accounts have lost. Return the faults of accounts.toml, with which
-        none are.
-        """
+        """Apply what accounts have lost. Return the faults of accounts.toml: then it is unknown."""
         try:
             left, lost = await asyncio.to_thread(self._active.without_lost_rights)
         except SettingsError as error:
             return error.faults
         if lost:
             self._use(left)
-            self._lost += lost
-            for line in lost[:_FAULTS_LOGGED]:
-                _log.warning("rights were taken away", account=line)
+            self._lost = [*dict.fromkeys((*self._lost, *lost))]
+            shown = ", ".join(lost[:_FAULTS_LOGGED])
+            _log.warning("rights were taken away", accounts=len(lost), first=shown)
         return ()
 
     def _use(self, read: Configuration) -> None:

@@ -25,7 +25,7 @@ from relay.operation.cli.option_types import Parsed
 from relay.operation.cli.options import (
     CommandContext,
     InputPath,
-    accounts_option,
+    accounts_options,
     common_options,
     read_input,
 )
@@ -49,8 +49,9 @@ def _open(context: CommandContext, *, is_removal: bool = False) -> AccountFile:
     """Open the file. A removal reads no more of the configuration than where the file is."""
     is_alone = is_removal or context.accounts is not None
     settings = accounts_settings(context) if is_alone else context.settings()
-    variables = read_environment().variables
-    return AccountFile(settings, clock=SystemClock(), environ=variables, is_alone=is_alone)
+    file = AccountFile(settings, clock=SystemClock(), environ=read_environment().variables)
+    file.is_alone = is_alone
+    return file
 
 
 def _hint(file: AccountFile) -> None:
@@ -60,7 +61,7 @@ def _hint(file: AccountFile) -> None:
 
 
 @click.group()
-@common_options
+@accounts_options
 def account(_context: CommandContext) -> None:
     """Add, list and remove accounts; give them tokens and passwords; unlock them.
 
@@ -90,7 +91,7 @@ def account(_context: CommandContext) -> None:
     metavar="PATTERN",
     help='Mailboxes that its tokens may open as an application: an address, or "*@DOMAIN".',
 )
-@common_options
+@accounts_options
 def add(context: CommandContext, address: str, **options: Any) -> None:
     """Add an account and print its new token.
 
@@ -110,15 +111,14 @@ def add(context: CommandContext, address: str, **options: Any) -> None:
         made["client_secret"], values["client_secret"] = new_client_secret()
     file = _open(context)
     file.add(address, values)
-    _show(context, address, made)
-    _hint(file)
+    _show(context, file, address, made)
 
 
 @account.command("import")
 @click.argument("file", type=InputPath())
 @click.option("--aliases", is_flag=True, help="FILE has aliases: Postfix's, /etc/aliases.")
 @click.option("--dry-run", is_flag=True, help="Only check the file.")
-@common_options
+@accounts_options
 def import_accounts(context: CommandContext, file: Path, *, aliases: bool, dry_run: bool) -> None:
     """Add the users of a CSV or passwd-file, or aliases, all or none.
 
@@ -146,8 +146,7 @@ def import_accounts(context: CommandContext, file: Path, *, aliases: bool, dry_r
 
 @account.command("list")
 @click.argument("address", type=_MAILBOX, metavar="[ADDRESS]", required=False)
-@accounts_option
-@common_options
+@accounts_options
 def list_accounts(context: CommandContext, address: str | None) -> None:
     """List accounts without their secrets, and aliases."""
     accounts = [row for row in _open(context).entries() if address in (None, row["address"])]
@@ -158,22 +157,19 @@ def list_accounts(context: CommandContext, address: str | None) -> None:
 
 @account.command()
 @_ADDRESS
-@accounts_option
-@common_options
+@accounts_options
 def remove(context: CommandContext, address: str) -> None:
     """Remove an account; its mailbox stays on disk."""
     file = _open(context, is_removal=True)
     file.remove(address)
-    _show(context, address, {})
-    _hint(file)
+    _show(context, file, address, {})
 
 
 @account.command()
 @_ADDRESS
 @click.option("--client", is_flag=True, help="Make a client secret instead, and a client id.")
 @click.option("--remove", "is_removal", is_flag=True, help="Remove it.")
-@accounts_option
-@common_options
+@accounts_options
 def token(context: CommandContext, address: str, *, client: bool, is_removal: bool) -> None:
     """Make a new token and print it.
 
@@ -191,15 +187,13 @@ def token(context: CommandContext, address: str, *, client: bool, is_removal: bo
     else:
         made["token"], values["token"] = new_token()
     file.set(address, values)
-    _show(context, address, made)
-    _hint(file)
+    _show(context, file, address, made)
 
 
 @account.command()
 @_ADDRESS
 @click.option("--remove", "is_removal", is_flag=True, help="Remove the password.")
-@accounts_option
-@common_options
+@accounts_options
 def password(context: CommandContext, address: str, *, is_removal: bool) -> None:
     """Set the password of an account.
 
@@ -207,8 +201,7 @@ def password(context: CommandContext, address: str, *, is_removal: bool) -> None
     """
     file = _open(context, is_removal=is_removal)
     file.set(address, {"password": None if is_removal else hash_of(_read_password())})
-    _show(context, address, {})
-    _hint(file)
+    _show(context, file, address, {})
 
 
 @account.command()
@@ -271,11 +264,14 @@ def _read_password() -> str:
     return text
 
 
-def _show(context: CommandContext, address: str, made: Mapping[str, str]) -> None:
-    """Print the new secrets."""
+def _show(
+    context: CommandContext, file: AccountFile, address: str, made: Mapping[str, str]
+) -> None:
+    """Print the new secrets, and the hint."""
     context.show(
         {"address": address, **made}, lambda: [f"{name}: {value}" for name, value in made.items()]
     )
+    _hint(file)
 
 
 def _line(facts: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ import click
 from relay.base.phrases import counted
 from relay.base.running_relay import ControlClient
 from relay.operation.cli.errors import CommandError, ExitCode
-from relay.operation.cli.options import CommandContext, common_options, once, state_dir_option
+from relay.operation.cli.options import CommandContext, common_options, once, relay_options
 from relay.operation.cli.relay_client import valid_settings
 
 _RELOAD_S_MAX = 120.0  # systemd sets no limit where the start has none
@@ -20,8 +20,7 @@ _TEST_S_MAX = 30.0
 
 
 @click.command()
-@state_dir_option
-@common_options
+@relay_options
 def reload(context: CommandContext) -> None:
     """Have the running service read its configuration again, and wait for the outcome.
 
@@ -39,7 +38,7 @@ def reload(context: CommandContext) -> None:
         kept = "relay reload: nothing was reloaded: the previous configuration stays active"
         if result["reloaded"]:
             kept = "relay reload: reloaded, but not the rules of tenants that have these faults"
-        lost = [f"taken away all the same: {line}" for line in result.get("lost", ())]
+        lost = [f"but has lost rights: {address}" for address in result.get("lost", ())]
         raise CommandError(ExitCode.CONFIGURATION, "\n".join([*faults, kept, *lost]))
 
 

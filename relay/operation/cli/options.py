@@ -1,7 +1,7 @@
 """The options that all verbs share, --config and --json, and the settings that they select;
---state-dir and --accounts, for a configuration that is no TOML.
+--state-dir and --accounts of some verbs, for a configuration that is no TOML.
 
-Both options may stand at each level of the command; the last one counts.
+An option may stand at each level of the command; the last one counts.
 """
 
 import errno
@@ -42,8 +42,8 @@ class CommandContext(Struct, frozen=True):
 
     config: Path | None = None
     json: bool = False
-    state_dir: Path | None = None  # of a running relay, whatever the configuration says
-    accounts: Path | None = None  # the accounts.toml, likewise
+    state_dir: Path | None = None  # of a running relay: the configuration is not read
+    accounts: Path | None = None  # accounts.toml, likewise
 
     def show(self, value: Any, lines: Callable[[], Sequence[str]]) -> None:
         """Print `value` as JSON if --json is given, else the lines."""
@@ -200,25 +200,6 @@ def login_name() -> str:
     return LocalUsers("localhost", "").find(os.geteuid()).name
 
 
-def _keep(context: click.Context, option: click.Parameter, path: Path | None) -> None:
-    if path is not None:
-        before = context.find_object(CommandContext) or CommandContext()
-        context.obj = replace(before, **{str(option.name): path})
-
-
-_place = functools.partial(
-    click.option, type=click.Path(path_type=Path), expose_value=False, callback=_keep
-)
-state_dir_option = _place(
-    "--state-dir",
-    metavar="DIR",
-    help="Ask the relay that runs there; read no configuration.",
-)
-accounts_option = _place(
-    "--accounts", metavar="FILE", help="Change this file; read no configuration."
-)
-
-
 def common_options(command: F) -> F:
     """Add --config and --json to a verb, or to a group for its verbs: its first argument."""
 
@@ -244,3 +225,20 @@ def common_options(command: F) -> F:
         return click_context.invoke(command, context, *args, **kwargs)
 
     return with_context  # type: ignore[return-value]
+
+
+def _keep(context: click.Context, option: click.Parameter, path: Path | None) -> None:
+    before = context.find_object(CommandContext) or CommandContext()
+    context.obj = replace(before, **({str(option.name): path} if path else {}))
+
+
+def _or_at(name: str, metavar: str, text: str) -> Callable[[F], F]:
+    kind, text = click.Path(path_type=Path), f"{text}; read no configuration."
+    option = click.option(
+        name, metavar=metavar, type=kind, expose_value=False, callback=_keep, help=text
+    )
+    return lambda command: option(common_options(command))
+
+
+relay_options = _or_at("--state-dir", "DIR", "Ask the relay that runs there")
+accounts_options = _or_at("--accounts", "FILE", "Read or change this accounts.toml")

@@ -31,10 +31,9 @@ from relay.operation.cli.errors import INTERRUPTED, CommandError, ExitCode
 from relay.operation.cli.options import (
     KEY,
     CommandContext,
-    common_options,
     older_than_s,
     once,
-    state_dir_option,
+    relay_options,
     unknown_message,
     user_name,
 )
@@ -103,8 +102,7 @@ def _selector(conditions: dict[str, Any]) -> Selector:
 
 
 @click.group()
-@state_dir_option
-@common_options
+@relay_options
 def queue(_given: CommandContext) -> None:
     """List the queue and change it.
 
@@ -115,8 +113,7 @@ def queue(_given: CommandContext) -> None:
 
 @queue.command("list")
 @selectors
-@state_dir_option
-@common_options
+@relay_options
 def list_(context: CommandContext, **conditions: Any) -> None:
     """List the entries of the queue, oldest first.
 
@@ -133,8 +130,7 @@ def list_(context: CommandContext, **conditions: Any) -> None:
 
 @queue.command()
 @click.argument("key", type=KEY, metavar="ID")
-@state_dir_option
-@common_options
+@relay_options
 def show(context: CommandContext, key: str) -> None:
     """Show one message: its journey and its queue entries."""
     client = operator_client(context)
@@ -150,8 +146,7 @@ def show(context: CommandContext, key: str) -> None:
 
 
 @queue.command()
-@state_dir_option
-@common_options
+@relay_options
 def stats(context: CommandContext) -> None:
     """Count the queue: by state, by priority, by next hop.
 
@@ -172,8 +167,7 @@ def stats(context: CommandContext) -> None:
 
 @queue.command()
 @changing
-@state_dir_option
-@common_options
+@relay_options
 def retry(context: CommandContext, **conditions: Any) -> None:
     """Retry deferred mail now, even for unreachable hosts."""
     _change(context, "retry", conditions)
@@ -183,8 +177,7 @@ def retry(context: CommandContext, **conditions: Any) -> None:
 @changing
 @once("--until", metavar="TIME|DURATION", help="When the hold ends automatically.")
 @click.option("--new", is_flag=True, help="Hold what comes for the --domain too.")
-@state_dir_option
-@common_options
+@relay_options
 def hold(context: CommandContext, *, until: str, new: bool, **conditions: Any) -> None:
     """Suspend delivery of mail until it is released, or expires.
 
@@ -198,8 +191,7 @@ def hold(context: CommandContext, *, until: str, new: bool, **conditions: Any) -
 @queue.command()
 @changing
 @click.option("--as-before", is_flag=True, help="Restore the due time from before the hold.")
-@state_dir_option
-@common_options
+@relay_options
 def release(context: CommandContext, *, as_before: bool, **conditions: Any) -> None:
     """Release held mail and deliver it now.
 
@@ -214,8 +206,7 @@ def release(context: CommandContext, *, as_before: bool, **conditions: Any) -> N
 @changing
 @click.option("--bounce", is_flag=True, help="Report the failure to the sender.")
 @once("--text", help="What the report says to the sender.")
-@state_dir_option
-@common_options
+@relay_options
 def cancel(context: CommandContext, *, bounce: bool, text: str, **conditions: Any) -> None:
     """Remove mail from the queue.
 
@@ -228,8 +219,7 @@ def cancel(context: CommandContext, *, bounce: bool, text: str, **conditions: An
 @queue.command()
 @changing
 @click.option("--to", required=True, metavar="NEXT-HOP", help="The new next hop.")
-@state_dir_option
-@common_options
+@relay_options
 def reroute(context: CommandContext, *, to: str, **conditions: Any) -> None:
     """Change the next hop of mail, and deliver it now.
 
@@ -448,8 +438,7 @@ def _count(entries: Sequence[Mapping[str, Any]]) -> str:
 @click.command()
 @click.argument("what", type=click.Choice([what.value for what in Paused]))
 @once("--until", metavar="TIME|DURATION", help="When it ends automatically.")
-@state_dir_option
-@common_options
+@relay_options
 def pause(context: CommandContext, *, what: str, until: str) -> None:
     """Stop "delivery" or "accept" on this node, over restarts.
 
@@ -462,8 +451,7 @@ def pause(context: CommandContext, *, what: str, until: str) -> None:
 
 @click.command()
 @click.argument("what", type=click.Choice([what.value for what in Paused]), required=False)
-@state_dir_option
-@common_options
+@relay_options
 def resume(context: CommandContext, *, what: str | None) -> None:
     """End what `relay pause` has stopped: delivery, accept, or without WHAT both."""
     _change_pause(context, "resume", {"what": what, "until": None})

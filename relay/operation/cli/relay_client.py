@@ -15,15 +15,11 @@ from pathlib import Path
 import click
 
 from relay.base.clock import SystemClock
-from relay.base.running_relay import (
-    ControlClient,
-    ControlForbiddenError,
-    ControlUnavailableError,
-)
 from relay.base.settings.document import Fault, SettingsError, parse_document, read_text
 from relay.base.settings.environment import DEFAULT_CONFIG, read_environment
 from relay.base.settings.reader import load_valid
 from relay.base.settings.tree import MailboxSettings, Settings
+from relay.operation.app.state_dir import owner_of
 from relay.operation.cli.options import CommandContext
 from relay.operation.commands.operator_client import OperatorClient
 
@@ -45,11 +41,11 @@ def valid_settings(
 ) -> tuple[Settings, Sequence[Fault]]:
     """Return the settings without what has a fault, and the faults in the keys of the spool.
 
-    Raises SettingsError for a fault in state_dir or a table in `used`; else as settings() does, and
-    ControlUnavailableError if no relay runs at --state-dir.
+    Raises SettingsError for a fault in state_dir or a table in `used`; else as settings() does.
     """
-    if context.state_dir is not None:
-        return _running_at(context.state_dir), ()
+    if (folder := context.state_dir) is not None:
+        text = "found no running relay, expected one: where the queue is was not read"
+        return Settings(hostname="", state_dir=folder), [Fault(folder, 0, "", text)]
     file = context.readable_file()
     try:
         settings, faults = load_valid(file, read_environment().variables)
@@ -95,23 +91,12 @@ def _matching(pattern: re.Pattern[str], faults: Sequence[Fault]) -> Sequence[Fau
 
 def _known(context: CommandContext, file: Path, error: SettingsError) -> Settings:
     """Return what is known of the relay although `file` has this error: state_dir, if it is above
-    the first table, or the default if a relay answers there. Raises the error.
+    the first table, or the default if a relay runs there. Raises the error.
     """
     with suppress(SettingsError):
         top = parse_document(file, read_text(file).partition("\n[")[0])
         return load_valid(top, read_environment().variables)[0]
-    if context.names_config:
+    default = Settings(hostname="", state_dir=_STATE_DIR)
+    if context.names_config or owner_of(default.run_dir) is None:
         raise error
-    try:
-        return _running_at(_STATE_DIR)
-    except ControlForbiddenError:
-        raise
-    except ControlUnavailableError:
-        raise error from None
-
-
-def _running_at(state_dir: Path) -> Settings:
-    """Return the settings for asking the relay that runs there. Raises ControlUnavailableError."""
-    settings = Settings(hostname="", state_dir=state_dir)
-    ControlClient(settings.control_socket).get("/pause")
-    return settings
+    return default

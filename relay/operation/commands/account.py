@@ -27,6 +27,7 @@ import tomllib
 import uuid
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ import tomlkit
 from msgspec import Struct
 
 from relay.base.accounts.account import AccountError
-from relay.base.accounts.accounts_file import FILE_BYTES_MAX
+from relay.base.accounts.accounts_file import FILE_BYTES_MAX, load_accounts
 from relay.base.accounts.passwords import digest_of
 from relay.base.clock import Clock
 from relay.base.files import create_file, fsync_path, locked_directory
@@ -80,19 +81,13 @@ class ImportedUser(Struct, frozen=True):
 
 
 class AccountFile:
-    """The accounts.toml of a configuration; `is_alone`: see load_accounts()."""
+    """The accounts.toml of a configuration."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        clock: Clock,
-        environ: Mapping[str, str],
-        is_alone: bool = False,
-    ) -> None:
+    def __init__(self, settings: Settings, *, clock: Clock, environ: Mapping[str, str]) -> None:
         self._given = settings.mailboxes.accounts
         self._path = self._given.resolve()  # a symbolic link is not replaced by a file
-        self.settings, self._is_alone = settings, is_alone
+        self.settings = settings
+        self.is_alone = False  # True: no other file counts; see load_accounts()
         self._names = settings.account_domains
         self._clock = clock
         self._environ = environ
@@ -113,7 +108,7 @@ class AccountFile:
 
     def add(self, address: str, values: Mapping[str, Any]) -> None:
         """Add an account; `values` are further keys of its table."""
-        if address.rpartition("@")[2] not in self._names:
+        if not self.is_alone and address.rpartition("@")[2] not in self._names:
             domains = ", ".join(self._names) or "none"
             raise AccountError(f"{address}: expected an address in mailboxes.domains ({domains})")
         table = {"address": address} | dict(values)
@@ -261,13 +256,10 @@ class AccountFile:
         the file of the configuration.
         """
         try:
-            accounts = accounts_of(
-                self.settings,
-                clock=self._clock,
-                environ=self._environ,
-                file=file,
-                is_alone=self._is_alone,
-            )
+            load = partial(accounts_of, self.settings, file=file)
+            if self.is_alone:
+                load = partial(load_accounts, file, self.settings.domains, writers=None)
+            accounts = load(clock=self._clock, environ=self._environ)
         except SettingsError as error:
             raise SettingsError(
                 dataclasses.replace(fault, file=self._given) for fault in error.faults
