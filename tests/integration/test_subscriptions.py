@@ -361,7 +361,7 @@ def test_a_lost_index_and_a_lost_file(authority: Authority) -> None:
 
 
 def test_rights_that_end(authority: Authority) -> None:
-    """acts_for and scopes that a reload takes away, and an account that it disables."""
+    """What a reload takes away: acts_for, scopes, a token; and an account that it disables."""
     helper = {
         "address": "helper@example.test",
         "token": "plain:helper",
@@ -369,10 +369,13 @@ def test_rights_that_end(authority: Authority) -> None:
     }
     reader = {"address": "reader@example.test", "token": "plain:reader"}
     gone = {"address": "gone@example.test", "token": "plain:gone"}
+    robbed = {"address": "robbed@example.test", "token": "plain:robbed"}
     with (
         local_receiver(authority) as receiver,
         RelayProcess(
-            config=LOOPBACK, environment=trusting(authority), accounts=[helper, reader, gone]
+            config=LOOPBACK,
+            environment=trusting(authority),
+            accounts=[helper, reader, gone, robbed],
         ) as relay,
     ):
         life = {"lifecycleNotificationUrl": receiver.url("/life")}
@@ -382,6 +385,7 @@ def test_rights_that_end(authority: Authority) -> None:
             ),
             subscribed(relay, receiver, token="reader", **life),
             subscribed(relay, receiver, token="gone", **life),
+            subscribed(relay, receiver, token="robbed", **life),
         }
         accounts = relay.folder / "accounts.toml"
         text = accounts.read_text()
@@ -390,11 +394,12 @@ def test_rights_that_end(authority: Authority) -> None:
             'token = "plain:reader"', 'token = "plain:reader"\nscopes = ["Mail.Send"]'
         )
         text = text.replace('token = "plain:gone"', "disabled = true")
+        text = text.replace('"plain:robbed"', '"plain:new"')
         accounts.write_text(text)
         assert relay.cli("reload").returncode == 0
-        for name in ("bob", "reader", "gone"):
+        for name in ("bob", "reader", "gone", "robbed"):
             relay.send_mail(to=[f"{name}@example.test"], subject="not for them")
-        found = receiver.wait_for(lambda all_: len(all_) == 3)
+        found = receiver.wait_for(lambda all_: len(all_) == 4)
         assert {one["subscriptionId"] for one in found} == made
         assert {one["lifecycleEvent"] for one in found} == {"subscriptionRemoved"}
         assert all("resourceData" not in one and one["clientState"] == "a secret" for one in found)

@@ -41,12 +41,12 @@ def without_lost_rights(
             credentials=now.credentials,  # ends the sessions if it is another one
         )
         password = running.passwords.get(account.address)
-        keeps_password = password == read.passwords.get(account.address)
+        is_other = password not in (None, read.passwords.get(account.address))
         is_new = now.is_disabled and not account.is_disabled
-        if less != account or is_new or not keeps_password:
+        if less != account or is_new or is_other:
             lost[account.address] = None
         less = replace(less, barred=barred)
-        left.add(less, password=password if keeps_password else None, token=None)
+        left.add(less, password=None if is_other else password, token=None)
     for token, (_, account) in running.by_token.items():
         if read.by_token.get(token, ("", nobody))[1].address == account.address:
             left.by_token[token] = token, left.by_address[account.address]

@@ -131,6 +131,7 @@ async def _read_new(request: GraphRequest, body: Mapping[str, Any]) -> Subscript
         position="",
         creator=request.caller.address,
         is_application=request.caller.is_application,
+        credentials=request.caller.credentials,
         mailbox=mailbox,
         folder_id=folder_id,
         resource=resource,

@@ -64,15 +64,15 @@ async def serve_upload(
 
 
 def _is_open(upload: Upload, accounts: AccountDirectory) -> bool:
-    """Return whether the account exists and the creator of the session may still open its
-    mailbox.
+    """Return whether the account exists and the creator of the session may still log in and open
+    its mailbox.
     """
     owner = accounts.by_address(upload.account)
     if owner is None or owner.address != upload.account:
         return False
     client = accounts.by_client_id(upload.caller)  # in dev, it opens all mailboxes
     callers = (accounts.by_address(upload.caller), client.account if client else None)
-    return any(
+    return accounts.is_in_use(upload.caller) and any(
         caller.address == upload.caller and accounts.opened(owner.address, caller)
         for caller in filter(None, callers)
     )

@@ -48,6 +48,7 @@ class Subscription(Struct, frozen=True):
     lifecycle_event: str = ""  # missed or subscriptionRemoved, still to be sent
     lifecycle_since_us: int = 0  # when that happened, queue time
     has_immutable_ids: bool = True  # False: an id names a message and its folder
+    credentials: bytes = b""  # of the creator, at that time; b"": of a relay before 0.6
 
 
 class SubscriptionFile:

@@ -81,6 +81,8 @@ def _may_read(base: Foundation, subscription: Subscription) -> bool:
     creator = accounts.by_address(subscription.creator)
     if creator is None or creator.is_disabled or _MAY_READ.isdisjoint(creator.scopes):
         return False
+    if subscription.credentials not in (b"", creator.credentials):
+        return False  # who created it may have stolen the token
     caller = dataclasses.replace(creator, is_application=subscription.is_application)
     with suppress(UnknownUserError):
         return accounts.opened(subscription.mailbox, caller) is not None

@@ -38,8 +38,9 @@ def reload(context: CommandContext) -> None:
         kept = "relay reload: nothing was reloaded: the previous configuration stays active"
         if result["reloaded"]:
             kept = "relay reload: reloaded, but not the rules of tenants that have these faults"
-        lost = [f"but has lost rights: {address}" for address in result.get("lost", ())]
-        raise CommandError(ExitCode.CONFIGURATION, "\n".join([*faults, kept, *lost]))
+        if lost := result.get("lost"):
+            kept += f", but for rights that accounts have lost: {', '.join(lost)}"
+        raise CommandError(ExitCode.CONFIGURATION, "\n".join([*faults, kept]))
 
 
 def _lines(result: dict[str, Any]) -> list[str]:

@@ -1,0 +1,86 @@
+"""A thief has alice's secrets: what the operator takes away ends, whatever else is wrong."""
+
+import smtplib
+
+import pytest
+
+from tests.integration.test_reload import CONFIGURATION, hang_up
+from tests.support.relay_process import RelayProcess, until
+
+ALICE, BOB = "alice@example.test", "bob@example.test"
+LOST = f"stays active, but for rights that accounts have lost: {ALICE}\n"
+
+
+@pytest.fixture
+def relay(serve) -> RelayProcess:
+    return serve(config={"smtp": [{"listen": "127.0.0.1:0", "role": "submission"}]})
+
+
+def codes(relay: RelayProcess, name: str) -> tuple[int, int]:
+    """The answers to a login by SMTP and to a request."""
+    with relay.smtp() as session:
+        try:
+            login = session.login(f"{name}@example.test", name)[0]
+        except smtplib.SMTPAuthenticationError as error:
+            login = error.smtp_code
+    return login, relay.graph("GET", "/me/messages", token=name).status
+
+
+def test_a_typo_elsewhere_keeps_no_stolen_login(relay: RelayProcess) -> None:
+    config = relay.folder / "relay.toml"
+    config.write_text(config.read_text().replace("[delivery]\n", "[delivery]\nretyr = 1\n"))
+    with relay.smtp() as session:
+        session.login(ALICE, "alice")
+        for verb in ("password", "token"):
+            assert relay.cli("account", verb, ALICE, "--remove").returncode == 0
+        assert relay.cli("account", "add", "eve@example.test").returncode == CONFIGURATION
+        assert codes(relay, "alice") == (235, 200)
+        hang_up(relay, "not reloaded")
+        assert session.mail(ALICE)[0] == 421
+    assert (codes(relay, "alice"), codes(relay, "bob")) == ((535, 401), (235, 200))
+    done = relay.cli("reload")
+    assert (done.returncode, "delivery.retyr: " in done.stderr) == (CONFIGURATION, True)
+    assert done.stderr.endswith(LOST)
+
+    assert relay.cli("account", "remove", BOB).returncode == 0
+    assert relay.cli("reload").stderr.endswith(f"{ALICE}, {BOB}\n")
+    assert codes(relay, "bob") == (535, 401)
+    for name in (ALICE, BOB):  # half a reload lets no mail bounce
+        sent = relay.until_final(relay.send_mail(token="carol", to=[name], subject="stays"))
+        assert sent["state"] == "delivered"
+    accounts = relay.folder / "accounts.toml"
+    accounts.write_text(f"{accounts.read_text()}[[account]]\nadress = 1\n")
+    assert "accounts.toml:" in relay.cli("reload").stderr
+    assert relay.cli("account", "remove", ALICE).returncode == CONFIGURATION
+
+
+def test_without_a_configuration_that_can_be_read(relay: RelayProcess) -> None:
+    config, state = relay.folder / "relay.toml", str(relay.folder / "state")
+    config.write_text(f"{config.read_text()}\n[delivery\n")
+    assert relay.cli("queue", "hold", "--login", ALICE).returncode == 0  # state_dir is above
+    config.write_text(f'hostname = "\n{config.read_text()}')
+    remove = ("account", "password", ALICE, "--remove")
+    for words in (("queue", "list"), ("pause", "delivery"), ("reload",), remove):
+        assert relay.cli(*words).returncode == CONFIGURATION
+    assert relay.cli(*remove, "--accounts", str(relay.folder / "accounts.toml")).returncode == 0
+    for words in (("queue", "hold", "--login", ALICE), ("pause", "delivery")):
+        assert relay.cli(*words, "--state-dir", state).returncode == 0
+    assert relay.cli("reload", "--state-dir", state).stderr.endswith(LOST)
+    assert codes(relay, "alice") == (535, 200)
+    relay.stop()
+    done = relay.cli("queue", "list", "--state-dir", state)
+    assert (done.returncode, "no running relay" in done.stderr) == (CONFIGURATION, True)
+
+
+def test_a_mailbox_that_nobody_can_open_sends_no_automatic_replies(relay: RelayProcess) -> None:
+    always = {"status": "alwaysEnabled", "internalReplyMessage": "Buy now."}
+    for name in ("alice", "carol"):
+        body = {"automaticRepliesSetting": always}
+        assert relay.graph("PATCH", "/me/mailboxSettings", body, token=name).status == 200
+    for verb in ("password", "token"):
+        assert relay.cli("account", verb, ALICE, "--remove").returncode == 0
+    assert relay.cli("reload").returncode == 0
+    for name in ("alice", "carol"):  # replies are sent in the order of the messages
+        relay.until_final(relay.send_mail(token="bob", to=[f"{name}@example.test"], subject=name))
+    [reply] = until("a reply", lambda: relay.messages("inbox", token="bob"))
+    assert reply["subject"] == "Automatic reply: carol"
