@@ -192,6 +192,7 @@ def test_a_changed_key_that_needs_a_restart_is_told(relay):
         "rules": 1,
         "new_certificates": 0,
         "needs_restart": [{"key": "hostname"}],
+        "lost": [],
     }
     with relay.smtp() as client:
         assert client.ehlo()[1].startswith(b"relay.example.test")  # the old value is in force

@@ -23,7 +23,9 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault; `line` counts from 1, 0 is the whole file; `key` is dotted, or ""."""
+    """One fault; `line` counts from 1, 0 is the whole file; `key` is dotted, "" if the file cannot
+    be read.
+    """
 
     file: Path
     line: int
@@ -276,5 +278,5 @@ def _syntax_fault(file: Path, text: str, error: tomllib.TOMLDecodeError) -> Faul
     there = text.split("\n")[line - 1]
     name = _KEY_OF_LINE.match(there) or _TABLE_OF_LINE.match(there)
     if plain := next((words for pattern, words in _SYNTAX if pattern.match(message)), ""):
-        return Fault(file, line, name[1] if name else "", plain)
+        return Fault(file, line, "", f"{name[1]}: {plain}" if name else plain)
     return Fault(file, line, "", f"found no valid TOML: {message[:1].lower()}{message[1:]}")

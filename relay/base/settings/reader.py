@@ -9,6 +9,7 @@ accounts.toml is read with the same class.
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -23,7 +24,9 @@ from relay.base.settings.document import (
     KeyPath,
     SettingsError,
     dotted,
+    parse_document,
     read_document,
+    read_text,
     unknown_key,
 )
 from relay.base.settings.postgres_url import check_no_password
@@ -327,16 +330,24 @@ def load(
 
 
 def load_valid(
-    file: Path | Document, environ: Mapping[str, str], *, state_dir: Path | None = None
+    path: Path, environ: Mapping[str, str], *, state_dir: Path | None = None
 ) -> tuple[tree.Settings, Sequence[Fault]]:
     """Return the settings in a file, with the default in place of what has a fault ("" for the
-    hostname), and the faults. Raises SettingsError for a file that is no TOML, or has no state_dir
-    if there is no default for it.
+    hostname), and the faults. Of a file that is no TOML, only what is above its first table counts.
+
+    Raises SettingsError for a file without a state_dir if there is no default for it.
     """
-    values, faults = _read(file, environ, tree.NodeRole.ALL)
+    document, broken = Document(path, {}, {}), tuple[Fault, ...]()
+    try:
+        document = read_document(path)
+    except SettingsError as error:
+        broken = error.faults
+        with suppress(SettingsError):
+            document = parse_document(path, read_text(path).partition("\n[")[0])
+    values, faults = _read(document, environ, tree.NodeRole.ALL)
     if "state_dir" not in values and state_dir is None:
-        raise SettingsError(faults)
-    return tree.Settings(**{"hostname": "", "state_dir": state_dir, **values}), faults
+        raise SettingsError(broken or faults)
+    return tree.Settings(**{"hostname": "", "state_dir": state_dir, **values}), broken or faults
 
 
 def _read(

@@ -9,13 +9,12 @@ is asked.
 
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import click
 
 from relay.base.clock import SystemClock
-from relay.base.settings.document import Fault, SettingsError, parse_document, read_text
+from relay.base.settings.document import Fault, SettingsError
 from relay.base.settings.environment import DEFAULT_CONFIG, read_environment
 from relay.base.settings.reader import load_valid
 from relay.base.settings.tree import MailboxSettings, Settings
@@ -23,10 +22,11 @@ from relay.operation.app.state_dir import owner_of
 from relay.operation.cli.options import CommandContext
 from relay.operation.commands.operator_client import OperatorClient
 
-# keys that say where the files of a relay are, also with another name of the table
-_OF_FILES = re.compile(r'spool\b|mailboxes(\.(root|store))?: |\w+: .*mean "(spool|mailboxes)"')
+# keys that say where the files of a relay are, also with another name of the table; no key: the
+# configuration is no TOML
+_OF_FILES = re.compile(r': |spool\b|mailboxes(\.(root|store))?: |\w+: .*mean "(spool|mailboxes)"')
 # the same for accounts.toml
-_OF_ACCOUNTS = re.compile(r'mailboxes(\.accounts)?: |[\w.]+: .*mean "(mailboxes|accounts)"')
+_OF_ACCOUNTS = re.compile(r'(mailboxes(\.accounts)?)?: |[\w.]+: .*mean "(mailboxes|accounts)"')
 _STATE_DIR = Path("/var/lib/relay")
 
 
@@ -46,22 +46,18 @@ def valid_settings(
     if (folder := context.state_dir) is not None:
         text = "found no running relay, expected one: where the queue is was not read"
         return Settings(hostname="", state_dir=folder), [Fault(folder, 0, "", text)]
-    file = context.readable_file()
     try:
-        settings, faults = load_valid(file, read_environment().variables)
+        settings, faults = load_valid(context.readable_file(), read_environment().variables)
     except SettingsError as error:
-        if used:
+        settings, faults = Settings(hostname="", state_dir=_STATE_DIR), error.faults
+        if context.names_config or owner_of(settings.run_dir) is None:
             raise
-        settings, faults = _known(context, file, error), error.faults
-        of_files: Sequence[Fault] = faults
-    else:
-        needed = ("state_dir", *used)
-        if unusable := [fault for fault in faults if fault.key.partition(".")[0] in needed]:
-            raise SettingsError(unusable)
-        of_files = _matching(_OF_FILES, faults)
+    needed = ("state_dir", *used, *([""] if used else []))
+    if unusable := [fault for fault in faults if fault.key.partition(".")[0] in needed]:
+        raise SettingsError(unusable)
     if faults and not is_quiet:
         click.echo(f"{SettingsError(faults).faults[0]} (see relay check)", err=True)
-    return settings, of_files
+    return settings, _matching(_OF_FILES, faults)
 
 
 def accounts_settings(context: CommandContext) -> Settings:
@@ -70,33 +66,16 @@ def accounts_settings(context: CommandContext) -> Settings:
     """
     accounts = context.accounts
     if accounts is None:
-        try:
-            file, environ = context.readable_file(), read_environment().variables
-            settings, faults = load_valid(file, environ, state_dir=_STATE_DIR)
-        except SettingsError:
-            if context.names_config:
-                raise
-            accounts = DEFAULT_CONFIG.with_name("accounts.toml")
-        else:
-            if of_accounts := _matching(_OF_ACCOUNTS, faults):
-                raise SettingsError(of_accounts)
+        file, environ = context.readable_file(), read_environment().variables
+        settings, faults = load_valid(file, environ, state_dir=_STATE_DIR)
+        if not (of_accounts := _matching(_OF_ACCOUNTS, faults)):
             return settings
+        if context.names_config or of_accounts[0].key:
+            raise SettingsError(of_accounts)
+        accounts = DEFAULT_CONFIG.with_name("accounts.toml")
     boxes = MailboxSettings(accounts=accounts)
     return Settings(hostname="", state_dir=_STATE_DIR, mailboxes=boxes)
 
 
 def _matching(pattern: re.Pattern[str], faults: Sequence[Fault]) -> Sequence[Fault]:
     return [fault for fault in faults if pattern.match(f"{fault.key}: {fault.message}")]
-
-
-def _known(context: CommandContext, file: Path, error: SettingsError) -> Settings:
-    """Return what is known of the relay although `file` has this error: state_dir, if it is above
-    the first table, or the default if a relay runs there. Raises the error.
-    """
-    with suppress(SettingsError):
-        top = parse_document(file, read_text(file).partition("\n[")[0])
-        return load_valid(top, read_environment().variables)[0]
-    default = Settings(hostname="", state_dir=_STATE_DIR)
-    if context.names_config or owner_of(default.run_dir) is None:
-        raise error
-    return default
