@@ -188,8 +188,7 @@ class Reloader:
         if lost:
             self._use(left)
             self._lost = [*dict.fromkeys((*self._lost, *lost))]
-            shown = ", ".join(lost[:_FAULTS_LOGGED])
-            _log.warning("rights were taken away", accounts=len(lost), first=shown)
+            _log.warning("rights were taken away", accounts=", ".join(lost[:_FAULTS_LOGGED]))
         return ()
 
     def _use(self, read: Configuration) -> None:

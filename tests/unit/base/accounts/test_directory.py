@@ -81,6 +81,26 @@ def test_an_account_has_what_the_file_says(tmp_path):
 
 
 @each_row(
+    "keys, dovecot_auth, is_used",
+    [
+        ("", "", False),
+        ('password = "plain:x"', "", True),
+        ('token = "plain:x"', "", True),
+        ('client_id = "x"\nclient_secret = "plain:x"', "", True),
+        ('acts_for = ["*@example.test"]', "", False),  # its own
+        ('[[account]]\naddress = "a@example.test"\nacts_for = ["*@example.test"]', "", True),
+        ("", "/run/auth", True),
+    ],
+)
+def test_which_mailbox_is_in_use(
+    keys: str, dovecot_auth: str, is_used: bool, tmp_path: Path
+) -> None:
+    tables = load(tmp_path, f'[[account]]\naddress = "u@example.test"\n{keys}').tables
+    accounts = FileAccounts(tables, ManualClock(), dovecot_auth=dovecot_auth)
+    assert accounts.is_in_use("u@example.test") is is_used
+
+
+@each_row(
     "address, account",
     [
         ("alice+lists@example.test", "alice@example.test"),
