@@ -111,7 +111,7 @@ def add(context: CommandContext, address: str, **options: Any) -> None:
         made["client_secret"], values["client_secret"] = new_client_secret()
     file = _open(context)
     file.add(address, values)
-    _show(context, file, address, made)
+    _show(context, file, address, **made)
 
 
 @account.command("import")
@@ -162,7 +162,7 @@ def remove(context: CommandContext, address: str) -> None:
     """Remove an account; its mailbox stays on disk."""
     file = _open(context, is_removal=True)
     file.remove(address)
-    _show(context, file, address, {})
+    _show(context, file, address)
 
 
 @account.command()
@@ -187,7 +187,7 @@ def token(context: CommandContext, address: str, *, client: bool, is_removal: bo
     else:
         made["token"], values["token"] = new_token()
     file.set(address, values)
-    _show(context, file, address, made)
+    _show(context, file, address, **made)
 
 
 @account.command()
@@ -201,7 +201,7 @@ def password(context: CommandContext, address: str, *, is_removal: bool) -> None
     """
     file = _open(context, is_removal=is_removal)
     file.set(address, {"password": None if is_removal else hash_of(_read_password())})
-    _show(context, file, address, {})
+    _show(context, file, address)
 
 
 @account.command()
@@ -264,9 +264,7 @@ def _read_password() -> str:
     return text
 
 
-def _show(
-    context: CommandContext, file: AccountFile, address: str, made: Mapping[str, str]
-) -> None:
+def _show(context: CommandContext, file: AccountFile, address: str, **made: str) -> None:
     """Print the new secrets, and the hint."""
     context.show(
         {"address": address, **made}, lambda: [f"{name}: {value}" for name, value in made.items()]
