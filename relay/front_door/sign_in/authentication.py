@@ -38,6 +38,7 @@ class HttpAuthentication:
             and "authorization" not in headers
             and is_from_here(request)
             and (anonymous := self.accounts.by_address(self.anonymous)) is not None
+            and not anonymous.is_disabled  # since a reload that was refused
         ):
             return anonymous
         scheme, _, token = headers.get("authorization", "").partition(" ")

@@ -177,6 +177,8 @@ class ActiveConfiguration:
         """Return the active configuration without the rights that accounts.toml does not give any
         more, and which accounts lose some. Blocks. Raises SettingsError for a fault of the file.
         """
+        if not self.now.accounts.accounts:  # the file may be missing
+            return self.now, []
         settings, clock, environ = self.settings, self._clock, self._environ
         file, domains = settings.mailboxes.accounts, settings.domains
         read = load_accounts(file, domains, clock=clock, environ=environ, writers=None)
