@@ -62,7 +62,10 @@ _SLOW = (
 # how a connection ends.
 _ON_BOTH_LOOPS = (
     "tests/dialogue/test_dialogues.py",
+    "tests/unit/base/test_sockets.py",
     "tests/unit/delivery/smtp/test_client_protocol.py",
+    "tests/unit/delivery/smtp/test_connection.py",
+    "tests/unit/delivery/smtp/test_tls.py",
     "tests/unit/front_door/http/",
     "tests/unit/transport/ingress/test_early_talkers.py",
     "tests/unit/transport/milter/",
