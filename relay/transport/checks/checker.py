@@ -69,7 +69,7 @@ class KnownAnswer(Struct, frozen=True):
     values: Sequence[bytes] = ()  # of the records; for MX, preference and name
     has_name: bool = True  # the name exists
     failure: str = ""  # why there is no answer
-    is_own: bool = False  # this relay could not ask, or not wait for the answer
+    is_own: bool = False  # this relay could not ask or wait, or its name server said REFUSED
 
     @property
     def undecided(self) -> str:
@@ -330,7 +330,7 @@ def _body(rest: bytes | LargeContent) -> bytes:
 
 def _known(answer: Answer) -> KnownAnswer:
     if isinstance(answer, NoAnswer):
-        return KnownAnswer(failure=answer.text, is_own=answer.is_own)
+        return KnownAnswer(failure=answer.text, is_own=answer.is_own or answer.is_refused)
     values = answer.values if isinstance(answer, Records) else ()
     octets = [value.encode("utf-8", "surrogateescape") for value in values]
     return KnownAnswer(octets, has_name=not isinstance(answer, NoName))

@@ -7,8 +7,11 @@ silence of a name server. Equal questions share a query, and answers are in the 
 
 import asyncio
 
+from msgspec.structs import replace
+
 from relay.base.turns import Turns
 from relay.transport.routing.dns_cache import (
+    REFUSED_QUERIES,
     AskTimed,
     DnsCache,
     DnsQuestion,
@@ -54,7 +57,10 @@ class ClientQuestions:
         if not isinstance(known, asyncio.Task):
             return known
         await asyncio.wait([known], timeout=wait_s)  # real time: a name server
-        return result_of(known) if known.done() else _late(wait_s)
+        answer = result_of(known) if known.done() else _late(wait_s)
+        if isinstance(answer, NoAnswer) and known in REFUSED_QUERIES:
+            return replace(answer, is_refused=True)
+        return answer
 
     async def close(self) -> None:
         """Cancel the queries in progress."""

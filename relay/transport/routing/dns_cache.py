@@ -6,7 +6,8 @@ extended (RFC 2181 5.2 and 8). Failures are not cached.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
+from weakref import WeakSet
 
 from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
@@ -16,6 +17,9 @@ from relay.transport.routing.mx_hosts import Answer, NoAnswer
 DnsQuestion = tuple[str, str]
 TimedAnswer = tuple[Answer, float]  # an answer and its TTL in seconds
 AskTimed = Callable[[DnsQuestion], Awaitable[TimedAnswer]]
+
+
+REFUSED_QUERIES = WeakSet[asyncio.Task[Any]]()  # to which a name server has said REFUSED
 
 
 class Ask(Protocol):

@@ -18,6 +18,7 @@ import dns.flags
 import dns.message
 import dns.name
 import dns.nameserver
+import dns.rcode
 import dns.rdata
 import dns.rdatatype
 import dns.resolver
@@ -25,7 +26,12 @@ from dns.rdtypes.ANY.TLSA import TLSA
 from dns.rdtypes.ANY.TXT import TXT
 
 from relay.base.socket_address import Address
-from relay.transport.routing.dns_cache import QUERIES_MAX, DnsQuestion, TimedAnswer
+from relay.transport.routing.dns_cache import (
+    QUERIES_MAX,
+    REFUSED_QUERIES,
+    DnsQuestion,
+    TimedAnswer,
+)
 from relay.transport.routing.mx_hosts import Answer, NoAnswer, NoName, NoRecords, Records
 
 TTL_MAX_S = 86_400.0
@@ -44,6 +50,8 @@ def _from_wire_in_bounds(wire: bytes, *args: Any, **options: Any) -> dns.message
     counts = [int.from_bytes(wire[at : at + 2]) for at in (4, 6, 8, 10)]  # RFC 1035 4.1.1
     if sum(counts) > ANSWER_RECORDS_MAX:
         raise OSError(f"more than {ANSWER_RECORDS_MAX} records")
+    if wire[3:4] and wire[3] & 15 == dns.rcode.REFUSED and (query := asyncio.current_task()):
+        REFUSED_QUERIES.add(query)
     return _from_wire(wire, *args, **options)
 
 

@@ -54,6 +54,7 @@ class NoAnswer(Struct, frozen=True):
 
     text: str
     is_own: bool = False  # this relay could not ask: there was no place, or no time to send it
+    is_refused: bool = False  # of a client's question: a name server said REFUSED, none answered
 
 
 NOT_ASKED = NoAnswer("too many questions of clients wait", is_own=True)
