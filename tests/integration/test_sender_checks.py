@@ -152,6 +152,19 @@ def test_explain_says_the_same(relay, tmp_path, running) -> None:
     assert "DMARC pass for strict.test" in taken.stdout
 
 
+def test_the_refusal_of_a_name_server_lets_no_forgery_in(serve) -> None:
+    """Unless another one answers: a resolver says REFUSED when it is full."""
+    policy = ZONE["_dmarc.strict.test"]
+    others = {"strict": policy, "quiet": "TIMEOUT", "broken": "SERVFAIL", "closed": "REFUSED"}
+    zone = {f"_dmarc.{name}.test": answer for name, answer in others.items()}
+    with DnsThread(dict.fromkeys(zone, "REFUSED")) as full, DnsThread(zone) as second:
+        config = {"dns": {"nameservers": [str(full.address), str(second.address)], "timeout": "1s"}}
+        relay = serve(config=config | listener("enforce"))
+        for name in others:
+            reply, _ = give(relay, "a@plain.test", mail_from(f"a@{name}.test"))
+            assert reply[:9] == ("550 5.7.2" if name == "strict" else "451 4.7.1"), name
+
+
 def test_explain_names_junk_email_and_first_what_rcpt_refuses(relay, tmp_path) -> None:
     file = tmp_path / "m.eml"
     for domain, to, text in (
