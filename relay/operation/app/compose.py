@@ -97,4 +97,5 @@ def _pressure_monitor(base: Foundation, transport: Transport) -> PressureMonitor
         on_change=use,
         resident=resident,
         on_measured=base.samples.keep,
+        shrink=lambda is_short: transport.resolver.forget_ended(are_all=is_short),
     )

@@ -15,6 +15,8 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from relay.base.clock import Clock, sleep_in_step, wall_offset_us
 from relay.base.files import disk_of, nearest_existing
 from relay.base.observe.logs import ContainedErrors, get_logger
@@ -113,6 +115,8 @@ class PressureMonitor:
     on_change: Callable[[PressureState], None] = lambda _state: None
     resident: Callable[[], int] = resident_bytes  # the memory of the relay in bytes
     on_measured: Callable[[], None] = lambda: None  # called after each measurement
+    # removes from caches what has ended, or all if memory is short
+    shrink: Callable[[bool], None] = lambda _is_short: None
 
     def __post_init__(self) -> None:
         self._disks = (
@@ -120,7 +124,7 @@ class PressureMonitor:
             _AskedDisk(lambda: _nearest_disk(self.mailboxes), self.clock),
         )
         self._clock_differs = abs(wall_offset_us(self.clock)) > _CLOCK_DIFFERS_S * 1_000_000
-        self._trimmed_s = -math.inf
+        self._trimmed_s = [-math.inf, -math.inf]  # the last time, and while memory was short
 
     async def run(self) -> None:
         """Measure each second until cancelled."""
@@ -143,7 +147,11 @@ class PressureMonitor:
             backlog=load.backlog,
         )
         before = self.pressure.state
-        self.pressure.state = state = assess(before, figures, self.bounds)
+        state = assess(before, figures, self.bounds)
+        if await self._give_memory_back(is_short=state.has(PressureReason.MEMORY)):
+            figures = replace(figures, memory_bytes=self.resident())
+            state = assess(before, figures, self.bounds)
+        self.pressure.state = state
         self.metrics.pressure.set(state.level)
         for reason in PressureReason:
             level = state.levels.get(reason, PressureLevel.NORMAL)
@@ -151,16 +159,18 @@ class PressureMonitor:
         if state.levels != before.levels:
             _log_change(before, state)
             self.on_change(state)
-        await self._give_memory_back()
         self._check_clock()
         self.on_measured()
 
-    async def _give_memory_back(self) -> None:
+    async def _give_memory_back(self, *, is_short: bool) -> bool:
+        """Return whether caches were emptied, so that memory may be short no more."""
         now_s = self.clock.real_s()
-        if now_s - self._trimmed_s >= _TRIM_S:
-            self._trimmed_s = now_s
-            is_short = self.pressure.state.has(PressureReason.MEMORY)
-            await asyncio.to_thread(trim_memory, collect=is_short)
+        if now_s - self._trimmed_s[is_short] < _TRIM_S:
+            return False
+        self._trimmed_s[is_short] = now_s
+        self.shrink(is_short)
+        await asyncio.to_thread(trim_memory, collect=is_short)
+        return is_short
 
     def _check_clock(self) -> None:
         jumped_s = wall_offset_us(self.clock) / 1_000_000

@@ -1,17 +1,18 @@
 """A cache of DNS answers.
 
-One query per question is in progress at a time; queries and cache are bounded; a TTL is never
-extended (RFC 2181 5.2 and 8). Failures are not cached.
+One query per question is in progress at a time; queries and cache are bounded, also in octets, since
+strangers choose the answers; a TTL is never extended (RFC 2181 5.2 and 8). Failures are not cached.
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from sys import getsizeof
 from typing import Any, Protocol
 from weakref import WeakSet
 
-from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
-from relay.transport.routing.mx_hosts import Answer, NoAnswer
+from relay.transport.routing.mx_hosts import Answer, NoAnswer, Records
 
 # A name in lower case without the final dot, and "MX", "A", "AAAA", "TXT", "TLSA" or "HOST".
 DnsQuestion = tuple[str, str]
@@ -44,6 +45,31 @@ class Ask(Protocol):
 
 QUERIES_MAX = 256  # in progress at once; others wait
 CACHE_MAX = 20_000  # questions in the cache
+OCTETS_MAX = 32 * 1024 * 1024  # of the cache, in memory
+ANSWER_OCTETS_MAX = 8192  # a longer answer is not kept
+_ENTRY_OCTETS_MIN = 500  # of a question and its answer
+
+
+class _Remembered(OrderedDict[DnsQuestion, tuple[float, int, Answer]]):
+    """Answers with their end (monotonic) and octets; the most recently used one is the last."""
+
+    octets = 0
+
+    def keep(self, question: DnsQuestion, answer: Answer, ends_s: float) -> None:
+        """Remember an answer in place of others."""
+        texts = [*question, *(answer.values if isinstance(answer, Records) else ())]
+        octets = max(_ENTRY_OCTETS_MIN, sum(map(getsizeof, [question, texts, *texts])))
+        self.drop(question)
+        if octets <= ANSWER_OCTETS_MAX:
+            self[question] = ends_s, octets, answer
+            self.octets += octets
+        while len(self) > CACHE_MAX or self.octets > OCTETS_MAX:
+            self.drop(next(iter(self)))
+
+    def drop(self, question: DnsQuestion) -> None:
+        """Forget an answer, if there is one."""
+        if question in self:
+            self.octets -= self.pop(question)[1]
 
 
 class DnsCache:
@@ -53,7 +79,7 @@ class DnsCache:
         self._ask = ask
         self._clock = clock
         self._slots = asyncio.Semaphore(QUERIES_MAX)
-        self._cache = BoundedDict[DnsQuestion, tuple[float, Answer]](CACHE_MAX)
+        self._cache = _Remembered()
         self._running: dict[DnsQuestion, asyncio.Task[Answer]] = {}
 
     def with_own_queries(self, ask: AskTimed) -> "DnsCache":
@@ -64,7 +90,13 @@ class DnsCache:
 
     def forget(self, question: DnsQuestion) -> None:
         """Send a query for this question the next time."""
-        self._cache.pop(question, None)
+        self._cache.drop(question)
+
+    def forget_ended(self, *, are_all: bool) -> None:
+        """Forget the answers whose TTL has ended, or all."""
+        now_s = self._clock.monotonic()
+        for question in [name for name, kept in self._cache.items() if are_all or kept[0] <= now_s]:
+            self._cache.drop(question)
 
     async def answers(self, *questions: DnsQuestion) -> list[Answer]:
         """Return the answers in the order of the questions; all queries run in parallel."""
@@ -100,7 +132,7 @@ class DnsCache:
         async with self._slots:
             answer, ttl_s = await self._ask(question)
         if ttl_s > 0:
-            self._cache[question] = (self._clock.monotonic() + ttl_s, answer)
+            self._cache.keep(question, answer, self._clock.monotonic() + ttl_s)
         return answer
 
     def remembered(self, question: DnsQuestion) -> Answer | None:
@@ -108,9 +140,9 @@ class DnsCache:
         cached = self._cache.get(question)
         if cached is None:
             return None
-        expires_s, answer = cached
-        if expires_s <= self._clock.monotonic():
-            del self._cache[question]
+        ends_s, _, answer = cached
+        if ends_s <= self._clock.monotonic():
+            self._cache.drop(question)
             return None
         self._cache.move_to_end(question)
         return answer

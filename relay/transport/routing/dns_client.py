@@ -39,6 +39,8 @@ NEGATIVE_TTL_MAX_S = 900.0
 ONE_SERVER_TIMEOUT_S = 2.0  # then the next server, or the same again, until the time-out
 EDNS_PAYLOAD_BYTES = 1232  # DNS flag day 2020: never fragmented
 ANSWER_RECORDS_MAX = 500  # a stranger may choose the answer, which is parsed on the event loop
+NAMES_MAX = 100  # records of an MX or PTR answer: a name takes longer
+_HEADER_OCTETS = 12  # RFC 1035 4.1.1
 
 # else one digest of the wrong length would spoil all records of a host (RFC 7672 2.2)
 TLSA._cert_length_by_mtype = {}  # noqa: SLF001
@@ -50,6 +52,10 @@ def _from_wire_in_bounds(wire: bytes, *args: Any, **options: Any) -> dns.message
     counts = [int.from_bytes(wire[at : at + 2]) for at in (4, 6, 8, 10)]  # RFC 1035 4.1.1
     if sum(counts) > ANSWER_RECORDS_MAX:
         raise OSError(f"more than {ANSWER_RECORDS_MAX} records")
+    if counts[1] > NAMES_MAX:
+        kind_at = _HEADER_OCTETS + dns.name.from_wire(wire, _HEADER_OCTETS)[1]
+        if wire[kind_at + 1] in (dns.rdatatype.MX, dns.rdatatype.PTR):  # the first octet is 0
+            raise OSError(f"more than {NAMES_MAX} records with a name")
     if wire[3:4] and wire[3] & 15 == dns.rcode.REFUSED and (query := asyncio.current_task()):
         REFUSED_QUERIES.add(query)
     return _from_wire(wire, *args, **options)

@@ -212,6 +212,10 @@ class Resolver:
         self.count_tlsa("dnssec-invalid")
         return TlsaFinding(trouble=f"its TLSA records are not known: {answer.text}")
 
+    def forget_ended(self, *, are_all: bool) -> None:
+        """Forget the answers of the DNS whose TTL has ended, or all."""
+        self._dns.forget_ended(are_all=are_all)
+
     async def close(self) -> None:
         """Cancel the queries in progress."""
         await self._of_clients.close()
@@ -385,6 +389,11 @@ class LoopbackResolver:
         """Return the addresses of a host by the system's lookup, not by the simulated DNS."""
         is_local = name.endswith(".localhost")  # RFC 6761 6.3
         return await self.simulated.addresses_by_system("localhost" if is_local else name)
+
+    def forget_ended(self, *, are_all: bool) -> None:
+        """See Resolver."""
+        self.simulated.forget_ended(are_all=are_all)
+        self._elsewhere.forget_ended(are_all=are_all)
 
     async def close(self) -> None:
         """Cancel the queries in progress."""

@@ -169,8 +169,22 @@ async def test_free_memory_is_returned_to_the_system(watched, monkeypatch):
         (0, False),
         (10, True),
         (20, True),
-        (30, False),
+        (25, False),
     ]
+
+
+async def test_caches_are_emptied_before_anybody_is_refused(tmp_path):
+    shrunk = []
+
+    def shrink(is_short):
+        shrunk.append(is_short)
+        watched.memory_bytes = 0
+
+    watched = WatchedDisk(tmp_path, shrink=shrink)
+    for watched.memory_bytes in (0, 99 * MIB, 0):
+        assert (await watched.measure()).level is PressureLevel.NORMAL
+        watched.clock.advance(10)
+    assert shrunk == [False, True, False]
 
 
 def test_trim_memory_returns_fragmented_memory():

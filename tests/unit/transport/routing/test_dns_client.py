@@ -3,13 +3,17 @@
 import asyncio
 import os
 import resource
+from random import Random
 
+from relay.base.settings.tree import DnsSettings
 from relay.transport.routing import dns_cache
 from relay.transport.routing.dns_cache import QUERIES_MAX, DnsCache
 from relay.transport.routing.dns_client import StubResolver, look_up
 from relay.transport.routing.mx_hosts import NoAnswer, NoName, NoRecords, Records
+from relay.transport.routing.resolver import Resolver
 from tests.support.dns_server import DnsThread
 from tests.support.manual_clock import ManualClock
+from tests.support.sender_checks import txt
 
 
 class Server:
@@ -50,6 +54,42 @@ async def test_the_dns_cache_drops_the_least_recently_used_answer(monkeypatch):
     for name in ("a", "b", *others, "a", "c", "a", "b"):
         await asking.answers((name, "A"))
     assert server.asked == ["a", "b", *others, "c", "b"]
+
+
+async def test_the_dns_cache_is_bounded_in_octets_for_all_questions_together(monkeypatch):
+    """A letter may take four octets; a long answer is used, and asked for again."""
+    monkeypatch.setattr(dns_cache, "OCTETS_MAX", 4000)  # three answers
+    zone = {f"{name}.test": txt(name * 900) for name in "abcd"}
+    with DnsThread(zone | {"wide.test": txt("\U0001f600" + "x" * 2000)}) as server:
+        clock = ManualClock()
+        settings = DnsSettings((server.address,), timeout=60.0)
+        resolver = Resolver(settings, clock=clock, rng=Random(1), hostname="relay.test")
+
+        async def asked(*names: str, by_client: bool = False) -> list[int]:
+            """Ask in turn; return how often the name server was asked for each."""
+            server.queries.clear()
+            for name in names:
+                [answer] = (
+                    await resolver.answers_for_clients([(name, "TXT")], client="c", wait_s=60)
+                    if by_client
+                    else [await resolver.texts(name)]
+                )
+                assert len(answer.values[0]) > 800
+            return [server.asked(name, "TXT") for name in dict.fromkeys(names)]
+
+        assert await asked("a.test", "b.test", "a.test") == [1, 1]
+        assert await asked("c.test", "d.test", "a.test", by_client=True) == [1, 1, 0]
+        assert await asked("b.test", "a.test", "d.test") == [1, 0, 0]
+        assert await asked("wide.test", "wide.test", "a.test") == [4, 0]  # each by UDP and TCP
+        resolver.forget_ended(are_all=False)
+        assert await asked("a.test") == [0]
+        clock.now_s += 301
+        resolver.forget_ended(are_all=False)
+        assert (resolver._dns._cache.octets, len(resolver._dns._cache)) == (0, 0)
+        assert await asked("a.test") == [1]
+        resolver.forget_ended(are_all=True)
+        assert await asked("a.test") == [1]
+        await resolver.close()
 
 
 async def test_without_name_servers_the_answer_says_so(tmp_path):
@@ -109,11 +149,18 @@ async def test_a_command_looks_up_several_records_at_once():
 async def test_an_answer_of_thousands_of_records_does_not_stop_the_relay():
     """dnspython would parse it on the event loop, for 200 ms."""
     many = [f"10.{number >> 8}.{number & 255}.1" for number in range(3750)]
-    zone = {"many.test": {"A": many}, "few.test": {"A": many[:400]}}
+    hosts = [f"h{number}.many.test." for number in range(101)]
+    zone = {
+        "many.test": {"A": many, "MX": [f"10 {name}" for name in hosts], "PTR": hosts},
+        "few.test": {"A": many[:400], "MX": [f"10 {name}" for name in hosts[1:]], "PTR": hosts[1:]},
+    }
+    asked = [(name, kind) for name in zone for kind in ("A", "MX", "PTR")]
     with DnsThread(zone) as server:
-        answers = await look_up((server.address,), [(name, "A") for name in zone], timeout_s=60)
+        answers = await look_up((server.address,), asked, timeout_s=60)
     assert "more than 500 records" in answers["many.test", "A"].text
-    assert len(answers["few.test", "A"].values) == 400
+    for kind, number in (("A", 400), ("MX", 100), ("PTR", 100)):
+        assert len(answers["few.test", kind].values) == number
+        assert "answered more than" in answers["many.test", kind].text
 
 
 async def test_a_query_that_this_machine_cannot_send_is_no_silence_of_a_name_server():
