@@ -30,6 +30,7 @@ _NEXT = re.compile(r"[A-Za-z][\w.-]{0,60}+[*0-9]{0,9}+\s{0,9}=")
 _NEXT_KNOWN = re.compile(
     r"(?:(?:file)?name|charset|boundary|type|size|format)[*0-9]{0,9}\s{0,9}=", re.IGNORECASE
 )
+_KEPT_CHARACTERS_MAX = 8192  # readers of headers clip there; at most 0.5 MB are kept of a field
 _SECTION = re.compile(r"([^*]*)\*(\d{0,4})(\*?)")
 _LANGUAGE = re.compile(r"([^']*)'[^']*'")
 # File extensions for attachments without a name: by the subtype without its usual prefixes and
@@ -107,9 +108,14 @@ def charset_of(content_type: str) -> str:
     return label.strip("' ").rpartition("'")[2].strip()  # utf-8'language'utf-8
 
 
-@lru_cache(maxsize=256)  # the same few fields are in nearly all messages
 def content_field(text: str, *, has_comments: bool = True) -> ContentField:
     """Read the unfolded value of a field; octets that are not ASCII are surrogates."""
+    read = _content_field if len(text) <= _KEPT_CHARACTERS_MAX else _content_field.__wrapped__
+    return read(text, has_comments=has_comments)
+
+
+@lru_cache(maxsize=64)  # the same few fields are in nearly all messages
+def _content_field(text: str, *, has_comments: bool) -> ContentField:
     reader = _Reader(text, has_comments=has_comments and "(" in text)
     reader.read()
     return ContentField(reader.value, tuple(reader.parameters))

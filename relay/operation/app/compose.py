@@ -19,6 +19,7 @@ from relay.operation.app.foundation import (
 )
 from relay.operation.app.front_door import build_front_door, build_http_servers, build_pages
 from relay.operation.app.limit_alerts import LimitAlerts
+from relay.operation.app.mta_sts import dns_of
 from relay.operation.app.notifications import build_webhooks
 from relay.operation.app.pressure_monitor import PressureMonitor, bounds_of, resident_bytes
 from relay.operation.app.settling import Settling
@@ -97,5 +98,5 @@ def _pressure_monitor(base: Foundation, transport: Transport) -> PressureMonitor
         on_change=use,
         resident=resident,
         on_measured=base.samples.keep,
-        shrink=lambda is_short: transport.resolver.forget_ended(are_all=is_short),
+        shrink=lambda is_short: dns_of(transport.resolver).forget_ended(are_all=is_short),
     )

@@ -27,7 +27,7 @@ _NO_STARTTLS = "starttls-not-supported"
 
 def build_policies(base: Foundation, resolver: Resolver | LoopbackResolver) -> StsPolicies:
     """Return the policies, not open. A development relay fetches from the simulated internet."""
-    dns = _dns_of(resolver)
+    dns = dns_of(resolver)
     lookup = lookup_of(dns)
     return StsPolicies(
         base.settings.state_dir / _DIRECTORY,
@@ -85,7 +85,8 @@ def counted(connect: Connect, metrics: Metrics) -> Connect:
     return connect_and_count
 
 
-def _dns_of(resolver: Resolver | LoopbackResolver) -> Resolver:
+def dns_of(resolver: Resolver | LoopbackResolver) -> Resolver:
+    """Return the resolver that asks the DNS for the domains of mail."""
     return resolver.simulated if isinstance(resolver, LoopbackResolver) else resolver
 
 
@@ -100,7 +101,7 @@ def renewed(connect: Connect, resolver: Resolver | LoopbackResolver) -> Connect:
         except ConnectError as error:
             if not target.tls.tlsa or error.tls_result in ("", _NO_STARTTLS):
                 raise
-            records = await _dns_of(resolver).tlsa(target.host, target.port, fresh=True)
+            records = await dns_of(resolver).tlsa(target.host, target.port, fresh=True)
             if records.usable in ((), target.tls.tlsa):
                 raise
         policy = structs.replace(target.tls, tlsa=records.usable)

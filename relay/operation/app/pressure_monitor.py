@@ -15,8 +15,6 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
-from msgspec.structs import replace
-
 from relay.base.clock import Clock, sleep_in_step, wall_offset_us
 from relay.base.files import disk_of, nearest_existing
 from relay.base.observe.logs import ContainedErrors, get_logger
@@ -31,6 +29,7 @@ from relay.base.pressure import (
     PressureState,
     assess,
     describe,
+    level_of,
 )
 from relay.base.process_limits import trim_memory
 from relay.base.settings.tree import Settings
@@ -136,6 +135,7 @@ class PressureMonitor:
     async def measure(self) -> None:
         """Measure once, and log changes."""
         spool_disk, mail_disk = await asyncio.gather(*(disk.asked() for disk in self._disks))
+        await self._give_memory_back()
         load = self.spool.load()
         figures = Measurements(
             spool=None if load.is_failing else spool_disk,
@@ -147,11 +147,7 @@ class PressureMonitor:
             backlog=load.backlog,
         )
         before = self.pressure.state
-        state = assess(before, figures, self.bounds)
-        if await self._give_memory_back(is_short=state.has(PressureReason.MEMORY)):
-            figures = replace(figures, memory_bytes=self.resident())
-            state = assess(before, figures, self.bounds)
-        self.pressure.state = state
+        self.pressure.state = state = assess(before, figures, self.bounds)
         self.metrics.pressure.set(state.level)
         for reason in PressureReason:
             level = state.levels.get(reason, PressureLevel.NORMAL)
@@ -162,15 +158,14 @@ class PressureMonitor:
         self._check_clock()
         self.on_measured()
 
-    async def _give_memory_back(self, *, is_short: bool) -> bool:
-        """Return whether caches were emptied, so that memory may be short no more."""
-        now_s = self.clock.real_s()
-        if now_s - self._trimmed_s[is_short] < _TRIM_S:
-            return False
-        self._trimmed_s[is_short] = now_s
-        self.shrink(is_short)
-        await asyncio.to_thread(trim_memory, collect=is_short)
-        return is_short
+    async def _give_memory_back(self) -> None:
+        """Shrink caches, and empty them before anybody is refused for memory."""
+        load, now_s = self.resident() / self.bounds.memory, self.clock.real_s()
+        is_short = bool(level_of(PressureReason.MEMORY, load, PressureLevel.NORMAL))
+        if now_s - self._trimmed_s[is_short] >= _TRIM_S:
+            self._trimmed_s[is_short] = now_s
+            self.shrink(is_short)
+            await asyncio.to_thread(trim_memory, collect=is_short)
 
     def _check_clock(self) -> None:
         jumped_s = wall_offset_us(self.clock) / 1_000_000

@@ -106,7 +106,7 @@ def _check_file(
     table = yield from _accounts(settings, file, environ, clock=clock)
     yield from _dovecot(settings.mailboxes.dovecot_auth)
     yield from _routes(settings, place)
-    reads_auth = yield from _policies(settings, file, table)
+    yield from _policies(settings, file, table)
     yield from _providers(settings, file)
     yield from _reports(settings)
     ring = yield from _signing_keys(settings, place, clock)
@@ -124,7 +124,7 @@ def _check_file(
     yield from _sendmail(settings, place)
     yield from _spool(settings, is_usable=not unusable)
     yield from uvloop.run(check_milters(settings, place))
-    yield from uvloop.run(_dns(settings, ring, place, clock=clock, reads_auth=reads_auth))
+    yield from uvloop.run(_dns(settings, ring, place, clock=clock))
 
 
 def _reach(settings: Settings, place: Document) -> Iterator[CheckFinding]:
@@ -323,10 +323,7 @@ def _dovecot(path: str) -> Iterator[CheckFinding]:
         yield CheckFinding("dovecot_auth", verdict, text)
 
 
-def _policies(
-    settings: Settings, file: Path, table: RouteTable | None
-) -> Generator[CheckFinding, None, bool]:
-    """Check the rules. Return whether one has the condition `auth`."""
+def _policies(settings: Settings, file: Path, table: RouteTable | None) -> Iterator[CheckFinding]:
     tenants = [settings.policy.directory / tenant.name for tenant in settings.tenant]
     sets = yield from _loaded(
         "policy",
@@ -334,7 +331,7 @@ def _policies(
         may_start=lambda file: any(map(file.is_relative_to, tenants)),
     )
     if sets is None:
-        return False
+        return
     for _, rules in sets:
         unmatched = _without_recipients(rules, table) if table else ()
         for warning in (*rules.warnings, *unmatched):
@@ -344,7 +341,6 @@ def _policies(
     text = f"{counted(files, 'file')} in {named(folders)}, tests pass"
     text += f"; of {counted(len(sets) - 1, 'tenant')} too" if len(sets) > 1 else ""
     yield CheckFinding("policy", CheckResult.OK, text)
-    return any(rules.reads_auth for _, rules in sets)
 
 
 def _without_recipients(rules: RuleSet, table: RouteTable) -> Iterator[str]:
@@ -475,7 +471,7 @@ def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
 
 
 async def _dns(
-    settings: Settings, ring: KeyRing, place: Document, *, clock: Clock, reads_auth: bool
+    settings: Settings, ring: KeyRing, place: Document, *, clock: Clock
 ) -> list[CheckFinding]:
     """Ask the name servers at the same time whether they answer, whether they validate, and for the
     records of the keys; then for the MX records of domains whose mail is passed on.
@@ -493,9 +489,8 @@ async def _dns(
         # one that refuses is there, and may be meant so: of a closed network
         refuses = fault.endswith(REFUSED)
         is_failure = lost and not refuses
-        checks = {listener.sender_checks for listener in settings.smtp}
-        if refuses and ("enforce" in checks or (reads_auth and "record" in checks)):
-            text += "; strangers whose sender_checks need an answer get 451"
+        if refuses and any(listener.sender_checks != "off" for listener in settings.smtp):
+            text += '; strangers get 451 with sender_checks = "enforce", and by rules with `auth`'
         verdict = CheckResult.FAILED if is_failure else CheckResult.WARNING
         return [CheckFinding("dns", verdict, text)]
     finding = CheckFinding("dns", CheckResult.OK, servers)

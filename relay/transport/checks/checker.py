@@ -153,9 +153,10 @@ class _Lookups:
             await asyncio.wait(  # real time: name servers
                 tasks, timeout=left_s, return_when=asyncio.FIRST_COMPLETED
             )
-        for question, task in self._tasks.items():
+        for question, task in list(self._tasks.items()):
             if task.done():
                 self.known.setdefault(question, _known(*task.result()))
+                del self._tasks[question]
         if self._clock.real_s() >= self._until_s:
             late = KnownAnswer(failure=_TOO_LATE, is_own=True)
             self.known = dict.fromkeys(questions, late) | self.known

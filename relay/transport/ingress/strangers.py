@@ -232,9 +232,10 @@ class Stranger:
 
     async def sender_refusal(self, reverse_path: str) -> str:
         """Return the reply if MAIL is refused, else ""."""
-        # a question that could not be asked for the message before is asked again
-        for question in [name for name, answer in self._answers.items() if is_own_fault(answer)]:
-            del self._answers[question]
+        # of the message before only silence is remembered: an answer may be long, and is cached
+        for question, answer in list(self._answers.items()):
+            if not isinstance(answer, NoAnswer) or answer.is_own:
+                del self._answers[question]
         for checked in [key for key, reply in self._replies.items() if reply == UNABLE]:
             del self._replies[checked]
         domain = domain_of(reverse_path)

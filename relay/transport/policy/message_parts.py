@@ -22,7 +22,7 @@ RFC 2045 5 and 6, RFC 2046 5.1, RFC 2183 2.3, RFC 2231, RFC 2047.
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from email.message import Message
-from functools import cache, lru_cache
+from functools import cache
 from itertools import chain, islice, pairwise, product
 
 from msgspec import Struct
@@ -455,7 +455,6 @@ def _compared(part: MessagePart, no_files: frozenset[str]) -> tuple[str, ...]:
     return tuple([f"{name}.{ending}" if name in no_files else name for name in part.names])
 
 
-@lru_cache(maxsize=64)
 def _known_encodings(name: str) -> Sequence[str]:
     """Return the encodings that programs may read in a name; "" is one that changes nothing."""
     known = name if name in _CODED else ""

@@ -11,11 +11,11 @@ from msgspec.structs import replace
 
 from relay.base.turns import Turns
 from relay.transport.routing.dns_cache import (
-    REFUSED_QUERIES,
     AskTimed,
     DnsCache,
     DnsQuestion,
     TimedAnswer,
+    refused,
     result_of,
 )
 from relay.transport.routing.mx_hosts import NOT_ASKED, Answer, NoAnswer
@@ -58,9 +58,8 @@ class ClientQuestions:
             return known
         await asyncio.wait([known], timeout=wait_s)  # real time: a name server
         answer = result_of(known) if known.done() else _late(wait_s)
-        if isinstance(answer, NoAnswer) and known in REFUSED_QUERIES:
-            return replace(answer, is_refused=True)
-        return answer
+        is_refused = isinstance(answer, NoAnswer) and known in refused
+        return replace(answer, is_refused=True) if is_refused else answer
 
     async def close(self) -> None:
         """Cancel the queries in progress."""

@@ -1,7 +1,8 @@
 """A cache of DNS answers.
 
-One query per question is in progress at a time; queries and cache are bounded, also in octets, since
-strangers choose the answers; a TTL is never extended (RFC 2181 5.2 and 8). Failures are not cached.
+One query per question is in progress at a time; queries and cache are bounded, the cache also in
+octets, since strangers choose the answers. A TTL is never extended (RFC 2181 5.2 and 8). Failures
+are not cached.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ TimedAnswer = tuple[Answer, float]  # an answer and its TTL in seconds
 AskTimed = Callable[[DnsQuestion], Awaitable[TimedAnswer]]
 
 
-REFUSED_QUERIES = WeakSet[asyncio.Task[Any]]()  # to which a name server has said REFUSED
+refused = WeakSet[asyncio.Task[Any]]()  # to which a name server has said REFUSED
 
 
 class Ask(Protocol):
@@ -75,18 +76,16 @@ class _Remembered(OrderedDict[DnsQuestion, tuple[float, int, Answer]]):
 class DnsCache:
     """A bounded cache of MX and address answers before `ask`; equal questions share a query."""
 
-    def __init__(self, ask: AskTimed, *, clock: Clock) -> None:
+    def __init__(self, ask: AskTimed, *, clock: Clock, cache: _Remembered | None = None) -> None:
         self._ask = ask
         self._clock = clock
         self._slots = asyncio.Semaphore(QUERIES_MAX)
-        self._cache = _Remembered()
+        self._cache = _Remembered() if cache is None else cache
         self._running: dict[DnsQuestion, asyncio.Task[Answer]] = {}
 
     def with_own_queries(self, ask: AskTimed) -> "DnsCache":
         """Return the same cache before another `ask`, with which no query is shared."""
-        other = DnsCache(ask, clock=self._clock)
-        other._cache = self._cache
-        return other
+        return DnsCache(ask, clock=self._clock, cache=self._cache)
 
     def forget(self, question: DnsQuestion) -> None:
         """Send a query for this question the next time."""
@@ -137,15 +136,12 @@ class DnsCache:
 
     def remembered(self, question: DnsQuestion) -> Answer | None:
         """Return the answer in the cache, None if there is none."""
-        cached = self._cache.get(question)
-        if cached is None:
-            return None
-        ends_s, _, answer = cached
-        if ends_s <= self._clock.monotonic():
+        kept = self._cache.get(question)
+        if kept is None or kept[0] <= self._clock.monotonic():
             self._cache.drop(question)
             return None
         self._cache.move_to_end(question)
-        return answer
+        return kept[-1]
 
 
 def result_of(task: asyncio.Task[Answer]) -> Answer:

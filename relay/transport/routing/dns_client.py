@@ -26,12 +26,7 @@ from dns.rdtypes.ANY.TLSA import TLSA
 from dns.rdtypes.ANY.TXT import TXT
 
 from relay.base.socket_address import Address
-from relay.transport.routing.dns_cache import (
-    QUERIES_MAX,
-    REFUSED_QUERIES,
-    DnsQuestion,
-    TimedAnswer,
-)
+from relay.transport.routing.dns_cache import QUERIES_MAX, DnsQuestion, TimedAnswer, refused
 from relay.transport.routing.mx_hosts import Answer, NoAnswer, NoName, NoRecords, Records
 
 TTL_MAX_S = 86_400.0
@@ -40,7 +35,6 @@ ONE_SERVER_TIMEOUT_S = 2.0  # then the next server, or the same again, until the
 EDNS_PAYLOAD_BYTES = 1232  # DNS flag day 2020: never fragmented
 ANSWER_RECORDS_MAX = 500  # a stranger may choose the answer, which is parsed on the event loop
 NAMES_MAX = 100  # records of an MX or PTR answer: a name takes longer
-_HEADER_OCTETS = 12  # RFC 1035 4.1.1
 
 # else one digest of the wrong length would spoil all records of a host (RFC 7672 2.2)
 TLSA._cert_length_by_mtype = {}  # noqa: SLF001
@@ -53,11 +47,11 @@ def _from_wire_in_bounds(wire: bytes, *args: Any, **options: Any) -> dns.message
     if sum(counts) > ANSWER_RECORDS_MAX:
         raise OSError(f"more than {ANSWER_RECORDS_MAX} records")
     if counts[1] > NAMES_MAX:
-        kind_at = _HEADER_OCTETS + dns.name.from_wire(wire, _HEADER_OCTETS)[1]
+        kind_at = 12 + dns.name.from_wire(wire, 12)[1]
         if wire[kind_at + 1] in (dns.rdatatype.MX, dns.rdatatype.PTR):  # the first octet is 0
             raise OSError(f"more than {NAMES_MAX} records with a name")
     if wire[3:4] and wire[3] & 15 == dns.rcode.REFUSED and (query := asyncio.current_task()):
-        REFUSED_QUERIES.add(query)
+        refused.add(query)
     return _from_wire(wire, *args, **options)
 
 

@@ -390,11 +390,6 @@ class LoopbackResolver:
         is_local = name.endswith(".localhost")  # RFC 6761 6.3
         return await self.simulated.addresses_by_system("localhost" if is_local else name)
 
-    def forget_ended(self, *, are_all: bool) -> None:
-        """See Resolver."""
-        self.simulated.forget_ended(are_all=are_all)
-        self._elsewhere.forget_ended(are_all=are_all)
-
     async def close(self) -> None:
         """Cancel the queries in progress."""
         await self.simulated.close()

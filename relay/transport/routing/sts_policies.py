@@ -33,6 +33,7 @@ FETCH_S = 60.0  # RFC 8461 3.3; the first message waits no longer
 FAILED_S = 300.0
 CHECK_S = 86_400.0
 POLICIES_MAX = 10_000
+IN_MEMORY_MAX = 500  # of at most 40 KB; others are read from their files
 _FETCHES_MAX = 256  # at once
 _CHECKS_MAX = 4  # of the daily check at once
 _FAILURES_MAX = 10_000
@@ -78,7 +79,8 @@ class StsPolicies:
     count: Callable[[str], None]  # a result type of RFC 8460 for each fetch
 
     def __post_init__(self) -> None:
-        self._kept: OrderedDict[str, KeptPolicy | None] = OrderedDict()  # None: not read yet
+        self._kept = OrderedDict[str, None]()  # the domains, the most recently used one is the last
+        self._in_memory = BoundedDict[str, KeptPolicy](IN_MEMORY_MAX)
         # when (monotonic clock), and why
         self._failed = BoundedDict[str, tuple[float, str]](_FAILURES_MAX)
         self._fetches: dict[str, asyncio.Task[None]] = {}
@@ -107,6 +109,7 @@ class StsPolicies:
         """Forget all policies, also those in files, and what failed."""
         await self.close()
         self._kept.clear()
+        self._in_memory.clear()
         self._failed.clear()
         await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
 
@@ -212,11 +215,11 @@ class StsPolicies:
             _log.exception("internal error in an MTA-STS fetch", domain=domain)
             self._note_failure(domain, INTERNAL_ERROR)
             return
-        kept = self._kept[domain] = KeptPolicy(domain, record, policy, self.clock.queue_us())
-        self._kept.move_to_end(domain)
+        kept = KeptPolicy(domain, record, policy, self.clock.queue_us())
+        self._keep(kept)
         try:
             await asyncio.to_thread(self._write, kept)
-        except OSError as error:  # it holds until a restart
+        except OSError as error:  # it holds while it is in memory
             _log.warning("MTA-STS policy not kept", domain=domain, error=str(error))
         while len(self._kept) > POLICIES_MAX:
             await self._forget(next(iter(self._kept)))
@@ -233,15 +236,20 @@ class StsPolicies:
         """Return the policy of a domain that has not ended."""
         if domain not in self._kept:  # nearly always
             return None
-        if self._kept[domain] is None:
-            read = await asyncio.to_thread(self._read, domain)
-            self._kept[domain] = self._kept.get(domain) or read  # it may have been fetched
-        kept = self._kept[domain]
+        kept = self._in_memory.get(domain)
         if kept is None:
-            del self._kept[domain]
+            read = await asyncio.to_thread(self._read, domain)
+            kept = self._in_memory.get(domain) or read  # it may have been fetched
+        if kept is None:
+            self._kept.pop(domain, None)
             return None
-        self._kept.move_to_end(domain)
+        self._keep(kept)
         return kept if self.clock.queue_us() < kept.ends_us else None
+
+    def _keep(self, kept: KeptPolicy) -> None:
+        self._kept[kept.domain] = None
+        self._kept.move_to_end(kept.domain)
+        self._in_memory[kept.domain] = kept
 
     def _write(self, kept: KeptPolicy) -> None:
         self.directory.mkdir(mode=0o700, exist_ok=True)
@@ -259,6 +267,7 @@ class StsPolicies:
 
     async def _forget(self, domain: str) -> None:
         self._kept.pop(domain, None)
+        self._in_memory.pop(domain, None)
         try:
             await asyncio.to_thread((self.directory / domain).unlink, missing_ok=True)
         except OSError as error:
