@@ -1,6 +1,7 @@
 """Any MIME is read as well as possible, and reading never raises."""
 
 import time
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from relay.base.message.content import MemoryOctets
 from relay.base.message.header import header_section
 from relay.base.message.properties import Attachment, EmailAddress, MessageProperties
+from relay.formats.content_fields import content_field
 from relay.formats.draft import DraftOrigin
 from relay.formats.read_header import check_mime, parse_header, read_addresses, unreadable_addresses
 from relay.formats.read_mime import read_attachments, read_message, read_mime, read_parts
@@ -358,6 +360,15 @@ HOSTILE = {
     "continued parameters": b"Content-Disposition: a; b=c" + b";filename*0*=a" * 280,
     "lines that are no fields": b"Content-Type: a/b" + b"\r\nx" * 1300,
 }
+
+
+def test_long_content_fields_are_not_kept():
+    tracemalloc.start()
+    for number in range(10):
+        assert len(content_field(f"a/b; c={number}" + ";d=e" * 10_000).parameters) == 10_001
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 1_000_000
 
 
 @pytest.mark.parametrize("kind", sampled(HOSTILE, one_of=2))

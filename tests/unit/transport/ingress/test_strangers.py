@@ -96,6 +96,16 @@ async def test_what_a_session_has_asked_it_does_not_ask_again(relay, resolver, d
     assert dns.asked("2.0.0.11.in-addr.arpa", "PTR") == 1
 
 
+async def test_a_session_keeps_no_answer_beyond_a_message(relay, resolver, dns):
+    """A stranger chooses how long an answer is, and how many there are in a session."""
+    dns.server.ttl_s = 0
+    owner = relay.server(**ALL)._owner(CLIENT)
+    for number in (1, 2):
+        assert await owner.sender_rejection(SENDER) == ""
+        assert (await owner.check_recipient(BOB, SENDER, 0, helo="[11.0.0.2]")).reply == ""
+        assert dns.asked("good.test", "MX") == number
+
+
 async def test_silent_name_servers_refuse_nothing_but_a_sender_for_now(relay, resolver, dns):
     zones = [f"list{number}.test" for number in range(3)]
     dns.zone["null.test"] = {"MX": ["0 ."]}  # for which MAIL has got no answer in time

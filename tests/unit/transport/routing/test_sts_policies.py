@@ -219,6 +219,15 @@ async def test_policies_are_fetched_again_once_a_day(domains: Domains) -> None:
     assert await domains.mode() == "enforce"
 
 
+async def test_a_policy_that_is_no_more_in_memory_holds_by_its_file(domains, monkeypatch) -> None:
+    monkeypatch.setattr(sts_policies, "IN_MEMORY_MAX", 1)
+    await domains.restart()
+    domains.records["_mta-sts.b.test"], domains.files["b.test"] = record("1"), POLICY
+    assert [await domains.mode(f"{name}.test") for name in "abab"] == ["enforce"] * 4
+    assert domains.fetched == {"a.test": 1, "b.test": 1}
+    assert len(domains.policies._in_memory) == 1
+
+
 async def test_the_policies_that_are_kept_have_a_limit(domains: Domains, monkeypatch) -> None:
     monkeypatch.setattr(sts_policies, "POLICIES_MAX", 2)
     for name in ("b.test", "c.test"):
