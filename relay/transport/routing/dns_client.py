@@ -57,6 +57,18 @@ def _from_wire_in_bounds(wire: bytes, *args: Any, **options: Any) -> dns.message
 
 dns.message.from_wire = _from_wire_in_bounds
 
+
+def _text_from_wire(cls: type[TXT], rdclass: Any, rdtype: Any, parser: Any, _origin: Any) -> TXT:
+    """Read a record as few strings: only their octets count, and each one takes time."""
+    octets, at, text = parser.get_remaining(), 0, bytearray()
+    while at < len(octets):
+        text += octets[at + 1 : at + 1 + octets[at]]
+        at += 1 + octets[at]
+    return cls(rdclass, rdtype, [bytes(text[n : n + 255]) for n in range(0, len(text) or 1, 255)])
+
+
+TXT.from_wire_parser = classmethod(_text_from_wire)  # type: ignore[assignment]
+
 REFUSED = "answered REFUSED"  # the end of the text of a NoAnswer
 # of this machine: no more files, or no memory
 _OWN_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)

@@ -9,7 +9,6 @@ tried again for FAILED_S. A policy is a file in `directory`; a damaged file coun
 import asyncio
 import os
 import shutil
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
@@ -79,7 +78,8 @@ class StsPolicies:
     count: Callable[[str], None]  # a result type of RFC 8460 for each fetch
 
     def __post_init__(self) -> None:
-        self._kept = OrderedDict[str, None]()  # the domains, the most recently used one is the last
+        # the domains that have a file, the most recently used one is the last
+        self._kept = BoundedDict[str, None](POLICIES_MAX + _FETCHES_MAX)
         self._in_memory = BoundedDict[str, KeptPolicy](IN_MEMORY_MAX)
         # when (monotonic clock), and why
         self._failed = BoundedDict[str, tuple[float, str]](_FAILURES_MAX)
@@ -109,7 +109,6 @@ class StsPolicies:
         """Forget all policies, also those in files, and what failed."""
         await self.close()
         self._kept.clear()
-        self._in_memory.clear()
         self._failed.clear()
         await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
 
@@ -216,7 +215,7 @@ class StsPolicies:
             self._note_failure(domain, INTERNAL_ERROR)
             return
         kept = KeptPolicy(domain, record, policy, self.clock.queue_us())
-        self._keep(kept)
+        self._kept[domain], self._in_memory[domain] = None, kept
         try:
             await asyncio.to_thread(self._write, kept)
         except OSError as error:  # it holds while it is in memory
@@ -243,13 +242,8 @@ class StsPolicies:
         if kept is None:
             self._kept.pop(domain, None)
             return None
-        self._keep(kept)
+        self._kept[domain], self._in_memory[domain] = None, kept
         return kept if self.clock.queue_us() < kept.ends_us else None
-
-    def _keep(self, kept: KeptPolicy) -> None:
-        self._kept[kept.domain] = None
-        self._kept.move_to_end(kept.domain)
-        self._in_memory[kept.domain] = kept
 
     def _write(self, kept: KeptPolicy) -> None:
         self.directory.mkdir(mode=0o700, exist_ok=True)
@@ -267,7 +261,6 @@ class StsPolicies:
 
     async def _forget(self, domain: str) -> None:
         self._kept.pop(domain, None)
-        self._in_memory.pop(domain, None)
         try:
             await asyncio.to_thread((self.directory / domain).unlink, missing_ok=True)
         except OSError as error:
