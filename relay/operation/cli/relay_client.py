@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from relay.base.clock import SystemClock
+from relay.base.running_relay import ControlClient
 from relay.base.settings.document import Fault, SettingsError
 from relay.base.settings.environment import DEFAULT_CONFIG, read_environment
 from relay.base.settings.reader import load_valid
@@ -41,11 +42,13 @@ def valid_settings(
 ) -> tuple[Settings, Sequence[Fault]]:
     """Return the settings without what has a fault, and the faults in the keys of the spool.
 
-    Raises SettingsError for a fault in state_dir or a table in `used`; else as settings() does.
+    Raises SettingsError for a fault in state_dir or a table in `used`; else as settings() does, and
+    ControlUnavailableError if no relay runs at --state-dir.
     """
-    if (folder := context.state_dir) is not None:
-        text = "found no running relay, expected one: where the queue is was not read"
-        return Settings(hostname="", state_dir=folder), [Fault(folder, 0, "", text)]
+    if context.state_dir is not None:
+        settings = Settings(hostname="", state_dir=context.state_dir)
+        ControlClient(settings.control_socket).get("/pause")  # where its files are is not known
+        return settings, ()
     try:
         settings, faults = load_valid(context.readable_file(), read_environment().variables)
     except SettingsError as error:
