@@ -51,7 +51,7 @@ ANSWER_OCTETS_MAX = 8192  # a longer answer is not kept
 _ENTRY_OCTETS_MIN = 500  # of a question and its answer
 
 
-class _Remembered(OrderedDict[DnsQuestion, tuple[float, int, Answer]]):
+class _CachedAnswers(OrderedDict[DnsQuestion, tuple[float, int, Answer]]):
     """Answers with their end (monotonic) and octets; the most recently used one is the last."""
 
     octets = 0
@@ -76,11 +76,11 @@ class _Remembered(OrderedDict[DnsQuestion, tuple[float, int, Answer]]):
 class DnsCache:
     """A bounded cache of MX and address answers before `ask`; equal questions share a query."""
 
-    def __init__(self, ask: AskTimed, *, clock: Clock, cache: _Remembered | None = None) -> None:
+    def __init__(self, ask: AskTimed, *, clock: Clock, cache: _CachedAnswers | None = None) -> None:
         self._ask = ask
         self._clock = clock
         self._slots = asyncio.Semaphore(QUERIES_MAX)
-        self._cache = _Remembered() if cache is None else cache
+        self._cache = _CachedAnswers() if cache is None else cache
         self._running: dict[DnsQuestion, asyncio.Task[Answer]] = {}
 
     def with_own_queries(self, ask: AskTimed) -> "DnsCache":

@@ -58,7 +58,7 @@ def _from_wire_in_bounds(wire: bytes, *args: Any, **options: Any) -> dns.message
 dns.message.from_wire = _from_wire_in_bounds
 
 
-def _text_from_wire(cls: type[TXT], rdclass: Any, rdtype: Any, parser: Any, _origin: Any) -> TXT:
+def _text_from_wire(cls: type[TXT], rdclass: Any, rdtype: Any, parser: Any, *_: Any) -> TXT:
     """Read a record as few strings: only their octets count, and each one takes time."""
     octets, at, text = parser.get_remaining(), 0, bytearray()
     while at < len(octets):
