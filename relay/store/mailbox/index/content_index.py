@@ -63,7 +63,7 @@ from relay.store.mailbox.threads import QueryTimeLimit
 _HEADER_BYTES = 16 * 1024
 _HEADER_BYTES_MAX = 256 * 1024
 CONTENT_BYTES_MAX = 1024 * 1024
-_CACHED_BYTES_MAX = 1024
+_CACHED_BYTES_MAX = 256  # as addresses they take 7 KB at most
 _WITHOUT_FIELDS = ReadExtent(has_fields=False)
 _ADDRESS_FIELDS = (b"from", b"sender", b"reply-to", b"to", b"cc", b"bcc")  # as they are read
 _OTHERS = frozenset(
