@@ -35,6 +35,8 @@ class CrashPoint(StrEnum):
     DELIVERED_LOCALLY = "delivered-locally"  # step 6: linked into new/ and synced, not recorded
     REPORT_WRITTEN = "report-written"  # step 3 failed for good: the report is in the Inbox
     SUBMISSION_REMOVAL_SYNCED = "submission-removal-synced"  # after such a report
+    SUBMISSION_HELD = "submission-held"  # renamed in deferred/, or from ready/ to it
+    SUBMISSION_RELEASED = "submission-released"  # renamed from there
     SUBMISSION_PREPARED = (
         "submission-prepared"  # a draft that is sent unchanged: link into preparing/
     )

@@ -176,6 +176,8 @@ class PickupFakes:
             metrics=self.metrics,
             started_us=self.clock.time_us(),
             may_send_as=lambda _account, address: not address.startswith("denied"),
+            may_submit=lambda _account: True,
+            accepted=lambda _ids: (),
         )
         pickup = self.pickup = Pickup(
             processor, socket=self.folder / "pickup.sock", hostname="relay.test", rng=Random(0)

@@ -14,14 +14,14 @@ from msgspec import Struct
 
 from relay.base.clock import time_us_of
 from relay.base.message.authentication_results import check_words
-from relay.base.message.lifecycle import AT_REST, FINAL
+from relay.base.message.lifecycle import AT_REST, FINAL, RecipientState
 from relay.base.phrases import counted
 from relay.front_door.pages.charts import duration_text
 from relay.front_door.pages.content import one_line
 from relay.store.journeys import details
 from relay.store.journeys.document import Journey, JourneyStep, Recipient, details_in
 from relay.store.journeys.events import Step
-from relay.store.journeys.wording import WAITS_FOR, client_line, describe, hop_words
+from relay.store.journeys.wording import REASONS, WAITS_FOR, client_line, describe, hop_words
 
 _TO = "\N{EN DASH}"  # between the first and the last number
 _EVENTS_MAX = 50  # events of one step: the newest
@@ -242,6 +242,8 @@ def _state_of_step(
     before = max((number for number in _IN_TIME[:place] if events[number]), default=0)
     if place and not events[_IN_TIME[place - 1]]:
         return StepState.WAITING, "Not reached yet."
+    if journey.state == RecipientState.HELD:
+        return StepState.WAITING, f"It {REASONS['held']}."
     if number == Step.CONVERTED and _first(details.NotifiedDetail, events).deferred_until:
         return StepState.WAITING, "A scheduled send: it waits for its time."
     return StepState.RUNNING, f"Next: {WAITS_FOR[before]}." if before else "Nothing is recorded."

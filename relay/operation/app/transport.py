@@ -297,6 +297,8 @@ def _submission_processor(base: Foundation, reporter: Reporter) -> SubmissionPro
         inbox_report=reporter.inbox_report,
         postmaster=lambda: base.table.mailbox_for("postmaster") or DEAD_LETTER,
         may_send_as=partial(may_send_as, base.sources.accounts),
+        may_submit=partial(may_submit, base.sources.accounts),
+        accepted=base.spool.accepted_submissions,
         conversion=ConversionPool(
             convert,
             hostname=settings.hostname,
@@ -312,9 +314,17 @@ def _submission_processor(base: Foundation, reporter: Reporter) -> SubmissionPro
     )
 
 
+def may_submit(accounts: AccountDirectory, mailbox: str) -> bool:
+    """Return whether a mailbox has an account of its own that is not disabled: by_address() also
+    finds the account that got the address of a removed one as an alias.
+    """
+    owner = accounts.by_address(mailbox)
+    return owner is not None and owner.address == mailbox and not owner.is_disabled
+
+
 def may_send_as(accounts: AccountDirectory, account: str, address: str) -> bool:
-    """Return whether the account of a submission may send mail from `address`. Mail that an account
-    sent before it was disabled is still delivered.
+    """Return whether the account of a submission may send mail from `address`. An operator may
+    release mail of an account that is disabled.
     """
     submitter = accounts.by_address(account) or Account(account)
     return submitter.owns(address) or submitter.may_send_as(address)

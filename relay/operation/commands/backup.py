@@ -243,6 +243,9 @@ def _submissions(source: Path, copy: "BackupCopy") -> None:
     for name in _IN_ORDER:
         if not copy.leaves_out(source / name):
             copy.tree(source / name, target / name)
+    held = target / "deferred"  # again: a hold moves a submission back to it
+    if not (source / held.name).is_symlink():
+        copy.tree(source / held.name, held, skip=lambda path: copy.path(held / path.name).exists())
     copied = {*_IN_ORDER, *_OF_A_PROCESS}
     copy.tree(
         source,

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from relay.base.clock import Clock, id_time_us, rfc3339, wall_offset_us
 from relay.base.message.envelope import Client
-from relay.base.message.lifecycle import BEFORE_QUEUE, SubmissionState
+from relay.base.message.lifecycle import BEFORE_QUEUE, RecipientState, SubmissionState
 from relay.base.message.rest_id import read_rest_id
 from relay.store.journeys.document import Journey, JourneyStep, Recipient
 from relay.store.journeys.event_feed import EventFeed
@@ -513,6 +513,7 @@ def _before_transport(store: SubmissionRecord) -> Journey:
             Recipient(
                 address,
                 str(reached.of_recipients),
+                reached.reply if reached.state == RecipientState.HELD else None,
                 reply=reached.reply,
                 next_attempt=reached.send_at or None,
             )

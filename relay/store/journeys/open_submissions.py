@@ -1,7 +1,8 @@
 """The submissions in the log that are not recorded as accepted: they wait, or ended before step 4.
 
 state_before_queue() derives the state of a message before the queue from its events. It is
-scheduled, converting, cancelled or failed; it is expired if it is not known whether it was sent.
+scheduled, converting, held, cancelled or failed; it is expired if it is not known whether it was
+sent.
 
 The log is read once, from its end backwards, and later only what was appended to it. Accepted
 submissions are not kept: the spool has them.
@@ -154,6 +155,7 @@ class StateBeforeQueue(Struct, frozen=True):
 
 def state_before_queue(recorded: Sequence[details.Detail]) -> StateBeforeQueue:
     """Return the state that follows from the recorded steps 1 to 4, and reports, in their order."""
+    is_converted = False  # also in an attempt before it was held
     for detail in reversed(recorded):
         match detail:
             case details.ReportDetail():
@@ -161,10 +163,14 @@ def state_before_queue(recorded: Sequence[details.Detail]) -> StateBeforeQueue:
                 state = RecipientState.EXPIRED if is_unknown else RecipientState.FAILED
                 return StateBeforeQueue(state, detail.reply)
             case details.ConvertedDetail():
+                is_converted = True
+            case details.NotifiedDetail(held="") if is_converted:
                 break
             case details.NotifiedDetail() if detail.cancelled:
                 return StateBeforeQueue(RecipientState.CANCELLED, f"cancelled: {detail.reason}")
-            case details.NotifiedDetail(sent_now="") if detail.deferred_until:
+            case details.NotifiedDetail() if detail.held > detail.released:
+                return StateBeforeQueue(RecipientState.HELD, detail.reason)
+            case details.NotifiedDetail(sent_now="") if detail.deferred_until and not is_converted:
                 return StateBeforeQueue(SubmissionState.SCHEDULED, send_at=detail.deferred_until)
     return StateBeforeQueue(SubmissionState.CONVERTING)
 

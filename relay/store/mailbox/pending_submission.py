@@ -57,6 +57,7 @@ class PendingSubmission:
     path: Path  # the file of the submission
     # queue time of the submission, or the wall clock time until which a scheduled one waits
     ready_us: int
+    is_released: bool = False  # by an operator: it is not held again
     options: SendOptions = field(default_factory=SendOptions)  # those of the request
     # the content of the file, of a small submission that was made just now; b"": read the file
     content: bytes = field(default=b"", compare=False, repr=False)

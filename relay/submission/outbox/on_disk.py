@@ -4,6 +4,9 @@ A pending submission is a snapshot of the draft: it is sent unchanged even if th
 is prepared in preparing/ and renamed to ready/, or to deferred/ if it is a scheduled send. Only a
 start reads preparing/. A file that cannot be sent is moved to corrupt/ and never deleted.
 
+A held submission is in deferred/, and its name has a time that no clock reaches. One that an
+operator has released into ready/ has a zero in front of its time.
+
 The functions raise OSError. docs/design.md 1 has the order of the operations.
 """
 
@@ -42,8 +45,12 @@ FIRST_SUBMISSION = 1
 SUBMISSION_FILE_NAME = re.compile(r"([0-9a-z]{16})\.(\d{1,20})@(\d{1,18})")
 _PREPARED = re.compile(r"([0-9a-z]{16}\.\d{1,20})(?:(~)|@([0-9a-z-]{1,100}))?")
 
-_ANCHOR = "clock"
+# In the name of a held submission in place of its time: one of these, plus the time since when it
+# is held. Both are later than the year 9999. The second is of one that an operator holds.
+HELD_US = 300_000_000_000_000_000
+HELD_BY_OPERATOR_US = 400_000_000_000_000_000
 
+_ANCHOR = "clock"
 
 _NO_ORIGIN = draft.DraftOrigin("", "", "", 0, 0)  # of a damaged record
 _anchor_decoder = msgspec.json.Decoder(Anchor)
@@ -139,9 +146,9 @@ class SubmissionDirectory:
         """Create the directories again on next use, if they are missing."""
         self._made = False
 
-    def ready_path(self, submission_id: str, ready_us: int) -> Path:
-        """The path of a submission that is ready."""
-        return self.ready / f"{submission_id}@{ready_us}"
+    def ready_path(self, submission_id: str, ready_us: int, *, released: bool = False) -> Path:
+        """The path of a submission that is ready; `released`: an operator has released it."""
+        return self.ready / f"{submission_id}@{'0' * released}{ready_us}"
 
     def scheduled_path(self, submission_id: str, due_us: int) -> Path:
         """The path of a scheduled send until its time."""
@@ -191,11 +198,11 @@ class SubmissionDirectory:
     def waiting(self, draft_id: str) -> PendingSubmission | None:
         """The scheduled send of a draft, None if none waits."""
         path = _first(self.scheduled, f"{draft_id}.")
-        return self.read(path) if path is not None else None
+        return self.read(path) if path is not None and self.may_change(path) else None
 
     def may_change(self, submission: Path) -> bool:
         """Whether the submission at a path returned by find() waits for its time."""
-        return submission.parent == self.scheduled
+        return submission.parent == self.scheduled and not held_since(submission.name)
 
     def find_submission(self, submission_id: str) -> Path | None:
         """The path of a submission, scheduled, ready or held; None if it does not exist."""
@@ -259,8 +266,8 @@ class SubmissionDirectory:
         return submissions
 
     def list_scheduled(self) -> list[tuple[int, str]]:
-        """The due time and file name of each scheduled send. No file is read."""
-        return _listed(self.scheduled)
+        """The due time and file name of each scheduled send that is not held. No file is read."""
+        return [(due_us, name) for due_us, name in _listed(self.scheduled) if due_us < HELD_US]
 
     def read(self, path: Path) -> PendingSubmission | None:
         """Return the submission in a file of ready/ or deferred/, or in those below restored/.
@@ -285,6 +292,7 @@ class SubmissionDirectory:
             base_name=origin.base_name,
             path=path,
             ready_us=at_us,
+            is_released=match[3].startswith("0"),
             options=SendOptions(
                 origin.save_to_sent_items,
                 origin.sent_folder,
@@ -348,6 +356,12 @@ class SubmissionDirectory:
         self._syncs.sync(self._corrupt)
         _log.error("submission corrupt", submission=path.name, moved_to=str(self._corrupt))
         return moved
+
+
+def held_since(name: str) -> int:
+    """Return since when the submission with this file name is held, 0 if it is not."""
+    at_us = int(name.partition("@")[2])
+    return max(0, at_us - (HELD_US if at_us < HELD_BY_OPERATOR_US else HELD_BY_OPERATOR_US))
 
 
 def content_of(submission: PendingSubmission) -> Octets:

@@ -101,6 +101,16 @@ class ReadySubmissions(OutboxPart):
             self.pending.offer(submission)
         return bool(due.submissions)
 
+    async def hold(self, submission: PendingSubmission, reason: str) -> None:
+        """Hold a submission that pickup has taken, durably. Raises StoreUnavailableError."""
+        await self.threads.run(self._hold, submission, reason)
+        self.pending.done(submission)
+
+    def _hold(self, submission: PendingSubmission, reason: str) -> None:
+        with self.stripes.of(submission.draft_id):
+            if self._status(submission) is not None:
+                self.scheduled.hold(submission, reason)
+
     @in_thread
     def cancel_scheduled(self, submission_id: str, *, who: str) -> bool:
         """Cancel a scheduled send, durably; its draft stays.

@@ -30,7 +30,7 @@ from relay.store.mailbox.maildir import (
     remove,
 )
 from relay.store.mailbox.pending_submission import PendingSubmission
-from relay.submission.outbox.on_disk import SUBMISSION_FILE_NAME, SubmissionDirectory
+from relay.submission.outbox.on_disk import SUBMISSION_FILE_NAME, SubmissionDirectory, held_since
 
 _AT_ONCE = 256  # submissions that are moved with the same syncs
 
@@ -116,7 +116,8 @@ class RestoredSubmissions:
             submission_id, _, at_us = name.partition("@")
             with suppress(FileNotFoundError), open_message(held / name) as file:
                 facts = submission_facts(file.read(LARGE_BYTES), submission_id)
-                scheduled_us = int(at_us) if held == self.directory.restored_scheduled else 0
+                is_due = held == self.directory.restored_scheduled and not held_since(name)
+                scheduled_us = int(at_us) if is_due else 0
                 yield HeldSubmission(facts, scheduled_us, (held / name).stat().st_size)
 
     def release(self) -> int:
@@ -166,7 +167,8 @@ class RestoredSubmissions:
             remove(held / name)
         self.syncs.sync(held)
         for target in moved:
-            if (submission := self.directory.read(target)) is not None:
+            submission = self.directory.read(target)
+            if submission is not None and not held_since(target.name):
                 self.offer(submission)
 
 

@@ -45,7 +45,7 @@ from relay.store.mailbox.maildir import (
 from relay.store.mailbox.message_file import NEW_DRAFT, MessageFile, parse_name
 from relay.store.mailbox.pending_submission import PendingSubmission, SendOptions
 from relay.store.mailbox.stored_message import WellKnown
-from relay.submission.outbox.on_disk import OutboxPart, draft_of
+from relay.submission.outbox.on_disk import HELD_US, OutboxPart, draft_of
 
 _TRASHED = "T"
 _LOOKS = 2  # a listing may miss a file that is renamed during it
@@ -102,6 +102,38 @@ class ScheduledSends(OutboxPart):
             self.record_cancelled(submission.submission_id, submission.account, reason)
             remove(spare)
             remove(self.directory.marker(submission.draft_id))
+
+    def hold(self, submission: PendingSubmission, reason: str, *, kind_us: int = HELD_US) -> None:
+        """Hold a submission until release() or cancel(), durably. `kind_us` is that of its name."""
+        now_us = self.clock.time_us()
+        held = self.directory.scheduled_path(submission.submission_id, kind_us + now_us)
+        submission.path.rename(held)
+        self.crash.reached(CrashPoint.SUBMISSION_HELD)
+        self.directory.sync_scheduled()
+        if submission.path.parent == self.directory.ready:
+            self.directory.sync_ready()  # it must not reappear there after a cancellation
+        detail = NotifiedDetail(held=rfc3339(now_us), reason=reason)
+        with suppress(OSError):
+            self.log.remark(submission.submission_id, detail, account=submission.account)
+
+    def release(self, held: PendingSubmission, *, who: str) -> PendingSubmission:
+        """Release a held submission, durably: at its time if that is ahead, else it is ready."""
+        directory, now_us = self.directory, self.clock.time_us()
+        submission_id, due_us = held.submission_id, held.options.scheduled_us
+        if not now_us < due_us < HELD_US:
+            due_us = 0
+        ready = directory.ready_path(submission_id, self.clock.queue_us(), released=True)
+        path = directory.scheduled_path(submission_id, due_us) if due_us else ready
+        held.path.rename(path)
+        self.crash.reached(CrashPoint.SUBMISSION_RELEASED)
+        if not due_us:
+            directory.sync_ready()
+        directory.sync_scheduled()
+        until = rfc3339(due_us) if due_us else ""
+        detail = NotifiedDetail(deferred_until=until, released=rfc3339(now_us), who=who)
+        with suppress(OSError):
+            self.log.remark(submission_id, detail, account=held.account)
+        return self.directory.read(path) or held
 
     def record_cancelled(self, submission_id: str, account: str, reason: str) -> None:
         """Record that a send is cancelled. Raises OSError."""

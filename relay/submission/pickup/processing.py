@@ -4,7 +4,7 @@ Every step can be repeated after a crash. Step 3 is recorded before the message 
 StoreError, SpoolError or OSError the submission is unchanged.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from relay.submission.pickup import decisions
 from relay.submission.pickup.conversion import ConversionPool, ConversionUnfinishedError
 from relay.submission.pickup.start_limits import StartLimits
 
+OF_ACCOUNT = "account"  # the reason of a hold: the account was removed or disabled
 _DEFECTS_MAX = 20
 _HEADER_BYTES_MAX = 64 * 1024
 _OF_POLICY = "4.7."  # RFC 3463 3.8: of this message, not of the server
@@ -133,6 +134,10 @@ class SubmissionProcessor(Struct, frozen=True):
     limits: StartLimits  # when the next submission may start
     # whether an account may send mail from an address
     may_send_as: Callable[[str, str], bool]
+    # whether the mailbox of this address has an account, which is not disabled
+    may_submit: Callable[[str], bool]
+    # returns which of these submissions the spool has
+    accepted: Callable[[Sequence[str]], Awaitable[Sequence[str]]]
     log: SubmissionLog  # of steps 1 to 4
     clock: Clock  # for queue time
     crash: CrashPoints  # for crash tests
@@ -155,6 +160,14 @@ class SubmissionProcessor(Struct, frozen=True):
             return None
         if end := decisions.key_expired(self._age_s(pending)):
             await self._fail(pending, _unconverted(content, pending), end)
+            return None
+        # one that the spool has was sent: it is submitted again to be filed
+        may_submit = pending.is_released or self.may_submit(pending.account)
+        if not may_submit and not await self.accepted([pending.submission_id]):
+            await self.ready.hold(pending, OF_ACCOUNT)
+            _log.warning(
+                "submission held", submission_id=pending.submission_id, account=pending.account
+            )
             return None
         try:
             message = await self.conversion.convert(pending, content)
