@@ -20,6 +20,7 @@ from relay.store.mailbox.pending_submission import PendingSubmission, SendOption
 from relay.store.mailbox.query import MessageQuery
 from relay.store.mailbox.settings_file import UserSettings
 from relay.store.mailbox.stored_message import MessageChange
+from relay.store.spool.queue_commands import Operation
 from relay.submission.outbox.store import FileStore
 from tests.support.forgetful import KilledError
 from tests.support.long_tests import sampled
@@ -297,8 +298,46 @@ async def cancelled_sends(trial: PowerLossTrial) -> None:
 
 async def sends_cancelled_by_an_operator(trial: PowerLossTrial) -> None:
     pending = await schedule_message(trial)
-    await trial.settled_store().ready.cancel_scheduled(pending.submission_id, who="operator")
+    await trial.settled_store().ready.change_waiting(
+        pending.submission_id, Operation.CANCEL, who="operator"
+    )
     await trial.promised(("drafts", "asked"))
+
+
+async def holds(trial: PowerLossTrial) -> None:
+    """For the account: only a release sends it, and a cancellation ends it."""
+    pending = await trial.store.submissions.submit_new(ALICE, letter("asked"), SendOptions())
+    store = trial.settled_store()
+    await store.ready.hold(pending, "account")
+    await trial.promised(("drafts", "asked"))
+    await trial.promised(("sentitems", "asked"), sent="asked", at_start=release_all)
+    await store.ready.change_waiting(pending.submission_id, Operation.CANCEL, who="operator")
+    await trial.promised(("drafts", "asked"), at_start=release_all)
+
+
+async def release_all(store: FileStore) -> None:
+    for name in store.restored.directory.scheduled.glob("*"):
+        submission_id = name.name.partition("@")[0]
+        await store.ready.change_waiting(submission_id, Operation.RELEASE, who="operator")
+
+
+async def holds_of_scheduled_sends(trial: PowerLossTrial) -> None:
+    pending = await schedule_message(trial)
+    store = trial.settled_store()
+    await store.ready.change_waiting(pending.submission_id, Operation.HOLD, who="operator")
+    await trial.promised(("drafts", "asked"))
+    store = trial.settled_store()
+    await store.ready.change_waiting(pending.submission_id, Operation.RELEASE, who="operator")
+    await trial.promised(("sentitems", "asked"), sent="asked")
+
+
+async def releases(trial: PowerLossTrial) -> None:
+    pending = await trial.store.submissions.submit_new(ALICE, letter("asked"), SendOptions())
+    await trial.store.ready.hold(pending, "account")
+    store = trial.settled_store()
+    await store.ready.change_waiting(pending.submission_id, Operation.RELEASE, who="operator")
+    await trial.promised(("sentitems", "asked"), sent="asked")
+    await trial.promised(("sentitems", "asked"), sent="asked", at_start=release_all)
 
 
 async def rejected_changes_of_scheduled_sends(trial: PowerLossTrial) -> None:
@@ -455,7 +494,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     *(failures_of_keyed_submissions, cancellations_of_keyed_submissions),
     *(step_4, step_4_without_a_draft, step_4_without_a_folder, repeated_cancellations),
     *(failures, damaged_submissions, scheduled_sends, changes_of_scheduled_sends, cancelled_sends),
-    sends_cancelled_by_an_operator,
+    *(sends_cancelled_by_an_operator, holds, holds_of_scheduled_sends, releases),
     *(rejected_changes_of_scheduled_sends, rejected_cancellations, rejected_deletes),
     *(deliveries, repeated_deliveries, deliveries_that_the_index_finds, leftovers),
     drafts_after_a_delivery,

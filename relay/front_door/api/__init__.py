@@ -19,7 +19,7 @@ prints the same.
   the copies in mailboxes: read, unread, their removal; what a row of the list shows of a content
 - `event_streams`: /relay/v1/events: recorded events as server-sent events
 - `explain`: /relay/v1/explain: its question, and who may ask
-- `restored`: submissions that a restore holds, in lists and commands of the queue
+- `submissions`: scheduled, held and restored submissions, in lists and commands of the queue
 - `release`: to whom captured mail may leave this machine, in a development relay
 
 Elsewhere: why /readyz is 503: `relay/operation/app/front_door.py`; what a queue command does to an

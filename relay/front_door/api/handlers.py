@@ -27,7 +27,7 @@ from relay.base.pauses import Paused
 from relay.base.pressure import ConcurrencyCounter
 from relay.formats.body_checks import Checks, check_bodies
 from relay.formats.read_mime import read_parts
-from relay.front_door.api import release, request_parameters, restored
+from relay.front_door.api import release, request_parameters, submissions
 from relay.front_door.api.dependencies import OPERATOR, ApiDependencies, Principal
 from relay.front_door.api.event_streams import WantedMessage
 from relay.front_door.api.explain import ExplainHandler
@@ -406,7 +406,7 @@ class Handlers:
         """
         listed = await self.queue_entries(query, principal)
         needed = self._dependencies
-        counts = await restored.not_queued(needed.journeys, needed.restored)
+        counts = await submissions.not_queued(needed.journeys, needed.restored)
         waiting = ", ".join(f"{state}={number}" for state, number in counts.items())
         headers = {BEFORE_QUEUE_HEADER: waiting}
         if listed.unknown:
@@ -423,7 +423,7 @@ class Handlers:
             request_parameters.limit_of(query),
         )
         needed = self._dependencies
-        return await restored.list_entries(
+        return await submissions.list_entries(
             needed.queue_admin, needed.restored, selector, limit=limit, after=after
         )
 
@@ -609,7 +609,9 @@ class Handlers:
         try:
             needed = self._dependencies
             return await request.cancel_on_disconnect(
-                restored.execute(needed.queue_admin, needed.restored, command)
+                submissions.execute(
+                    needed.queue_admin, needed.restored, needed.submissions, command
+                )
             )
         finally:
             self._dependencies.changes.notify()

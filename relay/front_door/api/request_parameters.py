@@ -187,8 +187,9 @@ def conditions_of(texts: Mapping[str, str | None]) -> dict[str, str]:
     conditions = {name: _text_of(texts, name) for name in texts}
     if domain := conditions.get("domain"):
         conditions["domain"] = domain.removesuffix(".")
-    if (state := conditions.get("state")) and state not in (*LIVE, WAITING):
-        raise bad_state(state, (*LIVE, WAITING))
+    states = (*LIVE, WAITING, SubmissionState.SCHEDULED)
+    if (state := conditions.get("state")) and state not in states:
+        raise bad_state(state, states)
     return conditions
 
 

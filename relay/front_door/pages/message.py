@@ -6,6 +6,7 @@ same 404.
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from markupsafe import Markup
@@ -29,6 +30,7 @@ from relay.front_door.pages.site import LivePart, PageRequest, PageSite
 from relay.store.journeys.document import Journey
 from relay.store.journeys.message_list import position_of
 from relay.store.journeys.sentences import answer
+from relay.store.spool.queue_commands import Operation
 from relay.store.spool.types import Selector
 
 _ENTRIES_MAX = 100
@@ -279,8 +281,8 @@ async def change_scheduled(request: PageRequest) -> Response:
     request.principal.check_may_operate()
     journey = await request.site.handlers.message(request.key, request.principal)
     submissions, name = request.site.dependencies.submissions, journey.submission_id or ""
-    is_cancelled = did == _CANCELLED
-    change = submissions.cancel_scheduled if is_cancelled else submissions.send_scheduled_now
+    cancel = partial(submissions.change_waiting, operation=Operation.CANCEL)
+    change = cancel if did == _CANCELLED else submissions.send_scheduled_now
     if not await change(name, who=request.principal.name):
         message = "It does not wait for its time any more: it is being sent, or was cancelled."
         raise ApiError(409, "Conflict", message)

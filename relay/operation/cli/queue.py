@@ -18,7 +18,7 @@ import msgspec
 from relay.base.clock import SystemClock
 from relay.base.message.lifecycle import hold_text
 from relay.base.pauses import Pause, Paused
-from relay.base.phrases import counted, shown, table_lines, time_span
+from relay.base.phrases import counted, named, shown, table_lines, time_span
 from relay.base.running_relay import (
     ControlClient,
     ControlError,
@@ -39,14 +39,14 @@ from relay.operation.cli.options import (
 )
 from relay.operation.cli.output import journey_lines, print_json, print_lines, recipient_lines
 from relay.operation.cli.relay_client import operator_client, valid_settings
-from relay.operation.commands.operator_client import LIST_MAX
+from relay.operation.commands.operator_client import LIST_MAX, OperatorClient
 from relay.store.journeys.document import Recipient
 from relay.store.journeys.wording import RELEASE_RESTORED, changed_line
 from relay.store.spool.queue_commands import NO_REPORTS, EntryList
 from relay.store.spool.types import Selector
 
 F = TypeVar("F", bound=Callable[..., Any])
-_STATES = ["queued", "deferred", "held", "captured", "waiting"]
+_STATES = ["queued", "deferred", "held", "captured", "waiting", "scheduled"]
 _PATTERNS = ("sender", "recipient", "domain", "next_hop", "subject", "client", "login", "route")
 _OPTIONS = ("reason", "text", "to", "until", "new", "domain")  # checked by the relay only
 
@@ -119,12 +119,14 @@ def list_(context: CommandContext, **conditions: Any) -> None:
 
     An entry must match all conditions given; without any, all entries are listed.
     """
-    entries = operator_client(context).queue_list(_selector(conditions))
+    client, selector = operator_client(context), _selector(conditions)
+    entries = client.queue_list(selector)
     # `relay queue list`: `[{id, entry, sender, subject, route, next_hop, state, due, attempts,
     # size, recipients: [{address, state, status, reply}], claimed, priority, expires, held_until,
     # reason, rule, since}]`, oldest first
     context.show(entries, lambda: [*entry_lines(entries), *_before_queue_lines(entries)])
     _say_if_cut(entries)
+    _say_not_looked_at(client, selector)
     _refuse_unknown("list", entries.unknown)
 
 
@@ -137,7 +139,7 @@ def show(context: CommandContext, key: str) -> None:
     journey = client.journey(key)
     if journey is None:
         raise unknown_message("queue show", key, without_daemon=client.without_daemon)
-    entries = client.queue_list(Selector(ids=(journey.id,))) if journey.id else []
+    entries = client.queue_list(Selector(ids=(journey.id or journey.submission_id or key,)))
     # `relay queue show ID`: as `relay trace ID`, with `entries`
     context.show(
         msgspec.to_builtins(journey) | {"entries": entries},
@@ -268,6 +270,7 @@ def _change(
     if operation in ("retry", "release", "reroute") and answer["matched"]:
         for paused in client.delivery_paused():
             click.echo(f"relay queue {operation}: {paused}", err=True)
+    _say_not_looked_at(client, selector)
     _refuse_unknown(operation, answer["unknown"])
     may_wait = operation == "retry" or answer["dry_run"]
     is_any_done = answer["done"] or answer.get("ordered")  # not of a relay before 0.5.0
@@ -299,6 +302,16 @@ def _refuse_unknown(verb: str, unknown: Sequence[str]) -> None:
     if unknown:
         names = ", ".join(shown(name) for name in unknown)
         raise CommandError(ExitCode.DATA, f"relay queue {verb}: not in the queue: {names}")
+
+
+def _say_not_looked_at(client: OperatorClient, selector: Selector) -> None:
+    if client.settings.node_of_many and selector.sees_submissions:
+        nodes = client.stats()["nodes"]
+        stores = {node["store"] for node in nodes} - {""}
+        stores -= {node["store"] for node in nodes if node["is_this"]}
+        if stores:
+            text = f"not looked at: submissions of {named(sorted(stores))}"
+            click.echo(f"relay queue: {text}", err=True)
 
 
 def _say_if_cut(entries: list[dict[str, Any]]) -> None:
@@ -399,7 +412,8 @@ def _entry_cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
     is_lost = entry["sender"] is None
     numbers = ("-" if is_lost else str(entry["size"]), str(entry["attempts"]))
     hop = f"{'?' if is_lost else entry['sender'] or '<>'} -> {entry['next_hop']}"
-    return (f"{entry['id']}-{entry['entry']}", str(entry["state"]), *numbers, due, hop)
+    number = f"-{entry['entry']}" if entry["entry"] else ""  # a submission has none
+    return (f"{entry['id']}{number}", str(entry["state"]), *numbers, due, hop)
 
 
 def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:

@@ -298,7 +298,7 @@ async def _stats(settings: Settings, clock: Clock, files: "SpoolFiles") -> dict[
 
 
 async def _list(selector: "Selector", files: "SpoolFiles") -> EntryList:
-    from relay.front_door.api.restored import list_entries, not_queued  # noqa: PLC0415 - slow
+    from relay.front_door.api.submissions import list_entries, not_queued  # noqa: PLC0415 - slow
 
     entries = await list_entries(files.spool.queue_admin, files.restored, selector, limit=LIST_MAX)
     entries.before_queue = await not_queued(files.journeys, files.restored)

@@ -175,6 +175,11 @@ class SubmissionLog:
         """Return the newest submissions that are not recorded as accepted."""
         return await asyncio.to_thread(self._followed.read)
 
+    def hold_reasons(self) -> dict[str, str]:
+        """Return why submissions are held, by their ids; blocks."""
+        open_ones = self._followed.read()
+        return {one.submission_id: one.reply for one in open_ones if one.state == "held"}
+
     def prune(self, keep_days: int) -> int:
         """Remove whole days older than `keep_days`; return the number of removed files."""
         before_us = now_at_least_us(self.clock) - keep_days * _DAY_US

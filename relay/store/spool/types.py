@@ -545,6 +545,16 @@ class Selector(Struct, frozen=True):
     all: bool = False  # every entry: a command without a condition must say so
 
     @property
+    def sees_submissions(self) -> bool:
+        """Whether it may match a submission. These have no next hop, route, or client by SMTP.
+        `all`, or an age, means entries, unless the state is that of submissions.
+        """
+        if self.next_hop or self.route or self.client or self.restored:
+            return False
+        is_general = self.all or self.older_than_s is not None or self == Selector()
+        return self.state == "scheduled" or (self.state in ("", "held") and not is_general)
+
+    @property
     def state_test(self) -> tuple[str, str]:
         """The SQL operator and the state to compare with; "" for any state."""
         return ("<>", "captured") if self.state == WAITING else ("=", self.state)

@@ -47,9 +47,11 @@ _PREPARED = re.compile(r"([0-9a-z]{16}\.\d{1,20})(?:(~)|@([0-9a-z-]{1,100}))?")
 
 # In the name of a held submission in place of its time: one of these, plus the time since when it
 # is held. Both are later than the year 9999. The second is of one that an operator holds.
-HELD_US = 300_000_000_000_000_000
-HELD_BY_OPERATOR_US = 400_000_000_000_000_000
+HELD_US = 3 * 10**17
+HELD_BY_OPERATOR_US = 4 * 10**17
+OF_ACCOUNT = "account"  # the reason of the first: the account was removed or disabled
 
+SCHEDULED = "deferred"
 _ANCHOR = "clock"
 
 _NO_ORIGIN = draft.DraftOrigin("", "", "", 0, 0)  # of a damaged record
@@ -102,7 +104,7 @@ class SubmissionDirectory:
     def __init__(self, directory: Path, syncs: DirectorySync) -> None:
         self.preparing = directory / "preparing"
         self.ready = directory / "ready"
-        self.scheduled = directory / "deferred"
+        self.scheduled = directory / SCHEDULED
         self.restored_ready = directory / "restored" / self.ready.name
         self.restored_scheduled = directory / "restored" / self.scheduled.name
         # in the order in which a submission is moved through them
@@ -361,7 +363,7 @@ class SubmissionDirectory:
 def held_since(name: str) -> int:
     """Return since when the submission with this file name is held, 0 if it is not."""
     at_us = int(name.partition("@")[2])
-    return max(0, at_us - (HELD_US if at_us < HELD_BY_OPERATOR_US else HELD_BY_OPERATOR_US))
+    return at_us % 10**17 if at_us >= HELD_US else 0
 
 
 def content_of(submission: PendingSubmission) -> Octets:

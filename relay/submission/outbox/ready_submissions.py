@@ -25,7 +25,14 @@ from relay.store.mailbox.message_file import DRAFT, NEW_DRAFT, SEEN, parse_name,
 from relay.store.mailbox.pending_submission import PendingSubmission
 from relay.store.mailbox.store_part import in_thread
 from relay.store.mailbox.stored_message import WellKnown
-from relay.submission.outbox.on_disk import FIRST_SUBMISSION, OutboxPart, content_of, draft_of
+from relay.store.spool.queue_commands import Operation
+from relay.submission.outbox.on_disk import (
+    FIRST_SUBMISSION,
+    HELD_BY_OPERATOR_US,
+    OutboxPart,
+    content_of,
+    draft_of,
+)
 from relay.submission.outbox.pending import PendingSubmissions, RushMeter
 from relay.submission.outbox.scheduled import ScheduledSends, ScheduleTimer
 
@@ -112,19 +119,28 @@ class ReadySubmissions(OutboxPart):
                 self.scheduled.hold(submission, reason)
 
     @in_thread
-    def cancel_scheduled(self, submission_id: str, *, who: str) -> bool:
-        """Cancel a scheduled send, durably; its draft stays.
+    def change_waiting(self, submission_id: str, operation: Operation, *, who: str) -> bool:
+        """Hold or cancel a scheduled send, release or cancel a held submission, durably.
 
-        False if it is not waiting for its time. Raises StoreUnavailableError.
+        False if it does not wait so any more. `who` may end with a reason. The draft of a cancelled
+        one stays. Raises StoreUnavailableError.
         """
-        path = self._scheduled_path(submission_id)
-        if path is None:
-            return False
         with self.stripes.of(draft_of(submission_id)):
-            if (submission := self.directory.read(path)) is not None:
+            path = self.directory.find_submission(submission_id)
+            submission = self.directory.read(path) if path is not None else None
+            if submission is None or submission.path.parent == self.directory.ready:
+                return False
+            may_change = self.directory.may_change(submission.path)
+            if operation is Operation.CANCEL:
                 self.scheduled.cancel(submission, reason=f"by {who}")
-                return True
-        return False
+            elif may_change != (operation is Operation.HOLD):
+                return False
+            elif not may_change:
+                if released := self.scheduled.release(submission, who=who):
+                    self.offer(released)
+            elif current := self.scheduled.as_draft_is(submission):
+                self.scheduled.hold(current, who, kind_us=HELD_BY_OPERATOR_US)
+        return True
 
     def _scheduled_path(self, submission_id: str) -> Path | None:
         path = self.directory.find_submission(submission_id)

@@ -1,4 +1,4 @@
-"""The submissions that `relay restore` holds, in `.submissions/restored/`.
+"""The submissions that `relay restore` holds, in `.submissions/restored/`; a list of all that wait.
 
 Neither pickup nor the timer reads that directory. As with ready submissions, the drafts cannot be
 changed. Each file keeps the name that it had in ready/ or deferred/. A release moves it back: a
@@ -6,56 +6,63 @@ ready submission counts as submitted at the release, a scheduled one is sent at 
 all methods raise OSError.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from filecmp import cmp
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.base.clock import Clock
 from relay.base.message.content import LARGE_BYTES
 from relay.base.phrases import named
-from relay.store.journeys.details import NotifiedDetail
 from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
 from relay.store.mailbox.draft_files import submission_facts
 from relay.store.mailbox.maildir import (
-    SYNC_FAILURES,
     DirectorySync,
     list_names,
-    make_directories,
     open_message,
-    place,
     remove,
 )
-from relay.store.mailbox.pending_submission import PendingSubmission
-from relay.submission.outbox.on_disk import SUBMISSION_FILE_NAME, SubmissionDirectory, held_since
-
-_AT_ONCE = 256  # submissions that are moved with the same syncs
+from relay.submission.outbox.on_disk import (
+    HELD_BY_OPERATOR_US,
+    OF_ACCOUNT,
+    SCHEDULED,
+    SUBMISSION_FILE_NAME,
+    SubmissionDirectory,
+    draft_of,
+    held_since,
+)
 
 
 class NotHeldError(Exception):
     """A submission would be sent although it was restored: an internal error."""
 
 
-class HeldSubmission(Struct, frozen=True):
-    """A held submission; `scheduled_us` is the time to send it, 0: when it is released."""
+class ListedSubmission(Struct, frozen=True):
+    """A submission that waits.
+
+    `due_us` is the time of a scheduled send, 0: when it is released. `reason` says why it is held,
+    `held_us` since when; "" and 0 if it is not held, or by a restore.
+    """
 
     facts: SubmissionFacts
-    scheduled_us: int
     size_bytes: int
+    due_us: int
+    reason: str
+    held_us: int
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class RestoredSubmissions:
-    """Holds, lists, releases and cancels restored submissions."""
+    """Holds restored submissions; lists these and all that wait."""
 
     directory: SubmissionDirectory  # `.submissions/`
     syncs: DirectorySync  # shares fsyncs among threads
     clock: Clock  # for the times at which submissions are ready
     log: SubmissionLog  # of steps 1 to 4
-    offer: Callable[[PendingSubmission], None] = lambda _: None  # to pickup, or to the timer
 
     def pending_ids(self) -> list[str]:
         """Return the ids of all submissions, held or not."""
@@ -109,67 +116,38 @@ class RestoredSubmissions:
             raise NotHeldError(f"{directory.ready.parent}: would be sent: {named(names)}")
         return differing
 
-    def listed(self, limit: int) -> Iterator[HeldSubmission]:
-        """Yield held submissions, at most `limit`."""
-        names = [(held, name) for held in self._held for name in sorted(_by_id(held).values())]
-        for held, name in names[:limit]:
-            submission_id, _, at_us = name.partition("@")
-            with suppress(FileNotFoundError), open_message(held / name) as file:
-                facts = submission_facts(file.read(LARGE_BYTES), submission_id)
-                is_due = held == self.directory.restored_scheduled and not held_since(name)
-                scheduled_us = int(at_us) if is_due else 0
-                yield HeldSubmission(facts, scheduled_us, (held / name).stat().st_size)
+    def listed(self) -> Iterator[ListedSubmission]:
+        """Yield the submissions that a restore holds."""
+        for path in [held / name for held in self._held for name in _names(held)]:
+            yield from _listed(path)
 
-    def release(self) -> int:
-        """Release all submissions durably; return their number. Repeat it after a crash."""
-        released = 0
-        SYNC_FAILURES.begin()
-        places = (self.directory.ready, self.directory.scheduled)
-        for held, to in zip(self._held, places, strict=True):
-            names = _by_id(held)
-            if names:
-                make_directories(to.parent, (to.name,))
-            for part in _slices(names):
-                self._move(part, held, to)
-                released += len(part)
-        return released
+    def waiting(self, drafts: Collection[str] = ()) -> Iterator[ListedSubmission]:
+        """Yield scheduled sends and other held submissions, of these drafts or of all."""
+        reasons = self.log.hold_reasons()
+        for name in _names(self.directory.scheduled):
+            if not drafts or draft_of(name) in drafts:
+                for listed in _listed(self.directory.scheduled / name):
+                    reason = listed.reason and reasons.get(listed.facts.submission_id)
+                    yield replace(listed, reason=reason or listed.reason)
 
-    def cancel(self) -> int:
-        """Remove all held submissions durably; the drafts stay. Return their number."""
-        SYNC_FAILURES.begin()
-        removed = 0
-        for held in self._held:
-            for part in _slices(_by_id(held)):
-                for submission_id, name in part.items():
-                    detail = NotifiedDetail(cancelled="by an operator", reason="it was restored")
-                    if (submission := self.directory.read(held / name)) is not None:
-                        self.log.remark(submission_id, detail, account=submission.account)
-                    remove(held / name)
-                self.syncs.sync(held)
-                removed += len(part)
-        return removed
+    def count_held(self) -> int:
+        """Return the number of submissions that are held, but not by a restore."""
+        return sum(held_since(name) > 0 for name in _names(self.directory.scheduled))
 
     @property
     def _held(self) -> tuple[Path, Path]:
         return self.directory.restored_ready, self.directory.restored_scheduled
 
-    def _move(self, names: Mapping[str, str], held: Path, to: Path) -> None:
-        """Move submissions to `to`: each gets its new name before the old one is removed."""
-        moved = []
-        for submission_id, name in names.items():
-            target = to / name
-            if to == self.directory.ready:
-                target = self.directory.ready_path(submission_id, self.clock.queue_us())
-            place(held / name, target)
-            moved.append(target)
-        self.syncs.sync(to)
-        for name in names.values():
-            remove(held / name)
-        self.syncs.sync(held)
-        for target in moved:
-            submission = self.directory.read(target)
-            if submission is not None and not held_since(target.name):
-                self.offer(submission)
+
+def _listed(path: Path) -> Iterator[ListedSubmission]:
+    """Yield the submission in a file that is still there."""
+    submission_id, _, at_us = path.name.partition("@")
+    held_us, is_scheduled = held_since(path.name), path.parent.name == SCHEDULED
+    reason = "an operator" if int(at_us) >= HELD_BY_OPERATOR_US else OF_ACCOUNT * bool(held_us)
+    due_us = int(at_us) if is_scheduled and not held_us else 0
+    with suppress(FileNotFoundError), open_message(path) as file:
+        facts = submission_facts(file.read(LARGE_BYTES), submission_id)
+        yield ListedSubmission(facts, path.stat().st_size, due_us, reason, held_us)
 
 
 def _names(directory: Path) -> list[str]:
@@ -184,9 +162,3 @@ def _id_of(name: str) -> str:
 def _by_id(directory: Path) -> dict[str, str]:
     """Return the submissions in a directory: id -> file name."""
     return {_id_of(name): name for name in _names(directory)}
-
-
-def _slices(names: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    items = sorted(names.items())
-    for start in range(0, len(items), _AT_ONCE):
-        yield dict(items[start : start + _AT_ONCE])

@@ -45,7 +45,7 @@ from relay.store.mailbox.maildir import (
 from relay.store.mailbox.message_file import NEW_DRAFT, MessageFile, parse_name
 from relay.store.mailbox.pending_submission import PendingSubmission, SendOptions
 from relay.store.mailbox.stored_message import WellKnown
-from relay.submission.outbox.on_disk import HELD_US, OutboxPart, draft_of
+from relay.submission.outbox.on_disk import HELD_US, OutboxPart, draft_of, held_since
 
 _TRASHED = "T"
 _LOOKS = 2  # a listing may miss a file that is renamed during it
@@ -91,13 +91,14 @@ class ScheduledSends(OutboxPart):
         )
 
     def cancel(self, submission: PendingSubmission, *, reason: str) -> None:
-        """Cancel a send, durably; its draft stays as it is."""
+        """Cancel a submission that waits, durably; its draft stays as it is."""
         self.prepare(submission)
+        sync = partial(self.syncs.sync, submission.path.parent)
         spare = self.directory.cancelled(submission.submission_id)
         with undone_after_errors() as undo:
             submission.path.rename(spare)
-            undo += [self.directory.sync_scheduled, partial(spare.rename, submission.path)]
-            self.directory.sync_scheduled()
+            undo += [sync, partial(spare.rename, submission.path)]
+            sync()
         with suppress(OSError):  # a start records it
             self.record_cancelled(submission.submission_id, submission.account, reason)
             remove(spare)
@@ -112,28 +113,43 @@ class ScheduledSends(OutboxPart):
         self.directory.sync_scheduled()
         if submission.path.parent == self.directory.ready:
             self.directory.sync_ready()  # it must not reappear there after a cancellation
-        detail = NotifiedDetail(held=rfc3339(now_us), reason=reason)
-        with suppress(OSError):
-            self.log.remark(submission.submission_id, detail, account=submission.account)
+        self._remark(submission, NotifiedDetail(held=rfc3339(now_us), reason=reason))
 
-    def release(self, held: PendingSubmission, *, who: str) -> PendingSubmission:
-        """Release a held submission, durably: at its time if that is ahead, else it is ready."""
-        directory, now_us = self.directory, self.clock.time_us()
-        submission_id, due_us = held.submission_id, held.options.scheduled_us
-        if not now_us < due_us < HELD_US:
-            due_us = 0
-        ready = directory.ready_path(submission_id, self.clock.queue_us(), released=True)
-        path = directory.scheduled_path(submission_id, due_us) if due_us else ready
+    def release(self, held: PendingSubmission, *, who: str) -> PendingSubmission | None:
+        """Release a held submission, durably.
+
+        What a restore held has its place again. Any other is sent at its time if that is ahead, now
+        if it is not. None if it is still held, for its account, or has ended.
+        """
+        directory, source, due_us = self.directory, held.path.parent, held.options.scheduled_us
+        is_restored = source != directory.scheduled
+        is_ahead = self.clock.time_us() < due_us < HELD_US
+        directory.make()
+        path = directory.ready_path(
+            held.submission_id, self.clock.queue_us(), released=not is_restored
+        )
+        if source == directory.restored_scheduled:
+            path = directory.scheduled / held.path.name
+        elif is_ahead and not is_restored:
+            path = directory.scheduled_path(held.submission_id, due_us)
         held.path.rename(path)
         self.crash.reached(CrashPoint.SUBMISSION_RELEASED)
-        if not due_us:
-            directory.sync_ready()
-        directory.sync_scheduled()
-        until = rfc3339(due_us) if due_us else ""
-        detail = NotifiedDetail(deferred_until=until, released=rfc3339(now_us), who=who)
+        for changed in dict.fromkeys((path.parent, source)):
+            self.syncs.sync(changed)
+        if held_since(path.name):
+            return None
+        until = rfc3339(due_us) if is_ahead else ""
+        now = rfc3339(self.clock.time_us())
+        self._remark(held, NotifiedDetail(deferred_until=until, released=now, who=who))
+        submission = directory.read(path)
+        with suppress(OSError, StoreError):  # else at its time: the draft may be a later copy
+            if submission is not None and submission.options.scheduled_us:
+                return self.as_draft_is(submission)
+        return submission
+
+    def _remark(self, submission: PendingSubmission, detail: NotifiedDetail) -> None:
         with suppress(OSError):
-            self.log.remark(submission_id, detail, account=held.account)
-        return self.directory.read(path) or held
+            self.log.remark(submission.submission_id, detail, account=submission.account)
 
     def record_cancelled(self, submission_id: str, account: str, reason: str) -> None:
         """Record that a send is cancelled. Raises OSError."""
@@ -202,7 +218,7 @@ class ScheduledSends(OutboxPart):
             if (submission := self.directory.waiting(draft_id)) is None:
                 self._followed(draft_id, None, None)
             else:
-                self._compared(submission)
+                self.as_draft_is(submission)
 
     def make_due_ready(self, names: Sequence[str]) -> DueSubmissions:
         """Make scheduled sends ready whose drafts still exist; durable when this returns.
@@ -229,7 +245,7 @@ class ScheduledSends(OutboxPart):
 
     def _made_ready(self, path: Path) -> PendingSubmission | None:
         due = self.directory.read(path)
-        submission = self._compared(due) if due is not None else None
+        submission = self.as_draft_is(due) if due is not None else None
         # The draft may have a later time; an operator has a send made ready before its time.
         if (
             due is None
@@ -253,8 +269,8 @@ class ScheduledSends(OutboxPart):
 
     # -- the draft is the send
 
-    def _compared(self, submission: PendingSubmission) -> PendingSubmission | None:
-        """Return a send as its draft in Drafts is, like _followed()."""
+    def as_draft_is(self, submission: PendingSubmission) -> PendingSubmission | None:
+        """Return a send as its draft in Drafts is, durably; None if it has ended."""
         if not submission.base_name:  # its record is damaged: pickup reports it
             return submission
         return self._followed(submission.draft_id, submission, self._in_drafts(submission))

@@ -20,7 +20,7 @@ from relay.base.crashpoints import CrashPoints
 from relay.store.journeys.submission_log import SubmissionLog
 from relay.store.mailbox.attachments import Attachments
 from relay.store.mailbox.draft_files import NewNames
-from relay.store.mailbox.errors import StoreError, StoreUnavailableError
+from relay.store.mailbox.errors import StoreUnavailableError
 from relay.store.mailbox.folder_tree import FolderTree
 from relay.store.mailbox.folders import Folders
 from relay.store.mailbox.inbox import Inbox
@@ -33,7 +33,6 @@ from relay.store.mailbox.message_lists import MessageLists
 from relay.store.mailbox.messages import Messages
 from relay.store.mailbox.old_files import OldFiles
 from relay.store.mailbox.owed_copies import OwedCopies
-from relay.store.mailbox.pending_submission import PendingSubmission
 from relay.store.mailbox.quota import Quota
 from relay.store.mailbox.settings_file import SettingsFiles
 from relay.store.mailbox.threads import AccountQueues, ThreadPool
@@ -140,7 +139,6 @@ class FileStore:
             syncs=part["syncs"],
             clock=self._clock,
             log=self._log,
-            offer=self._offer_released,
         )
         self.arrivals = Arrivals(**part, submissions=self.submissions, messages=self.messages)
 
@@ -199,13 +197,6 @@ class FileStore:
         return removed
 
     # -- in a thread
-
-    def _offer_released(self, submission: PendingSubmission) -> None:
-        """Offer a submission that was restored; its draft may be a later copy."""
-        if submission.options.scheduled_us:
-            with suppress(OSError, StoreError):  # else at its time
-                self._scheduled.finish_change(submission.draft_id)
-        self.ready.offer(submission)
 
     def _clear(self, trash: Path) -> int:
         removed = self._directory.clear()

@@ -35,12 +35,12 @@ from relay.store.journeys.events import Event, Step
 from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
 from relay.store.mailbox.errors import MailboxFullError, NoSuchItemError
 from relay.store.mailbox.pending_submission import PendingSubmission
+from relay.submission.outbox.on_disk import OF_ACCOUNT
 from relay.submission.outbox.ready_submissions import ReadySubmissions
 from relay.submission.pickup import decisions
 from relay.submission.pickup.conversion import ConversionPool, ConversionUnfinishedError
 from relay.submission.pickup.start_limits import StartLimits
 
-OF_ACCOUNT = "account"  # the reason of a hold: the account was removed or disabled
 _DEFECTS_MAX = 20
 _HEADER_BYTES_MAX = 64 * 1024
 _OF_POLICY = "4.7."  # RFC 3463 3.8: of this message, not of the server

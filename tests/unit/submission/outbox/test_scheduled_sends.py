@@ -19,6 +19,7 @@ from relay.formats.draft import read_properties
 from relay.store.mailbox.errors import BeingSentError, StoreUnavailableError
 from relay.store.mailbox.pending_submission import SendOptions
 from relay.store.mailbox.stored_message import MessageChange
+from relay.store.spool.queue_commands import Operation
 
 ALICE = "alice@example.test"
 BOB = "bob@example.test"
@@ -245,5 +246,5 @@ async def test_a_released_send_has_the_time_of_a_later_copy_of_its_draft(
     held = place.root / ".submissions/restored/deferred" / waiting.path.name
     held.parent.mkdir(parents=True)
     held.write_bytes(copied)
-    store.restored.release()
+    await store.ready.change_waiting(waiting.submission_id, Operation.RELEASE, who="root")
     assert deferred(place) == [f"{waiting.submission_id}@{due_us - 1}"]

@@ -1,0 +1,220 @@
+"""The submissions in lists and commands of the queue: scheduled, held, and held by a restore.
+
+A restore's are listed, released and cancelled with the condition `restored` alone, or with `all`.
+The others are selected by id, or by conditions that each of them answers (is_selected()), and are
+held, released and cancelled. A submission has no next hop yet.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from itertools import islice
+from typing import Any, ParamSpec, TypeVar
+
+from relay.base.clock import id_time_us, rfc3339
+from relay.base.message.address import with_a_labels
+from relay.base.message.lifecycle import RecipientState, SubmissionState
+from relay.base.message.rest_id import read_rest_id
+from relay.front_door.http.errors import bad_request
+from relay.store.journeys.journey import Journeys
+from relay.store.journeys.message_list import matches_address_pattern, matches_pattern
+from relay.store.spool.queue_commands import (
+    DRAFT_STAYS,
+    LISTED_MAX,
+    CommandResult,
+    EntryList,
+    Operation,
+    QueueCommand,
+)
+from relay.store.spool.shared.queue_admin import QueueAdmin
+from relay.store.spool.types import FIRST_KEY, Key, PriorityLevel, Selector, SpoolUnavailableError
+from relay.submission.outbox.ready_submissions import ReadySubmissions
+from relay.submission.outbox.restored import ListedSubmission, RestoredSubmissions
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_ALL_RESTORED = (Selector(restored=True), Selector(restored=True, all=True))
+_REASON = "relay: it was restored, and waits for relay queue release --restored"
+_AT_ONCE = 64  # submissions that are read, and then changed together
+
+
+async def list_entries(
+    queue_admin: QueueAdmin,
+    submissions: RestoredSubmissions,
+    selector: Selector,
+    *,
+    limit: int,
+    after: Key = FIRST_KEY,
+) -> EntryList:
+    """Return entries of the queue, and after them the selected submissions. Raises SpoolError."""
+    entries = await queue_admin.list(selector, limit=limit, after=after)
+    if after == FIRST_KEY and len(entries) < limit:
+        named = set[str]()
+        async for rows in _selected(submissions, selector, named):
+            entries += rows[: limit - len(entries)]
+        entries.unknown = tuple(name for name in entries.unknown if _id_in(name) not in named)
+    return entries
+
+
+async def execute(
+    queue_admin: QueueAdmin,
+    submissions: RestoredSubmissions,
+    ready: ReadySubmissions,
+    command: QueueCommand,
+) -> dict[str, Any]:
+    """Execute a queue command, first on submissions: one that becomes due meanwhile is an entry.
+
+    Return the JSON of POST /queue/{operation}; a release says how many submissions a restore still
+    holds. Raises SpoolError; ApiError for a retry or reroute of a submission.
+    """
+    counts, listed, named = Counter[str](), list[dict[str, Any]](), set[str]()
+    async for rows in _selected(submissions, command.selector, named):
+        results = await asyncio.gather(*(_changed(ready, row, command) for row in rows))
+        done = [row | result for row, result in zip(rows, results, strict=True) if result]
+        counts.update(row["result"] for row in done)
+        listed += done[: LISTED_MAX - len(listed)]
+    answer = (await queue_admin.execute(command)).as_json()
+    for result, number in counts.items():
+        answer[result] += number
+    answer["matched"] += counts.total()
+    answer["entries"] += listed[: LISTED_MAX - len(answer["entries"])]
+    answer["unknown"] = [name for name in answer["unknown"] if _id_in(name) not in named]
+    if command.operation is Operation.RELEASE and not command.selector.restored:
+        left = await _count(submissions.count)
+        answer |= {"still_held": left} if left else {}
+    return answer
+
+
+async def not_queued(journeys: Journeys, submissions: RestoredSubmissions) -> Mapping[str, int]:
+    """Return the number of messages that are not in the queue yet, by state, and how many of them a
+    restore holds.
+    """
+    held = {
+        "held": await _count(submissions.count_held),
+        "restored": await _count(submissions.count),
+    }
+    shown = {name: number for name, number in held.items() if number}
+    return {**await journeys.count_before_queue(), **shown}
+
+
+async def _count(count: Callable[[], int]) -> int:
+    try:
+        return await asyncio.to_thread(count)
+    except OSError:  # it is only shown: the queue does not need the mail root
+        return 0
+
+
+def is_selected(selector: Selector, submission: ListedSubmission, *, now_us: int) -> bool:
+    """Whether a selector that sees submissions matches one: in each condition, with all recipients.
+
+    Its login is the account of the mailbox; its age begins with its draft.
+    """
+    facts, sender = submission.facts, selector.sender.removeprefix("<").removesuffix(">")
+    state = RecipientState.HELD if submission.reason else SubmissionState.SCHEDULED
+    age_us = now_us - (id_time_us(facts.graph_id) or now_us)
+    return (
+        (not selector.ids or not _names_of(submission).isdisjoint(map(_id_in, selector.ids)))
+        and selector.state in ("", state)
+        and age_us >= int((selector.older_than_s or 0) * 1e6)
+        and matches_pattern(selector.subject, facts.subject)
+        and matches_pattern(with_a_labels(selector.login), facts.account)
+        and matches_address_pattern(sender, facts.sender)
+        and all(
+            matches_address_pattern(pattern, address)
+            for pattern in (selector.recipient, selector.domain and f"*@{selector.domain}")
+            for address in facts.recipients
+        )
+    )
+
+
+def _names_of(submission: ListedSubmission) -> set[str]:
+    facts = submission.facts
+    return {facts.submission_id, facts.graph_id, facts.message_id.strip("<>")}
+
+
+def _id_in(name: str) -> str:
+    """Return the id, or the Message-ID, in the name of an entry or a message."""
+    return read_rest_id(name)[0].removesuffix("-0").strip("<>")
+
+
+async def _selected(
+    submissions: RestoredSubmissions, selector: Selector, named: set[str]
+) -> AsyncIterator[list[dict[str, Any]]]:
+    """Yield the selected submissions as `queue list` shows entries, some at a time; add the names
+    of all that were read to `named`. Raises SpoolError.
+    """
+    is_restored = selector in _ALL_RESTORED
+    if not (selector.sees_submissions or is_restored):
+        return
+    now_us, ids = submissions.clock.time_us(), [*map(_id_in, selector.ids)]
+    has_message_id = any("@" in name for name in ids)
+    drafts = () if has_message_id else [name.partition(".")[0] for name in ids]
+    waiting = submissions.listed() if is_restored else submissions.waiting(drafts)
+    while batch := await _in_thread(lambda: [*islice(waiting, _AT_ONCE)]):
+        named.update(*map(_names_of, batch))
+        yield [
+            _entry(submission, is_restored=is_restored)
+            for submission in batch
+            if is_selected(selector, submission, now_us=now_us)
+        ]
+
+
+async def _changed(
+    ready: ReadySubmissions, row: Mapping[str, Any], command: QueueCommand
+) -> dict[str, str]:
+    """Change a submission; return its result and note, nothing if the command means entries."""
+    is_held, operation, selector = bool(row["reason"]), command.operation, command.selector
+    match operation:
+        case Operation.RETRY | Operation.REROUTE:
+            if selector.ids or selector.state == SubmissionState.SCHEDULED:
+                text = "is not in the queue yet: it can be held, released or cancelled"
+                raise bad_request(f"{row['id']} {text}.")
+            return {}
+        case Operation.HOLD if is_held or command.until_us is not None:
+            note = "it is held already" if is_held else "a submission is held without --until"
+        case Operation.RELEASE if not is_held:
+            note = command.inapplicable_reason(RecipientState.QUEUED)
+        case _:
+            why = ": ".join(filter(None, (command.who, command.why)))
+            if command.dry_run or await ready.change_waiting(row["id"], operation, who=why):
+                note = DRAFT_STAYS if operation is Operation.CANCEL else ""
+                return {"result": str(CommandResult.DONE), "note": note}
+            note = "it is being sent, or was cancelled"
+    return {"result": str(CommandResult.UNCHANGED), "note": note}
+
+
+async def _in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    try:
+        return await asyncio.to_thread(work, *args, **kwargs)
+    except OSError as error:
+        raise SpoolUnavailableError(f"the submissions cannot be used: {error}") from error
+
+
+def _entry(submission: ListedSubmission, *, is_restored: bool) -> dict[str, Any]:
+    """Return a submission as `queue list` shows an entry."""
+    facts, reason = submission.facts, _REASON if is_restored else submission.reason
+    of_recipients = RecipientState.HELD if reason else RecipientState.QUEUED
+    return {
+        "id": facts.submission_id,
+        "entry": 0,
+        "sender": facts.sender,
+        "subject": facts.subject,
+        "route": "",
+        "next_hop": "pickup",
+        "state": str(RecipientState.HELD if reason else SubmissionState.SCHEDULED),
+        "due": rfc3339(submission.due_us) if submission.due_us else None,
+        "attempts": 0,
+        "size": submission.size_bytes,
+        "recipients": [
+            {"address": address, "state": str(of_recipients), "status": "", "reply": ""}
+            for address in facts.recipients
+        ],
+        "claimed": False,
+        "priority": PriorityLevel.NORMAL.name.lower(),
+        "expires": None,
+        "held_until": None,
+        "reason": reason,
+        "rule": "",
+        "since": rfc3339(submission.held_us) if submission.held_us else "",
+        **({"restored": True} if is_restored else {}),
+    }
