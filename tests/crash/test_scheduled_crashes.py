@@ -98,6 +98,25 @@ def test_a_kill_when_a_scheduled_message_is_due_sends_once(relay, point):
     until_sent(relay, "first")
 
 
+def test_kills_while_mail_of_a_removed_account_is_held_and_released(relay):
+    relay.start(crash_at=CrashPoint.SUBMISSION_DUE)
+    draft = submit(relay, NEXT_YEAR)
+    with suppress(OSError, http.client.HTTPException):
+        send_now(relay, draft)
+    assert relay.wait_end() == -SIGKILL
+    assert relay.cli("account", "remove", "alice@example.test").returncode == 0
+    relay.start(crash_at=CrashPoint.SUBMISSION_HELD, wait=False)
+    assert relay.wait_end() == -SIGKILL
+    relay.start(crash_at=CrashPoint.SUBMISSION_RELEASED)
+    (held,) = relay.cli_json("queue", "list", "--state", "held")
+    assert (held["reason"], relay.pending_submissions()) == ("account", [])
+    assert relay.cli("queue", "release", draft).returncode != 0
+    assert relay.wait_end() == -SIGKILL
+    relay.start()
+    until("it is delivered", lambda: relay.subjects("bob") == ["first"])
+    assert relay.cli_json("queue", "list", "--state", "held") == []
+
+
 @pytest.mark.parametrize("sooner", [False, True], ids=["same time", "another time"])
 @pytest.mark.parametrize("point", sampled(CHANGING, one_of=2))
 def test_a_kill_while_a_scheduled_message_is_changed(relay, point, sooner):

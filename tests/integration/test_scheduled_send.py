@@ -1,13 +1,16 @@
 """Scheduled send and the options of step 4 through a running relay."""
 
+import http.client
 import re
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from relay.base.crashpoints import CrashPoint
 from tests.support.disks import filled, small_disk
 from tests.support.graph_client import message
 from tests.support.relay_process import RelayProcess, until
@@ -114,6 +117,90 @@ def test_a_scheduled_message_is_cancelled(relay: RelayProcess, by: str) -> None:
     until("its submission is removed", lambda: not relay.scheduled_submissions())
     assert "cancelled" in relay.cli("trace", identity).stdout
     assert by not in relay.subjects("bob")
+
+
+def submissions(relay: RelayProcess, *selectors: str) -> list[tuple[str, str, str]]:
+    """The state, reason and id of each that `queue list` shows."""
+    rows = relay.cli_json("queue", "list", *selectors)
+    return [(row["state"], row["reason"], row["id"]) for row in rows]
+
+
+def changed(relay: RelayProcess, *words: str) -> list[tuple[str, str]]:
+    """The result and note of each that a command has changed."""
+    return [(row["result"], row["note"]) for row in relay.cli_json("queue", *words)]
+
+
+@each_row("is_removed", [False, True])
+def test_mail_of_an_account_that_is_disabled_or_removed_waits_for_an_operator(
+    serve, is_removed: bool
+) -> None:
+    """For a release, whatever the account is then; it is not reported, and nobody changes it."""
+    relay = serve().restart(crash_at=CrashPoint.SUBMISSION_DUE)
+    identity = relay.send_mail(to=["bob@example.test"], subject="prize", **later(HOUR))
+    with suppress(OSError, http.client.HTTPException):
+        relay.graph("PATCH", f"/me/messages/{identity}", later(timedelta(seconds=-1)))
+    relay.wait_end()
+    file = relay.folder / "accounts.toml"
+    text = file.read_text()
+    alice = 'address = "alice@example.test"\n'
+    if is_removed:
+        assert relay.cli("account", "remove", "alice@example.test").returncode == 0
+    else:
+        file.write_text(text.replace(alice, f"{alice}disabled = true\n"))
+    relay.start()
+    held = ("held", "account", f"{identity}.1")
+    relay.until_state(identity, "held")
+    assert submissions(relay, "--state", "held") == [held]
+    assert submissions(relay) == submissions(relay, "--older-than", "0s") == []
+    assert relay.cli("queue", "list").stdout.endswith("0 scheduled, 0 converting, 1 held\n")
+    assert "Held by account; it stays until" in relay.cli("trace", identity).stdout
+    assert relay.cli("queue", "release", "--restored").returncode == 0
+    assert submissions(relay, identity) == [held]
+    file.write_text(text)
+    assert relay.cli("reload").returncode == 0
+    for change in (("PATCH", {"subject": "other"}), ("DELETE", None)):
+        assert relay.graph(change[0], f"/me/messages/{identity}", change[1]).status == 409
+    assert relay.maildir("bob") + relay.maildir("alice") == []
+    assert relay.cli("account", "remove", "alice@example.test").returncode == 0
+    assert relay.cli("reload").returncode == 0
+    assert changed(relay, "release", identity) == [("done", "")]
+    until("it arrives", lambda: relay.subjects("bob") == ["prize"])
+    until("it is filed", lambda: relay.subjects("alice", "Sent") == ["prize"])
+    assert submissions(relay, "--state", "held") == relay.scheduled_submissions() == []
+
+
+def test_queue_commands_hold_release_and_cancel_scheduled_sends(relay: RelayProcess) -> None:
+    subject = uuid4().hex
+    identity = relay.send_mail(to=["bob@example.test"], subject=subject, **later(HOUR))
+    message_id = relay.journey(identity)["message_id"]
+    ((state, reason, submission_id),) = submissions(relay, message_id)
+    assert (state, reason) == ("scheduled", "")
+    hold = ("hold", "--subject", f"*{subject}*", "--login", "alice@*", "--reason", "thief")
+    assert changed(relay, *hold, "--dry-run") == [("done", "")]
+    (shown,) = relay.cli_json("queue", "show", identity)["entries"]
+    assert (shown["state"], shown["next_hop"]) == ("scheduled", "pickup")
+    assert changed(relay, *hold, "--until", "1h")[0][0] == "unchanged"
+    assert changed(relay, *hold) == [("done", "")]
+    assert changed(relay, *hold) == [("unchanged", "it is held already")]
+    ((state, reason, _),) = submissions(relay, submission_id)
+    assert (state, reason.partition(": ")[2]) == ("held", "thief")
+    assert relay.graph("PATCH", f"/me/messages/{identity}", later(2 * HOUR)).status == 409
+    for words in (("retry", identity), ("reroute", identity, "--to", "mx")):
+        refused = relay.cli("queue", *words)
+        assert (refused.returncode, "not in the queue yet" in refused.stderr) == (64, True)
+    assert changed(relay, "release", f"{submission_id}-0") == [("done", "")]
+    assert submissions(relay, identity) == [("scheduled", "", submission_id)]
+    assert relay.journey(identity)["state"] == "scheduled"
+    now = later(timedelta(seconds=-1))
+    assert changed(relay, "hold", identity) == [("done", "")]
+    assert relay.graph("PATCH", f"/me/messages/{identity}", now).status == 409
+    assert changed(relay, "cancel", "--domain", "*.test", "--subject", subject) == [
+        ("done", "its draft stays in Drafts")
+    ]
+    assert relay.journey(identity)["state"] == "cancelled"
+    assert relay.graph("PATCH", f"/me/messages/{identity}", now).status == 200
+    assert relay.cli("queue", "cancel", identity).returncode == 65
+    assert subject not in relay.subjects("bob")
 
 
 def test_a_full_disk_leaves_scheduled_messages_unchanged(remotes: Remotes) -> None:

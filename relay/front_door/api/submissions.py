@@ -140,8 +140,8 @@ def _id_in(name: str) -> str:
 async def _selected(
     submissions: RestoredSubmissions, selector: Selector, named: set[str]
 ) -> AsyncIterator[list[dict[str, Any]]]:
-    """Yield the selected submissions as `queue list` shows entries, some at a time; add the names
-    of all that were read to `named`. Raises SpoolError.
+    """Yield the selected submissions as `queue list` shows entries, some at a time; if the selector
+    has ids, add the names of those that it may mean to `named`. Raises SpoolError.
     """
     is_restored = selector in _ALL_RESTORED
     if not (selector.sees_submissions or is_restored):
@@ -151,7 +151,7 @@ async def _selected(
     drafts = () if has_message_id else [name.partition(".")[0] for name in ids]
     waiting = submissions.listed() if is_restored else submissions.waiting(drafts)
     while batch := await _in_thread(lambda: [*islice(waiting, _AT_ONCE)]):
-        named.update(*map(_names_of, batch))
+        named.update(*map(_names_of, batch if ids else ()))
         yield [
             _entry(submission, is_restored=is_restored)
             for submission in batch

@@ -77,7 +77,7 @@ class OpenSubmissions:
                     later.pop(head.submission_id, None)
                 elif head.step == Step.CREATED:
                     lines = [line, *reversed(later.pop(head.submission_id, []))]
-                    lines_by_id[head.submission_id] = lines
+                    lines_by_id.setdefault(head.submission_id, lines)  # its newest step 1 counts
                 else:
                     later.setdefault(head.submission_id, []).append(line)
         for name in reversed(lines_by_id):
