@@ -89,6 +89,8 @@ def test_local_mail_waits_for_the_node_with_the_mailboxes(remotes: Remotes, node
     two = node("two").start()
     two.until_final(local)
     two.until_final(both)
+    looked = [relay.cli("queue", "list", "--login", "alice@*").stderr for relay in (one, two)]
+    assert looked == ["relay queue: not looked at: submissions of main\n", ""]
     until("the report is there", lambda: len(two.subjects("alice")) == 1)
     assert two.subjects("bob") == ["hello", "waits"]
     assert two.queue()[0]["state"] in ("held", "deferred")

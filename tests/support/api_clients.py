@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -25,12 +26,8 @@ from relay.store.journeys.event_feed import ChangeNotifier
 from relay.store.journeys.events import EventCursor
 from relay.store.journeys.journey import ListPage, MessageList
 from relay.store.journeys.message_list import ListPosition, MessageSearch
-from relay.store.journeys.submission_log import SubmissionLog
-from relay.store.mailbox.maildir import DirectorySync
 from relay.store.spool.queue_commands import CommandReport, CommandResult, EntryList, QueueCommand
 from relay.store.spool.types import Selector
-from relay.submission.outbox.on_disk import SubmissionDirectory
-from relay.submission.outbox.restored import RestoredSubmissions
 from relay.transport.refusals.day_files import RefusalFiles
 from tests.support.accounts import TokenAccounts, authentication_of
 from tests.support.journeys import made_journey
@@ -189,11 +186,11 @@ async def api(tmp_path: Path) -> AsyncIterator[ApiClients]:
         unlock=records.unlock,
         usage=lambda *_account: [AccountUsage("alice@example.test", 3, 3, ())],
         explain=records.explain,
-        restored=RestoredSubmissions(
-            directory=SubmissionDirectory(tmp_path, DirectorySync()),
-            syncs=DirectorySync(),
+        restored=SimpleNamespace(
+            count=lambda: 0,
+            count_held=lambda: 0,
             clock=SystemClock(),
-            log=SubmissionLog(tmp_path / "log", role="relay", clock=SystemClock()),
+            waiting=lambda _drafts: iter(()),
         ),
         submissions=None,
         events=None,

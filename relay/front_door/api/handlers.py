@@ -398,8 +398,8 @@ class Handlers:
             raise service_unavailable(message, retry_after_s=5) from error
 
     # `GET queue?id=&sender=&…&older_than=&limit=`: as `relay queue list`; headers `x-relay-unknown`
-    # (unknown ids) and `x-relay-before-queue` (`scheduled=1, converting=0`). In `id`, a comma or
-    # `%` is percent-encoded once more
+    # (unknown ids) and `x-relay-before-queue` (`scheduled=1, converting=0`, `held=1`). In `id`, a
+    # comma or `%` is percent-encoded once more
     async def queue_list(self, query: Mapping[str, str], principal: Principal) -> Response:
         """GET /queue?CONDITION=&limit=; response headers list the unknown ids, and count what is
         not in the queue yet.
@@ -610,7 +610,7 @@ class Handlers:
             needed = self._dependencies
             return await request.cancel_on_disconnect(
                 submissions.execute(
-                    needed.queue_admin, needed.restored, needed.submissions, command
+                    needed.queue_admin, needed.restored, command, ready=needed.submissions
                 )
             )
         finally:

@@ -8,7 +8,9 @@ held, released and cancelled. A submission has no next hop yet.
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from relay.base.clock import id_time_us, rfc3339
@@ -28,6 +30,7 @@ from relay.store.spool.queue_commands import (
 )
 from relay.store.spool.shared.queue_admin import QueueAdmin
 from relay.store.spool.types import FIRST_KEY, Key, PriorityLevel, Selector, SpoolUnavailableError
+from relay.submission.outbox.on_disk import draft_of
 from relay.submission.outbox.ready_submissions import ReadySubmissions
 from relay.submission.outbox.restored import ListedSubmission, RestoredSubmissions
 
@@ -50,8 +53,8 @@ async def list_entries(
     entries = await queue_admin.list(selector, limit=limit, after=after)
     if after == FIRST_KEY and len(entries) < limit:
         named = set[str]()
-        async for rows in _selected(submissions, selector, named):
-            entries += rows[: limit - len(entries)]
+        async for found in _selected(submissions, selector, named):
+            entries += [row for row, _ in found[: limit - len(entries)]]
         entries.unknown = tuple(name for name in entries.unknown if _id_in(name) not in named)
     return entries
 
@@ -59,8 +62,9 @@ async def list_entries(
 async def execute(
     queue_admin: QueueAdmin,
     submissions: RestoredSubmissions,
-    ready: ReadySubmissions,
     command: QueueCommand,
+    *,
+    ready: ReadySubmissions,
 ) -> dict[str, Any]:
     """Execute a queue command, first on submissions: one that becomes due meanwhile is an entry.
 
@@ -68,9 +72,9 @@ async def execute(
     holds. Raises SpoolError; ApiError for a retry or reroute of a submission.
     """
     counts, listed, named = Counter[str](), list[dict[str, Any]](), set[str]()
-    async for rows in _selected(submissions, command.selector, named):
-        results = await asyncio.gather(*(_changed(ready, row, command) for row in rows))
-        done = [row | result for row, result in zip(rows, results, strict=True) if result]
+    async for found in _selected(submissions, command.selector, named):
+        results = await asyncio.gather(*(_changed(ready, one, command) for one in found))
+        done = [row | done for (row, _), done in zip(found, results, strict=True) if done]
         counts.update(row["result"] for row in done)
         listed += done[: LISTED_MAX - len(listed)]
     answer = (await queue_admin.execute(command)).as_json()
@@ -79,9 +83,8 @@ async def execute(
     answer["matched"] += counts.total()
     answer["entries"] += listed[: LISTED_MAX - len(answer["entries"])]
     answer["unknown"] = [name for name in answer["unknown"] if _id_in(name) not in named]
-    if command.operation is Operation.RELEASE and not command.selector.restored:
-        left = await _count(submissions.count)
-        answer |= {"still_held": left} if left else {}
+    if command.operation is Operation.RELEASE and (left := await _count(submissions.count)):
+        answer["still_held"] = left
     return answer
 
 
@@ -89,12 +92,9 @@ async def not_queued(journeys: Journeys, submissions: RestoredSubmissions) -> Ma
     """Return the number of messages that are not in the queue yet, by state, and how many of them a
     restore holds.
     """
-    held = {
-        "held": await _count(submissions.count_held),
-        "restored": await _count(submissions.count),
-    }
-    shown = {name: number for name, number in held.items() if number}
-    return {**await journeys.count_before_queue(), **shown}
+    counts = {"held": submissions.count_held, "restored": submissions.count}
+    held = {name: number for name, count in counts.items() if (number := await _count(count))}
+    return {**await journeys.count_before_queue(), **held}
 
 
 async def _count(count: Callable[[], int]) -> int:
@@ -139,36 +139,36 @@ def _id_in(name: str) -> str:
 
 async def _selected(
     submissions: RestoredSubmissions, selector: Selector, named: set[str]
-) -> AsyncIterator[list[dict[str, Any]]]:
-    """Yield the selected submissions as `queue list` shows entries, some at a time; if the selector
-    has ids, add the names of those that it may mean to `named`. Raises SpoolError.
+) -> AsyncIterator[list[tuple[dict[str, Any], Path]]]:
+    """Yield the selected submissions as `queue list` shows entries, and their files, in batches.
+
+    If the selector has ids, add the names of those that it may mean to `named`. Raises SpoolError.
     """
     is_restored = selector in _ALL_RESTORED
     if not (selector.sees_submissions or is_restored):
         return
     now_us, ids = submissions.clock.time_us(), [*map(_id_in, selector.ids)]
-    has_message_id = any("@" in name for name in ids)
-    drafts = () if has_message_id else [name.partition(".")[0] for name in ids]
+    drafts = [] if any("@" in name for name in ids) else [draft_of(name) for name in ids]
     waiting = submissions.listed() if is_restored else submissions.waiting(drafts)
     while batch := await _in_thread(lambda: [*islice(waiting, _AT_ONCE)]):
         named.update(*map(_names_of, batch if ids else ()))
         yield [
-            _entry(submission, is_restored=is_restored)
+            (_entry(submission, is_restored=is_restored), submission.path)
             for submission in batch
             if is_selected(selector, submission, now_us=now_us)
         ]
 
 
 async def _changed(
-    ready: ReadySubmissions, row: Mapping[str, Any], command: QueueCommand
+    ready: ReadySubmissions, found: tuple[Mapping[str, Any], Path], command: QueueCommand
 ) -> dict[str, str]:
     """Change a submission; return its result and note, nothing if the command means entries."""
-    is_held, operation, selector = bool(row["reason"]), command.operation, command.selector
+    (row, path), operation, selector = found, command.operation, command.selector
+    is_held = bool(row["reason"])
     match operation:
         case Operation.RETRY | Operation.REROUTE:
             if selector.ids or selector.state == SubmissionState.SCHEDULED:
-                text = "is not in the queue yet: it can be held, released or cancelled"
-                raise bad_request(f"{row['id']} {text}.")
+                raise bad_request(f"{row['id']} is not in the queue yet: hold or cancel it.")
             return {}
         case Operation.HOLD if is_held or command.until_us is not None:
             note = "it is held already" if is_held else "a submission is held without --until"
@@ -176,7 +176,8 @@ async def _changed(
             note = command.inapplicable_reason(RecipientState.QUEUED)
         case _:
             why = ": ".join(filter(None, (command.who, command.why)))
-            if command.dry_run or await ready.change_waiting(row["id"], operation, who=why):
+            change = partial(ready.change_waiting, row["id"], operation, who=why, path=path)
+            if command.dry_run or await change():
                 note = DRAFT_STAYS if operation is Operation.CANCEL else ""
                 return {"result": str(CommandResult.DONE), "note": note}
             note = "it is being sent, or was cancelled"

@@ -107,7 +107,9 @@ def queue(_given: CommandContext) -> None:
     """List the queue and change it.
 
     An ID is the id of an entry or message as in the list, a Graph id, a submission id or a
-    Message-ID. In a GLOB, * matches any characters and ? matches one.
+    Message-ID. In a GLOB, * matches any characters and ? matches one. Scheduled sends are listed,
+    held, released and cancelled by ID, or by conditions that each of them answers with all of its
+    recipients; --all and --older-than mean entries, unless --state scheduled is given.
     """
 
 
@@ -305,13 +307,11 @@ def _refuse_unknown(verb: str, unknown: Sequence[str]) -> None:
 
 
 def _say_not_looked_at(client: OperatorClient, selector: Selector) -> None:
-    if client.settings.node_of_many and selector.sees_submissions:
-        nodes = client.stats()["nodes"]
-        stores = {node["store"] for node in nodes} - {""}
-        stores -= {node["store"] for node in nodes if node["is_this"]}
-        if stores:
-            text = f"not looked at: submissions of {named(sorted(stores))}"
-            click.echo(f"relay queue: {text}", err=True)
+    may_have = client.settings.node_of_many and selector.sees_submissions
+    nodes = client.stats()["nodes"] if may_have else ()
+    own = {"", *(node["store"] for node in nodes if node["is_this"])}
+    if stores := sorted({node["store"] for node in nodes} - own):
+        click.echo(f"relay queue: not looked at: submissions of {named(stores)}", err=True)
 
 
 def _say_if_cut(entries: list[dict[str, Any]]) -> None:

@@ -177,8 +177,8 @@ class SubmissionLog:
 
     def hold_reasons(self) -> dict[str, str]:
         """Return why submissions are held, by their ids; blocks."""
-        open_ones = self._followed.read()
-        return {one.submission_id: one.reply for one in open_ones if one.state == "held"}
+        read = self._followed.read()
+        return {one.submission_id: one.reply for one in read if one.state == "held"}
 
     def prune(self, keep_days: int) -> int:
         """Remove whole days older than `keep_days`; return the number of removed files."""

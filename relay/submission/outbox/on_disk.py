@@ -51,7 +51,6 @@ HELD_US = 3 * 10**17
 HELD_BY_OPERATOR_US = 4 * 10**17
 OF_ACCOUNT = "account"  # the reason of the first: the account was removed or disabled
 
-SCHEDULED = "deferred"
 _ANCHOR = "clock"
 
 _NO_ORIGIN = draft.DraftOrigin("", "", "", 0, 0)  # of a damaged record
@@ -104,7 +103,7 @@ class SubmissionDirectory:
     def __init__(self, directory: Path, syncs: DirectorySync) -> None:
         self.preparing = directory / "preparing"
         self.ready = directory / "ready"
-        self.scheduled = directory / SCHEDULED
+        self.scheduled = directory / "deferred"
         self.restored_ready = directory / "restored" / self.ready.name
         self.restored_scheduled = directory / "restored" / self.scheduled.name
         # in the order in which a submission is moved through them

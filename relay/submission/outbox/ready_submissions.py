@@ -119,14 +119,17 @@ class ReadySubmissions(OutboxPart):
                 self.scheduled.hold(submission, reason)
 
     @in_thread
-    def change_waiting(self, submission_id: str, operation: Operation, *, who: str) -> bool:
+    def change_waiting(
+        self, submission_id: str, operation: Operation, *, who: str, path: Path | None = None
+    ) -> bool:
         """Hold or cancel a scheduled send, release or cancel a held submission, durably.
 
-        False if it does not wait so any more. `who` may end with a reason. The draft of a cancelled
-        one stays. Raises StoreUnavailableError.
+        False if it does not wait so any more. `who` may end with a reason; `path` is its file, if
+        that is known. The draft of a cancelled one stays. Raises StoreUnavailableError.
         """
+        self.directory.make()
         with self.stripes.of(draft_of(submission_id)):
-            path = self.directory.find_submission(submission_id)
+            path = path or self.directory.find_submission(submission_id)
             submission = self.directory.read(path) if path is not None else None
             if submission is None or submission.path.parent == self.directory.ready:
                 return False

@@ -13,7 +13,6 @@ from filecmp import cmp
 from pathlib import Path
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from relay.base.clock import Clock
 from relay.base.message.content import LARGE_BYTES
@@ -29,7 +28,6 @@ from relay.store.mailbox.maildir import (
 from relay.submission.outbox.on_disk import (
     HELD_BY_OPERATOR_US,
     OF_ACCOUNT,
-    SCHEDULED,
     SUBMISSION_FILE_NAME,
     SubmissionDirectory,
     draft_of,
@@ -53,6 +51,7 @@ class ListedSubmission(Struct, frozen=True):
     due_us: int
     reason: str
     held_us: int
+    path: Path = Path()
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -119,16 +118,14 @@ class RestoredSubmissions:
     def listed(self) -> Iterator[ListedSubmission]:
         """Yield the submissions that a restore holds."""
         for path in [held / name for held in self._held for name in _names(held)]:
-            yield from _listed(path)
+            yield from _listed(path, {})
 
     def waiting(self, drafts: Collection[str] = ()) -> Iterator[ListedSubmission]:
         """Yield scheduled sends and other held submissions, of these drafts or of all."""
         reasons = self.log.hold_reasons()
         for name in _names(self.directory.scheduled):
             if not drafts or draft_of(name) in drafts:
-                for listed in _listed(self.directory.scheduled / name):
-                    reason = listed.reason and reasons.get(listed.facts.submission_id)
-                    yield replace(listed, reason=reason or listed.reason)
+                yield from _listed(self.directory.scheduled / name, reasons)
 
     def count_held(self) -> int:
         """Return the number of submissions that are held, but not by a restore."""
@@ -139,15 +136,16 @@ class RestoredSubmissions:
         return self.directory.restored_ready, self.directory.restored_scheduled
 
 
-def _listed(path: Path) -> Iterator[ListedSubmission]:
-    """Yield the submission in a file that is still there."""
+def _listed(path: Path, reasons: Mapping[str, str]) -> Iterator[ListedSubmission]:
+    """Yield the submission in a file that is still there; `reasons` are those of holds, by id."""
     submission_id, _, at_us = path.name.partition("@")
-    held_us, is_scheduled = held_since(path.name), path.parent.name == SCHEDULED
-    reason = "an operator" if int(at_us) >= HELD_BY_OPERATOR_US else OF_ACCOUNT * bool(held_us)
-    due_us = int(at_us) if is_scheduled and not held_us else 0
+    held_us = held_since(path.name)
+    by = "an operator" if int(at_us) >= HELD_BY_OPERATOR_US else OF_ACCOUNT
+    reason = reasons.get(submission_id, by) if held_us else ""
+    due_us = 0 if held_us or path.parent.name == "ready" else int(at_us)
     with suppress(FileNotFoundError), open_message(path) as file:
         facts = submission_facts(file.read(LARGE_BYTES), submission_id)
-        yield ListedSubmission(facts, path.stat().st_size, due_us, reason, held_us)
+        yield ListedSubmission(facts, path.stat().st_size, due_us, reason, held_us, path)
 
 
 def _names(directory: Path) -> list[str]:

@@ -122,15 +122,12 @@ class ScheduledSends(OutboxPart):
         if it is not. None if it is still held, for its account, or has ended.
         """
         directory, source, due_us = self.directory, held.path.parent, held.options.scheduled_us
-        is_restored = source != directory.scheduled
+        now_us, is_ours = self.clock.queue_us(), source == directory.scheduled
         is_ahead = self.clock.time_us() < due_us < HELD_US
-        directory.make()
-        path = directory.ready_path(
-            held.submission_id, self.clock.queue_us(), released=not is_restored
-        )
+        path = directory.ready_path(held.submission_id, now_us, released=is_ours)
         if source == directory.restored_scheduled:
             path = directory.scheduled / held.path.name
-        elif is_ahead and not is_restored:
+        elif is_ahead and is_ours:
             path = directory.scheduled_path(held.submission_id, due_us)
         held.path.rename(path)
         self.crash.reached(CrashPoint.SUBMISSION_RELEASED)
@@ -138,8 +135,7 @@ class ScheduledSends(OutboxPart):
             self.syncs.sync(changed)
         if held_since(path.name):
             return None
-        until = rfc3339(due_us) if is_ahead else ""
-        now = rfc3339(self.clock.time_us())
+        until, now = rfc3339(due_us) if is_ahead else "", rfc3339(self.clock.time_us())
         self._remark(held, NotifiedDetail(deferred_until=until, released=now, who=who))
         submission = directory.read(path)
         with suppress(OSError, StoreError):  # else at its time: the draft may be a later copy

@@ -165,9 +165,7 @@ class SubmissionProcessor(Struct, frozen=True):
         may_submit = pending.is_released or self.may_submit(pending.account)
         if not may_submit and not await self.accepted([pending.submission_id]):
             await self.ready.hold(pending, OF_ACCOUNT)
-            _log.warning(
-                "submission held", submission_id=pending.submission_id, account=pending.account
-            )
+            _log.warning("submission held", submission_id=pending.submission_id, reason=OF_ACCOUNT)
             return None
         try:
             message = await self.conversion.convert(pending, content)

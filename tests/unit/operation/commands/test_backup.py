@@ -67,15 +67,18 @@ def test_a_message_that_moves_meanwhile_is_there_once(place, tmp_path, where, wh
     assert messages(copy) == ["Subject: 0", "Subject: 1"]
 
 
-def test_a_scheduled_send_that_becomes_ready_meanwhile_is_there(place, tmp_path) -> None:
+@pytest.mark.parametrize(("source", "target"), [("deferred", "ready"), ("ready", "deferred")])
+def test_a_submission_that_becomes_due_or_held_meanwhile_is_there(
+    place, tmp_path, source, target
+) -> None:
     submissions = place.mailboxes.root / ".submissions"
     for number in range(3):
-        (submissions / f"deferred/000000000000000{number}.1@5").write_text("x")
+        (submissions / f"{source}/000000000000000{number}.1@5").write_text("x")
 
     def on_file(_number: int) -> None:
-        for one in (submissions / "deferred").iterdir():
-            if not (tmp_path / "copy/submissions/deferred" / one.name).exists():
-                one.rename(submissions / "ready" / one.name)
+        for one in (submissions / source).iterdir():
+            if not (tmp_path / "copy/submissions" / source / one.name).exists():
+                one.rename(submissions / target / one.name)
                 return
 
     copy = backed_up(place, tmp_path, on_file)
