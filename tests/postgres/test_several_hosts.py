@@ -10,13 +10,14 @@ import pytest
 from tests.postgres.conftest import PortsUrl, StartNode
 from tests.postgres.test_server_away import ready_status
 from tests.support.postgres import PostgresServer, StandbyServer, database_of
+from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import RelayProcess, until
 
 LOSE_WRITER = """\
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'relay writer'
 """
 CLIENTS = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'relay'"
-TIMES = "?connect_timeout=4"  # 2 s for each of two hosts
+TIMES = "?connect_timeout=6"  # 3 s for each of two hosts
 
 
 @contextmanager
@@ -40,7 +41,7 @@ def deliver(relay: RelayProcess) -> None:
     relay.until_state(relay.submit("alice@example.test", ["bob@example.test"]), "delivered")
 
 
-@pytest.mark.parametrize(("closes", "said"), [(False, "in time"), (True, "(connection was closed")])
+@pytest.mark.parametrize(("closes", "said"), [(False, " in time"), (True, "")])
 def test_a_dead_host_is_left(
     server: PostgresServer, node: StartNode, url_by_ports: PortsUrl, closes: bool, said: str
 ) -> None:
@@ -51,7 +52,7 @@ def test_a_dead_host_is_left(
         deliver(relay)
         server.stop(immediate=True)
         until("lost", lambda: ready_status(relay) == 503)
-        unanswered = f"//127.0.0.1:{dead}/{database}: the database does not answer {said}"
+        unanswered = f"//127.0.0.1:{dead}/{database}: the database does not answer{said}"
         refused = f"//127.0.0.1:{server.port}/{database}: the database does not answer: "
         text = relay.cli("check").stderr
         assert unanswered in text
@@ -75,11 +76,15 @@ def test_a_newer_primary_ends_the_connections_to_the_older(
         standby.catch_up()
         standby.promote()
         server.sql(LOSE_WRITER)
-        until("it has left", lambda: relay.queue() == [] and server.sql(CLIENTS) == "0")
+
+        def has_left() -> bool:  # what is idle ends with the next query
+            relay.graph("GET", "/relay/v1/queue", token=OPERATOR)
+            return server.sql(CLIENTS) == "0"
+
+        until("it has left", has_left)
         deliver(relay)
         assert int(standby.sql("SELECT count(*) FROM message", database=database)) == 2
         assert "an old primary still takes writes" in relay.cli("check").stderr
-        relay.stop()
 
 
 @pytest.mark.parametrize("is_older", [True, False])
