@@ -303,9 +303,10 @@ def test_a_scheduled_send_that_was_changed_between_two_copies_is_as_its_draft(
     log = SubmissionLog(place.parent / "log", role="cli", clock=clock)
     held = restored_submissions(settings, clock, log)
     assert held.hold((), {}) == []
-    assert held.count() == held.release() == 1
-    assert [one.facts.subject for one in held.listed(9)] == []
+    assert held.count() == 1
     relay.start()
+    assert relay.cli("queue", "release", "--restored").returncode == OK
+    assert restored(relay) == []
     relay.until_final(relay.send_mail(to=["bob@example.test"], subject="another"))
     now = {"singleValueExtendedProperties": [due | {"value": datetime.now(UTC).isoformat()}]}
     assert relay.graph("PATCH", f"/me/messages/{identity}", now).status == 200

@@ -164,15 +164,14 @@ async def _changed(
 ) -> dict[str, str]:
     """Change a submission; return its result and note, nothing if the command means entries."""
     (row, path), operation, selector = found, command.operation, command.selector
-    is_held = bool(row["reason"])
     match operation:
         case Operation.RETRY | Operation.REROUTE:
             if selector.ids or selector.state == SubmissionState.SCHEDULED:
                 raise bad_request(f"{row['id']} is not in the queue yet: hold or cancel it.")
             return {}
-        case Operation.HOLD if is_held or command.until_us is not None:
-            note = "it is held already" if is_held else "a submission is held without --until"
-        case Operation.RELEASE if not is_held:
+        case Operation.HOLD if row["reason"] or command.until_us is not None:
+            note = "it is held already" if row["reason"] else "a submission is held without --until"
+        case Operation.RELEASE if not row["reason"]:
             note = command.inapplicable_reason(RecipientState.QUEUED)
         case _:
             why = ": ".join(filter(None, (command.who, command.why)))

@@ -164,9 +164,7 @@ def state_before_queue(recorded: Sequence[details.Detail]) -> StateBeforeQueue:
                 return StateBeforeQueue(state, detail.reply)
             case details.ConvertedDetail():
                 is_converted = True
-            case details.NotifiedDetail(held="") if is_converted:
-                break
-            case details.NotifiedDetail() if detail.cancelled:
+            case details.NotifiedDetail() if detail.cancelled and (detail.held or not is_converted):
                 return StateBeforeQueue(RecipientState.CANCELLED, f"cancelled: {detail.reason}")
             case details.NotifiedDetail() if detail.held > detail.released:
                 return StateBeforeQueue(RecipientState.HELD, detail.reason)

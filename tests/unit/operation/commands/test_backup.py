@@ -76,8 +76,9 @@ def test_a_submission_that_becomes_due_or_held_meanwhile_is_there(
         (submissions / f"{source}/000000000000000{number}.1@5").write_text("x")
 
     def on_file(_number: int) -> None:
-        for one in (submissions / source).iterdir():
-            if not (tmp_path / "copy/submissions" / source / one.name).exists():
+        copied = tmp_path / "copy/submissions" / source
+        for one in (submissions / source).iterdir() if copied.is_dir() else ():
+            if not (copied / one.name).exists():
                 one.rename(submissions / target / one.name)
                 return
 
