@@ -188,13 +188,11 @@ def test_queue_commands_hold_release_and_cancel_scheduled_sends(relay: RelayProc
         assert (refused.returncode, "not in the queue yet" in refused.stderr) == (64, True)
     assert changed(relay, "release", f"{submission_id}-0") == [("done", "")]
     assert submissions(relay, identity) == [("scheduled", "", submission_id)]
-    assert relay.journey(identity)["state"] == "scheduled"
     assert changed(relay, "cancel", "--domain", "*.test", "--subject", subject) == [
         ("done", "its draft stays in Drafts")
     ]
     assert relay.journey(identity)["state"] == "cancelled"
     assert relay.cli("queue", "cancel", identity).returncode == 65
-    assert subject not in relay.subjects("bob")
 
 
 def test_a_full_disk_leaves_scheduled_messages_unchanged(remotes: Remotes) -> None:

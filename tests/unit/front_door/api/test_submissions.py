@@ -27,11 +27,9 @@ HELD = replace(SCHEDULED, reason="account", held_us=1)
     [
         (Selector(), False, True, True),
         (Selector(all=True), False, True, True),
-        (Selector(older_than_s=1), False, True, True),
         (Selector(state="scheduled", all=True), True, True, False),
         (Selector(state="scheduled", older_than_s=1e9), True, False, False),
         (Selector(state="held"), True, False, True),
-        (Selector(state="deferred", login="alice@*"), False, False, False),
         (Selector(ids=(ID,)), True, True, True),
         (Selector(ids=("x", f"{ID}.1-0")), True, True, True),
         (Selector(ids=("i@h",)), True, True, True),
