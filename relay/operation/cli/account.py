@@ -159,7 +159,9 @@ def list_accounts(context: CommandContext, address: str | None) -> None:
 @_ADDRESS
 @accounts_options
 def remove(context: CommandContext, address: str) -> None:
-    """Remove an account; its mailbox stays on disk."""
+    """Remove an account; its mailbox stays on disk. With mailboxes.dovecot_auth, Dovecot's password
+    of the address then opens SMTP: disable the account instead.
+    """
     file = _open(context, is_removal=True)
     file.remove(address)
     _show(context, file, address)
