@@ -66,12 +66,12 @@ def hiding(*secrets: str) -> Callable[[str], str]:
     beginnings = {form[:_BEGINNING] for form in forms}
 
     def hidden(text: str) -> str:
-        lower, shown_to, parts = text.translate(_LOWER), 0, list[str]()
-        while places := [at for one in beginnings if (at := lower.find(one, shown_to)) >= 0]:
+        lower, past, parts = text.translate(_LOWER), 0, list[str]()
+        while places := [at for start in beginnings if (at := lower.find(start, past)) >= 0]:
             at = min(places)
-            parts += (text[shown_to:at], "...")
-            shown_to = at + max(_common(form, lower[at : at + len(form)]) for form in forms)
-        return "".join((*parts, text[shown_to:]))
+            parts += (text[past:at], "...")
+            past = at + max(_common(form, lower[at : at + len(form)]) for form in forms)
+        return "".join((*parts, text[past:]))
 
     return hidden
 

@@ -663,7 +663,7 @@ def test_the_configuration_is_restored_as_well(tmp_path: Path, serve) -> None:
     assert json.loads(done.stdout)["kept"] == []
     assert (secret.read_text(), secret.stat().st_mode & 0o7777) == ("s3cret\n", 0o600)
     assert (key.read_bytes(), key.stat().st_mode & 0o7777) == (private, 0o640)
-    assert (home / "state").stat().st_mode & 0o7000 == 0
+    assert (home / "state").stat().st_mode & 0o4000 == 0
     assert (home / "policies/10-a.toml").exists()
     assert (home / "people").read_text() == "ann@c.test\n"
     shutil.rmtree(home / "state")

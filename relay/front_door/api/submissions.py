@@ -73,7 +73,7 @@ async def execute(
     """
     counts, listed, named = Counter[str](), list[dict[str, Any]](), set[str]()
     async for found in _selected(submissions, command.selector, named):
-        results = await asyncio.gather(*(_changed(ready, one, command) for one in found))
+        results = await asyncio.gather(*(_changed(ready, row, command) for row in found))
         done = [row | done for (row, _), done in zip(found, results, strict=True) if done]
         counts.update(row["result"] for row in done)
         listed += done[: LISTED_MAX - len(listed)]

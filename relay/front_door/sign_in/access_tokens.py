@@ -56,7 +56,7 @@ _SCOPES = {scope.lower(): scope for scope in Scope}
 _BEGIN = "eyJ"  # of each JWT: a JSON object in base64
 _KEY_S = 60  # after which a client tries again while the key cannot be used
 _SECRET = "relay_secret"  # noqa: S105 - a claim: a keyed digest of the client's secret or key
-_log = get_logger("sign-in")
+_log = get_logger("sign_in")
 
 
 class InvalidTokenError(Exception):

@@ -91,14 +91,14 @@ class Transport:
     def smtp_fault(self) -> str:
         """Why a listener accepts no connections, or ""."""
         of_gate = self.gate.fault if self.gate is not None else ""
-        return of_gate or next(filter(None, (one.fault for one in self.smtp_servers)), "")
+        return of_gate or next(filter(None, (server.fault for server in self.smtp_servers)), "")
 
     @property
     def full(self) -> list[str]:
         """The addresses of the listeners without places for strangers."""
         elsewhere = self.gate.full if self.gate is not None else ()
         servers = enumerate(self.smtp_servers)
-        return [str(one.address) for n, one in servers if one.is_full or n in elsewhere]
+        return [str(server.address) for n, server in servers if server.is_full or n in elsewhere]
 
 
 def build_transport(base: Foundation) -> Transport:

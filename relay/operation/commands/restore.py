@@ -318,10 +318,10 @@ def _restore_owner(path: Path, place: Place) -> None:
 
 
 def _set_mode(path: Path, mode: int) -> None:
-    """Set the mode that a file or new directory had, without its setuid, setgid and sticky bits: a
-    new directory has those of the place where it is.
+    """Set the mode that a file or directory had. No file runs as its owner or group; a directory
+    for mail of all users is setgid and sticky.
     """
-    path.chmod(mode & 0o777 | path.stat().st_mode & 0o7000)
+    path.chmod(mode & (0o3777 if path.is_dir() else 0o777))
 
 
 def _restore(

@@ -178,7 +178,7 @@ class SubmissionLog:
     def hold_reasons(self) -> dict[str, str]:
         """Return why submissions are held, by their ids; blocks."""
         read = self._followed.read()
-        return {one.submission_id: one.reply for one in read if one.state == "held"}
+        return {left.submission_id: left.reply for left in read if left.state == "held"}
 
     def prune(self, keep_days: int) -> int:
         """Remove whole days older than `keep_days`; return the number of removed files."""

@@ -213,9 +213,11 @@ class AccountQueues:
             queue.count -= 1
             raise
 
-        def ended(_: object) -> None:
+        def ended(call: asyncio.Future[_Result]) -> None:
             queue.semaphore.release()
             queue.count -= 1
+            if not call.cancelled():
+                call.exception()  # of a caller that has left
 
         running = asyncio.ensure_future(self._threads.run(function, *args, **kwargs))
         running.add_done_callback(ended)

@@ -99,7 +99,7 @@ class Child:
                 self._draining = asyncio.get_running_loop().create_task(self._drain(grace_s))
 
     def _answer(self) -> None:
-        full = [number for number, one in enumerate(self._listeners) if one.shared.is_full()]
+        full = [number for number, server in enumerate(self._listeners) if server.shared.is_full()]
         self._channel.send(wire.encode(wire.Ready(self._missing, tuple(full))))
 
     def _take_packets(self) -> None:

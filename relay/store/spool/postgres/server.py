@@ -155,7 +155,8 @@ class DatabaseHosts:
         over, as a standby could. If another one has taken over, the connection may end.
         """
         faults, newest = list[str](), self._newest
-        for host in (one for one in self.options.hosts if (one,) != used.place.hosts):
+        others = [host for host in self.options.hosts if (host,) != used.place.hosts]
+        for host in others:
             try:
                 (await self.connect_to(host, purpose="check")).terminate()
             except SpoolError as error:
