@@ -117,6 +117,17 @@ def test_a_certificate_is_replaced_by_a_reload(relay):
     assert "account[0].client_certificate: found none that can be read" in done.stderr
 
 
+def test_an_open_smtp_session_ends_with_the_client_whose_token_opened_it(relay):
+    token = sign_in(relay).json()["access_token"]
+    with relay.smtp() as client:
+        client.ehlo()
+        xoauth2 = f"user=bob@example.test\1auth=Bearer {token}\1\1"
+        client.auth("XOAUTH2", lambda _=None: xoauth2)
+        assert client.docmd("MAIL FROM:<bob@example.test>")[0] == 250
+        reload_accounts(relay, account("bob"), account("alice"))
+        assert client.docmd("RCPT TO:<alice@example.test>")[0] == 421
+
+
 @pytest.mark.parametrize("make", [Path.touch, os.mkfifo])
 def test_a_faulty_key_ends_only_the_tokens_that_it_signed(relay, make):
     token = sign_in(relay).json()["access_token"]

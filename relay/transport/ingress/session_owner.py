@@ -32,6 +32,7 @@ from relay.base.accounts.account import (
     AccountDirectory,
     Expansion,
     LoginDelayedError,
+    LoginRefusedError,
 )
 from relay.base.crashpoints import CrashPoints
 from relay.base.message.content import size_of
@@ -244,6 +245,7 @@ class SessionOwner:
             rules=acceptance.policy,
         )
         self._account: Account | None = None  # the account at the time of the login
+        self._token: tuple[str, str] | None = None  # its user name and token; None: a password
         self.login = ""  # the address of the account
         self._user: LocalUser | None = None
         self._filters: SessionFilters | None = None
@@ -275,6 +277,7 @@ class SessionOwner:
                 _log.error("password not checked", client=self.ip, error=delayed.__cause__)
             raise
         self.login = self._account.address if self._account is not None else ""
+        self._token = (user, secret) if is_token else None
         return self.login
 
     async def sender_rejection(self, reverse_path: str) -> str:
@@ -283,7 +286,7 @@ class SessionOwner:
         if self._user is not None:
             return local_rejection(self._user, reverse_path)
         if self._account is not None:
-            if self._has_ended:
+            if await self._has_ended():
                 return LOGIN_ENDED
             if shared.acceptance.any_sender:
                 return ""
@@ -295,7 +298,7 @@ class SessionOwner:
         self, address: str, reverse_path: str, size_bytes: int, *, helo: str = ""
     ) -> RecipientAnswer:
         """See SessionClient."""
-        if self._has_ended:
+        if await self._has_ended():
             return RecipientAnswer(LOGIN_ENDED)
         if self._shared.role.is_promised:
             return _TAKEN
@@ -320,7 +323,7 @@ class SessionOwner:
     async def accepted(self, offered: OfferedMail, received: ReceivedContent) -> DataReply:
         """Do the same in a task of `acceptances`; release what was received."""
         try:
-            if self._has_ended:
+            if await self._has_ended():
                 return DataReply(LOGIN_ENDED)
             envelope, origin = offered.mail.envelope, self._origin(offered.claims)
             if offered.mail.key and origin.user is not None:
@@ -363,12 +366,18 @@ class SessionOwner:
                 self._filters = SessionFilters(session, settings.max_message_size)
         return self._filters
 
-    @property
-    def _has_ended(self) -> bool:
-        """Whether the account of the login was removed, or has another password or token now."""
+    async def _has_ended(self) -> bool:
+        """Whether the login would fail now: the account was removed, or has another password or
+        token; or the token, which may be that of an application, does not open it any more.
+        """
         if self._account is None:
             return False
         now = self._shared.listeners.accounts.of_login(self.login)
+        if self._token is not None:
+            try:
+                now = await self._shared.check_token(*self._token, client=self.ip)
+            except (LoginDelayedError, LoginRefusedError):
+                return True
         return now is None or now.credentials != self._account.credentials
 
     def _origin(self, claims: SessionClaims) -> Origin:
