@@ -62,7 +62,6 @@ from relay.formats import read_report
 from relay.formats.dsn import UNREADABLE, ReportedRecipient, ReportKind
 from relay.store.journeys.events import Event
 from relay.store.spool.engine import SpoolEngine
-from relay.store.spool.queue_commands import DRAFT_STAYS, CloudDrafts
 from relay.store.spool.types import Claim, ClaimResult, Key, NewMessage, ReportWriter, SpoolError
 from relay.transport.routing.routes import Fallback
 
@@ -75,12 +74,13 @@ _NO_OUTCOMES: Mapping[int, Outcome] = MappingProxyType({})
 
 class EndedClaim(Struct, frozen=True):
     """What follows from the end of a claim. `reports` are claimed already. `due_us` is when the
-    entry is due again, None if it is final or not known. `has_unclaimed`: some reports in the spool
-    are not claimed, because they are held or captured.
+    entry is due again, None if it is final or not known. `is_final`: it has ended. `has_unclaimed`:
+    some reports in the spool are not claimed, because they are held or captured.
     """
 
     reports: tuple[Claim, ...] = ()
     due_us: int | None = None
+    is_final: bool = False
     has_unclaimed: bool = False
 
 
@@ -107,7 +107,6 @@ class AttemptRecorder:
     ended: Callable[[Claim, EndedClaim, bool | None], None] = lambda *_ended: None
     # what the last lookup for a claim gave
     lookup_of: Callable[[Claim], Lookup | None] = lambda _claim: None
-    drafts: CloudDrafts | None = None  # deletes those of mail that expires
     # the mailbox that mail for an address goes to: RouteTable.mailbox_for()
     mailbox_for: Callable[[str], str | None] = lambda _address: None
     complaints: str = ""  # the address to which complaints about the mail of all come
@@ -176,14 +175,8 @@ class AttemptRecorder:
         self.on_change(claim.message.id)
 
     async def expire(self, claim: Claim) -> None:
-        """Record an expired claim, after its drafts have been deleted that were never sent."""
-        drafts, extra = set(claim.extra.unsent), claim.extra
-        if drafts and self.drafts is not None and self.spool.may_finish(claim):
-            drafts -= await self.drafts.delete_drafts(claim.next_hop, drafts)
-            lost = tuple(upload for upload in extra.uploads if not upload.draft)
-            claim = replace(claim, extra=replace(extra, uploads=lost))
-        note = f"; {DRAFT_STAYS}" if drafts else ""
-        await self._end(claim, lambda: expiry_result(claim, time=self._time(), note=note))
+        """Record an expired claim."""
+        await self._end(claim, lambda: expiry_result(claim, time=self._time()))
 
     async def requeue(self, claim: Claim) -> None:
         """Requeue a claim without an attempt; report its delay once, when that is due."""
@@ -320,7 +313,7 @@ class AttemptRecorder:
         self._count_and_log(claim, result)
         due_us = commit.waiting.due_us if commit.waiting else None
         has_unclaimed = len(claims) < sum(len(report.entries) for report in reports)
-        return EndedClaim(claims, due_us, has_unclaimed)
+        return EndedClaim(claims, due_us, due_us is None, has_unclaimed)
 
     async def _write(self, claim_result: ClaimResult) -> tuple[bool, tuple[Claim, ...]]:
         pause_s = _PAUSE_S_FIRST

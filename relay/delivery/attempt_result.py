@@ -339,8 +339,8 @@ def unrecorded_result(
     return AttemptResult(replace(commit, held=may_be_delivered), time)
 
 
-def expiry_result(claim: Claim, *, time: AttemptTime, note: str = "") -> AttemptResult:
-    """Expire every recipient of the claim, with the last reply that it got, and a note.
+def expiry_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
+    """Expire every recipient of the claim, with the last reply that it got.
 
     Captured mail gets no reports, because it was not meant to be sent; nor does mail that a rule
     holds silently.
@@ -353,7 +353,6 @@ def expiry_result(claim: Claim, *, time: AttemptTime, note: str = "") -> Attempt
     is_silent = bool(rule) and claim.extra.silent
     for recipient in claim.recipients:
         evidence = _expiry_evidence(claim, recipient)
-        evidence = replace(evidence, reply=evidence.reply + note)
         if recipient.id in sent:
             evidence = replace(evidence, reply=f"{_NOT_ANSWERED}; {evidence.reply}")
         expired[recipient.id] = Failed(evidence)

@@ -66,7 +66,7 @@ class DeliveryScheduler:
             clock=self.clock,
         )
         self.drafts = DraftCleaner(
-            self.table, self.sites.resolve, self.sites.connect, self.queue_admin.note_drafts
+            self.table, self.sites.resolve, self.sites.connect, self.queue_admin.note_deleted
         )
         self._scanner = QueueScanner(
             self.recorder.spool,
@@ -321,8 +321,7 @@ class DeliveryScheduler:
         self._remove(claim)
         if end.due_us is not None and self._scanner.requeued(claim, end.due_us):
             self._wake()
-        is_graph = claim.next_hop.kind is HopKind.GRAPH
-        if is_graph and end.due_us is None and not self._stopping:
+        if claim.next_hop.kind is HopKind.GRAPH and end.is_final and not self._stopping:
             self.drafts.delete_at_end(claim.key, claim.next_hop, claim.extra)
         self.offer(end.reports)
         if end.has_unclaimed:  # the scanner asks the spool when the first of them ends

@@ -1,13 +1,20 @@
 """Queue commands on mail that Microsoft Graph may have sent: noted, and carried out once it has answered."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from msgspec.structs import replace as replace_fields
 
 from relay.base.message.envelope import Source
 from relay.base.message.nexthop import Destination, NextHop
-from relay.delivery.attempt_result import AttemptTime, requeue_result, result_of_attempt
+from relay.base.message.outcome import Failed
+from relay.delivery.attempt_result import (
+    AttemptTime,
+    expiry_result,
+    requeue_result,
+    result_of_attempt,
+)
 from relay.delivery.retry import ClaimAction, RetrySchedule, claim_action
 from relay.store.spool.queue_commands import DRAFT_STAYS, RouteLookup
 from relay.store.spool.types import (
@@ -90,7 +97,7 @@ async def state_of(spool, these) -> list[object]:
     rows = await spool.queue_admin.list(these, limit=9)
     names = ("state", "next_hop", "held_until", "reason")
     steps = await operations(spool, these.ids[0])
-    steps = [one | {"due": {}} for one in steps if "ordered" not in one["operation"]]
+    steps = [one | {"due": {}, "drafts": []} for one in steps if "ordered" not in one["operation"]]
     reports = [one.detail["kind"] for one in journey.steps if one.step == 7]
     return [[one[name] for name in names] for one in rows], steps, reports
 
@@ -260,16 +267,41 @@ async def test_a_draft_with_files_binds_the_entry_to_nothing(
     assert (claim.extra.uploads, claim.extra.in_doubt) == (uploads.uploads, False)
     await end(spool, clock, claim, {1: LATER})
     parts.drafts.staying.add((stays.mailbox, "stays"))
+    parts.drafts.before = partial(named, spool, claim.message.id)
     assert await told(spool, COMMANDS[name], this) == ("done", DRAFT_STAYS)
     assert (parts.drafts.deleted, len(parts.drafts.lost)) == (
         [(goes.mailbox, "goes")],
         name != "hold",
     )
-    await spool.queue_admin.note_drafts(claim.key, [(goes.mailbox, "came back")])
-    steps = await operations(spool, claim.message.id)
-    left = [one["why"] for one in steps if one["operation"] == "leave drafts"]
-    assert left == ["p@a.test: stays", "p@a.test: came back"]
+    left = [(name, ["p@a.test stays", "p@a.test goes", f"p@a.test {lost.message_id}"])]
+    assert parts.drafts.known == left
+    deleted = ("delete drafts", ["p@a.test goes"])
+    assert await named(spool, claim.message.id) == [*left, deleted]
     await spool.queue_admin.execute(command("release"))
     for waits in await due(spool, clock):
-        assert not waits.extra.uploads
-        assert len(waits.extra.lost_posts) == (name == "hold")
+        assert waits.extra.uploads == (uploads.uploads if name == "hold" else ())
+        assert not waits.extra.in_doubt
+
+
+async def named(spool, queue_id: str) -> list[tuple[str, list[str]]]:
+    steps = await operations(spool, queue_id)
+    return [(one["operation"], one["drafts"]) for one in steps if one.get("drafts")]
+
+
+@pytest.mark.parametrize("after", ["relayed", "failed", "expired"])
+async def test_the_end_of_an_attempt_names_what_may_be_left_in_drafts(
+    spool, make, clock, after
+) -> None:
+    (claim,) = (await spool.accept(make({HOP: ["x@b.test"]}))).claims
+    known = EntryExtra(requests=(SENT,), uploads=(DRAFT,), lost_posts=(LOST,))
+    assert await spool.note_requests(claim, known)
+    claim = replace_fields(claim, extra=known)
+    if after == "expired":
+        await spool.record(expiry_result(claim, time=AttemptTime(1, 2)).commit)
+    else:
+        outcome = OK if after == "relayed" else Failed(LATER.evidence)
+        await end(spool, clock, claim, {1: outcome})
+    assert (await spool.journey(claim.message.id)).state == after
+    doubted = ["p@a.test AAMk="] * (after == "expired")
+    left = ["p@a.test AAMk=", *doubted, f"p@a.test {LOST[1]}"]
+    assert await named(spool, claim.message.id) == [("leave drafts", left)]

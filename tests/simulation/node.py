@@ -136,7 +136,7 @@ class _RerouterDesk:
 
     def __init__(self, admin: QueueAdmin, ledger: Ledger, world: World) -> None:
         self._admin, self._ledger, self._world = admin, ledger, world
-        self.note_drafts = admin.note_drafts
+        self.note_deleted = admin.note_deleted
 
     async def execute(self, command: QueueCommand) -> CommandReport:
         messages = [one.rpartition("-")[0] for one in command.selector.ids]

@@ -1,6 +1,6 @@
 """Queue commands of an operator, and a fake of delivery's claims in memory."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 from relay.base.message.envelope import domain_of
@@ -41,15 +41,18 @@ class FakeDrafts:
         self.staying: set[tuple[str, str]] = set()
         self.deleted: list[tuple[str, str]] = []
         self.lost: list[tuple[str, str]] = []
+        self.before: Callable[[], Awaitable[object]] | None = None  # asked before a deletion
+        self.known: object = None  # what that answered
 
     async def delete_drafts(
         self, _next_hop: NextHop, drafts: Collection[tuple[str, str]]
     ) -> set[tuple[str, str]]:
+        self.known = await self.before() if self.before is not None else None
         self.deleted += sorted(set(drafts) - self.staying)
         return set(drafts) - self.staying
 
     def look_for_lost(
-        self, _queue_id: str, _next_hop: NextHop, lost_posts: Collection[tuple[str, str]]
+        self, _key: Key, _next_hop: NextHop, lost_posts: Collection[tuple[str, str]]
     ) -> None:
         self.lost += lost_posts
 

@@ -28,7 +28,7 @@ class ClaimRequests:
             for request in extra.requests
             if request.draft and live.intersection(request.recipients)
         ]
-        lost_posts = replace(extra, uploads=()).all_lost_posts
+        lost_posts = extra.without_requests.lost_posts
         self.noted = replace(extra, requests=tuple(known), lost_posts=lost_posts)
 
     @property

@@ -308,16 +308,19 @@ class GraphConnection:
         path = f"mailFolders/{folder}/messages?{query}"
         return self.read(await self.request("GET", mailbox, path), GraphItems).value
 
-    async def delete(self, mailbox: str, draft: str) -> None:
-        """Delete a draft. It may be gone; if a person has sent it, it stays. Raises ConnectError,
-        HttpError.
+    async def delete(self, mailbox: str, draft: str) -> bool:
+        """Delete a draft, which may be gone; return False if a person has sent it. Raises
+        ConnectError, HttpError.
         """
         answer = await self.request("GET", mailbox, f"{filling.path_of(draft)}?{_FIELDS}")
-        if is_missing(answer) or not self.read(answer, GraphItem).is_draft:
-            return
+        if is_missing(answer):
+            return True
+        if not self.read(answer, GraphItem).is_draft:
+            return False
         answer = await self.request("DELETE", mailbox, filling.path_of(draft))
         if answer.status // 100 != 2 and not is_missing(answer):
             raise self.trouble(answer)
+        return True
 
     async def delete_found(self, mailbox: str, message_id: str) -> bool:
         """Delete the drafts with this Message-ID; return whether there were any. Raises
@@ -369,7 +372,8 @@ class _GraphTransaction:
             if request.sent_us or own_mailbox(request.mailbox) == user
         ]
         self._lost = self._requests.noted.lost_posts
-        self._uploads = [*self._requests.noted.uploads]
+        elsewhere = [draft for draft in self._requests.noted.requests if draft not in self._open]
+        self._uploads = [*self._requests.noted.uploads, *elsewhere]
         self._found: dict[str, Any] = {}  # about the copy, for the evidence
 
     async def run(self) -> dict[int, Outcome]:

@@ -1,8 +1,8 @@
 """Delete drafts in a mailbox of Microsoft Graph outside of an attempt.
 
 A draft is deleted if Graph gave its id to Relay, or if Relay made its Message-ID. A draft that
-cannot be deleted within DELETE_S stays in Drafts, and nothing else changes: no message needs it. If
-its id is known, the journey names it.
+cannot be deleted within DELETE_S stays in Drafts, and nothing else changes: no message needs it.
+The journey names what may be left before, and what was deleted then.
 """
 
 import asyncio
@@ -28,6 +28,8 @@ _LOOKS_MAX = 1000  # that wait for their turn; of further ones the drafts stay
 _log = get_logger("delivery")
 Named = tuple[str, str]  # a mailbox, and an id there
 NoteDrafts = Callable[[Key, Collection[Named]], Awaitable[None]]
+# deletes what has a name in a mailbox; False: there was nothing
+_Use = Callable[[GraphConnection, str, str], Awaitable[bool]]
 
 
 @dataclass(eq=False)
@@ -37,49 +39,40 @@ class DraftCleaner:
     table: RouteTable
     resolve: Resolve
     connect: Connect
-    note_drafts: NoteDrafts  # records those that stay
+    note_deleted: NoteDrafts  # records those that are gone
 
     def __post_init__(self) -> None:
         self.looks = TaskSet()
         self._turn = asyncio.Lock()  # Graph takes few requests at once
-        self._sessions = asyncio.Semaphore(_SESSIONS_MAX)  # of much mail that expires at once
+        self._sessions = asyncio.Semaphore(_SESSIONS_MAX)  # of many orders at once
 
     async def delete_drafts(self, next_hop: NextHop, drafts: Iterable[Named]) -> set[Named]:
         """Delete drafts by the ids that Graph gave. Return those that are gone."""
         return await self._each(next_hop, drafts, GraphConnection.delete)
 
     def delete_at_end(self, key: Key, next_hop: NextHop, extra: EntryExtra) -> None:
-        """Begin to delete the drafts with files of an entry that has ended, and to look once for
-        those of which the answer was lost.
+        """Begin to delete the drafts of an entry that has ended, and to look once for those of
+        which the answer was lost.
         """
-        self.look_for_lost(key[0], next_hop, extra.all_lost_posts)
-        drafts = [(upload.mailbox, upload.draft) for upload in extra.uploads if upload.draft]
-        if drafts and len(self.looks) < _LOOKS_MAX:
-            self.looks.start(self._delete_all(key, next_hop, drafts))
+        self._start(key, next_hop, extra.unsent, GraphConnection.delete)
+        self.look_for_lost(key, next_hop, extra.all_lost_posts)
 
-    async def _delete_all(self, key: Key, next_hop: NextHop, drafts: Sequence[Named]) -> None:
+    def look_for_lost(self, key: Key, next_hop: NextHop, lost_posts: Sequence[Named]) -> None:
+        """Begin to look once for the drafts of EntryExtra.lost_posts of an entry."""
+        made_here = [post for post in lost_posts if post[1].startswith(f"<{key[0]}.")]
+        self._start(key, next_hop, made_here, GraphConnection.delete_found)
+
+    def _start(self, key: Key, next_hop: NextHop, named: Sequence[Named], use: _Use) -> None:
+        if named and len(self.looks) < _LOOKS_MAX:
+            self.looks.start(self._delete(key, next_hop, named, use))
+
+    async def _delete(self, key: Key, next_hop: NextHop, named: Sequence[Named], use: _Use) -> None:
         with ContainedErrors(_log, "internal error in deleting drafts"):
             async with self._turn:
-                gone = await self.delete_drafts(next_hop, drafts)
-            await self.note_drafts(key, [draft for draft in drafts if draft not in gone])
+                gone = await self._each(next_hop, named, use)
+            await self.note_deleted(key, gone)
 
-    def look_for_lost(self, queue_id: str, next_hop: NextHop, lost_posts: Sequence[Named]) -> None:
-        """Begin to look once for the drafts of EntryExtra.lost_posts of a message."""
-        made_here = [post for post in lost_posts if post[1].startswith(f"<{queue_id}.")]
-        if made_here and len(self.looks) < _LOOKS_MAX:
-            self.looks.start(self._delete_lost(next_hop, made_here))
-
-    async def _delete_lost(self, next_hop: NextHop, posts: Sequence[Named]) -> None:
-        with ContainedErrors(_log, "internal error in deleting drafts"):
-            async with self._turn:
-                await self._each(next_hop, posts, GraphConnection.delete_found)
-
-    async def _each(
-        self,
-        next_hop: NextHop,
-        named: Iterable[Named],
-        use: Callable[[GraphConnection, str, str], Awaitable[object]],
-    ) -> set[Named]:
+    async def _each(self, next_hop: NextHop, named: Iterable[Named], use: _Use) -> set[Named]:
         """Call `use` for each draft in the mailbox of the route, in one session; return the drafts
         for which it succeeded.
         """
@@ -93,8 +86,8 @@ class DraftCleaner:
                     try:
                         for mailbox, name in mine:
                             with suppress(ConnectError, HttpError):
-                                await use(session, mailbox, name)
-                                done.add((mailbox, name))
+                                if await use(session, mailbox, name):
+                                    done.add((mailbox, name))
                     finally:
                         session.close()
         return done

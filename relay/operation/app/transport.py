@@ -216,7 +216,6 @@ def connect_parts(
     scheduler.local.reply_of = transport.replies.owed
     reporter.copies = _copies(base, scheduler)
     admin.delivery, admin.reports.writer = scheduler, reporter
-    recorder.drafts = scheduler.drafts
     admin.give_back = base.usage.give_back
     base.table.is_of_other_store = base.spool.is_of_other_store
     base.store.messages.on_read = transport.receipts.sender.read

@@ -212,6 +212,8 @@ class CommandDetail(Detail, frozen=True):
     copies: list[str] = []  # addresses that get a copy
     bounce: bool = False  # the sender gets a report, with this text
     text: str = ""
+    # what may be left in Drafts of Microsoft Graph: the mailbox, and the id or Message-ID
+    drafts: list[str] = []
 
 
 class ReportDetail(Detail, frozen=True):

@@ -233,8 +233,16 @@ def _operation(detail: details.CommandDetail) -> str:
         result.append(f"held by {named(list(dict.fromkeys(detail.holds.values())))}")
     if detail.why:
         result.append(f"because: {detail.why}")
+    result += _few([_draft(name, detail.operation) for name in detail.drafts])
     result.append(f"{'entry' if len(numbers) == 1 else 'entries'} {named(numbers)}")
     return ", ".join(result)
+
+
+def _draft(name: str, operation: str) -> str:
+    """Return the words for one of CommandDetail.drafts."""
+    mailbox, _, draft = name.rpartition(" ")
+    words = "a draft may be left in Drafts: Message-ID" if draft[-1:] == ">" else "left in Drafts:"
+    return f"{'deleted:' if operation == 'delete drafts' else words} {draft} of {mailbox}"
 
 
 def _few(lines: Sequence[str], count: int | None = None) -> list[str]:

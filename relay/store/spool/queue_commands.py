@@ -181,9 +181,9 @@ class CloudDrafts(Protocol):
         """Delete drafts, within 10 s; return those that are gone. Raises nothing."""
 
     def look_for_lost(
-        self, queue_id: str, next_hop: NextHop, lost_posts: Sequence[tuple[str, str]]
+        self, key: Key, next_hop: NextHop, lost_posts: Sequence[tuple[str, str]]
     ) -> None:
-        """Begin to look for EntryExtra.lost_posts, and delete what is found."""
+        """Begin to look for EntryExtra.lost_posts of an entry, and delete what is found."""
 
 
 class ActiveClaims(Protocol):

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.base.message.content import Content, Octets
 from relay.base.message.envelope import NO_MESSAGE_EXTRA, ForwardPath, MessageExtra, MessageFacts
@@ -266,6 +267,20 @@ class EntryExtra(Struct, frozen=True, omit_defaults=True):
             for request in (*self.requests, *self.uploads)
             if request.draft and not request.sent_us
         ]
+
+    def left_in_drafts(self, *, in_doubt: bool = False) -> list[str]:
+        """Return what may be left in Drafts, for the journey: the mailbox, and the id or
+        Message-ID; with `in_doubt` also drafts that Graph may have sent.
+        """
+        doubted = [(request.mailbox, request.draft) for request in self.requests if request.sent_us]
+        return [*map(" ".join, [*self.unsent, *(in_doubt * doubted), *self.all_lost_posts])]
+
+    @property
+    def without_requests(self) -> "EntryExtra":
+        """It, where no attempt sends what is in `requests`, but deletes it."""
+        drafts = [request for request in self.requests if request.draft]
+        lost_posts = replace(self, uploads=()).all_lost_posts
+        return replace(self, requests=(), uploads=(*self.uploads, *drafts), lost_posts=lost_posts)
 
     @property
     def all_lost_posts(self) -> tuple[tuple[str, str], ...]:

@@ -20,6 +20,7 @@ from relay.delivery.http_connection import HttpResponse
 from relay.delivery.smtp.connect import ConnectError, GraphOptions, Target, TokenError
 from relay.delivery.smtp.connection import Timeouts
 from relay.delivery.smtp.transaction import Transaction
+from relay.store.journeys.wording import describe
 from relay.store.spool.types import NO_EXTRA, CloudRequest
 from relay.transport.routing.mx_hosts import Host, Hosts, Unprotected
 from relay.transport.routing.routes import Credentials, HopOptions
@@ -607,8 +608,12 @@ async def test_a_lost_draft_is_made_again_at_once_and_deleted_after_the_result(d
         assert set(states(journey).values()) == {"relayed"}
         while delivery.scheduler.drafts.looks:
             await asyncio.sleep(0.01)
+        journey = await delivery.spool.journey(queue_id)
     (draft,) = graph.in_folder("drafts")
     assert draft.message_id == OTHERS_ID, "whose draft that is, is not known"
+    *_, named, removed = [line for one in journey.steps for line in describe(one.step, one.detail)]
+    assert f"a draft may be left in Drafts: Message-ID {OTHERS_ID} of " in named
+    assert removed.startswith(f"delete drafts by relay, deleted: <{queue_id}.")
     (deleted,) = graph.in_folder("deleteditems")
     assert deleted.message_id.startswith(f"<{queue_id}.")
     assert {name: graph.items.get(name) for name in graph.others} == graph.others

@@ -35,7 +35,15 @@ from relay.store.spool.shared.columns import recipient_row
 from relay.store.spool.shared.entries import EntryChanges, EntryFacts, LoadedEntries, load_entries
 from relay.store.spool.shared.holds import RELEASED, held_extra
 from relay.store.spool.shared.tables import Leftovers, Tables
-from relay.store.spool.types import RESTORED_US, ContentKey, Key, NewMessage, NewRecipient, Selector
+from relay.store.spool.types import (
+    NO_EXTRA,
+    RESTORED_US,
+    ContentKey,
+    Key,
+    NewMessage,
+    NewRecipient,
+    Selector,
+)
 
 _OF_A_RULE = "a rule holds it"
 _IN_FLIGHT = "it is being delivered"
@@ -428,17 +436,22 @@ class _EntryChanger:
         return replace(facts, cause="", cause_attempts=0) if self.command.forgets else facts
 
     def _without_drafts(self, facts: EntryFacts) -> EntryFacts:
-        """Forget drafts: nothing was sent, and no attempt sends them from now on."""
+        """Let no attempt send drafts from now on: nothing was sent. The journey names them before
+        they are deleted; an entry that is held keeps them, and the next attempt deletes them.
+        """
         extra = facts.extra
         if extra is None or not (
             extra.requests or extra.uploads or extra.lost_posts or extra.order
         ):
             return facts
-        lost: Pairs = extra.all_lost_posts
+        self._detail_of(facts).drafts.extend(extra.left_in_drafts())
         is_hold = self.command.operation is Operation.HOLD
-        self._work.drafts[facts.key] = (facts.next_hop, extra.unsent, () if is_hold else lost)
-        kept = lost if is_hold else ()
-        return facts.with_extra(requests=(), uploads=(), lost_posts=kept, order=None)
+        lost: Pairs = () if is_hold else extra.all_lost_posts
+        self._work.drafts[facts.key] = (facts.next_hop, extra.unsent, lost)
+        kept = extra.without_requests if is_hold else NO_EXTRA
+        return facts.with_extra(
+            requests=(), uploads=kept.uploads, lost_posts=kept.lost_posts, order=None
+        )
 
     def _without_end(self, facts: EntryFacts, backed_up_us: int) -> EntryFacts:
         """Let the message of a restored entry not expire; keep the time that was left."""

@@ -36,8 +36,6 @@ from relay.base.observe.logs import get_logger
 from relay.base.observe.metrics import Metrics
 from relay.base.task_set import TaskSet
 from relay.formats.dsn import UNREADABLE, ReportedRecipient, ReportKind
-from relay.store.journeys.details import CommandDetail
-from relay.store.journeys.events import Event
 from relay.store.journeys.message_list import matches_pattern
 from relay.store.spool.queue_commands import (
     DRAFT_STAYS,
@@ -65,6 +63,7 @@ from relay.store.spool.shared.entries import (
 )
 from relay.store.spool.shared.entry_list import EntryListBuilder
 from relay.store.spool.shared.entry_selection import EntrySelection, like
+from relay.store.spool.shared.results import drafts_event
 from relay.store.spool.shared.tables import OpenTransaction, QueueEngine, StoredReports, Tables
 from relay.store.spool.types import (
     FIRST_KEY,
@@ -387,40 +386,39 @@ class QueueAdmin:
     async def _delete_drafts(
         self, result: ChangeResult, listed: EntryListBuilder, silent: set[str]
     ) -> None:
-        """Delete the drafts of changed entries, and note which stay. This follows the commit: until
-        then an attempt could send them. A next hop in `silent` has deleted none, and is not asked.
+        """Delete the drafts of changed entries, and note which are gone. This follows the commit:
+        until then an attempt could send them. A next hop in `silent` has deleted none, and is not
+        asked.
         """
         by_hop: dict[str, set[tuple[str, str]]] = {}
-        for (queue_id, _), (hop, drafts, lost) in result.drafts.items():
+        for key, (hop, drafts, lost) in result.drafts.items():
             by_hop.setdefault(hop, set()).update(drafts)
             if lost and self.delivery is not None:
-                self.delivery.drafts.look_for_lost(queue_id, NextHop.parse(hop), lost)
+                self.delivery.drafts.look_for_lost(key, NextHop.parse(hop), lost)
         for hop, known in by_hop.items():
             if known and hop not in silent and self.delivery is not None:
                 gone = await self.delivery.drafts.delete_drafts(NextHop.parse(hop), known)
                 known.difference_update(gone)
                 silent |= set() if gone else {hop}
-        stay = {
-            key: [draft for draft in drafts if draft in by_hop[hop]]
-            for key, (hop, drafts, _) in result.drafts.items()
-        }
-        for key, drafts in stay.items():
-            await self.note_drafts(key, drafts)
+        stay = set[Key]()
+        for key, (hop, drafts, _) in result.drafts.items():
+            if not by_hop[hop].isdisjoint(drafts):
+                stay.add(key)
+            await self.note_deleted(key, [draft for draft in drafts if draft not in by_hop[hop]])
         for row in listed.entries:
-            if stay.get((row["id"], row["entry"])):
+            if (row["id"], row["entry"]) in stay:
                 row["note"] = DRAFT_STAYS
 
-    async def note_drafts(self, key: Key, drafts: Collection[tuple[str, str]]) -> None:
-        """Record in the journey which drafts of an entry stay in Drafts, if the spool can."""
+    async def note_deleted(self, key: Key, drafts: Collection[tuple[str, str]]) -> None:
+        """Record in the journey which drafts of an entry have been deleted, if the spool can."""
         if not drafts:
             return
-        why = "; ".join(f"{mailbox}: {draft}" for mailbox, draft in drafts)
-        detail = CommandDetail(operation="leave drafts", entries=[key[1]], who="relay", why=why)
-        events = [Event(self.clock.time_us(), detail)]
+        names, at_us = [*map(" ".join, drafts)], self.clock.time_us()
+        events = [drafts_event("delete drafts", key[1], names, at_us=at_us)]
         try:
             await self.engine.change(lambda transaction: transaction.append_events(key[0], events))
         except SpoolError as error:
-            _log.warning("drafts stay", qid=key[0], drafts=why, error=str(error))
+            _log.warning("deleted drafts not recorded", qid=key[0], drafts=names, error=str(error))
 
     async def order_of(self, claim_result: ClaimResult) -> "Slice | None":
         """Return the order on the entry of this result, to be carried out with it; None: there is

@@ -36,7 +36,13 @@ from relay.base.message.outcome import (
 from relay.base.message.receipt import ReceiptRequest
 from relay.formats.read_report import COMPLAINTS, RemoteClaim, RemoteReport
 from relay.store.journeys import details
-from relay.store.journeys.details import AttemptDetail, ClaimDetail, ReportSource, read_known
+from relay.store.journeys.details import (
+    AttemptDetail,
+    ClaimDetail,
+    CommandDetail,
+    ReportSource,
+    read_known,
+)
 from relay.store.journeys.events import Event, Step
 from relay.store.spool.shared.accepted import CapturedMail
 from relay.store.spool.shared.columns import IS_FEEDBACK, LIVE_STATES, PAY_REPORTS, json_text
@@ -253,8 +259,12 @@ def record_effects(
         note_extra(transaction, claim.key, unanswered=claim_result.unanswered)
     if claim_result.fallback_us != claim.extra.fallback_us:
         note_extra(transaction, claim.key, fallback_us=claim_result.fallback_us)
-    if claim.next_hop.kind is HopKind.GRAPH and not rows.is_finished:
-        _drop_ended_requests(transaction, claim, rows)
+    if claim.next_hop.kind is HopKind.GRAPH:
+        if not rows.is_finished:
+            _drop_ended_requests(transaction, claim, rows)
+        elif drafts := claim.extra.left_in_drafts(in_doubt=bool(claim_result.expired)):
+            left = drafts_event("leave drafts", claim.entry_id, drafts, at_us=claim_result.at_us)
+            transaction.append_events(claim.message.id, [left])
     add_receipts(transaction, claim.message.id, rows.receipts, now_us=new.now_us, store=store)
     if claim_result.remote_report is not None:
         report, to = claim_result.remote_report
@@ -262,6 +272,12 @@ def record_effects(
             return _join_feedback(transaction, claim_result, report, to=to)
         join_report(transaction, claim_result, report, to=to)
     return ""
+
+
+def drafts_event(operation: str, entry: int, drafts: Sequence[str], *, at_us: int) -> Event:
+    """Return the event by which the relay names drafts of an entry; `at_us` is wall time."""
+    detail = CommandDetail(operation=operation, entries=[entry], who="relay", drafts=[*drafts])
+    return Event(at_us, detail)
 
 
 def note_requests(transaction: OpenTransaction, claim: Claim, noted: EntryExtra) -> bool:
