@@ -50,7 +50,7 @@ from relay.delivery.smtp.transaction import (
     wrong_address,
 )
 from relay.formats.encode_for_host import CannotEncodeError, need_of
-from relay.store.spool.types import Claim, ClaimedRecipient, SpoolError
+from relay.store.spool.types import Claim, ClaimedRecipient, OrderedError, SpoolError
 
 _log = get_logger("delivery")
 
@@ -276,6 +276,8 @@ class OutboundSession(SessionState):
                 for recipient in left:  # others were attempted already: this is the same attempt
                     attempt.outcomes.setdefault(recipient.id, error.outcome)
                 return
+            except OrderedError:
+                result, only_ask = TransactionResult({}), True
             except SpoolError as error:
                 attempt.outcomes = unreadable(attempt.claim, error) | attempt.outcomes
                 return

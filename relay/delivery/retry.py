@@ -78,8 +78,9 @@ def claim_action(claim: Claim, *, now_us: int, confirmed_us: int, started_us: in
     is_held_or_captured = claim.state in HELD_OR_CAPTURED
     if ends_us is not None and (confirmed_us if is_held_or_captured else now_us) >= ends_us:
         return ClaimAction.EXPIRE
-    if claim.extra.order is not None:
-        return ClaimAction.ATTEMPT if claim.extra.in_doubt else ClaimAction.REQUEUE
+    if (order := claim.extra.order) is not None:
+        must_ask = claim.extra.in_doubt and not order.restarts
+        return ClaimAction.ATTEMPT if must_ask else ClaimAction.REQUEUE
     if is_held_or_captured:
         return ClaimAction.REQUEUE
     is_over = now_us >= claim.expires_us

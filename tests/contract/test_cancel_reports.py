@@ -76,7 +76,7 @@ async def test_what_is_in_flight_is_not_in_the_report(spool, make, active_claims
     waiting = EntrySchedule(retry_us=NOW, due_us=NOW)
     await spool.record(ClaimResult(two, 1, {2: LATER}, waiting))
     answer = await spool.queue_admin.execute(command("cancel", bounce=True))
-    assert (answer.as_json()["done"], answer.as_json()["in_flight"]) == (2, 1)
+    assert (answer.as_json()["done"], answer.as_json()["ordered"]) == (2, 1)
     (report,) = await reports(spool)
     assert report.count(b"Action: failed") == 2
     assert b"z@c.test" not in report

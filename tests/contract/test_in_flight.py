@@ -12,20 +12,20 @@ from tests.support.operator import OK, command, operations, reroute
 @pytest.mark.parametrize(
     "queue_command", [command("hold"), command("cancel"), reroute("mx:b.test")]
 )
-async def test_waiting_entries_are_changed_and_entries_in_flight_are_reported(
+async def test_waiting_entries_are_changed_at_once_and_others_when_their_attempt_ends(
     spool, make, active_claims, queue_command
 ) -> None:
-    waiting, in_flight = [(await spool.accept(make())).claims[0] for _ in range(2)]
+    waiting, running = [(await spool.accept(make())).claims[0] for _ in range(2)]
     active_claims.waiting.add(waiting.key)
     rehearsed = await spool.queue_admin.execute(replace(queue_command, dry_run=True))
     answer = await spool.queue_admin.execute(queue_command)
     assert rehearsed.counts == answer.counts
     for changed in (rehearsed, answer):
         reported = {one["id"]: one["result"] for one in changed.entries}
-        assert reported == {waiting.message.id: "done", in_flight.message.id: "in flight"}
-    assert answer.as_json()["in_flight"] == 1
+        assert reported == {waiting.message.id: "done", running.message.id: "ordered"}
+    assert answer.as_json()["ordered"] == 1
     assert await spool.record(ClaimResult(waiting, 5, {1: OK})) == (False, ()), "its epoch is over"
-    held, _ = await spool.record(ClaimResult(in_flight, 5, {1: OK}))
+    held, _ = await spool.record(ClaimResult(running, 5, {1: OK}))
     assert held
 
 

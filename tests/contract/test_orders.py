@@ -23,6 +23,7 @@ from relay.store.spool.types import (
     DueQuery,
     EntryExtra,
     EntrySchedule,
+    OrderedError,
     Selector,
 )
 from tests.support.operator import HOUR_US, LATER, OK, all_to, command, operations, reroute
@@ -148,13 +149,13 @@ async def test_what_was_sent_is_relayed_and_ends_the_order(spool, parts, entry, 
     await told(spool, COMMANDS["hold"], that)
     (claim,) = await due(spool, clock)
     await end(spool, clock, claim, {1: OK})
-    assert [one["operation"] for one in await operations(spool, that.ids[0])] == ["hold ordered"]
+    said = [one["operation"] for one in await operations(spool, that.ids[0])]
+    assert said == ["hold ordered", "hold too late: sent"]
     assert (await spool.journey(that.ids[0])).state == "relayed"
 
 
-@pytest.mark.parametrize("verb", ["retry", "release"])
-async def test_a_later_order_replaces_it_and_two_verbs_withdraw_it(
-    spool, restart, parts, entry, clock, verb
+async def test_a_later_order_replaces_it_and_a_release_alone_withdraws_it(
+    spool, restart, parts, entry, clock
 ) -> None:
     this = await entry(SENT)
     for name in ("cancel", "reroute"):
@@ -163,12 +164,96 @@ async def test_a_later_order_replaces_it_and_two_verbs_withdraw_it(
     (claim,) = await due(spool, clock)
     assert (claim.extra.order.operation, claim.extra.order.to_text) == ("reroute", "mx:c.test")
     await spool.release([claim])
-    assert await told(spool, command(verb), this) == ("done", "the order to reroute is withdrawn")
+    for verb, note in (("retry", "stays"), ("release", "is withdrawn")):
+        assert await told(spool, command(verb), this) == ("done", f"the order to reroute {note}")
     assert "order" not in await listed(spool, this)
     (claim,) = await due(spool, clock)
     assert (claim.extra.order, claim.extra.requests) == (None, (SENT,))
     names = [one["operation"] for one in await operations(spool, this.ids[0])]
-    assert names == ["cancel ordered", "reroute ordered", "reroute withdrawn"]
+    assert names == ["cancel ordered", "reroute ordered", "retry", "reroute withdrawn"]
+
+
+RUNNING = COMMANDS | {"retry": command("retry")}
+
+
+@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("name", RUNNING)
+async def test_a_command_during_an_attempt_is_carried_out_before_the_next(
+    spool, restart, parts, make, clock, name, ends
+) -> None:
+    """Also where the attempt never ends, as after kill -9."""
+    (claim,) = (await spool.accept(make())).claims
+    this, order = Selector(ids=(claim.message.id,)), RUNNING[name]
+    for dry_run in (True, False):
+        answer = await spool.queue_admin.execute(replace(order, selector=this, dry_run=dry_run))
+        (one,) = answer.entries
+        note = f"when its attempt ends, at the latest {one['expires'][:19]}Z"
+        assert (one["result"], one["note"]) == ("ordered", note)
+    assert (await listed(spool, this))["order"] == name
+    if ends:
+        parts.due.clear()
+        assert (await end(spool, clock, claim, {1: LATER}))[0], "the claim goes on"
+        assert parts.due == [clock.queue_us()], "delivery looks for it at once"
+    else:
+        spool = await restart(frees=1)
+        spool.queue_admin.way_to = way_to
+    (claim,) = await due(spool, clock)
+    assert claim_action(claim, now_us=9, confirmed_us=9, started_us=0) is ClaimAction.REQUEUE
+    await spool.record(requeue_result(claim, time=AttemptTime(clock.queue_us(), 7)).commit)
+    steps = [one["operation"] for one in await operations(spool, this.ids[0])]
+    assert steps == [f"{name} ordered", *([name] if ends or name != "retry" else [])]
+    if name == "cancel":
+        assert (await spool.journey(this.ids[0])).state == "cancelled"
+        return
+    waits = await listed(spool, this)
+    hop = "mx:c.test" if name == "reroute" else "mx:a.test"
+    assert (waits["state"], waits["next_hop"]) == ("held" if name == "hold" else "deferred", hop)
+    again = await due(spool, clock)
+    assert [one.extra.order for one in again] == [None] * (name != "hold"), "due at once"
+
+
+@pytest.mark.parametrize("outcome", [OK, Failed(LATER.evidence)])
+async def test_a_command_during_the_last_attempt_comes_too_late(
+    spool, parts, make, clock, outcome
+) -> None:
+    (claim,) = (await spool.accept(make())).claims
+    this = Selector(ids=(claim.message.id,))
+    assert (await told(spool, COMMANDS["cancel"], this))[0] == "ordered"
+    await end(spool, clock, claim, {1: outcome})
+    said = [one["operation"] for one in await operations(spool, this.ids[0])]
+    assert said == ["cancel ordered", f"cancel too late: {'sent' if outcome is OK else 'failed'}"]
+    assert not await due(spool, clock)
+
+
+async def test_a_command_during_an_attempt_can_be_changed(spool, parts, make, clock) -> None:
+    (claim,) = (await spool.accept(make())).claims
+    this = Selector(ids=(claim.message.id,))
+    assert await told(spool, command("release"), this) == ("unchanged", "it is not held")
+    for name in ("cancel", "reroute", "hold"):
+        assert (await told(spool, COMMANDS[name], this))[0] == "ordered"
+    assert await told(spool, command("retry"), this) == ("ordered", "the order to hold stays")
+    assert (await listed(spool, this))["order"] == "hold", "the last counts"
+    withdrawn = ("done", "the order to hold is withdrawn")
+    assert await told(spool, command("release"), this) == withdrawn
+    await end(spool, clock, claim, {1: LATER})
+    assert not await due(spool, clock), "by the schedule of retries"
+    clock.advance(61)
+    (claim,) = await due(spool, clock)
+    assert claim.extra.order is None
+
+
+async def test_no_send_follows_an_order(spool, parts, entry, clock) -> None:
+    this = await entry(DRAFT)
+    clock.advance(61)
+    (claim,) = await due(spool, clock)
+    assert await noted(spool, claim, DRAFT), "a draft may be noted"
+    assert (await told(spool, COMMANDS["cancel"], this))[0] == "ordered"
+    with pytest.raises(OrderedError):
+        await noted(spool, claim, SENT)
+    assert await noted(spool, claim, DRAFT, lost=(LOST,))
+    await end(spool, clock, claim, {1: LATER})
+    (claim,) = await due(spool, clock)
+    assert (claim.extra.in_doubt, claim.extra.order.operation) == (False, "cancel")
 
 
 async def test_a_draft_binds_an_entry_to_nothing(spool, parts, entry, clock) -> None:

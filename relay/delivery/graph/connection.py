@@ -74,6 +74,8 @@ from relay.formats.graph_copy import graph_copy, sole_message_id
 from relay.formats.graph_draft import NotConverted, graph_draft
 from relay.store.spool.types import UPLOADS_MAX, CloudRequest
 
+# limit: the answer of Microsoft Graph to a GET
+QUESTION_S = 30.0
 RECIPIENTS_MAX = 500  # of a message, in Exchange Online
 SENT_US = 120_000_000
 LOOKED_FOR_US = 600_000_000
@@ -293,7 +295,7 @@ class GraphConnection:
                     *([("Content-Type", kind)] if body else []),
                 ],
                 body=body,
-                timeout_s=self.timeouts.dot_s if method == "POST" else self.timeouts.command_s,
+                timeout_s=_timeout_s(method, self.timeouts),
                 answer_bytes_max=_ANSWER_BYTES_MAX + _ANSWER_BYTES_PER_OCTET * len(body),
             )
             if answer.status != _UNAUTHORIZED or is_last:
@@ -354,6 +356,13 @@ class GraphConnection:
         """Close it at once."""
         if self._http is not None:
             self._http.close()
+
+
+def _timeout_s(method: str, timeouts: Timeouts) -> float:
+    """Return how long an answer is waited for: a question may be asked again."""
+    if method == "GET":
+        return min(QUESTION_S, timeouts.command_s)
+    return timeouts.dot_s if method == "POST" else timeouts.command_s
 
 
 class _GraphTransaction:

@@ -288,9 +288,11 @@ def _reasons(answer: Mapping[str, Any]) -> list[str]:
     entries have the latest time of all.
     """
     noted = [(row["result"], row["note"]) for row in answer["entries"] if row["note"]]
-    latest = max((note for result, note in noted if result == "ordered"), default="")
-    notes = Counter((result, latest if result == "ordered" else note) for result, note in noted)
-    return [f"    {number} {result}: {note}" for (result, note), number in notes.items()]
+    by_words: dict[tuple[str, str], list[str]] = {}
+    for result, note in noted:
+        by_words.setdefault((result, note.partition("at the latest")[0]), []).append(note)
+    pairs = by_words.items()
+    return [f"    {len(notes)} {result}: {max(notes)}" for (result, _), notes in pairs]
 
 
 def with_option(text: str) -> str:
@@ -431,7 +433,7 @@ def _remarks(entry: Mapping[str, Any]) -> Iterator[str]:
     if note := entry.get("note"):
         yield f"{entry['result']}: {note}"
     elif order := entry.get("order"):
-        yield f"ordered: {order} when Graph answers, at the latest {entry['expires'][:19]}Z"
+        yield f"ordered: {order}, at the latest {entry['expires'][:19]}Z"
 
 
 def _age(at: str | None, now_us: int) -> str:

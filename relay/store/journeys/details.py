@@ -198,7 +198,7 @@ class CommandDetail(Detail, frozen=True):
     """A command for entries: by an operator, or by the relay itself."""
 
     step = 6
-    operation: str = ""  # also `cancel ordered`, `cancel withdrawn`
+    operation: str = ""  # also `cancel ordered`, `cancel withdrawn`, `cancel too late: sent`
     entries: list[int] = field(default_factory=list[int])
     holds: dict[str, str] = {}  # why a route holds entries, by their numbers
     who: str = ""

@@ -261,18 +261,28 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         """
         stored = await self.store_contents(claim_result.reports)
         now_us = self._clock.queue_us() if self.receipts.has_room else NEVER_US
-        order = None
+        admin, order = self.queue_admin, None
+        may_be_ordered = admin.may_be_ordered(claim_result.claim)
         try:
-            order = await self.queue_admin.order_of(claim_result)
+            order = await admin.order_of(claim_result)
             carry_out = order.carry_out if order is not None else None
             recorded = await self._record(
-                NewResult(claim_result, stored, self._captured, claim_reports, now_us, carry_out)
+                NewResult(
+                    claim_result,
+                    stored,
+                    self._captured,
+                    claim_reports,
+                    now_us,
+                    carry_out,
+                    may_be_ordered,
+                )
             )
         except Exception:
             await self.discard(stored)
-            await self.queue_admin.end_order(order, None)
+            await admin.end_order(order, None)
             raise
-        await self.queue_admin.end_order(order, recorded.ordered if recorded is not None else None)
+        await admin.end_order(order, recorded.ordered if recorded is not None else None)
+        admin.recorded(claim_result)
         if recorded is None:
             await self.discard(stored)
             return False, ()

@@ -50,7 +50,7 @@ class CommandResult(StrEnum):
     DONE = "done"
     UNCHANGED = "unchanged"
     IN_FLIGHT = "in flight"
-    ORDERED = "ordered"  # it is done when Microsoft Graph has said whether it sent the message
+    ORDERED = "ordered"  # it is done when no attempt runs, and Graph has said what became of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,12 @@ class QueueCommand:
             )
         if self.copy_to and (self.to is None or self.operation is not Operation.RELEASE):
             raise ValueError("only a release sends copies, and it needs a next hop")
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether as_order() has all of it."""
+        is_odd = self.copy_to or self.as_before or self.backed_up_us is not None
+        return not is_odd and (self.to is None or bool(self.to_text))
 
     def as_order(self) -> QueueOrder:
         """Return what is noted of it until it can be carried out."""

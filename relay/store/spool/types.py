@@ -127,6 +127,10 @@ class SpoolNotEmptyError(SpoolError):
     """A spool cannot be restored where there is already something."""
 
 
+class OrderedError(SpoolError):
+    """A queue command waits for the end of the attempt, which sends nothing any more."""
+
+
 class NodeNameError(SpoolError):
     """Another node uses the name of this one."""
 
@@ -187,8 +191,8 @@ class CloudRequest(Struct, frozen=True, omit_defaults=True):
 
 
 class QueueOrder(Struct, frozen=True, omit_defaults=True):
-    """A queue command that waits until Microsoft Graph has said whether it sent the message. Fields
-    as in QueueCommand. Their names are stored: see EntryExtra.
+    """A queue command that waits for the end of an attempt, or until Microsoft Graph has said
+    whether it sent the message. Fields as in QueueCommand. Their names are stored: see EntryExtra.
     """
 
     operation: str
@@ -198,6 +202,11 @@ class QueueOrder(Struct, frozen=True, omit_defaults=True):
     bounce: bool = False
     text: str = ""
     to_text: str = msgspec.field(default="", name="to")
+
+    @property
+    def restarts(self) -> bool:
+        """Whether it lets attempts go on: then it does not wait for Microsoft Graph."""
+        return self.operation in ("retry", "release")
 
 
 class EntryExtra(Struct, frozen=True, omit_defaults=True):
@@ -251,7 +260,7 @@ class EntryExtra(Struct, frozen=True, omit_defaults=True):
     # Drafts that are being filled with files, or were: they are never sent, but deleted. The
     # internetMessageId of each is made here; one without an id counts as lost.
     uploads: tuple[CloudRequest, ...] = ()
-    # The command that is carried out once the answer to each /send is known.
+    # The command that is carried out when no attempt runs, and the answer to each /send is known.
     order: QueueOrder | None = None
 
     @property

@@ -125,7 +125,9 @@ WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS id), new_event AS (
 ), waiting AS (
     UPDATE entry e SET
         state = k.state, attempts = k.attempts, claimed = 0, owner = 0, epoch = e.epoch + 1,
-        due_us = k.due_us, lane = k.lane, cause = k.cause,
+        lane = k.lane, cause = k.cause, -- an order that waits for nothing else: it stays due
+        due_us = CASE WHEN e.extra LIKE '%"order":{%' AND e.extra NOT LIKE '%"sent_us":%'
+            THEN e.due_us ELSE k.due_us END,
         retry_us = CASE WHEN e.state = 'held' THEN e.retry_us ELSE k.retry_us END,
         cause_attempts = k.cause_attempts,
         warn_us = CASE WHEN e.warn_us IS NULL THEN NULL ELSE k.warn_us END

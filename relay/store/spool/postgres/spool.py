@@ -290,13 +290,12 @@ class PostgresSpool(SpoolEngine):
     async def _record(self, new: NewResult) -> Recorded | None:
         self._check_usable()
         reports = new.claim_result.reports
-        is_alone = transactions.runs_statements(new.claim_result)
-        is_alone = is_alone or any(new.stored)
-        is_order = new.order is not None
+        is_alone = transactions.runs_statements(new.claim_result) or any(new.stored)
+        is_alone = is_alone or new.order is not None
         record = partial(transactions.record, new=new)
-        try:
+        try:  # with is_order: another node may note an order on the same entry
             return await self._writer.submit(
-                record, alone=is_alone or is_order, is_order=is_order, size=_size_of(reports)
+                record, alone=is_alone, is_order=is_alone, size=_size_of(reports)
             )
         except StaleClaimError:
             return None

@@ -264,6 +264,8 @@ class WriteConnection(GroupWriter):
             return
         except Exception as error:  # noqa: BLE001 - passed to the callers
             is_conflict = isinstance(error.__cause__, asyncpg.TransactionRollbackError)
+            # the row of a claim has another place if another node has noted an order in it
+            is_conflict = is_conflict or isinstance(error, StaleClaimError)
             if len(batch) > 1 or (is_conflict and times < _TIMES_MAX):
                 for job in batch:  # the operation at fault fails alone
                     self._write([job], times=times + 1)

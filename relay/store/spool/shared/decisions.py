@@ -58,8 +58,9 @@ Pairs = Sequence[tuple[str, str]]
 class ChangeResult:
     """What one transaction did."""
 
-    # of each entry, with a note
+    # of each entry, with a note; `running` are those that were not changed: an attempt runs
     results: dict[Key, tuple[CommandResult, str]] = field(default_factory=dict)
+    running: dict[Key, tuple[CommandResult, str]] = field(default_factory=dict)
     made: dict[Key, list[Key]] = field(default_factory=dict)  # of entries that were split
     next_hops: dict[NextHop, None] = field(default_factory=dict)  # with entries that are due now
     due_us: int | None = None  # the earliest due time of a changed entry
@@ -70,11 +71,6 @@ class ChangeResult:
     given_back: list[CancelledMail] = field(default_factory=list)  # to the counts of accounts
     reports: list[NewMessage] = field(default_factory=list)  # to senders
     left: Leftovers = None  # to be removed once it is durable
-
-
-def in_flight_note(node: str = "") -> str:
-    """Return the note for an entry that is being delivered, by another `node` if that is named."""
-    return f"{_IN_FLIGHT} at {node}" if node else _IN_FLIGHT
 
 
 def _withdrawn(facts: EntryFacts) -> str:
@@ -215,27 +211,46 @@ class _EntryChanger:
                 continue
             if (expires_us := self.changes.expiries.get(key[0])) is not None:
                 facts = replace(facts, message_expires_us=expires_us)
-            result, note = CommandResult.IN_FLIGHT, ""
-            if not facts.is_claimed or key in self.taken:
-                if key not in passed_over or self._must_wait(facts):
-                    result, note = self._decide(facts)
-                if key not in self.changes.put:
-                    self._put_back(facts)
-            self._work.results[key] = (result, note)
+            result, note = CommandResult.IN_FLIGHT, _IN_FLIGHT
+            is_running = self._is_running(facts)
+            if is_running or key not in passed_over or self._must_wait(facts):
+                result, note = self._decide(facts)
+            if not is_running and key not in self.changes.put:
+                self._put_back(facts)
+            is_ordered = is_running and result is CommandResult.ORDERED
+            is_left = is_ordered or result is CommandResult.IN_FLIGHT
+            (self._work.running if is_left else self._work.results)[key] = (result, note)
         return self._work
+
+    def _is_running(self, facts: EntryFacts) -> bool:
+        """Whether an attempt may be running."""
+        return facts.is_claimed and facts.key not in self.taken
 
     def _decide(self, facts: EntryFacts) -> tuple[CommandResult, str]:
         """Change the entry, or not; return the result, and a note."""
-        command = self.command
         if facts.ordered and self._restarts and facts.state is not RecipientState.HELD:
-            self._ask_now(facts.with_extra(order=None))
-            self._record(facts, operation=f"{facts.ordered} withdrawn")
-            return CommandResult.DONE, _withdrawn(facts)
-        reason = command.inapplicable_reason(facts.state)
-        if not reason and self._must_wait(facts):
+            return self._go_on(facts)
+        reason = self.command.inapplicable_reason(facts.state)
+        if not reason and (self._is_running(facts) or self._must_wait(facts)):
             return self._order(facts)
         if reason := reason or self._do(facts):
             return CommandResult.UNCHANGED, reason
+        return CommandResult.DONE, _withdrawn(facts)
+
+    def _go_on(self, facts: EntryFacts) -> tuple[CommandResult, str]:
+        """Let the attempts at an entry with an order go on: a release withdraws the order."""
+        is_running = self._is_running(facts)
+        if self.command.operation is Operation.RETRY:
+            if not is_running:
+                self._ask_now(facts)
+                self._record(facts)
+            result = CommandResult.ORDERED if is_running else CommandResult.DONE
+            return result, f"the order to {facts.ordered} stays"
+        if is_running:
+            self.changes.orders[facts.key] = None
+        else:
+            self._ask_now(facts.with_extra(order=None))
+        self._record(facts, operation=f"{facts.ordered} withdrawn")
         return CommandResult.DONE, _withdrawn(facts)
 
     @property
@@ -265,20 +280,31 @@ class _EntryChanger:
                 return self._reroute(facts)
 
     def _order(self, facts: EntryFacts) -> tuple[CommandResult, str]:
-        """Note the command, and have the next attempt ask at once; or return why it would change
-        nothing. It waits until the entry expires at the latest: a node that pauses ends it too.
+        """Note the command, and have the next attempt ask at once, if none runs; or return why it
+        would change nothing. It waits until the entry expires at the latest: a node that pauses
+        ends it too.
         """
-        command = self.command
-        reason = _unchanged_reason(command, facts, now_us=self.now_us)
-        if command.to is not None:
+        command, is_running, reason = self.command, self._is_running(facts), ""
+        if is_running and not command.can_wait:
+            return CommandResult.IN_FLIGHT, _IN_FLIGHT
+        if command.is_rerouting(facts.state):
             _, reason = _reroute_targets(self.loaded, facts, command)
+        elif command.operation is not Operation.RETRY:  # it is due only because it was claimed
+            reason = _unchanged_reason(command, facts, now_us=self.now_us)
         if reason:
             return CommandResult.UNCHANGED, reason
-        end_us = self._ask_now(facts.with_extra(order=command.as_order())).expires_us
+        if is_running:
+            self.changes.orders[facts.key] = command.as_order()
+            self._work.due_us = self.now_us  # it may have ended since
+            end_us = facts.expires_us
+        else:
+            end_us = self._ask_now(facts.with_extra(order=command.as_order())).expires_us
         detail = self._record(facts, operation=f"{command.operation} ordered")
         detail.to[:] = filter(None, [command.to_text])
         text = rfc3339(end_us + offset_us(wall_us=self.at_us, queue_us=self.now_us))[:19]
-        return CommandResult.ORDERED, f"when Graph answers, at the latest {text}Z"
+        is_asked = facts.is_awaited and not self._restarts
+        when = "Graph answers" if is_asked else "its attempt ends"
+        return CommandResult.ORDERED, f"when {when}, at the latest {text}Z"
 
     def _ask_now(self, facts: EntryFacts) -> EntryFacts:
         """Have an attempt ask at once. A hold goes on, but what a restore holds expires from now

@@ -20,9 +20,9 @@ from relay.store.journeys.details import CommandDetail, read_detail
 from relay.store.journeys.events import Event, Step
 from relay.store.spool.queue_commands import Operation, QueueCommand, states_before
 from relay.store.spool.shared.columns import ACCEPTED_COUNTER, LIVE_STATES
-from relay.store.spool.shared.holds import changed_extra, count_holds
+from relay.store.spool.shared.holds import changed_extra, count_holds, note_extra
 from relay.store.spool.shared.tables import OpenTransaction, Tables
-from relay.store.spool.types import ContentKey, EntryExtra, Key, readable_extra
+from relay.store.spool.types import ContentKey, EntryExtra, Key, QueueOrder, readable_extra
 
 # The columns in the order of EntryFacts.
 ENTRY = (
@@ -176,6 +176,8 @@ class EntryChanges:
     moved: list[tuple[int, str, int, int]] = field(default_factory=list)
     added: list[tuple[Any, ...]] = field(default_factory=list)  # recipients of new entries
     expiries: dict[str, int] = field(default_factory=dict)  # of messages
+    # of entries whose attempt runs; None: the one that they had is withdrawn
+    orders: dict[Key, QueueOrder | None] = field(default_factory=dict)
     # by message and operation
     recorded: dict[tuple[str, str], CommandDetail] = field(default_factory=dict)
 
@@ -280,6 +282,8 @@ def store_changes(
     if changes.added:
         transaction.counts[ACCEPTED_COUNTER] += len(changes.added)
     count_holds(transaction, held)
+    for key, order in changes.orders.items():  # the claim goes on
+        note_extra(transaction, key, order=order)
     for (message_id, _), detail in changes.recorded.items():
         transaction.append_events(message_id, [Event(at_us, detail)])
     return sum(_change_recipients(transaction, state, keys) for state, keys in states.items())

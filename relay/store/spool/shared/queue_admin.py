@@ -1,9 +1,10 @@
 """List the queue, and execute operator commands: in slices, around entries that are in flight.
 
 What a command does to an entry is decided in `decisions`, which entries a selector matches in
-`entry_selection`. An entry that is being delivered is not changed; the result says so, and names
-the node. A large command runs in slices of one transaction each, and mail continues between them.
-When a slice fails with a SpoolError, the slices before it remain done.
+`entry_selection`. An entry whose attempt runs is not changed: the command is noted, and carried out
+when the attempt ends, or, if it never does, before another begins. A large command runs in slices
+of one transaction each, and mail continues between them. When a slice fails with a SpoolError, the
+slices before it remain done.
 
 With `--bounce` the sender of cancelled mail gets a report of the failure. If a crash interrupted an
 attempt, reports of its successes are still owed; a cancel writes them too, because no other attempt
@@ -26,6 +27,7 @@ from msgspec.structs import asdict
 from msgspec.structs import replace as replace_fields
 
 from relay.base.accounts.usage import CancelledMail
+from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
 from relay.base.message.address import with_a_labels
 from relay.base.message.envelope import Source
@@ -53,7 +55,7 @@ from relay.store.spool.queue_commands import (
 )
 from relay.store.spool.shared import holds
 from relay.store.spool.shared.columns import LOGIN, PAY_REPORTS
-from relay.store.spool.shared.decisions import ChangeResult, decide, held_by_restore, in_flight_note
+from relay.store.spool.shared.decisions import ChangeResult, decide, held_by_restore
 from relay.store.spool.shared.entries import (
     EntryChanges,
     LoadedEntries,
@@ -220,6 +222,7 @@ class QueueAdmin:
         self.reports = CancelReports(self.engine)
         self.delivery: ActiveClaims | None = None  # has claims in memory; None: none runs
         self._releasing = TaskSet()
+        self._noted = BoundedDict[Key, None](LISTED_MAX)  # whose attempt ran when it was ordered
         self.give_back: Callable[[CancelledMail], None] = lambda _mail: None  # what was counted
         # parses QueueCommand.to_text, or raises ValueError
         self.way_to: Callable[[str], RouteLookup] = lambda _text: lambda *_: None
@@ -317,11 +320,14 @@ class QueueAdmin:
 
     async def _do(self, keys: Sequence[Key], answer: "_ReportBuilder") -> None:
         """Change one slice. Entries that are claimed meanwhile are withdrawn in another round."""
-        left, notes = keys, dict[Key, str]()
+        left, running = keys, dict[Key, tuple[CommandResult, str]]()
         for _ in range(_ROUNDS):
             taken = self._take(answer.command, left)
-            if left is not keys and not taken:
-                break
+            if running:
+                if not taken:
+                    break
+                in_flight = CommandResult.IN_FLIGHT
+                left = [key for key in left if key in taken or running[key][0] is in_flight]
             planned = NOTHING_PLANNED
             try:
                 if answer.command.operation is Operation.CANCEL:
@@ -337,16 +343,15 @@ class QueueAdmin:
             self._follow_up(result)
             await self._delete_drafts(result, listed, answer.silent)
             outcomes = (outcome for outcome, _ in result.results.values())
-            certain = (outcome for outcome in outcomes if outcome is not CommandResult.IN_FLIGHT)
-            answer.add(certain, listed, reports=len(result.reports))
-            left = [key for key in left if _is_in_flight(result, key)]
+            answer.add(outcomes, listed, reports=len(result.reports))
+            running = {key: running[key] for key in running if key not in left} | result.running
+            left = [*running]
             if not left:
                 return
-            notes = {key: result.results[key][1] for key in left}
         listed = answer.listing()
-        show = partial(_show_in_flight, notes=notes, listed=listed, engine=self.engine)
+        show = partial(_show_running, results=running, listed=listed, engine=self.engine)
         await self.engine.read(show)
-        answer.add([CommandResult.IN_FLIGHT] * len(left), listed)
+        answer.add((outcome for outcome, _ in running.values()), listed)
 
     async def _discard(self, planned: PlannedReports, made: Sequence[NewMessage]) -> None:
         """Keep the files of the reports that were committed, and remove the files of the others."""
@@ -361,9 +366,9 @@ class QueueAdmin:
 
     def _take(self, command: QueueCommand, keys: Sequence[Key]) -> frozenset[Key]:
         """Withdraw the claims that wait for an attempt, and return them; with --dry-run only return
-        them. A retry does not need that.
+        them.
         """
-        if self.delivery is None or command.operation is Operation.RETRY:
+        if self.delivery is None:
             return frozenset()
         take = self.delivery.waiting_among if command.dry_run else self.delivery.withdraw
         return take(keys)
@@ -376,6 +381,8 @@ class QueueAdmin:
             self.give_back(mail)
         if result.left:
             self.engine.remove(result.left)
+        for key in result.running:
+            self._noted[key] = None
         if self.delivery is None:
             return
         if result.next_hops:
@@ -420,6 +427,10 @@ class QueueAdmin:
         except SpoolError as error:
             _log.warning("deleted drafts not recorded", qid=key[0], drafts=names, error=str(error))
 
+    def may_be_ordered(self, claim: Claim) -> bool:
+        """Whether there may be an order on the entry of this claim."""
+        return claim.key in self._noted or claim.extra.order is not None
+
     async def order_of(self, claim_result: ClaimResult) -> "Slice | None":
         """Return the order on the entry of this result, to be carried out with it; None: there is
         none. Raises SpoolError.
@@ -439,7 +450,7 @@ class QueueAdmin:
         answer = _ReportBuilder(command, partial(EntryListBuilder, self.shown_times()))
         now_us, at_us = self.clock.queue_us(), self.clock.time_us()
         planned = ({claim.key: None}, reports)
-        return Slice(answer, (claim.key,), (), self.engine, now_us, at_us, planned)
+        return Slice(answer, (claim.key,), (), self.engine, now_us, at_us, planned, order)
 
     def _ordered(self, order: QueueOrder, key: Key) -> QueueCommand:
         """Return the command of an order, as it is now: a hold if its route is gone."""
@@ -450,6 +461,14 @@ class QueueAdmin:
             fields |= {"operation": Operation.HOLD, "why": str(error)[:WHY_CHARACTERS_MAX]}
             fields["to_text"], to = "", None
         return QueueCommand(selector=Selector(ids=("{}-{}".format(*key),)), to=to, **fields)
+
+    def recorded(self, claim_result: ClaimResult) -> None:
+        """Have the order that came during an attempt carried out: its entry is still due."""
+        key = claim_result.claim.key
+        if key in self._noted and not claim_result.goes_on:
+            del self._noted[key]
+            if self.delivery is not None:
+                self.delivery.due_at(self.clock.queue_us())
 
     async def end_order(self, part: "Slice | None", done: ChangeResult | None) -> None:
         """Do what follows order_of() and the transaction; `done` is what the order has changed."""
@@ -525,13 +544,13 @@ class Slice(Struct, frozen=True):
     now_us: int  # queue time
     at_us: int  # wall time
     planned: PlannedReports = NOTHING_PLANNED
+    order: QueueOrder | None = None  # the command, if it was one
 
     def write(self, transaction: OpenTransaction) -> tuple[ChangeResult, EntryListBuilder]:
         """Change the entries, and list them as they are then.
 
         A withdrawn entry that is not changed is released; it is due as before. A cancel changes a
-        message with reports only if its entries have the epochs in `planned`. Entries that another
-        node has claimed are left alone.
+        message with reports only if its entries have the epochs in `planned`.
         """
         epochs, _ = self.planned
         loaded = load_entries(transaction, self.answer.command, self.keys)
@@ -549,7 +568,6 @@ class Slice(Struct, frozen=True):
         fields = {
             entry: _fields(outcome, note)
             for key, (outcome, note) in result.results.items()
-            if outcome is not CommandResult.IN_FLIGHT
             for entry in (key, *result.made.get(key, ()))
         }
         listed.add(transaction, list(fields), fields)
@@ -558,11 +576,15 @@ class Slice(Struct, frozen=True):
         return result, listed
 
     def carry_out(self, transaction: OpenTransaction) -> ChangeResult | None:
-        """Carry out an order on one entry, after the result of an attempt; None: Microsoft Graph
-        may still have sent the message.
+        """Carry out an order on one entry, after the result of an attempt; None: it has another
+        order now or none, or Microsoft Graph may still have sent the message.
         """
         (key,) = self.keys
-        if load_entries(transaction, self.answer.command, self.keys).entries[key].is_awaited:
+        extra = load_entries(transaction, self.answer.command, self.keys).entries[key].extra
+        order = extra.order if extra is not None else None
+        if extra is None or order is None or order != self.order:
+            return None
+        if extra.in_doubt and not order.restarts:
             return None
         holds.note_extra(transaction, key, order=None)
         return self.write(transaction)[0]
@@ -590,13 +612,11 @@ class Slice(Struct, frozen=True):
         busy = set(claimed).difference(taken)
         planned = dict.fromkeys(key for key in loaded.to_be_planned if key not in busy)
         result, _ = self._decided(loaded, taken, planned)
-        fields = {
-            key: _in_flight(elsewhere.get(key, "")) if key in busy else _fields(outcome, note)
-            for key, (outcome, note) in result.results.items()
-        }
+        results = result.results | result.running
+        fields = {key: _fields(*told, elsewhere.get(key, "")) for key, told in results.items()}
         listed = self.answer.listing()
         listed.add(tables, list(fields), fields)
-        return [outcome for outcome, _ in result.results.values()], listed
+        return [outcome for outcome, _ in results.values()], listed
 
     def _decided(
         self, loaded: LoadedEntries, taken: Collection[Key], planned: Mapping[Key, int | None]
@@ -639,25 +659,21 @@ def _cancelled_mail(
             yield CancelledMail(account, rows[0][1] + offset_us, never_sent, others)
 
 
-def _show_in_flight(
-    tables: Tables, *, notes: Mapping[Key, str], listed: EntryListBuilder, engine: QueueEngine
+def _show_running(
+    tables: Tables,
+    *,
+    results: Mapping[Key, tuple[CommandResult, str]],
+    listed: EntryListBuilder,
+    engine: QueueEngine,
 ) -> None:
-    """List entries in flight with their notes. "" stands for: it is being delivered."""
-    elsewhere = engine.elsewhere(tables, notes)
-    fields = {
-        key: _fields(CommandResult.IN_FLIGHT, note) if note else _in_flight(elsewhere.get(key, ""))
-        for key, note in notes.items()
-    }
-    listed.add(tables, list(notes), fields)
+    """List entries whose attempt runs, with the node that it runs at."""
+    elsewhere = engine.elsewhere(tables, results)
+    fields = {key: _fields(*told, elsewhere.get(key, "")) for key, told in results.items()}
+    listed.add(tables, list(fields), fields)
 
 
-def _fields(result: CommandResult, note: str) -> dict[str, str]:
-    return {"result": str(result), "note": note}
-
-
-def _in_flight(node: str) -> dict[str, str]:
-    fields = _fields(CommandResult.IN_FLIGHT, in_flight_note(node))
-    return fields | ({"node": node} if node else {})
+def _fields(result: CommandResult, note: str, node: str = "") -> dict[str, str]:
+    return {"result": str(result), "note": note} | ({"node": node} if node else {})
 
 
 def _put_back(transaction: OpenTransaction, *, keys: Collection[Key], engine: QueueEngine) -> None:
@@ -679,7 +695,3 @@ def _slices(keys: Sequence[Key], *, whole_messages: bool) -> Iterator[Sequence[K
             chunk = []
     if chunk:
         yield chunk
-
-
-def _is_in_flight(result: ChangeResult, key: Key) -> bool:
-    return key in result.results and result.results[key][0] is CommandResult.IN_FLIGHT

@@ -56,6 +56,7 @@ from relay.store.spool.types import (
     ClaimResult,
     EntryExtra,
     EntrySchedule,
+    OrderedError,
     PriorityLevel,
     readable_extra,
 )
@@ -67,6 +68,12 @@ _LEAVE = (
     # the warning may have been reported meanwhile
     " warn_us = CASE WHEN warn_us IS NULL THEN NULL ELSE CAST(? AS BIGINT) END"
     " WHERE message_id = ? AND number = ? AND epoch = ? AND state <> 'final'"
+)
+# An order that waits for nothing else is carried out by the next claim: its entry stays due.
+_REQUEUE = _LEAVE.replace(
+    " due_us = ?,",
+    " due_us = CASE WHEN extra LIKE '%\"order\":{%' AND extra NOT LIKE '%\"sent_us\":%'"
+    " THEN due_us ELSE CAST(? AS BIGINT) END,",
 )
 RECORD_ALL = (
     "UPDATE recipient SET state = ?, status = ?, reply = ?, remote_id = ?"
@@ -151,6 +158,7 @@ class NewResult(Struct, frozen=True):
     now_us: int  # queue time, or NEVER_US if no read receipts are to be recorded
     # carries out the order that waited for this result: QueueAdmin.order_of
     order: Callable[[OpenTransaction], ChangeResult | None] | None = None
+    may_be_ordered: bool = False  # an order may wait for this result
 
 
 class Recorded(Struct, frozen=True):
@@ -237,7 +245,7 @@ def leave_entry(transaction: OpenTransaction, claim_result: ClaimResult, rows: R
         *claim_result.claim.key,
         claim_result.claim.epoch,
     )
-    return transaction.execute(_LEAVE, values) == 1
+    return transaction.execute(_LEAVE if rows.is_finished else _REQUEUE, values) == 1
 
 
 def record_effects(
@@ -259,6 +267,8 @@ def record_effects(
         note_extra(transaction, claim.key, unanswered=claim_result.unanswered)
     if claim_result.fallback_us != claim.extra.fallback_us:
         note_extra(transaction, claim.key, fallback_us=claim_result.fallback_us)
+    if new.may_be_ordered and rows.is_finished:
+        _end_order(transaction, claim_result, rows)
     if claim.next_hop.kind is HopKind.GRAPH:
         if not rows.is_finished:
             _drop_ended_requests(transaction, claim, rows)
@@ -274,6 +284,19 @@ def record_effects(
     return ""
 
 
+def _end_order(transaction: OpenTransaction, claim_result: ClaimResult, rows: ResultRows) -> None:
+    """Record that the order on an entry that has ended came too late."""
+    claim = claim_result.claim
+    row = transaction.fetch_one(_EXTRA, claim.key)
+    extra = readable_extra(row[0]) if row is not None else None
+    if extra is None or extra.order is None or extra.order.restarts:
+        return
+    is_sent = not {RecipientState.DELIVERED, RecipientState.RELAYED}.isdisjoint(rows.final)
+    operation = f"{extra.order.operation} too late: {'sent' if is_sent else 'failed'}"
+    detail = CommandDetail(operation=operation, entries=[claim.entry_id], who=extra.order.who)
+    transaction.append_events(claim.message.id, [Event(claim_result.at_us, detail)])
+
+
 def drafts_event(operation: str, entry: int, drafts: Sequence[str], *, at_us: int) -> Event:
     """Return the event by which the relay names drafts of an entry; `at_us` is wall time."""
     detail = CommandDetail(operation=operation, entries=[entry], who="relay", drafts=[*drafts])
@@ -282,11 +305,16 @@ def drafts_event(operation: str, entry: int, drafts: Sequence[str], *, at_us: in
 
 def note_requests(transaction: OpenTransaction, claim: Claim, noted: EntryExtra) -> bool:
     """Record what `noted` says of requests of a claim to Microsoft Graph. Return False, and record
-    nothing, if the epoch of the claim has ended.
+    nothing, if the epoch of the claim has ended. Raises OrderedError where a /send would follow.
     """
     owned = (*claim.key, claim.epoch)
     if (row := transaction.fetch_one(_OF_EPOCH, owned)) is None:
         return False
+    known = readable_extra(row[0])
+    if known is not None and known.order is not None:
+        new = [request for request in noted.requests if request not in known.requests]
+        if any(request.sent_us and not request.lost_us for request in new):
+            raise OrderedError("a queue command waits for the end of the attempt")
     text = changed_extra(
         row[0],
         requests=noted.requests,

@@ -40,7 +40,5 @@ def test_a_message_is_cancelled_only_as_its_reports_know_it(planned, ended) -> N
     )
     assert list(changes.put) == list(result.ended) == ended
     assert {entry.state for entry in changes.put.values()} <= {RecipientState.CANCELLED}
-    passed_over = [
-        key for key, (one, _) in result.results.items() if one is CommandResult.IN_FLIGHT
-    ]
-    assert passed_over == [key for key in entries if key not in ended]
+    assert {told for told, _ in result.running.values()} <= {CommandResult.IN_FLIGHT}
+    assert [*result.running] == [key for key in entries if key not in ended]
