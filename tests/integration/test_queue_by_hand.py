@@ -23,7 +23,9 @@ def queue_commands(relay: RelayProcess, queue_id: str) -> list[dict[str, Any]]:
     return [one for one in details if "operation" in one]
 
 
-def test_hold_reports_entries_in_flight_and_holds_the_others(remotes: Remotes, serve) -> None:
+def test_a_hold_waits_for_the_end_of_an_attempt_and_holds_the_others_at_once(
+    remotes: Remotes, serve
+) -> None:
     gate = remotes.gate()
     mx = remotes.start("slow.test", gates={"DOT": gate})
     relay = serve(remotes, config=ONE_CONNECTION)
@@ -31,18 +33,20 @@ def test_hold_reports_entries_in_flight_and_holds_the_others(remotes: Remotes, s
     remotes.run(mx.reached("DOT"))
     others = [relay.submit("alice@example.test", [f"{n}@slow.test"]) for n in range(4)]
     done = relay.cli("queue", "hold", first)
-    assert (done.returncode, "in flight" in done.stdout) == (TRY_LATER, True)
+    assert (done.returncode, "when its attempt ends" in done.stdout) == (OK, True)
     would = relay.cli_json("queue", "hold", "--all", "--dry-run")
     assert {one["id"]: (one["result"], one["state"]) for one in would} == {
-        first: ("in flight", "queued"),
+        first: ("ordered", "queued"),
         **dict.fromkeys(others, ("done", "queued")),
     }
     answer = relay.cli_json("queue", "hold", "--all", "--reason", "the remote is slow")
     results = {one["id"]: (one["result"], one["state"]) for one in answer}
-    assert results == {first: ("in flight", "queued")} | dict.fromkeys(others, ("done", "held"))
+    assert results == {first: ("ordered", "queued")} | dict.fromkeys(others, ("done", "held"))
     assert change(relay, "cancel", ids=others[:1], reason="twice")["done"] == 1
     remotes.open_gate(gate)
     assert relay.until_final(first)["state"] == "relayed"
+    said = [one["operation"] for one in queue_commands(relay, first)]
+    assert said == ["hold ordered", "hold ordered", "hold too late: sent"]
     (hold,) = queue_commands(relay, others[1])
     assert (hold["operation"], hold["why"]) == ("hold", "the remote is slow")
     assert hold["who"]

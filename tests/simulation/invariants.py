@@ -513,8 +513,9 @@ def cancelled_as_told(evidence: Evidence) -> Iterator[str]:
         for one in message.recipients:
             is_cancelled = one.state is RecipientState.CANCELLED
             is_told = (message.id, one.entry) in ledger.cancelled
+            is_known = is_told or (message.id, one.entry) in ledger.cancel_ordered
             where = f"{message.id} {one.entry} ({message.token}) to {one.address}"
-            if is_cancelled and not is_told and not ledger.unanswered[message.id]:
+            if is_cancelled and not is_known and not ledger.unanswered[message.id]:
                 yield f"9: {where} is cancelled, and no operator was found_text so"
             if is_told and not is_cancelled and not _ended_before_its_cancel(message, one):
                 yield f"9: {where} saw cancelled, and is {one.state}"

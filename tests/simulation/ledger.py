@@ -106,6 +106,7 @@ class Ledger:
         self.waits = Waits(plan)
         self.operated: Counter[Key] = Counter()  # how often an operator changed an entry
         self.cancelled: set[Key] = set()  # as answered to an operator
+        self.cancel_ordered: set[Key] = set()  # for the end of the attempt
         # commands for a message, or for any, that were not answered
         self.unanswered: Counter[str] = Counter()
         self._accepted_s: dict[str, float] = {}  # by queue id, before anybody was answered
@@ -419,7 +420,11 @@ class Ledger:
                         self.world.fault(
                             f"invariant 9: {key} is reported to be cancelled in flight"
                         )
-            elif one["result"] == CommandResult.IN_FLIGHT:
+            elif one["result"] in (CommandResult.IN_FLIGHT, CommandResult.ORDERED):
+                self.operated[key] += 2  # now, and when it is carried out
+                self._held_until_us.pop(key, None)
+                if order.operation is Operation.CANCEL:
+                    self.cancel_ordered.add(key)
                 is_unclaimed = unclaimed.get(key) == self.epochs.get(
                     key
                 )  # nobody has claimed it since

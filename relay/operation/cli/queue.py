@@ -3,7 +3,7 @@
 `relay pause` stops delivery or acceptance on this node, until a time or `relay resume`. If no relay
 runs, both take effect at the next start. Commands that change entries need a selector.
 Exits 65 for an unknown message, 69 without a relay that changes entries, 75 if all selected entries
-are in flight, 130 for Ctrl-C. A command that waits for Microsoft Graph is ordered, and exits 0.
+are in flight, 130 for Ctrl-C. A command that waits for the end of an attempt is ordered: 0.
 """
 
 from collections import Counter

@@ -22,12 +22,13 @@ from relay.store.spool.shared.queue_admin import _put_back
 from relay.store.spool.types import (
     ClaimResult,
     DueQuery,
+    EntrySchedule,
     NodeNameError,
     Selector,
     SpoolUnavailableError,
 )
 from tests.support.events import an_event
-from tests.support.operator import OK, FakeActiveClaims, command, reroute
+from tests.support.operator import HOUR_US, LATER, OK, FakeActiveClaims, command, reroute
 from tests.support.postgres import PostgresServer, database_of
 from tests.support.spool_nodes import Elapsed, beats
 from tests.support.spools import new_message
@@ -188,23 +189,37 @@ COMMANDS = [
     command("hold"),
     command("cancel"),
     command("cancel", bounce=True),
-    command("release"),
     reroute("mx:b.test"),
     command("retry"),
 ]
 
 
 @pytest.mark.parametrize("order", COMMANDS, ids=lambda one: f"{one.operation} {one.bounce}")
-async def test_what_another_node_delivers_is_left_alone_and_the_answer_names_it(at, order) -> None:
+async def test_what_another_node_delivers_is_ordered_and_any_node_carries_it_out(at, order) -> None:
     one, two = await at("one.test"), await at("two.test")
     (claim,) = (await two.accept(new_message(TO_A))).claims
     for dry_run in (True, False):
         answer = await one.queue_admin.execute(replace(order, dry_run=dry_run))
-        assert answer.counts[CommandResult.IN_FLIGHT] == 1
+        assert answer.counts[CommandResult.ORDERED] == 1
         (entry,) = answer.entries
-        assert (entry["result"], entry["node"]) == ("in flight", "two.test")
-        assert entry["note"] == "it is being delivered at two.test"
-    assert (await two.record(ClaimResult(claim, 5, {1: OK})))[0]
+        assert (entry["result"], entry["node"]) == ("ordered", "two.test")
+    later = ClaimResult(claim, 5, {1: LATER}, EntrySchedule(NOW + HOUR_US, NOW + HOUR_US))
+    assert (await two.record(later))[0]
+    (again,) = (await one.claim_due(NOW, 10, DueQuery())).claims
+    assert again.extra.order.operation == order.operation
+    assert (await one.record(ClaimResult(again, 5, {1: OK})))[0]
+
+
+async def test_an_order_of_another_node_at_the_same_moment_loses_no_result(at) -> None:
+    one, two = await at("one.test"), await at("two.test")
+    claims = [(await two.accept(new_message(TO_A))).claims[0] for _ in range(30)]
+    for claim in claims:
+        order = command("cancel", Selector(ids=(claim.message.id,)))
+        (is_recorded, _), _ = await asyncio.gather(
+            two.record(ClaimResult(claim, 5, {1: OK})), one.queue_admin.execute(order)
+        )
+        assert is_recorded
+        assert (await two.journey(claim.message.id)).state == "relayed"
 
 
 @pytest.mark.parametrize("order", COMMANDS[:-1], ids=lambda one: f"{one.operation} {one.bounce}")
