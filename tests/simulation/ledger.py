@@ -420,7 +420,7 @@ class Ledger:
                         self.world.fault(
                             f"invariant 9: {key} is reported to be cancelled in flight"
                         )
-            elif one["result"] in (CommandResult.IN_FLIGHT, CommandResult.ORDERED):
+            elif one["result"] == CommandResult.ORDERED:
                 self.operated[key] += 2  # now, and when it is carried out
                 self._held_until_us.pop(key, None)
                 if order.operation is Operation.CANCEL:

@@ -75,7 +75,7 @@ from relay.formats.graph_draft import NotConverted, graph_draft
 from relay.store.spool.types import UPLOADS_MAX, CloudRequest
 
 # limit: the answer of Microsoft Graph to a GET
-QUESTION_S = 30.0
+QUESTION_S = 30.0  # an order waits for it
 RECIPIENTS_MAX = 500  # of a message, in Exchange Online
 SENT_US = 120_000_000
 LOOKED_FOR_US = 600_000_000
@@ -279,6 +279,7 @@ class GraphConnection:
         `before_post` raises.
         """
         target = path if path[0] == "/" else f"/v1.0/users/{quote(mailbox, safe='')}/{path}"
+        waits_s = {"GET": min(QUESTION_S, self.timeouts.command_s), "POST": self.timeouts.dot_s}
         for is_last in (False, True):
             if self._http is None or not self._http.is_open:
                 self.close()
@@ -295,7 +296,7 @@ class GraphConnection:
                     *([("Content-Type", kind)] if body else []),
                 ],
                 body=body,
-                timeout_s=_timeout_s(method, self.timeouts),
+                timeout_s=waits_s.get(method, self.timeouts.command_s),
                 answer_bytes_max=_ANSWER_BYTES_MAX + _ANSWER_BYTES_PER_OCTET * len(body),
             )
             if answer.status != _UNAUTHORIZED or is_last:
@@ -356,13 +357,6 @@ class GraphConnection:
         """Close it at once."""
         if self._http is not None:
             self._http.close()
-
-
-def _timeout_s(method: str, timeouts: Timeouts) -> float:
-    """Return how long an answer is waited for: a question may be asked again."""
-    if method == "GET":
-        return min(QUESTION_S, timeouts.command_s)
-    return timeouts.dot_s if method == "POST" else timeouts.command_s
 
 
 class _GraphTransaction:

@@ -54,19 +54,21 @@ class DraftCleaner:
         """Begin to delete the drafts of an entry that has ended, and to look once for those of
         which the answer was lost.
         """
-        self._start(key, next_hop, extra.unsent, GraphConnection.delete)
+        self._start(key, next_hop, extra.unsent, use=GraphConnection.delete)
         self.look_for_lost(key, next_hop, extra.all_lost_posts)
 
     def look_for_lost(self, key: Key, next_hop: NextHop, lost_posts: Sequence[Named]) -> None:
         """Begin to look once for the drafts of EntryExtra.lost_posts of an entry."""
         made_here = [post for post in lost_posts if post[1].startswith(f"<{key[0]}.")]
-        self._start(key, next_hop, made_here, GraphConnection.delete_found)
+        self._start(key, next_hop, made_here, use=GraphConnection.delete_found)
 
-    def _start(self, key: Key, next_hop: NextHop, named: Sequence[Named], use: _Use) -> None:
+    def _start(self, key: Key, next_hop: NextHop, named: Sequence[Named], *, use: _Use) -> None:
         if named and len(self.looks) < _LOOKS_MAX:
-            self.looks.start(self._delete(key, next_hop, named, use))
+            self.looks.start(self._delete(key, next_hop, named, use=use))
 
-    async def _delete(self, key: Key, next_hop: NextHop, named: Sequence[Named], use: _Use) -> None:
+    async def _delete(
+        self, key: Key, next_hop: NextHop, named: Sequence[Named], *, use: _Use
+    ) -> None:
         with ContainedErrors(_log, "internal error in deleting drafts"):
             async with self._turn:
                 gone = await self._each(next_hop, named, use)

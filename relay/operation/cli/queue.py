@@ -257,9 +257,8 @@ def _change(
         raise CommandError(INTERRUPTED, f"relay queue {operation}: interrupted: {so_far}") from None
     line = changed_line(operation, answer)
     # `relay queue retry`, `hold`, `release`, `cancel`, `reroute`: as `relay queue list`, and for
-    # each entry `result` (`done`, `unchanged`, `in flight`, `ordered`), `note` (the obstacle) and
-    # `node` (the other node that delivers the entry); 65: an unknown ID, 75: all entries are in
-    # flight
+    # each entry `result` (`done`, `unchanged`, `ordered`), `note` (the obstacle) and `node` (the
+    # other node that delivers the entry); 65: an unknown ID
     if context.json:
         print_json(answer["entries"])
         click.echo(f"relay queue {operation}: {line}", err=True)
@@ -275,7 +274,7 @@ def _change(
     _say_not_looked_at(client, selector)
     _refuse_unknown(operation, answer["unknown"])
     may_wait = operation == "retry" or answer["dry_run"]
-    is_any_done = answer["done"] or answer.get("ordered")  # not of a relay before 0.5.0
+    is_any_done = answer["done"] or answer.get("ordered")  # in flight: of a relay before 0.6.0
     if answer["in_flight"] and not (is_any_done or may_wait):
         text = f"relay queue {operation}: all selected entries are in flight; try again later"
         raise CommandError(ExitCode.TRY_LATER, text)

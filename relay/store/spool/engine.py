@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.base.clock import Clock, advanced_us, rfc3339, wall_offset_us
 from relay.base.message.content import Content
@@ -261,22 +262,14 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         """
         stored = await self.store_contents(claim_result.reports)
         now_us = self._clock.queue_us() if self.receipts.has_room else NEVER_US
+        new = NewResult(claim_result, stored, self._captured, claim_reports, now_us)
         admin, order = self.queue_admin, None
-        may_be_ordered = admin.may_be_ordered(claim_result.claim)
         try:
-            order = await admin.order_of(claim_result)
-            carry_out = order.carry_out if order is not None else None
-            recorded = await self._record(
-                NewResult(
-                    claim_result,
-                    stored,
-                    self._captured,
-                    claim_reports,
-                    now_us,
-                    carry_out,
-                    may_be_ordered,
-                )
-            )
+            if admin.may_be_ordered(claim_result.claim):  # rarely
+                order = await admin.order_of(claim_result)
+                carry_out = order.carry_out if order is not None else None
+                new = replace(new, order=carry_out, may_be_ordered=True)
+            recorded = await self._record(new)
         except Exception:
             await self.discard(stored)
             await admin.end_order(order, None)

@@ -49,7 +49,6 @@ class CommandResult(StrEnum):
 
     DONE = "done"
     UNCHANGED = "unchanged"
-    IN_FLIGHT = "in flight"
     ORDERED = "ordered"  # it is done when no attempt runs, and Graph has said what became of it
 
 
@@ -151,7 +150,7 @@ class CommandReport:
             "matched": sum(self.counts.values()),
             "done": self.counts[CommandResult.DONE],
             "unchanged": self.counts[CommandResult.UNCHANGED],
-            "in_flight": self.counts[CommandResult.IN_FLIGHT],
+            "in_flight": 0,  # what an attempt has is ordered
             "ordered": self.counts[CommandResult.ORDERED],
             "dry_run": self.dry_run,
             "unknown": list(self.unknown),

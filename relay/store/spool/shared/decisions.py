@@ -35,18 +35,9 @@ from relay.store.spool.shared.columns import recipient_row
 from relay.store.spool.shared.entries import EntryChanges, EntryFacts, LoadedEntries, load_entries
 from relay.store.spool.shared.holds import RELEASED, held_extra
 from relay.store.spool.shared.tables import Leftovers, Tables
-from relay.store.spool.types import (
-    NO_EXTRA,
-    RESTORED_US,
-    ContentKey,
-    Key,
-    NewMessage,
-    NewRecipient,
-    Selector,
-)
+from relay.store.spool.types import RESTORED_US, ContentKey, Key, NewMessage, NewRecipient, Selector
 
 _OF_A_RULE = "a rule holds it"
-_IN_FLIGHT = "it is being delivered"
 _BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 _HOPS_RECORDED_MAX = 20  # of one event
 _LEFT_US_MIN = 3600_000_000  # of the time of restored mail: it is attempted once more
@@ -58,8 +49,9 @@ Pairs = Sequence[tuple[str, str]]
 class ChangeResult:
     """What one transaction did."""
 
-    # of each entry, with a note; `running` are those that were not changed: an attempt runs
+    # of each entry, with a note
     results: dict[Key, tuple[CommandResult, str]] = field(default_factory=dict)
+    # of those whose attempt runs, for the end of which the command was noted
     running: dict[Key, tuple[CommandResult, str]] = field(default_factory=dict)
     made: dict[Key, list[Key]] = field(default_factory=dict)  # of entries that were split
     next_hops: dict[NextHop, None] = field(default_factory=dict)  # with entries that are due now
@@ -205,20 +197,18 @@ class _EntryChanger:
         return frozenset(key for key in keys if key in new or key[0] in changed)
 
     def run(self, keys: Sequence[Key], *, passed_over: Collection[Key]) -> ChangeResult:
-        """Decide on each entry. Those in `passed_over` are reported as in flight."""
+        """Decide on each entry. For those in `passed_over` the command is noted."""
         for key in keys:
             if (facts := self.loaded.entries.get(key)) is None:  # it has ended meanwhile
                 continue
             if (expires_us := self.changes.expiries.get(key[0])) is not None:
                 facts = replace(facts, message_expires_us=expires_us)
-            result, note = CommandResult.IN_FLIGHT, _IN_FLIGHT
             is_running = self._is_running(facts)
-            if is_running or key not in passed_over or self._must_wait(facts):
-                result, note = self._decide(facts)
+            is_order = not is_running and key in passed_over
+            result, note = self._order(facts) if is_order else self._decide(facts)
             if not is_running and key not in self.changes.put:
                 self._put_back(facts)
-            is_ordered = is_running and result is CommandResult.ORDERED
-            is_left = is_ordered or result is CommandResult.IN_FLIGHT
+            is_left = is_running and result is CommandResult.ORDERED
             (self._work.running if is_left else self._work.results)[key] = (result, note)
         return self._work
 
@@ -286,7 +276,7 @@ class _EntryChanger:
         """
         command, is_running, reason = self.command, self._is_running(facts), ""
         if is_running and not command.can_wait:
-            return CommandResult.IN_FLIGHT, _IN_FLIGHT
+            return CommandResult.UNCHANGED, "it is being delivered: try again"
         if command.is_rerouting(facts.state):
             _, reason = _reroute_targets(self.loaded, facts, command)
         elif command.operation is not Operation.RETRY:  # it is due only because it was claimed
@@ -474,10 +464,9 @@ class _EntryChanger:
         is_hold = self.command.operation is Operation.HOLD
         lost: Pairs = () if is_hold else extra.all_lost_posts
         self._work.drafts[facts.key] = (facts.next_hop, extra.unsent, lost)
-        kept = extra.without_requests if is_hold else NO_EXTRA
-        return facts.with_extra(
-            requests=(), uploads=kept.uploads, lost_posts=kept.lost_posts, order=None
-        )
+        kept = extra.without_requests
+        uploads, lost_posts = (kept.uploads, kept.lost_posts) if is_hold else ((), ())
+        return facts.with_extra(requests=(), uploads=uploads, lost_posts=lost_posts, order=None)
 
     def _without_end(self, facts: EntryFacts, backed_up_us: int) -> EntryFacts:
         """Let the message of a restored entry not expire; keep the time that was left."""

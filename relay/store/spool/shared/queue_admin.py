@@ -65,7 +65,7 @@ from relay.store.spool.shared.entries import (
 )
 from relay.store.spool.shared.entry_list import EntryListBuilder
 from relay.store.spool.shared.entry_selection import EntrySelection, like
-from relay.store.spool.shared.results import drafts_event
+from relay.store.spool.shared.results import command_event
 from relay.store.spool.shared.tables import OpenTransaction, QueueEngine, StoredReports, Tables
 from relay.store.spool.types import (
     FIRST_KEY,
@@ -326,8 +326,7 @@ class QueueAdmin:
             if running:
                 if not taken:
                     break
-                in_flight = CommandResult.IN_FLIGHT
-                left = [key for key in left if key in taken or running[key][0] is in_flight]
+                left = [key for key in left if key in taken]
             planned = NOTHING_PLANNED
             try:
                 if answer.command.operation is Operation.CANCEL:
@@ -421,7 +420,7 @@ class QueueAdmin:
         if not drafts:
             return
         names, at_us = [*map(" ".join, drafts)], self.clock.time_us()
-        events = [drafts_event("delete drafts", key[1], names, at_us=at_us)]
+        events = [command_event("delete drafts", key[1], drafts=names, at_us=at_us)]
         try:
             await self.engine.change(lambda transaction: transaction.append_events(key[0], events))
         except SpoolError as error:
@@ -537,13 +536,13 @@ class _ReportBuilder:
 class Slice(Struct, frozen=True):
     """Some entries of a command, which one transaction changes."""
 
-    answer: _ReportBuilder
-    keys: Sequence[Key]
+    answer: _ReportBuilder  # of the command
+    keys: Sequence[Key]  # of the entries
     taken: Collection[Key]  # whose claims were withdrawn, or in a dry run could be
-    engine: QueueEngine
+    engine: QueueEngine  # has the entries
     now_us: int  # queue time
     at_us: int  # wall time
-    planned: PlannedReports = NOTHING_PLANNED
+    planned: PlannedReports = NOTHING_PLANNED  # of a cancel
     order: QueueOrder | None = None  # the command, if it was one
 
     def write(self, transaction: OpenTransaction) -> tuple[ChangeResult, EntryListBuilder]:

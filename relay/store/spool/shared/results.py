@@ -36,13 +36,7 @@ from relay.base.message.outcome import (
 from relay.base.message.receipt import ReceiptRequest
 from relay.formats.read_report import COMPLAINTS, RemoteClaim, RemoteReport
 from relay.store.journeys import details
-from relay.store.journeys.details import (
-    AttemptDetail,
-    ClaimDetail,
-    CommandDetail,
-    ReportSource,
-    read_known,
-)
+from relay.store.journeys.details import AttemptDetail, ClaimDetail, ReportSource, read_known
 from relay.store.journeys.events import Event, Step
 from relay.store.spool.shared.accepted import CapturedMail
 from relay.store.spool.shared.columns import IS_FEEDBACK, LIVE_STATES, PAY_REPORTS, json_text
@@ -273,7 +267,8 @@ def record_effects(
         if not rows.is_finished:
             _drop_ended_requests(transaction, claim, rows)
         elif drafts := claim.extra.left_in_drafts(in_doubt=bool(claim_result.expired)):
-            left = drafts_event("leave drafts", claim.entry_id, drafts, at_us=claim_result.at_us)
+            at_us, number = claim_result.at_us, claim.entry_id
+            left = command_event("leave drafts", number, drafts=drafts, at_us=at_us)
             transaction.append_events(claim.message.id, [left])
     add_receipts(transaction, claim.message.id, rows.receipts, now_us=new.now_us, store=store)
     if claim_result.remote_report is not None:
@@ -293,14 +288,18 @@ def _end_order(transaction: OpenTransaction, claim_result: ClaimResult, rows: Re
         return
     is_sent = not {RecipientState.DELIVERED, RecipientState.RELAYED}.isdisjoint(rows.final)
     operation = f"{extra.order.operation} too late: {'sent' if is_sent else 'failed'}"
-    detail = CommandDetail(operation=operation, entries=[claim.entry_id], who=extra.order.who)
+    detail = details.CommandDetail(
+        operation=operation, entries=[claim.entry_id], who=extra.order.who
+    )
     transaction.append_events(claim.message.id, [Event(claim_result.at_us, detail)])
 
 
-def drafts_event(operation: str, entry: int, drafts: Sequence[str], *, at_us: int) -> Event:
-    """Return the event by which the relay names drafts of an entry; `at_us` is wall time."""
-    detail = CommandDetail(operation=operation, entries=[entry], who="relay", drafts=[*drafts])
-    return Event(at_us, detail)
+def command_event(
+    operation: str, entry: int, *, who: str = "relay", drafts: Sequence[str] = (), at_us: int
+) -> Event:
+    """Return the event of one entry; `at_us` is wall time, `drafts` as in CommandDetail."""
+    names, entries = [*drafts], [entry]
+    return Event(at_us, details.CommandDetail(operation, entries=entries, who=who, drafts=names))
 
 
 def note_requests(transaction: OpenTransaction, claim: Claim, noted: EntryExtra) -> bool:

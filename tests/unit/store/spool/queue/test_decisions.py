@@ -1,6 +1,5 @@
 """What a queue command decides about the entries of one transaction, without a spool."""
 
-from relay.base.message.lifecycle import RecipientState
 from relay.store.spool.queue_commands import CommandResult
 from relay.store.spool.shared.decisions import decide
 from relay.store.spool.shared.entries import LoadedEntries, read_entry
@@ -38,7 +37,7 @@ def test_a_message_is_cancelled_only_as_its_reports_know_it(planned, ended) -> N
         at_us=NOW_US,
         planned=planned,
     )
-    assert list(changes.put) == list(result.ended) == ended
-    assert {entry.state for entry in changes.put.values()} <= {RecipientState.CANCELLED}
-    assert {told for told, _ in result.running.values()} <= {CommandResult.IN_FLIGHT}
-    assert [*result.running] == [key for key in entries if key not in ended]
+    assert list(result.ended) == ended
+    ordered = [key for key, (told, _) in result.results.items() if told is CommandResult.ORDERED]
+    assert ordered == [key for key in entries if key not in ended]
+    assert {changes.put[key].ordered for key in ordered} <= {"cancel"}
