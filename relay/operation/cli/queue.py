@@ -2,8 +2,8 @@
 
 `relay pause` stops delivery or acceptance on this node, until a time or `relay resume`. If no relay
 runs, both take effect at the next start. Commands that change entries need a selector.
-Exits 65 for an unknown message, 69 without a relay that changes entries, 75 if all selected entries
-are in flight, 130 for Ctrl-C. A command that waits for the end of an attempt is ordered: 0.
+Exits 65 for an unknown message, 69 without a relay that changes entries, 130 for Ctrl-C. A command
+that waits for the end of an attempt is ordered, and exits 0.
 """
 
 from collections import Counter
@@ -273,11 +273,6 @@ def _change(
             click.echo(f"relay queue {operation}: {paused}", err=True)
     _say_not_looked_at(client, selector)
     _refuse_unknown(operation, answer["unknown"])
-    may_wait = operation == "retry" or answer["dry_run"]
-    is_any_done = answer["done"] or answer.get("ordered")  # in flight: of a relay before 0.6.0
-    if answer["in_flight"] and not (is_any_done or may_wait):
-        text = f"relay queue {operation}: all selected entries are in flight; try again later"
-        raise CommandError(ExitCode.TRY_LATER, text)
     if not answer["done"] and any(row["note"] == NO_REPORTS for row in answer["entries"]):
         raise CommandError(ExitCode.DATA, f"relay queue {operation}: {NO_REPORTS}")
 

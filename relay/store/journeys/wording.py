@@ -264,8 +264,6 @@ def changed_line(operation: str, answer: Mapping[str, Any]) -> str:
         parts.append(f"{unchanged} {'stays as it was' if unchanged == 1 else 'stay as they were'}")
     if domains := answer.get("new"):
         parts.append(f"and what comes for {named(domains)}")
-    if in_flight := answer["in_flight"]:
-        parts.append(f"{in_flight} in flight")
     if ordered := answer.get("ordered"):
         parts.append(f"{ordered} ordered")
     if (reports := answer.get("reports")) is not None:

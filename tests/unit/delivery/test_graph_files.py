@@ -17,6 +17,7 @@ from relay.store.spool.types import DueQuery
 from tests.support.fake_graph import SECRET, FakeGraph, error
 from tests.support.journeys import states
 from tests.support.manual_clock import ManualClock
+from tests.support.operator import command
 from tests.support.tables import each_row
 from tests.support.tls import authority, certificate
 from tests.unit.delivery.test_graph import (
@@ -267,6 +268,23 @@ async def test_a_stop_while_files_go_is_no_doubt(delivery, graph) -> None:
     assert [bool(one.draft) for one in claim.extra.uploads] == [True]
     assert not claim.extra.requests
     await delivery.spool.release([claim])
+
+
+async def test_no_send_follows_a_command_that_comes_while_files_go(delivery, graph) -> None:
+    routed(delivery, graph, mime_max=1000)
+    graph.gate.clear()
+    await delivery.start()
+    delivery.spool.queue_admin.delivery = delivery.scheduler
+    queue_id = await delivery.send("r0@x.test", contents=(message(),))
+    while not graph.uploads:
+        await asyncio.sleep(0.01)
+    answer = await delivery.spool.queue_admin.execute(command("cancel"))
+    assert [one["result"] for one in answer.entries] == ["ordered"]
+    graph.gate.set()
+    assert (await delivery.done(queue_id)).state == "cancelled"
+    while graph.in_folder("drafts"):
+        await asyncio.sleep(0.01)
+    assert not [path for _, path in graph.asked if path.endswith("/send")]
 
 
 async def test_a_kill_at_any_moment_leaves_no_half_and_no_second_message() -> None:

@@ -91,33 +91,21 @@ def test_a_directory_in_place_of_the_spool_is_a_configuration_error(config, word
     assert list(spool.parent.glob("spool.sqlite?*")) == []
 
 
-@each_row(
-    "words, done, code",
-    [
-        (["hold", "--all"], 0, TRY_LATER),
-        (["hold", "--all"], 1, None),
-        (["hold", "--all", "--dry-run"], 0, None),
-        (["retry", "--all"], 0, None),
-        (["reroute", "--all", "--to", "route:r", "--dry-run"], 0, DATA),
-        (["reroute", "--all", "--to", "route:r", "--dry-run"], 1, None),
-    ],
-)
-def test_entries_in_flight_exit_with_try_later(relay, monkeypatch, words, done, code):
+@each_row("done, code", [(0, DATA), (1, None)])
+def test_a_report_that_no_route_takes_is_an_error(relay, monkeypatch, done, code):
     def change(_self, _operation, _selector, **more):
         return {
             "matched": 2,
             "done": done,
-            "unchanged": 0,
-            "in_flight": 2 - done,
+            "unchanged": 2 - done,
             "unknown": [],
             "dry_run": more["dry_run"],
-            "entries": [{"result": "unchanged", "note": NO_REPORTS}] * (words[0] == "reroute"),
+            "entries": [{"result": "unchanged", "note": NO_REPORTS}],
         }
 
     monkeypatch.setattr(OperatorClient, "change", change)
     monkeypatch.setattr(OperatorClient, "delivery_paused", lambda _: [])
-    ended = relay(*words)
-    assert f"{2 - done} in flight" in ended.stdout
+    ended = relay("reroute", "--all", "--to", "route:r")
     assert (ended.exception.code if ended.exception else None) == code
 
 
