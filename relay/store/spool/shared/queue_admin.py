@@ -586,7 +586,9 @@ class Slice(Struct, frozen=True):
         if extra.in_doubt and not order.restarts:
             return None
         holds.note_extra(transaction, key, order=None)
-        return self.write(transaction)[0]
+        result, _ = self.write(transaction)
+        result.due_us = self.now_us  # it may have changed nothing, and the entry is due
+        return result
 
     def _add_reports(self, transaction: OpenTransaction, result: ChangeResult) -> None:
         """Add the planned reports on messages whose entries were cancelled."""

@@ -210,18 +210,6 @@ async def test_what_another_node_delivers_is_ordered_and_any_node_carries_it_out
     assert (await one.record(ClaimResult(again, 5, {1: OK})))[0]
 
 
-async def test_an_order_of_another_node_at_the_same_moment_loses_no_result(at) -> None:
-    one, two = await at("one.test"), await at("two.test")
-    claims = [(await two.accept(new_message(TO_A))).claims[0] for _ in range(30)]
-    for claim in claims:
-        order = command("cancel", Selector(ids=(claim.message.id,)))
-        (is_recorded, _), _ = await asyncio.gather(
-            two.record(ClaimResult(claim, 5, {1: OK})), one.queue_admin.execute(order)
-        )
-        assert is_recorded
-        assert (await two.journey(claim.message.id)).state == "relayed"
-
-
 @pytest.mark.parametrize("order", COMMANDS[:-1], ids=lambda one: f"{one.operation} {one.bounce}")
 async def test_a_withdrawn_claim_that_was_taken_over_is_left_alone(at, sql, order) -> None:
     """This node was cut off for so long that another one delivers what waits in its memory."""
@@ -272,15 +260,20 @@ async def test_read_receipts_are_owed_where_the_mailbox_is(at) -> None:
         assert await node.receipts.find("bob@example.test", ["copy"]) == []
 
 
+TAKEOVER = "epoch = epoch + 1, claimed = 0, owner = 0"
+ORDER = """extra = '{"order":{"operation":"hold","who":"olga"}}'"""
+
+
+@pytest.mark.parametrize("change", [TAKEOVER, ORDER])
 @pytest.mark.parametrize("goes_on", [False, True])
-async def test_a_result_that_meets_a_takeover_is_not_recorded(
-    at, postgres_server, postgres_url, sql, goes_on
+async def test_a_result_that_meets_a_takeover_is_not_recorded_and_one_that_meets_an_order_is(
+    at, postgres_server, postgres_url, sql, goes_on, change
 ) -> None:
     """It has found its claim, and waits for the row that the other node changes."""
     node = await at("one.test")
     (claim,) = (await node.accept(new_message(TO_A))).claims
     admin = await connected(postgres_server, postgres_url)
-    await admin.execute("BEGIN; UPDATE entry SET epoch = epoch + 1, claimed = 0, owner = 0")
+    await admin.execute(f"BEGIN; UPDATE entry SET {change}")
     claim_result = ClaimResult(claim, 5, {1: OK}, goes_on=goes_on)
     recording = asyncio.create_task(node.record(claim_result))
     waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
@@ -288,8 +281,9 @@ async def test_a_result_that_meets_a_takeover_is_not_recorded(
         await asyncio.sleep(0)
     await admin.execute("COMMIT")
     await admin.close()
-    assert await recording == (False, ())
-    assert (await node.journey(claim.message.id)).state == "queued"
+    assert await recording == (change == ORDER, ())
+    state = "relayed" if change == ORDER else "queued"
+    assert (await node.journey(claim.message.id)).state == state
     assert (await node.counts()).unaccounted == 0
 
 
