@@ -7,7 +7,7 @@ from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
 
-OK, USAGE, DATA, TRY_LATER = 0, 64, 65, 75
+OK, USAGE, DATA = 0, 64, 65
 ONE_CONNECTION = {"delivery": {"retry": ["1h"], "max_connections_per_next_hop": 1}}
 
 

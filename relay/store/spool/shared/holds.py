@@ -138,6 +138,14 @@ def note_extra(transaction: OpenTransaction, key: Key, **fields: Any) -> None:
         transaction.execute(_CHANGE, (changed_extra(text, **fields), *key))
 
 
+def command_event(operation: str, entry: int, *, at_us: int, **more: Any) -> Event:
+    """Return the event of one entry: by the relay, unless `more` fields of CommandDetail say who.
+    `at_us` is wall time.
+    """
+    fields = {"operation": operation, "entries": [entry], "who": "relay"} | more
+    return Event(at_us, CommandDetail(**fields))
+
+
 def count_holds(transaction: OpenTransaction, held: Mapping[str, int]) -> None:
     """Count the entries that each rule holds from now on; a negative number: that it releases."""
     for rule, by in held.items():
@@ -230,8 +238,8 @@ def end_hold(transaction: OpenTransaction, claim: Claim, *, now_us: int, at_us: 
     note_release(transaction, claim.key)
     transaction.execute(_SET_STATE, (state, *claim.key))
     transaction.execute(_MOVE_RECIPIENTS, (state, *claim.key))
-    detail = CommandDetail(operation="release", entries=[claim.entry_id], who="its time")
-    transaction.append_events(claim.message.id, [Event(at_us, detail)])
+    event = command_event("release", claim.entry_id, at_us=at_us, who="its time")
+    transaction.append_events(claim.message.id, [event])
     return replace(claim, state=state, extra=replace(claim.extra, **RELEASED))
 
 
@@ -246,8 +254,8 @@ def hold_damaged(
     message_id, number = key
     transaction.execute(_MOVE_RECIPIENTS, (RecipientState.HELD, *key))
     note_hold(transaction, key, f"relay: damaged: {text}", since_us=at_us)
-    detail = CommandDetail(operation="hold", entries=[number], who="relay", why=f"damaged: {text}")
-    transaction.append_events(message_id, [Event(at_us, detail)])
+    event = command_event("hold", number, at_us=at_us, why=f"damaged: {text}")
+    transaction.append_events(message_id, [event])
     _log.error("entry damaged", qid=message_id, entry=number, error=text)
 
 

@@ -65,7 +65,6 @@ from relay.store.spool.shared.entries import (
 )
 from relay.store.spool.shared.entry_list import EntryListBuilder
 from relay.store.spool.shared.entry_selection import EntrySelection, like
-from relay.store.spool.shared.results import command_event
 from relay.store.spool.shared.tables import OpenTransaction, QueueEngine, StoredReports, Tables
 from relay.store.spool.types import (
     FIRST_KEY,
@@ -420,7 +419,7 @@ class QueueAdmin:
         if not drafts:
             return
         names, at_us = [*map(" ".join, drafts)], self.clock.time_us()
-        events = [command_event("delete drafts", key[1], drafts=names, at_us=at_us)]
+        events = [holds.command_event("delete drafts", key[1], drafts=names, at_us=at_us)]
         try:
             await self.engine.change(lambda transaction: transaction.append_events(key[0], events))
         except SpoolError as error:

@@ -41,7 +41,13 @@ from relay.store.journeys.events import Event, Step
 from relay.store.spool.shared.accepted import CapturedMail
 from relay.store.spool.shared.columns import IS_FEEDBACK, LIVE_STATES, PAY_REPORTS, json_text
 from relay.store.spool.shared.decisions import ChangeResult
-from relay.store.spool.shared.holds import changed_extra, count_holds, note_extra, note_hold
+from relay.store.spool.shared.holds import (
+    changed_extra,
+    command_event,
+    count_holds,
+    note_extra,
+    note_hold,
+)
 from relay.store.spool.shared.receipts import add_receipts
 from relay.store.spool.shared.tables import OpenTransaction, StoredContents, Tables
 from relay.store.spool.types import (
@@ -292,14 +298,6 @@ def _end_order(transaction: OpenTransaction, claim_result: ClaimResult, rows: Re
         operation=operation, entries=[claim.entry_id], who=extra.order.who
     )
     transaction.append_events(claim.message.id, [Event(claim_result.at_us, detail)])
-
-
-def command_event(
-    operation: str, entry: int, *, who: str = "relay", drafts: Sequence[str] = (), at_us: int
-) -> Event:
-    """Return the event of one entry; `at_us` is wall time, `drafts` as in CommandDetail."""
-    names, entries = [*drafts], [entry]
-    return Event(at_us, details.CommandDetail(operation, entries=entries, who=who, drafts=names))
 
 
 def note_requests(transaction: OpenTransaction, claim: Claim, noted: EntryExtra) -> bool:
