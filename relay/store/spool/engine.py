@@ -275,7 +275,7 @@ class SpoolEngine(QueueEngine, SpoolHistory):
             await admin.end_order(order, None)
             raise
         await admin.end_order(order, recorded.ordered if recorded is not None else None)
-        admin.recorded(claim_result)
+        admin.wake_for_order(claim_result)
         if recorded is None:
             await self.discard(stored)
             return False, ()

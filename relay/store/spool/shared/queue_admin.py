@@ -460,7 +460,7 @@ class QueueAdmin:
             fields["to_text"], to = "", None
         return QueueCommand(selector=Selector(ids=("{}-{}".format(*key),)), to=to, **fields)
 
-    def recorded(self, claim_result: ClaimResult) -> None:
+    def wake_for_order(self, claim_result: ClaimResult) -> None:
         """Have the order that came during an attempt carried out: its entry is still due."""
         key = claim_result.claim.key
         if key in self._noted and not claim_result.goes_on:
