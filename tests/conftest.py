@@ -69,6 +69,7 @@ _ON_BOTH_LOOPS = (
     "tests/unit/front_door/http/",
     "tests/unit/transport/gate/",
     "tests/unit/transport/ingress/test_early_talkers.py",
+    "tests/unit/transport/ingress/test_proxy_header.py",
     "tests/unit/transport/milter/",
 )
 _LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}

@@ -19,6 +19,7 @@ from relay.store.mailbox import maildir
 from relay.store.mailbox.errors import StoreUnavailableError
 from relay.store.mailbox.pending_submission import PendingSubmission, SendOptions
 from relay.store.mailbox.stored_message import MessageChange
+from relay.store.spool.queue_commands import Operation
 from relay.submission.outbox.store import FileStore
 from tests.support.forgetful import KilledError
 from tests.support.long_tests import sampled
@@ -57,7 +58,7 @@ async def by_change(store: FileStore, waiting: PendingSubmission) -> None:
 
 
 async def by_operator(store: FileStore, waiting: PendingSubmission) -> None:
-    assert await store.ready.cancel_scheduled(waiting.submission_id, who="operator")
+    assert await store.ready.change_waiting(waiting.submission_id, Operation.CANCEL, who="operator")
 
 
 Way = Callable[[FileStore, PendingSubmission], Awaitable[None]]

@@ -20,15 +20,9 @@ from tests.support.events import until
 from tests.support.ingress import Relay, inside
 from tests.support.logs import capture_logs
 from tests.support.tables import each_row
-from tests.unit.transport.ingress.test_early_talkers import (
-    MAIL,
-    all_of,
-    certificate,
-    listening,
-    run,
-)
+from tests.unit.transport.ingress.test_early_talkers import MAIL, all_of, certificate
 
-__all__ = ["certificate", "run"]
+__all__ = ["certificate"]
 
 PROXIES = ("127.0.0.1/32",)
 STRANGER = "203.0.113.9"
@@ -174,101 +168,94 @@ async def line_of(client: socket.socket) -> bytes:
     return said
 
 
-async def test_the_message_names_the_client_and_a_proxy_without_a_header_is_recorded() -> None:
-    relay, trusted = Relay(), ("2001:db8::9/128",)
-    async with listening(relay, proxy_networks=PROXIES, trusted_networks=trusted) as server:
-        client = await greeted(server.address, v2_of("2001:db8::9"))
-        client.sendall(MAIL)
-        await all_of(client)
-        [accepted] = relay.spool.accepted
-        assert accepted.facts.client == "x [2001:db8::9]"
-        assert b"[IPv6:2001:db8::9]" in bytes(accepted.contents[0])
-        for sent, why in (
-            (MAIL, "there is none"),
-            (v1(STRANGER)[:20], "the connection ended within it"),
-        ):
-            client = connected(server.address, sent)
-            client.shutdown(socket.SHUT_WR)
-            with capture_logs() as logged:
-                assert await all_of(client) == b""
-                await until(lambda: logged)
-            [line], refused = logged, relay.refused[-1]
-            assert (line["event"], line["client"], line["verb"]) == (
-                "rejected",
-                "127.0.0.1",
-                "CONNECT",
-            )
-            assert line["reply"] == f"no PROXY header that can be used: {why}"
-            assert (refused.reason, refused.reply) == ("syntax", line["reply"])
+async def test_the_message_names_the_client_and_a_proxy_without_a_header_is_recorded(
+    relay: Relay, listening: Any
+) -> None:
+    server = await listening(proxy_networks=PROXIES, trusted_networks=("2001:db8::9/128",))
+    client = await greeted(server.address, v2_of("2001:db8::9"))
+    client.sendall(MAIL)
+    await all_of(client)
+    [accepted] = relay.spool.accepted
+    assert accepted.facts.client == "x [2001:db8::9]"
+    assert b"[IPv6:2001:db8::9]" in bytes(accepted.contents[0])
+    for sent, why in (
+        (MAIL, "there is none"),
+        (v1(STRANGER)[:20], "the connection ended within it"),
+    ):
+        client = connected(server.address, sent)
+        client.shutdown(socket.SHUT_WR)
+        with capture_logs() as logged:
+            assert await all_of(client) == b""
+            await until(lambda: logged)
+        [line], refused = logged, relay.refused[-1]
+        assert (line["event"], line["client"], line["verb"]) == (
+            "rejected",
+            "127.0.0.1",
+            "CONNECT",
+        )
+        assert line["reply"] == f"no PROXY header that can be used: {why}"
+        assert (refused.reason, refused.reply) == ("syntax", line["reply"])
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_a_proxy_that_looks_whether_the_port_is_open_is_not_recorded(run: Any, reset: bool) -> None:
-    async def scenario() -> None:
-        relay = Relay()
-        async with listening(relay, proxy_networks=PROXIES) as server:
-            with capture_logs() as logged:
-                client = connected(server.address, v2(command=0x20)[:9] if reset else b"")
-                await until(lambda: server._reading)
-                if reset:
-                    never = struct.pack("ii", 1, 0)
-                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, never)
-                client.close()
-                await until(lambda: not server._reading)
-        assert (logged, relay.refused) == ([], [])
-
-    run(scenario)
+async def test_a_proxy_that_looks_whether_the_port_is_open_is_not_recorded(
+    relay: Relay, listening: Any, reset: bool
+) -> None:
+    server = await listening(proxy_networks=PROXIES)
+    with capture_logs() as logged:
+        client = connected(server.address, v2(command=0x20)[:9] if reset else b"")
+        await until(lambda: server._reading)
+        if reset:
+            never = struct.pack("ii", 1, 0)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, never)
+        client.close()
+        await until(lambda: not server._reading)
+    assert (logged, relay.refused) == ([], [])
 
 
-async def test_headers_that_are_awaited_are_limited_as_sessions_are() -> None:
-    async with listening(Relay(), proxy_networks=PROXIES, max_sessions=2) as server:
-        waiting = [connected(server.address) for _ in range(2)]
-        assert await all_of(connected(server.address)) == b""
-        for one in waiting:
-            one.close()
+async def test_headers_that_are_awaited_are_limited_as_sessions_are(listening: Any) -> None:
+    server = await listening(proxy_networks=PROXIES, max_sessions=2)
+    waiting = [connected(server.address) for _ in range(2)]
+    assert await all_of(connected(server.address)) == b""
+    for one in waiting:
+        one.close()
 
 
-def test_handshakes_that_are_awaited_count_for_the_client(run: Any, certificate: TlsSettings):
+async def test_handshakes_that_are_awaited_count_for_the_client(
+    listening: Any, certificate: TlsSettings
+) -> None:
     """One client does not take all that the listener has."""
-
-    async def scenario() -> None:
-        changes = {"tls": certificate, "role": "submissions", "proxy_networks": PROXIES}
-        async with listening(Relay(), **changes, max_sessions_per_client=2) as server:
-            waiting = [connected(server.address, v2_of("192.0.2.5")) for _ in range(2)]
-            await until(lambda: inside(server)._handshakes.total == 2)
-            assert await all_of(connected(server.address, v2_of("192.0.2.5"))) == b""
-            said = await asyncio.to_thread(log_in, server.address, certificate, "submissions")
-            assert said[:4] == b"235 "
-            for one in waiting:
-                one.close()
-            await until(lambda: inside(server)._handshakes.total == 0)
-
-    run(scenario)
+    changes = {"tls": certificate, "role": "submissions", "proxy_networks": PROXIES}
+    server = await listening(**changes, max_sessions_per_client=2)
+    waiting = [connected(server.address, v2_of("192.0.2.5")) for _ in range(2)]
+    await until(lambda: inside(server)._handshakes.total == 2)
+    assert await all_of(connected(server.address, v2_of("192.0.2.5"))) == b""
+    said = await asyncio.to_thread(log_in, server.address, certificate, "submissions")
+    assert said[:4] == b"235 "
+    for one in waiting:
+        one.close()
+    await until(lambda: inside(server)._handshakes.total == 0)
 
 
 @pytest.mark.parametrize("role", ["relay", "submissions"])
-def test_tls_follows_the_header(run: Any, certificate: TlsSettings, role: str) -> None:
+async def test_tls_follows_the_header(
+    relay: Relay, listening: Any, certificate: TlsSettings, role: str
+) -> None:
     """At once on role submissions; else by STARTTLS. A login needs it, on loopback too."""
+    clients, check = list[str](), relay.accounts.by_smtp_login
 
-    async def scenario() -> None:
-        relay, clients = Relay(), []
-        check = relay.accounts.by_smtp_login
+    async def checked(user: str, password: str, *, client: str) -> Any:
+        clients.append(client)  # whose failures count
+        return await check(user, password, client=client)
 
-        async def checked(user: str, password: str, *, client: str) -> Any:
-            clients.append(client)  # whose failures count
-            return await check(user, password, client=client)
-
-        relay.accounts.by_smtp_login = checked
-        changes = {"tls": certificate, "role": role, "proxy_networks": PROXIES, "auth": True}
-        async with listening(relay, **changes) as server:
-            said = await asyncio.to_thread(log_in, server.address, certificate, role)
-            assert (said[:4], clients) == (b"235 ", [STRANGER])
-            if role == "submissions":
-                broken = connected(server.address, v1("192.0.2.7") + b"EHLO x\r\n")
-                await all_of(broken)
-                assert [one.client for one in relay.refused] == ["192.0.2.7"]
-
-    run(scenario)
+    relay.accounts.by_smtp_login = checked
+    server = await listening(tls=certificate, role=role, proxy_networks=PROXIES, auth=True)
+    said = await asyncio.to_thread(log_in, server.address, certificate, role)
+    assert (said[:4], clients) == (b"235 ", [STRANGER])
+    if role == "submissions":
+        broken = connected(server.address, v1("192.0.2.7") + b"EHLO x\r\n")
+        await all_of(broken)
+        assert [one.client for one in relay.refused] == ["192.0.2.7"]
 
 
 def log_in(address: Address, certificate: TlsSettings, role: str) -> bytes:
@@ -295,10 +282,11 @@ def log_in(address: Address, certificate: TlsSettings, role: str) -> bytes:
 
 
 @pytest.mark.parametrize("sent", [b"", v2_of(STRANGER)[:-1]])
-async def test_a_header_has_its_time(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+async def test_a_header_has_its_time(
+    relay: Relay, listening: Any, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
     monkeypatch.setattr(proxy_header, "HEADER_S", 0.2)
-    relay = Relay()
-    async with listening(relay, proxy_networks=PROXIES) as server:
-        assert await all_of(connected(server.address, sent)) == b""
+    server = await listening(proxy_networks=PROXIES)
+    assert await all_of(connected(server.address, sent)) == b""
     [refused] = relay.refused
     assert refused.reply.endswith("be used: it did not arrive within 0.2 seconds")
