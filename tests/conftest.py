@@ -67,7 +67,7 @@ _ON_BOTH_LOOPS = (
     "tests/unit/delivery/smtp/test_connection.py",
     "tests/unit/delivery/smtp/test_tls.py",
     "tests/unit/front_door/http/",
-    "tests/unit/transport/gate/",
+    "tests/unit/transport/gate/test_backlog.py",
     "tests/unit/transport/ingress/test_early_talkers.py",
     "tests/unit/transport/ingress/test_proxy_header.py",
     "tests/unit/transport/milter/",
