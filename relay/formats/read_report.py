@@ -304,8 +304,8 @@ def _claims_in(text: str, listed: Sequence[str]) -> Iterator[RemoteClaim]:
     empty, only the lines that name one of these count.
     """
     lines = _item.sub(lambda item: one_line(item[0]), text).splitlines()
-    known, found = set(listed), map(_named_in, lines)
-    named = [[] if known and known.isdisjoint(names) else names for names in found]
+    known, in_lines = set(listed), map(_named_in, lines)
+    named = [[] if known and known.isdisjoint(names) else names for names in in_lines]
     for number, line in enumerate(lines):
         code = _text_code.search(line)
         if not code or line.lstrip().startswith(">"):  # a quotation

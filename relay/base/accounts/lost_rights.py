@@ -36,8 +36,8 @@ def without_lost_rights(
             account,
             role=min(account.role, now.role, key=_ROLES.index),
             scopes=account.scopes & now.scopes,
-            acts_for=_in_both(account.acts_for, now.acts_for),
-            send_as=_in_both(account.send_as, now.send_as),
+            acts_for=_intersection(account.acts_for, now.acts_for),
+            send_as=_intersection(account.send_as, now.send_as),
             credentials=now.credentials,  # ends the sessions if it is another one
         )
         password = running.passwords.get(account.address)
@@ -67,7 +67,7 @@ def without_lost_rights(
     return left, [*lost]
 
 
-def _in_both(some: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
+def _intersection(running: tuple[str, ...], read: tuple[str, ...]) -> tuple[str, ...]:
     """Return the addresses and patterns `*@domain` of each list that the other list contains."""
-    kept = [entry for entry in some if is_listed(entry, others)]
-    return (*kept, *(entry for entry in others if entry not in some and is_listed(entry, some)))
+    kept = [entry for entry in running if is_listed(entry, read)]
+    return (*kept, *(entry for entry in read if entry not in running and is_listed(entry, running)))

@@ -53,8 +53,8 @@ async def list_entries(
     entries = await queue_admin.list(selector, limit=limit, after=after)
     if after == FIRST_KEY and len(entries) < limit:
         named = set[str]()
-        async for found in _selected(submissions, selector, named):
-            entries += [row for row, _ in found[: limit - len(entries)]]
+        async for batch in _selected(submissions, selector, named):
+            entries += [row for row, _ in batch[: limit - len(entries)]]
         entries.unknown = tuple(name for name in entries.unknown if _id_in(name) not in named)
     return entries
 
@@ -72,9 +72,10 @@ async def execute(
     holds. Raises SpoolError; ApiError for a retry or reroute of a submission.
     """
     counts, listed, named = Counter[str](), list[dict[str, Any]](), set[str]()
-    async for found in _selected(submissions, command.selector, named):
-        results = await asyncio.gather(*(_changed(ready, row, command) for row in found))
-        done = [row | done for (row, _), done in zip(found, results, strict=True) if done]
+    async for batch in _selected(submissions, command.selector, named):
+        changes = (_changed(ready, row, path, command=command) for row, path in batch)
+        results = await asyncio.gather(*changes)
+        done = [row | done for (row, _), done in zip(batch, results, strict=True) if done]
         counts.update(row["result"] for row in done)
         listed += done[: LISTED_MAX - len(listed)]
     answer = (await queue_admin.execute(command)).as_json()
@@ -100,12 +101,13 @@ async def not_queued(journeys: Journeys, submissions: RestoredSubmissions) -> Ma
 async def _count(count: Callable[[], int]) -> int:
     try:
         return await asyncio.to_thread(count)
-    except OSError:  # it is only shown: the queue does not need the mail root
+    except OSError:  # the count is only shown: the queue does not need the mail root
         return 0
 
 
 def is_selected(selector: Selector, submission: ListedSubmission, *, now_us: int) -> bool:
-    """Whether a selector that sees submissions matches one: in each condition, with all recipients.
+    """Whether a selector that sees submissions matches a submission: all conditions do, and those
+    on recipients match all recipients.
 
     Its login is the account of the mailbox; its age begins with its draft.
     """
@@ -160,10 +162,10 @@ async def _selected(
 
 
 async def _changed(
-    ready: ReadySubmissions, found: tuple[Mapping[str, Any], Path], command: QueueCommand
+    ready: ReadySubmissions, row: Mapping[str, Any], path: Path, *, command: QueueCommand
 ) -> dict[str, str]:
     """Change a submission; return its result and note, nothing if the command means entries."""
-    (row, path), operation, selector = found, command.operation, command.selector
+    operation, selector = command.operation, command.selector
     match operation:
         case Operation.RETRY | Operation.REROUTE:
             if selector.ids or selector.state == SubmissionState.SCHEDULED:
