@@ -12,6 +12,7 @@ import contextlib
 import email.policy
 import http.client
 import mimetypes
+import os
 import smtplib
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -139,7 +140,10 @@ class ControlClient:
         """
         connection = _UnixConnection(self._path, self._timeout_s)
         try:
-            connection.request(method, "/relay/v1" + path, body, {"content-type": body_type})
+            # for the log: the kernel says only that the client is root
+            sudo_user = quote(os.environ.get("SUDO_USER", ""), safe="@\\")
+            headers = {"content-type": body_type, "x-relay-sudo-user": sudo_user}
+            connection.request(method, "/relay/v1" + path, body, headers)
             answer = connection.getresponse()
             if answer.status >= http.client.BAD_REQUEST:
                 value = msgspec.json.decode(answer.read(_ANSWER_BYTES_MAX))

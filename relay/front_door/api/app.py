@@ -23,15 +23,14 @@ from starlette.responses import Response
 from relay.base.accounts.account import UnknownUserError
 from relay.base.advanceable_clock import AdvanceError
 from relay.base.clock import rfc3339
-from relay.base.observe.logs import get_logger
 from relay.base.observe.metrics import CONTENT_TYPE
 from relay.base.pressure import PressureState
 from relay.base.settings.document import SettingsError
 from relay.front_door.api.dependencies import (
-    OPERATOR,
     ApiDependencies,
     DevelopmentControls,
     Principal,
+    operator_at_socket,
     principal_of,
 )
 from relay.front_door.api.handlers import WAIT_S, WAIT_S_MAX, Handlers
@@ -71,8 +70,6 @@ if TYPE_CHECKING:  # imports libraries that the control socket does not need
 PREFIXES = ("relay", "healthz", "livez", "readyz", "metrics")  # the first segments of all paths
 _BODY_BYTES_MAX = 1 << 20
 _HELD_BYTES_MAX = 16 << 20
-_log = get_logger("api")
-
 
 _FOR_OPERATORS = {(("dev",), "POST"), (("dev",), "PUT"), (("messages",), "DELETE")}
 
@@ -225,7 +222,7 @@ def create_app(
 
 def create_control_app(dependencies: ApiDependencies) -> Gateway:
     """Return the application for run/control.sock: every client is an operator."""
-    return _application(dependencies, lambda _: OPERATOR, names_accounts=True)
+    return _application(dependencies, operator_at_socket, names_accounts=True)
 
 
 def _application(
@@ -264,7 +261,7 @@ def _application(
                 return json_response(_usage(request, principal, dependencies))
             # `GET configuration`: `{text, text_at_start}`; over the control socket of a service
             # only
-            if request.segments[2:] == ("configuration",) and principal is OPERATOR:
+            if request.segments[2:] == ("configuration",) and principal.is_at_socket:
                 # it may have secrets: only for users who can read relay.toml
                 _query(request, "GET")
                 return json_response(dependencies.configuration() or {"text": ""})
@@ -344,7 +341,7 @@ async def _webhooks(
             message = f"from: found {quoted(body.from_)}, expected {text}."
             raise ApiError(400, "BadRequest", message) from None
         await webhooks.replay(cursor, urls)
-        _log.info("webhooks replay", who=principal.name, cursor=body.from_, count=len(urls))
+        principal.log("webhooks replay", cursor=body.from_, count=len(urls))
     return {"webhooks": webhooks.shown()}
 
 
@@ -358,7 +355,7 @@ def _usage(request: HttpRequest, principal: Principal, needed: ApiDependencies) 
     account = query.get("account") or principal.account or ""
     if is_reset:
         principal.check_may_operate()
-        _log.info("usage reset", who=principal.name, user=account)
+        principal.log("usage reset", user=account)
     elif account != principal.name:
         principal.check_may_read()
     try:
@@ -417,6 +414,9 @@ async def _relay_v1(
             return json_response(await handlers.prune(request, principal))
         case ("explain",):
             return json_response(await handlers.explain.answer(request, principal))
+        case ("accounts", "changed") if principal.is_at_socket:
+            _query(request, "POST")
+            return json_response(await handlers.note_account_change(request, principal))
         case ("accounts", "unlock"):
             _query(request, "POST")
             return json_response(await handlers.unlock(request, principal))

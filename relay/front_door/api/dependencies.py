@@ -1,13 +1,17 @@
 """What the API needs: journeys, queue administration, change notification, readiness, metrics.
 
-Also Principal: the role of the account or operator that makes a request.
+Also Principal: the role of the account or operator that makes a request, and the log line of what
+it does.
 """
 
+import pwd
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 from msgspec import Struct
+from msgspec.structs import replace
 from starlette.responses import Response
 
 from relay.base.accounts.account import ALL_SCOPES, Account, Role, Scope
@@ -16,6 +20,7 @@ from relay.base.advanceable_clock import AdvanceableClock
 from relay.base.clock import Clock
 from relay.base.message.authentication_results import AuthResult
 from relay.base.message.nexthop import NextHop
+from relay.base.observe.logs import get_logger
 from relay.base.observe.metric_samples import MetricSamples
 from relay.base.observe.metrics import Metrics
 from relay.base.pauses import Pauses
@@ -23,7 +28,7 @@ from relay.base.pressure import Pressure
 from relay.front_door.api.event_streams import EventStreams
 from relay.front_door.api.message_source import MessageCopies, MessageSources
 from relay.front_door.http.errors import ApiError
-from relay.front_door.http.http_request import HttpRequest
+from relay.front_door.http.http_request import PEER_UID, HttpRequest
 from relay.front_door.notifications.webhooks import Webhooks
 from relay.store.journeys.document import Journey
 from relay.store.journeys.event_feed import ChangeNotifier
@@ -199,12 +204,22 @@ class ApiDependencies:
     configuration: Callable[[], Mapping[str, Any]] = dict
 
 
+SUDO_USER_HEADER = "x-relay-sudo-user"
+_SUDO_USER_CHARACTERS_MAX = 100
+_log = get_logger("api")
+
+
 class Principal(Struct, frozen=True):
     """Who makes a request; `name` is recorded in the events of queue commands."""
 
     name: str
     role: Role
     scopes: frozenset[Scope] = ALL_SCOPES
+    is_at_socket: bool = False  # of run/control.sock
+
+    def log(self, act: str, **fields: Any) -> None:
+        """Log an act. The line stays when the act has removed the history of the mail."""
+        _log.info(act, who=self.name, **fields)
 
     @property
     def account(self) -> str | None:
@@ -239,7 +254,25 @@ class Principal(Struct, frozen=True):
             raise _denied("operate")
 
 
-OPERATOR = Principal(name="control socket", role=Role.OPERATE)
+OPERATOR = Principal(name="control socket", role=Role.OPERATE, is_at_socket=True)
+
+
+def operator_at_socket(request: HttpRequest) -> Principal:
+    """Return the principal of a request over the control socket: the user that the kernel names,
+    and the SUDO_USER that the client names.
+    """
+    uid = request.scope.get(PEER_UID)
+    name = OPERATOR.name if uid is None else _user_name(uid)
+    sudo_user = request.headers.get(SUDO_USER_HEADER, "")[:_SUDO_USER_CHARACTERS_MAX]
+    return replace(OPERATOR, name=f"{name} (SUDO_USER {sudo_user})" if sudo_user else name)
+
+
+@lru_cache(16)  # only root and the relay's own user may connect
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
 
 
 def principal_of(account: Account) -> Principal:

@@ -22,13 +22,12 @@ from relay.base.accounts.account import Role, UnknownUserError
 from relay.base.message.content import Content, blocks, octets_of
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import Destination
-from relay.base.observe.logs import get_logger
 from relay.base.pauses import Paused
 from relay.base.pressure import ConcurrencyCounter
 from relay.formats.body_checks import Checks, check_bodies
 from relay.formats.read_mime import read_parts
 from relay.front_door.api import release, request_parameters, submissions
-from relay.front_door.api.dependencies import OPERATOR, ApiDependencies, Principal
+from relay.front_door.api.dependencies import ApiDependencies, Principal
 from relay.front_door.api.event_streams import WantedMessage
 from relay.front_door.api.explain import ExplainHandler
 from relay.front_door.api.message_source import NO_PREVIEW, MessagePreviews, RowFacts
@@ -90,7 +89,7 @@ _NOT_YOURS = (
     "this message is shown to you, its content is not."
 )
 _NO_COPY = "The sender has no copy of this message in Drafts or Sent Items (any more)."
-_log = get_logger("api")
+_LOGGED = ("error", "matched", "done", "ordered")  # of the answer to a queue command
 
 
 class _PruneBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -107,6 +106,11 @@ class _PauseBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     what: Paused
     until: str = ""
     who: str = ""
+
+
+class _AccountsBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    change: str
+    accounts: str
 
 
 class _UnlockBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -295,7 +299,7 @@ class Handlers:
         if not self.is_development and not await self._is_own(key, principal):
             if principal.role is not Role.OPERATE:
                 raise ApiError(403, "ErrorAccessDenied", _NOT_YOURS)
-            _log.info("content of others read", who=principal.name, message=key, view=view[:20])
+            principal.log("content of others read", message=key, view=view[:20])
 
     async def _is_own(self, key: str, principal: Principal) -> bool:
         if principal.role is Role.USER:
@@ -465,12 +469,12 @@ class Handlers:
         """Run the queue command in `body`, unless the client of `request` disconnects."""
         principal.check_may_operate()
         command = request_parameters.read_queue_command(operation, body, self._issuer(principal))
-        return await self._execute(command, request)
+        return await self._execute(command, request, principal)
 
     def _issuer(self, principal: Principal) -> request_parameters.CommandIssuer:
         return request_parameters.CommandIssuer(
             name=principal.name,
-            may_name_other=principal is OPERATOR,
+            may_name_other=principal.is_at_socket,
             way_to=self._dependencies.way_to,
             target_of=self._dependencies.target_of,
             clock=self._dependencies.clock,
@@ -504,7 +508,7 @@ class Handlers:
         selector = Selector(ids=(journey.id,), state=RecipientState.CAPTURED)
         route = release.release_route(development)
         command = QueueCommand(Operation.RELEASE, selector, principal.name, to=route)
-        return await self._execute(command, request)
+        return await self._execute(command, request, principal)
 
     async def release_copy(
         self,
@@ -536,7 +540,7 @@ class Handlers:
             )
         except ValueError as error:
             raise ApiError(400, "BadRequest", f"{error}.") from None
-        return await self._execute(command, request)
+        return await self._execute(command, request, principal)
 
     async def captured_entries(self, journey: Journey) -> Sequence[Mapping[str, Any]]:
         """Return the entries of a message that are captured. Raises ApiError 409 for none."""
@@ -605,16 +609,28 @@ class Handlers:
             for row in rows
         }
 
-    async def _execute(self, command: QueueCommand, request: HttpRequest) -> dict[str, Any]:
+    async def _execute(
+        self, command: QueueCommand, request: HttpRequest, principal: Principal
+    ) -> dict[str, Any]:
+        needed = self._dependencies
+        done: dict[str, Any] = {"error": "interrupted: what was changed before stays changed"}
         try:
-            needed = self._dependencies
-            return await request.cancel_on_disconnect(
-                submissions.execute(
-                    needed.queue_admin, needed.restored, command, ready=needed.submissions
-                )
+            work = submissions.execute(
+                needed.queue_admin, needed.restored, command, ready=needed.submissions
             )
+            done = await request.cancel_on_disconnect(work)
+            return done
         finally:
-            self._dependencies.changes.notify()
+            needed.changes.notify()
+            if not command.dry_run:
+                given = {"to": command.to_text, "reason": command.why, "new": command.new}
+                principal.log(
+                    "queue command",
+                    operation=str(command.operation),
+                    **{name: done[name] for name in _LOGGED if name in done},
+                    **{name: value for name, value in given.items() if value},
+                    **command.selector.conditions,
+                )
 
     # `POST storage/prune` `{older_than_s, dry_run}`: as `relay storage prune`; repeat until the
     # answer has `ended`
@@ -625,7 +641,10 @@ class Handlers:
         if body.older_than_s is not None and not 0 <= body.older_than_s <= _AGE_S_MAX:
             text = f"expected a number of seconds up to {_AGE_S_MAX:.0f}"
             raise ApiError(400, "BadRequest", f"The field older_than_s: {text}.")
-        return await self._dependencies.prune(body.older_than_s, body.dry_run)
+        pruned = await self._dependencies.prune(body.older_than_s, body.dry_run)
+        if not body.dry_run:
+            principal.log("history pruned", older_than_s=body.older_than_s, **pruned)
+        return pruned
 
     # `POST reload`: `{reloaded, faults, needs_restart: [{key}], rules, new_certificates, lost}`; a
     # service only
@@ -636,7 +655,9 @@ class Handlers:
             raise ApiError(
                 404, "ResourceNotFound", "A development relay reads changed rules itself."
             )
-        return await asyncio.shield(reload())  # others may wait for it too
+        result = await asyncio.shield(reload())  # others may wait for it too
+        principal.log("reload", reloaded=result.reloaded)
+        return result
 
     # `POST pause` `{what, until}`, `POST resume` `{what}`, `GET pause`: `{delivery, accept}`, each
     # null or `{since, until, who}`; `POST` also `resumed: [what]`
@@ -659,12 +680,12 @@ class Handlers:
                 who = request_parameters.operator_of(order.who, self._issuer(principal))
                 for_s = request_parameters.seconds_until(order.until, needed.clock)
                 await needed.pauses.pause(order.what, for_s=for_s, who=who)
-                _log.warning("paused", what=str(order.what), who=who, until=order.until)
+                principal.log("paused", what=str(order.what), until=order.until)
             else:
                 body = request_parameters.read_body(octets, _ResumeBody)
-                who = request_parameters.operator_of(body.who, self._issuer(principal))
+                request_parameters.operator_of(body.who, self._issuer(principal))
                 resumed = await needed.pauses.resume(Paused if body.what is None else (body.what,))
-                _log.info("resumed", what=str(body.what or "all"), who=who)
+                principal.log("resumed", what=str(body.what or "all"))
         except OSError as error:
             raise service_unavailable(f"Nothing has changed: {error}.", retry_after_s=5) from error
         return {**self._dependencies.pauses.as_json(), "resumed": resumed}
@@ -678,8 +699,18 @@ class Handlers:
             delays = self._dependencies.unlock(address)
         except UnknownUserError:
             raise ApiError(404, "ErrorItemNotFound", f"No account is {quoted(address)}.") from None
-        _log.info("logins unlocked", who=principal.name, user=address, delays=delays)
+        principal.log("logins unlocked", user=address, delays=delays)
         return {"address": address, "delays": delays}
+
+    # `POST accounts/changed` `{change, accounts}`: `{}`, a line in the log; over the control socket
+    # only
+    async def note_account_change(
+        self, request: HttpRequest, principal: Principal
+    ) -> dict[str, Any]:
+        """POST /accounts/changed: log a change that `relay account` has made in accounts.toml."""
+        body = request_parameters.read_body(await request.body(), _AccountsBody)
+        principal.log("account changed", change=body.change, accounts=body.accounts)
+        return {}
 
 
 def has_reached(journey: Journey, state: str) -> bool:

@@ -31,6 +31,7 @@ ABORT = "relay.abort"  # scope key: a function that closes it without waiting fo
 ALLOW_RESPONSE = "relay.allow_response"  # scope key: a function that admits a large response
 # scope key: the address by which failures count, "" for none
 COUNTED_ADDRESS = "relay.counted_address"
+PEER_UID = "relay.peer_uid"  # scope key: the uid of the client of a Unix socket
 _PART_ID = "relay.part_id"  # scope key: the id of a request that is part of a batch
 _PAGE_BYTES = "relay.page_bytes"  # scope key: the octets that a page of such a request may have
 

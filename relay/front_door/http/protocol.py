@@ -35,6 +35,7 @@ from relay.front_door.http.http_request import (
     BODY_COMPLETE,
     CLOSE,
     COUNTED_ADDRESS,
+    PEER_UID,
 )
 from relay.front_door.http.tunnels import (
     REFUSAL_PHRASE,
@@ -42,6 +43,7 @@ from relay.front_door.http.tunnels import (
     absolute_form_error,
     connect_error,
 )
+from relay.transport.ingress.local_users import peer_uid
 
 # RFC 3986 3.2.2: an IP literal or a registered name, which may be empty; then a port
 _HOST = re.compile(r"(\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
@@ -217,6 +219,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self.scope[CLOSE] = self.transport.close  # type: ignore[literal-required]
         self.scope[ABORT] = self.transport.abort  # type: ignore[literal-required]
+        if self.client is None and hasattr(socket, "SO_PEERCRED"):  # macOS has none
+            self.scope[PEER_UID] = peer_uid(self.transport)  # type: ignore[literal-required]
 
     def on_url(self, url: bytes) -> None:
         """Count the URL."""

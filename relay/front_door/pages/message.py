@@ -286,4 +286,5 @@ async def change_scheduled(request: PageRequest) -> Response:
     if not await change(name, who=request.principal.name):
         message = "It does not wait for its time any more: it is being sent, or was cancelled."
         raise ApiError(409, "Conflict", message)
+    request.principal.log("queue command", operation=did, done=1, ids=name)
     return request.redirect(f"messages/{journey.key}", did=did)

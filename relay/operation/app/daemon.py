@@ -135,7 +135,14 @@ class Daemon:
         self._spawn(update_gauges(base.spool, base.metrics, base.clock, figures=figures), "figures")
         keep_s = base.settings.spool.keep
         dead_letters = base.settings.state_dir / DEAD_LETTER
-        pruned = PrunedHistory(base.spool, base.store_log, base.refusals, self.usage, dead_letters)
+        pruned = PrunedHistory(
+            base.spool,
+            base.store_log,
+            base.store.restored,
+            base.refusals,
+            self.usage,
+            dead_letters,
+        )
         self._spawn(prune_history(pruned, base.clock, keep_s=keep_s), "pruning")
         self._spawn(sweep_contents(base.spool, base.clock), "sweeping")
         if not base.settings.spool.is_file:

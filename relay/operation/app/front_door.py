@@ -40,6 +40,7 @@ from relay.front_door.notifications.webhooks import Webhooks
 from relay.operation.app.configuration import parse_next_hop
 from relay.operation.app.explain import explainer_of
 from relay.operation.app.foundation import Foundation
+from relay.operation.app.maintenance import prune_log
 from relay.operation.app.pressure_monitor import open_files_limit
 from relay.operation.app.transport import Transport, queue_stats
 from relay.store.spool.engine import without_node_text
@@ -188,6 +189,9 @@ def _means(
         age_s += advanced_us(base.clock) / 1e6
         pruned = await base.spool.maintenance.prune_many(age_s, dry_run=dry_run)
         before_us = now_at_least_us(base.clock) - int(age_s * 1_000_000)
+        if pruned["ended"] and not dry_run:
+            log, submissions = base.store_log, base.store.restored
+            await prune_log(log, base.spool, submissions, before_us=before_us)
         return {**pruned, "refused": await base.refusals.prune(before_us, dry_run=dry_run)}
 
     def unready() -> str:

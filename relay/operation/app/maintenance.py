@@ -9,7 +9,7 @@ is limited to a size: the oldest of it is removed. Other mail for the postmaster
 import asyncio
 import math
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from relay.store.mailbox.mail_root import ForeignRootError, MailRoot
 from relay.store.spool.engine import SpoolEngine
 from relay.store.spool.types import Claim, SpoolError
 from relay.store.spool.usage import UsageLedger
+from relay.submission.outbox.restored import RestoredSubmissions
 from relay.submission.outbox.store import FileStore
 from relay.transport.refusals.day_files import RefusalFiles
 from relay.transport.signing.keys import DAY_US, KeyRing
@@ -97,6 +98,7 @@ class PrunedHistory(Struct, frozen=True):
 
     spool: SpoolEngine
     log: SubmissionLog
+    submissions: RestoredSubmissions  # knows all that wait
     refusals: RefusalFiles
     usage: UsageLedger
     dead_letters: Path  # a Maildir
@@ -112,14 +114,28 @@ async def prune_history(history: PrunedHistory, clock: Clock, *, keep_s: float) 
         while await history.spool.maintenance.prune(kept_s):
             await clock.sleep(_PRUNE_PAUSE_S, slack_s=math.inf)  # sleeps: lets others write
         keep_days = math.ceil(kept_s / _DAY_S)
-        await asyncio.to_thread(history.log.prune, keep_days)
-        await history.usage.prune()
         before_us = now_at_least_us(clock) - keep_days * DAY_US
+        await prune_log(history.log, history.spool, history.submissions, before_us=before_us)
+        await history.usage.prune()
         await history.refusals.prune(before_us)
         if removed := await asyncio.to_thread(prune_answers, history.dead_letters):
             _log.info("answers to reports removed", answers=removed)
 
     await _repeat(prune, clock, interval_s=_PRUNE_S, fault="history not pruned")
+
+
+async def prune_log(
+    log: SubmissionLog, spool: SpoolEngine, submissions: RestoredSubmissions, *, before_us: int
+) -> int:
+    """Remove the days of the submission log before `before_us`, but for those with a submission
+    that waits or whose message the spool still has; return their number.
+    """
+    waiting = frozenset(await asyncio.to_thread(submissions.pending_ids))
+
+    async def kept_of(ids: Sequence[str]) -> Collection[str]:
+        return waiting.intersection(ids) or await spool.accepted_submissions(ids)
+
+    return await log.prune(before_us, kept_of)
 
 
 async def check_policies(check: Callable[[], Awaitable[None]], clock: Clock) -> None:

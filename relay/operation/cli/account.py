@@ -8,6 +8,7 @@ relay.
 
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import click
 from relay.base.accounts.account import AccountError
 from relay.base.clock import SystemClock
 from relay.base.phrases import counted
-from relay.base.running_relay import ControlClient
+from relay.base.running_relay import ControlClient, ControlError, ControlUnavailableError
 from relay.base.settings.environment import read_environment
 from relay.base.settings.values import parse_mailbox
 from relay.operation.app.state_dir import owner_of
@@ -54,9 +55,12 @@ def _open(context: CommandContext, *, is_removal: bool = False) -> AccountFile:
     return file
 
 
-def _hint(file: AccountFile) -> None:
-    """Print how a running relay gets to use the changed file."""
+def _hint(file: AccountFile, accounts: str) -> None:
+    """Print how a running relay gets to use the changed file, and have it log the change."""
     if owner_of(file.settings.run_dir):
+        change = {"change": click.get_current_context().info_name, "accounts": accounts}
+        with suppress(ControlUnavailableError, ControlError):  # the file has changed all the same
+            ControlClient(file.settings.control_socket).post("/accounts/changed", change)
         click.echo("the running relay uses it after: relay reload", err=True)
 
 
@@ -141,7 +145,7 @@ def import_accounts(context: CommandContext, file: Path, *, aliases: bool, dry_r
     number = {"aliases" if aliases else "accounts": len(users)}
     context.show(number | {"dry_run": dry_run}, lambda: [text])
     if not dry_run:
-        _hint(accounts)
+        _hint(accounts, f"{len(users)} of {file}")
 
 
 @account.command("list")
@@ -271,7 +275,7 @@ def _show(context: CommandContext, file: AccountFile, address: str, **made: str)
     context.show(
         {"address": address, **made}, lambda: [f"{name}: {value}" for name, value in made.items()]
     )
-    _hint(file)
+    _hint(file, address)
 
 
 def _line(facts: Mapping[str, Any]) -> str:

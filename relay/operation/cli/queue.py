@@ -243,7 +243,7 @@ def _change(
     selector = _selector(conditions)
     if selector == Selector():
         raise click.UsageError("expected a selector: ID, a condition, or --all")
-    more |= conditions | {"who": user_name()}
+    more |= conditions
     try:
         client = operator_client(context)
         answer = client.change(operation, selector, **more)
@@ -469,7 +469,7 @@ def resume(context: CommandContext, *, what: str | None) -> None:
 
 def _change_pause(context: CommandContext, verb: str, order: dict[str, str | None]) -> None:
     try:
-        answer = _asked(context, verb, order | {"who": user_name()})
+        answer = _asked(context, verb, order)
     except ControlError as error:
         if error.status == HTTPStatus.BAD_REQUEST:
             raise click.UsageError(with_option(str(error))) from None
@@ -494,7 +494,7 @@ def _asked(context: CommandContext, verb: str, order: dict[str, Any]) -> dict[st
     from relay.operation.commands.offline import change_pauses  # noqa: PLC0415 - slow
 
     try:
-        left, resumed = change_pauses(settings, SystemClock(), **order)
+        left, resumed = change_pauses(settings, SystemClock(), who=user_name(), **order)
     except AlreadyRunningError as running:
         raise ControlUnavailableError(f"{silent}, but {running}") from None
     return {**left, "resumed": resumed}

@@ -111,7 +111,7 @@ def sendmail(
         return
     if flags["flushes"]:
         client = operator_client(context)
-        client.change("retry", Selector(all=True), who=user_name())
+        client.change("retry", Selector(all=True))
         return
     if mode not in ("m", "s"):
         raise click.UsageError(f"found {shown(f'-b{mode}')}, expected -bm, -bs or -bp")

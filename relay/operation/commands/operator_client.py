@@ -4,6 +4,7 @@ If no daemon answers on run/control.sock, OperatorClient opens the files of the 
 (offline.py). Modules for that are imported only then, so that a command to a daemon starts quickly.
 """
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote
 
 import msgspec
-from msgspec.structs import asdict
 
 from relay.base.clock import Clock
 from relay.base.pauses import Pause, Paused
@@ -241,7 +241,7 @@ class OperatorClient:
         `more` are other fields of the body; empty ones are left out. Raises ControlError for an
         invalid request, ControlUnavailableError without a daemon.
         """
-        body = _conditions(selector) | {name: field for name, field in more.items() if field}
+        body = selector.conditions | {name: field for name, field in more.items() if field}
         client = ControlClient(self.settings.control_socket, timeout_s=_CHANGE_S_MAX)
         return client.post(f"/queue/{operation}", body)
 
@@ -252,14 +252,12 @@ class OperatorClient:
         messages, submission keys and refusals.
         """
         client = ControlClient(self.settings.control_socket, timeout_s=_STEP_S_MAX)
-
-        def ask(*, dry_run_only: bool) -> Mapping[str, Any]:
-            body = {"older_than_s": older_than_s, "dry_run": dry_run_only}
-            return client.post("/storage/prune", body)
-
-        counts = ask(dry_run_only=True)
-        while not dry_run and not ask(dry_run_only=False)["ended"]:
-            pass  # the daemon prunes in small steps
+        counts, ended = Counter[str](), False
+        while not ended:  # the daemon prunes in small steps
+            body = {"older_than_s": older_than_s, "dry_run": dry_run}
+            answer = client.post("/storage/prune", body)
+            counts.update({name: answer[name] for name in _PRUNED})
+            ended = answer["ended"]
         return {name: counts[name] for name in _PRUNED} | {"dry_run": dry_run}
 
     def _offline(
@@ -305,14 +303,9 @@ async def _list(selector: "Selector", files: "SpoolFiles") -> EntryList:
     return entries
 
 
-def _conditions(selector: "Selector") -> dict[str, Any]:
-    """Return the conditions of a selector that are set, by their names in the body of a POST."""
-    return {name: value for name, value in asdict(selector).items() if value not in ("", (), None)}
-
-
 def _query(selector: "Selector") -> dict[str, str]:
     """Return a selector as the query parameters of a GET."""
-    query = {name: text for name, text in _conditions(selector).items() if isinstance(text, str)}
+    query = {name: text for name, text in selector.conditions.items() if isinstance(text, str)}
     if selector.ids:  # a Message-ID may have commas
         query["id"] = ",".join(quote(name, safe="") for name in selector.ids)
     if selector.older_than_s is not None:

@@ -12,11 +12,19 @@ from msgspec import UNSET, UnsetType, convert
 from msgspec.structs import replace
 
 from relay.base.message.envelope import Client
-from relay.base.message.lifecycle import AT_REST, BEFORE_QUEUE, FINAL, RecipientState, by_importance
+from relay.base.message.lifecycle import (
+    AT_REST,
+    BEFORE_QUEUE,
+    FINAL,
+    HISTORY_REMOVED,
+    RecipientState,
+    by_importance,
+)
 from relay.base.message.tls_policy import USUAL_POLICY
 from relay.store.journeys import details
 
 D = TypeVar("D", bound=details.Detail)
+_FINAL, _AT_REST = FINAL | {HISTORY_REMOVED}, AT_REST | {HISTORY_REMOVED}
 
 
 class JourneyStep(msgspec.Struct, frozen=True):
@@ -211,14 +219,14 @@ class Journey(msgspec.Struct, frozen=True):
     def is_final(self) -> bool:
         """Whether there are recipients and all of them are in final states."""
         return bool(self.recipients) and all(
-            recipient.state in FINAL for recipient in self.recipients
+            recipient.state in _FINAL for recipient in self.recipients
         )
 
     @property
     def is_there(self) -> bool:
         """Whether there are recipients and all of them are captured or in final states."""
         return bool(self.recipients) and all(
-            recipient.state in AT_REST for recipient in self.recipients
+            recipient.state in _AT_REST for recipient in self.recipients
         )
 
     def may_become(self, state: str) -> bool:
@@ -228,7 +236,7 @@ class Journey(msgspec.Struct, frozen=True):
         """
         if self.state in BEFORE_QUEUE or not self.recipients:
             return True
-        at_rest = [recipient.state for recipient in self.recipients if recipient.state in AT_REST]
+        at_rest = [recipient.state for recipient in self.recipients if recipient.state in _AT_REST]
         if state in BEFORE_QUEUE or len(at_rest) == len(self.recipients):
             return False
         if state == "final":

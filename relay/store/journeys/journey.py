@@ -13,7 +13,12 @@ from msgspec.structs import replace
 
 from relay.base.clock import Clock, id_time_us, rfc3339, wall_offset_us
 from relay.base.message.envelope import Client
-from relay.base.message.lifecycle import BEFORE_QUEUE, RecipientState, SubmissionState
+from relay.base.message.lifecycle import (
+    BEFORE_QUEUE,
+    HISTORY_REMOVED,
+    RecipientState,
+    SubmissionState,
+)
 from relay.base.message.rest_id import read_rest_id
 from relay.store.journeys.document import Journey, JourneyStep, Recipient
 from relay.store.journeys.event_feed import EventFeed
@@ -499,6 +504,9 @@ def _accepted_by_smtp(transport: Journey) -> Iterator[JourneyStep]:
 def _before_transport(store: SubmissionRecord) -> Journey:
     """Return the transport's part of the journey, for a submission that the spool does not know."""
     reached, facts = state_before_queue([step.read() for step in store.steps]), store.facts
+    state, of_recipients = str(reached.state), str(reached.of_recipients)
+    if any(step.step == Step.ACCEPTED for step in store.steps):  # the spool had it
+        state = of_recipients = HISTORY_REMOVED
     return Journey(
         id=None,
         graph_id=None,
@@ -506,13 +514,13 @@ def _before_transport(store: SubmissionRecord) -> Journey:
         message_id=facts.message_id,
         sender=facts.sender,
         subject=facts.subject,
-        state=str(reached.state),
+        state=state,
         client={},
         steps=(),
         recipients=tuple(
             Recipient(
                 address,
-                str(reached.of_recipients),
+                of_recipients,
                 reached.reply if reached.state == RecipientState.HELD else None,
                 reply=reached.reply,
                 next_attempt=reached.send_at or None,

@@ -245,6 +245,8 @@ class _Writer(Struct, frozen=True):
                 yield from self._at(f"{head}: {host} accepted it", recipient)
             case "failed" | "expired":
                 yield from self._failed(head, recipient)
+            case "removed":
+                yield "History removed: it was accepted; what became of it is not kept any more."
             case "cancelled" if self.journey.id:
                 yield f"{head}{_because(recipient, ' by ')}."
             case _:

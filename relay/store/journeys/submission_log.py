@@ -9,9 +9,11 @@ import asyncio
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,8 @@ from relay.store.journeys.message_list import (
 )
 from relay.store.journeys.open_submissions import OpenSubmissions
 
-_DAY_US = 86_400_000_000
+_DAY_US, _HOUR_US = 86_400_000_000, 3_600_000_000
+_LINES_AT_ONCE = 1000
 _RECIPIENTS_MAX = 1000  # in a line
 
 
@@ -78,6 +81,7 @@ class SubmissionLog:
         self._file: int | None = None
         self._day = -1  # the day of the open file, counted from 1970
         self._followed = OpenSubmissions(self._files)
+        self._keepers: dict[str, str] = {}  # by the name of a file: why prune() left it
 
     def append(self, facts: SubmissionFacts, *events: Event, queue_id: str = "") -> None:
         """Write steps with one write(2), so that readers never see a part of a line."""
@@ -180,13 +184,26 @@ class SubmissionLog:
         read = self._followed.read()
         return {left.submission_id: left.reply for left in read if left.state == "held"}
 
-    def prune(self, keep_days: int) -> int:
-        """Remove whole days older than `keep_days`; return the number of removed files."""
-        before_us = now_at_least_us(self.clock) - keep_days * _DAY_US
-        old = [path for path in self._files() if path.name[:10] < _day_of(before_us)]
-        for path in old:
-            path.unlink(missing_ok=True)
-        return len(old)
+    async def prune(
+        self, before_us: int, kept_of: Callable[[Sequence[str]], Awaitable[Collection[str]]]
+    ) -> int:
+        """Remove the files of the days before `before_us` in which no submission is kept; return
+        their number. `kept_of` returns some of the submissions that are kept, if any are.
+        """
+        removed = 0
+        # the file of an hour ago may still be written
+        first = _day_of(min(before_us, now_at_least_us(self.clock) - _HOUR_US))
+        for path in self._files():
+            if path.name[:_DAY_CHARACTERS] >= first:
+                continue
+            known = self._keepers.pop(path.name, "")
+            keeper = known if known and await kept_of([known]) else await _keeper(path, kept_of)
+            if keeper:
+                self._keepers[path.name] = keeper
+            else:
+                path.unlink(missing_ok=True)
+                removed += 1
+        return removed
 
     def client_of(self, submission_id: str) -> Client | None:
         """Return the client that step 2 of a submission names; blocks."""
@@ -310,7 +327,7 @@ def read_accepted(directory: Path, *, since_us: int) -> Iterator[LogLine]:
                     yield line
 
 
-def _lines(path: Path) -> Iterator[LogLine]:
+def _lines(path: Path) -> Generator[LogLine, None, None]:
     try:
         file = path.open("rb")
     except FileNotFoundError:  # pruned meanwhile
@@ -319,6 +336,21 @@ def _lines(path: Path) -> Iterator[LogLine]:
         while line := file.readline(_READ_BYTES_MAX):
             if (logged := parse_line(line)) is not None:
                 yield logged
+
+
+async def _keeper(
+    path: Path, kept_of: Callable[[Sequence[str]], Awaitable[Collection[str]]]
+) -> str:
+    """Return a submission in a file that is kept, "" if none is."""
+    with closing(_lines(path)) as lines:
+        while ids := await asyncio.to_thread(_next_ids, lines):
+            for name in await kept_of(ids):
+                return name
+    return ""
+
+
+def _next_ids(lines: Iterator[LogLine]) -> Sequence[str]:
+    return [*{line.submission_id for line in islice(lines, _LINES_AT_ONCE)}]
 
 
 def _files(directory: Path) -> list[Path]:

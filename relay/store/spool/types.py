@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from relay.base.message.content import Content, Octets
 from relay.base.message.envelope import NO_MESSAGE_EXTRA, ForwardPath, MessageExtra, MessageFacts
@@ -567,6 +567,12 @@ class Selector(Struct, frozen=True):
     older_than_s: float | None = None  # since acceptance; None: any age
     restored: bool = False  # only what a restore holds
     all: bool = False  # every entry: a command without a condition must say so
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """The conditions that are set, by their names in the body of a queue command."""
+        given = asdict(self).items()
+        return {name: value for name, value in given if value != getattr(Selector(), name)}
 
     @property
     def sees_submissions(self) -> bool:

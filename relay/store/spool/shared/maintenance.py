@@ -11,6 +11,7 @@ See docs/design.md 4 (Counters and history), 7.2, 7.6 and 7.8.
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -92,6 +93,9 @@ class SpoolMaintenance(ABC):
 
         The age is by Clock.confirmed_us: doubtful time does not count.
         """
+        return (await self._prune(age_s)).total()
+
+    async def _prune(self, age_s: float) -> Counter[str]:
         now_us = self.clock.confirmed_us()
         before_us = now_us - int(age_s * 1_000_000)
         if self.before_prune is not None:
@@ -102,7 +106,7 @@ class SpoolMaintenance(ABC):
                 lambda transaction: self.prune_some(transaction, before_us, after=self._pruned_to)
             )
             if messages or keys or not self._pruned_to:
-                return messages + keys
+                return Counter(messages=messages, submissions=keys)
 
     def prune_some(
         self, transaction: OpenTransaction, before_us: int, *, after: str
@@ -130,10 +134,13 @@ class SpoolMaintenance(ABC):
                 lambda tables: self._removable(tables, before_us, now_us=now_us)
             )
             return would | {"ended": True}
+        removed = Counter(messages=0, submissions=0)
         for _ in range(_STEPS_AT_ONCE):
-            if not await self.prune(age_s):
-                return {"ended": True}
-        return {"ended": False}
+            step = await self._prune(age_s)
+            removed.update(step)
+            if not step.total():
+                return {**removed, "ended": True}
+        return {**removed, "ended": False}
 
     def _removable(self, tables: Tables, before_us: int, *, now_us: int) -> dict[str, int]:
         finished = tables.fetch_one(
