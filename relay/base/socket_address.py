@@ -11,8 +11,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
 
+_MAPPED_BITS = 96
 _NETWORK_BITS = 64  # of IPv6: one customer has at least a /64 and changes addresses within it
 
 
@@ -52,6 +60,23 @@ class Address:
         if self.path:
             return f"unix:{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@lru_cache(64)
+def network_of(text: str) -> IPv4Network | IPv6Network:
+    """Return a network, or the network of an address; for IPv4 addresses in IPv6 (::ffff:0:0/96)
+    the IPv4 network. Raises ValueError that says what was expected.
+    """
+    try:
+        network = ip_network(text)
+    except ValueError:
+        raise ValueError(
+            'networks such as "192.0.2.0/24" (with no bit set after the prefix) and addresses'
+        ) from None
+    mapped = network.network_address
+    if isinstance(mapped, IPv6Address) and mapped.ipv4_mapped and network.prefixlen >= _MAPPED_BITS:
+        return IPv4Network((int(mapped.ipv4_mapped), network.prefixlen - _MAPPED_BITS))
+    return network
 
 
 def client_of(address: str, *, bits: int = _NETWORK_BITS) -> str:

@@ -31,7 +31,7 @@ from relay.front_door.api.dependencies import ApiDependencies, Principal
 from relay.front_door.api.event_streams import WantedMessage
 from relay.front_door.api.explain import ExplainHandler
 from relay.front_door.api.message_source import NO_PREVIEW, MessagePreviews, RowFacts
-from relay.front_door.api.search_text import list_search_of, log_rows
+from relay.front_door.api.search_text import SEARCH_PREFIXES, list_search_of, log_rows
 from relay.front_door.http.errors import ApiError, bad_request, quoted, service_unavailable
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.http.responses import BLOCK_BYTES, StreamedResponse, json_response
@@ -177,10 +177,10 @@ class Handlers:
         newest = await journeys.page(MessageSearch(), account=account, limit=_LOOKED_AT_MAX)
         return [row.as_json() for row in in_flight(newest.rows)[:_NEAR_MAX]]
 
-    # `GET log?q=&…&limit=&pages=`: `{messages: [{at, id, submission_id, message_id, sender,
+    # `GET log?q=&…&before=&limit=&pages=`: `{messages: [{at, id, submission_id, message_id, sender,
     # subject, state, client: {address, helo}, login, size, status, reply, next_attempt, recipients:
-    # [{address, state}], recipient_count, added}], older}`, the first 20 recipients; reads up to
-    # `pages` (20) times 20,000 messages
+    # [{address, state}], recipient_count, added}], older, before}`, the first 20 recipients; reads
+    # up to `pages` (20) times 20,000 messages, with `before=BEFORE` older ones
     async def log(self, query: Mapping[str, str], principal: Principal) -> dict[str, Any]:
         """GET /log: a page of rows."""
         return await log_rows(self._dependencies.journeys, query, account=principal.account)
@@ -188,10 +188,21 @@ class Handlers:
     def with_reader(self, search: MessageSearch, principal: Principal) -> MessageSearch:
         """Return a search limited to texts that the principal may read without a note in the log.
 
-        Raises ApiError 400 for tags in a service.
+        Raises ApiError 400 in a service for tags, and over the control socket for what is looked up
+        in the reader's mailbox: it has none.
         """
         if search.tags and not self.is_development:
             raise bad_request("q: tag: and is:tagged are for relay dev; a service has no tags.")
+        if (
+            principal.is_at_socket
+            and not self.is_development
+            and (search.words or search.is_unread)
+        ):
+            found = quoted(search.words[0] if search.words else "is:unread")
+            names = ", ".join(f"{name}:" for name in SEARCH_PREFIXES if name not in ("tag", "is"))
+            raise bad_request(
+                f"q: {found}: texts are not searched in a service; there are {names}."
+            )
         if not principal.may_read_content:
             return replace(search, reader=NO_MAILBOX)
         return replace(search, reader=ALL_MAILBOXES if self.is_development else principal.name)

@@ -40,7 +40,7 @@ _LIMIT_MAX = 10_000
 _TEXT_CHARACTERS_MAX = 1000
 TEXT_CONDITIONS = words_in("sender recipient domain next_hop state subject client login route")
 LIST_PARAMETERS = words_in("q to sender subject mailbox kind state before after wait limit")
-LOG_PARAMETERS = ("q", "to", "sender", "subject", "mailbox", "state", "limit", "pages")
+LOG_PARAMETERS = words_in("q to sender subject mailbox state before limit pages")
 REFUSED_PARAMETERS = ("address", "after", "before", "limit")
 QUEUE_PARAMETERS = ("id", *TEXT_CONDITIONS, "older_than", "restored", "limit")
 
@@ -187,6 +187,9 @@ def conditions_of(texts: Mapping[str, str | None]) -> dict[str, str]:
     conditions = {name: _text_of(texts, name) for name in texts}
     if domain := conditions.get("domain"):
         conditions["domain"] = domain.removesuffix(".")
+    if "/" in (client := conditions.get("client", "")):
+        expected = 'a pattern of an address, such as "192.0.2.*", or of a name'
+        raise bad_request(f"client: found {quoted(client)}, expected {expected}.")
     states = (*LIVE, WAITING, SubmissionState.SCHEDULED)
     if (state := conditions.get("state")) and state not in states:
         raise bad_state(state, states)

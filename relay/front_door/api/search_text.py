@@ -18,9 +18,11 @@ from msgspec.structs import replace
 
 from relay.base.clock import time_us_of
 from relay.base.settings.values import is_ip
+from relay.base.socket_address import network_of
 from relay.front_door.api.request_parameters import (
     MESSAGE_STATES,
     limit_of,
+    list_position_of,
     message_search_of,
     number_of,
 )
@@ -99,8 +101,10 @@ async def log_rows(
     """Return the answer of GET /log; contents are not searched. Raises ApiError 400."""
     search, limit = list_search_of(query), limit_of(query)
     search = replace(search, kind=MAIL, added=account is None)
-    pages = number_of(query, "pages", default=PAGES_MAX, limits=(1, PAGES_MAX))
-    return (await journeys.log(search, account=account, limit=limit, pages=int(pages))).as_json()
+    pages = int(number_of(query, "pages", default=PAGES_MAX, limits=(1, PAGES_MAX)))
+    before = list_position_of(query)
+    page = await journeys.log(search, account=account, limit=limit, before=before, pages=pages)
+    return page.as_json()
 
 
 def _tokens(text: str) -> list[_Token]:
@@ -115,8 +119,8 @@ def _tokens(text: str) -> list[_Token]:
                 f"{quoted(match[0])}: a search can leave out tags alone. For the text itself, put "
                 "it in quotes."
             )
-        if prefix and prefix not in _PREFIXES:
-            names = ", ".join(f"{prefix}:" for prefix in _PREFIXES)
+        if prefix and prefix not in SEARCH_PREFIXES:
+            names = ", ".join(f"{prefix}:" for prefix in SEARCH_PREFIXES)
             raise SearchTextError(
                 f"{quoted(prefix + ':')} is not known; there are {names}. For the text itself, put "
                 "it in quotes."
@@ -176,6 +180,15 @@ def _time_us(prefix: str, value: str) -> int:
     raise SearchTextError(f"{prefix}: found {quoted(value)}, {expected}.")
 
 
+def _client(value: str) -> str:
+    if "/" not in value:
+        return str(ip_address(value)) if is_ip(value) else value
+    try:
+        return str(network_of(value))
+    except ValueError as error:
+        raise SearchTextError(f"client: found {quoted(value)}, expected {error}.") from None
+
+
 def _is(value: str) -> dict[str, Any]:
     if value.lower() != "unread":
         raise SearchTextError(f"is: found {quoted(value)}, expected unread or tagged.")
@@ -187,11 +200,11 @@ _OWN_VALUES: Mapping[str, Callable[[str], dict[str, Any]]] = {
     "larger": _larger,
     "after": lambda value: {"from_us": _time_us("after", value)},
     "before": lambda value: {"until_us": _time_us("before", value)},
-    "client": lambda value: {"client": str(ip_address(value)) if is_ip(value) else value},
+    "client": lambda value: {"client": _client(value)},
     "login": lambda value: {"login": value if "@" in value else _pattern(value)},
     "is": _is,
 }
-_PREFIXES = ("from", "to", "subject", "state", "id", "tag", *_OWN_VALUES)
+SEARCH_PREFIXES = ("from", "to", "subject", "state", "id", "tag", *_OWN_VALUES)
 
 
 def _pattern(value: str) -> str:

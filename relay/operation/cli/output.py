@@ -9,7 +9,7 @@ and later output to stderr appears after it.
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -25,6 +25,16 @@ from relay.store.journeys.wording import client_line, describe
 def print_json(value: Any) -> None:
     """Print one JSON document, indented."""
     click.echo(msgspec.json.format(_as_json(value), indent=2))
+
+
+def print_json_list(values: Iterable[Any]) -> None:
+    """Print a JSON array as print_json() does, each value as soon as it is there."""
+    before = "["
+    for value in values:
+        text = msgspec.json.format(_as_json(value), indent=2).decode()
+        click.echo(f"{before}\n  " + text.replace("\n", "\n  "), nl=False)
+        before = ","
+    click.echo("[]" if before == "[" else "\n]")
 
 
 def print_json_line(value: Any) -> None:

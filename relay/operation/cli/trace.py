@@ -10,6 +10,7 @@ older messages may exist.
 import math
 import shlex
 from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import click
@@ -31,7 +32,7 @@ from relay.base.settings.values import is_ip, parse_duration
 from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.option_types import Parsed
 from relay.operation.cli.options import KEY, CommandContext, common_options, once, unknown_message
-from relay.operation.cli.output import UNREMARKABLE, journey_lines, printable
+from relay.operation.cli.output import UNREMARKABLE, journey_lines, print_json_list, printable
 from relay.operation.cli.relay_client import operator_client
 from relay.operation.commands.operator_client import LIST_MAX, OperatorClient
 from relay.store.journeys.details import ClaimDetail, ComplaintDetail
@@ -70,24 +71,28 @@ def _time(text: str) -> str:
         return text
 
 
+_SHOWN = 100
+_LIMIT = click.option(
+    "--limit", type=click.IntRange(1, LIST_MAX), help=f"Default: {_SHOWN}; with --json: all."
+)
 _PART, _ADDRESS, _WHEN = Parsed("TEXT", _part), Parsed("ADDRESS", _address), Parsed("WHEN", _time)
 
 
 @click.command()
-@once("--address", "mailbox", metavar="ADDRESS", help="The sender or a recipient.")
+@once("--address", "mailbox", metavar="ADDRESS", help='Sender or recipient, or "*@example.org".')
 @once("--from", "sender", type=_ADDRESS, help='The reverse-path, or a part; "<>" is the null one.')
 @once("--to", type=_ADDRESS, help="A recipient, or a part.")
 @once("--subject", type=_PART, help="A part of the Subject; ? is any character.")
-@once("--client", metavar="IP|NAME", help="Who brought it: its address, or its name in EHLO.")
+@once("--client", metavar="IP|NETWORK|NAME", help="Who brought it; NAME: in EHLO.")
 @once("--login", metavar="ADDRESS", help="The account that it is from, or a part.")
 @once("--state", type=click.Choice(_STATES), metavar="STATE", help="Of a recipient.")
 @once("--message-id", "id", metavar="ID", help="A Message-ID, or another id.")
 @once("--since", "after", type=_WHEN, help="Then or later.")
 @once("--until", "before", type=_WHEN, help="Before then.")
 @click.option("--complaints", is_flag=True, help="Only messages that a recipient complained about.")
-@click.option("--limit", type=click.IntRange(1, LIST_MAX), default=100, show_default=True)
+@_LIMIT
 @common_options
-def log(context: CommandContext, *, complaints: bool, limit: int, **conditions: str) -> None:
+def log(context: CommandContext, *, complaints: bool, limit: int | None, **conditions: str) -> None:
     """List messages, the newest first, with their state: also those that have left the queue.
 
     A message must match all conditions. A value with "*" is a pattern of the whole. WHEN is a day
@@ -96,8 +101,12 @@ def log(context: CommandContext, *, complaints: bool, limit: int, **conditions: 
     """
     client = operator_client(context)
     conditions["has"] = "complaint" if complaints else ""
+    query = log_query(**conditions)
     try:
-        page = client.log(log_query(**conditions) | {"limit": str(limit)})
+        if context.json and limit is None:
+            print_json_list(client.log_rows(query))
+            return
+        page = client.log(query | {"limit": str(limit or _SHOWN)})
     except ControlError as error:
         raise click.UsageError(_with_option(str(error))) from None
     rows, older = page["messages"], page["older"]
@@ -112,17 +121,23 @@ def log(context: CommandContext, *, complaints: bool, limit: int, **conditions: 
 
 @click.command()
 @click.argument("words", nargs=-1, required=True, metavar="WORDS")
-@click.option("--limit", type=click.IntRange(1, LIST_MAX), default=100, show_default=True)
+@_LIMIT
 @common_options
-def search(context: CommandContext, *, words: tuple[str, ...], limit: int) -> None:
+def search(context: CommandContext, *, words: tuple[str, ...], limit: int | None) -> None:
     """List the messages that the search of the pages finds, the newest first.
 
     WORDS are parts of the subject or an address, or begin a word of the text; from:, to:, subject:,
     state:, id:, client:, login:, has:attachment, larger:, after:, before: and is:unread are others.
+    In a service, which searches no texts here, only these with a prefix, but is:unread.
     """
     client = operator_client(context)
+    found = client.search(" ".join(words))
     try:
-        journeys = client.search(" ".join(words), limit=limit)
+        if context.json and limit is None:
+            print_json_list(found)
+            return
+        limit = limit or _SHOWN
+        journeys = [*islice(found, limit)]
     except ControlError as error:
         raise click.UsageError(str(error).removeprefix("q: ")) from None
     lines = [f"{_moment(journey.steps[0].at)}  {journey_lines(journey)[0]}" for journey in journeys]

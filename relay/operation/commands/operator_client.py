@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _ENTRIES = list[dict[str, Any]]
 LIST_MAX = 10_000
+_PAGE_ROWS, _PAGE_JOURNEYS = 1000, 100
 _REFUSED_MAX = 20
 _NOT_FOUND = 404
 _WAIT_S = 1.0  # of one request
@@ -85,20 +86,28 @@ class OperatorClient:
             from relay.operation.commands.offline import read_log  # noqa: PLC0415 - slow
 
             ask = partial(read_log, query=query)
-            return self._offline(silent, ask, nothing={"messages": [], "older": None})
+            nothing: dict[str, Any] = {"messages": [], "older": None, "before": None}
+            return self._offline(silent, ask, nothing=nothing)
 
-    def search(self, text: str, *, limit: int) -> list[Journey]:
-        """Return the newest messages that the search of the pages finds, at most `limit`. The
+    def log_rows(self, query: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        """Yield all rows of log(), page by page."""
+        page = self.log({**query, "limit": str(_PAGE_ROWS)})
+        yield from page["messages"]
+        while before := page["before"]:
+            page = self.log({**query, "limit": str(_PAGE_ROWS), "before": before})
+            yield from page["messages"]
+
+    def search(self, text: str) -> Iterator[Journey]:
+        """Yield the messages that the search of the pages finds, newest first, page by page. The
         search reads contents. Raises ControlUnavailableError without a daemon.
         """
-        query, journeys = {"q": text, "limit": str(limit)}, list[Journey]()
-        while len(journeys) < limit:
+        query: dict[str, str] = {"q": text, "limit": str(_PAGE_JOURNEYS)}
+        while True:
             page = self._client.get("/messages", query)
-            journeys += msgspec.convert(page["messages"], list[Journey])
+            yield from msgspec.convert(page["messages"], list[Journey])
             if page["older"] is None:
-                break
+                return
             query["before"] = page["older"]
-        return journeys[:limit]
 
     def refused(self, address: str) -> list[Refusal]:
         """Return the last refusals for a mail address or IP address, the newest first."""

@@ -70,11 +70,14 @@ class ListPage(Struct, frozen=True):
     older: ListPosition | None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the answer of GET /log: the rows, and the time before which there may be older
-        ones.
+        """Return the answer of GET /log: the rows, and the time and the place before which there
+        may be older ones.
         """
-        older = None if self.older is None else rfc3339(self.older.at_us + 1)
-        return {"messages": [row.as_json() for row in self.rows], "older": older}
+        rows = [row.as_json() for row in self.rows]
+        if self.older is None:
+            return {"messages": rows, "older": None, "before": None}
+        older = rfc3339(self.older.at_us + 1)
+        return {"messages": rows, "older": older, "before": str(self.older)}
 
 
 class Journeys:
@@ -166,7 +169,13 @@ class Journeys:
         )
 
     async def log(
-        self, search: MessageSearch, *, account: str | None, limit: int, pages: int = PAGES_MAX
+        self,
+        search: MessageSearch,
+        *,
+        account: str | None,
+        limit: int,
+        before: ListPosition | None = None,
+        pages: int = PAGES_MAX,
     ) -> ListPage:
         """Return the newest messages that match, as page() does, up to `limit`.
 
@@ -174,7 +183,6 @@ class Journeys:
         """
         began_s = self._clock.real_s()
         rows: tuple[MessageSummary, ...] = ()
-        before: ListPosition | None = None
         for _ in range(pages):
             left = min(limit - len(rows), _READ_MAX)
             page = await self.page(search, account=account, limit=left, before=before)

@@ -9,8 +9,10 @@ reader who continues after a place misses nothing and sees nothing twice.
 import fnmatch
 import re
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from difflib import SequenceMatcher
 from functools import lru_cache
+from ipaddress import ip_address
 from typing import Any, Literal, Protocol, TypeVar
 
 from msgspec import Struct
@@ -20,6 +22,7 @@ from relay.base.clock import id_time_us, rfc3339, time_us_of
 from relay.base.message.address import ascii_address, own_mailbox, pattern_forms, shown_address
 from relay.base.message.lifecycle import AT_REST, BEFORE_QUEUE, FINAL
 from relay.base.phrases import words_in
+from relay.base.socket_address import network_of
 from relay.store.journeys.document import Journey
 from relay.store.journeys.events import EventCursor
 
@@ -51,7 +54,7 @@ class MessageSearch(Struct, frozen=True):
     subject: str = ""  # a pattern
     kind: str = ""  # MAIL or REPORT
     state: str = ""  # of the message before step 4, then of a recipient; "final": all are final
-    mailbox: str = ""  # an address: the sender, or one of the recipients
+    mailbox: str = ""  # an address or a pattern with "*": the sender, or one of the recipients
     words: tuple[str, ...] = ()  # each is in the subject, in one of these addresses, or in the text
     has_attachment: bool = False  # one that is not shown in the text
     has_complaint: bool = False  # a recipient has complained about it
@@ -60,7 +63,8 @@ class MessageSearch(Struct, frozen=True):
     larger_than_bytes: int = 0  # 0: any size
     from_us: int = 0  # submitted, or received by SMTP, then or later; 0: at any time
     until_us: int = 0  # and before then; 0: at any time
-    client: str = ""  # a pattern: the IP address of the client, or the name that it gave in EHLO
+    # a network, or a pattern: the IP address of the client, or the name that it gave in EHLO
+    client: str = ""
     submissions: frozenset[str] = frozenset()  # by HTTP from such a client
     login: str = ""  # a pattern: the account that logged in to send it
     # In whose mailbox words of the text and unread copies are looked up: an address,
@@ -137,11 +141,17 @@ class MessageSearch(Struct, frozen=True):
             return False
         if not self.client or submission_id in self.submissions:
             return True
-        return any(matches_pattern(self.client, name) for name in _names_of(client))
+        return any(matches_client(self.client, name) for name in _names_of(client))
 
     def matches_address(self, address: str) -> bool:
         """Whether a recipient matches `to`."""
         return matches_address_pattern(self.to, address)
+
+    def is_of_mailbox(self, addresses: Iterable[str]) -> bool:
+        """Whether one of the addresses matches `mailbox`."""
+        if "*" in self.mailbox:
+            return any(matches_address_pattern(self.mailbox, address) for address in addresses)
+        return own_mailbox(self.mailbox) in map(own_mailbox, addresses)
 
     def matches_recipients(self, recipients: Iterable[tuple[str, str]]) -> bool:
         """Whether (address, state) pairs match `to` and `state`."""
@@ -157,7 +167,7 @@ class MessageSearch(Struct, frozen=True):
         if not self.matches_facts(sender, subject) or not self.matches_recipients(recipients):
             return False
         addresses = [address for address, _ in recipients]
-        if self.mailbox and own_mailbox(self.mailbox) not in map(own_mailbox, (sender, *addresses)):
+        if self.mailbox and not self.is_of_mailbox((sender, *addresses)):
             return False
         return not self.words_left(sender, subject, addresses)
 
@@ -201,6 +211,15 @@ class FoundMessage(Struct, frozen=True):
 def matches_pattern(pattern: str, value: str) -> bool:
     """Whether the whole value matches; "" matches all. `*` is any text, `?` one character."""
     return not pattern or _compiled(pattern).match(value.casefold()) is not None
+
+
+def matches_client(pattern: str, name: str) -> bool:
+    """Whether an IP address is in a network with a "/", or matches a pattern, as a name may."""
+    if "/" not in pattern:
+        return matches_pattern(pattern, name)
+    with suppress(ValueError):
+        return ip_address(name) in network_of(pattern)
+    return False
 
 
 def matches_address_pattern(pattern: str, address: str) -> bool:
@@ -459,7 +478,7 @@ def _compare(
     """Yield the conditions that a row can decide. The words are looked for in the row only."""
     addresses, sender = [recipient.address for recipient in row.recipients], row.sender or "<>"
     states = [(recipient.address, recipient.state) for recipient in row.recipients]
-    here = map(own_mailbox, (row.sender, *addresses))
+    is_here = bool(search.mailbox) and search.is_of_mailbox((row.sender, *addresses))
     to = ", ".join(addresses)
     is_after = row.position.name in new
     after = "after the cursor" if search.after else ""
@@ -467,7 +486,7 @@ def _compare(
         ("to", search.to, to, any(map(search.matches_address, addresses))),
         ("sender", search.sender, sender, matches_address_pattern(search.sender, sender)),
         ("subject", search.subject, row.subject, matches_pattern(search.subject, row.subject)),
-        ("mailbox", search.mailbox, f"{sender}, {to}", own_mailbox(search.mailbox) in here),
+        ("mailbox", search.mailbox, f"{sender}, {to}", is_here),
         (
             "state",
             search.state,

@@ -33,7 +33,7 @@ from relay.store.journeys.message_list import (
     SUBJECT_CHARACTERS_MAX,
     MessageSearch,
     OpenSubmission,
-    matches_pattern,
+    matches_client,
 )
 from relay.store.journeys.open_submissions import OpenSubmissions
 
@@ -279,7 +279,8 @@ class SubmissionLog:
 
     def _submitted_by(self, search: MessageSearch) -> tuple[frozenset[str], int]:
         submissions: set[str] = set()
-        needle = max(search.client.lower().replace("?", "*").split("*"), key=len).encode()
+        literal = max(search.client.lower().replace("?", "*").split("*"), key=len)
+        needle = b"" if "/" in search.client else literal.encode()
         first = _day_of(search.from_us)
         begin = last = _day_of(search.until_us) if search.until_us else "~"
         for path in self._files():
@@ -291,7 +292,7 @@ class SubmissionLog:
                 logged = parse_line(line)
                 if logged and logged.step == Step.NOTIFIED and search.is_in_time(logged.at_us):
                     client = read_known(NotifiedDetail, logged.detail).client or Client()
-                    if matches_pattern(search.client, client.address):
+                    if matches_client(search.client, client.address):
                         submissions.add(logged.submission_id)
         return frozenset(submissions), 0
 

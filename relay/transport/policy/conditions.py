@@ -15,7 +15,7 @@ The vocabulary is that of Exchange's mail flow rules. RFC 5321 2.3.11 (addresses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
 from functools import reduce
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network
 from math import isfinite
 from operator import or_
 from typing import Any, ClassVar, Self
@@ -25,6 +25,7 @@ from relay.base.message.authentication_results import UNABLE, is_aligned, is_of_
 from relay.base.message.envelope import Source, domain_of
 from relay.base.phrases import shown
 from relay.base.settings.values import parse_size
+from relay.base.socket_address import network_of
 from relay.formats import headers
 from relay.transport.policy.content_conditions import (
     AttachmentCondition,
@@ -41,7 +42,6 @@ from relay.transport.policy.table_reader import check_parts, part, parts, words_
 _GROUP = "group:"
 _NO_LOGIN = "<>"
 AUTH_METHODS = ("spf", "dkim", "dmarc", "aligned")  # of the condition auth
-_MAPPED_BITS = 96  # ::ffff:0:0/96
 _HEADER_EXPECTED = (
     "a table with a field's name and one of matches, pattern and over, "
     '{ name = "X-Spam", matches = "yes*" }'
@@ -205,7 +205,7 @@ class ClientCondition(BaseCondition, frozen=True):
     @classmethod
     def parse(cls, value: Any, _: Groups) -> Self:
         """Read networks and addresses. Raises ValueError."""
-        return cls(tuple(parts(some_texts(value), _network)))
+        return cls(tuple(parts(some_texts(value), network_of)))
 
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
@@ -215,20 +215,6 @@ class ClientCondition(BaseCondition, frozen=True):
     def value_in(self, view: MessageView) -> str:
         """Return the client's address."""
         return view.message.client
-
-
-def _network(text: str) -> IPv4Network | IPv6Network:
-    """Return a network; for IPv4 addresses in IPv6 (::ffff:0:0/96) the IPv4 network."""
-    try:
-        network = ip_network(text)
-    except ValueError:
-        raise ValueError(
-            'networks such as "192.0.2.0/24" (with no bit set after the prefix) and addresses'
-        ) from None
-    mapped = network.network_address
-    if isinstance(mapped, IPv6Address) and mapped.ipv4_mapped and network.prefixlen >= _MAPPED_BITS:
-        return IPv4Network((int(mapped.ipv4_mapped), network.prefixlen - _MAPPED_BITS))
-    return network
 
 
 class LoginCondition(GlobCondition, frozen=True):
