@@ -10,7 +10,7 @@ from tests.support.dkim import DkimKeys
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes
 
-OK = 0
+OK, USAGE, UNAVAILABLE = 0, 64, 69
 ALICE, BOB = "alice@example.test", "bob@example.test"
 STRANGER = "127.0.0.2"
 HOLD = """\
@@ -171,8 +171,10 @@ def test_9_what_came_from_this_address(mail):
     assert f'eve@far.test -> {BOB}  "From outside"' in lines[0]
     assert "refused 550" in lines[1]
     mail.line("--client", "127.0.0.2", subject="From outside")
-    everything = mail.asked("log", "--client", "127.0.*")
-    assert len(everything) == len(mail.ids)
+    for client in ("127.0.*", "127.0.0.0/8"):
+        everything = mail.asked("log", "--client", client)
+        assert len(everything) == len(mail.ids), client
+    assert mail.asked("log", "--client", "127.0.0.2/32") == mail.asked("log", "--client", STRANGER)
     assert [line for line in everything if "By HTTP" in line]  # the submission log has its client
     document = mail.relay.cli_json("trace", STRANGER)
     (row,) = document["messages"]
@@ -185,11 +187,28 @@ def test_conditions_are_joined(mail):
     mail.line("--to", "@b.test", "--from", "alice", subject="Bounced")
     assert mail.asked("log", "--login", "alice") == []  # of a trusted network, nobody logged in
     mail.line("--login", BOB, "--since", "today", subject="By HTTP")
-    assert len(mail.asked("log", "--address", ALICE)) == len(mail.ids) - 2
+    for address in (ALICE, "alice@*"):
+        assert len(mail.asked("log", "--address", address)) == len(mail.ids) - 2
     (row,) = mail.relay.cli_json("log", "--message-id", mail.ids["Bounced"])
     recipients = [{"address": "nobody@b.test", "state": "failed"}]
     assert (row["state"], row["recipients"], row["login"]) == ("failed", recipients, "")
     assert row["reply"] == "550 5.1.1 No such user here"
+
+
+def test_a_condition_that_is_not_looked_at_is_no_empty_answer(mail):
+    for words, text in (
+        (("log", "--client", "10.0.0.1/8"), "--client: found '10.0.0.1/8', expected networks such"),
+        (("queue", "list", "--client", "10.0.0.0/8"), "expected a pattern of an address"),
+        (
+            ("search", "Zebra"),
+            "texts are not searched in a service; there are from:, to:, subject:",
+        ),
+        (("search", "is:unread"), "texts are not searched in a service"),
+    ):
+        done = mail.relay.cli(*words)
+        if "search" in words and done.returncode == UNAVAILABLE:
+            continue  # the relay is stopped
+        assert (done.returncode, text in done.stderr) == (USAGE, True), done.stderr
 
 
 def test_what_is_left_out_is_said_with_the_way_to_it(mail):
@@ -205,5 +224,7 @@ def test_what_is_left_out_is_said_with_the_way_to_it(mail):
         words = said[0].split()[-2:]
         assert words[0] == "--until"
     assert seen == sorted(mail.ids.values(), reverse=True)
+    rows = mail.relay.cli_json("log")
+    assert [row["id"] for row in rows] == seen
     traced = mail.asked("trace", ALICE)
     assert f"{len(mail.ids) - 3} more messages: relay log --address {ALICE}" in traced

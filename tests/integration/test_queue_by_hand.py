@@ -1,5 +1,7 @@
 """Queue commands with real remote hosts: held or cancelled mail is not sent, other mail is sent once."""
 
+import getpass
+import json
 from collections import Counter
 from typing import Any
 
@@ -75,6 +77,49 @@ def test_a_hold_waits_for_the_end_of_an_attempt_and_holds_the_others_at_once(
     assert columns.split()[:5] == ["ROUTE", "ACCEPTED", "DELIVERED", "DEFERRED", "FAILED"]
     assert row.split()[:5] == ["mx", "3", "3", "0", "0"]
     assert relay.faults() == []
+
+
+def test_each_act_is_in_the_log_with_its_user(remotes: Remotes, serve) -> None:
+    remotes.start("slow.test", rcpt=dict.fromkeys(("a@slow.test", "b@slow.test"), "450 4.2.0 no"))
+    relay = serve(remotes, config=ONE_CONNECTION, environment={"SUDO_USER": "anna"})
+    user = f"{getpass.getuser()} (SUDO_USER anna)"
+    ids = [relay.submit("alice@example.test", [f"{name}@slow.test"]) for name in "ab"]
+    sent = relay.send_mail(to=["bob@example.test"], subject="kept")
+    relay.until_final(sent)
+    for queue_id in ids:
+        relay.until_state(queue_id, "deferred")
+    assert change(relay, "cancel", ids=ids[:1], reason="I did it")["done"] == 1
+    for words in (
+        ("queue", "cancel", "--sender", "alice@*", "--dry-run"),
+        ("queue", "cancel", "--sender", "alice@*"),
+        ("show", sent),
+        ("pause", "delivery"),
+        ("account", "token", "carol@example.test"),
+        ("reload",),
+    ):
+        assert relay.cli(*words).returncode == OK, words
+    assert [one["who"] for one in queue_commands(relay, ids[1])] == [user]
+    pruned = relay.cli_json("storage", "prune", "--older-than", "0s")
+    assert (pruned["messages"], pruned["submissions"]) == (3, 0)
+    (answer, *_) = relay.cli("trace", sent).stdout.splitlines()
+    assert answer == "History removed: it was accepted; what became of it is not kept any more."
+    assert relay.cli("wait", sent, "--state", "final").returncode == OK
+    lines = [json.loads(line) for line in relay.log.splitlines()]
+    found = [{**one, "at": "", "level": ""} for one in lines if "who" in one]
+    act = {"at": "", "level": "", "room": "api", "who": user}
+    by_hand = act | {"event": "queue command", "operation": "cancel"}
+    done = {"matched": 1, "done": 1, "ordered": 0}
+    token = {"who": f"{OPERATOR}@example.test", "reason": "I did it", "ids": ids[0]}
+    removed = {"messages": 3, "submissions": 0, "ended": True, "refused": 0}
+    assert found == [
+        by_hand | done | token,
+        by_hand | done | {"sender": "alice@*"},
+        act | {"event": "content of others read", "message": found[2]["message"], "view": "source"},
+        act | {"event": "paused", "what": "delivery", "until": ""},
+        act | {"event": "account changed", "change": "token", "accounts": "carol@example.test"},
+        act | {"event": "reload", "reloaded": True},
+        act | {"event": "history pruned", "older_than_s": 0.0} | removed,
+    ]
 
 
 def test_a_retry_by_hand_ignores_the_unreachable_state_of_the_site(remotes: Remotes, serve) -> None:

@@ -28,6 +28,7 @@ from relay.base.running_relay import (
 from relay.base.settings.document import SettingsError
 from relay.operation.app.state_dir import AlreadyRunningError
 from relay.operation.cli.errors import INTERRUPTED, CommandError, ExitCode
+from relay.operation.cli.option_types import Parsed
 from relay.operation.cli.options import (
     KEY,
     CommandContext,
@@ -51,6 +52,15 @@ _PATTERNS = ("sender", "recipient", "domain", "next_hop", "subject", "client", "
 _OPTIONS = ("reason", "text", "to", "until", "new", "domain")  # checked by the relay only
 
 
+def _no_network(text: str) -> str:
+    if "/" in text:
+        raise ValueError('a pattern of an address, such as "192.0.2.*", or of a name')
+    return text
+
+
+_NAME_OF_CLIENT = Parsed("GLOB", _no_network)
+
+
 def selectors(command: F) -> F:
     """Add the selectors of docs/names.md to a command."""
     return _with(
@@ -62,7 +72,7 @@ def selectors(command: F) -> F:
         once("--next-hop", metavar="GLOB", help="As the list shows it."),
         once("--route", metavar="GLOB", help="The route to the next hop, or that holds it."),
         once("--subject", metavar="GLOB", help='Such as "*invoice*".'),
-        once("--client", metavar="GLOB", help="The IP address or HELO of the client."),
+        once("--client", type=_NAME_OF_CLIENT, help="The IP address or HELO of the client."),
         once("--login", metavar="GLOB", help="The account that sent it."),
         once("--state", type=click.Choice(_STATES)),
         once("--older-than", metavar="DURATION", help='Such as "2h".'),

@@ -46,7 +46,7 @@ NO_POLICY = DataReply(f"451 4.7.1 {engine.NOT_APPLIED}")
 TOO_MANY_PARTS = DataReply(own_reply(engine.TOO_MANY_PARTS_STATUS, engine.TOO_MANY_PARTS))
 LONG_HEADER = DataReply(ContentRejection.LONG_HEADER)
 MANY_FIELDS = DataReply(f"554 5.6.0 The header has more than {FIELDS_MAX} fields")  # RFC 3463 3.7
-NO_ROOM = DataReply(ContentRejection.QUEUE_FULL)
+NO_ROOM = DataReply(ContentRejection.DISK_FULL)
 # RFC 5321 6.3; RFC 3463 3.5
 LOOP = DataReply("554 5.4.6 Routing loop detected: too many Received fields")
 # For the copies of one tenant, if other copies of the message are accepted (RFC 3463 3.4)

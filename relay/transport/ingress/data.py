@@ -62,7 +62,8 @@ class ContentRejection(StrEnum):
     )
     TOO_BIG = "552 5.3.4 The message is larger than SIZE allows"  # RFC 1870 6.3; RFC 5321 4.5.3.1.7
     NO_ROOM = "452 4.3.1 Too much mail at once, try again later"  # RFC 5321 4.2.3; RFC 3463 3.4
-    QUEUE_FULL = "452 4.3.1 The queue is full, try again later"  # RFC 5321 4.2.3; RFC 3463 3.4
+    # RFC 5321 4.2.3; RFC 3463 3.4
+    DISK_FULL = "452 4.3.1 The queue's disk is full, try again later"
     LOCAL_ERROR = "451 4.3.0 Local error, try again later"  # RFC 3463 3.4
 
 

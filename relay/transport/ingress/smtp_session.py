@@ -490,7 +490,7 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
         try:
             await content.spill(asyncio.to_thread)
         except SpoolFullError:
-            content.reject(ContentRejection.QUEUE_FULL)
+            content.reject(ContentRejection.DISK_FULL)
         except SpoolUnavailableError as error:
             _log.warning("spool unavailable", error=error)
             content.reject(ContentRejection.LOCAL_ERROR)

@@ -48,10 +48,13 @@ class Spool:
 
 class Log:
     def __init__(self) -> None:
-        self.kept: list[int] = []
+        self.before: list[int] = []
 
-    def prune(self, keep_days: int) -> int:
-        self.kept.append(keep_days)
+    def pending_ids(self) -> list[str]:
+        return []
+
+    async def prune(self, before_us: int, _kept_of: object) -> int:
+        self.before.append(before_us)
         return 0
 
 
@@ -80,11 +83,11 @@ async def test_pruning_runs_in_batches_and_continues_after_errors(tmp_path) -> N
         at = rfc3339(clock.time_us() - days * 86_400_000_000)
         refusals.record(Refusal(at=at, reason=RefusalReason.SYNTAX))
     usage = Spool([None] * 9)
-    history = maintenance.PrunedHistory(spool, log, refusals, usage, tmp_path / "dead-letter")
+    history = maintenance.PrunedHistory(spool, log, log, refusals, usage, tmp_path / "dead-letter")
     await run_until_over(spool, maintenance.prune_history(history, clock, keep_s=keep))
     assert len((await refusals.page(RefusalSearch())).refused) == 1
     assert set(spool.asked) == {(keep,)}
-    assert log.kept == [2]
+    assert log.before == [clock.time_us() - 2 * 86_400_000_000]
     assert usage.asked == [()]
 
 

@@ -1,6 +1,7 @@
 """Reading the submission log forward: every line once, whatever happens to the files."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from zlib import crc32
 
@@ -104,13 +105,16 @@ def test_a_log_that_was_cleared_is_read_from_its_beginning_with_a_note(logs: Log
     assert not logs.read({"graph": found.end})[1].is_missing
 
 
-def test_a_day_that_was_pruned(logs: Logs) -> None:
+async def test_a_day_that_was_pruned(logs: Logs) -> None:
+    async def kept_of(_: Sequence[str]) -> Sequence[str]:
+        return ()
+
     logs.write()
     before = logs.reader.ends()
     logs.write()
     logs.clock.advance(3 * DAY_S)
     logs.write()
-    assert logs.roles["graph"].prune(1) == 1
+    assert await logs.roles["graph"].prune(logs.clock.time_us(), kept_of) == 1
     numbers, found = logs.read(before)
     assert (numbers, found.is_missing) == ([3], True)
 

@@ -1,13 +1,13 @@
 """Steps 1 to 4 on disk: written whole, found by any name, joined by submission."""
 
 import resource
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from relay.base.clock import Ids
+from relay.base.clock import Ids, now_at_least_us
 from relay.store.journeys.events import Step
 from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
 from tests.support.events import an_event
@@ -104,20 +104,31 @@ async def test_long_lines_are_found_wherever_they_lie(journal: Journal) -> None:
     assert set(found) == {facts.submission_id for facts in written}
 
 
-def test_prune_removes_whole_days_that_are_over(journal: Journal) -> None:
-    for _ in range(4):
+async def test_a_day_is_pruned_when_no_submission_of_it_is_kept(journal: Journal) -> None:
+    waiting = set[str]()
+
+    async def prune(days: float) -> int:
+        async def kept_of(ids: Sequence[str]) -> Collection[str]:
+            return waiting.intersection(ids)
+
+        before_us = now_at_least_us(journal.clock) - int(days * DAY_S * 1_000_000)
+        return await journal.log.prune(before_us, kept_of)
+
+    for number in range(4):
+        waiting |= {journal.create().submission_id} if number == 1 else set()
         journal.create()
         journal.clock.advance(DAY_S)
-    assert journal.log.prune(keep_days=2) == 2
+    assert [await prune(1), await prune(1)] == [2, 0]
     assert len(list(journal.folder.iterdir())) == 2
-    assert journal.log.prune(keep_days=2) == 0
-
-
-def test_a_jump_of_the_clock_ends_no_history(journal: Journal) -> None:
-    journal.create()
-    for days in (30, -30):
+    waiting.clear()
+    for days in (30, -30):  # a jump of the clock ends no history
         journal.clock.jumped_us = days * DAY_S * 1_000_000
-        assert journal.log.prune(keep_days=2) == 0
+        assert await prune(3) == 0
+    journal.clock.jumped_us = 0
+    assert await prune(1) == 1
+    journal.create()
+    assert await prune(0) == 1
+    assert len(list(journal.folder.iterdir())) == 1  # of today
 
 
 async def test_what_is_logged_behind_a_clock_that_went_back_is_found(journal: Journal) -> None:
