@@ -12,7 +12,6 @@ import contextlib
 import email.policy
 import http.client
 import mimetypes
-import os
 import smtplib
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field
 from email.message import EmailMessage
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -71,6 +70,8 @@ class ControlResponse(Generic[T]):
 
 class ControlClient:
     """A blocking client of the control socket at `path`; `timeout_s` limits each read and write."""
+
+    sudo_user: ClassVar[str] = ""  # SUDO_USER of a command
 
     def __init__(self, path: Path, *, timeout_s: float = _TIMEOUT_S) -> None:
         self._path = path
@@ -141,8 +142,7 @@ class ControlClient:
         connection = _UnixConnection(self._path, self._timeout_s)
         try:
             # for the log: the kernel says only that the client is root
-            sudo_user = quote(os.environ.get("SUDO_USER", ""), safe="@\\")
-            headers = {"content-type": body_type, "x-relay-sudo-user": sudo_user}
+            headers = {"content-type": body_type, "x-relay-sudo-user": quote(self.sudo_user)}
             connection.request(method, "/relay/v1" + path, body, headers)
             answer = connection.getresponse()
             if answer.status >= http.client.BAD_REQUEST:

@@ -108,7 +108,7 @@ def test_each_act_is_in_the_log_with_its_user(remotes: Remotes, serve) -> None:
     found = [{**one, "at": "", "level": ""} for one in lines if "who" in one]
     act = {"at": "", "level": "", "room": "api", "who": user}
     by_hand = act | {"event": "queue command", "operation": "cancel"}
-    done = {"matched": 1, "done": 1, "ordered": 0}
+    done = {"matched": 1, "done": 1, "ordered": 0, "reason": "", "to": ""}
     token = {"who": f"{OPERATOR}@example.test", "reason": "I did it", "ids": ids[0]}
     removed = {"messages": 3, "submissions": 0, "ended": True, "refused": 0}
     assert found == [

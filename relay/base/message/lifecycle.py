@@ -37,9 +37,6 @@ class SubmissionState(StrEnum):
 
 BEFORE_QUEUE = frozenset(SubmissionState)
 
-# Of a message and its recipients in place of a final state: only steps 1 to 4 are still known.
-HISTORY_REMOVED = "removed"
-
 FINAL = frozenset(RecipientState) - {
     RecipientState.QUEUED,
     RecipientState.DEFERRED,

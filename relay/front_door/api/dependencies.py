@@ -4,10 +4,8 @@ Also Principal: the role of the account or operator that makes a request, and th
 it does.
 """
 
-import pwd
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -37,6 +35,7 @@ from relay.store.spool.queue_commands import RouteLookup
 from relay.store.spool.shared.queue_admin import QueueAdmin
 from relay.submission.outbox.ready_submissions import ReadySubmissions
 from relay.submission.outbox.restored import RestoredSubmissions
+from relay.transport.ingress.local_users import LocalUsers
 from relay.transport.refusals.day_files import RefusalFiles
 
 
@@ -204,8 +203,7 @@ class ApiDependencies:
     configuration: Callable[[], Mapping[str, Any]] = dict
 
 
-SUDO_USER_HEADER = "x-relay-sudo-user"
-_SUDO_USER_CHARACTERS_MAX = 100
+_users = LocalUsers("localhost", "localhost")
 _log = get_logger("api")
 
 
@@ -262,17 +260,9 @@ def operator_at_socket(request: HttpRequest) -> Principal:
     and the SUDO_USER that the client names.
     """
     uid = request.scope.get(PEER_UID)
-    name = OPERATOR.name if uid is None else _user_name(uid)
-    sudo_user = request.headers.get(SUDO_USER_HEADER, "")[:_SUDO_USER_CHARACTERS_MAX]
+    name = OPERATOR.name if uid is None else _users.find(uid).name
+    sudo_user = request.headers.get("x-relay-sudo-user", "")[:100]
     return replace(OPERATOR, name=f"{name} (SUDO_USER {sudo_user})" if sudo_user else name)
-
-
-@lru_cache(16)  # only root and the relay's own user may connect
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"
 
 
 def principal_of(account: Account) -> Principal:

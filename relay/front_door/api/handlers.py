@@ -99,13 +99,11 @@ class _PruneBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _ResumeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     what: Paused | None = None
-    who: str = ""
 
 
 class _PauseBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     what: Paused
     until: str = ""
-    who: str = ""
 
 
 class _AccountsBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -464,8 +462,7 @@ class Handlers:
     # in_flight, ordered, dry_run, unknown, entries}` (10,000 entries), with `reports`, `new`,
     # `still_held`. The body is `{ids, sender, recipient, domain, next_hop, state, subject, client,
     # login, route, older_than_s, all, dry_run, reason}`, for `hold` also `until` and `new`, for
-    # `release` `as_before`, for `cancel` `bounce` and `text`, for `reroute` `to`; over the control
-    # socket `who`
+    # `release` `as_before`, for `cancel` `bounce` and `text`, for `reroute` `to`
     async def change_queue(
         self, operation: Operation, request: HttpRequest, principal: Principal
     ) -> dict[str, Any]:
@@ -485,7 +482,6 @@ class Handlers:
     def _issuer(self, principal: Principal) -> request_parameters.CommandIssuer:
         return request_parameters.CommandIssuer(
             name=principal.name,
-            may_name_other=principal.is_at_socket,
             way_to=self._dependencies.way_to,
             target_of=self._dependencies.target_of,
             clock=self._dependencies.clock,
@@ -634,13 +630,11 @@ class Handlers:
         finally:
             needed.changes.notify()
             if not command.dry_run:
-                given = {"to": command.to_text, "reason": command.why, "new": command.new}
+                counts = {name: done[name] for name in _LOGGED if name in done}
+                fields = counts | command.selector.conditions
+                act, why = str(command.operation), command.why
                 principal.log(
-                    "queue command",
-                    operation=str(command.operation),
-                    **{name: done[name] for name in _LOGGED if name in done},
-                    **{name: value for name, value in given.items() if value},
-                    **command.selector.conditions,
+                    "queue command", operation=act, reason=why, to=command.to_text, **fields
                 )
 
     # `POST storage/prune` `{older_than_s, dry_run}`: as `relay storage prune`; repeat until the
@@ -688,13 +682,11 @@ class Handlers:
         try:
             if verb == "pause":
                 order = request_parameters.read_body(octets, _PauseBody)
-                who = request_parameters.operator_of(order.who, self._issuer(principal))
                 for_s = request_parameters.seconds_until(order.until, needed.clock)
-                await needed.pauses.pause(order.what, for_s=for_s, who=who)
+                await needed.pauses.pause(order.what, for_s=for_s, who=principal.name)
                 principal.log("paused", what=str(order.what), until=order.until)
             else:
                 body = request_parameters.read_body(octets, _ResumeBody)
-                request_parameters.operator_of(body.who, self._issuer(principal))
                 resumed = await needed.pauses.resume(Paused if body.what is None else (body.what,))
                 principal.log("resumed", what=str(body.what or "all"))
         except OSError as error:

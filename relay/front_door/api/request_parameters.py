@@ -187,9 +187,6 @@ def conditions_of(texts: Mapping[str, str | None]) -> dict[str, str]:
     conditions = {name: _text_of(texts, name) for name in texts}
     if domain := conditions.get("domain"):
         conditions["domain"] = domain.removesuffix(".")
-    if "/" in (client := conditions.get("client", "")):
-        expected = 'a pattern of an address, such as "192.0.2.*", or of a name'
-        raise bad_request(f"client: found {quoted(client)}, expected {expected}.")
     states = (*LIVE, WAITING, SubmissionState.SCHEDULED)
     if (state := conditions.get("state")) and state not in states:
         raise bad_state(state, states)
@@ -197,7 +194,6 @@ def conditions_of(texts: Mapping[str, str | None]) -> dict[str, str]:
 
 
 _IDS_MAX = 10_000
-_WHO_CHARACTERS_MAX = 100
 
 
 class _CommandBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -218,7 +214,6 @@ class _CommandBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     all: bool = False
     dry_run: bool = False
     reason: str = ""
-    who: str = ""
 
 
 class _HoldBody(_CommandBody, frozen=True, forbid_unknown_fields=True):
@@ -251,13 +246,11 @@ _BODIES: Mapping[Operation, type[_CommandBody]] = {
 class CommandIssuer(Struct, frozen=True):
     """Who issues a command.
 
-    With `may_name_other` the body may name the user of `relay queue`. `way_to` parses the `to` of a
-    reroute or raises ValueError. `release_to` is where a release sends captured mail, None if
-    nothing leaves this machine. `target_of` is RouteTable.target_of.
+    `way_to` parses the `to` of a reroute or raises ValueError. `release_to` is where a release
+    sends captured mail, None if nothing leaves this machine. `target_of` is RouteTable.target_of.
     """
 
     name: str
-    may_name_other: bool
     way_to: Callable[[str], RouteLookup]
     target_of: Callable[[str], str]
     clock: Clock
@@ -265,13 +258,13 @@ class CommandIssuer(Struct, frozen=True):
 
 
 def read_queue_command(operation: Operation, body: bytes, issuer: CommandIssuer) -> QueueCommand:
-    """Return the command in the body. Raises ApiError 400; 403 for `who`."""
+    """Return the command in the body. Raises ApiError 400."""
     command = read_body(body, _BODIES[operation])
     try:
         return QueueCommand(
             operation=operation,
             selector=_selector(command),
-            who=operator_of(command.who, issuer),
+            who=issuer.name,
             why=command.reason.strip(),
             dry_run=command.dry_run,
             until_us=_until_us(command, issuer.clock),
@@ -317,21 +310,6 @@ def _holds_new(command: _CommandBody, issuer: CommandIssuer) -> bool:
         expected = f"expected {domain_of(target)!r}, of which it is an alias"
         raise bad_request(f"domain: found {command.domain!r}, {expected}.")
     return True
-
-
-def operator_of(who: str, issuer: CommandIssuer) -> str:
-    """Return who issues a command: `who` in its body, if the issuer may name another user.
-
-    Raises ApiError.
-    """
-    if not who:
-        return issuer.name
-    if not issuer.may_name_other:
-        message = "Access is denied: who follows from the token; omit it."
-        raise ApiError(403, "ErrorAccessDenied", message)
-    if len(who) > _WHO_CHARACTERS_MAX or not who.isprintable():
-        raise bad_request(f"who: found {quoted(who)}, expected a name.")
-    return who
 
 
 def _until_us(command: _CommandBody, clock: Clock) -> int | None:

@@ -136,12 +136,7 @@ class Daemon:
         keep_s = base.settings.spool.keep
         dead_letters = base.settings.state_dir / DEAD_LETTER
         pruned = PrunedHistory(
-            base.spool,
-            base.store_log,
-            base.store.restored,
-            base.refusals,
-            self.usage,
-            dead_letters,
+            base.spool, base.store.restored, base.refusals, self.usage, dead_letters
         )
         self._spawn(prune_history(pruned, base.clock, keep_s=keep_s), "pruning")
         self._spawn(sweep_contents(base.spool, base.clock), "sweeping")

@@ -190,8 +190,7 @@ def _means(
         pruned = await base.spool.maintenance.prune_many(age_s, dry_run=dry_run)
         before_us = now_at_least_us(base.clock) - int(age_s * 1_000_000)
         if pruned["ended"] and not dry_run:
-            log, submissions = base.store_log, base.store.restored
-            await prune_log(log, base.spool, submissions, before_us=before_us)
+            await prune_log(base.spool, base.store.restored, before_us=before_us)
         return {**pruned, "refused": await base.refusals.prune(before_us, dry_run=dry_run)}
 
     def unready() -> str:

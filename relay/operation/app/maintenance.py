@@ -23,7 +23,6 @@ from relay.base.observe.metrics import Metrics
 from relay.base.settings.tree import OAuthClient
 from relay.delivery.oauth.client_secrets import secret_states
 from relay.operation.app.state_dir import AlreadyRunningError
-from relay.store.journeys.submission_log import SubmissionLog
 from relay.store.mailbox.errors import StoreError
 from relay.store.mailbox.mail_root import ForeignRootError, MailRoot
 from relay.store.spool.engine import SpoolEngine
@@ -97,8 +96,7 @@ class PrunedHistory(Struct, frozen=True):
     """The stores that keep history, and the mailbox of dead letters."""
 
     spool: SpoolEngine
-    log: SubmissionLog
-    submissions: RestoredSubmissions  # knows all that wait
+    submissions: RestoredSubmissions  # knows all that wait, and has the log
     refusals: RefusalFiles
     usage: UsageLedger
     dead_letters: Path  # a Maildir
@@ -115,7 +113,7 @@ async def prune_history(history: PrunedHistory, clock: Clock, *, keep_s: float) 
             await clock.sleep(_PRUNE_PAUSE_S, slack_s=math.inf)  # sleeps: lets others write
         keep_days = math.ceil(kept_s / _DAY_S)
         before_us = now_at_least_us(clock) - keep_days * DAY_US
-        await prune_log(history.log, history.spool, history.submissions, before_us=before_us)
+        await prune_log(history.spool, history.submissions, before_us=before_us)
         await history.usage.prune()
         await history.refusals.prune(before_us)
         if removed := await asyncio.to_thread(prune_answers, history.dead_letters):
@@ -124,9 +122,7 @@ async def prune_history(history: PrunedHistory, clock: Clock, *, keep_s: float) 
     await _repeat(prune, clock, interval_s=_PRUNE_S, fault="history not pruned")
 
 
-async def prune_log(
-    log: SubmissionLog, spool: SpoolEngine, submissions: RestoredSubmissions, *, before_us: int
-) -> int:
+async def prune_log(spool: SpoolEngine, submissions: RestoredSubmissions, *, before_us: int) -> int:
     """Remove the days of the submission log before `before_us`, but for those with a submission
     that waits or whose message the spool still has; return their number.
     """
@@ -135,7 +131,7 @@ async def prune_log(
     async def kept_of(ids: Sequence[str]) -> Collection[str]:
         return waiting.intersection(ids) or await spool.accepted_submissions(ids)
 
-    return await log.prune(before_us, kept_of)
+    return await submissions.log.prune(before_us, kept_of)
 
 
 async def check_policies(check: Callable[[], Awaitable[None]], clock: Clock) -> None:

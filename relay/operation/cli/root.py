@@ -10,6 +10,8 @@ from pathlib import Path
 import click
 
 from relay import __version__, commit
+from relay.base.running_relay import ControlClient
+from relay.base.settings.environment import read_environment
 from relay.operation.cli.options import CommandContext, common_options
 
 _GROUPS = {
@@ -150,6 +152,7 @@ def run() -> int:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # the encoding of a terminal may lack characters of a subject
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    ControlClient.sudo_user = read_environment().variables.get("SUDO_USER", "")
     called = Path(sys.argv[0]).name
     words, name = sys.argv[1:], None
     if called in _CALLED:

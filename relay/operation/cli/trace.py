@@ -130,21 +130,20 @@ def search(context: CommandContext, *, words: tuple[str, ...], limit: int | None
     state:, id:, client:, login:, has:attachment, larger:, after:, before: and is:unread are others.
     In a service, which searches no texts here, only these with a prefix, but is:unread.
     """
-    client = operator_client(context)
-    found = client.search(" ".join(words))
+    shown_max = limit or (None if context.json else _SHOWN)
+    found = islice(operator_client(context).search(" ".join(words)), shown_max)
     try:
-        if context.json and limit is None:
+        if context.json:
+            # `relay search`: `messages` of `GET messages`
             print_json_list(found)
             return
-        limit = limit or _SHOWN
-        journeys = [*islice(found, limit)]
+        journeys = [*found]
     except ControlError as error:
         raise click.UsageError(str(error).removeprefix("q: ")) from None
     lines = [f"{_moment(journey.steps[0].at)}  {journey_lines(journey)[0]}" for journey in journeys]
-    # `relay search`: `messages` of `GET messages`
     context.show(journeys, lambda: lines)
-    if len(journeys) in (0, limit):
-        more = f"the newest {limit}; --limit shows more" if journeys else "no message matches"
+    if len(journeys) in (0, shown_max):
+        more = f"the newest {shown_max}; --limit shows more" if journeys else "no message matches"
         click.echo(f"relay search: {more}", err=True)
 
 

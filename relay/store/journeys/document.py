@@ -12,18 +12,13 @@ from msgspec import UNSET, UnsetType, convert
 from msgspec.structs import replace
 
 from relay.base.message.envelope import Client
-from relay.base.message.lifecycle import (
-    AT_REST,
-    BEFORE_QUEUE,
-    FINAL,
-    HISTORY_REMOVED,
-    RecipientState,
-    by_importance,
-)
+from relay.base.message.lifecycle import AT_REST, BEFORE_QUEUE, FINAL, RecipientState, by_importance
 from relay.base.message.tls_policy import USUAL_POLICY
 from relay.store.journeys import details
 
 D = TypeVar("D", bound=details.Detail)
+# Of a message and its recipients in place of a final state: only steps 1 to 4 are still known.
+HISTORY_REMOVED = "removed"
 _FINAL, _AT_REST = FINAL | {HISTORY_REMOVED}, AT_REST | {HISTORY_REMOVED}
 
 

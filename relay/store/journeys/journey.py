@@ -13,14 +13,9 @@ from msgspec.structs import replace
 
 from relay.base.clock import Clock, id_time_us, rfc3339, wall_offset_us
 from relay.base.message.envelope import Client
-from relay.base.message.lifecycle import (
-    BEFORE_QUEUE,
-    HISTORY_REMOVED,
-    RecipientState,
-    SubmissionState,
-)
+from relay.base.message.lifecycle import BEFORE_QUEUE, RecipientState, SubmissionState
 from relay.base.message.rest_id import read_rest_id
-from relay.store.journeys.document import Journey, JourneyStep, Recipient
+from relay.store.journeys.document import HISTORY_REMOVED, Journey, JourneyStep, Recipient
 from relay.store.journeys.event_feed import EventFeed
 from relay.store.journeys.events import EventCursor, Step
 from relay.store.journeys.list_places import ListPlaces, is_between
@@ -73,11 +68,9 @@ class ListPage(Struct, frozen=True):
         """Return the answer of GET /log: the rows, and the time and the place before which there
         may be older ones.
         """
+        older = self.older and rfc3339(self.older.at_us + 1)
         rows = [row.as_json() for row in self.rows]
-        if self.older is None:
-            return {"messages": rows, "older": None, "before": None}
-        older = rfc3339(self.older.at_us + 1)
-        return {"messages": rows, "older": older, "before": str(self.older)}
+        return {"messages": rows, "older": older, "before": self.older and str(self.older)}
 
 
 class Journeys:

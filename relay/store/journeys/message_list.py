@@ -19,7 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.clock import id_time_us, rfc3339, time_us_of
-from relay.base.message.address import ascii_address, own_mailbox, pattern_forms, shown_address
+from relay.base.message.address import ascii_address, pattern_forms, shown_address
 from relay.base.message.lifecycle import AT_REST, BEFORE_QUEUE, FINAL
 from relay.base.phrases import words_in
 from relay.base.socket_address import network_of
@@ -54,7 +54,7 @@ class MessageSearch(Struct, frozen=True):
     subject: str = ""  # a pattern
     kind: str = ""  # MAIL or REPORT
     state: str = ""  # of the message before step 4, then of a recipient; "final": all are final
-    mailbox: str = ""  # an address or a pattern with "*": the sender, or one of the recipients
+    mailbox: str = ""  # a pattern: the sender, or one of the recipients
     words: tuple[str, ...] = ()  # each is in the subject, in one of these addresses, or in the text
     has_attachment: bool = False  # one that is not shown in the text
     has_complaint: bool = False  # a recipient has complained about it
@@ -147,12 +147,6 @@ class MessageSearch(Struct, frozen=True):
         """Whether a recipient matches `to`."""
         return matches_address_pattern(self.to, address)
 
-    def is_of_mailbox(self, addresses: Iterable[str]) -> bool:
-        """Whether one of the addresses matches `mailbox`."""
-        if "*" in self.mailbox:
-            return any(matches_address_pattern(self.mailbox, address) for address in addresses)
-        return own_mailbox(self.mailbox) in map(own_mailbox, addresses)
-
     def matches_recipients(self, recipients: Iterable[tuple[str, str]]) -> bool:
         """Whether (address, state) pairs match `to` and `state`."""
         if not self.to and not self.state:
@@ -167,7 +161,7 @@ class MessageSearch(Struct, frozen=True):
         if not self.matches_facts(sender, subject) or not self.matches_recipients(recipients):
             return False
         addresses = [address for address, _ in recipients]
-        if self.mailbox and not self.is_of_mailbox((sender, *addresses)):
+        if not any(matches_address_pattern(self.mailbox, named) for named in (sender, *addresses)):
             return False
         return not self.words_left(sender, subject, addresses)
 
@@ -478,7 +472,7 @@ def _compare(
     """Yield the conditions that a row can decide. The words are looked for in the row only."""
     addresses, sender = [recipient.address for recipient in row.recipients], row.sender or "<>"
     states = [(recipient.address, recipient.state) for recipient in row.recipients]
-    is_here = bool(search.mailbox) and search.is_of_mailbox((row.sender, *addresses))
+    here = (matches_address_pattern(search.mailbox, one) for one in (row.sender, *addresses))
     to = ", ".join(addresses)
     is_after = row.position.name in new
     after = "after the cursor" if search.after else ""
@@ -486,7 +480,7 @@ def _compare(
         ("to", search.to, to, any(map(search.matches_address, addresses))),
         ("sender", search.sender, sender, matches_address_pattern(search.sender, sender)),
         ("subject", search.subject, row.subject, matches_pattern(search.subject, row.subject)),
-        ("mailbox", search.mailbox, f"{sender}, {to}", is_here),
+        ("mailbox", search.mailbox, f"{sender}, {to}", any(here)),
         (
             "state",
             search.state,

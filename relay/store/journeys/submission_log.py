@@ -39,6 +39,7 @@ from relay.store.journeys.open_submissions import OpenSubmissions
 
 _DAY_US, _HOUR_US = 86_400_000_000, 3_600_000_000
 _LINES_AT_ONCE = 1000
+KeptOf = Callable[[Sequence[str]], Awaitable[Collection[str]]]
 _RECIPIENTS_MAX = 1000  # in a line
 
 
@@ -81,7 +82,6 @@ class SubmissionLog:
         self._file: int | None = None
         self._day = -1  # the day of the open file, counted from 1970
         self._followed = OpenSubmissions(self._files)
-        self._keepers: dict[str, str] = {}  # by the name of a file: why prune() left it
 
     def append(self, facts: SubmissionFacts, *events: Event, queue_id: str = "") -> None:
         """Write steps with one write(2), so that readers never see a part of a line."""
@@ -184,9 +184,7 @@ class SubmissionLog:
         read = self._followed.read()
         return {left.submission_id: left.reply for left in read if left.state == "held"}
 
-    async def prune(
-        self, before_us: int, kept_of: Callable[[Sequence[str]], Awaitable[Collection[str]]]
-    ) -> int:
+    async def prune(self, before_us: int, kept_of: KeptOf) -> int:
         """Remove the files of the days before `before_us` in which no submission is kept; return
         their number. `kept_of` returns some of the submissions that are kept, if any are.
         """
@@ -194,13 +192,7 @@ class SubmissionLog:
         # the file of an hour ago may still be written
         first = _day_of(min(before_us, now_at_least_us(self.clock) - _HOUR_US))
         for path in self._files():
-            if path.name[:_DAY_CHARACTERS] >= first:
-                continue
-            known = self._keepers.pop(path.name, "")
-            keeper = known if known and await kept_of([known]) else await _keeper(path, kept_of)
-            if keeper:
-                self._keepers[path.name] = keeper
-            else:
+            if path.name[:_DAY_CHARACTERS] < first and not await _has_kept(path, kept_of):
                 path.unlink(missing_ok=True)
                 removed += 1
         return removed
@@ -339,19 +331,12 @@ def _lines(path: Path) -> Generator[LogLine, None, None]:
                 yield logged
 
 
-async def _keeper(
-    path: Path, kept_of: Callable[[Sequence[str]], Awaitable[Collection[str]]]
-) -> str:
-    """Return a submission in a file that is kept, "" if none is."""
+async def _has_kept(path: Path, kept_of: KeptOf) -> bool:
     with closing(_lines(path)) as lines:
-        while ids := await asyncio.to_thread(_next_ids, lines):
-            for name in await kept_of(ids):
-                return name
-    return ""
-
-
-def _next_ids(lines: Iterator[LogLine]) -> Sequence[str]:
-    return [*{line.submission_id for line in islice(lines, _LINES_AT_ONCE)}]
+        while batch := await asyncio.to_thread(lambda: [*islice(lines, _LINES_AT_ONCE)]):
+            if await kept_of([*{line.submission_id for line in batch}]):
+                return True
+    return False
 
 
 def _files(directory: Path) -> list[Path]:

@@ -25,15 +25,11 @@ def target_of(address: str) -> str:
     return address.replace("@ali.test", "@a.test")
 
 
-def read(operation: str, *, may_name_other: bool = True, **body: Any) -> QueueCommand:
-    issuer = CommandIssuer(
-        "operator@a.test",
-        may_name_other=may_name_other,
-        way_to=way_to,
-        target_of=target_of,
-        clock=CLOCK,
-    )
-    return read_queue_command(Operation(operation), json.dumps(body).encode(), issuer)
+ISSUER = CommandIssuer("olga", way_to=way_to, target_of=target_of, clock=CLOCK)
+
+
+def read(operation: str, **body: Any) -> QueueCommand:
+    return read_queue_command(Operation(operation), json.dumps(body).encode(), ISSUER)
 
 
 def test_every_condition_and_field_of_a_command() -> None:
@@ -47,7 +43,7 @@ def test_every_condition_and_field_of_a_command() -> None:
         "older_than_s": 5.5,
         "all": True,
     }
-    order = read("release", **given, dry_run=True, reason="x", who="olga", as_before=True)
+    order = read("release", **given, dry_run=True, reason="x", as_before=True)
     assert order == QueueCommand(
         Operation.RELEASE,
         Selector(**{**given, "ids": ("q1",)}),
@@ -110,7 +106,6 @@ def test_a_reroute_says_where_to() -> None:
         ("retry", {"older_than_s": -1}, "older_than_s"),
         ("retry", {"ids": ["x"] * 10_001}, "ids: found 10001"),
         ("retry", {"all": True, "reason": "a\nb"}, "reason: expected one line"),
-        ("retry", {"all": True, "who": "a\nb"}, "who"),
         ("hold", {"all": True, "until": "soon"}, "until: found 'soon', expected a duration"),
         ("hold", {"all": True, "until": "2023-11-14T23:13:25"}, "until"),
         ("hold", {"all": True, "until": "2001-01-01T00:00:00Z"}, "a time in the future"),
@@ -148,15 +143,6 @@ def test_an_unknown_field_is_rejected(operation: str, body: dict[str, Any], name
 
 @each_row("body", [b"{", b"[]", b"\xff", b"[" * 100_000])
 def test_a_body_that_is_not_a_json_object_is_rejected(body: bytes) -> None:
-    issuer = CommandIssuer(
-        "o", may_name_other=True, way_to=way_to, target_of=target_of, clock=CLOCK
-    )
     with pytest.raises(ApiError) as refused:
-        read_queue_command(Operation.CANCEL, body, issuer)
+        read_queue_command(Operation.CANCEL, body, ISSUER)
     assert refused.value.code == "UnableToDeserializePostBody"
-
-
-def test_only_the_control_socket_may_set_who() -> None:
-    with pytest.raises(ApiError) as refused:
-        read("hold", may_name_other=False, all=True, who="olga")
-    assert refused.value.status == 403

@@ -47,7 +47,10 @@ class Spool:
 
 
 class Log:
+    """The pending submissions and their log."""
+
     def __init__(self) -> None:
+        self.log = self
         self.before: list[int] = []
 
     def pending_ids(self) -> list[str]:
@@ -83,7 +86,7 @@ async def test_pruning_runs_in_batches_and_continues_after_errors(tmp_path) -> N
         at = rfc3339(clock.time_us() - days * 86_400_000_000)
         refusals.record(Refusal(at=at, reason=RefusalReason.SYNTAX))
     usage = Spool([None] * 9)
-    history = maintenance.PrunedHistory(spool, log, log, refusals, usage, tmp_path / "dead-letter")
+    history = maintenance.PrunedHistory(spool, log, refusals, usage, tmp_path / "dead-letter")
     await run_until_over(spool, maintenance.prune_history(history, clock, keep_s=keep))
     assert len((await refusals.page(RefusalSearch())).refused) == 1
     assert set(spool.asked) == {(keep,)}
