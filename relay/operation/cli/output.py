@@ -27,11 +27,11 @@ def print_json(value: Any) -> None:
     click.echo(msgspec.json.format(_as_json(value), indent=2))
 
 
-def print_json_list(values: Iterable[Any]) -> None:
-    """Print a JSON array as print_json() does, each value as soon as it is there."""
+def print_json_list(rows: Iterable[Any]) -> None:
+    """Print a JSON array as print_json() does, each row as soon as it is there."""
     before = "["
-    for value in values:
-        text = msgspec.json.format(_as_json(value), indent=2).decode()
+    for row in rows:
+        text = msgspec.json.format(_as_json(row), indent=2).decode()
         click.echo(f"{before}\n  " + text.replace("\n", "\n  "), nl=False)
         before = ","
     click.echo("[]" if before == "[" else "\n]")

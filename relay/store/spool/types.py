@@ -571,8 +571,8 @@ class Selector(Struct, frozen=True):
     @property
     def conditions(self) -> dict[str, Any]:
         """The conditions that are set, by their names in the body of a queue command."""
-        given = asdict(self).items()
-        return {name: value for name, value in given if value != getattr(Selector(), name)}
+        given, unset = asdict(self), asdict(Selector())
+        return {name: given[name] for name in given if given[name] != unset[name]}
 
     @property
     def sees_submissions(self) -> bool:
