@@ -201,9 +201,9 @@ def test_a_condition_that_is_not_looked_at_is_no_empty_answer(mail):
         (("queue", "list", "--client", "10.0.0.0/8"), "expected a pattern of an address"),
         (
             ("search", "Zebra"),
-            "texts are not searched in a service; there are from:, to:, subject:",
+            "a service searches no texts here; there are from:, to:, subject:",
         ),
-        (("search", "is:unread"), "texts are not searched in a service"),
+        (("search", "is:unread"), "a service searches no texts here"),
     ):
         done = mail.relay.cli(*words)
         if "search" in words and done.returncode == UNAVAILABLE:

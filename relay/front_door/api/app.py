@@ -416,7 +416,7 @@ async def _relay_v1(
             return json_response(await handlers.explain.answer(request, principal))
         case ("accounts", "changed") if principal.is_at_socket:
             _query(request, "POST")
-            return json_response(await handlers.note_account_change(request, principal))
+            return json_response(await handlers.note_change(request, principal))
         case ("accounts", "unlock"):
             _query(request, "POST")
             return json_response(await handlers.unlock(request, principal))

@@ -191,16 +191,11 @@ class Handlers:
         """
         if search.tags and not self.is_development:
             raise bad_request("q: tag: and is:tagged are for relay dev; a service has no tags.")
-        if (
-            principal.is_at_socket
-            and not self.is_development
-            and (search.words or search.is_unread)
-        ):
+        has_mailbox = self.is_development or not principal.is_at_socket
+        if not has_mailbox and (search.words or search.is_unread):
             found = quoted(search.words[0] if search.words else "is:unread")
             names = ", ".join(f"{name}:" for name in SEARCH_PREFIXES if name not in ("tag", "is"))
-            raise bad_request(
-                f"q: {found}: texts are not searched in a service; there are {names}."
-            )
+            raise bad_request(f"q: {found}: a service searches no texts here; there are {names}.")
         if not principal.may_read_content:
             return replace(search, reader=NO_MAILBOX)
         return replace(search, reader=ALL_MAILBOXES if self.is_development else principal.name)
@@ -620,7 +615,7 @@ class Handlers:
         self, command: QueueCommand, request: HttpRequest, principal: Principal
     ) -> dict[str, Any]:
         needed = self._dependencies
-        done: dict[str, Any] = {"error": "interrupted: what was changed before stays changed"}
+        done: dict[str, Any] = {"error": "not complete: what was changed before stays changed"}
         try:
             work = submissions.execute(
                 needed.queue_admin, needed.restored, command, ready=needed.submissions
@@ -707,9 +702,7 @@ class Handlers:
 
     # `POST accounts/changed` `{change, accounts}`: `{}`, a line in the log; over the control socket
     # only
-    async def note_account_change(
-        self, request: HttpRequest, principal: Principal
-    ) -> dict[str, Any]:
+    async def note_change(self, request: HttpRequest, principal: Principal) -> dict[str, Any]:
         """POST /accounts/changed: log a change that `relay account` has made in accounts.toml."""
         body = request_parameters.read_body(await request.body(), _AccountsBody)
         principal.log("account changed", change=body.change, accounts=body.accounts)

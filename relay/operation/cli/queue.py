@@ -58,9 +58,6 @@ def _no_network(text: str) -> str:
     return text
 
 
-_NAME_OF_CLIENT = Parsed("GLOB", _no_network)
-
-
 def selectors(command: F) -> F:
     """Add the selectors of docs/names.md to a command."""
     return _with(
@@ -72,7 +69,7 @@ def selectors(command: F) -> F:
         once("--next-hop", metavar="GLOB", help="As the list shows it."),
         once("--route", metavar="GLOB", help="The route to the next hop, or that holds it."),
         once("--subject", metavar="GLOB", help='Such as "*invoice*".'),
-        once("--client", type=_NAME_OF_CLIENT, help="The IP address or HELO of the client."),
+        once("--client", type=Parsed("GLOB", _no_network), help="The client's address or HELO."),
         once("--login", metavar="GLOB", help="The account that sent it."),
         once("--state", type=click.Choice(_STATES)),
         once("--older-than", metavar="DURATION", help='Such as "2h".'),
