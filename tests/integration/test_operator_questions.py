@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from relay.base.clock import SystemClock
+from relay.base.settings.reader import load
+from relay.operation.commands import operator_client
 from tests.support.dkim import DkimKeys
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes
@@ -193,6 +196,13 @@ def test_conditions_are_joined(mail):
     recipients = [{"address": "nobody@b.test", "state": "failed"}]
     assert (row["state"], row["recipients"], row["login"]) == ("failed", recipients, "")
     assert row["reply"] == "550 5.1.1 No such user here"
+
+
+def test_all_rows_come_page_by_page(mail, monkeypatch):
+    monkeypatch.setattr(operator_client, "_PAGE_ROWS", 3)
+    settings = load(mail.relay.config_file, {})
+    client = operator_client.OperatorClient(settings, SystemClock())
+    assert [row["id"] for row in client.log_rows({})] == sorted(mail.ids.values(), reverse=True)
 
 
 def test_a_condition_that_is_not_looked_at_is_no_empty_answer(mail):

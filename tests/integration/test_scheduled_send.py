@@ -63,6 +63,23 @@ def test_a_scheduled_message_is_sent_at_its_time_and_not_before(relay: RelayProc
     )
 
 
+def test_a_day_of_the_log_stays_while_a_message_of_it_waits_or_has_a_history(serve) -> None:
+    relay = serve()
+
+    def is_pruned(age: str) -> bool:
+        assert relay.cli("storage", "prune", "--older-than", age).returncode == 0
+        return not day.exists()
+
+    relay.until_final(relay.send_mail(to=["bob@example.test"], subject="now"))
+    (today,) = (relay.folder / "mail/.submissions/log").iterdir()
+    day = today.rename(today.with_name("2020-01-01-relay"))
+    assert not is_pruned("1d")
+    identity = relay.send_mail(to=["bob@example.test"], subject="later", **later(HOUR))
+    assert not is_pruned("0s")
+    assert relay.cli("queue", "cancel", identity).returncode == 0
+    assert is_pruned("0s")
+
+
 @pytest.mark.parametrize(
     ("place", "written", "damaged"),
     [
