@@ -110,6 +110,7 @@ def test_kills_while_mail_of_a_removed_account_is_held_and_released(relay):
     relay.start(crash_at=CrashPoint.SUBMISSION_RELEASED)
     (held,) = relay.cli_json("queue", "list", "--state", "held")
     assert (held["reason"], relay.pending_submissions()) == ("account", [])
+    assert relay.journey(draft)["state"] == "held"
     assert relay.cli("queue", "release", draft).returncode != 0
     assert relay.wait_end() == -SIGKILL
     relay.start()

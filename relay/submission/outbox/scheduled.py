@@ -108,12 +108,13 @@ class ScheduledSends(OutboxPart):
         """Hold a submission until release() or cancel(), durably. `kind_us` is that of its name."""
         now_us = self.clock.time_us()
         held = self.directory.scheduled_path(submission.submission_id, kind_us + now_us)
+        # first: a trace that says too early that it is held is right again when it is sent
+        self._remark(submission, NotifiedDetail(held=rfc3339(now_us), reason=reason))
         submission.path.rename(held)
         self.crash.reached(CrashPoint.SUBMISSION_HELD)
         self.directory.sync_scheduled()
         if submission.path.parent == self.directory.ready:
             self.directory.sync_ready()  # it must not reappear there after a cancellation
-        self._remark(submission, NotifiedDetail(held=rfc3339(now_us), reason=reason))
 
     def release(self, held: PendingSubmission, *, who: str) -> PendingSubmission | None:
         """Release a held submission, durably.
