@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.base.files import opened
 from relay.formats.headers import read_relay_id
@@ -27,6 +28,7 @@ from relay.store.mailbox.index.rows import (
     ScannedFile,
     StatData,
 )
+from relay.store.mailbox.maildir import rename
 from relay.store.mailbox.message_file import (
     MessageName,
     foreign_id,
@@ -183,6 +185,7 @@ class MessageMatcher:
 
     def _add(self, file: ScannedFile, claim: IdClaim | None) -> None:
         """Insert a file as a new message, which may be a copy."""
+        file = self._with_flags(file)
         base_name = file.name.base_name
         message_id, number = file.name.message_id, 0
         if is_relay_name(base_name):  # another message has that id
@@ -193,6 +196,21 @@ class MessageMatcher:
         claimed_id = claim.message_id if claim else ""
         generation = claim.generation if claim else 1
         self._table.add(file, message_id, claimed_id=claimed_id, generation=generation)
+
+    def _with_flags(self, file: ScannedFile) -> ScannedFile:
+        """Give a copy that no program has opened yet the flags of its original.
+
+        Dovecot copies with the flags that its session has seen: a client of Relay may have marked
+        the message since.
+        """
+        flags = self._table.flags_of_original(file) if file.location.in_new else ""
+        name = parse_name(f"{file.name.name_with_size}:2,{flags}")
+        if flags and name is not None:
+            location = FileLocation(file.location.folder, False, os.fsencode(name.file_name))
+            with suppress(OSError):
+                rename(Path(self._path_of(file.location)), Path(self._path_of(location)))
+                return replace(file, location=location, name=name)
+        return file
 
     def _remove_or_transfer(self, row: IndexedMessage) -> None:
         """Delete a message, unless a copy was made a moment ago: then the message was moved."""

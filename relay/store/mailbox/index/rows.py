@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import apsw
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from relay.store.mailbox.changes import ChangeKind
 from relay.store.mailbox.index.change_feed import append_change
@@ -42,6 +42,7 @@ COLUMNS = (
 DERIVED_COLUMNS = (
     "is_read, is_draft, is_other, flag_status, flag_start_us, flag_due_us, flag_completed_us"
 )
+_SAME_FILE = "inode = ? AND size_bytes = ? AND mtime_ns = ?"
 _ALL = f"({COLUMNS}, state_bytes, {DERIVED_COLUMNS})"
 _MARKS = f"({marks(_ALL.split(','))})"
 FLAG_STATUSES = {"notflagged": 0, "flagged": 1, "complete": 2}
@@ -216,6 +217,16 @@ class MessageTable:
         elif set(row.flags) != set(copied.flags) or row.state != state:
             self._append_change(ChangeKind.UPDATED, copied)
 
+    def flags_of_original(self, file: ScannedFile) -> str:
+        """Return which of the flags F and S all messages have that were known before and whose
+        file is linked by `file`.
+        """
+        where = f"WHERE {_SAME_FILE} AND first_seen_us < ?"
+        values = (*astuple(file.stat_data), self.now_us)
+        rows = () if self.is_first else tuple(select_rows(self.cursor, where, values))
+        kept = {FLAGGED, SEEN}.intersection(*(row.flags for row in rows)) if rows else ()
+        return "".join(sorted(kept))
+
     def _state_of_original(self, file: ScannedFile, claimed_id: str) -> bytes:
         """Return the state of the message that was copied, b"" if it has none.
 
@@ -223,9 +234,7 @@ class MessageTable:
         """
         if claimed_id and (row := self.by_id(claimed_id)) is not None:
             return row.state
-        where = "inode = ? AND size_bytes = ? AND mtime_ns = ? AND state_bytes > 0"
-        stat_data = file.stat_data
-        row = self._one(where, (stat_data.inode, stat_data.size_bytes, stat_data.mtime_ns))
+        row = self._one(f"{_SAME_FILE} AND state_bytes > 0", astuple(file.stat_data))
         return row.state if row is not None else b""
 
     def _note_ids(self, row: IndexedMessage, before: str) -> None:
