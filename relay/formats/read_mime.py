@@ -61,13 +61,17 @@ class AttachedOctets(Struct, frozen=True):
 
 
 class ReadMessage(Struct, frozen=True):
-    """A message as it was read; `date_us` is None without a valid Date."""
+    """A message as it was read; `date_us` is None without a valid Date.
+
+    `has_bare_lf` is that of its structure.
+    """
 
     properties: MessageProperties
     attachments: tuple[AttachmentFacts, ...]
     date_us: int | None
     defects: tuple[str, ...] = ()
     message_class: str = ORDINARY_CLASS
+    has_bare_lf: bool = False
 
 
 class Leaf(Struct, frozen=True):
@@ -174,6 +178,7 @@ def read_mime(content: bytes | Octets, extent: ReadExtent = WHOLE) -> ReadMessag
         date_us_of(fields),
         (*structure.defects, *text.defects),
         message_class(octets, structure.message.content_type),
+        structure.has_bare_lf,
     )
 
 

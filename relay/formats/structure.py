@@ -174,6 +174,14 @@ class Structure(Struct, frozen=True):
         """The message itself."""
         return self.entities[0]
 
+    @property
+    def has_bare_lf(self) -> bool:
+        """Whether a line of a body, or the blank line before it, ends in LF alone."""
+        return any(
+            entity.blank == b"\n" or entity.body.line_feeds > entity.body.pairs
+            for entity in self.entities
+        )
+
     def parts(self, entity: Entity) -> list[Entity]:
         """Return the direct parts of an entity."""
         return [child for child in self.entities if child.parent == entity.number]

@@ -70,9 +70,12 @@ class Coding(Protocol):
 
 
 class CrlfCoding(Struct, frozen=True):
-    """Every line end becomes CRLF. NULs, which SMTP forbids, are removed unless `keeps_nul`."""
+    """Every line end becomes CRLF; a bare CR is no line end with `keeps_cr`. NULs, which SMTP
+    forbids, are removed unless `keeps_nul`.
+    """
 
     keeps_nul: bool = False
+    keeps_cr: bool = False
 
     def cut(self, octets: bytes) -> int:
         """See Coding: a CR at the end may be the first half of a line end."""
@@ -80,7 +83,12 @@ class CrlfCoding(Struct, frozen=True):
 
     def code(self, octets: bytes, *, last: bool) -> bytes:  # noqa: ARG002 - no difference here
         """See Coding."""
-        return with_crlf(octets if self.keeps_nul else octets.replace(b"\0", b""))
+        octets = octets if self.keeps_nul else octets.replace(b"\0", b"")
+        if not self.keeps_cr:
+            return with_crlf(octets)
+        if octets.count(b"\n") == octets.count(b"\r\n"):
+            return octets
+        return octets.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
 
 
 class Base64Coding:

@@ -1,5 +1,6 @@
 """Dovecot and Relay on one Maildir at the same time: what one does, the other sees, and nobody complains."""
 
+import base64
 import os
 import threading
 from collections.abc import Iterator
@@ -37,6 +38,66 @@ def found(relay: RelayProcess, subject: str, folder: str = "inbox") -> dict:
     """The message of a subject, as Graph lists it."""
     [message] = [one for one in relay.messages(folder) if one["subject"] == subject]
     return message
+
+
+LINES = b"""\
+MIME-Version: 1.0
+Content-Type: multipart/mixed; boundary=b
+
+--b
+
+one
+two
+
+--b
+Content-Type: text/csv; name=a.csv
+Content-Disposition: attachment; filename=a.csv
+
+%s
+--b
+Content-Type: message/rfc822
+
+Subject: inner
+
+a
+--b--
+"""
+
+
+def as_read(relay: RelayProcess, message: dict) -> list:
+    """What Graph gives of a message, from MIME-Version on: its content, body and files."""
+    path = f"/me/messages/{message['id']}"
+    value = relay.graph("GET", f"{path}/$value").body
+    files = relay.graph("GET", f"{path}/attachments").json()["value"]
+    octets = [relay.graph("GET", f"{path}/attachments/{one['id']}/$value").body for one in files]
+    if not message["isDraft"]:  # the file of a draft has more than its content
+        answer = relay.graph("GET", f"/me/messages?$search=%22size={len(value)}%22")
+        assert message["id"] in [one["id"] for one in answer.json()["value"]]
+    facts = [(one["name"], one["size"], one.get("contentBytes")) for one in files]
+    return [value[value.index(b"MIME-Version") :], octets, facts, message["body"]["content"]]
+
+
+@pytest.mark.parametrize("lines", [2, 400_000])  # the latter are not held in memory
+def test_a_message_has_crlf_however_it_came(relay, dovecot, lines):
+    content = LINES % (b"x;y\n" * lines)
+    smtp, imap, graph, copy = (
+        b"Subject: %s\n%s" % (way, content) for way in (b"smtp", b"imap", b"graph", b"copy")
+    )
+    relay.until_final(relay.submit(GUEST, [f"{OWNER}@example.test"], smtp.replace(b"\n", b"\r\n")))
+    with dovecot.session() as session:
+        session.append("INBOX", "", None, imap.replace(b"\n", b"\r\n"))
+    inbox, kind = "/me/mailFolders/inbox/messages", {"Content-Type": "text/plain"}
+    assert relay.graph("POST", inbox, base64.b64encode(graph), headers=kind).status == 201
+    copy = copy.replace(b"\n", b"\r\n", 1)  # another program has added a line to it
+    (relay.home(OWNER) / "new/1795990711.M1P1.host").write_bytes(copy)
+    [appended] = relay.home(OWNER).glob("[cn]*/*,W=*")
+    assert b"\r\n" not in appended.read_bytes()
+    read = {one["subject"]: as_read(relay, one) for one in relay.messages("inbox")}
+    crlf = content.replace(b"\n", b"\r\n")
+    assert read["smtp"][:2] == [crlf, [b"x;y\r\n" * lines, b"Subject: inner\r\n\r\na"]]
+    for way in ("imap", "graph", "copy"):
+        assert read[way] == read["smtp"], way
+    assert appended.read_bytes().endswith(content)
 
 
 def a_draft(relay: RelayProcess, subject: str, folder: str = "drafts") -> str:
@@ -193,6 +254,18 @@ def test_copies_appended_and_expunged_messages_are_seen(relay, dovecot):
     # What a client without MOVE copies and expunges at once was moved, to whoever knows its id.
     there = {one["subject"]: one["id"] for one in relay.messages("archive")}
     assert there == {"first": first, "appended": archived["appended"]["id"]}
+
+
+def test_a_copy_has_the_marks_that_relay_has_just_set(relay, dovecot):
+    first = arrives(relay, "first")
+    with dovecot.session() as imap:
+        imap.enter("INBOX")
+        change = {"isRead": True, "flag": {"flagStatus": "flagged"}}
+        assert relay.graph("PATCH", f"/me/messages/{first}", change).status == 200
+        imap.uid("COPY", "1", "Archive")
+        [copy] = relay.messages("archive")
+        assert (copy["isRead"], copy["flag"]["flagStatus"]) == (True, "flagged")
+        assert imap.flags("Archive") == {"first": {"\\Seen", "\\Flagged"}}
 
 
 def changes(relay: RelayProcess, link: str = "") -> tuple[dict[str, dict], str]:

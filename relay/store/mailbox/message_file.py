@@ -4,9 +4,9 @@ A Maildir file name has a base name, `,S=` with the size, and `:2,` with the fla
 does not depend on its flags and its folder. An account's directory is always below the mail root:
 mailbox_directory() raises NoSuchItemError for an account that can have none.
 
-Of a large file only the requested parts are in memory. A FIFO or a symbolic link in a mailbox is
-not opened. Reading raises FileNotFoundError for a file that was removed or is no regular file, and
-OSError.
+Readers get CRLF where a file has LF alone. Of a large file only the requested parts are in memory.
+A FIFO or a symbolic link in a mailbox is not opened. Reading raises FileNotFoundError for a file
+that was removed or is no regular file, and OSError.
 """
 
 import hashlib
@@ -33,6 +33,7 @@ from relay.formats.read_mime import (
     read_attachments,
     read_message,
 )
+from relay.formats.transfer_encoding import CrlfCoding, recode
 from relay.store.mailbox.errors import NoSuchItemError
 from relay.store.mailbox.maildir import open_message
 from relay.store.mailbox.message_state import (
@@ -54,6 +55,7 @@ _SIZES = re.compile(r",[SW]=\d+")  # W: Dovecot's, with CRLF
 _SECONDS = re.compile(r"\d{1,15}")
 _NAME_BYTES_MAX = 255
 _HEADER_BYTES_MAX = 256 * 1024
+_BARE_LF_FIRST = re.compile(rb"[^\r\n]*+\n")  # in the first line
 _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 _SAFE_IN_NAMES = "!#$&'*+=^_`{|}~-."
 # Clock ids use neither letter, so these ids never collide with them and contain no time.
@@ -240,9 +242,9 @@ def received_at_us(message_id: str, written_us: int) -> int:
 
 
 def open_octets(path: Path) -> Octets:
-    """Return a file's octets, which stay readable after a rename or removal."""
+    """Return a message with CRLF line ends; it stays readable after a rename or removal."""
     with open_message(path) as file:
-        return _octets(file)
+        return _with_crlf(_octets(file))
 
 
 def loaded(located: MessageFile, extent: ReadExtent = WHOLE) -> StoredMessage:
@@ -259,6 +261,22 @@ def _octets(file: BinaryIO) -> Octets:
     return MemoryOctets(file.read())
 
 
+def _with_crlf(stored: Octets) -> Octets:
+    """Return a message's file as readers get it: with CRLF where it has LF alone.
+
+    A draft with Graph's properties stays, because its block has places in the file. The block of a
+    draft that another program copied with LF is removed, because its places are wrong.
+    """
+    block, _ = read_private_block(stored)
+    if block is not None and block.properties is not None:
+        return stored
+    octets = recode(stored, CrlfCoding(keeps_nul=True, keeps_cr=True))
+    if octets.size == stored.size:
+        return stored
+    copied = 0 if block is not None else read_private_block(octets)[1]
+    return octets.part(copied, octets.size - copied)
+
+
 def load(
     located: MessageFile, stored: Octets, *, mtime_us: int, extent: ReadExtent = WHOLE
 ) -> StoredMessage:
@@ -266,8 +284,13 @@ def load(
 
     Reading blocks; raises OSError.
     """
-    block, _ = read_private_block(stored)
+    block, length = read_private_block(stored)
+    if _BARE_LF_FIRST.match(stored.read(length, 1000)):
+        stored = _with_crlf(stored)
     message = read_message(stored, extent)
+    if message.has_bare_lf:
+        stored = _with_crlf(stored)
+        message = read_message(stored, extent)
     created_us = block.origin.created_us if block else mtime_us
     state = located.state
     properties = with_state(with_defaults(message.properties, block), state)

@@ -56,6 +56,7 @@ from relay.store.mailbox.index.rows import FolderRows, IndexedMessage, select_ro
 from relay.store.mailbox.index.states import INSERT_ITEM
 from relay.store.mailbox.index.update import path_of
 from relay.store.mailbox.maildir import open_message
+from relay.store.mailbox.message_file import open_octets
 from relay.store.mailbox.message_state import MessageState, read_state, with_state
 from relay.store.mailbox.query import Collection
 from relay.store.mailbox.threads import QueryTimeLimit
@@ -153,6 +154,8 @@ class TextData(Struct, frozen=True):
 
     texts: tuple[str, ...]
     has_attachments: bool
+    has_bare_lf: bool = False
+    added_bytes: int = 0  # CR that readers get and the file does not have
 
 
 NO_HEADER_DATA = HeaderData(MessageProperties(), "", 0, 0, 0, ORDINARY_CLASS)
@@ -200,11 +203,14 @@ def _class_of_report(content: bytes, header_length: int) -> str:
 def read_text(path: Path) -> TextData:
     """Read the text at the beginning of a message, up to 1 MiB. Raises OSError."""
     with open_message(path) as file:
+        size_bytes = os.fstat(file.fileno()).st_size
         raw = file.read(CONTENT_BYTES_MAX)
         length = min(private_block_length(raw), PRIVATE_BYTES_MAX)
         if length:
             raw += file.read(length)
-    return text_of(raw)
+    text = text_of(raw)
+    added_bytes = open_octets(path).size - size_bytes if text.has_bare_lf else 0
+    return replace(text, added_bytes=added_bytes)
 
 
 def text_of(raw: bytes) -> TextData:
@@ -234,6 +240,7 @@ def text_of(raw: bytes) -> TextData:
     return TextData(
         tuple(text.encode("utf-8", "replace").decode() for text in texts),
         has_attachments=any(not inline for _, inline in attachments),
+        has_bare_lf=read.has_bare_lf,
     )
 
 
@@ -529,8 +536,9 @@ def _write_header_data(cursor: apsw.Cursor, uid: int, facts: HeaderData) -> None
 
 def _write_text(cursor: apsw.Cursor, uid: int, words: TextData) -> None:
     cursor.execute(
-        f"UPDATE message SET content_level = {TEXT_LEVEL}, has_attachments = ? WHERE uid = ?",
-        (words.has_attachments, uid),
+        f"UPDATE message SET content_level = {TEXT_LEVEL}, has_attachments = ?, added_bytes = ?"
+        " WHERE uid = ?",
+        (words.has_attachments, words.added_bytes, uid),
     )
     cursor.execute(_INSERT_TEXT, (uid, *words.texts))
 

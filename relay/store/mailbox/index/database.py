@@ -22,7 +22,7 @@ from relay.store.mailbox.threads import QueryTimeLimit
 
 FILE_NAME = "relay-index"
 READY = "ready"  # in the table `meta`: the index is built
-SCHEMA_VERSION = 11
+SCHEMA_VERSION = 12
 _CACHE_KIB = 4 * 1024
 _BUSY_MS = 5000
 _CHECKPOINT_PAGES = 2000
@@ -204,6 +204,11 @@ def _set_up(connection: apsw.Connection) -> None:
     connection.transaction_mode = "IMMEDIATE"
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     version = connection.execute("PRAGMA user_version").get
+    if version == 11:
+        with connection:
+            if connection.execute("PRAGMA user_version").get == version:
+                connection.execute(_text("upgrade_11.sql"))
+            version = SCHEMA_VERSION
     if version == 0 and not connection.execute("SELECT count(*) FROM sqlite_schema").get:
         connection.execute("PRAGMA synchronous = OFF")  # a new index has nothing to lose
         connection.execute("PRAGMA journal_mode = WAL")
@@ -214,4 +219,5 @@ def _set_up(connection: apsw.Connection) -> None:
         raise IndexDamagedError(f"schema {version}, expected {SCHEMA_VERSION}")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA temp_store = MEMORY")  # else 36 KB of files a message
     connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")

@@ -78,7 +78,7 @@ _COLUMNS = {
     Property.INTERNET_MESSAGE_ID: _Column("internet_key", _Kind.TEXT, HEADER_LEVEL),
     Property.CONVERSATION_ID: _Column("conversation_key", _Kind.TEXT, HEADER_LEVEL),
     Property.MESSAGE_CLASS: _Column("class_key", _Kind.TEXT, HEADER_LEVEL),
-    Property.SIZE: _Column("size_bytes", _Kind.NUMBER),
+    Property.SIZE: _Column("size_bytes + message.added_bytes", _Kind.NUMBER, TEXT_LEVEL),
     Property.ARTICLE: _Column("article", _Kind.NUMBER),
     Property.PARENT_FOLDER: _Column("folder", _Kind.TEXT),  # its number stands for its id
     Property.ID: _Column("message_id", _Kind.TEXT),

@@ -18,10 +18,11 @@ CREATE TABLE folder (
 -- `uid` is received_us * 1024 plus a number, so that its order is that of time. `claimed_id` is the id
 -- that a copy's file claims while another message has it. `first_seen_us`: when the file was first
 -- found, 0 if it existed before the index. `content_level`: 1 with the header's columns, 2 with the full
--- text as well. A key is the beginning of a text, case-folded. `state` is a copy of what the file
--- relay-properties has, in JSON. `flag_status` is 0 without a flag, 1 flagged, 2 complete. `stay`
--- is another number each time that the message comes to a folder, 0 if it came before the index. `article`
--- is a copy of its article number in that folder; NULL if it is not known.
+-- text as well. `added_bytes`: how much larger the message is with CRLF line ends, from level 2. A key is
+-- the beginning of a text, case-folded. `state` is a copy of what the file relay-properties has, in
+-- JSON. `flag_status` is 0 without a flag, 1 flagged, 2 complete. `stay` is another number each time that
+-- the message comes to a folder, 0 if it came before the index. `article` is a copy of its article
+-- number in that folder; NULL if it is not known.
 CREATE TABLE message (
     uid INTEGER PRIMARY KEY,
     message_id TEXT NOT NULL,
@@ -61,7 +62,8 @@ CREATE TABLE message (
     internet_key TEXT,
     conversation_key TEXT,
     class_key TEXT,
-    has_attachments INTEGER
+    has_attachments INTEGER,
+    added_bytes INTEGER NOT NULL DEFAULT 0
 );
 
 CREATE UNIQUE INDEX message_id ON message (message_id);

@@ -229,7 +229,7 @@ def stored_mime(on_disk: OnDisk) -> bytes:
 
 
 async def test_a_mime_draft_stays_as_it_was_around_an_attachment(on_disk: OnDisk) -> None:
-    content = MIME.replace(b"To: c@a.test", b'To:\tc@a.test,\r\n  "x" <d@a.test>') + b"epilogue\n"
+    content = MIME.replace(b"To: c@a.test", b'To:\tc@a.test,\r\n  "x" <d@a.test>') + b"epilogue\r\n"
     message_id = await mime_draft(on_disk, content)
     before = (await on_disk.http.get(f"/messages/{message_id}")).json()
     path = f"/messages/{message_id}/attachments"

@@ -8,6 +8,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from unittest.mock import Mock
 
+import apsw
 import pytest
 from inotify_simple import INotify
 
@@ -29,7 +30,7 @@ from tests.support.tables import each_row
 HOUSE = MessageQuery(condition=HasWords(SearchIn.ANYWHERE, "house"))
 
 
-def where(named: Property, value: str | bool) -> MessageQuery:
+def where(named: Property, value: str | int) -> MessageQuery:
     return MessageQuery(condition=Compare(named, Operator.EQ, value))
 
 
@@ -114,6 +115,21 @@ def test_a_damaged_index_is_made_anew(mailbox, index, damage, in_use):
     assert found(index, mailbox, HOUSE) == [file]
     assert index.find(mailbox.path, before.message_id) == before
     assert is_stale(index, mailbox, position)
+
+
+def test_an_index_of_the_version_before_is_continued(mailbox, index):
+    sizes = {b"Subject: house\r\n\r\nx\r\n": 21, b"a: b\n\nx\n": 11, b"a: b\n\nxyzz": 12}
+    files = {mailbox.add(content=content): size for content, size in sizes.items()}
+    assert len(found(index, mailbox, HOUSE)) == 1
+    position = index.changes(mailbox.path, "", 1).position
+    index.close()
+    with closing(apsw.Connection(str(mailbox.path / FILE_NAME))) as connection:
+        connection.execute("ALTER TABLE message DROP COLUMN added_bytes; PRAGMA user_version = 11")
+    index = mailbox.index()
+    for file, size in files.items():
+        assert found(index, mailbox, where(Property.SIZE, size)) == [file]
+    assert len(found(index, mailbox, HOUSE)) == 1
+    assert index.changes(mailbox.path, position, 10).changes == ()
 
 
 def test_a_directory_in_its_place_is_no_reason_to_fail(mailbox, index):

@@ -1,5 +1,6 @@
-"""Names of message files and mailbox directories: no path leaves the root, ids are stable."""
+"""Names of message files and mailbox directories: no path leaves the root, ids are stable; line ends."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from relay.store.mailbox.message_file import (
     foreign_id,
     mailbox_directory,
     make_base_name,
+    open_octets,
     parse_name,
     with_flags,
 )
@@ -111,3 +113,18 @@ def test_hidden_files_are_no_messages():
 
 def test_flags_stand_in_order_and_once():
     assert with_flags("SD", add="FS", remove="D") == "FS"
+
+
+@each_row("unit", [b"x\n", b"x\r\n", b"\n", b"\r\n", b"\r", b"\r\r\n", b"a\rb\n", b"x\r\n\ny"])
+def test_each_lf_alone_is_read_as_crlf(tmp_path, unit):
+    """At each distance from the ends of the blocks in which the file is read."""
+    for size in (1, 200, 1_200_000):  # the last is not held in memory
+        for lead in (b"", b"\n", b"x"):
+            path = tmp_path / "message"
+            path.write_bytes(octets := lead + unit * (size // len(unit) + 1))
+            expected, read = re.sub(rb"(?<!\r)\n", b"\r\n", octets), open_octets(path)
+            assert (read.size, read.read(0, read.size)) == (len(expected), expected)
+            for start in {0, 1, 65535 % len(expected), len(expected) - 1}:
+                part = read.part(start, 131_073)
+                assert part.read(1, 70_000) == expected[start + 1 : start + 131_073][:70_000]
+            assert path.read_bytes() == octets

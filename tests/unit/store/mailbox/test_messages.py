@@ -138,3 +138,17 @@ async def test_a_mail_client_flags_a_message_while_it_is_read(store, draft):
     while not player.done():
         assert (await store.messages.get(ALICE, made.id)).id == made.id
     await player
+
+
+async def test_a_draft_that_another_program_copied_with_lf_shows_no_block(
+    place, store, home, draft
+):
+    made = await store.messages.create(ALICE, draft(body="one\ntwo"))
+    [file] = place.files(".Drafts")
+    copied = file.read_bytes().replace(b"\r\n", b"\n")
+    (home / ".Archive/cur/1795990711.M1P1.host:2,S").write_bytes(copied)
+    [copy] = (await store.lists.query(ALICE, MessageQuery(folder_id="archive"))).messages
+    assert copy.properties.body == "one\r\ntwo\r\n"
+    mime = await store.messages.mime(ALICE, copy.id)
+    assert mime == copied[copied.index(b"\nFrom: ") + 1 :].replace(b"\n", b"\r\n")
+    assert (await store.messages.get(ALICE, made.id)).properties.body == "one\ntwo"
