@@ -30,6 +30,7 @@ _Token = tuple[str, str]  # its kind: a sign, "(" of a comment, or a word; its t
 
 
 UNABLE = "unable"  # a result: this relay was not able to check; in the field temperror
+_OPEN = ("temperror", UNABLE)
 
 
 class AuthResult(Struct, frozen=True):
@@ -130,11 +131,29 @@ def has_aligned_pass(results: Sequence[AuthResult]) -> bool:
     """Return whether DMARC passed; as long as no record is known, an aligned SPF or DKIM."""
     for result in results:
         if result.method == "dmarc":
-            is_open = result.result in ("temperror", UNABLE) and not result.properties.get(POLICY)
+            is_open = result.result in _OPEN and not result.properties.get(POLICY)
             author = result.domain("header.from")
             passed = proven_domains(results) if is_open else ()
             return result.result == "pass" or any(may_be_aligned(name, author) for name in passed)
     return False
+
+
+def proof_of(domain: str, results: Sequence[AuthResult]) -> str:
+    """Return "pass" if DMARC passed for a domain, or else SPF or DKIM for it or a domain above it;
+    "temperror" if another attempt may show that; else "fail".
+    """
+    author, dmarc = "", ""
+    for result in results:
+        if result.method == "dmarc":
+            author, dmarc = domain_of(f"@{result.domain('header.from')}"), result.result
+    if author == domain and dmarc in ("pass", "fail"):
+        return dmarc
+    if any(f".{domain}".endswith(f".{name}") for name in proven_domains(results)):
+        return "pass"
+    is_open = dmarc in _OPEN and author in ("", domain)
+    for result in results:
+        is_open |= result.result in _OPEN and may_be_aligned(domain_shown(result), domain)
+    return "temperror" if is_open else "fail"
 
 
 def may_be_honest(results: Sequence[AuthResult]) -> bool:
@@ -142,7 +161,7 @@ def may_be_honest(results: Sequence[AuthResult]) -> bool:
     forgery; `results` are those of this relay, DMARC last.
     """
     properties, result = results[-1].properties, results[-1].result
-    if result not in ("temperror", UNABLE) or has_aligned_pass(results):
+    if result not in _OPEN or has_aligned_pass(results):
         return False
     policy = properties.get(POLICY) or properties.get(ABOVE)
     return policy in ASKING or (result == UNABLE and not policy)

@@ -180,7 +180,12 @@ class Explainer:
         return msgspec.to_builtins(await self.probe(next_hop, hosts))
 
     async def _explain(self, question: Question) -> dict[str, Any]:
-        sender = Submitter(question.sender, not question.ip or self.trusts(question.ip))
+        sender = Submitter(
+            question.sender,
+            not question.ip or self.trusts(question.ip),
+            is_checked=self.sender_checks is not None and question.content is not None,
+            results=question.results,
+        )
         expand = self._expander(question)
         expansion = expand(question.address)
         size_bytes = len(question.content or b"")
@@ -221,10 +226,7 @@ class Explainer:
     ) -> RoutingResult:
         """Return where mail for an address goes, as acceptance does."""
         header = Header.of(question.content or b"")
-        examine = self.forwarding.examiner(
-            sender.reverse_path, header, trusted=sender.is_trusted, results=question.results
-        )
-        return examine(address, "", is_copy)
+        return self.forwarding.examiner(sender, header)(address, "", is_copy)
 
     def _expander(self, question: Question) -> Callable[[str], Expansion | None]:
         """Return the function that expands aliases. It finds loops by the header of the message;
@@ -354,7 +356,7 @@ class Explainer:
             lambda address, *_: self._examine(address, sender, question, is_copy=is_copy),
             asked,
             self.rules().tenants,
-            trusted=sender.is_trusted,
+            sender,
         )(added, added.address, "")
         document = self._document(added.address, sender, recipient)
         if isinstance(recipient, InvalidRecipient):

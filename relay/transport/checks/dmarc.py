@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
-from relay.base.message.address import ascii_address
+from relay.base.message.address import own_mailbox
 from relay.base.message.authentication_results import (
     ABOVE,
     ASKING,
@@ -23,8 +23,9 @@ from relay.base.message.authentication_results import (
     domain_shown,
     may_be_aligned,
 )
+from relay.base.message.envelope import domain_of
 from relay.base.message.header import Header
-from relay.formats.read_header import originators, parse_header, read_text
+from relay.formats.read_header import ORIGINATORS_OCTETS_MAX, originators, parse_header, read_text
 from relay.transport.checks.checker import TOO_MANY, Known, KnownAnswer
 from relay.transport.routing.dns_cache import DnsQuestion
 
@@ -81,20 +82,36 @@ class _Record(Struct, frozen=True):
 
 def author_of(header: Header) -> tuple[str, str]:
     """Return the domain of all addresses in From, with A-labels; or "" and the fault of From."""
-    fields = tuple([field for field in header.fields if field[0] == b"from"])
+    fields = [field for field in header.fields if field[0] == b"from"]
     if len(fields) != 1:
         return "", f"the message has {len(fields) or 'no'} From field{'s' if fields else ''}"
-    [from_] = originators(Header(fields))
-    addresses = [ascii_address(person.address) for person in from_.addresses]
-    domains = {address.rpartition("@")[2].lower() for address in addresses}
+    domains = {domain_of(address) for address in authors_of(*fields[0]) or ()}
+    if len(domains) != 1:
+        return "", "From has no author, an unclear one, or authors of several domains"
+    return domains.pop(), ""
+
+
+def authors_of(name: bytes, octets: bytes) -> Sequence[str] | None:
+    """Return the addresses in a From or Sender field, in lower case with A-labels; None if programs
+    may read others.
+    """
+    [field] = originators(Header(((name, octets),)))
+    written = [person.address.rpartition("@")[2] for person in field.addresses]
     # a name with an odd sign is no fault if no program can read another address, nor one that
     # decodes the name first
-    octets = fields[0][1]
-    texts = (octets.decode("latin-1"), read_text(parse_header(octets), "from"))
-    is_unclear = from_.unread and any(text.count("@") != 1 for text in texts)
-    if is_unclear or len(domains) != 1 or not DOMAIN.fullmatch(min(domains)):
-        return "", "From has no author, an unclear one, or authors of several domains"
-    return min(domains), ""
+    texts = (octets.decode("utf-8", "replace"), read_text(parse_header(octets), name.decode()))
+    is_clear = not field.unread or all(_has_only(written, text.lower()) for text in texts)
+    addresses = [own_mailbox(person.address) for person in field.addresses]
+    are_domains = all(DOMAIN.fullmatch(domain_of(address)) for address in addresses)
+    is_short = len(octets) <= ORIGINATORS_OCTETS_MAX
+    return addresses if is_clear and are_domains and is_short else None
+
+
+def _has_only(domains: Sequence[str], text: str) -> bool:
+    """Return whether a text has no @, or only that of the one domain, which does not go on."""
+    domain, after = "".join(domains), text.partition("@")[2]
+    is_whole = after.startswith(domain) and "." not in after.removeprefix(domain)
+    return text.count("@") == len(domains) <= 1 and is_whole
 
 
 def walk_questions(domain: str) -> list[DnsQuestion]:

@@ -92,6 +92,7 @@ from relay.transport.ingress.forwarding import (
     LARGE_REPORT,
     MANY_REPORTS,
     REPORT_BYTES_MAX,
+    UNPROVEN,
     Forwarder,
     expand_recipients,
     with_added,
@@ -104,6 +105,7 @@ from relay.transport.milter.filters import MilterSet
 from relay.transport.policy.message_parts import TooManyPartsError
 from relay.transport.policy.message_view import UndecidedError
 from relay.transport.policy.rule_book import DEFERRED, RuleBook
+from relay.transport.refusals.refusal import RefusalReason
 from relay.transport.routing.route_table import RouteTable
 from relay.transport.routing.routing_result import InvalidRecipient
 from relay.transport.signing.signer import Signer, SigningError
@@ -257,9 +259,7 @@ class Acceptance:
         recipients = expand_recipients(arrival.paths, expand, filtered.recipients, refuse=refuse)
         if filtered.added:
             recipients = with_added(recipients, expand, filtered.added)
-        examine = forwarding.examiner(
-            sender, content.header, trusted=origin.trusted, results=filtered.results
-        )
+        examine = forwarding.examiner(arrival.sender, content.header)
         return ExaminedMail(
             arrival=arrival,
             content=content,
@@ -296,14 +296,12 @@ class Acceptance:
         """
         arrival = examined.arrival
         envelope = replace(arrival.envelope, reverse_path=sender)
-        header, is_trusted = examined.content.header, arrival.origin.trusted
-        examine = self.forwarding.examiner(
-            sender, header, trusted=is_trusted, results=arrival.filtered.results
-        )
+        arrival = replace(arrival, envelope=envelope)
+        examine = self.forwarding.examiner(arrival.sender, examined.content.header)
         routes = examined_recipients(examined.recipients, examine)
         return replace(
             examined,
-            arrival=replace(arrival, envelope=envelope),
+            arrival=arrival,
             examine=examine,
             routes=later_routes(examined.routes, routes),
         )
@@ -314,6 +312,8 @@ class Acceptance:
         Raises RefusedError if all recipients are rejected and the client hears it, SigningError.
         """
         fan_out, arrival = self._sorted(decided), decided.arrival
+        if any(recipient.reply == UNPROVEN.text for recipient in fan_out.rejected):
+            raise RefusedError(DataReply(UNPROVEN.text, reason=RefusalReason.CHECKS))
         if fan_out.rejects_all and not arrival.origin.is_promised:
             self._count_rules(decided.verdict)
             first, filtered = fan_out.rejected[0], arrival.filtered
@@ -336,12 +336,7 @@ class Acceptance:
                 forwarded_by = aliases.get(added.acted_for) or added.acted_for
             return forwarding.sender_of(forwarded_by, address, reverse_path, trusted=is_trusted)
 
-        chosen = forwarding.examiner_of_chosen(
-            reverse_path,
-            examined.content.header,
-            trusted=is_trusted,
-            results=arrival.filtered.results,
-        )
+        chosen = forwarding.examiner_of_chosen(arrival.sender, examined.content.header)
         return fan_out(
             recipients,
             with_next_hops(examined.routes, verdict, chosen),
@@ -349,7 +344,7 @@ class Acceptance:
             expand=examined.expand,
             sender_of=sender_of,
             examine=forwarding.examiner_of_added(
-                examined.examine, verdict, rules.tenants, trusted=is_trusted
+                examined.examine, verdict, rules.tenants, arrival.sender
             ),
             answers_discarded=decided.answers_discarded,
             times=HoldTimes(arrival.received_us, int(self.expire_after_s * 1_000_000)),

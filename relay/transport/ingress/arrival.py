@@ -30,6 +30,7 @@ from relay.transport.ingress.data import (
     DataReply,
     Origin,
     RefusedError,
+    Submitter,
 )
 from relay.transport.ingress.dropped_mail import FILE_BYTES_MAX
 from relay.transport.ingress.filtering import UNFILTERED, FilteredMessage, SessionFilters, decide
@@ -108,6 +109,12 @@ class ArrivedMail(Struct, frozen=True):
     mail_from: str  # the reverse-path that the client named
     filters: SessionFilters | None = None  # of the session; None: no milter heard it
     filtered: FilteredMessage = UNFILTERED  # what the milters decided
+
+    @property
+    def sender(self) -> Submitter:
+        """The sender, which a milter or a rule may have replaced."""
+        sender = self.origin.sender(self.envelope.reverse_path)
+        return replace(sender, results=self.filtered.results)
 
 
 class PreparedMail(Struct, frozen=True):

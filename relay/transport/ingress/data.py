@@ -13,13 +13,14 @@ RFC 5321 2.3.8, 4.1.1.4, 4.5.2 (transparency), 4.5.3.1.6; RFC 1870 6; RFC 3030 2
 """
 
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from io import IncrementalNewlineDecoder
 
 from msgspec import Struct
 
+from relay.base.message.authentication_results import AuthResult
 from relay.base.message.content import BLOCK_BYTES, LARGE_BYTES, Content, LargeContent
 from relay.base.message.envelope import Client, Source
 from relay.base.message.header import Header, fields_end, header_section
@@ -68,11 +69,13 @@ class ContentRejection(StrEnum):
 
 
 class Submitter(Struct, frozen=True):
-    """Who sends a message, for aliases that take mail from some senders only."""
+    """Who sends a message, and what shows that its authors are no others."""
 
     reverse_path: str
     is_trusted: bool  # a reverse-path in an own domain is not forged
     account: str = ""  # of the login, or the address of the user of this machine
+    is_checked: bool = False  # by `sender_checks`
+    results: Sequence[AuthResult] = ()  # of SPF, DKIM and DMARC
 
 
 class Origin(Struct, frozen=True):
@@ -98,9 +101,9 @@ class Origin(Struct, frozen=True):
         return self.role.is_promised or (bool(self.key) and not self.has_client)
 
     def sender(self, reverse_path: str) -> Submitter:
-        """Return the sender, for the checks of aliases."""
-        user = self.user
-        return Submitter(reverse_path, self.trusted, user.address if user else self.login)
+        """Return the sender of a message whose checks have no results yet."""
+        account = self.user.address if self.user else self.login
+        return Submitter(reverse_path, self.trusted, account, self.checks is not None)
 
     @property
     def counted_for(self) -> str:

@@ -36,7 +36,7 @@ from relay.store.journeys.details import RefusedRecipient, ReplacedSender, Route
 from relay.store.journeys.events import Event
 from relay.store.mailbox.stored_message import WellKnown
 from relay.store.spool.types import NO_EXTRA, EntryExtra, NewEntry, NewRecipient
-from relay.transport.ingress.forwarding import BORROWS, BORROWS_LATE, ExpandedRecipients
+from relay.transport.ingress.forwarding import BORROWS, UNPROVEN, ExpandedRecipients
 from relay.transport.ingress.stages import DecidedMail, Examine
 from relay.transport.routing.routing_result import (
     InvalidRecipient,
@@ -266,7 +266,7 @@ def later_routes(
     return [
         later
         if isinstance(later, InvalidRecipient) == isinstance(was, InvalidRecipient)
-        else (BORROWS_LATE if later == BORROWS else was)
+        else (replace(later, is_late=True) if later in (BORROWS, UNPROVEN) else was)
         for was, later in zip(before, after, strict=True)
     ]
 

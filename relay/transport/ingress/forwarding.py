@@ -14,9 +14,9 @@ account keeps it, the alias rejects it.
 A copy for another domain leaves with a sender of this host. It passes SPF for the local domains,
 and DMARC if From has one of them. So a copy of a stranger's mail with a local domain in From is
 rejected. Mail that leaves by a login passes for the names of that login: a stranger's mail in such
-a name is rejected, unless SPF or DKIM has passed for its author's domain. Copies that a rule sends
-outside have a sender of this host too: a rule of the operator may use any local domain, a rule of a
-tenant only the tenant's.
+a name is rejected, unless SPF or DKIM has passed for it. So is mail in whose From or Sender
+programs may read other names. Copies that a rule sends outside have a sender of this host too: a
+rule of the operator may use any local domain, a rule of a tenant only the tenant's.
 
 An alias may take mail from some senders only (`from`), as aliases that Postfix protects by the
 sender (its RESTRICTION_CLASS_README), and groups of Exchange (AcceptMessagesOnlyFrom). As in
@@ -38,7 +38,7 @@ from msgspec.structs import replace
 from relay.base.accounts.account import AccountDirectory, AliasTarget, Expansion
 from relay.base.clock import Clock
 from relay.base.message.address import AddressError, own_mailbox, parse_mailbox
-from relay.base.message.authentication_results import AuthResult, is_aligned
+from relay.base.message.authentication_results import proof_of
 from relay.base.message.envelope import ForwardPath, Notify, domain_of
 from relay.base.message.header import Header
 from relay.base.message.lifecycle import RecipientState
@@ -47,6 +47,7 @@ from relay.base.message.srs import Srs, SrsError, is_srs
 from relay.base.message.status import own_reply, split_reply
 from relay.base.message.verdict import AddedRecipient, RateCharge, Verdict, tenant_of_rule
 from relay.base.phrases import counted
+from relay.base.settings.validation import sender_matches
 from relay.formats.dsn import ReportedRecipient
 from relay.store.spool.types import NewRecipient
 from relay.transport.ingress.author_names import AuthorNames
@@ -82,10 +83,14 @@ _NOTHING: frozenset[str] = frozenset()
 # RFC 3463 3.8
 BORROWS = InvalidRecipient(
     "5.7.1",
-    "550 5.7.1 From or Sender has a domain of this host, or a name of its login at another one: it "
-    "sends such mail on only for authenticated clients",
+    "550 5.7.1 From or Sender has a domain of this host, or a name of its login at another one, or "
+    "is unclear: it sends such mail on only for authenticated clients",
 )
-BORROWS_LATE = replace(BORROWS, is_late=True)
+UNPROVEN = InvalidRecipient(
+    "4.7.1",
+    "451 4.7.1 From or Sender has a name of the login of this host at another one, and cannot be "
+    "checked now",
+)
 
 
 class Forwarder(Struct, frozen=True):
@@ -162,23 +167,22 @@ class Forwarder(Struct, frozen=True):
         return self.expand(address, reverse_path) or self.examine(address, reverse_path)
 
     def examiner(
-        self, reverse_path: str, header: Header, *, trusted: bool, results: Sequence[AuthResult]
+        self, sender: Submitter, header: Header
     ) -> Callable[[str, str, bool], RoutingResult]:
         """Return examine() for one message; its third argument says whether the mail is a copy.
 
-        A stranger's mail is rejected where it would borrow a name; `results` are those of its
-        checks. What leaves is examined once for each domain.
+        A stranger's mail is rejected where it would borrow a name. What leaves is examined once for
+        each domain.
         """
-        names, proven = cache(lambda: AuthorNames.of(header)), _proven(results)
+        names = cache(lambda: AuthorNames.of(header))
         known: dict[str, RoutingResult] = {}  # by "@domain"
 
         def examine(address: str, forwarded_by: str, is_copy: bool) -> RoutingResult:
             domain = "" if is_copy else address[address.rfind("@") :]
             if domain in known:
                 return known[domain]
-            route = self.examine(address, reverse_path, forwarded_by=forwarded_by)
-            if not trusted and self._borrows(route, names, is_copy=is_copy, proven=proven):
-                route = BORROWS
+            route = self.examine(address, sender.reverse_path, forwarded_by=forwarded_by)
+            route = self._vouched(route, names, sender, is_copy=is_copy)
             if domain and self.router.leaving(address) is not None:
                 known[domain] = route
             return route
@@ -186,17 +190,18 @@ class Forwarder(Struct, frozen=True):
         return examine
 
     def examiner_of_chosen(
-        self, reverse_path: str, header: Header, *, trusted: bool, results: Sequence[AuthResult]
+        self, sender: Submitter, header: Header
     ) -> Callable[[str, str, LocalRecipient | RemoteRecipient], RoutingResult]:
         """Return RouteTable.examine_chosen() for one message, as examiner() does."""
-        names, proven = partial(AuthorNames.of, header), _proven(results)
+        names = cache(lambda: AuthorNames.of(header))
 
         def examine(
             address: str, way: str, usual: LocalRecipient | RemoteRecipient
         ) -> RoutingResult:
-            route = self.router.examine_chosen(address, way, usual, reverse_path=reverse_path)
-            is_borrowed = not trusted and self._borrows(route, names, proven=proven)
-            return BORROWS_LATE if is_borrowed else route
+            path = sender.reverse_path
+            route = self.router.examine_chosen(address, way, usual, reverse_path=path)
+            vouched = self._vouched(route, names, sender)
+            return route if vouched is route else replace(vouched, is_late=True)
 
         return examine
 
@@ -205,8 +210,7 @@ class Forwarder(Struct, frozen=True):
         examine: Callable[[str, str, bool], RoutingResult],
         verdict: Verdict,
         tenants: Mapping[str, TenantRules],
-        *,
-        trusted: bool,
+        sender: Submitter,
     ) -> Callable[[AddedRecipient, str, str], RoutingResult]:
         """Return examine() for what rules add; a tenant's rules may use only its domains."""
         names = cache(lambda at: AuthorNames.of(verdict.contents[at].header))
@@ -214,37 +218,46 @@ class Forwarder(Struct, frozen=True):
         def examine_added(added: AddedRecipient, address: str, forwarded_by: str) -> RoutingResult:
             route = examine(address, forwarded_by, bool(forwarded_by))
             tenant = tenants.get(tenant_of_rule(added.rule))
-            if tenant is None or trusted:
+            if tenant is None:
                 return route
+            is_rewritten = added.content and names(added.content) != names(0)
+            named = replace(sender, results=()) if is_rewritten else sender
             written, own = partial(names, added.content), tenant.domains
-            is_borrowed = self._borrows(route, written, is_copy=True, own=own, proven=own)
-            return BORROWS if is_borrowed else route
+            return self._vouched(route, written, named, is_copy=True, own=own)
 
         return examine_added
 
-    def _borrows(
+    def _vouched(
         self,
         route: RoutingResult,
         names: Callable[[], AuthorNames],
+        sender: Submitter,
         *,
         is_copy: bool = False,
         own: Collection[str] = (),
-        proven: Collection[str] = (),
-    ) -> bool:
-        """Whether a stranger's mail would leave in a name that it may not have: as a copy in that
-        of a local domain, but for those that are the tenant's `own`; by a login in a name of that,
-        but for domains that its author has `proven`.
+    ) -> RoutingResult:
+        """Return the route, or the rejection of a stranger's mail that would leave in a name that
+        it may not have: as a copy in that of a local domain; by a login in a name of that, unless
+        it is proven. The tenant's `own` domains do not count.
         """
-        if not isinstance(route, RemoteRecipient) or self.forward_own_from:
-            return False
-        is_local = self.router.is_local_domain
+        if not isinstance(route, RemoteRecipient) or sender.is_trusted or self.forward_own_from:
+            return route
         lends = is_copy and not route.is_local
-        if lends and names().has_domain(lambda domain: is_local(domain) and domain not in own):
-            return True
-        patterns = self.router.names_of_login(route.next_hop)
-        return bool(patterns) and (
-            not names().has_author or any(names().has(pattern, proven) for pattern in patterns)
-        )
+        lent = self.router.names_of_login(route.next_hop, whole_domain=sender.is_checked)
+        if not lends and lent is None:
+            return route
+        named = names()
+        others = {address for address in named.addresses if domain_of(address) not in own}
+        is_refused = named.is_unclear or (lends and any(map(self._is_local, others)))
+        is_refused |= lent is not None and not named.has_author and bool(sender.reverse_path)
+        proofs = {
+            proof_of(domain_of(address), sender.results)
+            for address in others
+            if any(sender_matches(pattern, address) for pattern in lent or ())
+        }
+        if is_refused or "fail" in proofs:
+            return BORROWS
+        return UNPROVEN if "temperror" in proofs else route
 
     def sender_of(
         self, forwarded_by: str, address: str, reverse_path: str, *, trusted: bool
@@ -352,13 +365,6 @@ def _report_to(sender: str) -> RateCharge:
         allowed=REPORTS_PER_HOUR,
         period_s=_HOUR_S,
     )
-
-
-def _proven(results: Sequence[AuthResult]) -> Collection[str]:
-    """Return the domain of the author if an aligned SPF or DKIM has passed."""
-    dmarc = [result for result in results if result.method == "dmarc"]
-    is_proven = is_aligned(results)
-    return {domain_of(f"@{result.domain('header.from')}") for result in dmarc if is_proven}
 
 
 def _passed(header: Header) -> frozenset[str]:

@@ -424,20 +424,22 @@ class RouteTable:
             tls_of(next_hop, self._default_options.tls), mime_max=MIME_MAX if is_graph else 0
         )
 
-    def names_of_login(self, next_hop: NextHop) -> tuple[str, ...]:
+    def names_of_login(self, next_hop: NextHop, *, whole_domain: bool) -> tuple[str, ...] | None:
         """Return the patterns of addresses that the login at a next hop stands for, `local@domain`
         or `*@domains`: its mailbox, the mailbox's domain if that is local or signed (DKIM), and
-        the `sender` of each route with this login; and those of its fallback's login. () without a
-        login.
+        the `sender` of each route with this login; and those of its fallback's login. With
+        `whole_domain`, the mailbox's domain and those below it. None without a login.
         """
         login = self.options_for(next_hop).login
         if login is None:
-            return ()
+            return None
         mailbox = untagged(own_mailbox(login.user))
         domain, patterns = domain_of(mailbox), [mailbox]
         is_signed = any(f".{domain}".endswith(f".{name}") for name in self.signed)
-        if is_signed or self.is_local_domain(domain):
+        if whole_domain or is_signed or self.is_local_domain(domain):
             patterns.append(f"*@{domain}")
+        if whole_domain:
+            patterns.append(f"*@*.{domain}")
         for route in self.named.values():
             other = route.options.login
             if other is None or replace_fields(other, user=login.user) != login:
@@ -446,7 +448,7 @@ class RouteTable:
             if takes or untagged(own_mailbox(other.user)) == mailbox:
                 patterns.append(route.sender)
         if (way := self.fallback_for(next_hop)) is not None and way.to is not None:
-            patterns += self.names_of_login(way.to)
+            patterns += self.names_of_login(way.to, whole_domain=whole_domain) or ()
         return tuple([pattern for pattern in patterns if "@" in pattern])
 
     def tls_demanded_by(self, next_hop: NextHop) -> str:
