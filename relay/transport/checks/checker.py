@@ -177,6 +177,7 @@ class _Checked:
     def read(self, parsed: ParsedContent) -> None:
         """Keep the content."""
         self.parsed = parsed
+        self.needs_all |= "Sender" in parsed.header  # whom an aligned pass may not prove
         self.is_large = parsed.size > SIGNED_OCTETS_MAX
         self.is_small = isinstance(parsed.rest, bytes) and parsed.size <= _SMALL_OCTETS
 

@@ -1,7 +1,6 @@
 """Forwarded mail: its senders and authors, the reports that come back, and loops."""
 
 import asyncio
-import time
 
 import pytest
 
@@ -241,6 +240,7 @@ AUTHORS = (
     "From: <=?utf-8?q?alice=40example.test?=@example.org>",
     "From: alice@\xf0\x9f\x84\xb4xample.test",  # U+1F134, which UTS 46 maps to e
     "From: alice@" + "\xc2\xad" * 64 + "example.test",
+    "From: \xff\xfe@\xff",
     "From: a@b\xc3\xbccher.test",
     "From: a@stra\xc3\x9fe.test",
     "From: a@strasse.test, b@STRA\xc3\x9fE.test",
@@ -279,22 +279,11 @@ async def test_a_strangers_mail_in_the_name_of_a_local_domain_is_not_forwarded(a
         "From: Ann, Inc <ann@example.org>",
         "From: ann@example.org <ann@example.org>",
         "From: a@strasse.test",
-        "From: \xff\xfe@\xff",
     ],
 )
 async def test_other_mail_of_strangers_is_forwarded(author):
     message = await accepted(relay_with(TwoDomains), "away@example.test", content=by(author))
     assert [one.partition(" ")[0] for one in copies_of(message)] == ["mx:b.test"]
-
-
-async def test_a_long_domain_in_from_takes_little_time():
-    relay = relay_with()
-    text = "".join(map(chr, range(0x4E00, 0x4E00 + 1300))).encode()
-    started = time.process_time()
-    for _ in range(10):
-        content = b"From: a@" + text + b" b\r\nSubject: hello\r\n\r\ntext\r\n"
-        await accept(relay, envelope("away@example.test", sender=STRANGER), UNTRUSTED, content)
-    assert time.process_time() - started < 1  # with Punycode of the whole it took seconds
 
 
 async def test_the_copies_that_stay_are_kept_and_the_sender_gets_no_report():
