@@ -19,6 +19,7 @@ files and open sockets. None of the seven steps of a message is here.
 - `child_process`: starts a process of this program that answers requests, and ends it
 - `process_limits`: how much free memory malloc and the garbage collector keep; limits of memory and
   CPU time of a child process
+- `sandbox`: what the kernel refuses to a process that reads what strangers send
 - `pauses`: whether an operator has paused delivery or acceptance on this node, and until when
 - `crashpoints`: the points at which a crash test kills the process
 - `round_robin`: a queue that is fair among keys

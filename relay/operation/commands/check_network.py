@@ -16,6 +16,7 @@ from msgspec import Struct
 from relay.base.clock import Clock
 from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.phrases import named
+from relay.base.sandbox import available
 from relay.base.settings.document import Document, Fault
 from relay.base.settings.tree import OwnDomain, Settings
 from relay.base.settings.validation import as_fallback, domain_matches, host_of
@@ -25,7 +26,6 @@ from relay.operation.app.state_dir import is_running
 from relay.operation.app.transport import resolver_of, why_in_process
 from relay.store import spool
 from relay.store.spool.types import SpoolError
-from relay.transport.gate.sandbox import available
 from relay.transport.milter.connection import fault_of_milter
 from relay.transport.routing.dns_client import validated
 from relay.transport.routing.mx_hosts import NO_MX, THIS_RELAY, Hosts, TemporaryFailure

@@ -1,6 +1,6 @@
-"""The worker process of sender checks: it can be killed, its limits are low, it opens no socket.
+"""The worker process of sender checks: it can be killed, its limits are low, it is in the sandbox.
 
-It keeps nothing and waits for no name server. A request has a message and the DNS answers so far.
+It keeps nothing and asks no name server. A request has a message and the DNS answers so far.
 The reply has the questions that lack an answer, or the results.
 """
 
@@ -11,6 +11,7 @@ from msgspec import msgpack
 from relay.base.message.authentication_results import domain_shown, may_be_aligned
 from relay.base.message.header import Header
 from relay.base.process_limits import limit_cpu, limit_this_process
+from relay.base.sandbox import enter_sandbox, load_codecs
 from relay.transport.checks.checker import CheckReply, CheckRequest, is_asked
 from relay.transport.checks.dkim_check import dkim_results
 from relay.transport.checks.dmarc import Answers, author_of, dmarc_result, walk_questions
@@ -47,6 +48,8 @@ def reply_to(request: CheckRequest) -> CheckReply:
 def main() -> None:
     """Answer requests until the input ends."""
     limit_this_process(MEMORY_BYTES_MAX)
+    load_codecs()
+    enter_sandbox()
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
     read_request = msgpack.Decoder(CheckRequest).decode
     while length := int.from_bytes(requests.read(LENGTH_BYTES)):

@@ -9,5 +9,6 @@ stored mail, the queue, accounts, rules or signing keys: these are of the other 
 - `keeper`: when a child starts, ends and is replaced; how it gets connections and reloads
 - `wire`: the frames that each side sends
 - `frames`: sends frames and descriptors between the two processes
-- `sandbox`: what the kernel refuses to the child
+
+Elsewhere: what the kernel refuses to the child: `relay/base/sandbox.py`.
 """

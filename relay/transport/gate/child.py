@@ -6,14 +6,10 @@ while messages are handed over, it is unknown whether they were accepted. Their 
 """
 
 import asyncio
-import encodings
-import importlib
 import os
-import pkgutil
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -27,10 +23,10 @@ from relay.base.files import Descriptor, write_all
 from relay.base.observe import logs
 from relay.base.pressure import MemoryBudget, Pressure, PressureReason
 from relay.base.process_limits import limit_malloc_retention, trim_memory, tune_garbage_collector
+from relay.base.sandbox import enter_sandbox, ignore_signals, load_codecs, refuse_io_uring
 from relay.store.spool.types import SpoolFullError
 from relay.transport.gate import wire
 from relay.transport.gate.frames import receive_descriptor
-from relay.transport.gate.sandbox import enter_sandbox, ignore_signals, refuse_io_uring
 from relay.transport.gate.services import OwnerCalls, RemoteOwner
 from relay.transport.ingress.listener_role import CONFIGURED
 from relay.transport.ingress.message_limits import RateLimits
@@ -180,7 +176,7 @@ def main(words: Sequence[str]) -> None:
         color=bool(color),
         node=node,
     )
-    _load_codecs()
+    load_codecs()
     refuse_io_uring()
     limit_malloc_retention()
     tune_garbage_collector()
@@ -203,14 +199,6 @@ def _memory_file(octets: bytes) -> Descriptor:
     file = Descriptor(os.memfd_create("certificate"))
     write_all(file.number, octets)
     return file
-
-
-def _load_codecs() -> None:
-    """Load the codecs for subjects and domains now: in the sandbox no file can be opened."""
-    importlib.import_module("idna.uts46data")
-    for module in pkgutil.iter_modules(encodings.__path__):
-        with suppress(ImportError):  # codecs of other systems
-            importlib.import_module(f"encodings.{module.name}")
 
 
 if __name__ == "__main__":

@@ -230,12 +230,8 @@ AUTHORS = (
     "From: friends: ann@example.org, alice@example.test;",
     "From: alice@example.test.",
     "From: alice@\r\n example.test",
-    "From: (ann@example.org) alice(x)@(y)example.(z)test",
     "From: <alice@example.test@example.org>",
     "From: <alice@example.test> <ann@example.org>",
-    "From: alice@example.test <ann@example.org>",
-    'From: "ann <alice@example.test>',
-    "From: =?utf-8?q?alice=40example.test?=",
     "From: alice@=?utf-8?q?example.test?=",
     "From: <=?utf-8?q?alice=40example.test?=@example.org>",
     "From: alice@\xf0\x9f\x84\xb4xample.test",  # U+1F134, which UTS 46 maps to e
@@ -276,8 +272,6 @@ async def test_a_strangers_mail_in_the_name_of_a_local_domain_is_not_forwarded(a
         "From: (alice@example.test) ann@example.org",
         "Reply-To: alice@example.test\r\nTo: alice@example.test",
         "From: undisclosed:;",
-        "From: Ann, Inc <ann@example.org>",
-        "From: ann@example.org <ann@example.org>",
         "From: a@strasse.test",
     ],
 )

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from relay.transport.gate.sandbox import available
+from relay.base.sandbox import available
 from tests.support.relay_process import ROOT
 
 _PROGRAM = """
 import asyncio, ctypes, json, os, resource, signal, socket, sys, threading
-from relay.transport.gate import sandbox
-from relay.transport.gate.sandbox import ignore_signals, enter_sandbox
+from relay.base import sandbox
+from relay.base.sandbox import ignore_signals, enter_sandbox
 if len(sys.argv) > 1:  # as if the kernel had that Landlock
     sandbox._landlock_abi = lambda: int(sys.argv[1])
 here, there = socket.socketpair()
@@ -107,7 +107,7 @@ def test_nothing_is_opened_connected_or_started_in_the_sandbox(abi: str, tmp_pat
 _LOOP = """
 import asyncio, os
 import uvloop
-from relay.transport.gate.sandbox import refuse_io_uring
+from relay.base.sandbox import refuse_io_uring
 refuse_io_uring()
 async def show():
     print([os.readlink(f"/proc/self/fd/{one}") for one in os.listdir("/proc/self/fd")[:-1]])

@@ -1,4 +1,4 @@
-"""The sandbox of the gate's child: no file opened, no connection, no process, no signal.
+"""The sandbox of processes that read what strangers send: no file, connection, process or signal.
 
 Landlock (landlock(7)) without a rule refuses to open files by their paths, and refuses signals to
 other processes. A seccomp filter (seccomp(2)) refuses the system calls of _REFUSED, above all
@@ -6,9 +6,14 @@ connect and execve, and new processes. Descriptors that the child has or gets st
 memory files stay usable by their names in /proc too: this is how it reads certificates. Both need
 no_new_privs, which is set as well. They hold for the calling thread and for threads that start
 later. What a kernel does not have is left out, and reported.
+
+The child of the gate and the workers of sender checks enter it, with all modules loaded.
 """
 
 import ctypes
+import encodings
+import importlib
+import pkgutil
 import platform
 import resource
 import signal
@@ -80,6 +85,14 @@ def ignore_signals() -> None:
     """Ignore signals to all processes of a service: the owner ends this process."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+
+
+def load_codecs() -> None:
+    """Load the codecs for subjects and domains now: in the sandbox no file can be opened."""
+    importlib.import_module("idna.uts46data")
+    for module in pkgutil.iter_modules(encodings.__path__):
+        with suppress(ImportError):  # codecs of other systems
+            importlib.import_module(f"encodings.{module.name}")
 
 
 def refuse_io_uring() -> None:
