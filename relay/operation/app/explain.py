@@ -356,7 +356,7 @@ class Explainer:
             lambda address, *_: self._examine(address, sender, question, is_copy=is_copy),
             asked,
             self.rules().tenants,
-            sender,
+            sender=sender,
         )(added, added.address, "")
         document = self._document(added.address, sender, recipient)
         if isinstance(recipient, InvalidRecipient):

@@ -344,7 +344,7 @@ class Acceptance:
             expand=examined.expand,
             sender_of=sender_of,
             examine=forwarding.examiner_of_added(
-                examined.examine, verdict, rules.tenants, arrival.sender
+                examined.examine, verdict, rules.tenants, sender=arrival.sender
             ),
             answers_discarded=decided.answers_discarded,
             times=HoldTimes(arrival.received_us, int(self.expire_after_s * 1_000_000)),

@@ -210,6 +210,7 @@ class Forwarder(Struct, frozen=True):
         examine: Callable[[str, str, bool], RoutingResult],
         verdict: Verdict,
         tenants: Mapping[str, TenantRules],
+        *,
         sender: Submitter,
     ) -> Callable[[AddedRecipient, str, str], RoutingResult]:
         """Return examine() for what rules add; a tenant's rules may use only its domains."""
