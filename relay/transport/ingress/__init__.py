@@ -44,8 +44,8 @@ The content and its acceptance:
 - `header_cleanup`: Received, Bcc, missing Date and Message-ID, Return-Path, Authentication-Results
 - `forwarding`: what an address leads to (alias, forward_to, SRS); who may write to an alias; the
   recipients that replace it, their NOTIFY and ORCPT; redirected or expanded; which mail is not
-  forwarded again; whose name a stranger's mail may not have where it leaves (5.7.1)
-- `author_names`: the addresses that readers may find in From and Sender
+  forwarded again; whose name a stranger's mail may not have where it leaves (5.7.1, 4.7.1)
+- `author_names`: the addresses in From and Sender, and whether programs may read others
 - `fanout`: which recipients share a queue entry (next hop, content); those rejected or held
 - `message_limits`: rate limits of rules, messages of an address (450), answers to MAILER-DAEMON,
   how much rules may hold
