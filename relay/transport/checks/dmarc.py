@@ -110,7 +110,10 @@ def authors_of(name: bytes, octets: bytes) -> Sequence[str] | None:
 def _has_only(domains: Sequence[str], text: str) -> bool:
     """Return whether a text has no @, or only that of the one domain, which does not go on."""
     domain, after = "".join(domains), text.partition("@")[2]
-    is_whole = after.startswith(domain) and "." not in after.removeprefix(domain)
+    is_whole = after.startswith(domain) and after.removeprefix(domain).lstrip()[:1] not in (
+        ".",
+        "(",
+    )
     return text.count("@") == len(domains) <= 1 and is_whole
 
 
