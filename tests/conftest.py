@@ -149,9 +149,14 @@ def nothing_is_abandoned() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The development CA of the tests' relays is not that of the tester."""
+    """The development CA of the tests' relays is not that of the tester, and so are those relays."""
+    from relay.operation.app import development_folder
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(os.environ, "XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        place = tmp_path_factory.mktemp("data")
+        patch.setitem(os.environ, "XDG_DATA_HOME", str(place))
+        patch.setattr(development_folder, "_SESSIONS", place)
+        patch.setattr(development_folder, "_LINKS", place)
         yield
 
 

@@ -11,7 +11,7 @@ import math
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,11 @@ from relay.development.option_fields import flag, option
 from relay.development.options import DevelopmentAddresses, DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
 from relay.operation.app.daemon import BrokenRelayError, Daemon, remove_ready_file, write_ready_file
-from relay.operation.app.development_folder import DevelopmentFolder, open_new_folder
+from relay.operation.app.development_folder import (
+    DevelopmentFolder,
+    found_by_commands,
+    open_new_folder,
+)
 from relay.operation.app.pressure_monitor import raise_open_files_limit
 from relay.store.journeys.document import Journey, JourneyStep
 from relay.store.journeys.message_list import MAIL, MessageSearch, MessageSummary
@@ -82,6 +86,9 @@ class DevelopmentView:
 
     def demonstrated(self, demonstrated: DemonstratedMessage) -> None:
         """One of the two demonstration messages ended."""
+
+    def not_found(self, folder: DevelopmentFolder) -> None:
+        """The other commands do not find the relay."""
 
     def waiting(self, addresses: DevelopmentAddresses) -> None:
         """The demonstration is over. Messages of the developer are shown from now on."""
@@ -152,7 +159,11 @@ async def _develop(
         tasks.append(asyncio.create_task(_reload_changed_rules(relay, options.rules, view)))
     try:
         await relay.start()
-        done = await _unless(stop, _show(relay, view, run, cloud=cloud))
+        links = found_by_commands(folder, of_program=run.ready_file is not None)
+        with nullcontext(True) if run.once else links as is_found:
+            if not is_found:
+                view.not_found(folder)
+            done = await _unless(stop, _show(relay, view, run, cloud=cloud))
         if not done:
             view.stopping(folder)
     finally:

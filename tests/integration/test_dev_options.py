@@ -65,6 +65,15 @@ def test_other_commands_find_a_relay_with_a_directory(tmp_path: Path, dev) -> No
     assert running.log.endswith(f"relay dev: stopping; {kept} is kept\n")
 
 
+def test_a_start_says_where_the_place_of_links_belongs_to_others(tmp_path: Path, dev) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / f"relay-{os.getuid()}").symlink_to("elsewhere")
+    running = dev("--no-demo", HOME=str(tmp_path))
+    assert f": only --config {running.config_file} finds this relay\n" in running.log
+    assert f"send --config {running.config_file} --to bob" in running.log
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 def test_a_second_ctrl_c_leaves_the_folder_and_another_relay_continues_with_it(dev) -> None:
     first = dev("--no-demo", own_dir=False)
     left = first.ready["dir"]

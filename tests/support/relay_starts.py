@@ -41,6 +41,7 @@ from typing import IO, Any
 
 from relay.base import child_process, process_limits
 from relay.base.observe import logs
+from relay.operation.app import development_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 RELAY = [sys.executable, "-m", "relay"]
@@ -338,6 +339,9 @@ def _serve(orders: socket.socket) -> None:
                 os.environ["LISTEN_PID"] = str(os.getpid())
             time.tzset()
             tempfile.tempdir = None
+            development_folder._SESSIONS = development_folder._LINKS = Path(
+                order["env"].get("HOME", order["cwd"])
+            )
             child_process.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": _Forked})
             sys.argv[1:] = order["words"]
             return

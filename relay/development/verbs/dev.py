@@ -37,7 +37,7 @@ from relay.development.verbs.dev_options import (
     unknown_variables,
     visible_secrets,
 )
-from relay.operation.app.development_folder import DevelopmentFolder, open_folder
+from relay.operation.app.development_folder import DevelopmentFolder, link_places, open_folder
 from relay.operation.cli.errors import INTERRUPTED, CommandError, ExitCode
 from relay.operation.cli.options import CommandContext, common_options
 from relay.operation.cli.output import print_json_line, printable, step_lines
@@ -60,7 +60,7 @@ def dev(context: CommandContext, **values: Any) -> None:
 
     It shows one message in all seven steps and one that bounces, then a line for each of yours.
     It writes its own configuration and reads none. The other commands find it, unless
-    /etc/relay/relay.toml exists; of several, the one without --dir, or the last one with it.
+    /etc/relay/relay.toml exists. If several run, they ask for --config.
     """
     if context.config is not None:
         _warn("--config is ignored, a configuration is not read")
@@ -186,6 +186,11 @@ class _WarningView(DevelopmentView):
 
     def rules_changed(self, text: str) -> None:
         _warn(text)
+
+    def not_found(self, folder: DevelopmentFolder) -> None:
+        places = " and ".join(map(str, link_places()))
+        only = f"only --config {shlex.quote(str(folder.config))} finds this relay"
+        _warn(f"{places}: no directory that this user alone can read and write: {only}")
 
     def stopping(self, folder: DevelopmentFolder) -> None:
         _warn(f"stopping; {folder.path} is {'removed' if folder.temporary else 'kept'}")
@@ -336,7 +341,10 @@ class _TextView(_WarningView):
         http, smtp = here.http, here.smtp
         alice, bob = f"alice@{self._domain}", f"bob@{self._domain}"
         user, token = (f"users/{alice}", "TOKEN") if self._plan.token else ("me", "alice")
-        is_found = CommandContext().found_config_file() == self._place.config  # without --config
+        try:
+            is_found = CommandContext().found_config_file() == self._place.config
+        except CommandError:  # another one runs too
+            is_found = False
         config = "" if is_found else f" --config {shlex.quote(str(self._place.config))}"
         relay = _own_command()
         _echo(

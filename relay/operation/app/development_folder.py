@@ -1,18 +1,21 @@
 """The directory of the development relay: its lock, its marked files, its removal.
 
-Each user has one temporary directory, which the other commands find; a second development relay
-gets a new one. If enough memory is free, the directory is in /dev/shm, where its removal is quick.
-A directory given by --dir is kept, and its files that do not begin with MARK are never overwritten.
-The other commands find it by a symbolic link in the directory of temporary files.
+Each user has one temporary directory; a second development relay gets a new one. If enough memory
+is free, the directory is in /dev/shm, where its removal is quick. A directory given by --dir is
+kept, and its files that do not begin with MARK are never overwritten. The other commands find a
+relay by a symbolic link in two directories that only this user can write, whatever TMPDIR is.
 """
 
 import contextlib
-import hashlib
 import os
+import secrets
 import shutil
+import socket
 import stat
+import struct
 import tempfile
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 from msgspec import Struct
@@ -27,6 +30,11 @@ _PLACE_BYTES_MAX = 50  # macOS, where names of sockets are shorter, has 48
 _DISK = Path("/tmp")  # noqa: S108 - what is in it belongs to this user
 _MEMORY = Path("/dev/shm")  # noqa: S108 - as above
 _MEMORY_FREE_BYTES = 2 << 30
+_SESSIONS = Path("/run/user")  # has a directory of each user that is logged in
+_LINKS = Path("/tmp")  # noqa: S108 - as above
+_OF_PROGRAM = ".program"  # the end of a link to a relay that a program started
+_ANSWER_S_MAX = 1.0
+_PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
 class ForeignFolderError(Exception):
@@ -81,11 +89,9 @@ class DevelopmentFolder(Struct, frozen=True):
         replace_file(self.path / _CLOCK, text.encode(), mode=0o600)
 
     def remove(self) -> None:
-        """Remove a temporary directory, or the link to another one, and release the lock."""
+        """Remove a temporary directory, and release the lock."""
         if self.temporary:
             shutil.rmtree(self.path, ignore_errors=True)
-        elif self.path in _given():
-            _link(self.path).unlink()
         self.lock.give_back()
 
 
@@ -96,9 +102,10 @@ def open_folder(path: Path | None) -> DevelopmentFolder:
     """
     if path is not None:
         return _open_given(Path(os.path.realpath(path)))
-    own = _own_folder(_new_place())
-    if not _is_foreign(own):
-        own.mkdir(mode=0o700, exist_ok=True)
+    own = _new_place() / _own_name()
+    with contextlib.suppress(FileExistsError):
+        own.mkdir(mode=0o700)
+    if _is_own(own):
         with contextlib.suppress(AlreadyRunningError):
             lock = _locked(own)
             _empty(own)  # a killed relay leaves its files
@@ -107,14 +114,14 @@ def open_folder(path: Path | None) -> DevelopmentFolder:
 
 
 def open_new_folder() -> DevelopmentFolder:
-    """Return a temporary directory that no other command finds. Raises OSError."""
+    """Return a new temporary directory. Raises OSError."""
     new = Path(tempfile.mkdtemp(prefix="relay-dev-", dir=short_place(_new_place())))
     return DevelopmentFolder(new, temporary=True, lock=_locked(new))
 
 
 def open_inner_folder(outer: DevelopmentFolder, name: str) -> DevelopmentFolder:
-    """Return a directory inside `outer`, which is removed with `outer`. Other commands need
-    --config to find it. Raises OSError, AlreadyRunningError.
+    """Return a directory inside `outer`, which is removed with `outer`. Raises OSError,
+    AlreadyRunningError.
     """
     path = outer.path / name
     path.mkdir(mode=0o700, exist_ok=True)
@@ -133,22 +140,54 @@ def _open_given(path: Path) -> DevelopmentFolder:
             raise ForeignFolderError(
                 f"{file} was not written by `relay dev`; name another directory"
             )
-    folder = DevelopmentFolder(path, temporary=False, lock=_locked(path))
-    with contextlib.suppress(OSError):  # another user's file: --config names the relay
-        for linked in _given():
-            if linked == path or not _in_use(linked):  # a killed relay leaves its link
-                _link(linked).unlink()
-        _link(path).symlink_to(path)
-    return folder
+    return DevelopmentFolder(path, temporary=False, lock=_locked(path))
 
 
-def running_config() -> Path | None:
-    """Return the configuration of this user's running development relay, or None."""
-    folders: list[Path] = []
-    with contextlib.suppress(FileNotFoundError):  # there is no place for temporary files
-        folders = [own for own in map(_own_folder, _places()) if not _is_foreign(own)] + _given()
-    configs = (folder / "relay.toml" for folder in folders)
-    return next((file for file in configs if file.exists() and _in_use(file.parent)), None)
+@contextlib.contextmanager
+def found_by_commands(folder: DevelopmentFolder, *, of_program: bool) -> Iterator[bool]:
+    """Let the other commands find a relay that listens, during the block; one `of_program` only
+    where no other runs. Provide whether they do: a place must be for this user alone.
+    """
+    links = []
+    name = secrets.token_hex(8) + (_OF_PROGRAM if of_program else "")
+    for place in link_places():
+        with contextlib.suppress(OSError):
+            place.mkdir(mode=0o700, exist_ok=True)
+            if _is_private(place):
+                (place / name).symlink_to(folder.path)
+                links.append(place / name)
+    try:
+        yield bool(links)
+    finally:
+        for link in links:
+            link.unlink(missing_ok=True)
+
+
+def running_configs() -> list[Path]:
+    """Return the configurations of this user's development relays that listen: first that in the
+    user's own temporary directory, then the last one started. Remove the links to others.
+
+    Those that programs started count only where no other listens.
+    """
+    ranks: dict[Path, tuple[bool, bool, int]] = {}
+    for link in [link for place in link_places() if _is_private(place) for link in place.iterdir()]:
+        with contextlib.suppress(OSError):  # another command has removed it
+            folder = link.readlink()
+            if _listens(folder):
+                is_other, made_ns = folder.name != _own_name(), link.lstat().st_mtime_ns
+                rank = (link.suffix == _OF_PROGRAM, is_other, -made_ns)
+                ranks[folder] = min(rank, ranks.get(folder, rank))
+            else:
+                link.unlink()
+    folders = sorted(ranks, key=ranks.__getitem__)
+    started = [folder for folder in folders if not ranks[folder][0]]
+    return [folder / "relay.toml" for folder in started or folders]
+
+
+def link_places() -> list[Path]:
+    """Return the directories of the links, which need not exist."""
+    session = _SESSIONS / str(os.getuid())
+    return [*([session / "relay"] if _is_own(session) else []), _LINKS / f"relay-{os.getuid()}"]
 
 
 def memory_place(free_bytes: int) -> Path | None:
@@ -171,38 +210,44 @@ def _new_place() -> Path:
     return (memory and memory_place(_MEMORY_FREE_BYTES)) or place
 
 
-def _link(folder: Path) -> Path:
-    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()
-    return Path(tempfile.gettempdir()) / f"relay-dev-{os.getuid()}.{digest[:16]}.dir"
-
-
-def _given() -> list[Path]:
-    """Return the directories that this user gave with --dir, the last one first."""
-    folders = []
-    for link in Path(tempfile.gettempdir()).glob(f"relay-dev-{os.getuid()}.*.dir"):
-        with contextlib.suppress(OSError):
-            if (made := link.lstat()).st_uid == os.getuid():
-                folders.append((made.st_mtime_ns, link.readlink()))
-    return [path for _, path in sorted(folders, reverse=True)]
-
-
 def _locked(path: Path) -> OwnerLock:
     lock = OwnerLock(path / "run")
     lock.take()
     return lock
 
 
-def _own_folder(temporary: Path) -> Path:
-    return temporary / f"relay-dev-{os.getuid()}"
+def _own_name() -> str:
+    return f"relay-dev-{os.getuid()}"
 
 
-def _is_foreign(own: Path) -> bool:
-    """Return whether the path exists and is not a directory of this user."""
+def _is_own(folder: Path) -> bool:
+    """Return whether it is a directory of this user, and no link to one."""
     try:
-        status = own.lstat()
-    except FileNotFoundError:
+        status = folder.lstat()
+    except OSError:
         return False
-    return not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+
+
+def _is_private(folder: Path) -> bool:
+    """Return whether no other user can write links there, or read them."""
+    return _is_own(folder) and not stat.S_IMODE(folder.lstat().st_mode) & 0o077
+
+
+def _listens(folder: Path) -> bool:
+    """Return whether a relay of this user listens on its control socket. Raises OSError."""
+    if not _is_own(folder):
+        return False
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(_ANSWER_S_MAX)  # real time: a peer
+        try:
+            client.connect(str(folder / "state/run/control.sock"))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        if not hasattr(socket, "SO_PEERCRED"):  # only Linux has it
+            return True
+        peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+        return bool(_PEER.unpack(peer)[1] == os.getuid())
 
 
 def _empty(own: Path) -> None:
@@ -213,13 +258,3 @@ def _empty(own: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-
-
-def _in_use(own: Path) -> bool:
-    if not (own / "run" / "lock").exists():
-        return False
-    try:
-        _locked(own).give_back()
-    except AlreadyRunningError:
-        return True
-    return False

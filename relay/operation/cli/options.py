@@ -9,6 +9,7 @@ import functools
 import getpass
 import io
 import os
+import shlex
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,10 +22,10 @@ from msgspec.structs import replace
 from relay.base.files import check_readable
 from relay.base.phrases import shown
 from relay.base.settings.environment import read_environment
-from relay.base.settings.reader import load
+from relay.base.settings.reader import load, load_valid
 from relay.base.settings.tree import NodeRole, Settings
 from relay.base.settings.values import parse_domain, parse_duration
-from relay.operation.app.development_folder import running_config
+from relay.operation.app.development_folder import running_configs
 from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.option_types import Parsed
 from relay.operation.cli.output import print_json, print_lines
@@ -66,16 +67,22 @@ class CommandContext(Struct, frozen=True):
         file = self.config_file()
         return file if self.names_config and file.exists() else self.config
 
-    def found_config_file(self) -> Path:
+    def found_config_file(self, *, takes_first: bool = False) -> Path:
         """Return config_file(). If neither --config nor RELAY_CONFIG is given and the default file
         does not exist, or is that of the container image, return the file of this user's running
-        `relay dev`.
+        `relay dev`. Of several, the first is taken if the command `takes_first`; else raises
+        CommandError (64).
         """
         file = self.config_file()
         is_image = "RELAY_IMAGE" in read_environment().variables  # where one relay runs
         if self.names_config or (file.exists() and not is_image):
             return file
-        return running_config() or file
+        running = running_configs()
+        if len(running) > 1 and not takes_first:
+            shown_relays = "\n".join(map(_one_of_several, running))
+            text = f"{len(running)} relays of this user run; add the words that name one:"
+            raise CommandError(ExitCode.USAGE, f"relay: {text}\n{shown_relays}")
+        return running[0] if running else file
 
     def settings(self) -> Settings:
         """Load readable_file(). Raises SettingsError."""
@@ -93,6 +100,13 @@ class CommandContext(Struct, frozen=True):
             )
         check_readable(file)
         return file
+
+
+def _one_of_several(config: Path) -> str:
+    """Return where a development relay listens, and the words that name it."""
+    settings, _ = load_valid(config, {})
+    smtp, http = settings.smtp[0].listen, settings.http.listen[0]
+    return f"  SMTP {smtp}, HTTP {http}:  --config {shlex.quote(str(config))}"
 
 
 def role_option(command: F) -> F:

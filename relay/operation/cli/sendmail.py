@@ -221,8 +221,8 @@ def _place(context: CommandContext) -> _Place:
     values: dict[str, Any] = {}
     if _may_not_be_read(context):
         values["sendmail"] = SendmailSettings()
-    elif context.names_config or context.found_config_file().exists():
-        values = _read(context.found_config_file())
+    elif context.names_config or context.found_config_file(takes_first=True).exists():
+        values = _read(context.found_config_file(takes_first=True))
     hostname = values.get("hostname", "")
     sendmail: SendmailSettings | None = values.get("sendmail")
     if sendmail is not None:

@@ -1,7 +1,10 @@
 """The development relay's folder: ownership, discovery and content."""
 
 import asyncio
+import contextlib
 import os
+import shutil
+import socket
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +24,14 @@ from relay.development.authority import (
     open_authority,
 )
 from relay.development.internet.simulator import SimulatedInternet
-from relay.operation.app.development_folder import ForeignFolderError, open_folder, running_config
+from relay.operation.app import development_folder
+from relay.operation.app.development_folder import (
+    ForeignFolderError,
+    found_by_commands,
+    link_places,
+    open_folder,
+    running_configs,
+)
 from relay.operation.app.state_dir import AlreadyRunningError
 from relay.operation.commands.check import check_file
 from relay.operation.commands.check_network import CheckResult
@@ -46,6 +56,8 @@ def write_config(folder, **options):
 @pytest.fixture(autouse=True)
 def temporary(short_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(short_path))
+    monkeypatch.setattr(development_folder, "_LINKS", short_path)
+    monkeypatch.setattr(development_folder, "_SESSIONS", short_path / "sessions")
     return short_path
 
 
@@ -64,33 +76,80 @@ def test_a_foreign_link_or_file_is_not_touched(own, temporary, kind):
         own.touch()
     folder = open_folder(None)
     assert folder.path != own
-    assert running_config() is None
     folder.remove()
     assert list(elsewhere.iterdir()) == []
     assert own.is_symlink() or own.is_file()
 
 
-def test_a_running_relay_is_found_by_its_configuration(own):
-    assert running_config() is None
+@contextlib.contextmanager
+def listening(folder, user=os.getuid()):  # noqa: B008 - a number
+    """Listen where a relay with this directory does."""
+    place = folder.path / "state/run/control.sock"
+    place.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(place))
+        os.seteuid(user)
+        listener.listen()
+        os.seteuid(os.getuid())
+        yield
+
+
+def test_commands_find_relays_that_listen_in_two_places(temporary):
+    session = temporary / "sessions" / str(os.getuid())
+    session.mkdir(parents=True)
+    own, given = open_folder(None), open_folder(temporary / "given")
+    with found_by_commands(given, of_program=False) as is_found:
+        assert is_found
+        assert [len(list(place.iterdir())) for place in link_places()] == [1, 1]
+        assert {place.stat().st_mode & 0o777 for place in link_places()} == {0o700}
+        shutil.rmtree(session)
+        with listening(given):
+            assert running_configs() == [given.config]
+            with found_by_commands(own, of_program=False), listening(own):
+                assert running_configs() == [own.config, given.config], "sendmail takes the first"
+            with found_by_commands(own, of_program=True), listening(open_folder(own.path / "x")):
+                assert running_configs() == [given.config]
+        assert running_configs() == []
+        assert list(link_places()[-1].iterdir()) == [], "links to ended relays are removed"
+    own.remove()
+    given.remove()
+
+
+@pytest.mark.parametrize("fault", ["a link", "a file", "readable", "of another user"])
+def test_a_place_of_links_that_is_not_for_this_user_alone_is_not_used(temporary, fault):
+    [place] = link_places()
+    elsewhere = temporary / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
     folder = open_folder(None)
-    assert (folder.path, own.stat().st_mode & 0o777) == (own, 0o700)
-    assert running_config() is None, "there is nothing to read yet"
-    write_config(folder)
-    assert running_config() == folder.config
-    folder.lock.give_back()  # as the kernel does for a killed one
-    assert running_config() is None
-
-
-def test_a_link_of_somebody_else_is_not_followed(temporary):
-    if os.getuid() != 0:
-        pytest.skip("only root can give a file to another user")
-    folder = open_folder(temporary / "given")
-    write_config(folder)
-    [link] = temporary.glob("relay-dev-*.dir")
-    os.chown(link, 65534, 65534, follow_symlinks=False)
-    assert running_config() is None
+    (elsewhere / "planted").symlink_to(folder.path)
+    if fault == "a link":
+        place.symlink_to(elsewhere)
+    elif fault == "a file":
+        place.touch()
+    else:
+        elsewhere.rename(place)
+        place.chmod(0o755 if fault == "readable" else 0o700)
+    if fault == "of another user":
+        if os.getuid() != 0:
+            pytest.skip("only root can give a directory to another user")
+        os.chown(place, 65534, 65534)
+    with found_by_commands(folder, of_program=False) as is_found, listening(folder):
+        assert (is_found, running_configs()) == (False, [])
     folder.remove()
-    assert link.is_symlink()
+
+
+@pytest.mark.parametrize("whose", ["the directory", "the socket"])
+def test_the_relay_of_another_user_is_not_found(temporary, whose):
+    if os.getuid() != 0:
+        pytest.skip("only root can be another user")
+    folder, is_socket = open_folder(temporary / "given"), whose == "the socket"
+    with (
+        found_by_commands(folder, of_program=False),
+        listening(folder, 65534 if is_socket else 0),
+    ):
+        os.chown(folder.path, *([0, 0] if is_socket else [65534, 65534]))
+        assert running_configs() == []
+    folder.remove()
 
 
 def test_a_given_folder_stays_and_has_one_relay_at_a_time(temporary):

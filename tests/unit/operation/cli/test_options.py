@@ -38,11 +38,11 @@ def everywhere(words, *option):
 def test_in_the_image_the_development_relay_goes_before_the_default_file(config, monkeypatch):
     monkeypatch.delenv("RELAY_CONFIG", raising=False)
     monkeypatch.setattr(environment, "DEFAULT_CONFIG", Path(config))
-    monkeypatch.setattr(options, "running_config", lambda: Path("running"))
+    monkeypatch.setattr(options, "running_configs", lambda: [Path("running")])
     assert options.CommandContext().found_config_file() == Path(config)
     monkeypatch.setenv("RELAY_IMAGE", "1")
     assert options.CommandContext().found_config_file() == Path("running")
-    monkeypatch.setattr(options, "running_config", lambda: None)
+    monkeypatch.setattr(options, "running_configs", list)
     assert options.CommandContext().found_config_file() == Path(config)
 
 

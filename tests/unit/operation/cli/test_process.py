@@ -5,6 +5,7 @@ import fcntl
 import http.client
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -21,7 +22,13 @@ from tests.support.relay_process import until
 from tests.support.tables import each_row
 
 ANY_PORTS = tuple(f"--{name}=127.0.0.1:0" for name in PORTS)
-RELAY = (sys.executable, "-m", "relay")
+# Python that runs `relay` as a shell does, but for where a development relay is found.
+FROM_SHELL = """import os, pathlib, runpy
+from relay.operation.app import development_folder
+development_folder._SESSIONS = development_folder._LINKS = pathlib.Path(os.environ["HOME"])
+runpy.run_module("relay", run_name="__main__", alter_sys=True)
+"""
+RELAY = (sys.executable, "-c", FROM_SHELL)
 TIMEOUT_S = 120.0
 
 
@@ -32,11 +39,12 @@ class Shell:
         self.folder = folder
         own = ("RELAY_", "PYTHON")  # the tester's settings would hide how output is buffered
         kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-        self.environment = {**kept, "TMPDIR": str(folder), "PYTHONPATH": str(relay_starts.ROOT)}
+        own = {"HOME": str(folder), "TMPDIR": str(folder), "PYTHONPATH": str(relay_starts.ROOT)}
+        self.environment = {**kept, **own}
 
     def __call__(self, *words, **variables):
         done = relay_starts.run(
-            [*RELAY, *words],
+            [*relay_starts.RELAY, *words],
             cwd=relay_starts.ROOT,
             env=self.environment | variables,
             timeout_s=TIMEOUT_S,
@@ -129,7 +137,7 @@ def steps_of(shell, identity):
 
 
 @contextlib.contextmanager
-def running_dev(folder, *words, before=""):
+def running_dev(folder, *words, before="", **variables):
     """Run a development relay, `before` what the shell does first; yield where HTTP listens."""
     expected_text, command = (
         folder / "expected_text",
@@ -138,7 +146,7 @@ def running_dev(folder, *words, before=""):
     with expected_text.open("w") as out:
         process = subprocess.Popen(
             ["/bin/sh", "-c", f"{before}\nexec {command}"],
-            env=Shell(folder).environment,
+            env=Shell(folder).environment | variables,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.PIPE,
@@ -190,8 +198,35 @@ def test_ctrl_c_before_the_end_of_the_demonstration_is_no_success(short_path):
     assert not list(short_path.iterdir())
 
 
+def test_of_several_relays_a_command_asks_which_one_is_meant(short_path):
+    if Path("/etc/relay/relay.toml").exists():
+        pytest.skip("this machine has a configuration of its own")
+    shell, home = Shell(short_path), {"HOME": str(short_path)}
+    one, two, test = (short_path / name for name in ("one", "two", "test"))  # each is a TMPDIR
+    for folder in (one, two, test):
+        folder.mkdir()
+    with running_dev(one, "--no-demo", **home) as first:
+        words = ("send", "--token", "alice", "--to", "bob@example.test", "--body", "x")
+        assert shell(*words, "--subject", "first").returncode == 0
+        program = ("--no-demo", "--ready-file", str(test / "ready"))
+        with running_dev(test, *program, **home):
+            assert '"first"' in shell("trace", "last").stdout
+        with running_dev(two, "--no-demo", "--dir", str(two / "kept"), **home) as second:
+            for verb in ("list", "reset", "send"):
+                done = shell(verb, *words[1:] if verb == "send" else ())
+                assert (done.returncode, done.stdout) == (64, "")
+            named = dict(re.findall(r"HTTP (\S+):  (--config \S+)$", done.stderr, re.MULTILINE))
+            assert set(named) == {first, second}
+            assert done.stderr.count("  SMTP 127.0.0.1:") == 2
+            for address, count in ((first, 1), (second, 0)):
+                assert shell("list", *named[address].split()).stdout.count("\n") == count
+            assert shell("sendmail", "bob@example.test").returncode == 0  # programs cannot choose
+        assert shell("list").stdout.count("\n") == 2
+    assert "`relay dev` does not run" in shell("list").stderr
+
+
 def test_a_closed_output_is_no_error(shell, sent):
-    command = f"{sys.executable} -m relay trace {sent} "
+    command = f"{shlex.join(RELAY)} trace {sent} "
     for closed, code in ((">&-", 0), (">/dev/full", 69), ("| true; exit ${PIPESTATUS[0]}", 0)):
         done = subprocess.run(
             ["/bin/bash", "-c", command + closed],
@@ -252,7 +287,7 @@ def test_serve_does_not_take_the_configuration_of_a_running_dev(shell, dev):
 @pytest.mark.usefixtures("dev")
 @pytest.mark.parametrize("words", [("queue", "stats"), ("trace", "last")])
 def test_client_commands_do_not_import_the_daemon(shell, words):
-    asked = [sys.executable, "-X", "importtime", "-m", "relay", *words]
+    asked = [sys.executable, "-X", "importtime", *RELAY[1:], *words]
     done = subprocess.run(
         asked,
         env=shell.environment,
