@@ -85,7 +85,8 @@ def test_a_foreign_link_or_file_is_not_touched(own, temporary, kind):
 def listening(folder, user=os.getuid()):  # noqa: B008 - a number
     """Listen where a relay with this directory does."""
     place = folder.path / "state/run/control.sock"
-    place.parent.mkdir(parents=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(place))
         os.seteuid(user)
@@ -107,7 +108,7 @@ def test_commands_find_relays_that_listen_in_two_places(temporary):
             assert running_configs() == [given.config]
             with found_by_commands(own, of_program=False), listening(own):
                 assert running_configs() == [own.config, given.config], "sendmail takes the first"
-            with found_by_commands(own, of_program=True), listening(open_folder(own.path / "x")):
+            with found_by_commands(own, of_program=True), listening(own):
                 assert running_configs() == [given.config]
         assert running_configs() == []
         assert list(link_places()[-1].iterdir()) == [], "links to ended relays are removed"
