@@ -113,6 +113,11 @@ class ControlClient:
         """Delete what is at `/relay/v1` + `path`; return the JSON object. Raises as get() does."""
         return self._request("DELETE", _with(path, query), kind=dict[str, Any]).value
 
+    def ready(self) -> str:
+        """Return the text of /readyz. Raises ControlError with it if the relay is not ready."""
+        with self._answer("GET", "/readyz", below="") as answer:
+            return answer.read(_ANSWER_BYTES_MAX).decode().strip()
+
     def _request(
         self,
         method: str,
@@ -134,6 +139,7 @@ class ControlClient:
         body: bytes | None = None,
         *,
         body_type: str = "application/json",
+        below: str = "/relay/v1",
     ) -> Iterator[http.client.HTTPResponse]:
         """Send a request, and pass its response to the with block.
 
@@ -143,11 +149,10 @@ class ControlClient:
         try:
             # for the log: the kernel says only that the client is root
             headers = {"content-type": body_type, "x-relay-sudo-user": quote(self.sudo_user)}
-            connection.request(method, "/relay/v1" + path, body, headers)
+            connection.request(method, below + path, body, headers)
             answer = connection.getresponse()
             if answer.status >= http.client.BAD_REQUEST:
-                value = msgspec.json.decode(answer.read(_ANSWER_BYTES_MAX))
-                raise _control_error(answer.status, value)
+                raise _control_error(answer.status, answer.read(_ANSWER_BYTES_MAX))
             yield answer
         except FileNotFoundError:
             text = f"no relay is running: there is no {self._path}"
@@ -169,8 +174,10 @@ def _with(path: str, query: Mapping[str, str] | None) -> str:
     return f"{path}?{urlencode(query)}" if query else path
 
 
-def _control_error(status: int, value: Any) -> ControlError:
-    fault = value.get("error", {}) if isinstance(value, dict) else {}
+def _control_error(status: int, content: bytes) -> ControlError:
+    """Return the error of a response in JSON, or in plain text, as that of /readyz."""
+    value = msgspec.json.decode(content) if content.startswith(b"{") else {}
+    fault = value.get("error", {}) if value else {"message": content.decode().strip()}
     message = str(fault.get("message", "no reason given"))
     return ControlError(status, str(fault.get("code", "")), message)
 

@@ -91,6 +91,8 @@ def test_a_pause_of_acceptance_refuses_by_smtp_and_http_and_delivers(
     assert relay.graph("GET", "/relay/v1/queue", token=OPERATOR).status == 200
     status, text = readiness(relay)
     assert (status, text.startswith("accepting mail is paused by ")) == (503, True)
+    asked = relay.cli("ready")
+    assert (asked.returncode, asked.stderr) == (75, f"relay: {text}")
     assert relay.metric("relay_paused", what="accept") == 1
     remotes.open_gate(gate)
     relay.until_final(queued)

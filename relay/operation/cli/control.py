@@ -1,4 +1,4 @@
-"""Verbs that give the running relay one order each: reload, webhook.
+"""Verbs that give the running relay one order each: reload, ready, webhook.
 
 `relay reload` exits 78 with the faults if nothing was reloaded, or not the rules of a tenant.
 `relay webhook` exits 65 for an unknown URL, and 69 if no receiver took the test. Both exit 69 if no
@@ -17,6 +17,7 @@ from relay.operation.cli.relay_client import valid_settings
 
 _RELOAD_S_MAX = 120.0  # systemd sets no limit where the start has none
 _TEST_S_MAX = 30.0
+_READY_S_MAX = 5.0  # a container's health check has not more
 
 
 @click.command()
@@ -48,6 +49,19 @@ def _lines(result: dict[str, Any]) -> list[str]:
     done = f"reloaded: {counted(result['rules'], 'rule')}, {renewed}"
     lines = [done] if result["reloaded"] else []
     return [*lines, *(f"needs a restart: {key['key']}" for key in result["needs_restart"])]
+
+
+@click.command()
+@relay_options
+def ready(context: CommandContext) -> None:
+    """Exit 0 if the running relay is ready, wherever it listens.
+
+    Prints what GET /readyz answers. If it is not ready: exit 75. If none runs: exit 69.
+    """
+    socket = valid_settings(context, is_quiet=True)[0].control_socket
+    text = ControlClient(socket, timeout_s=_READY_S_MAX).ready()
+    # `relay ready`: `{ready}`, the text of `/readyz`; 69: none runs, 75: not ready
+    context.show({"ready": text}, lambda: [text])
 
 
 @click.group()

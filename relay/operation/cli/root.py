@@ -36,6 +36,7 @@ _GROUPS = {
     "Operate": {
         "serve": "Run the service until SIGTERM.",
         "reload": "Have the running service read its configuration again.",
+        "ready": "Exit 0 if the running relay is ready.",
         "pause": "Stop delivery or acceptance on this node.",
         "resume": "End what relay pause has stopped.",
         "config": "Show the configuration; what has changed since its load.",
@@ -68,6 +69,7 @@ _MODULES = {
     "resume": "queue",
     "mailq": "sendmail",
     "reload": "control",
+    "ready": "control",
     "webhook": "control",
     "dkim": "dns",
     "dev": "relay.development.verbs.dev",
