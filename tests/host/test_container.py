@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from relay import __version__
 from relay.development.option_fields import IN_CLEAR, MAIL, PORTS, PREFIX
@@ -226,6 +227,16 @@ def test_the_compose_example_is_what_the_image_runs_and_its_test_finds_the_mail(
             check=False,
         )
         assert (done.returncode, done.stdout) == (0, expected), done.stderr
+
+
+def test_the_workflow_example_finds_the_mail(dev) -> None:
+    job = yaml.safe_load((COMPOSE.parent / "github-actions.yaml").read_text())["jobs"]["test"]
+    running = dev("--no-demo", "--token", job["services"]["relay"]["env"]["RELAY_DEV_TOKEN"])
+    host, port = running.smtp_address()
+    there = {"RELAY_SMTP": f"{host}:{port}", "RELAY_URL": f"http://localhost:{running.http[1]}"}
+    [step] = [one["run"] for one in job["steps"] if "run" in one]
+    command = ["bash", "-e", "-c", step]
+    subprocess.run(command, env=os.environ | job["env"] | there, check=True, timeout=60)
 
 
 # -- the image

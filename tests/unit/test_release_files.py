@@ -1,18 +1,26 @@
-"""What runs on other machines: the workflows, the compose file and the Kubernetes manifest of the service."""
+"""What runs on other machines: the workflows, service containers in CI, the compose file and the Kubernetes manifest of
+the service.
+"""
 
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 
+from relay import __version__
 from relay.base.settings.document import parse_document
 from relay.base.settings.reader import load
+from relay.development.verbs.dev import dev
+from relay.development.verbs.dev_options import check_together, unknown_variables
 
 TOP = Path(__file__).parents[2]
 WORKFLOWS = {path.stem: path.read_text() for path in (TOP / ".github/workflows").glob("*.yml")}
 EXAMPLES = TOP / "docs/examples"
 FIXED = re.compile(r"[\w-]+/[\w-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+|\./\.github/workflows/\w+\.yml")
+NAME = r"(?:ghcr.io/[\w-]+/relay|(?<=image: )relay|(?<=-t )relay)[\w.:-]*"
 BUILT = {"run": "make release", "env": {"TAG": "${{ github.ref_name }}", "IMAGE": "required"}}
+IMAGE = f"ghcr.io/graph-relay/relay:{__version__}"
 CLOUD = (TOP / "conf/cloud.toml").read_text()
 VARIABLES = {*re.findall(r"\"\$\{env:(\w+)", CLOUD)} - {"RELAY_REPORTS"}
 
@@ -36,6 +44,44 @@ def test_only_jobs_that_publish_what_was_built_get_rights() -> None:
         assert first["uses"].startswith("actions/download-artifact@")
         assert not re.search(r"checkout|pip |make |\$\{\{", str([one.get("run") for one in others]))
     assert BUILT in jobs["build"]["steps"]
+
+
+def test_the_image_has_one_name() -> None:
+    files = [TOP / "Containerfile", *(TOP / "docs").glob("*.md"), *EXAMPLES.glob("*.yaml")]
+    named = {file.name: set(re.findall(NAME, file.read_text())) for file in files}
+    needed = "Containerfile cloud.md development.md compose-graph.yaml kubernetes-cloud.yaml"
+    assert [name for name in needed.split() if not named[name]] == []
+    assert set().union(*named.values()) == {IMAGE}
+
+
+def test_service_containers_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The image is started with its own command: it gets variables, and no words."""
+    job = yaml.safe_load((EXAMPLES / "github-actions.yaml").read_text())["jobs"]["test"]
+    [relay] = job["services"].values()
+    assert (relay["image"], relay["ports"]) == (IMAGE, ["1025:1025", "8025:8025"])
+    for page in ("testing.md", "testing-javascript.md"):
+        text = (TOP / "docs" / page).read_text()
+        blocks = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        github, gitlab = (yaml.safe_load(one) for one in blocks if "services:" in one)
+        assert github["services"] == job["services"]
+        assert github["env"].items() <= job["env"].items()
+        given = gitlab["test"]["variables"]  # the service gets them too
+        assert gitlab["test"]["services"] == [{"name": IMAGE, "alias": given["RELAY_DEV_HOST"]}]
+        for host, env, program in (
+            ("localhost", relay["env"], job["env"]),
+            ("relay", given, given),
+        ):
+            settings = {"SMTP_HOST": host, "SMTP_PORT": "1025", "RELAY_SMTP": f"{host}:1025"}
+            settings |= {"RELAY_URL": f"http://{host}:8025", "RELAY_TOKEN": env["RELAY_DEV_TOKEN"]}
+            own = {name: value for name, value in env.items() if name.startswith("RELAY_DEV_")}
+            missing = set(settings) - set(program)
+            assert missing <= ({"RELAY_SMTP"} if page == "testing.md" else set())
+            assert (program.items() - own.items()) <= settings.items()
+            with monkeypatch.context() as patch:
+                for name, value in {**own, "RELAY_DEV_LISTEN_ALL": "1"}.items():
+                    patch.setenv(name, value)
+                check_together(dev.make_context("dev", []).params)
+            assert list(unknown_variables(own, dev)) == []
 
 
 def test_the_service_in_compose_and_through_google() -> None:
