@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from relay import __version__
 from relay.base.settings.document import parse_document
 from relay.base.settings.reader import load
 from relay.development.verbs.dev import dev
@@ -20,7 +19,8 @@ EXAMPLES = TOP / "docs/examples"
 FIXED = re.compile(r"[\w-]+/[\w-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+|\./\.github/workflows/\w+\.yml")
 NAME = r"(?:ghcr.io/[\w-]+/relay|(?<=image: )relay|(?<=-t )relay)[\w.:-]*"
 BUILT = {"run": "make release", "env": {"TAG": "${{ github.ref_name }}", "IMAGE": "required"}}
-IMAGE = f"ghcr.io/graph-relay/relay:{__version__}"
+RELEASED = re.search(r"^## (\d+\.\d+\.\d+)", (TOP / "CHANGELOG.md").read_text(), re.MULTILINE)
+IMAGE = f"ghcr.io/graph-relay/relay:{RELEASED[1] if RELEASED else ''}"
 CLOUD = (TOP / "conf/cloud.toml").read_text()
 VARIABLES = {*re.findall(r"\"\$\{env:(\w+)", CLOUD)} - {"RELAY_REPORTS"}
 
