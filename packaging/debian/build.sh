@@ -69,6 +69,8 @@ package() {
     install -D -m 0644 "$files/relay.toml" "$root/usr/share/graph-relay/relay.toml"
     install -D -m 0644 -t "$root/usr/share/graph-relay/policies" policies/*.toml
     install -D -m 0644 -t "$root/usr/share/graph-relay/policies/groups" policies/groups/*.txt
+    install -D -m 0644 "$files/needrestart.conf" "$root/etc/needrestart/conf.d/graph-relay.conf"
+    echo /etc/needrestart/conf.d/graph-relay.conf >"$root/DEBIAN/conffiles"
     install -d -m 0750 "$root"/etc/relay/{,policies/{,groups}}
     install -m 0755 -t "$root/DEBIAN" "$files"/{preinst,postinst,prerm,postrm}
     install -m 0644 -t "$root/DEBIAN" "$files/templates"

@@ -99,6 +99,24 @@ def as_owner(settings: Settings, *others: Path) -> Iterator[None]:
         os.setgroups(groups)
 
 
+def become_process(pid: int) -> dict[str, str]:
+    """Return the environment of a process, and continue as its user if this is root.
+
+    The process may have changed its environment. Of the files that are named there, root would read
+    more than its user may. Raises OSError.
+    """
+    process = Path(f"/proc/{pid}")
+    pairs = os.fsdecode((process / "environ").read_bytes()).split("\0")
+    if not os.geteuid():
+        lines = (process / "status").read_text().splitlines()
+        status = {name: words for name, *words in map(str.split, lines)}
+        uid, gid = int(status["Uid:"][1]), int(status["Gid:"][1])
+        os.setgroups(list(map(int, status["Groups:"])))
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+    return {name: value for name, _, value in (pair.partition("=") for pair in pairs)}
+
+
 def _groups_of(uid: int) -> list[int]:
     try:
         user = pwd.getpwuid(uid)

@@ -24,6 +24,7 @@ from relay.base.settings.document import SettingsError, parse_document
 from relay.base.settings.environment import read_environment
 from relay.base.settings.reader import load
 from relay.base.settings.tree import NodeRole, Settings
+from relay.operation.app.state_dir import become_process
 from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.options import CommandContext, common_options, role_option, user_name
 from relay.operation.cli.output import print_json, print_progress, printable
@@ -42,16 +43,22 @@ _FAULTY = "relay backup: the backup has relay.toml as the running relay has read
 @click.command()
 @role_option
 @click.option("--online", is_flag=True, help="Ask the token servers of [[oauth]] for tokens too.")
+@click.option(
+    "--as-process",
+    type=click.IntRange(min=1),
+    metavar="PID",
+    help="Check as the user of this process, with its environment for ${env:NAME}.",
+)
 @common_options
-def check(context: CommandContext, role: NodeRole, *, online: bool) -> None:
+def check(context: CommandContext, role: NodeRole, *, online: bool, as_process: int | None) -> None:
     """Check configuration, accounts, policies with their tests, ports, certificates and DNS.
 
     Starts nothing and changes nothing. Exits 78 when `relay serve` would refuse to start or clients
     would reject its certificate, 69 when something it needs does not answer, 0 with warnings only.
     Run it as the user of the service, or as root, who checks as the owner of state_dir.
     """
-    environ = read_environment().variables
     file = context.found_config_file()
+    environ = become_process(as_process) if as_process else read_environment().variables
     findings = check_file(file, environ, SystemClock(), role=role, online=online)
     # `relay check`: `[{check, verdict, text, refuses_start}]`, `verdict` is `ok`, `warning`,
     # `fault` or `failed`; 69, 78

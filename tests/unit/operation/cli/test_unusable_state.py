@@ -1,6 +1,8 @@
 """A state_dir that cannot be used: the service and its check say the same, and exit with 78."""
 
+import json
 import os
+import subprocess
 from contextlib import closing
 
 import apsw
@@ -11,6 +13,7 @@ from relay.operation.app import state_dir
 from relay.store.spool.sqlite.database import open_database
 from tests.support import relay_starts
 
+NOBODY = 65534
 CONFIG = """\
 hostname = "relay.example.test"
 state_dir = "state"
@@ -77,3 +80,36 @@ def test_a_spool_that_is_another_users(folder, monkeypatch):
     )
     reported = state_dir.unusable_state(load(folder / "relay.toml", {}))
     assert reported == f"state_dir: {spool} cannot be written by this user"
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ("MYHOST=mx.example.test", ""),
+        ("MYHOST_FILE=secret", "the file secret to be readable (Permission denied)"),
+        ("", "the environment variable MYHOST to be set"),
+    ],
+)
+def test_check_sees_what_a_process_sees(short_path, variables, expected):
+    """The process may have changed its variables: root reads no files for it."""
+    if os.getuid():
+        pytest.skip("only root can be another user")
+    (short_path / "relay.toml").write_text(CONFIG.replace("relay.example.test", "${env:MYHOST}"))
+    for name in ("rules", "state"):
+        (short_path / name).mkdir()
+    (short_path / "accounts.toml").touch(0o600)
+    for place in (short_path, *short_path.iterdir()):
+        os.chown(place, NOBODY, NOBODY)
+    (short_path / "secret").touch(0o600)
+    (short_path / "secret").write_text("of.root.test")
+    given = dict([variables.split("=")] if variables else [])
+    with subprocess.Popen(["sleep", "600"], env=given, user=NOBODY, group=NOBODY) as process:
+        words = ("--json", "--as-process", str(process.pid), "--config", "relay.toml")
+        own = relay_starts.environment(short_path) | {"MYHOST": "own.example.test"}
+        command = [*relay_starts.RELAY, "check", *words]
+        done = relay_starts.run(command, cwd=short_path, env=own)
+        process.kill()
+    refusals = "".join(one["text"] for one in json.loads(done.stdout) if one["refuses_start"])
+    assert bool(refusals) == bool(expected), refusals
+    assert expected in refusals
+    assert "of.root.test" not in done.stdout + done.stderr
