@@ -52,19 +52,6 @@ def test_the_demonstration_leaves_nothing(relay: DevProcess) -> None:
     assert folders == [f"relay-dev-{os.getuid()}"], "the relay of the demonstration is gone"
 
 
-def test_other_commands_find_a_relay_with_a_directory(tmp_path: Path, dev) -> None:
-    kept = tmp_path / "kept"
-    running = dev("--no-demo", "--dir", str(kept), own_dir=False)
-    running.send("app@example.test", "bob@example.test", "one")
-    words = [*relay_starts.RELAY, "trace", "last"]
-    found = relay_starts.run(words, cwd=running.folder, env=running.environment)
-    assert '"one"' in found.stdout, found.stderr
-    assert "--config" not in running.log
-    running.process.send_signal(signal.SIGINT)
-    assert running.process.wait(20) == 0
-    assert running.log.endswith(f"relay dev: stopping; {kept} is kept\n")
-
-
 def test_a_start_says_where_the_place_of_links_belongs_to_others(tmp_path: Path, dev) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / f"relay-{os.getuid()}").symlink_to("elsewhere")
@@ -72,6 +59,8 @@ def test_a_start_says_where_the_place_of_links_belongs_to_others(tmp_path: Path,
     assert f": only --config {running.config_file} finds this relay\n" in running.log
     assert f"send --config {running.config_file} --to bob" in running.log
     assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert running.stop() == 0
+    assert running.log.endswith(f"relay dev: stopping; {running.folder} is kept\n")
 
 
 def test_a_second_ctrl_c_leaves_the_folder_and_another_relay_continues_with_it(dev) -> None:
@@ -108,6 +97,7 @@ def test_it_runs_without_what_macos_does_not_have(tmp_path: Path, dev) -> None:
 def test_the_address_of_the_pages_is_printed_first(relay: DevProcess) -> None:
     first = next(line for line in relay.log.splitlines() if line.startswith("  "))
     assert first == f"  Pages      {relay.ready['pages']}"
+    assert "--config" not in relay.log, "the other commands find it"
     with urlopen(relay.ready["pages"]) as page:
         assert b"<title>Messages" in page.read()
 

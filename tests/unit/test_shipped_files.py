@@ -181,19 +181,12 @@ def test_needrestart_leaves_an_old_relay_that_runs_on(tmp_path):
     if not shutil.which("perl"):
         pytest.skip("perl is not installed")
     conf, mark = (TOP / "packaging/debian/needrestart.conf").read_text(), tmp_path / "mark"
-    assert conf.count("/run/graph-relay-old") == 1
-    needrestart = """our %nrconf = (blacklist_rc => [qr(^dbus)]); eval do { local $/; <STDIN> };
-        print join(' ', grep { my $rc = $_; grep { $rc =~ /$_/ } @{$nrconf{blacklist_rc}} } @ARGV)"""
-    for is_old in (False, True):
-        done = subprocess.run(
-            ["perl", "-we", needrestart, "relay.service", "relayd.service", "a-relay.service"],
-            input=conf.replace("/run/graph-relay-old", str(mark)),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert (done.stdout, done.stderr) == ("relay.service" if is_old else "", "")
-        mark.touch()
+    conf = conf.replace("/run/graph-relay-old", str(mark))
+    matching = "print grep { 'relay.service' =~ $_ } @{$nrconf{blacklist_rc}}"
+    command = ["perl", "-we", f"our %nrconf;\n{conf}\n{matching}"]
+    assert subprocess.check_output(command) == b""
+    mark.touch()
+    assert b"relay" in subprocess.check_output(command)
 
 
 def test_a_reload_of_the_unit_waits_for_its_outcome():
