@@ -208,11 +208,18 @@ def test_the_file_of_an_older_package_starts_after_two_upgrades_and_a_boot(machi
     )
     machine.run("echo 'Subject: x' | sendmail bob@elsewhere.test")
     until("it is in the queue", lambda: "bob@elsewhere.test" in machine.run("relay queue list"))
+    machine.run(
+        "install -d /etc/systemd/system/relay.service.d; printf '[Service]\nEnvironment=MYHOST=mail.example.org\n' "
+        ">/etc/systemd/system/relay.service.d/x.conf; systemctl daemon-reload; sed -i "
+        "'s/^hostname = .*/hostname = \"${env:MYHOST}\"/' /etc/relay/relay.toml; systemctl restart relay"
+    )
+    assert "active: " in machine.run("apt-get install -y --reinstall ./dist/*.deb")
     # what a start would refuse is the status of the process that runs on
     machine.run("echo '[nonsense]' >>/etc/relay/relay.toml; sha256sum /etc/relay/* >before || true")
     assert "relay.toml:" in machine.run("apt-get install -y --reinstall ./dist/*.deb")
     status = "systemctl show -p StatusText relay"
     assert "=the new version does not start: /etc/relay/relay.toml:" in machine.run(status)
+    machine.run("NEEDRESTART_UI=NeedRestart::UI::stdio needrestart -r a; systemctl is-active relay")
     machine.run("sha256sum --check before && mailq && relay resume")
     dying = "printf '#!/bin/sh\nexit 70\n' >/usr/local/bin/relay; chmod +x /usr/local/bin/relay"
     again = 'apt-get install -y --reinstall -o DPkg::Path="$PATH" ./dist/*.deb'
