@@ -110,10 +110,9 @@ def become_process(pid: int) -> dict[str, str]:
     if not os.geteuid():
         lines = (process / "status").read_text().splitlines()
         status = {name: words for name, *words in map(str.split, lines)}
-        uid, gid = int(status["Uid:"][1]), int(status["Gid:"][1])
         os.setgroups(list(map(int, status["Groups:"])))
-        os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
+        os.setegid(int(status["Gid:"][1]))
+        os.seteuid(int(status["Uid:"][1]))  # as_owner() does the same
     return {name: value for name, _, value in (pair.partition("=") for pair in pairs)}
 
 
