@@ -137,21 +137,33 @@ class DevelopmentAccounts:
         """Return the account that `caller` opens.
 
         A client and the operator open every mailbox, which creates it. A user opens the user's
-        mailbox, and those of captured recipients. Raises UnknownUserError for a captured recipient
-        without a mailbox.
+        mailbox, and those of captured recipients.
         """
         mailbox = self.address_named(address)
-        if not mailbox:
-            return None
-        if caller.acts_for:
+        if mailbox and caller.acts_for:
             return self._account(mailbox)
-        if mailbox == caller.address:
-            return Account(mailbox)
-        if self._is_local(mailbox):
-            return None
-        if not self._exists(mailbox):
-            raise UnknownUserError(address)
-        return Account(mailbox)
+        is_captured = not self._is_local(mailbox) and self._exists(mailbox)
+        return Account(mailbox) if mailbox == caller.address or is_captured else None
+
+    def in_path(self, text: str, caller: Account) -> Account | None:
+        """See AccountDirectory. A client and the operator create local accounts, unless `strict`.
+
+        For them, a text that is no address and no name is no account.
+        """
+        if not caller.acts_for and self._is_local(self.address_named(text)):
+            return self.opened(text, caller)
+        try:
+            mailbox = self._read_name(text.strip())
+        except ValueError:
+            name = f"an address, or a name in {self._domains[0]}"
+            raise UnknownUserError(f"Expected {name}, as the user.") from None
+        is_local = self._is_local(mailbox)
+        is_made = is_local and not self._strict
+        if not (is_made or mailbox == caller.address or self._exists(mailbox)):
+            remedy = f"With --domain {mailbox.rpartition('@')[2]} every address there is an account"
+            text = "--strict-users makes no account" if is_local else f"No mail has come. {remedy}"
+            raise UnknownUserError(f"{text}.")
+        return self.opened(mailbox, caller)
 
     def every(self) -> Sequence[Account]:
         """Return accounts that exist, at most 2 * ACCOUNTS_MAX."""
@@ -264,15 +276,18 @@ class DevelopmentAccounts:
     def address_named(self, name: str) -> str:
         """Return the address that a user name, address or client id names, "" for an empty one."""
         name = name.strip()
-        local_part, at, domain = name.rpartition("@")
-        if not (local_part if at else domain):
+        if not name or name.rfind("@") == 0:
             return ""
         try:
-            if at:
-                return self._mailbox_of(parse_odd_mailbox(name, smtputf8=True))
-            return self._mailbox_of(parse_mailbox(f"{name}@{self._domains[0]}"))
+            return self._read_name(name)
         except ValueError:
             return f"{_short_hash(name)}@{self._domains[0]}"
+
+    def _read_name(self, name: str) -> str:
+        """Return the address that an address or a bare name names. Raises ValueError."""
+        if "@" in name:
+            return self._mailbox_of(parse_odd_mailbox(name, smtputf8=True))
+        return self._mailbox_of(parse_mailbox(f"{name}@{self._domains[0]}"))
 
     def login_address(self, user: str) -> str:
         """Return the address of a user name by SMTP.

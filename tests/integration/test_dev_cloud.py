@@ -96,7 +96,8 @@ def test_mail_goes_out_through_the_cloud(relay: DevProcess, cloud: Cloud) -> Non
     assert [len(cloud.messages(carl, one)) for one in ("sentitems", "drafts")] == [1, 0]
     [arrived] = cloud.messages(eve, "inbox")
     assert [one["emailAddress"]["address"] for one in arrived["toRecipients"]] == [eve]
-    assert cloud.messages(fred, "inbox") == []
+    nothing = cloud.client.get(f"/v1.0/users/{fred}/messages")
+    assert (nothing.status_code, nothing.json()["error"]["code"]) == (404, "ErrorInvalidUser")
 
 
 def test_an_order_on_mail_that_the_cloud_may_have_sent(relay: DevProcess, cloud: Cloud) -> None:

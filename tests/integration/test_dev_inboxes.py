@@ -9,6 +9,8 @@ from tests.support.dev_process import DevProcess
 from tests.support.graph_client import Answer, message
 
 APP = "app@shop.test"
+# a JWT without a user
+APPLICATION = "eyJhbGciOiJub25lIn0.eyJhcHBpZCI6ImFwcCJ9."
 MIXED = "Ann+Tag@Gmail.com"
 CAPTURED = "ann+tag@gmail.com"
 
@@ -77,6 +79,23 @@ def test_only_recipients_that_got_mail_exist(relay: DevProcess) -> None:
     users = [one["mail"] for one in relay.graph("GET", "/users?$top=999").json()["value"]]
     assert {"alice@example.test", "known@gmail.com"} <= {*users}
     assert not {"bob@example.test", "unknown@gmail.com"} & {*users}
+
+
+@pytest.mark.parametrize("prefer", [{}, {"prefer": "relay.strict"}])
+def test_an_application_sends_from_users_that_exist(relay: DevProcess, prefer: Any) -> None:
+    def answer(user: str, token: str = APPLICATION) -> Answer:
+        mail = {"message": message(to=["bob@example.test"], subject="from an application")}
+        path = f"/users/{quote(user)}/sendMail"
+        return relay.graph("POST", path, mail, token=token, headers=prefer)
+
+    submit(relay, "captured@gmail.com", "here")
+    for user in ("dora", "captured@gmail.com", '"e f"@example.test'):
+        assert answer(user).status == 202, user
+    for user in ("noreply@contsoo.test", "a@example.test,b@example.test", "A <a@example.test>"):
+        refused = answer(user)
+        assert code(refused) == (404, "ErrorInvalidUser"), user
+        assert ("--domain contsoo.test" in refused.message) == ("contsoo" in user)
+    assert code(answer("A <a@example.test>", "alice")) == (403, "ErrorAccessDenied")
 
 
 def test_an_account_of_another_domain_gets_its_own_mail(relay: DevProcess) -> None:

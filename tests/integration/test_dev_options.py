@@ -246,6 +246,9 @@ def test_strict_users_rejects_mail_for_others(dev) -> None:
     refused = pytest.raises(smtplib.SMTPAuthenticationError, match=r"carol@example\.test is no")
     with running.smtp() as session, refused:
         session.login("carol", "any")
+    paths = [f"/users/{user}/messages" for user in ("alice", "carol")]
+    answers = [running.graph("GET", path, token=OPERATOR).status for path in paths]
+    assert answers == [200, 404]
 
 
 def test_changed_rules_are_loaded_and_faulty_ones_are_not(tmp_path: Path, dev) -> None:

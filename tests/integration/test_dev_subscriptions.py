@@ -14,7 +14,7 @@ from tests.support.dev_process import DevProcess
 from tests.support.receiver import Receiver
 from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import ROOT, until
-from tests.support.subscribers import in_minutes, subscribe, subscribed
+from tests.support.subscribers import in_minutes, subscribe, subscribed, wanted
 
 HOUR_S = 3600
 PAGE = ROOT / "docs/webhooks.md"
@@ -44,6 +44,9 @@ def test_where_receivers_may_be(relay: DevProcess, receiver: Receiver) -> None:
     ):
         answer = subscribe(relay, receiver, notificationUrl=url)
         assert (answer.status, text in answer.message) == (400, True), answer.body
+    strict = {"prefer": "relay.strict"}
+    answer = relay.graph("POST", "/subscriptions", wanted(receiver), headers=strict)
+    assert (answer.status, "scheme='http' is not supported" in answer.message) == (400, True)
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from joserfc.jwk import ECKey
 
 from relay.base.accounts.account import Account, AccountDirectory, Expansion, RegisteredClient
+from relay.base.accounts.directory import FileAccounts
 from relay.base.clock import Clock
 from relay.front_door.sign_in.access_tokens import AccessTokens
 from relay.front_door.sign_in.authentication import HttpAuthentication
@@ -32,6 +33,8 @@ class TokenAccounts:
     def opened(self, address: str, caller: Account) -> Account | None:
         owner = self.by_address(address)
         return owner if owner is not None and caller.may_open(owner) else None
+
+    in_path = FileAccounts.in_path
 
     def every(self) -> Sequence[Account]:
         return tuple(self.accounts.values())

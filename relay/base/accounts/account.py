@@ -51,7 +51,9 @@ class LoginDelayedError(Exception):
 
 
 class UnknownUserError(Exception):
-    """There is no account and no mailbox of this name, and the caller may know it."""
+    """There is no account and no mailbox of this name, and the caller may know it. The text says
+    what to do, for a path.
+    """
 
 
 class Role(StrEnum):
@@ -253,8 +255,13 @@ class AccountDirectory(Protocol):
     def opened(self, address: str, caller: Account) -> Account | None:
         """Return the account at `address` if `caller` may open its mailbox.
 
-        None if `caller` may not, or if there is no such account. Raises UnknownUserError if there
-        is none and every caller may open each mailbox.
+        None if `caller` may not, or if there is no such account.
+        """
+
+    def in_path(self, text: str, caller: Account) -> Account | None:
+        """Return the account that a path of the Graph API names, like opened().
+
+        Raises UnknownUserError if there is no such account, and `caller` could open it.
         """
 
     def every(self) -> Sequence[Account]:

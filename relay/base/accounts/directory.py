@@ -131,6 +131,12 @@ class FileAccounts:
         owner = self.by_address(address)
         return owner if owner is not None and caller.may_open(owner) else None
 
+    def in_path(self, text: str, caller: Account) -> Account | None:
+        """See AccountDirectory. An address that `caller.acts_for` lists may be known to it."""
+        if self.by_address(text) is None and is_listed(text, caller.acts_for):
+            raise UnknownUserError("There is no account of this address.")
+        return self.opened(text, caller)
+
     def every(self) -> Sequence[Account]:
         """Return all accounts, in the order of the file."""
         return tuple(self.tables.accounts)

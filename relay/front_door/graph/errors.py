@@ -229,6 +229,8 @@ FOLDER_EXISTS = _409("ErrorFolderExists", "A folder with the specified name alre
 FOLDER_DELETED = _403("ErrorDeleteDistinguishedFolder", "Distinguished folders cannot be deleted.")
 FOLDER_MOVED = _403("ErrorMoveDistinguishedFolder", "Distinguished folders cannot be moved.")
 SUBSCRIPTION_INVALID = _400("ValidationError")
+# microsoft-graph-docs#2751
+URL_NOT_HTTPS = _400("InvalidRequest", "NotificationUrl scheme={} is not supported.")
 # programs quote it; the documentation has 10,080
 EXPIRES_TOO_LATE = _400(
     "ValidationError", "Subscription expiration can only be 10070 minutes in the future."

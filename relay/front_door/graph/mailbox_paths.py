@@ -29,17 +29,17 @@ def find_mailbox(
     """Return the account of the mailbox in the path, and the rest after /me or /users/{address}.
 
     Raises ApiError 400 for /me if no user has signed in, as in Graph; 403 if the caller may not
-    open the mailbox or it does not exist; 404 for an UnknownUserError.
+    open the mailbox; 404 for a mailbox that does not exist, if the caller could open it.
     """
     if segments[0].lower() == "me":
         if caller.is_application:
             raise errors.NO_USER("No user has signed in: the token is an application's.")
         return caller, segments[1:]
     try:
-        owner = accounts.opened(segments[1], caller)
-    except UnknownUserError:
+        owner = accounts.in_path(segments[1], caller)
+    except UnknownUserError as unknown:
         error = errors.USER_INVALID if len(segments) > 2 else errors.USER_NOT_FOUND
-        raise error("No mail has come for this address.", quoted(segments[1])) from None
+        raise error(str(unknown), quoted(segments[1])) from None
     if owner is None:  # the same answer for both reasons: it reveals no addresses
         raise errors.ACCESS_DENIED("This token opens no mailbox of this address.")
     return owner, segments[2:]

@@ -174,9 +174,12 @@ def _read_url(request: GraphRequest, body: Mapping[str, Any], name: str) -> str:
     """Return a URL of the body, "" for none."""
     text = read_string(body.get(name), name)
     try:
-        return request.dependencies.subscriptions.client.read_url(text).text if text else ""
+        url = request.dependencies.subscriptions.client.read_url(text) if text else None
     except UrlError as error:
         raise _invalid(f"{name}: {error}.") from None
+    if url is not None and request.is_strict and url.scheme != "https":
+        raise errors.URL_NOT_HTTPS(f"{name}: expected https.", quoted(url.scheme))
+    return url.text if url is not None else ""
 
 
 def _read_expiry(request: GraphRequest, body: Mapping[str, Any]) -> int:

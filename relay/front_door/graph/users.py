@@ -21,12 +21,7 @@ from typing import Any
 from msgspec.structs import replace
 from starlette.responses import Response
 
-from relay.base.accounts.account import (
-    Account,
-    AccountDirectory,
-    Scope,
-    UnknownUserError,
-)
+from relay.base.accounts.account import Scope
 from relay.base.message.rest_id import read_rest_id, rest_id
 from relay.base.message.time_zones import WINDOWS_ZONES, time_zone
 from relay.front_door.graph import errors
@@ -263,17 +258,11 @@ async def get_user(request: GraphRequest) -> Response:
     return json_response({**request.context("users/$entity"), **user})
 
 
-def _may_open(accounts: AccountDirectory, caller: Account, owner: Account) -> bool:
-    with suppress(UnknownUserError):  # the account was removed meanwhile
-        return accounts.opened(owner.address, caller) is not None
-    return False
-
-
 async def list_users(request: GraphRequest) -> Response:
     """GET /users: return the users whose mailboxes the token may open."""
     options = request.collection_options(_LIST_OPTIONS, USER_PROPERTIES, "user")
     caller, accounts = request.caller, request.dependencies.accounts
-    visible = [account for account in accounts.every() if _may_open(accounts, caller, account)]
+    visible = [one for one in accounts.every() if accounts.opened(one.address, caller)]
     return request.page(select_users(visible, options), options, user_json, context="users")
 
 

@@ -11,7 +11,6 @@ from relay.base.accounts.account import (
     AccountDirectory,
     LoginRefusedError,
     Scope,
-    UnknownUserError,
 )
 from relay.base.clock import Clock
 from relay.front_door.sign_in import access_tokens
@@ -44,10 +43,7 @@ class TokenLogin:
             raise LoginRefusedError(f"The token lacks the permission {expected}")
         if not user:
             return caller
-        try:
-            account = self._accounts.opened(user, caller)
-        except UnknownUserError:
-            account = None
+        account = self._accounts.opened(user, caller)
         if account is None:
             raise LoginRefusedError(f"The token of {caller.address} is not for this user")
         return account

@@ -2,10 +2,9 @@
 
 import dataclasses
 from collections.abc import Sequence
-from contextlib import suppress
 from uuid import NAMESPACE_DNS, uuid5
 
-from relay.base.accounts.account import Scope, UnknownUserError
+from relay.base.accounts.account import Scope
 from relay.front_door.notifications.https_client import (
     ANYWHERE,
     LOOPBACK,
@@ -84,6 +83,4 @@ def _may_read(base: Foundation, subscription: Subscription) -> bool:
     if subscription.credentials not in (b"", creator.credentials):
         return False  # who created it may have stolen the token
     caller = dataclasses.replace(creator, is_application=subscription.is_application)
-    with suppress(UnknownUserError):
-        return accounts.opened(subscription.mailbox, caller) is not None
-    return False
+    return accounts.opened(subscription.mailbox, caller) is not None

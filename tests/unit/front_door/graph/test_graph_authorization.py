@@ -115,13 +115,15 @@ async def test_the_settings_of_a_user_need_their_own_permission(http):
         ("app@example.test", 200),
         ("alice@example.test", 403),
         ("nobody@example.test", 403),
-        ("nobody@shared.test", 403),
+        ("nobody@shared.test", 404),
         ("x", 403),
     ],
 )
-async def test_acts_for_opens_mailboxes(http, address, status):
+async def test_acts_for_opens_mailboxes_that_exist(http, address, status):
     answer = await http.get(f"users/{address}/messages", headers=bearing("app"))
     assert answer.status_code == status
+    if status == 404:
+        assert repr(address) in refused(answer, 404, "ErrorInvalidUser")
     if status == 403:
         assert refused(answer, 403, "ErrorAccessDenied") == DENIED
 
