@@ -155,8 +155,7 @@ class DevelopmentAccounts:
         try:
             mailbox = self._read_name(text.strip())
         except ValueError:
-            name = f"an address, or a name in {self._domains[0]}"
-            raise UnknownUserError(f"Expected {name}, as the user.") from None
+            raise UnknownUserError("Expected an address, or a local part.") from None
         is_local = self._is_local(mailbox)
         is_made = is_local and not self._strict
         if not (is_made or mailbox == caller.address or self._exists(mailbox)):
@@ -202,6 +201,11 @@ class DevelopmentAccounts:
         """See AccountDirectory."""
         account = self.by_address(login)
         return account if account is not None and account.address == login else None
+
+    def keeps(self, mailbox: str) -> bool:
+        """Whether an account exists without its mailbox, or only by it with `strict`."""
+        is_strict = self._strict and self._is_local(mailbox)
+        return is_strict or mailbox in self._always or mailbox in self._used
 
     def is_in_use(self, mailbox: str) -> bool:  # noqa: ARG002
         """See AccountDirectory."""

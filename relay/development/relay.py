@@ -308,6 +308,7 @@ class DevelopmentRelay:
             self.daemon.base.store,
             development_spool(self.daemon.base.spool),
             keep=self._options.keep,
+            keeps_mailbox=self._keeps_mailbox,
             clock=self.clock,
         )
         self._tasks.start(retention.run(), name="retention")
@@ -355,6 +356,11 @@ class DevelopmentRelay:
         """
         async with self._mail_access.emptied():
             return await self._reset.run()
+
+    def _keeps_mailbox(self, address: str) -> bool:
+        subscriptions = self.daemon.subscriptions
+        is_watched = subscriptions is not None and subscriptions.has(address)
+        return is_watched or self._accounts.keeps(address) or self._mail_access.is_open(address)
 
     async def _quiet(self) -> None:
         """End what remote hosts do at present."""

@@ -200,6 +200,7 @@ class MailRetention:
     store: FileStore
     spool: DevelopmentSpool
     keep: KeepLimits
+    keeps_mailbox: Callable[[str], bool]  # of an address, in any thread: also without messages
     clock: Clock
 
     async def run(self) -> None:
@@ -229,6 +230,7 @@ class MailRetention:
         old = [file for file in files if file.at_us <= cuts[0]]
         if old:
             await self.store.remove_files(old)
+        await self.store.remove_empty_mailboxes(self.keeps_mailbox)
         messages = 0
         if any(at_us <= cuts[-1] for at_us, _ in kept):  # otherwise nothing is written
             while number := await self.spool.discard(cuts[-1]):

@@ -119,7 +119,7 @@ class SearchIndex:
         self._base = base
         unread_in = base.store.messages.index.unread
         self._flags = ReadFlags(base.settings.mailboxes.root, base.clock, unread_in)
-        base.store.messages.syncs.on_sync = self._flags.noted.add
+        base.store.messages.syncs.on_sync = self._flags.note
         self._sources = sources
         self._passes = TaskSet()  # one that runs, and one that waits for its turn
         self._next: asyncio.Task[None] | None = None  # the pass that waits

@@ -78,6 +78,10 @@ class MailAccess:
             self._uid_lead += 100  # folders
             yield
 
+    def is_open(self, address: str) -> bool:
+        """Whether a session has the mailbox of an address. Any thread may call it."""
+        return any(session.get_name() == address for session in list(self._sessions))
+
     async def stop(self) -> None:
         """Accept no more, and end all sessions."""
         for acceptor in self._acceptors:
@@ -114,7 +118,7 @@ class MailAccess:
                 if len(self._sessions) >= _SESSIONS_MAX:
                     dialogue.refuse("LIMIT", f"{_SESSIONS_MAX} sessions are open")
                     return
-                session = self._sessions.start(self._serve(dialogue, address))
+                session = self._sessions.start(self._serve(dialogue, address), name=address)
                 session.add_done_callback(lambda _: writer.close())
                 undo.pop_all()
 

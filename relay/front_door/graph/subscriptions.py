@@ -173,13 +173,12 @@ def _read_change_types(value: object) -> tuple[str, ...]:
 def _read_url(request: GraphRequest, body: Mapping[str, Any], name: str) -> str:
     """Return a URL of the body, "" for none."""
     text = read_string(body.get(name), name)
+    if request.is_strict and text.lower().startswith("http:"):
+        raise errors.URL_NOT_HTTPS(f"{name}: expected https.", quoted("http"))
     try:
-        url = request.dependencies.subscriptions.client.read_url(text) if text else None
+        return request.dependencies.subscriptions.client.read_url(text).text if text else ""
     except UrlError as error:
         raise _invalid(f"{name}: {error}.") from None
-    if url is not None and request.is_strict and url.scheme != "https":
-        raise errors.URL_NOT_HTTPS(f"{name}: expected https.", quoted(url.scheme))
-    return url.text if url is not None else ""
 
 
 def _read_expiry(request: GraphRequest, body: Mapping[str, Any]) -> int:

@@ -263,6 +263,10 @@ class Subscriptions:
         for held in there:
             self.sender.wake(*held.feeds)
 
+    def has(self, mailbox: str) -> bool:
+        """Whether there is a subscription to a mailbox."""
+        return mailbox in self._by_mailbox
+
     def is_active(self, subscription: Subscription) -> bool:
         """Whether a subscription has not ended."""
         is_over = subscription.expires_us <= self.clock.time_us()

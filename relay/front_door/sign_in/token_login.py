@@ -6,12 +6,7 @@ Every token that the Graph API accepts is valid: tokens of accounts and of the t
 from functools import partial
 from pathlib import Path
 
-from relay.base.accounts.account import (
-    Account,
-    AccountDirectory,
-    LoginRefusedError,
-    Scope,
-)
+from relay.base.accounts.account import Account, AccountDirectory, LoginRefusedError, Scope
 from relay.base.clock import Clock
 from relay.front_door.sign_in import access_tokens
 

@@ -31,7 +31,8 @@ Messages and folders:
 - `message_state`: what clients change of received mail: properties and flag, which of two counts
 - `state_file`: these states on disk: `relay-properties`
 - `keywords`: Dovecot's keywords, which a move to another folder keeps
-- `old_files`: what the first write and a day remove: old files in tmp/, half-removed folders
+- `old_files`: what the first write and a day remove: old files in tmp/, half-removed folders; the
+  removal of an empty mailbox
 
 Delivery:
 

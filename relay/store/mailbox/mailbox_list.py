@@ -23,6 +23,7 @@ from relay.store.mailbox.maildir import is_old, list_names, remove
 from relay.store.mailbox.message_file import SEEN, id_of_name, mailbox_directory, parse_name
 
 _ASKED_MAX = 50  # mailboxes, each of which opens its index
+_NOTED_MAX = 1000
 _FREE_S, _COST_FACTOR = 0.005, 20  # of looking at all directories
 
 
@@ -36,6 +37,11 @@ def mailbox_directories(root: Path) -> Iterator[Path]:
 def _names(directory: Path) -> list[str]:
     """Return the names that a domain or a local part may have: none begins with a dot."""
     return sorted(name for name in list_names(directory) if not name.startswith("."))
+
+
+def _address_of(mailbox: Path) -> str:
+    """Return the address of a mailbox by its path."""
+    return f"{unquote(mailbox.name)}@{unquote(mailbox.parent.name)}"
 
 
 class MailboxList:
@@ -54,10 +60,7 @@ class MailboxList:
     def first(self, limit: int) -> Sequence[str]:
         """Return the addresses of the first `limit` mailboxes, by domain, in order."""
         mailboxes = (path for path in mailbox_directories(self._root) if (path / "cur").is_dir())
-        return [
-            f"{unquote(mailbox.name)}@{unquote(mailbox.parent.name)}"
-            for mailbox in islice(mailboxes, limit)
-        ]
+        return list(map(_address_of, islice(mailboxes, limit)))
 
 
 class _Directory(Struct, frozen=True):
@@ -87,8 +90,13 @@ class ReadFlags:
         self._unread_in = unread_in
         self._lock = threading.Lock()
         self._known: dict[str, _Directory] = {}
-        self.noted = set[str]()  # directories that this process has changed
+        self._noted = set[str]()  # directories that this process has changed
         self._look_at_s = -math.inf  # when all directories are looked at again
+
+    def note(self, directory: str) -> None:
+        """Note that this process has changed a directory. With too many, all are looked at."""
+        if len(self._noted) < _NOTED_MAX:
+            self._noted.add(directory)
 
     def unread(self) -> set[str]:
         """Return the ids of the messages without the flag Seen. Raises StoreError too.
@@ -98,12 +106,12 @@ class ReadFlags:
         10,000 mailboxes.
         """
         with self._lock:
-            if self._clock.real_s() >= self._look_at_s:
+            noted = [self._noted.pop() for _ in range(len(self._noted))]
+            if len(noted) >= _NOTED_MAX or self._clock.real_s() >= self._look_at_s:
                 began_s = time.thread_time()
                 self._known = self._look([str(self._root)])
                 cost_s = time.thread_time() - began_s
                 self._look_at_s = self._clock.real_s() + _COST_FACTOR * (cost_s - _FREE_S)
-            noted = [self.noted.pop() for _ in range(len(self.noted))]
             self._known |= self._look([path for path in noted if path.endswith(("/new", "/cur"))])
             now = [directory for directory in self._known.values() if directory.flags]
         asked = sorted(
@@ -189,6 +197,13 @@ def remove_files(files: Iterable[MailFile]) -> None:
     """Remove the files that still exist."""
     for file in files:
         remove(file.path)
+
+
+def without_messages(root: Path) -> Iterator[tuple[str, Path]]:
+    """Yield address and path of the mailboxes without a message in any folder."""
+    for mailbox in mailbox_directories(root):
+        if not any(map(list_names, message_directories(mailbox))):
+            yield _address_of(mailbox), mailbox
 
 
 def _in_directory(directory: str) -> Iterator[MailFile]:

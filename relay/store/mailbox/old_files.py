@@ -1,4 +1,5 @@
 """Remove old files from a mailbox: before the first write of a process to it, then once a day.
+Remove an empty mailbox.
 
 Methods raise OSError. Maildir allows removing a file in tmp/ that was not accessed for 36 hours.
 docs/design.md 1.
@@ -14,13 +15,24 @@ from pathlib import Path
 
 from relay.base.clock import Clock, now_at_least_us
 from relay.store.mailbox.errors import StoreError
-from relay.store.mailbox.folders import COPY_PREFIX, DELETED_PREFIX, list_folders, well_known_path
+from relay.store.mailbox.folders import (
+    COPY_PREFIX,
+    DELETED_PREFIX,
+    DIRECTORIES,
+    MARKER,
+    list_folders,
+    well_known_path,
+)
+from relay.store.mailbox.index.database import FILE_NAME
 from relay.store.mailbox.index.indexes import Indexes
 from relay.store.mailbox.maildir import list_names, remove
 from relay.store.mailbox.message_file import is_relay_name
+from relay.store.mailbox.state_file import FILE_NAME as STATES
 from relay.store.mailbox.stored_message import WellKnown
 
 STALE_S = 36 * 3600
+# Files that only say something of messages: of Dovecot, of Relay, and of Maildir++.
+_ABOUT_MESSAGES = ("dovecot", "subscriptions", FILE_NAME, STATES, MARKER)
 _EVERY_S = 24 * 3600
 
 
@@ -31,8 +43,8 @@ class OldFiles:
     clock: Clock  # for the age of files
     index: Indexes  # has states that expire
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
-    # By the hash of a path, as there may be many. None is ever forgotten: the first cleaning
-    # must not meet active writers.
+    # By the hash of a path, as there may be many. Only a removed mailbox is forgotten: the first
+    # cleaning must not meet active writers.
     _cleaned_s: dict[int, float] = field(default_factory=dict, init=False)
 
     def clean(self, mailbox: Path, *, is_fresh: bool = False) -> None:
@@ -64,6 +76,36 @@ class OldFiles:
         for name in list_names(mailbox):
             if name.startswith(COPY_PREFIX) and _is_old(mailbox / name, old_s):
                 shutil.rmtree(mailbox / name, ignore_errors=True)
+
+    def remove_empty(self, mailbox: Path) -> bool:
+        """Remove a mailbox without messages, own folders and settings; return whether it is gone.
+
+        No change of it may run meanwhile. It stays while a thread uses its index. Directories of
+        messages go first: if another program has just written a message, they are made again.
+        """
+        folders = [well_known_path(mailbox, folder) for folder in WellKnown]
+        directories = [folder / name for folder in folders for name in DIRECTORIES]
+        files = {folder / name for folder in folders for name in list_names(folder)}
+        files -= {*directories, *folders}
+        is_bare = all(file.name.startswith(_ABOUT_MESSAGES) for file in files)
+        if not is_bare or any(map(list_names, directories)) or not self.index.close_unused(mailbox):
+            return False
+        removed: list[Path] = []
+        try:
+            for directory in filter(Path.exists, directories):
+                directory.rmdir()
+                removed.append(directory)
+        except OSError:
+            for directory in reversed(removed):
+                directory.mkdir(0o700)
+            return False
+        for file in files:
+            remove(file)
+        with suppress(OSError):  # a program writes there, or the domain has other mailboxes
+            for directory in (*filter(Path.exists, reversed(folders)), mailbox.parent):
+                directory.rmdir()
+        self._cleaned_s.pop(hash(os.fspath(mailbox)), None)
+        return True
 
 
 def _remove_half_done(mailbox: Path) -> None:

@@ -10,8 +10,8 @@ and TooManyQueriesError.
 import asyncio
 import math
 import threading
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
@@ -90,6 +90,17 @@ class ThreadPool:
                 begin_work(lambda: None)
                 return function()
 
+        async with self.emptied():
+            return await self._run(call)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no call runs or waits."""
+        return not self._pending and self._alone is None
+
+    @asynccontextmanager
+    async def emptied(self) -> AsyncIterator[None]:
+        """Wait until all calls have ended; later calls wait until the block ends."""
         while self._alone is not None:
             await self._alone.wait()
         self._alone = asyncio.Event()
@@ -97,7 +108,7 @@ class ThreadPool:
             while self._pending:
                 self._has_ended.clear()
                 await self._has_ended.wait()
-            return await self._run(call)
+            yield
         finally:
             self._alone.set()
             self._alone = None

@@ -26,7 +26,7 @@ from relay.store.mailbox.folders import Folders
 from relay.store.mailbox.inbox import Inbox
 from relay.store.mailbox.index.indexes import Indexes
 from relay.store.mailbox.mail_root import SUBMISSIONS, MailRoot
-from relay.store.mailbox.mailbox_list import remove_files, stored_files
+from relay.store.mailbox.mailbox_list import remove_files, stored_files, without_messages
 from relay.store.mailbox.maildir import DirectorySync, Stripes, keeps_order, list_names
 from relay.store.mailbox.message_file import mailbox_directory
 from relay.store.mailbox.message_lists import MessageLists
@@ -82,6 +82,7 @@ class FileStore:
         self._folders = Folders(directory_of, syncs)
         self._index = Indexes(clock)
         self._quota = Quota(limits_of, self._index)
+        self._old_files = OldFiles(clock=clock, index=self._index)
         self._directory = SubmissionDirectory(root.path / SUBMISSIONS, syncs)
         self.keys = KeyedSubmissions(root.path / SUBMISSIONS, clock, syncs)
         part: dict[str, Any] = {
@@ -95,7 +96,7 @@ class FileStore:
             "names": NewNames(clock, ids, hostname),
             "stripes": Stripes(),
             "syncs": syncs,
-            "old_files": OldFiles(clock=clock, index=self._index),
+            "old_files": self._old_files,
         }
         outbox_part = {**part, "directory": self._directory, "log": log}
         self._scheduled = ScheduledSends(
@@ -196,7 +197,27 @@ class FileStore:
         self.ready.clear()
         return removed
 
+    async def remove_empty_mailboxes(self, is_kept: Callable[[str], bool]) -> None:
+        """Remove mailboxes without messages, own folders and settings, and what is remembered of
+        them.
+
+        `is_kept` says of an address, in a thread, whether its mailbox stays. No delivery or other
+        change runs during a removal: it finds the mailbox, or makes it. A mailbox stays for the
+        next time if queries or changes of folders run.
+        """
+        root, others = self._root.path, (self._folder_threads, self._query_threads)
+        for address, mailbox in await self._threads.run(lambda: list(without_messages(root))):
+            if not is_kept(address) and all(pool.is_empty for pool in others):
+                remove = partial(self._remove_empty, address, mailbox, is_kept)
+                async with others[0].emptied(), others[1].emptied():
+                    await self._threads.run_alone(remove)
+
     # -- in a thread
+
+    def _remove_empty(self, address: str, mailbox: Path, is_kept: Callable[[str], bool]) -> None:
+        if not is_kept(address) and self._old_files.remove_empty(mailbox):
+            self._folders.known.pop(address, None)
+            self.settings.replying.pop(address, None)
 
     def _clear(self, trash: Path) -> int:
         removed = self._directory.clear()

@@ -6,7 +6,9 @@ import pytest
 
 from relay.base.clock import time_us_of
 from relay.development.removal import KeepLimits, cut_us
+from tests.support.receiver import Receiver
 from tests.support.relay_process import OPERATOR, until
+from tests.support.subscribers import subscribed
 from tests.support.tables import each_row
 
 NOW_US = 1_000_000_000
@@ -93,3 +95,30 @@ def test_an_advance_makes_no_mail_old(dev) -> None:
     told = relay.cli("trace", captured).stdout.splitlines()[0]
     when = f"{entry['expires'][:10]} {entry['expires'][11:16]} UTC"
     assert told.endswith(f" The copy is removed with the message {when}.")
+
+
+def test_a_mailbox_goes_with_its_mail_unless_somebody_uses_it(dev) -> None:
+    relay = dev("--no-demo")
+    for address in ("gone@one.test", "watched@two.test"):
+        relay.send_captured(address, b"Subject: x\r\n\r\nx\r\n")
+        assert relay.graph("GET", f"/users/{address}/messages").json()["value"]
+    for name, method, path, body in (
+        ("zone@two.test", "PATCH", "/me/mailboxSettings", {"timeZone": "Europe/Berlin"}),
+        ("folder@two.test", "POST", "/me/mailFolders", {"displayName": "mine"}),
+        ("draft@two.test", "POST", "/me/messages", {"subject": "mine"}),
+        ("empty@three.test", "GET", "/me/messages", None),
+        ("alice", "GET", "/me/messages", None),
+    ):
+        assert relay.graph(method, path, body, token=name).status < 300
+    with Receiver() as receiver:
+        subscribed(relay, receiver, resource="users/watched@two.test/messages")
+    assert relay.stop() == 0
+    relay.options = ("--no-demo", "--keep-messages=1")
+    relay.start()
+    staying = ["alice", "draft", "folder", "watched", "zone"]
+    mailboxes = relay.mailbox_of("a@b").parents[1]
+    until("gone", lambda: sorted(one.name for one in mailboxes.glob("[!.]*/*")) == staying)
+    assert not mailboxes.joinpath("one.test").exists()
+    assert relay.graph("GET", "/users/gone@one.test/messages").status == 404
+    relay.send_captured("gone@one.test", b"Subject: anew\r\n\r\nx\r\n")
+    assert "not removed" not in relay.log

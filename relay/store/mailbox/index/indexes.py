@@ -406,6 +406,15 @@ class Indexes:
         for index in closing:
             index.close()
 
+    def close_unused(self, mailbox: Path) -> bool:
+        """Close the index of a mailbox; return False if a thread uses it."""
+        with self._lock:
+            is_unused = mailbox not in self._users
+            closing = self._open.pop(mailbox, None) if is_unused else None
+        if closing is not None:
+            closing.close()
+        return is_unused
+
     @contextmanager
     def no_update(self, mailbox: Path) -> Iterator[None]:
         """Let no update of the mailbox's index run inside the block."""

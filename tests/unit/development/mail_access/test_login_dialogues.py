@@ -28,6 +28,7 @@ SHORT = {
 DIALOGUES = r"""
 a capability~ | %(imap)s* CAPABILITY IMAP4rev1 SASL-IR LITERAL+ ID AUTH=PLAIN~a OK Completed~
 a ID ("name" "x")~b NOOP~ | %(imap)s* ID ("name" "Relay")~a OK Completed~b OK Completed~
+a LOGIN u secret~ | %(imap)sa NO [UNAVAILABLE] The mailbox cannot be opened now~
 a LOGOUT~b NOOP~ | %(imap)s* BYE Logging out~a OK Completed~
 a LOGIN mallory x~ | %(imap)sa %(wrong)s
 a LOGIN "mallory" "\"x\\"~ | %(imap)sa %(wrong)s
@@ -58,7 +59,8 @@ async def listening(
     """A client of a relay with a token. `early` is sent before the connection is accepted."""
 
     async def nothing(address: str) -> Path:
-        raise AssertionError(f"nobody logs in: {address}")
+        assert access.is_open(address)
+        raise OSError("no mailbox")
 
     access = MailAccess(
         Dovecot("/imap", "/pop3", "2.4"),
