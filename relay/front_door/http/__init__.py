@@ -12,6 +12,7 @@ The connection:
 - `connection_limits`: how many connections and running requests, in all and per client; which
   close; the client behind a reverse proxy: X-Forwarded-For, Forwarded
 - `tunnels`: what a development relay answers as a proxy (CONNECT)
+- `web_socket`: WebSockets: the handshake, what ends one, what a client may send
 
 The request:
 

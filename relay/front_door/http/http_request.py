@@ -29,6 +29,8 @@ BODY_COMPLETE = "relay.body_complete"  # scope key: the whole body has arrived
 CLOSE = "relay.close"  # scope key: a function that closes the connection
 ABORT = "relay.abort"  # scope key: a function that closes it without waiting for the client
 ALLOW_RESPONSE = "relay.allow_response"  # scope key: a function that admits a large response
+# scope key of a GET that offers a WebSocket: a function that gives the connection to it
+TAKE_OVER = "relay.take_over"
 # scope key: the address by which failures count, "" for none
 COUNTED_ADDRESS = "relay.counted_address"
 PEER_UID = "relay.peer_uid"  # scope key: the uid of the client of a Unix socket
@@ -44,7 +46,7 @@ _DRAIN_PAUSE_S = 1.0  # without data for this time, the client waits for the res
 
 
 class ClientDisconnectedError(Exception):
-    """The client closed the connection before its request was complete."""
+    """The client closed the connection before its response: nothing can be answered."""
 
 
 class RequestLimits(Struct, frozen=True):
@@ -165,7 +167,8 @@ class HttpRequest:
             _PART_ID: part_id,
             _PAGE_BYTES: page_bytes,
         }
-        kept = {k: v for k, v in self.scope.items() if k not in (CLOSE, ABORT, ALLOW_RESPONSE)}
+        its_own = (CLOSE, ABORT, ALLOW_RESPONSE, TAKE_OVER)
+        kept = {k: v for k, v in self.scope.items() if k not in its_own}
         return {**kept, **own}
 
     @property

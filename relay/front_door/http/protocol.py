@@ -4,7 +4,8 @@ Limits apply to the size of a header, the time for it, and the time in which a c
 of its response. Requests that arrive before a response is complete are discarded, and the
 connection is closed after that response; the client repeats them (RFC 9112 9.3.2). An error is
 answered with Graph's envelope, and the connection is closed. An offer to upgrade is ignored (RFC
-9110 7.8). RFC 9110 5.4; RFC 9112 3.2; RFC 6585 5.
+9110 7.8), unless the handler of a GET takes that of a WebSocket. RFC 9110 5.4; RFC 9112 3.2; RFC
+6585 5.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ import socket
 from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
 import httptools
 import msgspec
@@ -36,6 +38,7 @@ from relay.front_door.http.http_request import (
     CLOSE,
     COUNTED_ADDRESS,
     PEER_UID,
+    TAKE_OVER,
 )
 from relay.front_door.http.tunnels import (
     REFUSAL_PHRASE,
@@ -44,6 +47,9 @@ from relay.front_door.http.tunnels import (
     connect_error,
 )
 from relay.transport.ingress.local_users import peer_uid
+
+if TYPE_CHECKING:  # imports a library that a service does not need
+    from relay.front_door.http.web_socket import WebSocket
 
 # RFC 3986 3.2.2: an IP literal or a registered name, which may be empty; then a port
 _HOST = re.compile(r"(\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
@@ -121,6 +127,7 @@ _TRANSPORT_SECURITY = "max-age=31536000"
 _LOCAL_TRANSPORT_SECURITY = "max-age=0"
 _TUNNEL_OPENED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _UPGRADE_FIELDS = frozenset((b"connection", b"upgrade", b"http2-settings"))
+_OFFER = (b"GET", "1.1", b"websocket", b"")  # of a WebSocket (RFC 6455 4.1); nothing follows it yet
 
 
 class _RejectedError(Exception):
@@ -145,6 +152,7 @@ class BoundedProtocol(HttpToolsProtocol):
     open_tunnel: OpenTunnel | None = None
     _connection: HttpConnection | None = None
     _error: ApiError | None = None
+    _socket: "WebSocket | None" = None  # has the connection
     _is_over = False  # a further request came before the response: parsing has ended
     _header_bytes = 0
     _is_in_header = True  # a new connection waits for its first header
@@ -183,6 +191,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse data; start the header time-out."""
         if self._is_over or self.transport.is_closing():
+            return
+        if self._socket is not None:
+            self._socket.data_received(data)
             return
         if not self._is_running:
             self._unset_keepalive_if_required()
@@ -259,6 +270,12 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_response_complete()
         self._update_state()
 
+    def shutdown(self) -> None:
+        """Let a running request end, and a WebSocket at once."""
+        if self._socket is not None:
+            self._socket.close()
+        super().shutdown()
+
     def pause_writing(self) -> None:
         """Pause writing until the client has read."""
         super().pause_writing()
@@ -289,12 +306,21 @@ class BoundedProtocol(HttpToolsProtocol):
             self._connect(rest)
             return
         fields = [(name, value) for name, value in self.headers if name not in _UPGRADE_FIELDS]
+        upgrade = dict(self.headers).get(b"upgrade", b"").lower()
+        offer = (method, self.parser.get_http_version(), upgrade, rest)
         if not self.parser.should_keep_alive():
             fields.append((b"connection", b"close"))
         lines = b"".join(b"%b: %b\r\n" % field for field in fields)
         head = b"%b %b HTTP/1.1\r\n%b\r\n" % (method, self.url, lines)
         self.parser = httptools.HttpRequestParser(self)
         self._feed(head + rest)
+        if offer == _OFFER:
+            self.scope[TAKE_OVER] = self._take_over  # type: ignore[literal-required]
+
+    def _take_over(self, socket: "WebSocket") -> asyncio.Transport:
+        """Give the connection to a WebSocket; it is still counted as a running request."""
+        self._socket = socket
+        return self.transport
 
     def _connect(self, early: bytes) -> None:
         """Open a tunnel or refuse it. Octets that came before the answer are the first in the
