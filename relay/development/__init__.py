@@ -24,6 +24,7 @@ mail leaves the machine only where the user allows it.
   when a file that failed is used again
 - `mailpit`: Mailpit's API on the port of the pages: routes, lists, marks, removal, who may use it;
   which terms its search has
+- `mailpit_events`: Mailpit's events on a WebSocket: which there are, when, and for whom
 - `mailpit_message`: Mailpit's JSON of a message, its header, parts and HTML; `send`, and which
   fields of it are refused
 - `mcp`: the tools that agents have (Model Context Protocol): who may use which, and which

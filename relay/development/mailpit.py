@@ -35,6 +35,7 @@ from relay.base.message.content import Octets, octets_in_blocks, octets_of
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.time_zones import time_zone
 from relay.development import mailpit_message
+from relay.development.mailpit_events import FAILURES, VERSION, Listing, MailpitEvents
 from relay.development.mailpit_message import ListedMail, OutgoingMail, outgoing_mail, read_object
 from relay.formats.read_mime import read_parts
 from relay.front_door.api.dependencies import OPERATOR, ApiDependencies
@@ -50,21 +51,17 @@ from relay.front_door.pages.content_pages import CONTENT_HEADERS, TEXT_HEADERS, 
 from relay.front_door.pages.sanitize import RASTER_TYPES
 from relay.store.journeys.message_list import (
     TEXT_FIELDS,
-    IndexFailedError,
     MessageSummary,
     SearchedNumber,
     SearchedTag,
     SearchTerm,
     TextSearch,
 )
-from relay.store.mailbox.errors import StoreError
 from relay.store.spool.engine import SpoolEngine
-from relay.store.spool.types import SpoolError
 
 BODY_BYTES_MAX = 5_000_000  # of each request except `send`
 _LIMIT, _LIMIT_MAX, _DIGITS_MAX = 50, 1000, 15
 _LATEST = "latest"  # in place of an id
-_VERSION = "v1.30"  # of Mailpit's API, which clients compare
 _KEPT_MAX, _KEPT_BYTES_MAX = 5000, 20_000  # rows of lists in memory, and the JSON of one
 _AT_ONCE = 8  # removals at the same time, which share commits
 _WAITED_MAX = 20  # messages still to be delivered that are awaited
@@ -80,7 +77,6 @@ _INSTEAD = {
     "release": "POST /relay/v1/messages/{id}/release; docs/development.md says how",
     "chaos": "scenarios for what hosts reply; docs/internet.md says how",
     "webui": "pages that need no configuration",
-    "events": "server-sent events at GET /relay/v1/events",
 }
 T = TypeVar("T")
 
@@ -91,12 +87,6 @@ class _Body(Struct, frozen=True):
     search: str = ""
     tags: list[str] = []
     name: str = ""
-
-
-class _Listing(Struct, frozen=True):
-    every: Collection[str]  # queue ids
-    matching: Sequence[str]  # newest first
-    unread: Collection[str]
 
 
 class MailpitApi:
@@ -120,6 +110,9 @@ class MailpitApi:
         self._check_login, self._send = check_login, send
         self._kept = BoundedDict[str, dict[str, Any]](_KEPT_MAX)  # rows of lists
         self._delivered = frozenset[str]()  # messages that have all their copies
+        self.events = MailpitEvents(
+            self._listing, self._listed, changes=means.changes, clock=means.clock
+        )
 
     def application(self, *, message_bytes_max: int) -> ASGIApp:
         """Return the ASGI application. A message to send may have `message_bytes_max` octets."""
@@ -134,8 +127,9 @@ class MailpitApi:
             if request.segments == ("livez",):
                 return Response("ok\n", media_type="text/plain")
             self._check(request)
+            await self.events.look(at_once=True)
             return await self._respond(request, dict(request.query))
-        except (SpoolError, StoreError, IndexFailedError, OSError) as failure:
+        except FAILURES as failure:
             error = service_unavailable(f"{failure}.", retry_after_s=5)
         except ApiError as answer:
             error = answer
@@ -169,6 +163,8 @@ class MailpitApi:
                 return json_response({"ID": await asyncio.to_thread(self._send, mail)})
             case ("GET", "api", "v1", "info"):
                 return await self._info()
+            case ("GET", "api", "events"):
+                await self.events.serve(request, partial(self._check, request))
             case ("GET", "api", "v1", "tags"):
                 return json_response(list(await self._tags()))
             case ("PUT", "api", "v1", "tags"):
@@ -199,7 +195,7 @@ class MailpitApi:
 
     # -- lists
 
-    async def _listing(self, search: str | None = None, zone: str = "") -> _Listing:
+    async def _listing(self, search: str | None = None, zone: str = "") -> Listing:
         """Return all messages, and those that match a search; None matches all.
 
         Raises ApiError 400, 503.
@@ -213,7 +209,7 @@ class MailpitApi:
         unread = await self._unread(every)
         if marks:
             matching = [name for name in matching if marks == {name not in unread}]
-        return _Listing(every, matching, unread)
+        return Listing(every, matching, unread)
 
     async def _unread(self, every: frozenset[str]) -> Collection[str]:
         """Return the messages of which a copy is unread, or no copy exists yet."""
@@ -237,17 +233,11 @@ class MailpitApi:
         names = list(dict.fromkeys(names))
         return await self._spool.summaries(names, account=None) if names else ()
 
-    async def _list(self, listing: _Listing, query: Mapping[str, str]) -> Response:
+    async def _list(self, listing: Listing, query: Mapping[str, str]) -> Response:
         start = _number(query.get("start", ""), 0)
         limit = min(_number(query.get("limit", ""), _LIMIT) or _LIMIT_MAX, _LIMIT_MAX)
         ids = listing.matching[start : start + limit]
-        summaries = {row.name: await self._summary(row) for row in await self._rows(ids)}
-        tags = await tags_of(self._means, list(summaries))
-        messages = [
-            {**summaries[name], "Read": name not in listing.unread, "Tags": tags.get(name, [])}
-            for name in ids
-            if name in summaries
-        ]
+        messages = await self._listed(ids, listing.unread)
         return json_response(
             {
                 "total": len(listing.every),
@@ -260,6 +250,15 @@ class MailpitApi:
                 "messages": messages,
             }
         )
+
+    async def _listed(self, ids: Sequence[str], unread: Collection[str]) -> list[dict[str, Any]]:
+        summaries = {row.name: await self._summary(row) for row in await self._rows(ids)}
+        tags = await tags_of(self._means, list(summaries))
+        return [
+            {**summaries[name], "Read": name not in unread, "Tags": tags.get(name, [])}
+            for name in ids
+            if name in summaries
+        ]
 
     async def _summary(self, row: MessageSummary) -> Mapping[str, Any]:
         """Return a row of a list, without Read."""
@@ -369,6 +368,7 @@ class MailpitApi:
         await self._arrived(list(tags))
         joined = {name: ",".join(values) for name, values in tags.items()}
         await set_tags(self._means, joined, OPERATOR)
+        self.events.tell("update", [{"ID": name, "Tags": tags[name]} for name in tags])
         return _ok()
 
     async def _rename(self, tag: str, to: Sequence[str]) -> Response:
@@ -417,7 +417,7 @@ class MailpitApi:
         unknown = ("Memory", "MessagesDeleted", "SMTPAcceptedSize", "SMTPRejected", "SMTPIgnored")
         return json_response(
             {
-                **dict.fromkeys(("Version", "LatestVersion"), _VERSION),
+                **dict.fromkeys(("Version", "LatestVersion"), VERSION),
                 "RelayVersion": __version__,
                 "Messages": len(listing.every),
                 "Unread": len(listing.unread),

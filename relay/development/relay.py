@@ -249,6 +249,7 @@ class DevelopmentRelay:
         send = None if self._options.release_auto else self._submit
         self.respond_to_agent = McpServer(means, send).respond
         api = MailpitApi(means, spool, check_login=check_login, send=self._submit)
+        self._events = api.events
         return api.application(message_bytes_max=bytes_max)
 
     def _submit(self, mail: OutgoingMail) -> str:
@@ -310,6 +311,7 @@ class DevelopmentRelay:
             keep=self._options.keep,
             keeps_mailbox=self._keeps_mailbox,
             clock=self.clock,
+            told=partial(self._events.told, "prune"),
         )
         self._tasks.start(retention.run(), name="retention")
         if self._options.indexes_ahead:
@@ -355,7 +357,7 @@ class DevelopmentRelay:
         Raises SpoolError, StoreError.
         """
         async with self._mail_access.emptied():
-            return await self._reset.run()
+            return await self._events.told("truncate", self._reset.run)
 
     def _keeps_mailbox(self, address: str) -> bool:
         subscriptions = self.daemon.subscriptions

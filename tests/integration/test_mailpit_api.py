@@ -503,7 +503,6 @@ def test_unknown_messages_and_what_relay_has_not(relay: DevProcess) -> None:
         ("GET", "/api/v1/chaos", b"scenario"),
         ("POST", f"/api/v1/message/{queue_id}/release", b"/relay/v1"),
         ("GET", "/api/v1/webui", b"configuration"),
-        ("GET", "/api/events", b"/relay/v1/events"),
         ("GET", "/api/v1/x", b"There is no"),
         ("GET", "/api/v2/messages", b"GET /api/v1/messages"),  # MailHog
         ("GET", "/api/messages", b"GET /api/v1/messages"),  # smtp4dev
