@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import socket
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.support.tables import each_row
 JSON = {"Content-Type": "application/json"}
 TOKEN = {"Authorization": f"Bearer {OPERATOR}"}
 PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+MAIL = {"from": "a@b.example", "to": "b@b.example", "subject": "x", "text": "x"}
 SIGN_UP = b"""Subject: Confirm
 Content-Type: multipart/alternative; boundary=b
 \n--b\n\n \n--b\nContent-Type: text/html
@@ -97,6 +99,10 @@ def test_the_version_is_negotiated_and_notifications_have_no_answer(relay: DevPr
     asked = ["2025-06-18", "2025-11-25", "2024-11-05"]
     answers = [post(relay, called("initialize", protocolVersion=one)).json() for one in asked]
     assert [one["result"]["protocolVersion"] for one in answers] == [*asked[:2], "2025-11-25"]
+    told = answers[0]["result"]["instructions"]
+    host, port = relay.ready["smtp"][0].split(":")
+    assert {f"{host}:{port};", "bob+550@example.org", "bob+451x2@example.org"} <= {*told.split()}
+    assert len(told.split()) <= 80
     answer = post(relay, {"jsonrpc": "2.0", "method": "notifications/initialized"})
     assert (answer.status, answer.body) == (202, b"")
 
@@ -128,12 +134,51 @@ def test_a_mail_that_fails_is_sent_traced_and_followed(relay: DevProcess) -> Non
     assert tool(relay, "wait_for_mail", to=mail["to"], subject="e*l")["state"] == "deferred"
     before = tool(relay, "trace", id=late)
     assert "451" in before["sentences"][0] + before["steps"][-1]
-    tool(relay, "advance_clock", duration="1h")
+    said = [tool(relay, "advance_clock", duration="1h") for _ in range(2)]
+    assert said[1]["advanced_s"] - said[0]["advanced_s"] == 3600
+    now, later = (datetime.fromisoformat(one["now"]) for one in said)
+    assert timedelta(hours=1) <= later - now < timedelta(hours=2)
     assert tool(relay, "trace", id=late)["state"] == "relayed"
     gone = tool(relay, "send", **mail | {"to": "x+550@b.example"})["id"]
     (bounce,) = tool(relay, "bounce_of", id=gone)["bounces"]
     assert (bounce["recipient"], bounce["status"]) == ("x+550@b.example", "5.1.1")
     assert "No such user" in bounce["words"]
+
+
+def test_a_code_that_is_sent_again_is_newer_than_the_last_mail(relay: DevProcess) -> None:
+    to, mail = "again@b.example", {"from": "app@shop.example", "subject": "Your code"}
+    codes, ids = ("111111", "222222", "333333"), [""]
+    for code in codes[:2]:
+        tool(relay, "send", **mail, to=to, text=f"Your code is {code}")
+        said = tool(relay, "wait_for_mail", to=to, after=ids[-1])
+        assert said["code"] == code
+        ids.append(said["id"])
+    assert tool(relay, "wait_for_mail", to=to, after=ids[-1], seconds=0.2)["found"] is False
+    assert tool(relay, "wait_for_mail", to=to, after=ids[1])["id"] == ids[2]
+    assert tool(relay, "wait_for_mail", id=ids[1])["code"] == codes[0]
+    tool(relay, "advance_clock", duration="1h")
+    assert tool(relay, "wait_for_mail", to=to, after=ids[-1], seconds=0.2)["found"] is False
+    people = [{"emailAddress": {"address": to}}]
+    draft = {
+        "subject": "Your code",
+        "toRecipients": people,
+        "body": {"content": f"Your code is {codes[2]}"},
+    }
+    assert relay.graph("POST", "/me/sendMail", {"message": draft}, token="app").status == 202
+    said = tool(relay, "wait_for_mail", to=to, after=ids[-1])
+    assert said["code"] == codes[2]
+    assert tool(relay, "wait_for_mail", to=to, after=said["id"], seconds=0.2)["found"] is False
+
+
+def test_what_cannot_work_is_said_at_once(relay: DevProcess) -> None:
+    kept = tool(relay, "send", **MAIL)["id"]
+    assert "cannot bounce, because it is captured" in tool(relay, "bounce_of", id=kept)
+    assert "No message is known" in tool(relay, "bounce_of", id="unknown")
+    assert "No message is known" in tool(relay, "wait_for_mail", to=MAIL["to"], after="unknown")
+    assert "expected to" in tool(relay, "wait_for_mail", subject="x")
+    said = tool(relay, "wait_for_mail", to=MAIL["to"], since="x")
+    assert "since" in said
+    assert "arguments are to, subject, seconds, after, id." in said
 
 
 def test_what_mail_says_stays_quoted_and_bounded(relay: DevProcess) -> None:
@@ -160,8 +205,7 @@ def test_an_account_has_what_the_api_lets_it_have(relay: DevProcess) -> None:
     said = [tool(relay, "wait_for_mail", token=who, **wanted) for who in (OPERATOR, "bob")]
     assert [one["nearest"] and one["nearest"]["to"] for one in said] == ["typo@near.example", None]
     assert "No message is known" in tool(relay, "trace", token="bob", id=key)
-    mail = {"from": "a@b.example", "to": "b@b.example", "subject": "x", "text": "x"}
-    assert "Access is denied" in tool(relay, "send", token="bob", **mail)
+    assert "Access is denied" in tool(relay, "send", token="bob", **MAIL)
     assert "Access is denied" in tool(relay, "advance_clock", token="bob", duration="1s")
     assert tool(relay, "advance_clock", token=OPERATOR, duration="1s")["advanced_s"]
 
