@@ -8,7 +8,7 @@
 #   make bench       Relay and Postfix side by side; ARGS="NAME ...": another bench (docs/performance.md)
 #   make simulate    SEEDS=10000 worlds from SEED0; SEED=123 TRACE=1 shows one of them
 #   make docs        writes the tables of docs/ that are made from the code
-#   make release     in dist/: sdist, wheel, manual pages and completions, Debian packages, the image; starts wheel and image
+#   make release     in dist/: sdists, wheels, manual pages and completions, Debian packages, the image; starts wheel and image
 #   make clean       removes what the others have made
 # docs/recipes.md describes the rest: test-long, crash, clients, deb, screenshots, requirements.
 
@@ -163,10 +163,11 @@ release: $(VENV)/development
 	rm -rf dist
 	$(BIN)/python $(PIP_INSTALL) build
 	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m build --outdir dist clients/pytest
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python packaging/manual.py dist/share
 	tar -C dist/share -czf dist/graph_relay-manual.tar.gz . && rm -rf dist/share
 	$(PYTHON) -m venv dist/venv
-	dist/venv/bin/python $(PIP_INSTALL) dist/graph_relay-*.whl
+	dist/venv/bin/python $(PIP_INSTALL) dist/*.whl
 	dist/venv/bin/relay --version
 	cd dist/venv && bin/relay dev --once
 	rm -rf dist/venv
@@ -225,7 +226,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 $(VENV)/development: pyproject.toml $(VENV)/made
 	$(BIN)/python -c '$(GROUPS_OF)' dev > $(VENV)/development.txt
-	$(BIN)/python $(PIP_INSTALL) --editable . -r $(VENV)/development.txt
+	$(BIN)/python $(PIP_INSTALL) --editable . --editable clients/pytest -r $(VENV)/development.txt
 	@touch $(VENV)/installed $@
 
 # pytest rewrites the asserts of each test module and keeps the result: here once, and not in each worker.
@@ -239,7 +240,7 @@ $(VENV)/tests-compiled: $(VENV)/development
 	@test -n "$(PYTHON)" || { echo "Relay needs Python 3.11 or newer, and found none" >&2; exit 69; }
 	$(PYTHON) -m venv .clients/venv
 	.clients/venv/bin/python -c '$(GROUPS_OF)' dev clients > .clients/requirements.txt
-	.clients/venv/bin/python $(PIP_INSTALL) --editable . -r .clients/requirements.txt
+	.clients/venv/bin/python $(PIP_INSTALL) --editable . --editable clients/pytest -r .clients/requirements.txt
 	cp tests/clients/package.json .clients/package.json
 	npm install --prefix .clients --no-package-lock --no-audit --no-fund --loglevel=error --legacy-peer-deps
 	@touch $@

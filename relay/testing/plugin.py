@@ -1,7 +1,8 @@
 """The pytest plugin: fixtures such as `relay`, `internet` and `clock`; the report of a failed test.
 
-pytest imports this module in every run of a project that has Relay installed: it imports no other
-module of Relay until a fixture is used. pytest 7.4 or newer.
+The distribution pytest-graph-relay (clients/pytest) makes pytest load it; without that, a project
+does: `pytest_plugins = ["relay.testing.plugin"]`. pytest imports it in every run, so it imports no
+other module of Relay until a fixture is used. pytest 7.4 or newer.
 """
 
 from collections.abc import Generator, Iterator

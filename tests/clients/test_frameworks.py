@@ -1,6 +1,7 @@
 """The fixtures for pytest-django, Flask-Mail and Flask-Mailman, as docs/testing.md shows them."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,11 @@ def test_pytest_django(tmp_path):
     pytest.importorskip("pytest_django")
     other = "def test_locmem(relay, mailoutbox):\n    assert mailoutbox == []\n"
     code, output = inner_pytest(
-        tmp_path, installed=True, conftest=CONFTEST, test_a=example("relay_django"), test_b=other
+        tmp_path,
+        python=Path(sys.executable),
+        conftest=CONFTEST,
+        test_a=example("relay_django"),
+        test_b=other,
     )
     assert code == 0, output
     assert "2 passed" in output
@@ -79,7 +84,7 @@ def test_pytest_django(tmp_path):
 def test_flask(tmp_path):
     pytest.importorskip("flask_mailman")
     code, output = inner_pytest(
-        tmp_path, installed=True, test_a=example("relay_flask"), test_b=FLASK
+        tmp_path, python=Path(sys.executable), test_a=example("relay_flask"), test_b=FLASK
     )
     assert code == 0, output
     assert "5 passed" in output

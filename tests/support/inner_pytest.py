@@ -8,20 +8,20 @@ from tests.support import relay_starts
 
 
 def inner_pytest(
-    folder: Path, *arguments: str, installed: bool = False, user: int = 0, **modules: str
+    folder: Path, *arguments: str, python: Path | None = None, user: int = 0, **modules: str
 ) -> tuple[int, str]:
     """Write modules into a folder and run pytest there; return its exit code and output.
 
-    Most runs are forked from a process that has loaded Relay, with no plugin but its own. If
-    `installed` is true, Python is started, with all plugins that are installed, as people do. With
-    `user`, root runs it as the user with this number.
+    Most runs are forked from a process that has loaded Relay, with no plugin but its own. With
+    `python`, this one is started, with all plugins that are installed, as users do. With `user`,
+    root runs it as the user with this number.
     """
     for name, text in modules.items():
         (folder / f"{name}.py").write_text(text)
     words = ["-q", "-p", "no:cacheprovider", f"--basetemp={folder / 'tmp'}", *arguments]
-    if installed:
+    if python:
         ended = subprocess.run(
-            [*relay_starts.PYTEST, "-p", "no:asyncio", *words],
+            [python, "-m", "pytest", "-p", "no:asyncio", *words],
             cwd=folder,
             capture_output=True,
             text=True,

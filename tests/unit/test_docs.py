@@ -29,7 +29,7 @@ def code_of(path: Path) -> list[str]:
 
 def test_relay_is_installed_from_a_checkout_since_no_index_has_it():
     name = re.compile(
-        r"graph-relay\[|\b(?:pipx? install|pipx run|uvx?|uv add|uv tool)\b[^\n`]*graph-relay"
+        r"graph-relay\[|\b(?:pipx? install|pipx run|uvx?|uv add|uv tool)\b[^\n`]*(?<!pytest-)graph-relay"
     )
     files = [*PAGES, *(TOP / "docs/examples").rglob("*"), *(TOP / "relay").rglob("*.py")]
     assert [each for each in files if each.is_file() and name.search(each.read_text())] == []

@@ -3,6 +3,8 @@ the service.
 """
 
 import re
+import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import yaml
@@ -76,6 +78,31 @@ def test_service_containers_in_ci() -> None:
             assert list(unknown_variables(own, dev)) == []
             assert program.items() - own.items() <= settings.items()
             assert {"SMTP_HOST", "SMTP_PORT", "RELAY_URL", "RELAY_TOKEN"} <= program.keys()
+
+
+def test_the_pytest_plugin_is_one_line_in_a_distribution_of_its_own() -> None:
+    relay, plugin = (
+        tomllib.loads((TOP / one / "pyproject.toml").read_text())["project"]
+        for one in (".", "clients/pytest")
+    )
+    [version] = {relay["version"], plugin["version"]}
+    pytest = relay["optional-dependencies"]["testing"]
+    assert plugin["dependencies"] == [f"graph-relay=={version}", *pytest]
+    assert plugin["entry-points"] == {"pytest11": {"relay": "pytest_graph_relay"}}
+    assert "entry-points" not in relay
+    assert {path.name: path.read_text() for path in (TOP / "clients/pytest").glob("*.py")} == {
+        "pytest_graph_relay.py": 'pytest_plugins = ["relay.testing.plugin"]\n'
+    }
+    others = ["graph_relay-manual.tar.gz", "relay-image-amd64.tar.gz"]
+    built = [
+        f"{one}graph_relay-{version}{end}"
+        for one in ("", "pytest_")
+        for end in (".tar.gz", "-py3-none-any.whl")
+    ]
+    patterns = re.search(r"cp -- (.*) python\n", WORKFLOWS["release"])[1].split()
+    assert [
+        one for one in (*built, *others) if any(fnmatch(one, each) for each in patterns)
+    ] == built
 
 
 def test_the_service_in_compose_and_through_google() -> None:

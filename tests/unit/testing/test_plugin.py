@@ -1,12 +1,17 @@
 """The pytest plugin, in test runs of its own: fixtures, marker, artifacts, strict, xdist."""
 
 import re
+import subprocess
+import sys
+import venv
+import zipfile
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.support.inner_pytest import inner_pytest
+from tests.support.relay_starts import ROOT
 
 BOUNCE = """
 def test_bounce(relay, internet):
@@ -22,20 +27,42 @@ def run(tmp_path):
     return partial(inner_pytest, tmp_path)
 
 
-def test_no_configuration_is_needed_and_nothing_is_imported_until_a_fixture_is_used(run):
+@pytest.fixture
+def python(tmp_path):
+    """The Python of an environment in which Relay and its plugin are installed; libraries are links."""
+    folder = tmp_path / "installed"
+    venv.create(folder)
+    (site,) = folder.glob("lib/python3.*/site-packages")
+    for one in Path(pytest.__file__).parents[1].iterdir():
+        if "graph_relay" not in one.name and one.name != "__pycache__":
+            (site / one.name).symlink_to(one)
+    for project in (ROOT, ROOT / "clients/pytest"):
+        build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "-d", folder]
+        subprocess.run(build, cwd=project, check=True, capture_output=True)
+    for wheel in folder.glob("*.whl"):
+        zipfile.ZipFile(wheel).extractall(site)
+    return folder / "bin/python"
+
+
+def test_no_configuration_is_needed_and_nothing_is_imported_until_a_fixture_is_used(run, python):
     conftest = """
 import sys
 def pytest_unconfigure():
-    names = [one for one in sys.modules if one.partition(".")[0] == "relay"]
-    print("IMPORTED", *sorted(names))
+    modules = [one for one in sorted(sys.modules) if one.partition(".")[0] == "relay"]
+    print("IMPORTED", *modules)
+    loaders = {one: type(sys.modules[one].__loader__).__name__ for one in modules}
+    print("REWRITTEN", *(one for one in modules if loaders[one] == "AssertionRewritingHook"))
 """
-    run = partial(run, "--strict-markers", "-W", "error", installed=True, conftest=conftest)
-    code, output = run("-k", "unused", test_a=f"{BOUNCE}\ndef test_unused(): pass\n")
+    run = partial(run, "--strict-markers", "-W", "error", python=python)
+    unused = f"{BOUNCE}\ndef test_unused(): pass\n"
+    code, output = run("-k", "unused", conftest=conftest, test_a=unused)
     assert code == 0, output
     assert "IMPORTED relay relay.testing relay.testing.plugin\n" in output
-    code, output = run(test_a=BOUNCE)
+    conftest += 'pytest_plugins = ["relay.testing.plugin"]'
+    code, output = run("--relay-artifacts", "kept", conftest=conftest, test_a=BOUNCE)
     assert code == 0, output
-    assert "relay.testing.relay" in output
+    rewritten = re.search("REWRITTEN (.*)", output)[1].split()
+    assert rewritten == ["relay.development.internet.test_recipients", "relay.testing.plugin"]
 
 
 def test_an_unknown_argument_of_the_marker_is_an_error(run):
