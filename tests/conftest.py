@@ -7,6 +7,7 @@ come with `make test TESTS="tests/unit --hypothesis-profile=search"`.
 import asyncio
 import gc
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -263,6 +264,17 @@ def empty_database(postgres_server: "PostgresServer") -> Iterator[str]:
     url = postgres_server.create()
     yield url
     postgres_server.drop(url)
+
+
+@pytest.fixture(scope="session")
+def own_address() -> str:
+    """An address of this machine that is not on loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            pytest.skip("this machine has loopback addresses only")
+        return str(probe.getsockname()[0])
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,16 @@ export interface StartOptions {
   timeout?: number;
 }
 
+/** Each is by default the variable of the environment. */
+export interface ConnectOptions {
+  /** The URL of the pages and APIs; RELAY_URL. */
+  url?: string;
+  /** RELAY_TOKEN; needed only where the relay asks for one. */
+  token?: string;
+  /** HOST:PORT; RELAY_SMTP. */
+  smtp?: string;
+}
+
 /** Whole values, without regard to case; `*` is any text, `?` one character. */
 export interface Conditions {
   to?: string;
@@ -85,24 +95,35 @@ export interface Place {
   port: number;
 }
 
-export class Relay {
-  static start(options?: StartOptions): Promise<Relay>;
-  /** Without TLS; any login or none. */
-  readonly smtp: Place;
+/** What only a relay has that start() has started. */
+export interface Started {
   /** With STARTTLS. */
   readonly submission: Place;
   /** With TLS from the first octet. */
   readonly submissions: Place;
+  /** The file of the certificate authority. */
+  readonly ca: string;
+  readonly pid: number;
+  /** A token with the role operate. */
+  readonly token: string;
+}
+
+export class Relay {
+  static start(options?: StartOptions): Promise<Relay & Started>;
+  /** Uses a relay that runs, such as that of a container. Throws if it does not answer. */
+  static connect(options?: ConnectOptions): Promise<Relay>;
+  /** Without TLS; any login or none. */
+  readonly smtp: Place;
+  readonly submission?: Place;
+  readonly submissions?: Place;
   /** The URL of the pages and APIs, without a path. */
   readonly url: string;
   /** The URL of the Graph API. */
   readonly graph: string;
-  /** A token with the role operate. */
-  readonly token: string;
-  /** The file of the certificate authority. */
-  readonly ca: string;
-  readonly pid: number;
-  /** Environment variables for a program under test. */
+  readonly token?: string;
+  readonly ca?: string;
+  readonly pid?: number;
+  /** Environment variables for a program under test, and for connect() in another process. */
   readonly env: Record<string, string>;
   /** The oldest message that matches and was not returned before, when it was tried for all recipients. */
   wait(options?: WaitOptions): Promise<Message>;
@@ -115,8 +136,9 @@ export class Relay {
   assertNoMoreMail(conditions?: Conditions): Promise<void>;
   /** Returns when nothing is queued and due, or in progress. */
   settle(): Promise<void>;
-  /** Deletes all mail, and what was said of the internet. */
-  clear(): Promise<void>;
+  /** Deletes all mail, and what was said of the internet; with conditions, only the mail that matches. */
+  clear(conditions?: Conditions): Promise<void>;
+  /** Ends the relay that start() has started; after connect(), only forgets which messages were returned. */
   stop(): Promise<void>;
   /** A request to Relay's own API as an operator. */
   request(path: string, options?: { method?: string; body?: unknown; as?: 'json' | 'text' | 'arrayBuffer' }): Promise<any>;

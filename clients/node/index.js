@@ -1,4 +1,4 @@
-// A relay for tests: `relay dev` as a child process, which ends with this one.
+// A relay for tests: `relay dev` as a child process, which ends with this one; or a relay that runs already.
 // docs/testing-javascript.md describes it, index.d.ts has its types.
 
 import { spawn } from 'node:child_process';
@@ -16,10 +16,18 @@ const INSTALL = `pip install '/path/to/checkout' installs it; RELAY_COMMAND or R
 const NOTHING = { Text: '', HTML: '', Attachments: [], Inline: [], links: [] };
 const LOOK_MS = 50;
 const WAIT_S_MAX = 60; // of one request
+const LIST_MAX = 1000; // messages
+const REMOVAL_MS_MAX = 10_000; // while a message is being delivered
 
 const keyOf = (one) => one.id ?? one.submission_id; // until the queue has accepted it
 const isTried = (one) => one.recipients.every(({ state }) => state !== 'queued');
-const hostAndPort = (text) => ({ host: text.split(':')[0], port: Number(text.split(':')[1]) });
+
+/** Return the parts of HOST:PORT. */
+function hostAndPort(text) {
+  const [, host, port] = /^\[?([^/\]]+)\]?:(\d+)$/.exec(text) ?? [];
+  if (!host) throw new TypeError(`smtp: found ${text}, expected HOST:PORT, such as 127.0.0.1:1025`);
+  return { host, port: Number(port) };
+}
 
 /** A wait ended without what it waited for; the text says what there was instead. */
 export class WaitTimeout extends Error { name = 'WaitTimeout'; }
@@ -58,9 +66,9 @@ export class Message {
   }
 }
 
-/** A relay; Relay.start() makes one. */
+/** A relay; Relay.start() makes one, Relay.connect() uses one that runs. */
 export class Relay {
-  #child;
+  #child; // undefined: Relay.connect() did not start it
   #log = ''; // the end of its standard error
   #seen = new Set(); // ids of messages that were returned
   #scenario = {};
@@ -84,7 +92,7 @@ export class Relay {
       for (const end = now() + timeout * 1000; !relay.url; await sleep(LOOK_MS)) {
         relay.#check(command);
         if (now() > end) throw new Error(`relay dev is not ready after ${timeout} s${relay.#lastLines()}`);
-        await fs.promises.readFile(file, 'utf8').then((text) => relay.#use(JSON.parse(text)), () => {});
+        await fs.promises.readFile(file, 'utf8').then((text) => relay.#useReady(JSON.parse(text)), () => {});
       }
     } catch (error) {
       await relay.stop();
@@ -95,18 +103,36 @@ export class Relay {
     return relay;
   }
 
-  #use(ready) {
-    const [url, { token, ca, pid }] = [`http://${ready.http[0]}`, ready];
-    const [smtp, submission, submissions] = LISTENERS.slice(2).map((one) => hostAndPort(ready[one][0]));
-    Object.assign(this, { smtp, submission, submissions, url, graph: `${url}/v1.0`, token, ca, pid });
-    this.env = { SMTP_HOST: smtp.host, SMTP_PORT: `${smtp.port}`, SMTP_URL: `smtp://${ready.smtp[0]}` };
-    Object.assign(this.env, { RELAY_URL: url, RELAY_TOKEN: token, NODE_EXTRA_CA_CERTS: ca });
+  /** Use a relay that runs, such as that of a container. */
+  static async connect({ url = process.env.RELAY_URL, token = process.env.RELAY_TOKEN, smtp = process.env.RELAY_SMTP } = {}) {
+    for (const [name, value] of Object.entries({ url, smtp })) {
+      if (!value) throw new Error(`Relay.connect(): found no ${name}; pass it, or set RELAY_${name.toUpperCase()}`);
+    }
+    const relay = new Relay();
+    relay.#use({ url: url.replace(/\/+$/, ''), token: token || undefined, smtp });
+    await relay.request('/relay/v1/messages?limit=1'); // throws if it does not answer, or refuses the token
+    return relay;
+  }
+
+  #useReady({ http, token, ca, pid, ...ready }) {
+    const [smtp, submission, submissions] = LISTENERS.slice(2).map((one) => ready[one][0]);
+    Object.assign(this, { submission: hostAndPort(submission), submissions: hostAndPort(submissions), ca, pid });
+    this.#use({ url: `http://${http[0]}`, token, smtp });
+    this.env.NODE_EXTRA_CA_CERTS = ca;
+  }
+
+  #use({ url, token, smtp }) {
+    const { host, port } = hostAndPort(smtp);
+    Object.assign(this, { smtp: { host, port }, url, graph: `${url}/v1.0`, token });
+    this.env = { SMTP_HOST: host, SMTP_PORT: `${port}`, SMTP_URL: `smtp://${smtp}`, RELAY_URL: url, RELAY_SMTP: smtp };
+    if (token) this.env.RELAY_TOKEN = token;
   }
 
   /** Request a path as an operator; return the answer, JSON by default, or throw what the relay says. */
   async request(path, { method = 'GET', body, as = 'json' } = {}) {
     const login = path.startsWith('/api/') ? `Basic ${btoa(`any:${this.token}`)}` : `Bearer ${this.token}`;
-    const headers = { Authorization: login, 'Content-Type': 'application/json', Accept: 'application/json' };
+    const headers = { 'Content-Type': 'application/json', Accept: 'application/json' };
+    if (this.token) headers.Authorization = login;
     const answer = await fetch(this.url + path, { method, headers, body: JSON.stringify(body) }).catch((error) => {
       this.#check();
       throw new Error(`${method} ${this.url}${path}: ${error.cause?.message ?? error.message}`);
@@ -161,11 +187,31 @@ export class Relay {
   /** Wait until nothing is queued and due, or in progress. */
   async settle() { await this.clock.advance({ seconds: 0.001 }); }
 
-  /** Delete all mail, and what was said of the internet. */
-  async clear() {
+  /** Delete all mail, and what was said of the internet; with conditions, only the mail that matches. */
+  async clear(conditions) {
+    if (conditions) return this.#clearMatching(conditions);
     await this.internet.use({});
     await this.request('/relay/v1/messages', { method: 'DELETE' });
     this.#seen.clear();
+  }
+
+  async #clearMatching(conditions) {
+    let found;
+    do {
+      found = (await this.#list(conditions)).messages;
+      for (const one of found) await this.#remove(keyOf(one));
+    } while (found.length === LIST_MAX);
+  }
+
+  async #remove(id) {
+    for (const end = now() + REMOVAL_MS_MAX; ; await sleep(LOOK_MS)) {
+      try {
+        return await this.request(`/relay/v1/messages/${id}`, { method: 'DELETE', as: 'text' });
+      } catch (error) {
+        if (error.status === 404) return; // another program has removed it
+        if (error.status !== 409 || now() > end) throw error;
+      }
+    }
   }
 
   clock = {
@@ -194,10 +240,11 @@ export class Relay {
     },
   };
 
-  /** End the relay; its mail is removed. */
+  /** End the relay; its mail is removed. After connect(), only forget what was returned. */
   async stop() {
     const child = this.#child;
-    if (!child.pid || this.#hasEnded) return;
+    this.#seen.clear();
+    if (!child?.pid || this.#hasEnded) return;
     const timer = setTimeout(() => child.kill('SIGKILL'), 10_000);
     child.ref();
     child.stdin.destroy();
@@ -208,7 +255,7 @@ export class Relay {
   async #list(conditions = {}, wait = 0) {
     const wrong = Object.entries(conditions).find(([, value]) => typeof value !== 'string');
     if (wrong) throw new TypeError(`${wrong[0]}: found ${wrong[1]}, expected a text; * is any text in it`);
-    const query = new URLSearchParams({ ...conditions, limit: 1000, wait });
+    const query = new URLSearchParams({ ...conditions, limit: LIST_MAX, wait });
     const answer = await this.request(`/relay/v1/messages?${query}`);
     return { ...answer, messages: answer.messages.reverse() }; // the oldest first
   }
@@ -237,7 +284,7 @@ export class Relay {
     return journeys.slice(-10).map((one) => line(one) + seen(one)).join('\n');
   }
 
-  get #hasEnded() { return this.#child.exitCode !== null || this.#child.signalCode !== null; }
+  get #hasEnded() { return (this.#child?.exitCode ?? this.#child?.signalCode ?? null) !== null; }
 
   /** Throw if the relay has ended. */
   #check(command) {

@@ -1,4 +1,5 @@
-// clients/node, with node --test. test_node_kit.py runs it, and checks its types.
+// clients/node, with node --test: a relay of its own, or with RELAY_URL the one that runs there. test_node_kit.py runs it, and
+// checks its types.
 
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
@@ -9,7 +10,8 @@ import { Worker } from 'node:worker_threads';
 import { Relay, WaitTimeout } from 'graph-relay';
 import nodemailer from 'nodemailer';
 
-const relay = await Relay.start({ args: ['--domain', 'shop.test'] }); // ends with this process
+const isOurs = !process.env.RELAY_URL;
+const relay = isOurs ? await Relay.start({ args: ['--domain', 'shop.test'] }) : await Relay.connect(); // ends with this process
 const transport = nodemailer.createTransport({ ...relay.smtp, ignoreTLS: true });
 
 beforeEach(() => relay.clear());
@@ -67,7 +69,7 @@ test('failures of hosts, and the clock', async () => {
 });
 
 test('a wait that fails says what there is', async () => {
-  await assert.rejects(relay.wait({ timeout: 0.1 }), new RegExp(`Arrived:\n  nothing; the relay is at smtp://127.0.0.1:${relay.smtp.port}`));
+  await assert.rejects(relay.wait({ timeout: 0.1 }), new RegExp(`Arrived:\n  nothing; the relay is at smtp://${relay.smtp.host}:${relay.smtp.port}`));
   await send('ann@gmail.com', 'Welcome');
   await assert.rejects(transport.sendMail({ to: 'x@gmail.com', from: 'a@b.test', subject: 'x', attachments: [{ filename: 'a.exe' }] }));
   await relay.wait();
@@ -83,6 +85,35 @@ test('a wait that fails says what there is', async () => {
   await assert.rejects(relay.assertNoMoreMail({ to: 'ann@*' }), /^Error: 1 more than the test has seen:\n {2}"More" from/);
   await assert.rejects(relay.wait(/** @type {any} */ ({ to: /ann/ })), /to: found \/ann\/, expected a text/);
   await assert.rejects(relay.wait(/** @type {any} */ ({ form: 'x' })), /400 The parameter 'form' is unknown/);
+});
+
+test('workers on one relay find and delete their own mail', async () => {
+  const { url, token, smtp } = relay;
+  const [ann, bob] = await Promise.all([1, 2].map(() => Relay.connect({ url: `${url}/`, token, smtp: `${smtp.host}:${smtp.port}` })));
+  assert.deepEqual([ann.submission, ann.submissions, ann.ca, ann.pid], [undefined, undefined, undefined, undefined]);
+  assert.deepEqual([ann.smtp, ann.graph, ann.env.RELAY_URL], [smtp, relay.graph, url]);
+  await relay.internet.reply('*@gmail.com', '550 5.1.1 no such user');
+  for (const one of ['ann@gmail.com', 'bob@gmail.com', 'bob+slow1@gmail.com']) await send(one, 'Code');
+  const found = await Promise.all([ann.wait({ to: 'ann@*' }), bob.wait({ to: 'bob@*' })]);
+  assert.deepEqual(found.map((one) => one.recipients[0].address), ['ann@gmail.com', 'bob@gmail.com']);
+  await ann.assertNoMoreMail({ to: 'ann@*' });
+  await bob.clear({ to: 'bob*' });
+  assert.deepEqual((await bob.messages({ kind: 'mail' })).map((one) => one.id), [found[0].id]);
+  await assert.rejects(bob.clear(/** @type {any} */ ({ to: undefined })), /to: found undefined, expected a text/);
+  await send('bob@gmail.com', 'More');
+  assert.equal((await relay.wait({ subject: 'More' })).state, 'failed');
+  await ann.stop();
+  assert.equal((await ann.wait({ to: 'ann@*' })).id, found[0].id);
+});
+
+test('a relay that cannot be used', async () => {
+  const given = { url: 'http://127.0.0.1:9', token: 'wrong', smtp: '127.0.0.1:1025' };
+  await assert.rejects(Relay.connect({ ...given, url: '' }), /found no url; pass it, or set RELAY_URL$/);
+  await assert.rejects(Relay.connect({ ...given, smtp: '' }), /found no smtp; pass it, or set RELAY_SMTP$/);
+  await assert.rejects(Relay.connect({ ...given, smtp: 'smtp://mail' }), /smtp: found smtp:\/\/mail, expected HOST:PORT/);
+  await assert.rejects(Relay.connect(given), /GET http:\/\/127\.0\.0\.1:9\/relay\/v1\/messages\?limit=1: /);
+  if (isOurs) await Relay.connect({ ...given, url: relay.url, token: '' });
+  else await assert.rejects(Relay.connect({ ...given, url: relay.url }), /: 401 /);
 });
 
 test('a relay that does not start', async () => {

@@ -35,13 +35,22 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run_node(project: Path, *words: str) -> str:
+def run_node(project: Path, *words: str, **env: str) -> str:
     """Run a program of Node; return what it prints, without colours."""
-    return run([node(), *words], project, NO_COLOR="1", RELAY_COMMAND=str(project / "a relay"))
+    command = str(project / "a relay")
+    return run([node(), *words], project, NO_COLOR="1", RELAY_COMMAND=command, **env)
 
 
 def test_kit(project: Path) -> None:
-    assert re.search(r"^# pass 10$", run_node(project, "--test", OWN.name), re.MULTILINE)
+    assert re.search(r"^# pass 12$", run_node(project, "--test", OWN.name), re.MULTILINE)
+
+
+def test_kit_with_a_relay_of_another_machine(project: Path, own_address: str, dev) -> None:
+    options = ["--listen-all", "--host", own_address, "--no-demo", "--domain", "shop.test"]
+    relay = dev(*options, RELAY_DEV_TOKEN="a-token-of-a-good-length")
+    url, smtp = (relay.ready[one][0].replace("0.0.0.0", own_address) for one in ("http", "smtp"))
+    env = {"RELAY_URL": f"http://{url}", "RELAY_SMTP": smtp, "RELAY_TOKEN": relay.ready["token"]}
+    assert re.search(r"^# pass 12$", run_node(project, "--test", OWN.name, **env), re.MULTILINE)
 
 
 def test_types(project: Path) -> None:
