@@ -112,7 +112,7 @@ public class EndToEnd {
     static Process start(Path ready) throws IOException {
         var command = new ArrayList<>(List.of(
             System.getenv().getOrDefault("RELAY_COMMAND", "relay"), "dev", "--no-demo", "--ready-file", ready.toString()));
-        for (var name : List.of("--http", "--https", "--smtp")) {
+        for (var name : List.of("--http", "--https", "--smtp", "--submission", "--submissions")) {
             command.addAll(List.of(name, "127.0.0.1:0"));
         }
         return new ProcessBuilder(command).redirectOutput(ProcessBuilder.Redirect.DISCARD)

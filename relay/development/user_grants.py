@@ -22,7 +22,7 @@ from msgspec import Struct
 from starlette.responses import Response
 
 from relay.base.accounts.account import LOGIN_OCTETS_MAX, Account, RegisteredClient
-from relay.base.clock import Clock, Ids
+from relay.base.clock import Clock, Ids, ahead_text
 from relay.development.accounts import DevelopmentAccounts
 from relay.development.sign_in_pages import (
     MODES,
@@ -351,7 +351,8 @@ class UserGrants:
             is_ended = claims is not None and claims.get("start", self._start) != self._start
         if is_ended:
             error, number = ended
-            raise SignInError(error, f"The provided {name} has expired.", number=number)
+            ahead = ahead_text(self.clock.time_us(), self.clock.advanced_s)
+            raise SignInError(error, f"The provided {name} has expired{ahead}.", number=number)
         if claims is None:
             message = f"The provided value for the input parameter '{name}' is not valid, or was "
             message += f"issued to another client than {quoted(client.client_id)}."

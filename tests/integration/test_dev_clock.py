@@ -2,10 +2,11 @@
 
 import http.client
 import json
+import re
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from itertools import pairwise
 from typing import Any
@@ -177,16 +178,51 @@ def test_slow_hosts_and_later_reports_take_the_time_of_the_clock(relay: DevProce
     relay.kill()  # a stop waits for the silent host
 
 
-def test_tokens_expire(shared: DevProcess) -> None:
+def application_token(relay: DevProcess) -> Any:
     form = b"grant_type=client_credentials&client_id=app&client_secret=x&scope=https://graph.microsoft.com/.default"
     urlencoded = {"Content-Type": "application/x-www-form-urlencoded"}
-    answer = shared.request("POST", "/common/oauth2/v2.0/token", form, urlencoded).json()
+    return relay.request("POST", "/common/oauth2/v2.0/token", form, urlencoded).json()
+
+
+def test_tokens_expire(shared: DevProcess) -> None:
+    answer = application_token(shared)
     path = f"/users/{ALICE}/messages"
     assert shared.graph("GET", path, token=answer["access_token"]).status == 200
     shared.advance(answer["expires_in"] - 60)
     assert shared.graph("GET", path, token=answer["access_token"]).status == 200
     shared.advance(120)
     assert shared.graph("GET", path, token=answer["access_token"]).status == 401
+
+
+def test_refusals_of_a_time_and_a_reset_name_the_advance(relay: DevProcess) -> None:
+    soon = f"{datetime.now(UTC) + timedelta(hours=1):%Y-%m-%dT%H:%M:%SZ}"
+    hook = {"changeType": "created", "notificationUrl": "http://127.0.0.1:9/"}
+    hook |= {"resource": "me/messages", "expirationDateTime": soon}
+    token = application_token(relay)["access_token"]
+    assert relay.cli("reset").stdout == "deleted 0 messages\n"
+    relay.advance(7200)
+    texts = [
+        relay.graph("GET", f"/users/{ALICE}/messages", token=token).message,
+        relay.graph("POST", "/subscriptions", hook).message,
+        relay.cli("send", "--token", "alice", "--to", BOB, "--body", "x", "--at", soon).stderr,
+        relay.cli("queue", "hold", "--all", "--until", soon).stderr,
+        relay.cli("reset").stdout,
+    ]
+    ahead = re.compile(r"; the relay's time is 20\d\d-[\dT:-]+Z, advanced by 2 h\b")
+    assert [one for one in texts if not ahead.search(one)] == []
+
+
+def test_a_relay_without_mail_names_its_address(relay: DevProcess) -> None:
+    smtp = f"the relay has no mail yet; it takes mail by SMTP at {relay.ready['smtp'][0]}"
+    for words, more, code in (
+        (("trace", "last"), "", 65),
+        (("show", "last"), "", 65),
+        (("wait", "last", "--timeout", "0.1"), "; waiting 0.1 s", 75),
+    ):
+        empty = relay.cli(*words)
+        assert f"relay {words[0]}: {smtp}{more}\n" in empty.stderr
+        assert (empty.returncode, empty.stdout) == (code, "")
+    assert "\n0 accepted, 0 delivered, 0 deferred, 0 failed\n" in relay.cli("stats").stdout
 
 
 @pytest.mark.parametrize("number", sampled([signal.SIGKILL, signal.SIGTERM]))

@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name
 
 from relay.base.settings.reader import load
 from relay.base.settings.removed_keys import REMOVED_KEYS
+from relay.development.option_fields import PORTS
 from relay.operation.cli.root import _VERBS
 from tests.support.relay_config import keys_of
 from tests.support.tls import self_signed
@@ -68,6 +69,14 @@ def test_the_shipped_file_loads_and_lists_only_loopback():
     }
     assert all(each.listen.host == "127.0.0.1" for each in settings.smtp)
     assert [each.host for each in settings.http.listen] == ["127.0.0.1"]
+
+
+def test_the_relay_of_a_test_in_another_language_takes_no_known_port():
+    page, java = (TOP / "docs" / one for one in ("snippets.md", "examples/EndToEnd.java"))
+    command = re.search(r"`(relay dev --no-demo .*)`", page.read_text())[1]
+    for name in PORTS:
+        assert f" --{name} 0 " in command
+        assert f'"--{name}"' in java.read_text()
 
 
 OLDER = sorted((TOP / "tests/configurations").glob("?.?.?.toml"))

@@ -12,6 +12,7 @@ from relay.base.running_relay import ControlClient, ControlError
 from relay.base.settings.values import parse_duration
 from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.options import CommandContext, common_options
+from relay.operation.cli.relay_client import clock_ahead
 
 _SHORT_S_MAX = 30.0
 _LONG_S_MAX = 3600.0  # for an advance of the clock, and for a reset
@@ -73,14 +74,15 @@ def reset(context: CommandContext) -> None:
     not ask. The relay goes on. A service is never emptied.
     """
     try:
-        deleted = _client(context, _LONG_S_MAX).delete("/messages")
+        client = _client(context, _LONG_S_MAX)
+        deleted, ahead = client.delete("/messages"), clock_ahead(client)
     except ControlError as error:
         if error.status in (_NOT_FOUND, _NOT_ALLOWED):
             text = "relay reset: this relay is a service; only `relay dev` can be emptied"
             raise CommandError(ExitCode.USAGE, text) from None
         raise
     # `relay reset`: `{messages}`; 64 for a service, which is never emptied
-    context.show(deleted, lambda: [f"deleted {counted(deleted['messages'], 'message')}"])
+    context.show(deleted, lambda: [f"deleted {counted(deleted['messages'], 'message')}{ahead}"])
 
 
 def _client(context: CommandContext, timeout_s: float) -> ControlClient:

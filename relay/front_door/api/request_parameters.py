@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.base.clock import Clock
+from relay.base.clock import Clock, ahead_text
 from relay.base.message.envelope import domain_of
 from relay.base.message.lifecycle import RecipientState, SubmissionState
 from relay.base.phrases import words_in
@@ -322,10 +322,13 @@ def seconds_until(text: str, clock: Clock) -> float | None:
     """Return how far ahead `until` is, a duration or a time; None for "". Raises ApiError 400."""
     if not text:
         return None
+    now_us = clock.time_us()
     try:
-        return seconds_ahead(text, clock.time_us())
+        return seconds_ahead(text, now_us)
     except ValueError as error:
-        raise bad_request(f"until: found {quoted(text)}, expected {error}.") from None
+        ahead = ahead_text(now_us, clock.advanced_s)
+        message = f"until: found {quoted(text)}, expected {error}{ahead}."
+        raise bad_request(message) from None
 
 
 def _next_hops(command: _CommandBody, issuer: CommandIssuer) -> RouteLookup | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from relay.base.clock import rfc3339
+from relay.base.clock import ahead_text, rfc3339
 from relay.base.message.web_url import UrlError
 from relay.base.phrases import words_in
 from relay.front_door.graph import errors
@@ -182,10 +182,12 @@ def _read_url(request: GraphRequest, body: Mapping[str, Any], name: str) -> str:
 
 
 def _read_expiry(request: GraphRequest, body: Mapping[str, Any]) -> int:
-    name, now_us = "expirationDateTime", request.dependencies.clock.time_us()
+    name, clock = "expirationDateTime", request.dependencies.clock
+    now_us = clock.time_us()
     expires_us = read_time_us(body[name], name)
     if expires_us <= now_us:
-        raise _invalid(f"{name}: found {quoted(body[name])}, which is over.")
+        ahead = ahead_text(now_us, clock.advanced_s)
+        raise _invalid(f"{name}: found {quoted(body[name])}, which is over{ahead}.")
     lifetime_us = _LIFETIME_STRICT_US if request.is_strict else LIFETIME_US
     if expires_us > now_us + lifetime_us:
         expected = f"expected at most {lifetime_us // 60_000_000} minutes from now"

@@ -195,12 +195,6 @@ def older_than_s(text: str) -> float | None:
         raise click.UsageError(f"--older-than: found {shown(text)}, expected {error}") from None
 
 
-def unknown_message(verb: str, key: str, *, without_daemon: str) -> CommandError:
-    """Return the error for an unknown message; `without_daemon` is why the files were read."""
-    reason = f"; {without_daemon}" if without_daemon else ""
-    return CommandError(ExitCode.DATA, f"relay {verb}: unknown message {shown(key)}{reason}")
-
-
 def user_name() -> str:
     """Return the name of the user, or the uid if there is none."""
     try:

@@ -35,11 +35,10 @@ from relay.operation.cli.options import (
     older_than_s,
     once,
     relay_options,
-    unknown_message,
     user_name,
 )
 from relay.operation.cli.output import journey_lines, print_json, print_lines, recipient_lines
-from relay.operation.cli.relay_client import operator_client, valid_settings
+from relay.operation.cli.relay_client import operator_client, unknown_message, valid_settings
 from relay.operation.commands.operator_client import LIST_MAX, OperatorClient
 from relay.store.journeys.document import Recipient
 from relay.store.journeys.wording import RELEASE_RESTORED, changed_line
@@ -147,7 +146,7 @@ def show(context: CommandContext, key: str) -> None:
     client = operator_client(context)
     journey = client.journey(key)
     if journey is None:
-        raise unknown_message("queue show", key, without_daemon=client.without_daemon)
+        raise unknown_message("queue show", key, client)
     entries = client.queue_list(Selector(ids=(journey.id or journey.submission_id or key,)))
     # `relay queue show ID`: as `relay trace ID`, with `entries`
     context.show(

@@ -13,13 +13,15 @@ from pathlib import Path
 
 import click
 
-from relay.base.clock import SystemClock
-from relay.base.running_relay import ControlClient
+from relay.base.clock import SystemClock, ahead_text, time_us_of
+from relay.base.phrases import shown
+from relay.base.running_relay import ControlClient, ControlError, ControlUnavailableError
 from relay.base.settings.document import Fault, SettingsError
 from relay.base.settings.environment import DEFAULT_CONFIG, read_environment
 from relay.base.settings.reader import load_valid
 from relay.base.settings.tree import MailboxSettings, Settings
 from relay.operation.app.state_dir import owner_of
+from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.options import CommandContext
 from relay.operation.commands.operator_client import OperatorClient
 
@@ -61,6 +63,29 @@ def valid_settings(
     if faults and not is_quiet:
         click.echo(f"{SettingsError(faults).faults[0]} (see relay check)", err=True)
     return settings, _matching(_OF_FILES, faults)
+
+
+def unknown_message(verb: str, key: str, client: OperatorClient) -> CommandError:
+    """Return the error for an unknown message."""
+    if key == "last" and not client.without_daemon:
+        return CommandError(ExitCode.DATA, f"relay {verb}: {no_mail(client)}")
+    reason = f"; {client.without_daemon}" if client.without_daemon else ""
+    return CommandError(ExitCode.DATA, f"relay {verb}: unknown message {shown(key)}{reason}")
+
+
+def no_mail(client: OperatorClient) -> str:
+    """Return a sentence for a relay that has no mail, with the address for some."""
+    smtp = [one.listen for one in client.settings.smtp if one.takes_programs]
+    return "the relay has no mail yet" + (f"; it takes mail by SMTP at {smtp[0]}" if smtp else "")
+
+
+def clock_ahead(client: ControlClient) -> str:
+    """Return the ahead_text() of the relay that runs; "" if there is none."""
+    try:
+        clock = client.get("/dev/clock")
+    except (ControlError, ControlUnavailableError):  # a service has none
+        return ""
+    return ahead_text(time_us_of(clock["now"]), clock["advanced_s"])
 
 
 def accounts_settings(context: CommandContext) -> Settings:

@@ -28,6 +28,7 @@ from relay.base.settings.values import seconds_ahead
 from relay.base.socket_address import Address
 from relay.operation.cli import options
 from relay.operation.cli.errors import CommandError, ExitCode
+from relay.operation.cli.relay_client import clock_ahead
 
 _TIME_OF_DAY = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])", re.ASCII)
 
@@ -106,8 +107,9 @@ def send(
 
 def _time_of(text: str, settings: Settings) -> str:
     """Return the time of --at by the clock of the relay, which may be ahead. Raises UsageError."""
+    client = ControlClient(settings.control_socket)
     try:
-        answer = ControlClient(settings.control_socket).get_response("/pause", kind=dict[str, Any])
+        answer = client.get_response("/pause", kind=dict[str, Any])
         now_us = answer.time_us or 0
     except ControlUnavailableError:  # a service uses the clock of the machine
         now_us = SystemClock().time_us()
@@ -119,7 +121,7 @@ def _time_of(text: str, settings: Settings) -> str:
             return rfc3339(time_us_of(due.isoformat()))
         return rfc3339(now_us + int(seconds_ahead(text, now_us) * 1e6))
     except ValueError as error:
-        expected = f'expected {error}, or a time of day such as "15:00"'
+        expected = f'expected {error}, or a time of day such as "15:00"{clock_ahead(client)}'
         raise click.UsageError(f"--at: found {shown(text)}, {expected}") from None
 
 

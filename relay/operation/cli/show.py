@@ -8,6 +8,7 @@ gets the exact octets.
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from http import HTTPStatus
 from typing import Any
 
 import click
@@ -17,6 +18,7 @@ from relay.base.files import OpenOctets
 from relay.base.message.content import Octets
 from relay.base.message.properties import EmailAddress
 from relay.base.phrases import named
+from relay.base.running_relay import ControlError
 from relay.formats.draft import AttachmentFacts
 from relay.formats.html_text import html_to_text
 from relay.formats.read_mime import ReadBodies, ReadMessage, read_attachments, read_mime, read_parts
@@ -24,7 +26,7 @@ from relay.formats.transfer_encoding import decoded_blocks
 from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.options import KEY, CommandContext, common_options
 from relay.operation.cli.output import printable
-from relay.operation.cli.relay_client import operator_client
+from relay.operation.cli.relay_client import operator_client, unknown_message
 from relay.store.journeys.document import Journey
 
 _IN_MEMORY_BYTES = 1 << 20
@@ -53,7 +55,12 @@ def show(
         names = "--source, --html, --attachment and --json"
         raise click.UsageError(f"expected at most one of {names}")
     client = operator_client(context)
-    journey = client.message_from_relay(key)
+    try:
+        journey = client.message_from_relay(key)
+    except ControlError as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+        raise unknown_message("show", key, client) from None
     blocks = client.source(journey.key)
     if source:
         _write(blocks)

@@ -62,7 +62,7 @@ def stats_lines(answer: Mapping[str, Any]) -> list[str]:
     """Return the groups as a table, with the replies of each below it."""
     groups = answer["groups"]
     if not groups:
-        return ["no delivery was attempted"]
+        return [", ".join(f"0 {column}" for column in COUNTS)]
     head = [name.upper() for name in (answer["by"], *COUNTS, "median", "95 %")]
     first, *rows = table_lines([head, *map(_cells, groups)], right=range(1, len(head)))
     lines = [first]

@@ -31,9 +31,9 @@ from relay.base.running_relay import ControlError
 from relay.base.settings.values import is_ip, parse_duration
 from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.option_types import Parsed
-from relay.operation.cli.options import KEY, CommandContext, common_options, once, unknown_message
+from relay.operation.cli.options import KEY, CommandContext, common_options, once
 from relay.operation.cli.output import UNREMARKABLE, journey_lines, print_json_list, printable
-from relay.operation.cli.relay_client import operator_client
+from relay.operation.cli.relay_client import no_mail, operator_client, unknown_message
 from relay.operation.commands.operator_client import LIST_MAX, OperatorClient
 from relay.store.journeys.details import ClaimDetail, ComplaintDetail
 from relay.store.journeys.document import Journey, Recipient
@@ -214,7 +214,7 @@ def trace(context: CommandContext, key: str) -> None:
         reason = f"; {client.without_daemon}" if client.without_daemon else ""
         raise CommandError(ExitCode.DATA, f"relay trace: nothing came from {key}{reason}")
     if journey is None and not refused and not rows:
-        raise unknown_message("trace", key, without_daemon=client.without_daemon)
+        raise unknown_message("trace", key, client)
     document: dict[str, Any] = {} if journey is None else to_builtins(journey)
     if rows:
         document["messages"] = rows
@@ -340,6 +340,8 @@ def wait(
     if not math.isfinite(timeout_s):
         raise click.UsageError("--timeout: expected a number of seconds")
     client = operator_client(context)
+    if key == "last" and client.journey(key) is None and not client.without_daemon:
+        click.echo(f"relay wait: {no_mail(client)}; waiting {timeout_s:g} s", err=True)
     awaited = client.wait(key, state=state, timeout_s=timeout_s)
     if awaited is None:
         text = f"relay wait: no message appeared as {shown(key)} within {timeout_s:g} s"

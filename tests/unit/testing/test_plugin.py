@@ -33,14 +33,14 @@ def python(tmp_path):
     folder = tmp_path / "installed"
     venv.create(folder)
     (site,) = folder.glob("lib/python3.*/site-packages")
-    for one in Path(pytest.__file__).parents[1].iterdir():
-        if "graph_relay" not in one.name and one.name != "__pycache__":
-            (site / one.name).symlink_to(one)
     for project in (ROOT, ROOT / "clients/pytest"):
         build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "-d", folder]
         subprocess.run(build, cwd=project, check=True, capture_output=True)
     for wheel in folder.glob("*.whl"):
         zipfile.ZipFile(wheel).extractall(site)
+    for one in Path(pytest.__file__).parents[1].iterdir():
+        if "graph_relay" not in one.name and one.name not in ("relay", "__pycache__"):
+            (site / one.name).symlink_to(one)
     return folder / "bin/python"
 
 
