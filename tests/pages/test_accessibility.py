@@ -102,6 +102,13 @@ def test_on_a_phone_a_mail_begins_in_the_first_half_of_the_window(
     browser.wait_for(".preview iframe, .mail-text")
     box = "document.querySelector('{}').getBoundingClientRect()"
     assert browser.evaluate(box.format(".preview iframe, .mail-text") + ".top") < 844 / 2
+    if name == "captured":
+        assert browser.evaluate(box.format(".codes") + ".bottom") < 844 / 2
+    if name == "deferred":  # more than three lines: the third one ends with an ellipsis, a tap shows all
+        clamp = "getComputedStyle(document.querySelector('.answer')).webkitLineClamp"
+        assert browser.evaluate(clamp) == "3"
+        browser.click(".answer")
+        assert browser.evaluate(clamp) == "none"
     if name == "report":
         below = browser.evaluate(box.format(".preview iframe") + ".bottom")
         assert browser.evaluate(box.format(".report-fields") + ".top") > below
@@ -109,6 +116,14 @@ def test_on_a_phone_a_mail_begins_in_the_first_half_of_the_window(
         browser.click("#open-report-fields")
         browser.wait_for(".report-fields td", "5.1.1")
     assert browser.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_an_older_mail_leaves_the_header_where_it_is(browser: Browser, samples: Samples):
+    browser.set_width(1440, 400)
+    browser.open(samples.url("Welcome to the shop"))
+    browser.wait_for(".pane [data-row][aria-current]")
+    shown = "document.querySelector('.pane [aria-current][data-row]').getBoundingClientRect().bottom"
+    assert browser.evaluate(f"[scrollY, {shown} <= 400]") == [0, True]
 
 
 def test_all_times_are_local_and_have_their_day_where_no_list_does(
@@ -218,7 +233,7 @@ def test_a_mail_takes_one_line_and_the_first_is_near_the_top(
 
 
 def test_a_line_of_the_list_has_what_matters(browser: Browser, samples: Samples):
-    sender = f"{'long.' * 12}app@outside.example"
+    sender = f"{'long.' * 12}app@billing.customers.outside.example"
     samples.send(sender, ["nobody@strict.example"], "Abroad", "Please pay.")
     waits = "captured: the sender's mailbox is outside, the report waits here"
     for width in (1440, 390):
