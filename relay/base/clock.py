@@ -26,8 +26,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.base.phrases import time_span
-
 if TYPE_CHECKING:
     import asyncio
 
@@ -531,15 +529,6 @@ def rfc3339(time_us: int) -> str:
 @lru_cache(8)
 def _whole_second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat()[: len("2026-01-01T00:00:00")]
-
-
-def ahead_text(now_us: int, advanced_s: float) -> str:
-    """Return the end of a sentence about a time: "; the relay's time is …, advanced by 2 h". It is
-    "" for a clock that was not advanced.
-    """
-    if advanced_s < 1:  # less only settles
-        return ""
-    return f"; the relay's time is {rfc3339(now_us)[:19]}Z, advanced by {time_span(advanced_s)}"
 
 
 def time_us_of(text: str) -> int:

@@ -144,3 +144,12 @@ def time_span(seconds: float) -> str:
         if number or parts:
             parts.append(f"{number} {unit}" if number else "")
     return " ".join(filter(None, parts[:2]))
+
+
+def ahead_text(now: str, advanced_s: float) -> str:
+    """Return the end of a sentence about a time: "; the relay's time is …, advanced by 2 h". It is
+    "" for a clock that was not advanced. `now` is of RFC 3339, in UTC.
+    """
+    if advanced_s < 1:  # less only settles
+        return ""
+    return f"; the relay's time is {now[:19]}Z, advanced by {time_span(advanced_s)}"

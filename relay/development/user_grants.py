@@ -22,7 +22,8 @@ from msgspec import Struct
 from starlette.responses import Response
 
 from relay.base.accounts.account import LOGIN_OCTETS_MAX, Account, RegisteredClient
-from relay.base.clock import Clock, Ids, ahead_text
+from relay.base.clock import Clock, Ids, rfc3339
+from relay.base.phrases import ahead_text
 from relay.development.accounts import DevelopmentAccounts
 from relay.development.sign_in_pages import (
     MODES,
@@ -351,7 +352,7 @@ class UserGrants:
             is_ended = claims is not None and claims.get("start", self._start) != self._start
         if is_ended:
             error, number = ended
-            ahead = ahead_text(self.clock.time_us(), self.clock.advanced_s)
+            ahead = ahead_text(rfc3339(self.clock.time_us()), self.clock.advanced_s)
             raise SignInError(error, f"The provided {name} has expired{ahead}.", number=number)
         if claims is None:
             message = f"The provided value for the input parameter '{name}' is not valid, or was "

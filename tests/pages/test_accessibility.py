@@ -104,7 +104,7 @@ def test_on_a_phone_a_mail_begins_in_the_first_half_of_the_window(
     assert browser.evaluate(box.format(".preview iframe, .mail-text") + ".top") < 844 / 2
     if name == "captured":
         assert browser.evaluate(box.format(".codes") + ".bottom") < 844 / 2
-    if name == "deferred":  # more than three lines: the third one ends with an ellipsis, a tap shows all
+    if name == "deferred":  # the third line of more ends with an ellipsis; a tap shows all
         clamp = "getComputedStyle(document.querySelector('.answer')).webkitLineClamp"
         assert browser.evaluate(clamp) == "3"
         browser.click(".answer")
@@ -122,8 +122,8 @@ def test_an_older_mail_leaves_the_header_where_it_is(browser: Browser, samples: 
     browser.set_width(1440, 400)
     browser.open(samples.url("Welcome to the shop"))
     browser.wait_for(".pane [data-row][aria-current]")
-    shown = "document.querySelector('.pane [aria-current][data-row]').getBoundingClientRect().bottom"
-    assert browser.evaluate(f"[scrollY, {shown} <= 400]") == [0, True]
+    [row] = browser.evaluate(BOXES % [".pane [data-row][aria-current]"]).values()
+    assert (browser.evaluate("scrollY"), row[0]["bottom"] <= 400) == (0, True)
 
 
 def test_all_times_are_local_and_have_their_day_where_no_list_does(

@@ -13,10 +13,10 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.base.clock import Clock, ahead_text
+from relay.base.clock import Clock, rfc3339
 from relay.base.message.envelope import domain_of
 from relay.base.message.lifecycle import RecipientState, SubmissionState
-from relay.base.phrases import words_in
+from relay.base.phrases import ahead_text, words_in
 from relay.base.settings.values import seconds_ahead
 from relay.front_door.http.errors import ApiError, bad_request, method_not_allowed, quoted
 from relay.front_door.http.http_request import HttpRequest
@@ -326,7 +326,7 @@ def seconds_until(text: str, clock: Clock) -> float | None:
     try:
         return seconds_ahead(text, now_us)
     except ValueError as error:
-        ahead = ahead_text(now_us, clock.advanced_s)
+        ahead = ahead_text(rfc3339(now_us), clock.advanced_s)
         message = f"until: found {quoted(text)}, expected {error}{ahead}."
         raise bad_request(message) from None
 

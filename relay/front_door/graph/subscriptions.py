@@ -12,9 +12,9 @@ from typing import Any
 
 from starlette.responses import Response
 
-from relay.base.clock import ahead_text, rfc3339
+from relay.base.clock import rfc3339
 from relay.base.message.web_url import UrlError
-from relay.base.phrases import words_in
+from relay.base.phrases import ahead_text, words_in
 from relay.front_door.graph import errors
 from relay.front_door.graph.account_limits import throttled
 from relay.front_door.graph.graph_request import GraphRequest
@@ -186,7 +186,7 @@ def _read_expiry(request: GraphRequest, body: Mapping[str, Any]) -> int:
     now_us = clock.time_us()
     expires_us = read_time_us(body[name], name)
     if expires_us <= now_us:
-        ahead = ahead_text(now_us, clock.advanced_s)
+        ahead = ahead_text(rfc3339(now_us), clock.advanced_s)
         raise _invalid(f"{name}: found {quoted(body[name])}, which is over{ahead}.")
     lifetime_us = _LIFETIME_STRICT_US if request.is_strict else LIFETIME_US
     if expires_us > now_us + lifetime_us:

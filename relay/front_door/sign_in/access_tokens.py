@@ -34,9 +34,10 @@ from relay.base.accounts.account import (
 )
 from relay.base.accounts.passwords import digest_of
 from relay.base.bounded_dict import BoundedDict
-from relay.base.clock import Clock, ahead_text
+from relay.base.clock import Clock, rfc3339
 from relay.base.files import replace_file
 from relay.base.observe.logs import RepeatedError, get_logger
+from relay.base.phrases import ahead_text
 from relay.base.settings.document import Fault, SettingsError
 
 if TYPE_CHECKING:
@@ -266,7 +267,7 @@ class AccessTokens:
         if verified is None:
             return None
         if self._queue_s() >= verified.ends_s:
-            ahead = ahead_text(self._clock.time_us(), self._clock.advanced_s)
+            ahead = ahead_text(rfc3339(self._clock.time_us()), self._clock.advanced_s)
             raise InvalidTokenError(f"Access token has expired{ahead}.")
         client = accounts.by_client_id(verified.client_id)
         digests = map(self._keyed, client.digests if client else ())

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import click
 
-from relay.base.clock import SystemClock, ahead_text, time_us_of
-from relay.base.phrases import shown
+from relay.base.clock import SystemClock
+from relay.base.phrases import ahead_text, shown
 from relay.base.running_relay import ControlClient, ControlError, ControlUnavailableError
 from relay.base.settings.document import Fault, SettingsError
 from relay.base.settings.environment import DEFAULT_CONFIG, read_environment
@@ -85,7 +85,7 @@ def clock_ahead(client: ControlClient) -> str:
         clock = client.get("/dev/clock")
     except (ControlError, ControlUnavailableError):  # a service has none
         return ""
-    return ahead_text(time_us_of(clock["now"]), clock["advanced_s"])
+    return ahead_text(clock["now"], clock["advanced_s"])
 
 
 def accounts_settings(context: CommandContext) -> Settings:
