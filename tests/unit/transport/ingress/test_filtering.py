@@ -20,7 +20,7 @@ from relay.transport.policy.rule_files import load_rules
 from relay.transport.refusals.refusal import RefusalReason
 from tests.support.events import until
 from tests.support.ingress import Client, Relay
-from tests.support.milter import CLOSE, HANG, ScriptedMilter, added, packet, placed
+from tests.support.milter import CLOSE, ScriptedMilter, added, packet, placed
 from tests.support.tables import each_row
 from tests.unit.transport.ingress.test_acceptance import accept, envelope
 
@@ -143,37 +143,6 @@ async def test_each_refusal_is_the_reply_at_its_stage(stage, answer):
         assert refusal.reply.startswith(reply)
         if at > 2:
             assert refusal.recipients == ("bob@example.test", "alice@example.test")
-
-
-@pytest.mark.parametrize(
-    ("when_down", "replies"),
-    [("accept", ["250"] * 4), ("defer", ["451"] * 2), ("reject", ["550"] * 2)],
-)
-@pytest.mark.parametrize("script", [{b"O": CLOSE}, {b"C": HANG}, {b"C": packet(b"h", b"a\0b\0")}])
-async def test_a_milter_that_is_down(filtered, script, when_down, replies):
-    await filtered.milter(script, when_down=when_down, limit_s=0.1)
-    found = await filtered.replies(*LINES[: len(replies)])
-    assert [one[:3] for one in found] == replies
-
-
-@pytest.mark.parametrize("when_down", ["accept", "reject"])
-@pytest.mark.parametrize("command", [b"H", b"M", b"R", b"T", b"L", b"N", b"B", b"E"])
-async def test_a_milter_that_dies_at_a_stage(filtered, command, when_down):
-    """Its half of the changes does not count, those of the other one do."""
-    half = added("X-Half", "1") if command == b"E" else b""
-    await filtered.milter({b"E": added("X-Whole", "1") + packet(b"c")})
-    dying = await filtered.milter({command: half or CLOSE}, when_down=when_down)
-    dying.closes_after = command
-    replies = await filtered.replies()
-    if when_down == "reject":
-        assert not filtered.relay.spool.accepted
-        refused = [one for one in replies if one[0] in "45"]
-        assert refused[:1] == ["550 5.5.0 Service unavailable"]
-    else:
-        assert replies[-1].startswith("250")
-        assert ("X-Whole" in filtered.stored, "X-Half" in filtered.stored) == (True, False)
-        first, second = filtered.step5["milters"]
-        assert (first["answer"], second["answer"]) == ("continue", "down")
 
 
 async def test_a_refused_recipient_is_refused_alone(filtered):
