@@ -19,7 +19,6 @@ async def filled(graph: WatchedGraph) -> WatchedGraph:
             "toRecipients": to(PEOPLE[number % 3], *PEOPLE[: number % 2]),
             "importance": ("low", "normal", "high")[number % 3],
             "isRead": number % 2 == 0,
-            "categories": ["Red"] if number % 4 == 0 else [],
         }
         answer = await graph.http.post(MESSAGES, json=message)
         assert answer.status_code == 201, answer.text
@@ -49,20 +48,10 @@ async def listed(graph: WatchedGraph, query: str = "", *, path: str = MESSAGES) 
             "$orderby=importance desc,receivedDateTime asc&$top=3",
             [2, 5, 8, 11, 1, 4, 7, 10, 0, 3, 6, 9],
         ),
-        ("$filter=isRead eq false", [11, 9, 7, 5, 3, 1]),
         ("filter=isRead eq false&orderby=subject&top=2", [1, 3, 5, 7, 9, 11]),
         ("%24filter=isRead+eq+false+and+importance+eq+%27high%27", [11, 5]),
-        ("$filter=contains(subject,'GRÖSSER')&$top=1", [9, 6, 3, 0]),
-        ("$filter=categories/any(c:c eq 'red')", [8, 4, 0]),
-        (
-            "$filter=toRecipients/all(r:endswith(r/emailAddress/address,'@a.test'))",
-            [11, 9, 8, 6, 5, 3, 2, 0],
-        ),
-        ("$filter=toRecipients/any(r:r/emailAddress/address eq 'Dave@b.test')", [10, 7, 4, 1]),
-        ('$search="word7"', [7]),
         ('$search="subject:große OR word0"', [11, 10, 8, 7, 5, 4, 2, 1, 0]),
         ('$search="common"&$filter=isRead eq true&$orderby=subject&$top=4', [0, 2, 4, 6, 8, 10]),
-        ('$search="to:dave"&$top=1', [10, 7, 4, 1]),
     ],
 )
 async def test_the_messages_of_a_list(filled: WatchedGraph, query: str, numbers: list[int]) -> None:
@@ -105,15 +94,10 @@ async def test_the_default_of_top_is_10(filled: WatchedGraph) -> None:
     "prefer, query, size, applied",
     [
         ("odata.maxpagesize=3", "", 3, "odata.maxpagesize=3"),
-        ('outlook.timezone="UTC", OData.MaxPageSize="3"', "", 3, "odata.maxpagesize=3"),
-        ("maxpagesize=3", "?$top=7", 3, "odata.maxpagesize=3"),
         ("odata.maxpagesize=7", "?$top=3", 3, "odata.maxpagesize=7"),
-        ("odata.maxpagesize=5000", "", 12, "odata.maxpagesize=1000"),
         ("odata.maxpagesize=" + "9" * 5000, "", 12, "odata.maxpagesize=1000"),
         ("odata.maxpagesize=0", "", 10, None),
         ("odata.maxpagesize=x", "", 10, None),
-        ("odata.maxpagesize", "", 10, None),
-        ("respond-async", "", 10, None),
     ],
 )
 async def test_the_preferred_size_of_a_page(
@@ -148,18 +132,11 @@ async def folders(graph: WatchedGraph, query: str) -> list[str]:
     "query, expected",
     [
         ("$filter=displayName eq 'Inbox'", ["inbox"]),
-        ("%24top=999&%24filter=displayName+eq+%27inbox%27", ["inbox"]),
-        ("$filter='INBOX' eq tolower(displayName)", ["inbox"]),
-        (
-            "$filter=startswith(displayName,'d') or displayName eq 'Archive'",
-            ["drafts", "deleteditems", "archive"],
-        ),
         ("$filter=contains(displayName,'item')&$top=1", ["sentitems", "deleteditems"]),
         (
             "$filter=not endswith(displayName,'s') and displayName ne null",
             ["inbox", "junkemail", "archive", "outbox"],
         ),
-        ("$filter=totalItemCount gt 0", []),
         ("$filter=0 eq unreadItemCount and not isHidden and id ge 's'", ["sentitems"]),
         ("$orderby=displayName", sorted(IDS)),
         ("$orderby=displayName desc&$top=2", sorted(IDS, reverse=True)),

@@ -107,16 +107,11 @@ async def test_a_report_shows_its_html_in_the_conversation_of_the_original(on_di
     [
         "singleValueExtendedProperties/any(ep:ep/id eq 'String 0x007D' and ep/value eq 'x')",
         "singleValueExtendedProperties/any(ep:ep/id eq 'Boolean 0x4000' and ep/value gt 'true')",
-        "singleValueExtendedProperties/any(ep:ep/id eq 'Long 0x0E08' and ep/value gt 'x')",
-        "singleValueExtendedProperties/any(ep:ep/id eq 'SystemTime 0x0E06' and contains(ep/value,'x'))",
         "singleValueExtendedProperties/any(ep:ep/id eq 'StringArray 0x4000' and ep/value eq 'x')",
-        "singleValueExtendedProperties/any(ep:ep/id eq 'nonsense' and ep/value eq 'x')",
         "singleValueExtendedProperties/any(ep:ep/id ne 'String 0x001A' and ep/value eq 'x')",
         "singleValueExtendedProperties/any(ep:ep/id eq 'String 0x001A')",
-        "singleValueExtendedProperties/any(ep:ep/value eq 'x')",
         "singleValueExtendedProperties/any(ep:ep/id eq 'String 0x001A' or ep/value eq 'x')",
         "singleValueExtendedProperties/all(ep:ep/id eq 'String 0x001A' and ep/value eq 'x')",
-        "singleValueExtendedProperties/any()",
         "multiValueExtendedProperties/any(ep:ep/id eq 'String 0x001A' and ep/value eq 'x')",
     ],
 )
