@@ -3,7 +3,6 @@
 import email
 import email.policy
 import email.utils
-import itertools
 
 import pytest
 from flufl.bounce import scan_message
@@ -373,21 +372,6 @@ def test_failed_recipients_of_a_rule_go_to_the_postmaster():
 def test_a_bounce_causes_no_bounce_and_ends_at_the_postmaster():
     assert groups([BOB, ASKED], source=Source.REPORT, reverse_path="") == ((), (BOB, ASKED), ())
     assert groups([POSTMASTER], source=Source.REPORT, reverse_path="") == ((), (), (POSTMASTER,))
-
-
-@each_row(
-    "reverse_path, trusted, source",
-    list(itertools.product(["", "alice@example.com"], [True, False], Source)),
-)
-def test_no_recipient_is_in_two_groups_and_no_bounce_is_about_a_bounce(
-    reverse_path, trusted, source
-):
-    everybody = [BOB, SILENT, SUCCESS_ONLY, ASKED, ADDED, POSTMASTER]
-    decided = groups(everybody, reverse_path=reverse_path, trusted=trusted, source=source)
-    flat = [one.path.address for group in decided for one in group]
-    assert len(flat) == len(set(flat))
-    if source is Source.REPORT or not trusted or not reverse_path:
-        assert decided[0] == ()
 
 
 @pytest.mark.parametrize(

@@ -139,27 +139,6 @@ def test_catch_all_takes_unknown_users_and_postmaster_has_its_own_mailbox():
 
 
 @each_row(
-    "text",
-    [
-        "held",
-        "lmtp://127.0.0.1:25",
-        "lmtp:unix:x",
-        "smtp://h:25 x",
-        "smtp://host",
-        "smtp://host:0",
-        "mx:other.test",
-        "",
-        "reject:",
-        "reject:4.7.1 later",
-        "reject:two\r\nlines",
-    ],
-)
-def test_an_invalid_next_hop_is_an_error_that_names_the_route(text):
-    with pytest.raises(ValueError, match=r"route 'x\.test': next_hop: found"):
-        table(("x.test", text))
-
-
-@each_row(
     "hop, limits",
     [
         ("mx:big.test", (5, "100/60.0")),
