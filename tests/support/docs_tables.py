@@ -9,7 +9,7 @@ import inspect
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from functools import partial
 from itertools import groupby
@@ -36,6 +36,8 @@ from relay.front_door.graph.errors import GraphError
 from relay.front_door.graph.routes import _OUTSIDE, _ROUTES
 from relay.operation.cli.errors import ExitCode
 from relay.store.journeys import details, document
+from relay.transport.policy.actions import ACTIONS
+from relay.transport.policy.conditions import CONDITIONS
 from relay.transport.policy.rules import ExpectedResult, OverallVerdict
 from relay.transport.refusals.refusal import Refusal, RefusalReason
 from tests.support.relay_config import keys_of
@@ -208,6 +210,17 @@ def fields(*kinds: type) -> str:
     return "\n".join(re.sub(r"\s+", " ", row).replace("None", "null") for row in rows) + "\n"
 
 
+def rule_keys(kinds: Mapping[str, type], columns: str) -> str:
+    """The keys of rules with the docstrings of their classes: texts, each with its example."""
+    rows = ["| key |" + columns, "|---|---|---|"]
+    for key, kind in kinds.items():
+        shown, paragraphs = f"`{key}`", iter(str(inspect.getdoc(kind)).split("\n\n"))
+        for said, example in zip(paragraphs, paragraphs, strict=False):
+            rows.append(f"| {shown} | {said.rstrip('.')} | {example} |")
+            shown = ""
+    return "\n".join(re.sub(r"\s+", " ", row) for row in rows) + "\n"
+
+
 def _commented(kind: type) -> Iterator[tuple[str, str]]:
     """The names of fields, each with its comment; those without one are together."""
     if issubclass(kind, Enum):
@@ -243,6 +256,10 @@ FIELDS = {
     "exit_codes": (ExitCode,),
     "fields_of_scenarios": (RemoteDomain, MxHost, ScriptedReply, RateLimit, GraphFault),
 }
+RULE_KEYS = {
+    "conditions": partial(rule_keys, CONDITIONS, " matches if | example |"),
+    "actions": partial(rule_keys, ACTIONS, " effect | value |"),
+}
 LIMITS = {"limits_of_graph": partial(limits, "Graph"), "limits_of_rules": partial(limits, "rules")}
 MADE = {
     one.__name__: one
@@ -256,7 +273,7 @@ MADE = {
         keys_that_need_a_restart,
         shipped_scenarios,
     )
-} | LIMITS
+} | (LIMITS | RULE_KEYS)
 MADE |= {"requests": partial(answers, "request"), "verbs": partial(answers, "verb")}
 MADE |= {name: partial(fields, *kinds) for name, kinds in FIELDS.items()}
 

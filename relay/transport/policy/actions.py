@@ -1,7 +1,8 @@
 """The actions of mail-flow rules: each key of `then` is a class and a line in ACTIONS.
 
 To add an action, write a frozen Struct with parse(), add it to RuleAction and ACTIONS, and apply it
-in engine. parse() raises ValueError that says what was expected. The classes are in
+in engine. `make docs` puts its docstring, the effect and the value, into docs/policy-actions.md.
+parse() raises ValueError that says what was expected. The classes are in
 relay/transport/policy/recipient_actions.py and relay/transport/policy/content_actions.py.
 """
 

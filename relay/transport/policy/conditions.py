@@ -1,9 +1,10 @@
 """The conditions of mail-flow rules: each key of `when` and `unless` is a class in CONDITIONS.
 
-To add a condition, write a frozen Struct with parse(), matches() and value_in(), and add it to
-CONDITIONS and MessageCondition, or to ContentCondition if it reads the content. Such a condition is
-evaluated once per content. A condition that is evaluated per recipient has matches_recipient() and
-value_for(), and is added to RecipientCondition. Conditions are pure.
+To add a condition, write a frozen Struct with parse(), matches() and value_in(). `make docs` puts
+its docstring, a text and an example for each kind of value, into docs/policy-conditions.md. Add the
+class to CONDITIONS and MessageCondition, or to ContentCondition if it reads the content. Such a
+condition is evaluated once per content. A condition that is evaluated per recipient has
+matches_recipient() and value_for(), and is added to RecipientCondition. Conditions are pure.
 parse() gets the address groups, and raises ValueError that says what was expected.
 
 value_in() and value_for() return the value that a condition compares. If there are several, they
@@ -116,7 +117,11 @@ def _address_glob(text: str) -> str:
 
 
 class SenderCondition(AddressCondition, frozen=True):
-    """The reverse-path matches a glob or is in a group; the null reverse-path is written <>."""
+    """The reverse-path (MAIL FROM) matches or is in a [group](#groups); `"<>"` is the null
+    reverse-path.
+
+    `sender = ["*@example.org", "<>"]`
+    """
 
     field = "sender"
 
@@ -144,20 +149,28 @@ class HeaderAddressCondition(AddressCondition, frozen=True):
 
 
 class HeaderFromCondition(HeaderAddressCondition, frozen=True):
-    """An address in From."""
+    """An address in From matches or is in a group.
+
+    `header_from = "group:own"`
+    """
 
     field = "header_from"
 
 
 class ToOrCcCondition(HeaderAddressCondition, frozen=True):
-    """An address in To or Cc."""
+    """An address in To or Cc matches or is in a group.
+
+    `to_or_cc = ["board@*", "group:staff"]`
+    """
 
     field = "to_or_cc"
 
 
 class RecipientAddressCondition(AddressCondition, frozen=True):
-    """The recipient's address matches a glob or is in a group; so may an address that the client
-    named and that an alias replaced by it.
+    """The address of this recipient, or the [alias](operation-users.md#aliases) that the client
+    named, matches or is in a group.
+
+    `recipient = ["sales@*", "group:staff"]`
     """
 
     field = "recipient"
@@ -177,7 +190,10 @@ def _names_of(view: MessageView, recipient: str) -> Sequence[str]:
 
 
 class RecipientsOverCondition(BaseCondition, frozen=True):
-    """The client named more recipients than this, valid or not."""
+    """The client named more recipients, also rejected recipients; an alias counts once.
+
+    `recipients_over = 50`
+    """
 
     count: int
 
@@ -198,7 +214,10 @@ class RecipientsOverCondition(BaseCondition, frozen=True):
 
 
 class ClientCondition(BaseCondition, frozen=True):
-    """The client's address is in a network; a client of Relay's own socket is in none."""
+    """The client's address is in one of the networks; mail from Relay's own socket has no address.
+
+    `client = ["192.0.2.0/24", "2001:db8::1"]`
+    """
 
     networks: tuple[IPv4Network | IPv6Network, ...]
 
@@ -218,7 +237,11 @@ class ClientCondition(BaseCondition, frozen=True):
 
 
 class LoginCondition(GlobCondition, frozen=True):
-    """The account that sent the message matches a glob; no account matches only <>."""
+    """The address of the account that sent the message matches; `"*"` is every login, `"<>"` no
+    login.
+
+    `login = "*@example.org"`
+    """
 
     field = "login"
 
@@ -252,7 +275,10 @@ def _direction(view: MessageView, recipient: str) -> MailDirection:
 
 
 class DirectionCondition(BaseCondition, frozen=True):
-    """The copy for this recipient has one of these directions."""
+    """The copy for this recipient goes in that [direction](#direction).
+
+    `direction = ["inbound", "internal"]`
+    """
 
     directions: frozenset[MailDirection]
 
@@ -271,7 +297,11 @@ class DirectionCondition(BaseCondition, frozen=True):
 
 
 class SourceCondition(BaseCondition, frozen=True):
-    """How the message arrived."""
+    """The message came from the API (`graph`), by SMTP (`smtp`) or from [this
+    machine](operation-run.md#mail-of-programs-on-this-machine) (`sendmail`).
+
+    `source = "graph"`
+    """
 
     sources: frozenset[Source]
 
@@ -290,7 +320,10 @@ class SourceCondition(BaseCondition, frozen=True):
 
 
 class SizeOverCondition(BaseCondition, frozen=True):
-    """The whole message, header and encodings included, has more bytes than this."""
+    """The whole message, header and encodings included, is larger.
+
+    `size_over = "25 MiB"`
+    """
 
     size_bytes: int
 
@@ -311,7 +344,10 @@ class SizeOverCondition(BaseCondition, frozen=True):
 
 
 class SubjectCondition(GlobCondition, frozen=True):
-    """The decoded Subject matches a glob."""
+    """The decoded Subject matches.
+
+    `subject = "*invoice*"`
+    """
 
     field = "subject"
 
@@ -325,11 +361,15 @@ class SubjectCondition(GlobCondition, frozen=True):
 
 
 class AuthCondition(BaseCondition, frozen=True):
-    """A milter or a check of this relay has a matching result, for each of the methods.
+    """[`sender_checks`](strangers.md) or a [`[[milter]]`](filters.md) of this relay found these
+    results of `spf`, `dkim` and `dmarc`; `aligned` passes if the domain of the author itself
+    passed, also without a DMARC record; results that strangers wrote do not count; `unable`
+    [defers](strangers.md#spf-dkim-and-dmarc).
 
-    The method "aligned" passes if the author's domain passed, with or without a DMARC record. SPF
-    of the name in EHLO does not count: the client chooses it.
+    `auth = { dmarc = "fail" }`
     """
+
+    # SPF of the name in EHLO does not count: the client chooses it.
 
     methods: tuple[tuple[str, Globs], ...]
 
@@ -376,7 +416,18 @@ HeaderTest = Globs | Pattern | float
 
 
 class HeaderCondition(BaseCondition, frozen=True):
-    """One of the fields, decoded, passes one of its tests; a missing field passes none."""
+    """A decoded field matches; a missing field never does.
+
+    `header = { name = "X-Spam", matches = "yes*" }`
+
+    A [regular expression](#regular-expressions) is found in it.
+
+    `header = { name = "X-Mailer", pattern = "^bulk ?mail" }`
+
+    The first number in it is greater.
+
+    `header = { name = "X-Spam-Score", over = 5 }`
+    """
 
     fields: tuple[tuple[str, HeaderTest], ...]  # with the names in lower case
 

@@ -39,7 +39,10 @@ _EXPECTED = 'a table { text = "For the addressee only" }'
 
 
 class CcAction(AddressesAction, frozen=True):
-    """Other addresses get a copy; the Cc field of the matched recipients' copies shows them."""
+    """Other recipients get a copy, and are added to its Cc field.
+
+    address or list, at most 50
+    """
 
     def edit(self, header: Header, message: ExaminedMessage) -> Header:
         """Append the addresses that are not yet recipients to the Cc field."""
@@ -58,7 +61,10 @@ class CcAction(AddressesAction, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class SetHeaderAction:
-    """The header has exactly one field of this name."""
+    """All fields of that name are replaced by one.
+
+    `{ name = "X-Tag", value = "yes" }`
+    """
 
     name: str
     value: str
@@ -79,7 +85,10 @@ class SetHeaderAction:
 
 
 class RemoveHeaderAction(Struct, frozen=True):
-    """The header has no fields of these names."""
+    """All fields of that name are removed.
+
+    name or list
+    """
 
     names: tuple[str, ...]
 
@@ -97,7 +106,10 @@ class RemoveHeaderAction(Struct, frozen=True):
 
 
 class SubjectPrefixAction(Struct, frozen=True):
-    """The Subject begins with this tag, exactly once."""
+    """The tag is put in front of the Subject, unless the Subject has it (`Re: [TAG]`).
+
+    `"[EXTERNAL]"`
+    """
 
     tag: str
 
@@ -114,9 +126,9 @@ class SubjectPrefixAction(Struct, frozen=True):
 
 
 class SetSenderAction(Struct, frozen=True):
-    """From and the reverse-path get this address; a null reverse-path stays null.
+    """The message is [from this address](#devices-and-cron).
 
-    One matched recipient is enough, because a message has one sender.
+    an address of an own domain
     """
 
     address: str
@@ -184,7 +196,10 @@ class DisclaimerFallback(StrEnum):
 
 
 class DisclaimerAction(Struct, frozen=True):
-    """The text and the HTML of the message have a disclaimer, exactly once."""
+    """A [text](#disclaimers) is added to the body.
+
+    `{ text = "For the addressee only" }`
+    """
 
     text: str
     html: str  # "": made from the text

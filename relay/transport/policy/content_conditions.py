@@ -73,7 +73,10 @@ class AttachedCondition(BaseCondition, frozen=True):
 
 
 class AttachmentNameCondition(AttachedCondition, frozen=True):
-    """The name of an attachment matches a glob, in any encoding and at any nesting."""
+    """An attachment's [name](#attachments) matches.
+
+    `attachment_name = ["*.exe", "*.js"]`
+    """
 
     globs: Globs
 
@@ -93,15 +96,19 @@ class AttachmentNameCondition(AttachedCondition, frozen=True):
 
 
 class AttachmentCondition(AttachedCondition, frozen=True):
-    """An attachment has both a name and a type that match; None matches all.
+    """An attachment has a name and a [type](#types) that match.
 
-    With `inside` an entry of an archive may match too. `encrypted` and `unreadable` are properties
-    of the attachment. The type of an unreadable file is only read from its content: a sender may
-    declare any type.
+    `attachment = { name = "*.pdf", type = "executable" }`
+
+    A file in a [ZIP file](#archives) has both; an archive is encrypted, or cannot be read.
+
+    `attachment = { inside = true, name = "*.exe" }`
     """
 
-    names: Globs | None
-    types: Globs | None
+    # `encrypted` and `unreadable` are properties of the attachment. The type of an unreadable file
+    # is only read from its content: a sender may declare any type.
+    names: Globs | None  # None matches all
+    types: Globs | None  # the same
     inside: bool
     encrypted: bool
     unreadable: bool
@@ -230,15 +237,26 @@ def _with_contents(attachment: AttachedFile, archive: ArchiveContents) -> str:
 
 
 class BodyCondition(BaseCondition, frozen=True):
-    """The text of the body has one of the words or phrases, or the number of a payment card, or
-    matches one of the patterns.
+    r"""The [text](#text) of the message has one of the words or phrases.
 
-    `phrases` are in the form of in_words(). Each of `expressions` has the text that it is for.
+    `body = { words = ["invoice", "please pay"] }`
+
+    The whole text matches.
+
+    `body = { matches = "*gift card*" }`
+
+    A regular expression is found in it.
+
+    `body = { pattern = '\bIBAN\b.{0,40}\d{8}' }`
+
+    The number of a payment card is found in it.
+
+    `body = { cards = true }`
     """
 
     words: frozenset[str] = frozenset()
-    phrases: tuple[str, ...] = ()
-    expressions: tuple[tuple[str, Pattern], ...] = ()
+    phrases: tuple[str, ...] = ()  # in the form of in_words()
+    expressions: tuple[tuple[str, Pattern], ...] = ()  # each with the text that it is for
     cards: bool = False
 
     @classmethod
@@ -404,7 +422,10 @@ class MessageType(StrEnum):
 
 
 class MessageTypeCondition(BaseCondition, frozen=True):
-    """The message is of one of these kinds."""
+    """The message is of that [kind](#kinds-of-messages).
+
+    `message_type = ["automatic", "list"]`
+    """
 
     kinds: tuple[MessageType, ...]  # in the order of MessageType
 

@@ -30,7 +30,10 @@ _TOO_MUCH = f"{DEFER_STATUS} Too many recipients in a short time, try again late
 
 
 class RejectAction(Struct, frozen=True):
-    """The recipient is rejected; the sender gets `text`."""
+    """The recipient is rejected; the sender gets the text.
+
+    `"5.7.1 text"`, at most 400 characters
+    """
 
     status: str
     text: str
@@ -47,7 +50,10 @@ class RejectAction(Struct, frozen=True):
 
 
 class DeferAction(Struct, frozen=True):
-    """The whole message is deferred: the client gets `text` and tries again later."""
+    """Nothing of the message is accepted; the client [tries again](#defer-and-limit).
+
+    `"4.7.1 text"`, at most 400 characters
+    """
 
     status: str
     text: str
@@ -66,7 +72,10 @@ class AfterHold(StrEnum):
 
 
 class HoldAction(Struct, frozen=True):
-    """The copies of the matched recipients wait for an operator. See Hold."""
+    """The copy [waits for an operator](#hold-mail).
+
+    the reason, one line of at most 200 characters
+    """
 
     reason: str
     expires_s: float | None = None
@@ -95,7 +104,10 @@ class HoldAction(Struct, frozen=True):
 
 
 class NextHopAction(Struct, frozen=True):
-    """The copies of the matched recipients go to this next hop, not where the routes lead."""
+    """The copy goes to [this route or host](#send-by-another-host).
+
+    `"route:NAME"`, or a URL
+    """
 
     next_hop: str  # "route:NAME", or the text of a NextHop
 
@@ -130,7 +142,10 @@ class RateKey(StrEnum):
 
 
 class RateLimitAction(Struct, frozen=True):
-    """A message over `allowed` recipients in `period_s` seconds is deferred."""
+    """A `defer`, beyond this number of recipients in this time.
+
+    `{ rate = "100/1h", per = "login" }`
+    """
 
     allowed: int  # recipients
     period_s: float
@@ -176,7 +191,10 @@ class RateLimitAction(Struct, frozen=True):
 
 
 class DiscardAction(Struct, frozen=True):
-    """The recipient gets nothing, and no report is sent."""
+    """The recipient gets nothing, and no report is sent.
+
+    `true`
+    """
 
     @classmethod
     def parse(cls, value: Any) -> Self:
@@ -202,11 +220,17 @@ class AddressesAction(Struct, frozen=True):
 
 
 class RedirectAction(AddressesAction, frozen=True):
-    """Other addresses get the message instead of the recipient."""
+    """Other recipients get the message instead.
+
+    address or list, at most 50
+    """
 
 
 class QuarantineAction(AddressesAction, frozen=True):
-    """The copy goes into Junk Email, or to other addresses; the sender gets no report."""
+    """The copy goes [into Junk Email](#quarantine), or to an address; the sender learns nothing.
+
+    `true`, or an address
+    """
 
     @classmethod
     def parse(cls, value: Any) -> Self:
@@ -222,11 +246,17 @@ class QuarantineAction(AddressesAction, frozen=True):
 
 
 class BccAction(AddressesAction, frozen=True):
-    """Other addresses get a copy that no header shows."""
+    """Other recipients get a copy that no field shows.
+
+    address or list, at most 50
+    """
 
 
 class JournalAction(AddressesAction, frozen=True):
-    """An address gets a journal report, with the message as it was accepted."""
+    """An archive gets [a report](#the-journal-report) with the message as it was accepted.
+
+    an address
+    """
 
     @classmethod
     def parse(cls, value: Any) -> Self:
@@ -237,7 +267,10 @@ class JournalAction(AddressesAction, frozen=True):
 
 
 class NotifyAction(AddressesAction, frozen=True):
-    """Each of the addresses gets a short mail about the message, at most one in an hour."""
+    """Addresses get [a short mail](#the-notice) about the message.
+
+    `{ to = "it@example.org", text = "Look at this" }`
+    """
 
     text: str
 
