@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 
 import msgspec
-from click import Option
+from click import Context, Option
 
 from relay.base.accounts.accounts_file import _Entry
 from relay.base.message.lifecycle import RecipientState, SubmissionState
@@ -35,6 +35,7 @@ from relay.front_door.graph import errors
 from relay.front_door.graph.errors import GraphError
 from relay.front_door.graph.routes import _OUTSIDE, _ROUTES
 from relay.operation.cli.errors import ExitCode
+from relay.operation.cli.root import _GROUPS, cli
 from relay.store.journeys import details, document
 from relay.transport.policy.actions import ACTIONS
 from relay.transport.policy.conditions import CONDITIONS
@@ -210,6 +211,19 @@ def fields(*kinds: type) -> str:
     return "\n".join(re.sub(r"\s+", " ", row).replace("None", "null") for row in rows) + "\n"
 
 
+def commands() -> str:
+    """The commands, with what --help says of them."""
+    rows = ["| command | |", "|---|---|"]
+    for title, verbs in _GROUPS.items():
+        rows.append(f"| **{title}** | |")
+        for verb in verbs:
+            found = cli.get_command(Context(cli), verb)
+            for name, one in getattr(found, "commands", {"": found}).items():
+                said = one.get_short_help_str(limit=200).rstrip(".")
+                rows.append(f"| `{f'relay {verb} {name}'.strip()}` | {said} |")
+    return "\n".join(rows) + "\n"
+
+
 def rule_keys(kinds: Mapping[str, type], columns: str) -> str:
     """The keys of rules with the docstrings of their classes: texts, each with its example."""
     rows = ["| key |" + columns, "|---|---|---|"]
@@ -264,6 +278,7 @@ LIMITS = {"limits_of_graph": partial(limits, "Graph"), "limits_of_rules": partia
 MADE = {
     one.__name__: one
     for one in (
+        commands,
         endpoints,
         refusals,
         dev_options,
