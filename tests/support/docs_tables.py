@@ -22,6 +22,7 @@ from relay.base.accounts.accounts_file import _Entry
 from relay.base.message.lifecycle import RecipientState, SubmissionState
 from relay.base.message.verdict import Finding, RuleHit
 from relay.base.observe.metrics import Metrics
+from relay.delivery.reports.wording import RecipientFields
 from relay.development.internet.scenario import (
     GraphFault,
     MxHost,
@@ -39,6 +40,8 @@ from relay.operation.cli.root import _GROUPS, cli
 from relay.store.journeys import details, document
 from relay.transport.policy.actions import ACTIONS
 from relay.transport.policy.conditions import CONDITIONS
+from relay.transport.policy.content_actions import DisclaimerFallback
+from relay.transport.policy.content_conditions import MessageType
 from relay.transport.policy.rules import ExpectedResult, OverallVerdict
 from relay.transport.refusals.refusal import Refusal, RefusalReason
 from tests.support.relay_config import keys_of
@@ -266,6 +269,9 @@ FIELDS = {
     ),
     "fields_of_refusals": (Refusal, RefusalReason),
     "fields_of_accounts": (_Entry,),
+    "kinds_of_messages": (MessageType,),
+    "fallbacks_of_disclaimers": (DisclaimerFallback,),
+    "fields_of_recipients": (RecipientFields,),
     "fields_of_tests": (ExpectedResult, OverallVerdict),
     "exit_codes": (ExitCode,),
     "fields_of_scenarios": (RemoteDomain, MxHost, ScriptedReply, RateLimit, GraphFault),

@@ -73,7 +73,7 @@ _SUCCESSES = frozenset({dsn.ReportKind.DELIVERED, dsn.ReportKind.RELAYED, dsn.Re
 
 
 class RecipientFields(Struct, frozen=True):
-    """One recipient, as templates see it."""
+    """`recipient`: one recipient, as templates see it. Fields that do not apply are ""."""
 
     address: str  # as the message was sent to it
     domain: str  # of the address
@@ -82,8 +82,8 @@ class RecipientFields(Struct, frozen=True):
     host: str  # who gave the reply: the remote host, or this relay
     reply: str  # word for word
     text: str  # the reply without its codes
-    rule: str  # of this relay that refused the message, or ""
-    time: str  # of the last attempt, or ""
+    rule: str  # of this relay that refused the message
+    time: str  # of the last attempt
     why: str = ""  # it failed or is delayed; "" for a success
     advice: str = ""  # what to do; "" for a success or a delay
 

@@ -188,11 +188,13 @@ class DisclaimerPlace(StrEnum):
 
 
 class DisclaimerFallback(StrEnum):
-    """What happens to a message to which no disclaimer can be added."""
+    """`fallback`: what happens to a message that cannot have the disclaimer."""
 
-    WRAP = "wrap"  # it is attached to a new message with the disclaimer
-    IGNORE = "ignore"  # it is delivered without the disclaimer
-    REJECT = "reject"  # it is rejected
+    # it becomes a new message: the disclaimer, and the original attached, octet for octet. The
+    # header has the fields of the original: a rule that removes a field must come before
+    WRAP = "wrap"
+    IGNORE = "ignore"  # it stays as it is
+    REJECT = "reject"  # the matched recipients are rejected with `554 5.6.3`
 
 
 class DisclaimerAction(Struct, frozen=True):

@@ -411,14 +411,19 @@ _CALENDARS = ("text/calendar", "application/ics")
 
 
 class MessageType(StrEnum):
-    """The kinds of messages, in the order in which they are asked; a message may be of several."""
+    """`message_type`: what the message has, in its own header for all kinds but `calendar`. A
+    message may be of several kinds.
+    """
 
-    AUTOMATIC = "automatic"  # a program sent it, or it is bulk mail
-    LIST = "list"  # it comes from a mailing list
-    REPORT = "report"  # about the delivery or the reading of another one
-    SIGNED = "signed"  # as a whole
-    ENCRYPTED = "encrypted"  # as a whole
-    CALENDAR = "calendar"  # an invitation, or an answer to one
+    # In the order in which they are asked.
+
+    AUTOMATIC = "automatic"  # `Auto-Submitted` other than `no`, or `Precedence: bulk` or `junk`
+    LIST = "list"  # `List-Id`
+    REPORT = "report"  # the type multipart/report: bounces and read receipts
+    SIGNED = "signed"  # the type multipart/signed, or S/MIME that is signed
+    # the type multipart/encrypted, or S/MIME that is encrypted. PGP in the text does not count
+    ENCRYPTED = "encrypted"
+    CALENDAR = "calendar"  # a part text/calendar or application/ics
 
 
 class MessageTypeCondition(BaseCondition, frozen=True):
