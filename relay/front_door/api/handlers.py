@@ -456,8 +456,8 @@ class Handlers:
     # `POST queue/retry`, `hold`, `release`, `cancel`, `reroute`: `{matched, done, unchanged,
     # in_flight, ordered, dry_run, unknown, entries}` (10,000 entries), with `reports`, `new`,
     # `still_held`. The body is `{ids, sender, recipient, domain, next_hop, state, subject, client,
-    # login, route, older_than_s, all, dry_run, reason}`, for `hold` also `until` and `new`, for
-    # `release` `as_before`, for `cancel` `bounce` and `text`, for `reroute` `to`
+    # login, route, older_than_s, restored, all, dry_run, reason}`, for `hold` also `until` and
+    # `new`, for `release` `as_before`, for `cancel` `bounce` and `text`, for `reroute` `to`
     async def change_queue(
         self, operation: Operation, request: HttpRequest, principal: Principal
     ) -> dict[str, Any]:
