@@ -101,11 +101,8 @@ def test_each_condition_has_an_example_that_loads(tmp_path, key):
 
 
 @each_row("key", ACTIONS)
-def test_each_action_is_described(tmp_path, key):
-    described = dict(cells("Actions", 2))
-    names = [name for name, _ in cells("Actions", 0)]
-    assert key in names
-    if code := described.get(key):
+def test_the_value_of_each_action_loads(tmp_path, key):
+    if code := dict(cells("Actions", 2)).get(key):
         text = f"[[rule]]\nname = 'r'\nthen = [ {{ {key} = {code} }} ]\n"
         (tmp_path / "10.toml").write_text(text, encoding="utf-8")
         assert load_rules(tmp_path).rules
