@@ -213,10 +213,6 @@ max_connections = 0
             'found "*@a.test", expected one address: domain takes all',
         ),
         (
-            f"{ROUTE}next_hop = 'smtp://a.test'",
-            'route[0].next_hop: found "smtp://a.test", expected mx, local,',
-        ),
-        (
             f"{ROUTE}next_hop = 'local'\nfallback = 'smtp://a.test:25'",
             'route[0].fallback: found "smtp://a.test:25", expected fallback only with',
         ),
@@ -294,20 +290,12 @@ max_connections = 0
             "6: smtp[1].listen: found",
         ),
         (
-            "[[smtp]]\nlisten = '127.0.0.1:25'\ndnsbl = [{ zone = 'a b' }]",
-            '5: smtp[0].dnsbl[0].zone: found "a b", expected a domain such as',
-        ),
-        (
             "[[smtp]]\nlisten = '127.0.0.1:25'\ntrusted_networks = ['0.0.0.0/0']",
             '5: smtp[0].trusted_networks[0]: found "0.0.0.0/0", expected a network of your own',
         ),
         (
             DKIM.replace("s1", ".".join(["x" * 60] * 4)),
             "expected at most 253 characters of SELECTOR._domainkey.DOMAIN",
-        ),
-        (
-            f"{DKIM}until = '2027-02-29'",
-            '7: dkim[0].until: found "2027-02-29", expected a date such as',
         ),
         (
             DKIM + DKIM.replace("s1", "s2") + DKIM.replace("s1", "S1").replace("a.test", "A.Test"),

@@ -63,30 +63,6 @@ def test_every_path_of_tomllib_has_a_line_and_no_other_path_has():
     assert expected - located == {("a",), ("a", "b")}
 
 
-@each_row(
-    "path, needle",
-    [
-        (("hostname",), "hostname ="),
-        (("quoted key",), '"quoted key"'),
-        (("lit.eral",), "'lit.eral'"),
-        (("site", "b.c", "d"), "site ."),
-        (("http", "listen"), "listen = ["),
-        (("http", "listen", 1), "'two]'"),
-        (("http", "listen", 2, 1, "x"), "nested"),
-        (("http", "raw"), "raw ="),
-        (("http", "when"), "when ="),
-        (("smtp", 0, "tls", "key"), "ke\\u0079"),
-        (("smtp", 0, "tls", "deep", "er", "z", 1), "deep.er"),
-        (("smtp", 1, "tls", "key"), 'key = "k"'),
-        (("smtp", 1, "user", 1, "name"), 'name = "y"'),
-        (("a", "b", "c", "none"), "none ="),
-    ],
-)
-def test_line(path, needle):
-    line = locate(TEXT)[path]
-    assert needle in TEXT.splitlines()[line - 1]
-
-
 @each_row("text", ["", "\n\n", "# only a comment", "[table]", "a=1", "a=[]"])
 def test_texts_that_end_early(text):
     assert set(locate(text)) == paths(tomllib.loads(text))

@@ -157,7 +157,7 @@ SOCKET = "an absolute path without spaces"
                 *("", "MX", "held", "smtp://mail.test", "smtp://mail.test:0", "smtp://unix:/x"),
                 *("lmtp://h", "lmtp://unix:/x", "LMTP://h:24", "lmtps://h:24", "http://h:80"),
                 *("reject:", "reject: ", "reject:a\r\nb", "reject:ä", "reject:" + "x" * 500),
-                "smtp://h:25\n",
+                *("smtp://h:25\n", "smtp://h:65536"),
             ],
         ),
         (

@@ -47,7 +47,6 @@ BAD_PAGES = ("$top=x", "$top=-1", "$top=0", "$top=٣", "$skip=-1", "$count=maybe
 BAD_CONDITIONS = (
     *("$filter=subject eq", "$filter=colour eq 'x'", "$filter=(isRead eq true", "$filter=1"),
     *("$filter=receivedDateTime ge yesterday", "$filter=subject eq 'x", "$filter=%00"),
-    *("$filter=" + "not " * 40 + "isRead", "$orderby=colour", "$orderby=subject up"),
     *('$search="', '$search="x" OR', "$search=", "$skiptoken=zz", "$skiptoken=%00", "$filter="),
     *("$orderby=", "$orderby=subject,", "$orderby=subject,SUBJECT desc", "$orderby=bodyPreview"),
     *("$orderby=id,subject,isRead,isDraft,importance,sentDateTime", "$filter=bodyPreview eq 'x'"),

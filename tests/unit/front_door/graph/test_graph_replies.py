@@ -190,26 +190,6 @@ async def test_a_reply_to_an_own_message_goes_to_its_recipients(
     assert draft["conversationId"] == created["conversationId"]
 
 
-@pytest.mark.parametrize(
-    ("subject", "reply", "forward"),
-    [
-        ("Plans", "RE: Plans", "FW: Plans"),
-        ("RE: re: FWD:Plans", "RE: Plans", "FW: Plans"),
-        ("AW: [list] WG: x", "RE: [list] WG: x", "FW: [list] WG: x"),
-        ("FYI: Plans", "RE: FYI: Plans", "FW: FYI: Plans"),
-        ("Re[2]: Plans", "RE: Plans", "FW: Plans"),
-        ("", "RE:", "FW:"),
-    ],
-)
-async def test_the_prefix_is_there_once(
-    mail: OnDisk, subject: str, reply: str, forward: str
-) -> None:
-    created = (await mail.http.post("/messages", json={"subject": subject})).json()
-    path = f"/messages/{created['id']}"
-    assert (await draft_of(mail, path, "createReplyAll"))["subject"] == reply
-    assert (await draft_of(mail, path, "createForward"))["subject"] == forward
-
-
 HTML = (
     '<html><head><title>t</title><style>div{display:none}</style></head><body bgcolor="red">'
     '<p onclick="x()">Hi<br><img src="cid:pic%40me"></p><script>alert(1)</script></body></html>'

@@ -171,11 +171,9 @@ AUTHORS = b"From: alice@example.test, eve@a.test\nTo: a@b.test\n\n"
 @each_row(
     "content, status, code",
     [
-        (b"\x00\xff", 400, "ErrorMimeContentInvalid"),
         (b"just text\r\n", 400, "ErrorMimeContentInvalid"),
         (b"Subject: x\r\n\r\n", 400, "ErrorInvalidRecipients"),
         (b"To: " + b"a@b.test," * 501 + b"\n\n", 400, "ErrorInvalidRecipients"),
-        (b"To: a@b.test\r\nCc: c@\r\n\r\n", 400, "ErrorInvalidRecipients"),
         (b"To: a@b.test\r\nBcc: \xfc@c.test\n\n", 400, "ErrorInvalidRecipients"),
         (b"From: bob@example.test\nTo: a@b.test\n\n", 403, "ErrorSendAsDenied"),
         (b"Sender: eve@a.test\nTo: a@b.test\n\n", 403, "ErrorSendAsDenied"),
@@ -183,7 +181,6 @@ AUTHORS = b"From: alice@example.test, eve@a.test\nTo: a@b.test\n\n"
         (AUTHORS, 403, "ErrorSendAsDenied"),
         (b"From: nobody\nTo: a@b.test\n\n", 400, "ErrorMimeContentInvalid"),
         (b"To: a@b.test\n" + b"A:\n" * FIELDS_MAX + b"\n", 400, "ErrorMimeContentInvalid"),
-        (b"A:\r" * FIELDS_MAX + b"To: a@b.test\n\n", 400, "ErrorMimeContentInvalid"),
     ],
 )
 async def test_bad_mime_is_refused(

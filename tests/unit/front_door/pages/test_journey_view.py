@@ -244,11 +244,6 @@ def test_who_signed_is_in_step_5_where_keys_are_configured(detail, lines):
     assert list(describe(5, detail)) == lines
 
 
-def test_captured_mail_stays_and_says_so(relay):
-    view = sent(relay, "joe@elsewhere.example")
-    assert states(view) == ["done"] * 6 + ["skipped"]
-
-
 def test_mail_by_smtp_skips_the_steps_of_a_draft(relay):
     mail = EmailMessage()
     mail["From"], mail["To"], mail["Subject"] = "app@example.test", BOB, "By SMTP"

@@ -206,11 +206,6 @@ def test_the_key_of_srs_addresses_is_read_and_never_made(files):
     assert text.startswith(f"{state}/srs.key: found nothing, expected a secret of 16 to 1,024 ")
 
 
-def test_faults_of_accounts_and_rules_are_reported_together(files):
-    faults = of(files(accounts="x = 1\n", **{"policies/10": "y = 1\n"}), CheckResult.FAULT)
-    assert [what for what, _ in faults] == ["accounts", "policy"]
-
-
 def more(text: str) -> dict[str, str]:
     """What is changed where relay.toml goes on with `text`."""
     return {"relay": CONFIG + text}
