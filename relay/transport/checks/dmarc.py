@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
-from relay.base.message.address import own_mailbox
+from relay.base.message.address import literal_address, own_mailbox
 from relay.base.message.authentication_results import (
     ABOVE,
     ASKING,
@@ -30,6 +30,8 @@ from relay.transport.checks.checker import TOO_MANY, Known, KnownAnswer
 from relay.transport.routing.dns_cache import DnsQuestion
 
 DOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(?>\.[a-z0-9_-]{1,63})*+")  # with A-labels
+_ENDS = re.compile("[<>,;:]")  # of text that may be an address
+_NO_DOMAIN = re.compile(r"[^@]*+@[\w\s-]*+")  # "Sales @ Friend"
 _LABELS_MAX = 7  # of the names of a walk after the first
 _WEAKER = {"reject": "quarantine", "quarantine": "none", "none": "none"}  # what t=y makes of it
 _POLICIES = ("p", "sp", "np")
@@ -86,35 +88,36 @@ def author_of(header: Header) -> tuple[str, str]:
     if len(fields) != 1:
         return "", f"the message has {len(fields) or 'no'} From field{'s' if fields else ''}"
     domains = {domain_of(address) for address in authors_of(*fields[0]) or ()}
-    if len(domains) != 1:
+    if len(domains) != 1 or not DOMAIN.fullmatch(min(domains)):
         return "", "From has no author, an unclear one, or authors of several domains"
     return domains.pop(), ""
 
 
 def authors_of(name: bytes, octets: bytes) -> Sequence[str] | None:
     """Return the addresses in a From or Sender field, in lower case with A-labels; None if programs
-    may read others.
+    may read others. A domain may be an IP address in brackets.
     """
     [field] = originators(Header(((name, octets),)))
-    written = [person.address.rpartition("@")[2] for person in field.addresses]
-    # a name with an odd sign is no fault if no program can read another address, nor one that
-    # decodes the name first
+    written = [person.address.lower() for person in field.addresses]
+    addresses = [own_mailbox(person.address).removesuffix(".") for person in field.addresses]
+    is_folded = b"\n" in octets.partition(b":")[0]  # no From for some programs
+    if len(octets) > ORIGINATORS_OCTETS_MAX or is_folded or not all(map(_is_sure, addresses)):
+        return None
+    if written and not field.unread:
+        return addresses
+    # an odd sign is no fault if each text that may be an address is read as one, also by programs
+    # that decode the field first
     texts = (octets.decode("utf-8", "replace"), read_text(parse_header(octets), name.decode()))
-    is_clear = not field.unread or all(_has_only(written, text.lower()) for text in texts)
-    addresses = [own_mailbox(person.address) for person in field.addresses]
-    are_domains = all(DOMAIN.fullmatch(domain_of(address)) for address in addresses)
-    is_short = len(octets) <= ORIGINATORS_OCTETS_MAX
-    return addresses if is_clear and are_domains and is_short else None
+    parts = {part.strip(" \t\r\n'").lower() for text in texts for part in _ENDS.split(text)}
+    others = [part for part in parts.difference(written) if "@" in part]
+    return addresses if all(written and _NO_DOMAIN.fullmatch(part) for part in others) else None
 
 
-def _has_only(domains: Sequence[str], text: str) -> bool:
-    """Return whether a text has no @, or only that of the one domain, which does not go on."""
-    domain, after = "".join(domains), text.partition("@")[2]
-    is_whole = after.startswith(domain) and after.removeprefix(domain).lstrip()[:1] not in (
-        ".",
-        "(",
-    )
-    return text.count("@") == len(domains) <= 1 and is_whole
+def _is_sure(address: str) -> bool:
+    """Return whether an address has one @, and a domain or an IP address behind it."""
+    domain = domain_of(address)
+    is_known = DOMAIN.fullmatch(domain) or literal_address(domain)
+    return address.count("@") == 1 and bool(is_known)
 
 
 def walk_questions(domain: str) -> list[DnsQuestion]:

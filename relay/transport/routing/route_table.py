@@ -426,9 +426,9 @@ class RouteTable:
 
     def names_of_login(self, next_hop: NextHop, *, whole_domain: bool) -> tuple[str, ...] | None:
         """Return the patterns of addresses that the login at a next hop stands for, `local@domain`
-        or `*@domains`: its mailbox, the mailbox's domain if that is local or signed (DKIM), and
-        the `sender` of each route with this login; and those of its fallback's login. With
-        `whole_domain`, the mailbox's domain and those below it. None without a login.
+        or `*@domains`: its mailbox, the mailbox's domain and those below it if it is local or
+        signed (DKIM), always with `whole_domain`; the `sender` of each route with this login; and
+        those of its fallback's login. None without a login.
         """
         login = self.options_for(next_hop).login
         if login is None:
@@ -437,9 +437,7 @@ class RouteTable:
         domain, patterns = domain_of(mailbox), [mailbox]
         is_signed = any(f".{domain}".endswith(f".{name}") for name in self.signed)
         if whole_domain or is_signed or self.is_local_domain(domain):
-            patterns.append(f"*@{domain}")
-        if whole_domain:
-            patterns.append(f"*@*.{domain}")
+            patterns += [f"*@{domain}", f"*@*.{domain}"]
         for route in self.named.values():
             other = route.options.login
             if other is None or replace_fields(other, user=login.user) != login:
