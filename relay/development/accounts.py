@@ -14,8 +14,9 @@ import base64
 import binascii
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from hmac import compare_digest
 from math import ceil
 from typing import Any
@@ -36,7 +37,7 @@ from relay.base.accounts.passwords import GuessDelays, digest_of
 from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock, SystemClock
 from relay.base.message.address import LOCAL_PART_OCTETS_MAX, own_mailbox, parse_odd_mailbox
-from relay.base.settings.values import is_atom_character, parse_mailbox
+from relay.base.settings.values import is_atom_character, parse_domain, parse_mailbox
 from relay.front_door.http.errors import ApiError
 from relay.front_door.http.http_request import HttpRequest
 from relay.store.mailbox.mailbox_list import MailboxList
@@ -63,12 +64,14 @@ class DevelopmentAccounts:
         token: str = "",
         strict: bool = False,
         clock: Clock | None = None,
+        arrival: Callable[[Callable[[], bool]], Awaitable[None]] | None = None,
     ) -> None:
         """`mailboxes` are those that exist, None for none; `domains` are the local ones.
 
         `operator_token` is a token with the role operate, "" for none. If there is a `token`, it
         has that role, and no other token, password or client secret is accepted. `clock` delays
-        clients that guess it. Mail creates a local account, unless `strict`.
+        clients that guess it. Mail creates a local account, unless `strict`. `arrival` waits while
+        mail is on its way, until its argument returns True.
         """
         self._mailboxes = mailboxes
         self._domains = tuple(domain.lower() for domain in domains)
@@ -76,6 +79,7 @@ class DevelopmentAccounts:
         self._token = token.encode()
         self._guesses = GuessDelays(clock or SystemClock())
         self._strict = strict
+        self._arrival = arrival
         self._always = [f"{name}@{self._domains[0]}" for name in NAMES]
         self._used = BoundedDict[str, None](ACCOUNTS_MAX)  # the most recently used last
 
@@ -145,24 +149,35 @@ class DevelopmentAccounts:
         is_captured = not self._is_local(mailbox) and self._exists(mailbox)
         return Account(mailbox) if mailbox == caller.address or is_captured else None
 
-    def in_path(self, text: str, caller: Account) -> Account | None:
+    async def in_path(self, text: str, caller: Account) -> Account | None:
         """See AccountDirectory. A client and the operator create local accounts, unless `strict`.
 
-        For them, a text that is no address and no name is no account.
+        For them, a text that is no address and no name is no account, except their own. An account
+        of another domain exists if it has mail, or if mail that is on its way arrives.
         """
-        if not caller.acts_for and self._is_local(self.address_named(text)):
+        named = self.address_named(text)
+        if named == caller.address or (not caller.acts_for and self._is_local(named)):
             return self.opened(text, caller)
         try:
             mailbox = self._read_name(text.strip())
         except ValueError:
             raise UnknownUserError("Expected an address, or a local part.") from None
-        is_local = self._is_local(mailbox)
-        is_made = is_local and not self._strict
-        if not (is_made or mailbox == caller.address or self._exists(mailbox)):
-            remedy = f"With --domain {mailbox.rpartition('@')[2]} every address there is an account"
-            text = "--strict-users makes no account" if is_local else f"No mail has come. {remedy}"
-            raise UnknownUserError(f"{text}.")
+        exists, is_local = partial(self._exists, mailbox), self._is_local(mailbox)
+        if self._arrival and not is_local:
+            await self._arrival(exists)
+        if not (exists() or (is_local and not self._strict)):
+            no_mail = f"This address has no mail.{self._remedy(mailbox)}"
+            raise UnknownUserError("--strict-users makes no account." if is_local else no_mail)
         return self.opened(mailbox, caller)
+
+    def _remedy(self, mailbox: str) -> str:
+        """Return how to make the domain of a mailbox local, "" where that makes no account."""
+        try:
+            domains = (*self._domains, parse_domain(mailbox.rpartition("@")[2]))
+        except ValueError:
+            return ""
+        options = " ".join(f"--domain {domain}" for domain in domains)
+        return "" if self._strict else f" With {options}, their addresses are accounts."
 
     def every(self) -> Sequence[Account]:
         """Return accounts that exist, at most 2 * ACCOUNTS_MAX."""

@@ -9,7 +9,7 @@ import asyncio
 import dataclasses
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -89,6 +89,7 @@ from relay.transport.policy.rule_book import RuleBook
 from relay.transport.policy.rule_files import load_rules, unread_directories
 from relay.transport.signing.key_files import load_keys
 
+_ARRIVAL_S = 5.0  # delivery takes less, except on a very busy machine
 _DEFERRED_MAX = 1000  # entries among which the next retry is looked for
 # The configuration cannot have networks so wide. Nothing that such a client sends can leave.
 _EVERYONE = ("0.0.0.0/0", "::/0")
@@ -188,6 +189,7 @@ class DevelopmentRelay:
             token=options.token,
             strict=options.strict_users,
             clock=self.clock,
+            arrival=self._arrival,
         )
         sources = RelayDependencies(
             self._accounts,
@@ -500,6 +502,12 @@ class DevelopmentRelay:
         except UnsettledError:
             return False
         return True
+
+    async def _arrival(self, has_arrived: Callable[[], bool]) -> None:
+        """Wait until mail has arrived, or no accepted mail is on its way; five seconds at most."""
+        without_requests = dataclasses.replace(self.daemon.settling, graph=None)  # it is one itself
+        with suppress(UnsettledError):
+            await without_requests.settle(_ARRIVAL_S, has_ended=has_arrived)
 
     async def advance_clock(self, seconds: float) -> None:
         """Advance the clock from timer to timer, and settle after each. A caller that is cancelled

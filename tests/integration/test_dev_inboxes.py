@@ -1,5 +1,6 @@
 """The inboxes of a real development relay: captured mail is read as with Graph, by anyone."""
 
+from base64 import urlsafe_b64encode
 from typing import Any
 from urllib.parse import quote
 
@@ -9,8 +10,6 @@ from tests.support.dev_process import DevProcess
 from tests.support.graph_client import Answer, message
 
 APP = "app@shop.test"
-# a JWT without a user
-APPLICATION = "eyJhbGciOiJub25lIn0.eyJhcHBpZCI6ImFwcCJ9."
 MIXED = "Ann+Tag@Gmail.com"
 CAPTURED = "ann+tag@gmail.com"
 
@@ -26,6 +25,12 @@ def inbox(relay: DevProcess, address: str, query: str = "", *, token: str = "ali
     answer = relay.graph("GET", path, token=token)
     assert answer.status == 200, answer.body
     return answer.json()["value"]
+
+
+def application(client_id: str = "app") -> str:
+    """Return a JWT without a user."""
+    claims = urlsafe_b64encode(f'{{"appid": "{client_id}"}}'.encode()).decode().rstrip("=")
+    return f"eyJhbGciOiJub25lIn0.{claims}."
 
 
 def code(answer: Answer) -> tuple[int, str]:
@@ -81,18 +86,38 @@ def test_only_recipients_that_got_mail_exist(relay: DevProcess) -> None:
     assert not {"bob@example.test", "unknown@gmail.com"} & {*users}
 
 
+def test_a_recipient_of_mail_on_its_way_exists(relay: DevProcess) -> None:
+    for number in range(5):
+        relay.send(APP, f"smtp{number}@gmail.com", "polled at once")
+        inbox(relay, f"smtp{number}@gmail.com")
+        relay.send_mail(to=[f"graph{number}@gmail.com"], subject="polled at once")
+        inbox(relay, f"graph{number}@gmail.com")
+    scheduled = [{"id": "SystemTime 0x3FEF", "value": "2999-01-01T00:00:00Z"}]
+    relay.send_mail(to=["later@gmail.com"], singleValueExtendedProperties=scheduled)
+    unknown = relay.graph("GET", "/users/later@gmail.com/messages")
+    assert code(unknown) == (404, "ErrorInvalidUser")
+
+
 def test_an_application_sends_from_users_that_exist(relay: DevProcess) -> None:
-    def answer(user: str, token: str = APPLICATION) -> Answer:
+    def answer(user: str, token: str = application()) -> Answer:
         mail = {"message": message(to=["bob@example.test"], subject="from an application")}
-        return relay.graph("POST", f"/users/{quote(user)}/sendMail", mail, token=token)
+        return relay.graph("POST", f"/users/{quote(user, safe='')}/sendMail", mail, token=token)
 
     submit(relay, "captured@gmail.com", "here")
     for user in ("dora", "captured@gmail.com", '"e f"@example.test'):
         assert answer(user).status == 202, user
-    for user in ("noreply@contsoo.test", "a@example.test,b@example.test", "A <a@example.test>"):
+    for client_id in ("My App", "api://shop"):
+        assert answer(client_id, application(client_id)).status == 202, client_id
+    for user, hint in (
+        ("noreply@contsoo.test", "no mail. With --domain example.test --domain contsoo.test,"),
+        ("a@[127.0.0.1]", "This address has no mail."),
+        ("a@example.test,b@example.test", "Expected an address, or a local part."),
+        ("A <a@example.test>", "Expected an address, or a local part."),
+    ):
         refused = answer(user)
         assert code(refused) == (404, "ErrorInvalidUser"), user
-        assert ("--domain contsoo.test" in refused.message) == ("contsoo" in user)
+        assert hint in refused.message
+        assert ("--domain" in hint) == ("--domain" in refused.message)
     assert code(answer("A <a@example.test>", "alice")) == (403, "ErrorAccessDenied")
 
 

@@ -249,6 +249,8 @@ def test_strict_users_rejects_mail_for_others(dev) -> None:
     paths = [f"/users/{user}/messages" for user in ("alice", "carol")]
     answers = [running.graph("GET", path, token=OPERATOR).status for path in paths]
     assert answers == [200, 404]
+    unknown = running.graph("GET", "/users/carol@b.test/messages", token=OPERATOR)
+    assert unknown.message.endswith("This address has no mail.")
 
 
 def test_changed_rules_are_loaded_and_faulty_ones_are_not(tmp_path: Path, dev) -> None:

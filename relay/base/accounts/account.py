@@ -258,7 +258,7 @@ class AccountDirectory(Protocol):
         None if `caller` may not, or if there is no such account.
         """
 
-    def in_path(self, text: str, caller: Account) -> Account | None:
+    async def in_path(self, text: str, caller: Account) -> Account | None:
         """Return the account that a path of the Graph API names, like opened().
 
         Raises UnknownUserError if there is no such account, and `caller` could open it.

@@ -131,7 +131,7 @@ class FileAccounts:
         owner = self.by_address(address)
         return owner if owner is not None and caller.may_open(owner) else None
 
-    def in_path(self, text: str, caller: Account) -> Account | None:
+    async def in_path(self, text: str, caller: Account) -> Account | None:
         """See AccountDirectory. An address that `caller.acts_for` lists may be known to it."""
         if self.by_address(text) is None and is_listed(text, caller.acts_for):
             raise UnknownUserError("There is no account of this address.")

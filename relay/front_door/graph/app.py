@@ -69,7 +69,7 @@ def create_app(
                 return await serve_upload(dependencies, request, segments[2])
             if len(segments) == 2 and segments[1].lower() == "$batch":
                 return await batches.handle(request, is_strict=is_strict)
-            match, graph_request = _find_operation(
+            match, graph_request = await _find_operation(
                 dependencies, request, segments[1:], caller=caller, is_strict=is_strict
             )
             response = await admission.run(match.operation, graph_request)
@@ -93,7 +93,7 @@ def create_app(
     return gateway
 
 
-def _find_operation(
+async def _find_operation(
     dependencies: GraphDependencies,
     request: HttpRequest,
     segments: tuple[str, ...],
@@ -106,7 +106,7 @@ def _find_operation(
     """
     match, account = find_route_outside(request.method, segments), caller
     if match is None:
-        account, rest = find_mailbox(segments, caller, dependencies.accounts)
+        account, rest = await find_mailbox(segments, caller, dependencies.accounts)
         match = find_route(request.method, rest)
     parameters = match.path_parameters
     graph_request = GraphRequest(

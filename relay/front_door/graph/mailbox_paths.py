@@ -23,7 +23,7 @@ def with_keys(segments: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(expanded)
 
 
-def find_mailbox(
+async def find_mailbox(
     segments: tuple[str, ...], caller: Account, accounts: AccountDirectory
 ) -> tuple[Account, tuple[str, ...]]:
     """Return the account of the mailbox in the path, and the rest after /me or /users/{address}.
@@ -36,7 +36,7 @@ def find_mailbox(
             raise errors.NO_USER("No user has signed in: the token is an application's.")
         return caller, segments[1:]
     try:
-        owner = accounts.in_path(segments[1], caller)
+        owner = await accounts.in_path(segments[1], caller)
     except UnknownUserError as unknown:
         error = errors.USER_INVALID if len(segments) > 2 else errors.USER_NOT_FOUND
         raise error(str(unknown), quoted(segments[1])) from None

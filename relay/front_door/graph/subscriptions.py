@@ -159,7 +159,7 @@ async def _read_resource(request: GraphRequest, text: str) -> tuple[str, str]:
     if not is_user or (rest != ("messages",) and not is_folder):
         expected = "me/messages, users/{id}/messages or …/mailFolders/{id}/messages"
         raise invalid_value("resource", text, expected)
-    account, _ = find_mailbox(segments, request.caller, request.dependencies.accounts)
+    account, _ = await find_mailbox(segments, request.caller, request.dependencies.accounts)
     if not is_folder:
         return account.address, ""
     return account.address, (await request.store.folders.get(account.address, rest[1])).id

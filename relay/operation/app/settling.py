@@ -42,16 +42,18 @@ class Settling:
         timeout_s: float = SETTLE_S,
         *,
         is_delayed: Callable[[], bool] = lambda: False,
+        has_ended: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Return when nothing is in progress. Raises UnsettledError after `timeout_s`.
+        """Return when nothing is in progress, or `has_ended` returns True.
 
-        While `is_delayed` returns True, a simulated host delays its answer. Then return also when
-        nothing has changed for 0.2 s, because all work that is left may wait for that host.
+        Raises UnsettledError after `timeout_s`. While `is_delayed` returns True, a simulated host
+        delays its answer. Then return also when nothing has changed for 0.2 s, because all work
+        that is left may wait for that host.
         """
         loop = asyncio.get_running_loop()
         quiet_s = began_s = loop.time()  # real time: a client waits
         look_s, idle, before = _LOOK_S_FIRST, 0, (-1, "")
-        while idle < _ITERATIONS:
+        while idle < _ITERATIONS and not has_ended():
             seen, busy = self.changes.count, "; ".join(self.in_progress())
             if not busy:
                 idle += 1
