@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from os.path import lexists
 from pathlib import Path
 
 from msgspec import Struct, structs
@@ -276,13 +277,17 @@ class ScheduledSends(OutboxPart):
         """Return the draft's newest file in Drafts, None if there is none.
 
         A mail client that changes a draft writes it under another name. Raises OSError if Drafts
-        cannot be read.
+        cannot be read, but a mailbox that was removed has no drafts.
         """
         draft_id = submission.draft_id
-        cur = Path(drafts_directory(self.folders.directory(submission.account)))
+        mailbox = self.folders.directory(submission.account)
+        cur = Path(drafts_directory(mailbox))
         usual = f"{submission.base_name},S={submission.path.stat().st_size}:2,{NEW_DRAFT}"
         if (cur / usual).exists() and not self.directory.marker(draft_id).exists():
             return cur / usual
+        domain = mailbox.parent
+        if not lexists(mailbox) and domain.exists() == lexists(domain):  # not below a broken link
+            return None
         cur.stat()  # one that is missing was not read
         files = [
             (name.generation, folder / file_name)

@@ -1,6 +1,7 @@
 """Deferred sends on disk: they wait, are cancelled or changed, and come to their time."""
 
 import errno
+import shutil
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from relay.store.mailbox.stored_message import MessageChange
 from relay.store.spool.queue_commands import Operation
 
 ALICE = "alice@example.test"
-BOB = "bob@example.test"
+BOB = "bob@other.test"
 HOUR_US = 3_600_000_000
 IN_2_HOURS = (
     ExtendedProperty(DEFERRED_SEND_NUMBER, ("2",)),
@@ -72,10 +73,14 @@ async def brought_up(place, store):
     return await store._threads.run(store._scheduled.make_due_ready, names)
 
 
-@pytest.mark.parametrize("deed", ["remove", "replace", "move", "mark as deleted"])
+@pytest.mark.parametrize(
+    "deed", ["remove", "replace", "move", "mark as deleted", "example.test/alice", "example.test"]
+)
 async def test_a_draft_that_a_mail_client_took_away_is_not_sent(place, store, waiting, deed):
     [file] = place.files(".Drafts")
-    if deed == "move":
+    if deed.startswith("example"):  # with the whole mailbox
+        shutil.rmtree(place.root / deed)
+    elif deed == "move":
         file.rename(place.root / "example.test/alice/.Trash/cur" / file.name)
     elif deed == "mark as deleted":
         file.rename(file.with_name(file.name + "T"))
@@ -91,16 +96,18 @@ async def test_a_draft_that_a_mail_client_took_away_is_not_sent(place, store, wa
     assert detail["cancelled"] > detail["deferred_until"][:10]
 
 
-@pytest.mark.parametrize("broken", ["its mailbox", "its Drafts", "its submission"])
+@pytest.mark.parametrize("broken", ["its mailbox", "its Drafts", "its domain", "its submission"])
 async def test_a_send_that_cannot_become_ready_blocks_no_other(
     place, store, draft, waiting, broken
 ):
     due_us = waiting.options.scheduled_us
     theirs = await store.submissions.submit_new(BOB, draft(), SendOptions(scheduled_us=due_us))
     home = place.root / "example.test/alice"
-    path = {"its mailbox": home, "its Drafts": home / ".Drafts"}.get(broken, waiting.path)
+    places = {"its mailbox": home, "its Drafts": home / ".Drafts", "its domain": home.parent}
+    path = places.get(broken, waiting.path)
     away = path.rename(path.with_name("away"))
-    path.symlink_to(path.name) if broken == "its submission" else path.write_bytes(b"")
+    is_link = broken in ("its domain", "its submission")
+    path.symlink_to(path.name) if is_link else path.write_bytes(b"")
     place.clock.advance(3600)
     brought = await brought_up(place, store)
     assert [one.submission_id for one in brought.submissions] == [theirs.submission_id]
