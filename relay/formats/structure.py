@@ -176,9 +176,10 @@ class Structure(Struct, frozen=True):
 
     @property
     def has_bare_lf(self) -> bool:
-        """Whether a line of a body, or the blank line before it, ends in LF alone."""
+        """Whether a line ends in LF alone; in a binary body (RFC 2045 2.9) an LF ends no line."""
         return any(
-            entity.blank == b"\n" or entity.body.line_feeds > entity.body.pairs
+            _has_bare_lf(entity.header + entity.blank)
+            or (entity.encoding != "binary" and entity.body.line_feeds > entity.body.pairs)
             for entity in self.entities
         )
 
@@ -190,6 +191,10 @@ class Structure(Struct, frozen=True):
         """Return all entities inside an entity."""
         following = islice(self.entities, entity.number + 1, None)
         return takewhile(lambda inner: inner.depth > entity.depth, following)
+
+
+def _has_bare_lf(lines: bytes) -> bool:
+    return lines.count(b"\n") > lines.count(b"\r\n")
 
 
 class LooseReading(Struct, frozen=True):

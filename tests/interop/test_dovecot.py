@@ -90,6 +90,10 @@ def test_a_message_has_crlf_however_it_came(relay, dovecot, lines):
     assert relay.graph("POST", inbox, base64.b64encode(graph), headers=kind).status == 201
     copy = copy.replace(b"\n", b"\r\n", 1)  # another program has added a line to it
     (relay.home(OWNER) / "new/1795990711.M1P1.host").write_bytes(copy)
+    binary = b"Content-Transfer-Encoding: binary\nContent-Type: text/csv"
+    binary = LINES.replace(b"Content-Type: text/csv", binary).replace(b"\n", b"\r\n")
+    binary %= (png := b"PNG\r\n\x1a\n\n\r\r\nX" * lines)
+    (relay.home(OWNER) / "new/1795990712.M1P1.host").write_bytes(b"Subject: png\r\n" + binary)
     [appended] = relay.home(OWNER).glob("[cn]*/*,W=*")
     assert b"\r\n" not in appended.read_bytes()
     read = {one["subject"]: as_read(relay, one) for one in relay.messages("inbox")}
@@ -97,6 +101,7 @@ def test_a_message_has_crlf_however_it_came(relay, dovecot, lines):
     assert read["smtp"][:2] == [crlf, [b"x;y\r\n" * lines, b"Subject: inner\r\n\r\na"]]
     for way in ("imap", "graph", "copy"):
         assert read[way] == read["smtp"], way
+    assert read["png"][:2] == [binary, [png, b"Subject: inner\r\n\r\na"]]
     assert appended.read_bytes().endswith(content)
 
 

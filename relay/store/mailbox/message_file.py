@@ -33,6 +33,7 @@ from relay.formats.read_mime import (
     read_attachments,
     read_message,
 )
+from relay.formats.structure import read_structure
 from relay.formats.transfer_encoding import CrlfCoding, recode
 from relay.store.mailbox.errors import NoSuchItemError
 from relay.store.mailbox.maildir import open_message
@@ -265,13 +266,16 @@ def _with_crlf(stored: Octets) -> Octets:
     """Return a message's file as readers get it: with CRLF where it has LF alone.
 
     A draft with Graph's properties stays, because its block has places in the file. The block of a
-    draft that another program copied with LF is removed, because its places are wrong.
+    draft that another program copied with LF is removed, because its places are wrong. A file stays
+    too if its header has CRLF and it has LF alone only in binary parts.
     """
-    block, _ = read_private_block(stored)
+    block, length = read_private_block(stored)
     if block is not None and block.properties is not None:
         return stored
     octets = recode(stored, CrlfCoding(keeps_nul=True, keeps_cr=True))
-    if octets.size == stored.size:
+    if octets.size == stored.size or not (
+        _BARE_LF_FIRST.match(stored.read(length, 1000)) or read_structure(stored).has_bare_lf
+    ):
         return stored
     copied = 0 if block is not None else read_private_block(octets)[1]
     return octets.part(copied, octets.size - copied)
