@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import os
 from collections import Counter
 from typing import Any
 
@@ -81,8 +82,9 @@ def test_a_hold_waits_for_the_end_of_an_attempt_and_holds_the_others_at_once(
 
 def test_each_act_is_in_the_log_with_its_user(remotes: Remotes, serve) -> None:
     remotes.start("slow.test", rcpt=dict.fromkeys(("a@slow.test", "b@slow.test"), "450 4.2.0 no"))
-    relay = serve(remotes, config=ONE_CONNECTION, environment={"SUDO_USER": "anna"})
-    user = f"{getpass.getuser()} (SUDO_USER anna)"
+    sudo_user = os.fsdecode(b"m\xc3\xbcl\xffler")  # the latter is no UTF-8
+    relay = serve(remotes, config=ONE_CONNECTION, environment={"SUDO_USER": sudo_user})
+    user = f"{getpass.getuser()} (SUDO_USER m\u00fcl\ufffdler)"
     ids = [relay.submit("alice@example.test", [f"{name}@slow.test"]) for name in "ab"]
     sent = relay.send_mail(to=["bob@example.test"], subject="kept")
     relay.until_final(sent)
@@ -92,9 +94,13 @@ def test_each_act_is_in_the_log_with_its_user(remotes: Remotes, serve) -> None:
     for words in (
         ("queue", "cancel", "--sender", "alice@*", "--dry-run"),
         ("queue", "cancel", "--sender", "alice@*"),
+        ("queue", "hold", "--domain", "a.test", "--new", "--until", "2h"),
+        ("queue", "release", "--domain", "a.test", "--as-before"),
+        ("queue", "cancel", "--subject", "n?", "--bounce", "--text", "secret"),
         ("show", sent),
         ("pause", "delivery"),
         ("account", "token", "carol@example.test"),
+        ("account", "token", "carol@example.test", "--client", "--remove"),
         ("reload",),
     ):
         assert relay.cli(*words).returncode == OK, words
@@ -108,15 +114,22 @@ def test_each_act_is_in_the_log_with_its_user(remotes: Remotes, serve) -> None:
     found = [{**one, "at": "", "level": ""} for one in lines if "who" in one]
     act = {"at": "", "level": "", "room": "api", "who": user}
     by_hand = act | {"event": "queue command", "operation": "cancel"}
-    done = {"matched": 1, "done": 1, "ordered": 0, "reason": "", "to": ""}
+    done, none = ({"matched": one, "done": one, "ordered": 0} for one in (1, 0))
+    hold = {"operation": "hold", "domain": "a.test", "new": True, "until": "2h"}
+    release = {"operation": "release", "domain": "a.test", "as_before": True}
+    account = act | {"event": "account changed", "accounts": "carol@example.test"}
     token = {"who": f"{OPERATOR}@example.test", "reason": "I did it", "ids": ids[0]}
     removed = {"messages": 3, "submissions": 0, "ended": True, "refused": 0}
     assert found == [
         by_hand | done | token,
         by_hand | done | {"sender": "alice@*"},
-        act | {"event": "content of others read", "message": found[2]["message"], "view": "source"},
+        by_hand | none | hold,
+        by_hand | none | release,
+        by_hand | none | {"subject": "n?", "bounce": True, "text": "6 characters"},
+        act | {"event": "content of others read", "message": found[5]["message"], "view": "source"},
         act | {"event": "paused", "what": "delivery", "until": ""},
-        act | {"event": "account changed", "change": "token", "accounts": "carol@example.test"},
+        account | {"change": "token"},
+        account | {"change": "token --client --remove"},
         act | {"event": "reload", "reloaded": True},
         act | {"event": "history pruned", "older_than_s": 0.0} | removed,
     ]

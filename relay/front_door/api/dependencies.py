@@ -7,6 +7,7 @@ it does.
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -18,6 +19,7 @@ from relay.base.advanceable_clock import AdvanceableClock
 from relay.base.clock import Clock
 from relay.base.message.authentication_results import AuthResult
 from relay.base.message.nexthop import NextHop
+from relay.base.message.status import one_line
 from relay.base.observe.logs import get_logger
 from relay.base.observe.metric_samples import MetricSamples
 from relay.base.observe.metrics import Metrics
@@ -261,7 +263,7 @@ def operator_at_socket(request: HttpRequest) -> Principal:
     """
     uid = request.scope.get(PEER_UID)
     name = OPERATOR.name if uid is None else _users.find(uid).name
-    sudo_user = request.headers.get("x-relay-sudo-user", "")[:100]
+    sudo_user = one_line(unquote(request.headers.get("x-relay-sudo-user", ""))[:100])
     return replace(OPERATOR, name=f"{name} (SUDO_USER {sudo_user})" if sudo_user else name)
 
 

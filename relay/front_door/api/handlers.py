@@ -471,8 +471,9 @@ class Handlers:
     ) -> dict[str, Any]:
         """Run the queue command in `body`, unless the client of `request` disconnects."""
         principal.check_may_operate()
-        command = request_parameters.read_queue_command(operation, body, self._issuer(principal))
-        return await self._execute(command, request, principal)
+        issuer = self._issuer(principal)
+        command, fields = request_parameters.read_queue_command(operation, body, issuer)
+        return await self._execute(command, request, principal, **fields)
 
     def _issuer(self, principal: Principal) -> request_parameters.CommandIssuer:
         return request_parameters.CommandIssuer(
@@ -510,7 +511,7 @@ class Handlers:
         selector = Selector(ids=(journey.id,), state=RecipientState.CAPTURED)
         route = release.release_route(development)
         command = QueueCommand(Operation.RELEASE, selector, principal.name, to=route)
-        return await self._execute(command, request, principal)
+        return await self._execute(command, request, principal, **selector.conditions)
 
     async def release_copy(
         self,
@@ -542,7 +543,8 @@ class Handlers:
             )
         except ValueError as error:
             raise ApiError(400, "BadRequest", f"{error}.") from None
-        return await self._execute(command, request, principal)
+        fields = {"reason": command.why, "to": copy_to, **selector.conditions}
+        return await self._execute(command, request, principal, **fields)
 
     async def captured_entries(self, journey: Journey) -> Sequence[Mapping[str, Any]]:
         """Return the entries of a message that are captured. Raises ApiError 409 for none."""
@@ -612,8 +614,9 @@ class Handlers:
         }
 
     async def _execute(
-        self, command: QueueCommand, request: HttpRequest, principal: Principal
+        self, command: QueueCommand, request: HttpRequest, principal: Principal, **fields: Any
     ) -> dict[str, Any]:
+        """Execute a command; the log has the `fields` and the result."""
         needed = self._dependencies
         done: dict[str, Any] = {"error": "not complete: what was changed before stays changed"}
         try:
@@ -626,11 +629,8 @@ class Handlers:
             needed.changes.notify()
             if not command.dry_run:
                 counts = {name: done[name] for name in _LOGGED if name in done}
-                fields = counts | command.selector.conditions
-                act, why = str(command.operation), command.why
-                principal.log(
-                    "queue command", operation=act, reason=why, to=command.to_text, **fields
-                )
+                act = str(command.operation)
+                principal.log("queue command", operation=act, **counts, **fields)
 
     # `POST storage/prune` `{older_than_s, dry_run}`: as `relay storage prune`; repeat until the
     # answer has `ended`

@@ -6,7 +6,7 @@ expected.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from relay.base.clock import Clock, rfc3339
 from relay.base.message.envelope import domain_of
 from relay.base.message.lifecycle import RecipientState, SubmissionState
-from relay.base.phrases import ahead_text, words_in
+from relay.base.phrases import ahead_text, counted, words_in
 from relay.base.settings.values import seconds_ahead
 from relay.front_door.http.errors import ApiError, bad_request, method_not_allowed, quoted
 from relay.front_door.http.http_request import HttpRequest
@@ -196,7 +196,7 @@ def conditions_of(texts: Mapping[str, str | None]) -> dict[str, str]:
 _IDS_MAX = 10_000
 
 
-class _CommandBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _CommandBody(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The conditions of a selector, and the fields of every command."""
 
     ids: tuple[str, ...] = ()
@@ -257,9 +257,16 @@ class CommandIssuer(Struct, frozen=True):
     release_to: RouteLookup | None = None
 
 
-def read_queue_command(operation: Operation, body: bytes, issuer: CommandIssuer) -> QueueCommand:
-    """Return the command in the body. Raises ApiError 400."""
+def read_queue_command(
+    operation: Operation, body: bytes, issuer: CommandIssuer
+) -> tuple[QueueCommand, dict[str, Any]]:
+    """Return the command in the body, and its fields for the log: those that are not the default.
+    Of the text of a report, that is its size. Raises ApiError 400.
+    """
     command = read_body(body, _BODIES[operation])
+    fields = msgspec.to_builtins(command)
+    if text := fields.get("text"):
+        fields["text"] = counted(len(text), "character")
     try:
         return QueueCommand(
             operation=operation,
@@ -274,7 +281,7 @@ def read_queue_command(operation: Operation, body: bytes, issuer: CommandIssuer)
             to_text=command.to if isinstance(command, _RerouteBody) else "",
             bounce=isinstance(command, _CancelBody) and command.bounce,
             text=command.text.strip() if isinstance(command, _CancelBody) else "",
-        )
+        ), fields
     except ValueError as error:
         text = str(error)
         names_a_field = text.partition(" ")[0].endswith(":")

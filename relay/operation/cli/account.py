@@ -42,6 +42,7 @@ from relay.operation.commands.account import (
 )
 
 _FAULTS_SHOWN = 20
+_OF_ALL = ("config", "as_json")  # options of every command
 _MAILBOX = Parsed("ADDRESS", parse_mailbox)
 _ADDRESS = click.argument("address", type=_MAILBOX, metavar="ADDRESS")
 
@@ -56,9 +57,18 @@ def _open(context: CommandContext, *, is_removal: bool = False) -> AccountFile:
 
 
 def _hint(file: AccountFile, accounts: str) -> None:
-    """Print how a running relay gets to use the changed file, and have it log the change."""
+    """Print how a running relay gets to use the changed file, and have it log the change: the
+    command with its options.
+    """
     if owner_of(file.settings.run_dir):
-        change = {"change": click.get_current_context().info_name, "accounts": accounts}
+        context = click.get_current_context()
+        words = [context.info_name or ""]
+        for option in context.command.params:
+            value = context.params.get(option.name or "")
+            if value and isinstance(option, click.Option) and option.name not in _OF_ALL:
+                words.append(option.opts[0])
+                words += [] if option.is_flag else value if option.multiple else [str(value)]
+        change = {"change": " ".join(words), "accounts": accounts}
         with suppress(ControlUnavailableError, ControlError):  # the file has changed all the same
             ControlClient(file.settings.control_socket).post("/accounts/changed", change)
         click.echo("the running relay uses it after: relay reload", err=True)
