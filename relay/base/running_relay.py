@@ -148,10 +148,8 @@ class ControlClient:
         connection = _UnixConnection(self._path, self._timeout_s)
         try:
             # for the log: the kernel says only that the client is root
-            headers = {
-                "content-type": body_type,
-                "x-relay-sudo-user": quote(self.sudo_user, errors="surrogateescape"),
-            }
+            user = quote(self.sudo_user, errors="surrogateescape")
+            headers = {"content-type": body_type, "x-relay-sudo-user": user}
             connection.request(method, below + path, body, headers)
             answer = connection.getresponse()
             if answer.status >= http.client.BAD_REQUEST:

@@ -178,7 +178,7 @@ class Structure(Struct, frozen=True):
     def has_bare_lf(self) -> bool:
         """Whether a line ends in LF alone; in a binary body (RFC 2045 2.9) an LF ends no line."""
         return any(
-            _has_bare_lf(entity.header + entity.blank)
+            b"\n" in (entity.header + entity.blank).replace(b"\r\n", b"")
             or (entity.encoding != "binary" and entity.body.line_feeds > entity.body.pairs)
             for entity in self.entities
         )
@@ -191,10 +191,6 @@ class Structure(Struct, frozen=True):
         """Return all entities inside an entity."""
         following = islice(self.entities, entity.number + 1, None)
         return takewhile(lambda inner: inner.depth > entity.depth, following)
-
-
-def _has_bare_lf(lines: bytes) -> bool:
-    return lines.count(b"\n") > lines.count(b"\r\n")
 
 
 class LooseReading(Struct, frozen=True):

@@ -629,8 +629,7 @@ class Handlers:
             needed.changes.notify()
             if not command.dry_run:
                 counts = {name: done[name] for name in _LOGGED if name in done}
-                act = str(command.operation)
-                principal.log("queue command", operation=act, **counts, **fields)
+                principal.log("queue command", operation=str(command.operation), **counts, **fields)
 
     # `POST storage/prune` `{older_than_s, dry_run}`: as `relay storage prune`; repeat until the
     # answer has `ended`

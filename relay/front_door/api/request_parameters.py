@@ -196,7 +196,7 @@ def conditions_of(texts: Mapping[str, str | None]) -> dict[str, str]:
 _IDS_MAX = 10_000
 
 
-class _CommandBody(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class _CommandBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The conditions of a selector, and the fields of every command."""
 
     ids: tuple[str, ...] = ()

@@ -42,7 +42,6 @@ from relay.operation.commands.account import (
 )
 
 _FAULTS_SHOWN = 20
-_OF_ALL = ("config", "as_json")  # options of every command
 _MAILBOX = Parsed("ADDRESS", parse_mailbox)
 _ADDRESS = click.argument("address", type=_MAILBOX, metavar="ADDRESS")
 
@@ -65,9 +64,9 @@ def _hint(file: AccountFile, accounts: str) -> None:
         words = [context.info_name or ""]
         for option in context.command.params:
             value = context.params.get(option.name or "")
-            if value and isinstance(option, click.Option) and option.name not in _OF_ALL:
+            if value and option.opts[0] not in ("address", "file", "--config", "--json"):
                 words.append(option.opts[0])
-                words += [] if option.is_flag else value if option.multiple else [str(value)]
+                words += [] if value is True else value if type(value) is tuple else [str(value)]
         change = {"change": " ".join(words), "accounts": accounts}
         with suppress(ControlUnavailableError, ControlError):  # the file has changed all the same
             ControlClient(file.settings.control_socket).post("/accounts/changed", change)

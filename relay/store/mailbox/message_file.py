@@ -33,7 +33,6 @@ from relay.formats.read_mime import (
     read_attachments,
     read_message,
 )
-from relay.formats.structure import read_structure
 from relay.formats.transfer_encoding import CrlfCoding, recode
 from relay.store.mailbox.errors import NoSuchItemError
 from relay.store.mailbox.maildir import open_message
@@ -274,7 +273,7 @@ def _with_crlf(stored: Octets) -> Octets:
         return stored
     octets = recode(stored, CrlfCoding(keeps_nul=True, keeps_cr=True))
     if octets.size == stored.size or not (
-        _BARE_LF_FIRST.match(stored.read(length, 1000)) or read_structure(stored).has_bare_lf
+        _BARE_LF_FIRST.match(stored.read(length, 1000)) or read_message(stored).has_bare_lf
     ):
         return stored
     copied = 0 if block is not None else read_private_block(octets)[1]

@@ -285,8 +285,8 @@ class ScheduledSends(OutboxPart):
         usual = f"{submission.base_name},S={submission.path.stat().st_size}:2,{NEW_DRAFT}"
         if (cur / usual).exists() and not self.directory.marker(draft_id).exists():
             return cur / usual
-        domain = mailbox.parent
-        if not lexists(mailbox) and domain.exists() == lexists(domain):  # not below a broken link
+        # below a broken link it was not removed
+        if not lexists(mailbox) and mailbox.parent.exists() == lexists(mailbox.parent):
             return None
         cur.stat()  # one that is missing was not read
         files = [
