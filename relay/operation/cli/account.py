@@ -63,10 +63,10 @@ def _hint(file: AccountFile, accounts: str) -> None:
         context = click.get_current_context()
         words = [context.info_name or ""]
         for option in context.command.params:
-            value = context.params.get(option.name or "")
-            if value and option.opts[0] not in ("address", "file", "--config", "--json"):
+            given = context.params.get(option.name or "")
+            if given and option.opts[0] not in ("address", "file", "--config", "--json"):
                 words.append(option.opts[0])
-                words += [] if value is True else value if type(value) is tuple else [str(value)]
+                words += [] if given is True else given if type(given) is tuple else [str(given)]
         change = {"change": " ".join(words), "accounts": accounts}
         with suppress(ControlUnavailableError, ControlError):  # the file has changed all the same
             ControlClient(file.settings.control_socket).post("/accounts/changed", change)
