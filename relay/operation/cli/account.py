@@ -63,10 +63,12 @@ def _hint(file: AccountFile, accounts: str) -> None:
         context = click.get_current_context()
         words = [context.info_name or ""]
         for option in context.command.params:
-            given = context.params.get(option.name or "")
-            if given and option.opts[0] not in ("address", "file", "--config", "--json"):
+            chosen = context.params.get(option.name or "")
+            if chosen and option.opts[0] not in ("address", "file", "--config", "--json"):
                 words.append(option.opts[0])
-                words += [] if given is True else given if type(given) is tuple else [str(given)]
+                words += (
+                    [] if chosen is True else chosen if type(chosen) is tuple else [str(chosen)]
+                )
         change = {"change": " ".join(words), "accounts": accounts}
         with suppress(ControlUnavailableError, ControlError):  # the file has changed all the same
             ControlClient(file.settings.control_socket).post("/accounts/changed", change)
