@@ -63,12 +63,10 @@ def _hint(file: AccountFile, accounts: str) -> None:
         context = click.get_current_context()
         words = [context.info_name or ""]
         for option in context.command.params:
-            chosen = context.params.get(option.name or "")
-            if chosen and option.opts[0] not in ("address", "file", "--config", "--json"):
+            arg = context.params.get(option.name or "")
+            if arg and option.opts[0] not in ("address", "file", "--config", "--json"):
                 words.append(option.opts[0])
-                words += (
-                    [] if chosen is True else chosen if type(chosen) is tuple else [str(chosen)]
-                )
+                words += [] if arg is True else arg if type(arg) is tuple else [str(arg)]
         change = {"change": " ".join(words), "accounts": accounts}
         with suppress(ControlUnavailableError, ControlError):  # the file has changed all the same
             ControlClient(file.settings.control_socket).post("/accounts/changed", change)
