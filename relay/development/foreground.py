@@ -33,7 +33,7 @@ from relay.development.relay import DevelopmentRelay
 from relay.operation.app.daemon import BrokenRelayError, Daemon, remove_ready_file, write_ready_file
 from relay.operation.app.development_folder import (
     DevelopmentFolder,
-    found_by_commands,
+    linked,
     open_new_folder,
 )
 from relay.operation.app.pressure_monitor import raise_open_files_limit
@@ -42,6 +42,7 @@ from relay.store.journeys.message_list import MAIL, MessageSearch, MessageSummar
 from relay.transport.refusals.refusal import PAGE_MAX, Refusal, RefusalSearch
 
 _FREE_PORT = Address("127.0.0.1", 0)
+_RENEWAL_S = 60.0  # of links, which may be removed like other old files
 _LOOK_S = 0.5  # between two checks of the files of the rules
 READ_MAX = 1000  # messages of one update
 _READ_FIRST = 50  # more if all of them are new
@@ -87,8 +88,8 @@ class DevelopmentView:
     def demonstrated(self, demonstrated: DemonstratedMessage) -> None:
         """One of the two demonstration messages ended."""
 
-    def not_found(self, folder: DevelopmentFolder) -> None:
-        """The other commands do not find the relay."""
+    def not_found(self, folder: DevelopmentFolder, fault: str) -> None:
+        """The other commands do not find the relay, because of `fault`."""
 
     def waiting(self, addresses: DevelopmentAddresses) -> None:
         """The demonstration is over. Messages of the developer are shown from now on."""
@@ -159,10 +160,11 @@ async def _develop(
         tasks.append(asyncio.create_task(_reload_changed_rules(relay, options.rules, view)))
     try:
         await relay.start()
-        links = found_by_commands(folder, of_program=run.ready_file is not None)
-        with nullcontext(True) if run.once else links as is_found:
-            if not is_found:
-                view.not_found(folder)
+        links = linked(folder, of_program=run.ready_file is not None)
+        with nullcontext(lambda: "") if run.once else links as make_links:
+            if fault := make_links():
+                view.not_found(folder, fault)
+            tasks.append(asyncio.create_task(_renew_links(make_links)))
             done = await _unless(stop, _show(relay, view, run, cloud=cloud))
         if not done:
             view.stopping(folder)
@@ -242,6 +244,13 @@ async def _relay_for_demonstration() -> AsyncIterator[DevelopmentRelay]:
             await relay.stop()
     finally:
         folder.remove()
+
+
+async def _renew_links(make_links: Callable[[], str]) -> None:
+    """Make links again that were removed, each minute; does not return."""
+    while True:
+        await asyncio.sleep(_RENEWAL_S)  # real time: other programs remove them
+        make_links()  # in no thread, which could make one after the end
 
 
 async def _reload_changed_rules(

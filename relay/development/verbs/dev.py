@@ -37,7 +37,7 @@ from relay.development.verbs.dev_options import (
     unknown_variables,
     visible_secrets,
 )
-from relay.operation.app.development_folder import DevelopmentFolder, link_places, open_folder
+from relay.operation.app.development_folder import DevelopmentFolder, open_folder
 from relay.operation.cli.errors import INTERRUPTED, CommandError, ExitCode
 from relay.operation.cli.options import CommandContext, common_options
 from relay.operation.cli.output import print_json_line, printable, step_lines
@@ -187,10 +187,8 @@ class _WarningView(DevelopmentView):
     def rules_changed(self, text: str) -> None:
         _warn(text)
 
-    def not_found(self, folder: DevelopmentFolder) -> None:
-        places = " and ".join(map(str, link_places()))
-        only = f"only --config {shlex.quote(str(folder.config))} finds this relay"
-        _warn(f"{places}: no directory that this user alone can read and write: {only}")
+    def not_found(self, folder: DevelopmentFolder, fault: str) -> None:
+        _warn(f"{fault}: only --config {shlex.quote(str(folder.config))} finds this relay")
 
     def stopping(self, folder: DevelopmentFolder) -> None:
         _warn(f"stopping; {folder.path} is {'removed' if folder.temporary else 'kept'}")

@@ -15,7 +15,7 @@ import stat
 import struct
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from msgspec import Struct
@@ -144,23 +144,32 @@ def _open_given(path: Path) -> DevelopmentFolder:
 
 
 @contextlib.contextmanager
-def found_by_commands(folder: DevelopmentFolder, *, of_program: bool) -> Iterator[bool]:
+def linked(folder: DevelopmentFolder, *, of_program: bool) -> Iterator[Callable[[], str]]:
     """Let the other commands find a relay that listens, during the block; one `of_program` only
-    where no other runs. Provide whether they do: a place must be for this user alone.
+    where no other runs. Provide a function that makes the links which are missing, and returns why
+    there is none, else "". It is called again and again: systems remove old files of /tmp.
     """
-    links = []
     name = secrets.token_hex(8) + (_OF_PROGRAM if of_program else "")
-    for place in link_places():
-        with contextlib.suppress(OSError):
-            place.mkdir(mode=0o700, exist_ok=True)
-            if _is_private(place):
-                (place / name).symlink_to(folder.path)
-                links.append(place / name)
+
+    def make_links() -> str:
+        places, faults = link_places(), []
+        for place in places:
+            try:
+                place.mkdir(mode=0o700, exist_ok=True)
+                if not _is_private(place):
+                    faults.append(f"{place}: no directory that this user alone can read and write")
+                elif not (place / name).is_symlink():
+                    (place / name).symlink_to(folder.path)
+            except OSError as error:
+                faults.append(f"{place}: {error.strerror}")
+        return "; ".join(faults) if len(faults) == len(places) else ""
+
     try:
-        yield bool(links)
+        yield make_links
     finally:
-        for link in links:
-            link.unlink(missing_ok=True)
+        for place in link_places():
+            with contextlib.suppress(OSError):
+                (place / name).unlink()
 
 
 def running_configs() -> list[Path]:
@@ -174,8 +183,8 @@ def running_configs() -> list[Path]:
         with contextlib.suppress(OSError):  # another command has removed it
             folder = link.readlink()
             if _listens(folder):
-                is_other, made_ns = folder.name != _own_name(), link.lstat().st_mtime_ns
-                rank = (link.suffix == _OF_PROGRAM, is_other, -made_ns)
+                is_other, began = folder.name != _own_name(), (folder / "relay.toml").stat()
+                rank = (link.suffix == _OF_PROGRAM, is_other, -began.st_mtime_ns)
                 ranks[folder] = min(rank, ranks.get(folder, rank))
             else:
                 link.unlink()

@@ -94,10 +94,8 @@ class CommandContext(Struct, frozen=True):
         """
         file = self.found_config_file()
         if not self.names_config and not file.exists():
-            text = f"no relay is running: there is no {file}, and `relay dev` does not run"
-            raise CommandError(
-                ExitCode.UNAVAILABLE, f"relay: {text}; --config names a configuration"
-            )
+            text = f"no relay is found: there is no {file}, and `relay dev` does not run"
+            raise CommandError(ExitCode.UNAVAILABLE, f"relay: {text}, or only --config finds it")
         check_readable(file)
         return file
 

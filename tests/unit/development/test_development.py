@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from cryptography import x509
@@ -16,6 +18,7 @@ from relay.base.accounts.accounts_file import load_accounts
 from relay.base.clock import SystemClock
 from relay.base.settings.reader import load
 from relay.base.socket_address import Address
+from relay.development import foreground
 from relay.development import options as development
 from relay.development.authority import (
     PROXY_HOURS,
@@ -27,14 +30,15 @@ from relay.development.internet.simulator import SimulatedInternet
 from relay.operation.app import development_folder
 from relay.operation.app.development_folder import (
     ForeignFolderError,
-    found_by_commands,
     link_places,
+    linked,
     open_folder,
     running_configs,
 )
 from relay.operation.app.state_dir import AlreadyRunningError
 from relay.operation.commands.check import check_file
 from relay.operation.commands.check_network import CheckResult
+from tests.support.events import until
 from tests.support.manual_clock import ManualClock
 from tests.support.ports import free_port
 
@@ -87,6 +91,7 @@ def listening(folder, user=None):
     place = folder.path / "state/run/control.sock"
     place.parent.mkdir(parents=True, exist_ok=True)
     place.unlink(missing_ok=True)
+    folder.config.touch()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(place))
         os.seteuid(user or os.getuid())
@@ -99,15 +104,16 @@ def test_commands_find_relays_that_listen_in_two_places(temporary):
     session = temporary / "sessions" / str(os.getuid())
     session.mkdir(parents=True)
     own, given = open_folder(None), open_folder(temporary / "given")
-    with found_by_commands(given, of_program=False):
+    with linked(given, of_program=False) as make_links:
+        make_links()
         places = {place: place.stat().st_mode & 0o777 for place in link_places()}
         assert places == {session / "relay": 0o700, temporary / f"relay-{os.getuid()}": 0o700}
         shutil.rmtree(session)
         with listening(given):
-            with found_by_commands(own, of_program=False), listening(own):
-                assert running_configs() == [own.config, given.config], "sendmail takes the first"
-            with found_by_commands(own, of_program=True), listening(own):
-                assert running_configs() == [given.config]
+            for of_program in (False, True):  # sendmail takes the first
+                with linked(own, of_program=of_program) as link_own, listening(own):
+                    link_own()
+                    assert running_configs() == [own.config, given.config][of_program:]
         assert running_configs() == []
         assert list(link_places()[-1].iterdir()) == [], "links to ended relays are removed"
 
@@ -124,14 +130,27 @@ def test_commands_trust_nothing_that_another_user_may_have_made(temporary, fault
     place.chmod(0o755 if fault == "readable" else 0o700)
     if fault == "place":
         os.chown(place, other, other)
-    with (
-        found_by_commands(folder, of_program=False) as is_found,
-        listening(folder, other if fault == "socket" else None),
-    ):
+    user = other if fault == "socket" else None
+    with linked(folder, of_program=False) as make_links, listening(folder, user):
+        assert (make_links() == "") == (fault in ("directory", "socket"))
         if fault == "directory":
             os.chown(folder.path, other, other)
         assert running_configs() == []
-        assert is_found == (fault in ("directory", "socket"))
+
+
+async def test_a_running_relay_makes_links_again_and_warns_once(temporary, monkeypatch):
+    monkeypatch.setattr(foreground, "_RENEWAL_S", 0.001)
+    [place], folder, view, free = link_places(), open_folder(None), Mock(), Address("127.0.0.1", 0)
+    place.touch()
+    options = development.DevelopmentOptions(http=free, https=free, smtp=free)
+    run = foreground.RunOptions(no_demo=True)
+    running = asyncio.create_task(foreground.develop(folder, options, view, run=run))
+    await until(lambda: view.waiting.called)
+    place.unlink()
+    await until(lambda: running_configs() == [folder.config])
+    signal.raise_signal(signal.SIGTERM)
+    await running
+    view.not_found.assert_called_once_with(folder, f"{place}: File exists")
 
 
 def test_a_given_folder_stays_and_has_one_relay_at_a_time(temporary):
