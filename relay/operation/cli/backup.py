@@ -26,6 +26,7 @@ from relay.base.settings.reader import load
 from relay.base.settings.tree import NodeRole, Settings
 from relay.operation.app.state_dir import become_process
 from relay.operation.cli.errors import CommandError, ExitCode
+from relay.operation.cli.option_types import Parsed
 from relay.operation.cli.options import CommandContext, common_options, role_option, user_name
 from relay.operation.cli.output import print_json, print_progress, printable
 from relay.operation.cli.relay_client import valid_settings
@@ -40,13 +41,18 @@ _PROGRESS_FILES = 10_000
 _FAULTY = "relay backup: the backup has relay.toml as the running relay has read it before"
 
 
+def _process_number(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise ValueError("the number of a process")
+    return int(text)
+
+
 @click.command()
 @role_option
 @click.option("--online", is_flag=True, help="Ask the token servers of [[oauth]] for tokens too.")
 @click.option(
     "--as-process",
-    type=click.IntRange(min=1),
-    metavar="PID",
+    type=Parsed("PID", _process_number),
     help="Check as the user of this process, with its environment for ${env:NAME}.",
 )
 @common_options
