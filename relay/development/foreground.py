@@ -161,7 +161,7 @@ async def _develop(
     try:
         await relay.start()
         links = linked(folder, of_program=run.ready_file is not None)
-        with nullcontext(lambda: "") if run.once else links as make_links:
+        with nullcontext(str) if run.once else links as make_links:  # str(): no fault
             if fault := make_links():
                 view.not_found(folder, fault)
             tasks.append(asyncio.create_task(_renew_links(make_links)))
