@@ -277,7 +277,7 @@ class ScheduledSends(OutboxPart):
         """Return the draft's newest file in Drafts, None if there is none.
 
         A mail client that changes a draft writes it under another name. Raises OSError if Drafts
-        cannot be read, but a mailbox that was removed has no drafts.
+        cannot be read, but a mailbox that was removed beside others has no drafts.
         """
         draft_id = submission.draft_id
         mailbox = self.folders.directory(submission.account)
@@ -285,8 +285,8 @@ class ScheduledSends(OutboxPart):
         usual = f"{submission.base_name},S={submission.path.stat().st_size}:2,{NEW_DRAFT}"
         if (cur / usual).exists() and not self.directory.marker(draft_id).exists():
             return cur / usual
-        # below a broken link it was not removed
-        if not lexists(mailbox) and mailbox.parent.exists() == lexists(mailbox.parent):
+        # alone, it may be on a disk that is not mounted
+        if not lexists(mailbox) and mailbox.parent.is_dir() and any(mailbox.parent.iterdir()):
             return None
         cur.stat()  # one that is missing was not read
         files = [

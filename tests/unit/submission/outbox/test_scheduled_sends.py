@@ -73,13 +73,12 @@ async def brought_up(place, store):
     return await store._threads.run(store._scheduled.make_due_ready, names)
 
 
-@pytest.mark.parametrize(
-    "deed", ["remove", "replace", "move", "mark as deleted", "example.test/alice", "example.test"]
-)
+@pytest.mark.parametrize("deed", ["remove", "replace", "move", "mark as deleted", "rm -r alice"])
 async def test_a_draft_that_a_mail_client_took_away_is_not_sent(place, store, waiting, deed):
     [file] = place.files(".Drafts")
-    if deed.startswith("example"):  # with the whole mailbox
-        shutil.rmtree(place.root / deed)
+    if deed == "rm -r alice":
+        (place.root / "example.test/carol").mkdir()
+        shutil.rmtree(place.root / "example.test/alice")
     elif deed == "move":
         file.rename(place.root / "example.test/alice/.Trash/cur" / file.name)
     elif deed == "mark as deleted":
@@ -96,23 +95,30 @@ async def test_a_draft_that_a_mail_client_took_away_is_not_sent(place, store, wa
     assert detail["cancelled"] > detail["deferred_until"][:10]
 
 
-@pytest.mark.parametrize("broken", ["its mailbox", "its Drafts", "its domain", "its submission"])
+@pytest.mark.parametrize(
+    "broken", ["its mailbox", "its Drafts", "its domain", "its disk", "its submission"]
+)
 async def test_a_send_that_cannot_become_ready_blocks_no_other(
     place, store, draft, waiting, broken
 ):
     due_us = waiting.options.scheduled_us
     theirs = await store.submissions.submit_new(BOB, draft(), SendOptions(scheduled_us=due_us))
     home = place.root / "example.test/alice"
-    places = {"its mailbox": home, "its Drafts": home / ".Drafts", "its domain": home.parent}
+    places = {"its mailbox": home, "its Drafts": home / ".Drafts"}
+    places |= dict.fromkeys(("its domain", "its disk"), home.parent)
     path = places.get(broken, waiting.path)
     away = path.rename(path.with_name("away"))
-    is_link = broken in ("its domain", "its submission")
-    path.symlink_to(path.name) if is_link else path.write_bytes(b"")
+    if broken == "its disk":
+        path.mkdir()
+    elif broken in ("its domain", "its submission"):
+        path.symlink_to(path.name)
+    else:
+        path.write_bytes(b"")
     place.clock.advance(3600)
     brought = await brought_up(place, store)
     assert [one.submission_id for one in brought.submissions] == [theirs.submission_id]
     assert brought.kept == (() if broken == "its submission" else (waiting.path.name,))
-    path.unlink()
+    path.rmdir() if broken == "its disk" else path.unlink()
     away.rename(path)
     [submission] = (await brought_up(place, store)).submissions
     assert submission.submission_id == waiting.submission_id
