@@ -3,8 +3,9 @@
 Events are the differences between two looks at the list that GET /api/v1/messages returns. Looks
 follow the changes for which live pages are rendered, and take at most a twentieth of the time.
 There is one before each answer of the API and each reset too, so that no message comes and goes
-unseen, and none while no WebSocket is open. More than 200 events of a kind at once are one `prune`:
-load the list again.
+unseen, and none while no WebSocket is open. More than 200 events of a kind at one look are one
+`prune`: load the list again. A removal of many goes on during several looks; a reset is one
+`truncate`. Tags are not compared: only those that Mailpit's API sets are an `update`.
 """
 
 import asyncio

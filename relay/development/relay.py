@@ -248,8 +248,7 @@ class DevelopmentRelay:
         bytes_max = max(listener.max_message_size for listener in settings.smtp)
         check_login = self._accounts.check_operator if self._options.asks_for_token else None
         self._sources = means.sources
-        send = None if self._options.release_auto else self._submit
-        self.respond_to_agent = McpServer(means, send).respond
+        self.respond_to_agent = McpServer(means, self._options, self._submit).respond
         api = MailpitApi(means, spool, check_login=check_login, send=self._submit)
         self._events = api.events
         return api.application(message_bytes_max=bytes_max)

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import re
 import socket
 from datetime import datetime, timedelta
 from functools import partial
@@ -99,12 +100,28 @@ def test_the_version_is_negotiated_and_notifications_have_no_answer(relay: DevPr
     asked = ["2025-06-18", "2025-11-25", "2024-11-05"]
     answers = [post(relay, called("initialize", protocolVersion=one)).json() for one in asked]
     assert [one["result"]["protocolVersion"] for one in answers] == [*asked[:2], "2025-11-25"]
-    told = answers[0]["result"]["instructions"]
-    host, port = relay.ready["smtp"][0].split(":")
-    assert {f"{host}:{port};", "bob+550@example.org", "bob+451x2@example.org"} <= {*told.split()}
-    assert len(told.split()) <= 80
     answer = post(relay, {"jsonrpc": "2.0", "method": "notifications/initialized"})
     assert (answer.status, answer.body) == (202, b"")
+
+
+@each_row(
+    "taken, options",
+    [
+        (["sender", "recipient", "login"], ()),
+        (["recipient"], ("--strict-senders", "--domain", "example.org")),
+        (["sender"], ("--strict-users",)),
+    ],
+)
+def test_instructions_are_true_of_the_options(dev, taken: Any, options: Any) -> None:
+    relay = dev("--no-demo", *options)
+    told = post(relay, called("initialize")).json()["result"]["instructions"]
+    assert re.findall("any ([a-z]+)", told) == taken
+    assert "SMTP server is {}".format(relay.ready["smtp"][0]) in told
+    assert len(told.split()) <= 80
+    refused, deferred = re.findall("[^ ]+@[^ ]+", told)
+    bounced, late = [tool(relay, "send", **MAIL | {"to": to})["id"] for to in (refused, deferred)]
+    assert tool(relay, "bounce_of", id=bounced)["bounces"]
+    relay.until_state(late, "deferred")
 
 
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
@@ -148,6 +165,10 @@ def test_a_mail_that_fails_is_sent_traced_and_followed(relay: DevProcess) -> Non
 def test_a_code_that_is_sent_again_is_newer_than_the_last_mail(relay: DevProcess) -> None:
     to, mail = "again@b.example", {"from": "app@shop.example", "subject": "Your code"}
     codes, ids = ("111111", "222222", "333333"), [""]
+    now = datetime.fromisoformat(tool(relay, "advance_clock", duration="1s")["now"])
+    at = {"id": "SystemTime 0x3FEF", "value": f"{now + timedelta(minutes=30):%FT%TZ}"}
+    text = f"Your code is {codes[2]}"
+    relay.send_mail(token="app", to=[to], text=text, singleValueExtendedProperties=[at])
     for code in codes[:2]:
         tool(relay, "send", **mail, to=to, text=f"Your code is {code}")
         said = tool(relay, "wait_for_mail", to=to, after=ids[-1])
@@ -156,25 +177,24 @@ def test_a_code_that_is_sent_again_is_newer_than_the_last_mail(relay: DevProcess
     assert tool(relay, "wait_for_mail", to=to, after=ids[-1], seconds=0.2)["found"] is False
     assert tool(relay, "wait_for_mail", to=to, after=ids[1])["id"] == ids[2]
     assert tool(relay, "wait_for_mail", id=ids[1])["code"] == codes[0]
-    tool(relay, "advance_clock", duration="1h")
-    assert tool(relay, "wait_for_mail", to=to, after=ids[-1], seconds=0.2)["found"] is False
-    people = [{"emailAddress": {"address": to}}]
-    draft = {
-        "subject": "Your code",
-        "toRecipients": people,
-        "body": {"content": f"Your code is {codes[2]}"},
-    }
-    assert relay.graph("POST", "/me/sendMail", {"message": draft}, token="app").status == 202
+    tool(relay, "advance_clock", duration="1h")  # the scheduled mail arrives, which is older
     said = tool(relay, "wait_for_mail", to=to, after=ids[-1])
     assert said["code"] == codes[2]
+    assert tool(relay, "wait_for_mail", to=to, after=ids[1])["id"] == said["id"]
     assert tool(relay, "wait_for_mail", to=to, after=said["id"], seconds=0.2)["found"] is False
 
 
 def test_what_cannot_work_is_said_at_once(relay: DevProcess) -> None:
     kept = tool(relay, "send", **MAIL)["id"]
-    assert "cannot bounce, because it is captured" in tool(relay, "bounce_of", id=kept)
+    assert "no bounce goes out, because it is captured" in tool(relay, "bounce_of", id=kept)
+    null = relay.submit("", ["x+550@b.example"])
+    assert "MAIL FROM:<>" in tool(relay, "bounce_of", id=null)
+    never = relay.submit("a@b.example", ["x+550@b.example"], rcpt_options=["NOTIFY=NEVER"])
+    assert "NOTIFY" in tool(relay, "bounce_of", id=never)
     assert "No message is known" in tool(relay, "bounce_of", id="unknown")
     assert "No message is known" in tool(relay, "wait_for_mail", to=MAIL["to"], after="unknown")
+    assert "No message is known" in tool(relay, "wait_for_mail", id="unknown")
+    assert tool(relay, "wait_for_mail", to=MAIL["to"], id=kept, after=None)["id"] == kept
     assert "expected to" in tool(relay, "wait_for_mail", subject="x")
     said = tool(relay, "wait_for_mail", to=MAIL["to"], since="x")
     assert "since" in said

@@ -129,10 +129,14 @@ class Handlers:
     # `{messages, cursor, older}`, the newest first. After a cursor come later messages, with
     # `before=OLDER` older messages. A `wait` in vain adds `nearest` (a row of `log` with `compared:
     # [{field, expected, found, matches}]`), `in_flight`, `refused`
-    async def messages(self, query: Mapping[str, str], principal: Principal) -> dict[str, Any]:
-        """GET /messages: a page of the list, also after a wait without result."""
+    async def messages(
+        self, query: Mapping[str, str], principal: Principal, *, after_id: str = ""
+    ) -> dict[str, Any]:
+        """GET /messages: a page of the list, also after a wait without result. With `after_id`, a
+        queue id, only messages that arrived after that one.
+        """
         before = request_parameters.list_position_of(query)
-        conditions = self.with_reader(list_search_of(query), principal)
+        conditions = self.with_reader(replace(list_search_of(query), after_id=after_id), principal)
         limit = request_parameters.limit_of(query)
         wait_s = request_parameters.number_of(query, "wait", default=0, limits=(0, WAIT_S_MAX))
         if conditions.after is not None:

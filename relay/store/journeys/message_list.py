@@ -74,6 +74,7 @@ class MessageSearch(Struct, frozen=True):
     # The messages in the spool whose content matches, newest first, if an index knows them.
     indexed: Mapping[str, None] | None = None
     key: str = ""  # one of the names of the message
+    after_id: str = ""  # a queue id: only messages with a later one; not together with `key`
     after: EventCursor | None = None  # only messages that were submitted or accepted after it
     added: bool = False  # copies that rules and milters added count as well: for operators
 
@@ -168,7 +169,7 @@ class MessageSearch(Struct, frozen=True):
     def matches(self, journey: Journey) -> bool:
         """Whether a journey matches, without the conditions that it cannot decide.
 
-        These are `after`, `key`, size, time, client, login and content.
+        These are `after`, `key`, `after_id`, size, time, client, login and content.
         """
         if self.kind and self.kind != (REPORT if journey.is_report else MAIL):
             return False
@@ -386,13 +387,13 @@ class OpenSubmission(Struct, frozen=True):
     def matches(self, search: MessageSearch) -> bool:
         """Whether the submission matches, without `after`, `key`, time and content.
 
-        Its size is unknown.
+        Its size is unknown, and it has no queue id.
         """
         pairs = [(address, self.state) for address in self.recipients]
         strict = search.without_content()
         return (
             search.kind != REPORT
-            and not (search.larger_than_bytes or search.has_complaint)
+            and not (search.larger_than_bytes or search.has_complaint or search.after_id)
             and search.matches_origin(self.account, "", self.submission_id)
             and strict.matches_all(self.sender, self.subject, pairs)
         )

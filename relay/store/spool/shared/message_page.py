@@ -66,6 +66,7 @@ class _Matching:
             row
             for row in rows
             if self._account in (None, row[1])
+            and row[0] > strict.after_id
             and (strict.indexed is None or row[0] in strict.indexed or self._is_report(row))
             and row[5] > (strict.larger_than_bytes or -1)
             and strict.matches_facts(row[2], row[3])
@@ -165,8 +166,8 @@ class _PageSearch:
             self._move(last_us)
             if len(self._found) >= self.limit:
                 return FoundPage(tuple(self._found[: self.limit]), None)
-            if last_us < self.search.from_us:
-                break  # the places of all further messages are earlier
+            if last_us < self.search.from_us or chunk[-1][0] <= self.search.after_id:
+                break  # the places, and the ids, of all further messages are earlier
             if self._matching.recipients_left <= 0 or read >= SCAN_MAX:
                 return FoundPage(tuple(self._found), ListPosition(last_us, ""))
         self._move(-1)
