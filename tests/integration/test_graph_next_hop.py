@@ -62,7 +62,7 @@ async def test_a_message_is_sent_once_and_found_again(dev) -> None:
 
 @pytest.mark.parametrize("sizes", [(5_000_000, 2_999_999, 3_000_000), (1000,) * 60])
 async def test_each_file_of_a_scan_arrives_as_it_was(dev_module, sizes) -> None:
-    relay: DevProcess = dev_module("--no-demo", "--like-graph")
+    relay: DevProcess = dev_module("--no-demo", "--like-graph", "--domain=contoso.example")
     claim = Spooled(ManualClock(), 1, scanned(*sizes, sender=SCANNER))
     claim.live, claim.size = {0: BOB}, 10_000_000
     session = await opened(

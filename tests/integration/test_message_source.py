@@ -124,7 +124,7 @@ def test_show_writes_parts_as_they_are(relay: RelayProcess) -> None:
 @each_row(
     "words, code, text",
     [
-        (["0000000000000000"], DATA, "No message is known"),
+        (["0000000000000000"], DATA, "unknown message"),
         (["last", "--html"], DATA, "no HTML body"),
         (["last", "--attachment", "1"], DATA, "--attachment 1: the message has 0"),
         (["last", "--attachment", "0"], USAGE, "0"),

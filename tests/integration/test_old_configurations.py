@@ -30,7 +30,7 @@ CONFIGURATION = 78
 BOTH = ("queue list", "queue stats", "pause delivery", "resume", "list", "log", "mailq")
 ASKING = (
     "queue release --all",
-    "search x",
+    "search from:x",
     "stats",
     "trace last",
     "show last",

@@ -29,7 +29,8 @@ ISSUER = CommandIssuer("olga", way_to=way_to, target_of=target_of, clock=CLOCK)
 
 
 def read(operation: str, **body: Any) -> QueueCommand:
-    return read_queue_command(Operation(operation), json.dumps(body).encode(), ISSUER)
+    command, _ = read_queue_command(Operation(operation), json.dumps(body).encode(), ISSUER)
+    return command
 
 
 def test_every_condition_and_field_of_a_command() -> None:
