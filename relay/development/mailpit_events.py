@@ -104,7 +104,7 @@ class MailpitEvents:
             if is_changed if at_once else self._clock.real_s() >= self._next_s:
                 await self._look()
 
-    async def told(self, kind: str, removal: Callable[[], Awaitable[T]]) -> T:
+    async def removing(self, kind: str, removal: Callable[[], Awaitable[T]]) -> T:
         """Remove many messages, and send one event of this kind for it."""
         async with self._turn:
             await self._look()
@@ -144,7 +144,7 @@ class MailpitEvents:
         """Send events of one kind."""
         if len(data) > _MANY:
             kind, data = "prune", [None]
-        for each in data:
-            text = msgspec.json.encode({"Type": kind, "Data": each}).decode()
+        for datum in data:
+            text = msgspec.json.encode({"Type": kind, "Data": datum}).decode()
             for socket in tuple(self._open):
                 socket.send(TextMessage(text))

@@ -152,8 +152,8 @@ class McpServer:
             raise _RpcError(-32602, f"There is no tool {quoted(name)}.")
         tool, kind = self._tools[name]
         try:
-            given = msgspec.convert(params.get("arguments") or {}, dict[str, Any])
-            present = {key: value for key, value in given.items() if value is not None}
+            values = msgspec.convert(params.get("arguments") or {}, dict[str, Any])
+            present = {key: value for key, value in values.items() if value is not None}
             arguments = msgspec.convert(present, kind, strict=False)
             content, is_error = await tool(principal, **asdict(arguments)), False
         except msgspec.ValidationError as error:

@@ -312,7 +312,7 @@ class DevelopmentRelay:
             keep=self._options.keep,
             keeps_mailbox=self._keeps_mailbox,
             clock=self.clock,
-            told=partial(self._events.told, "prune"),
+            removing=partial(self._events.removing, "prune"),
         )
         self._tasks.start(retention.run(), name="retention")
         if self._options.indexes_ahead:
@@ -358,7 +358,7 @@ class DevelopmentRelay:
         Raises SpoolError, StoreError.
         """
         async with self._mail_access.emptied():
-            return await self._events.told("truncate", self._reset.run)
+            return await self._events.removing("truncate", self._reset.run)
 
     def _keeps_mailbox(self, address: str) -> bool:
         subscriptions = self.daemon.subscriptions

@@ -202,13 +202,13 @@ class MailRetention:
     keep: KeepLimits
     keeps_mailbox: Callable[[str], bool]  # of an address, in any thread: also without messages
     clock: Clock
-    told: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]  # calls and awaits it
+    removing: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]  # calls and awaits it
 
     async def run(self) -> None:
         """Remove until cancelled."""
         while True:
             try:
-                await self.told(self.remove)
+                await self.removing(self.remove)
             except (StoreError, SpoolError) as error:
                 _log.warning("old messages not removed", error=str(error))
             except Exception:  # noqa: BLE001 - the task must go on

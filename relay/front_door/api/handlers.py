@@ -197,9 +197,9 @@ class Handlers:
             raise bad_request("q: tag: and is:tagged are for relay dev; a service has no tags.")
         has_mailbox = self.is_development or not principal.is_at_socket
         if not has_mailbox and (search.words or search.is_unread):
-            found = quoted(search.words[0] if search.words else "is:unread")
+            word = quoted(search.words[0] if search.words else "is:unread")
             names = ", ".join(f"{name}:" for name in SEARCH_PREFIXES if name not in ("tag", "is"))
-            raise bad_request(f"q: {found}: a service searches no texts here; there are {names}.")
+            raise bad_request(f"q: {word}: a service searches no texts here; there are {names}.")
         if not principal.may_read_content:
             return replace(search, reader=NO_MAILBOX)
         return replace(search, reader=ALL_MAILBOXES if self.is_development else principal.name)
