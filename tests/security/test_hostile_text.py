@@ -421,4 +421,7 @@ def test_the_search_finds_the_patterns_and_the_functions() -> None:
 
 def test_quadratic_time_is_found() -> None:
     quadratic = re.compile(r'"(?:[^"\\]|\\.)*"')
-    assert superlinear(lambda size: used(quadratic, "sub", '"\\' * (size // 2)))
+    asked = (
+        superlinear(lambda size: used(quadratic, "sub", '"\\' * (size // 2))) for _ in range(9)
+    )
+    assert any(asked)  # another process may disturb one measurement
