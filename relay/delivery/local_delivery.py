@@ -40,13 +40,8 @@ from relay.delivery.attempt_result import internal_error_outcomes
 from relay.delivery.content_cache import unreadable
 from relay.delivery.fair_queue import ClaimQueue
 from relay.formats.mdn import asks_for_receipt, receipt_request
+from relay.store.mailbox import errors
 from relay.store.mailbox.delivery_store import DeliveryResult, DeliveryStore
-from relay.store.mailbox.errors import (
-    ContentUnreadableError,
-    MailboxFullError,
-    MailboxTooSmallError,
-    StoreUnavailableError,
-)
 from relay.store.mailbox.message_file import delivered_id
 from relay.store.mailbox.stored_message import WellKnown
 from relay.store.spool.types import Claim, ClaimedRecipient, SpoolError
@@ -208,15 +203,15 @@ class LocalDelivery:
                 # restored mail may have reached the mailbox while both were backed up
                 is_repeat=claim.attempts > 0 or claim.extra.released,
             )
-        except MailboxTooSmallError as error:
+        except errors.MailboxTooSmallError as error:
             return Failed(Evidence("5.2.2", f"552 5.2.2 {error}"))  # RFC 3463 3.3
-        except MailboxFullError as error:
+        except errors.MailboxFullError as error:
             # RFC 3463 3.3
             return Deferred(Evidence("4.2.2", f"452 4.2.2 {error}"), DeferralClass.MAILBOX)
-        except ContentUnreadableError as error:
+        except errors.ContentUnreadableError as error:
             # RFC 3463 3.4
             return Deferred(Evidence("4.3.0", f"451 4.3.0 {error}"), DeferralClass.CONTENT)
-        except StoreUnavailableError as error:
+        except errors.StoreUnavailableError as error:
             return Deferred(Evidence("4.3.0", f"451 4.3.0 {error}"), DeferralClass.MAILBOX)
         except Exception:  # noqa: BLE001 - an internal error defers, nothing is lost
             _log.exception("internal error in local delivery", qid=claim.message.id)

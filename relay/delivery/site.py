@@ -22,19 +22,13 @@ from relay.base.clock import Clock, Timer
 from relay.base.message.outcome import INTERNAL_ERROR, Deferred, Failed, Outcome
 from relay.base.observe.logs import get_logger
 from relay.base.phrases import counted
+from relay.delivery import site_limits
 from relay.delivery.attempt_recorder import AttemptRecorder
 from relay.delivery.attempt_result import same_outcome
 from relay.delivery.connection_slots import ConnectionSlots, SiteStatus
 from relay.delivery.fair_queue import ClaimQueue
 from relay.delivery.graph.turns import FillingTurns
 from relay.delivery.host_selection import HostSelection, SessionState
-from relay.delivery.site_limits import (
-    FEWER_S,
-    ConcurrencyLimit,
-    SiteOptions,
-    SitePause,
-    TokenBucket,
-)
 from relay.delivery.smtp.connect import ConnectError
 from relay.store.spool.types import Claim, PriorityLevel
 
@@ -78,10 +72,10 @@ class Site:
 
     name: str  # of its first hosts, for the log
     hosts: HostSelection  # connects to the next host
-    options: SiteOptions  # its limits
+    options: site_limits.SiteOptions  # its limits
     slots: ConnectionSlots  # of all sites together
     recorder: AttemptRecorder  # records the results of claims
-    pauses: dict[Hashable, SitePause]  # of all sites; some are over
+    pauses: dict[Hashable, site_limits.SitePause]  # of all sites; some are over
     serve: Callable[["Site"], Coroutine[Any, Any, None]]  # runs one connection
     clock: Clock  # for how long something is remembered
     turns: FillingTurns  # of all sites together
@@ -95,9 +89,9 @@ class Site:
         self._closing_workers: set[asyncio.Task[Any]] = set()
         self._idle: deque[asyncio.Future[None]] = deque()
         self._connections_max = self.options.connections_max
-        self.concurrency = ConcurrencyLimit(self._connections_max)
+        self.concurrency = site_limits.ConcurrencyLimit(self._connections_max)
         self._limit_timer: Timer | None = None
-        self._bucket = TokenBucket(self.options.rate) if self.options.rate else None
+        self._bucket = site_limits.TokenBucket(self.options.rate) if self.options.rate else None
         self._rate_timer: Timer | None = None
 
     @property
@@ -107,7 +101,7 @@ class Site:
         return not self.ready and not self.workers and not spent
 
     @property
-    def _pause(self) -> SitePause | None:
+    def _pause(self) -> site_limits.SitePause | None:
         """The pause during which the site is not contacted, whatever its TLS policy."""
         pause = self.pauses.get(self._pause_key) if self.pauses else None  # nearly never one
         return pause if pause is not None and pause.until_s > self.clock.monotonic() else None
@@ -433,12 +427,14 @@ class Site:
         rule = self.options.providers.entries.get(evidence.provider)
         now_s = self.clock.monotonic()
         if rule is not None and rule.connections:
-            self.concurrency.full_at(rule.connections, until_s=now_s + FEWER_S)
+            self.concurrency.full_at(rule.connections, until_s=now_s + site_limits.FEWER_S)
         pause_s = evidence.pause_s or (rule.pause_s if rule is not None else 0.0)
         if pause_s and self._pause is None:
             provider = rule.name if rule is not None else RETRY_AFTER
             _log.warning("site paused", site=self.name, provider=provider, pause_s=pause_s)
-            self.pauses[self._pause_key] = SitePause(self.name, provider, now_s + pause_s)
+            self.pauses[self._pause_key] = site_limits.SitePause(
+                self.name, provider, now_s + pause_s
+            )
             self._postpones(*self.ready.drain())
 
     def _postpones(self, *claims: Claim) -> bool:
@@ -465,7 +461,7 @@ class Site:
             self._requeue(claim)
         else:
             if isinstance(outcome, Deferred):
-                self.concurrency = ConcurrencyLimit(self._connections_max)
+                self.concurrency = site_limits.ConcurrencyLimit(self._connections_max)
                 _log.info("site unreachable", site=self.name, reply=outcome.evidence.reply)
             self._obey(outcome)
             claims = (claim, *self.ready.drain())

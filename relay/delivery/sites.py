@@ -36,13 +36,7 @@ from relay.delivery.outbound_session import serve
 from relay.delivery.site import Site, SiteProbe, SiteState
 from relay.delivery.site_limits import PAUSES_MAX, SiteOptions, SitePause, parse_rate
 from relay.store.spool.types import Claim, PriorityLevel
-from relay.transport.routing.mx_hosts import (
-    Hosts,
-    Resolution,
-    TemporaryFailure,
-    Unresolved,
-    outcome_of,
-)
+from relay.transport.routing import mx_hosts
 from relay.transport.routing.route_table import RouteTable
 from relay.transport.routing.routes import HopOptions
 from relay.transport.routing.usable_hosts import (
@@ -194,7 +188,7 @@ class Sites:
         now_s = self.clock.monotonic()
         return [pause for pause in self._pauses.values() if pause.until_s > now_s]
 
-    def state_of(self, next_hop: NextHop, hosts: Hosts) -> SiteState:
+    def state_of(self, next_hop: NextHop, hosts: mx_hosts.Hosts) -> SiteState:
         """What the site of these hosts does now; one that is not in use may have failed hosts.
         They have their TLS.
         """
@@ -202,7 +196,7 @@ class Sites:
         key = _site_key(hosts, options)
         return (self._sites.get(key) or self._new_site(key, hosts, options)).state
 
-    async def probe(self, next_hop: NextHop, hosts: Hosts) -> SiteProbe:
+    async def probe(self, next_hop: NextHop, hosts: mx_hosts.Hosts) -> SiteProbe:
         """Open a session with the site of these hosts as delivery would, and end it before MAIL.
         They have their TLS.
         """
@@ -222,7 +216,7 @@ class Sites:
             for claim in claims:
                 resolved.push(claim)
             return
-        outcome = outcome_of(resolved, self.table.is_own_anywhere)
+        outcome = mx_hosts.outcome_of(resolved, self.table.is_own_anywhere)
         if isinstance(outcome, Deferred):
             self._unresolved[key] = outcome, self.clock.monotonic()
         await self._record_unresolved(claims, outcome, took_s=0.0)
@@ -232,7 +226,7 @@ class Sites:
         age_s = self.clock.monotonic() - at_s
         return outcome if age_s <= self.options.failure_age_max_s(claim) else None
 
-    async def _resolve(self, first: Claim) -> Site | Unresolved:
+    async def _resolve(self, first: Claim) -> Site | mx_hosts.Unresolved:
         slots = self._lookup_slots[first.level is PriorityLevel.UNREACHABLE]
         hop = first.next_hop.key
         with ContainedErrors(_log, "internal error in next-hop resolution", next_hop=hop):
@@ -254,8 +248,8 @@ class Sites:
             options = self.table.options_for(first.next_hop)  # they may have changed
             lookup = with_tls(lookup, options, by, demand=demand)
             self._note_lookup(lookup_key(first), lookup, options, took_s=took_s)
-            return self._site(lookup, options) if isinstance(lookup, Hosts) else lookup
-        return TemporaryFailure(INTERNAL_ERROR)
+            return self._site(lookup, options) if isinstance(lookup, mx_hosts.Hosts) else lookup
+        return mx_hosts.TemporaryFailure(INTERNAL_ERROR)
 
     async def _wait_for_turn(self, key: LookupKey) -> None:
         """Wait until queued mail may have its next lookup, or until urgent mail needs the same
@@ -283,10 +277,10 @@ class Sites:
         return claim.is_fresh or (site is not None and site.has_answered())
 
     def _note_lookup(
-        self, key: LookupKey, lookup: Resolution, options: HopOptions, *, took_s: float
+        self, key: LookupKey, lookup: mx_hosts.Resolution, options: HopOptions, *, took_s: float
     ) -> None:
         """Keep what a lookup gave; of too many next hops the oldest is forgotten."""
-        hosts = lookup.hosts if isinstance(lookup, Hosts) else ()
+        hosts = lookup.hosts if isinstance(lookup, mx_hosts.Hosts) else ()
         mx = mx_of(lookup, options.source_address)
         self._found[key] = Lookup(
             tuple(map(str, mx.hosts)),
@@ -301,7 +295,7 @@ class Sites:
         record = partial(self.recorder.record, reached=False, took_s=took_s)
         await self.recorder.finish(record(claim, same_outcome(claim, outcome)) for claim in claims)
 
-    def _site(self, hosts: Hosts, options: HopOptions) -> Site:
+    def _site(self, hosts: mx_hosts.Hosts, options: HopOptions) -> Site:
         """Return the site of these hosts, which have their TLS: the same for every domain that they
         serve.
 
@@ -316,7 +310,7 @@ class Sites:
         site.hosts.hosts = hosts  # the same in a new order, with new addresses
         return site
 
-    def _new_site(self, key: SiteKey, hosts: Hosts, options: HopOptions) -> Site:
+    def _new_site(self, key: SiteKey, hosts: mx_hosts.Hosts, options: HopOptions) -> Site:
         return Site(
             name=",".join(f"{name}:{port}" for name, port, *_ in key[0][:3]),
             hosts=HostSelection(
@@ -341,7 +335,7 @@ class Sites:
         self._sites = {key: site for key, site in self._sites.items() if not site.is_unused}
 
 
-def _site_key(hosts: Hosts, options: HopOptions) -> SiteKey:
+def _site_key(hosts: mx_hosts.Hosts, options: HopOptions) -> SiteKey:
     """The key of the site of these hosts, which have their TLS."""
     by_name = sorted(hosts.hosts, key=lambda host: (host.name, host.port))
     places = tuple(

@@ -38,16 +38,8 @@ from relay.development.automatic_release import AutomaticRelease
 from relay.development.clock_advances import ClockAdvances
 from relay.development.demonstration import example
 from relay.development.graph_faults import FaultyFrontDoor
+from relay.development.internet import scenario_file
 from relay.development.internet.overview import overview
-from relay.development.internet.scenario_file import (
-    ScenarioText,
-    parse_scenario,
-    read_scenarios,
-    read_shipped_scenario,
-    scenario_of,
-    with_reply,
-    without_reply,
-)
 from relay.development.internet.simulator import SimulatedInternet
 from relay.development.mail_access.dovecot import find_dovecot
 from relay.development.mail_access.server import MailAccess
@@ -121,7 +113,7 @@ class DevelopmentRelay:
             clock=SystemClock(),  # that of the clients is not advanced
             proxy_names=options.proxy_names,
         )
-        self._scenario = read_scenarios(options.scenarios)
+        self._scenario = scenario_file.read_scenarios(options.scenarios)
         self._scenario_turn = asyncio.Lock()
         self.internet = SimulatedInternet(self.clock, self._scenario.scenario)
         try:
@@ -440,15 +432,15 @@ class DevelopmentRelay:
     async def use_scenario(self, content: str | Mapping[str, Any]) -> None:
         """See DevelopmentControls."""
         if isinstance(content, str):
-            await self._use(partial(parse_scenario, content))
+            await self._use(partial(scenario_file.parse_scenario, content))
         else:
-            await self._use(partial(scenario_of, content))
+            await self._use(partial(scenario_file.scenario_of, content))
 
     async def use_shipped_scenario(self, name: str) -> None:
         """See DevelopmentControls."""
-        await self._use(partial(read_shipped_scenario, name))
+        await self._use(partial(scenario_file.read_shipped_scenario, name))
 
-    async def _use(self, read: Callable[[], ScenarioText]) -> None:
+    async def _use(self, read: Callable[[], scenario_file.ScenarioText]) -> None:
         async with self._scenario_turn:
             before, self._scenario = self._scenario, await asyncio.to_thread(read)
             self.internet.use(self._scenario.scenario)
@@ -461,13 +453,15 @@ class DevelopmentRelay:
 
     async def add_reply(self, domain: str, reply: Mapping[str, Any]) -> None:
         """See DevelopmentControls."""
-        await self._edit(lambda text: with_reply(text, domain, reply))
+        await self._edit(lambda text: scenario_file.with_reply(text, domain, reply))
 
     async def remove_reply(self, domain: int, reply: int) -> None:
         """See DevelopmentControls."""
-        await self._edit(lambda text: without_reply(text, domain, reply))
+        await self._edit(lambda text: scenario_file.without_reply(text, domain, reply))
 
-    async def _edit(self, edit: Callable[[ScenarioText], ScenarioText]) -> None:
+    async def _edit(
+        self, edit: Callable[[scenario_file.ScenarioText], scenario_file.ScenarioText]
+    ) -> None:
         async with self._scenario_turn:
             self.edit_scenario(await asyncio.to_thread(edit, self._scenario))
 
@@ -475,7 +469,7 @@ class DevelopmentRelay:
         """See DevelopmentControls."""
         return overview(self.internet)
 
-    def edit_scenario(self, read: ScenarioText) -> None:
+    def edit_scenario(self, read: scenario_file.ScenarioText) -> None:
         """Use a scenario with other entries; what those that stay have counted, stays."""
         self._scenario = read
         self.internet.edit(read.scenario)

@@ -28,13 +28,7 @@ from relay.base.message.content import (
 from relay.base.message.conversation import own_message_id
 from relay.base.message.header import Header
 from relay.base.message.properties import EmailAddress, MessageProperties
-from relay.formats.draft import (
-    FIRST_FIELD_BYTES,
-    DraftOrigin,
-    PrivateBlock,
-    private_block_length,
-    read_private_block,
-)
+from relay.formats import draft
 from relay.formats.mime_of_properties import mime_of_properties
 from relay.formats.read_header import (
     check_header,
@@ -84,10 +78,10 @@ def convert(stored: bytes | Octets, *, now_us: int, hostname: str) -> ConvertedM
     Reading blocks. Raises ConversionError, and OSError where the file cannot be read.
     """
     octets = as_octets(stored)
-    block, length = read_private_block(octets)
+    block, length = draft.read_private_block(octets)
     if block is not None and block.properties is not None:
         return _of_properties(octets, block, length)
-    if block is None and private_block_length(octets.read(0, FIRST_FIELD_BYTES)):
+    if block is None and draft.private_block_length(octets.read(0, draft.FIRST_FIELD_BYTES)):
         raise ConversionError("The draft's file is damaged.")
     content = octets.part(length, octets.size - length)
     structure = read_structure(content)
@@ -103,7 +97,7 @@ def convert(stored: bytes | Octets, *, now_us: int, hostname: str) -> ConvertedM
 def render(raw: bytes | Octets) -> Content:
     """Return a stored file as MIME for its owner: without the block, with Bcc. Raises OSError."""
     stored = as_octets(raw)
-    block, length = read_private_block(stored)
+    block, length = draft.read_private_block(stored)
     if block is not None and block.properties is not None:
         return mime_of_properties(stored, block, length, keep_bcc=True)[0]
     content = stored.part(length, stored.size - length)
@@ -113,7 +107,7 @@ def render(raw: bytes | Octets) -> Content:
     return LargeContent(b"", (content,), eight_bit=True)
 
 
-def _of_properties(stored: Octets, block: PrivateBlock, length: int) -> ConvertedMessage:
+def _of_properties(stored: Octets, block: draft.PrivateBlock, length: int) -> ConvertedMessage:
     properties, origin = block.properties, block.origin
     assert properties is not None
     author = properties.from_ or EmailAddress(origin.account)
@@ -137,7 +131,7 @@ def _of_properties(stored: Octets, block: PrivateBlock, length: int) -> Converte
     )
 
 
-def _changes(block: PrivateBlock, texts: Sequence[str]) -> tuple[str, ...]:
+def _changes(block: draft.PrivateBlock, texts: Sequence[str]) -> tuple[str, ...]:
     """Return the parts that were made of properties, and the fields that were removed."""
     changes = [f"{field} made" for field in texts]
     if len(texts) > 1:
@@ -152,7 +146,7 @@ def _changes(block: PrivateBlock, texts: Sequence[str]) -> tuple[str, ...]:
 def _of_mime(
     header: "Message[str, str]",
     sent: RepairedMime,
-    origin: DraftOrigin,
+    origin: draft.DraftOrigin,
 ) -> ConvertedMessage:
     for name in _RECIPIENT_FIELDS:
         if unread := unreadable_addresses(header, name):
@@ -197,10 +191,12 @@ def _authors(header: Header) -> tuple[str, ...]:
     return tuple(authors)
 
 
-def _origin_without_block(header: "Message[str, str]", now_us: int, hostname: str) -> DraftOrigin:
+def _origin_without_block(
+    header: "Message[str, str]", now_us: int, hostname: str
+) -> draft.DraftOrigin:
     author = first_person(read_addresses(header, "from"))
     account = author.address if author else ""
-    return DraftOrigin(account, "", f"<{now_us}@{hostname}>", now_us, now_us)
+    return draft.DraftOrigin(account, "", f"<{now_us}@{hostname}>", now_us, now_us)
 
 
 class _Envelope(Struct, frozen=True):

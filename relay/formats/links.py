@@ -16,13 +16,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from msgspec import Struct
 
-from relay.formats.html_tokens import (
-    LineNumbers,
-    attribute_value,
-    split_html,
-    tag_attributes,
-    unescaped,
-)
+from relay.formats import html_tokens
 
 _IN_TEXT = re.compile(r"\b(?:https?://|mailto:)[^\s<>\"'\x00-\x20]+", re.IGNORECASE)
 _AFTER_LINK = ".,;:!?)]}'"
@@ -123,7 +117,7 @@ def placed_links_of_html(html: str) -> Iterator[tuple[int, BodyLink]]:
     target: str | None = None
     texts: list[str] = []
     place = 0
-    for token in split_html(html):
+    for token in html_tokens.split_html(html):
         if token.name not in ("a", "area"):
             if not token.name and target is not None and len(texts) < _TEXTS_OF_LINK_MAX:
                 texts.append(token.text)
@@ -133,8 +127,8 @@ def placed_links_of_html(html: str) -> Iterator[tuple[int, BodyLink]]:
         target, texts, place = None, [], token.at
         if token.is_end:
             continue
-        if (href := tag_attributes(token.text).get("href")) is not None:
-            target = attribute_value(href)
+        if (href := html_tokens.tag_attributes(token.text).get("href")) is not None:
+            target = html_tokens.attribute_value(href)
         if target is not None and token.name == "area":
             yield place, BodyLink("", target)
             target = None
@@ -143,7 +137,7 @@ def placed_links_of_html(html: str) -> Iterator[tuple[int, BodyLink]]:
 
 
 def _one_line(texts: Iterable[str]) -> str:
-    return " ".join(unescaped("".join(texts)).split())
+    return " ".join(html_tokens.unescaped("".join(texts)).split())
 
 
 def links_of_text(text: str) -> Iterator[BodyLink]:
@@ -160,7 +154,9 @@ def placed_links_of_text(text: str) -> Iterator[tuple[int, BodyLink]]:
 
 def text_of_html(html: str) -> str:
     """Return the texts of a document, each followed by a space, to search for codes in them."""
-    return unescaped(" ".join(token.text for token in split_html(html) if not token.name))
+    return html_tokens.unescaped(
+        " ".join(token.text for token in html_tokens.split_html(html) if not token.name)
+    )
 
 
 class CheckedLink(Struct, frozen=True):
@@ -185,7 +181,7 @@ def checked_links(html: str, text: str) -> list[CheckedLink]:
         ("html", html, placed_links_of_html(html)),
         ("text", text, placed_links_of_text(text)),
     ):
-        numbers = LineNumbers(source)
+        numbers = html_tokens.LineNumbers(source)
         for at, link in links:
             key = link.text[:_TEXT_CHARACTERS_MAX], link.target[:_TARGET_CHARACTERS_MAX]
             if part == "html":

@@ -23,13 +23,7 @@ from relay.base.message.content import (
     join_octets,
 )
 from relay.base.message.header import with_crlf
-from relay.formats.draft import (
-    PrivateBlock,
-    StoredPart,
-    attachment_fields,
-    free_boundary,
-    part_octets,
-)
+from relay.formats import draft
 from relay.formats.html_text import html_to_text
 from relay.formats.html_tokens import content_ids
 from relay.formats.transfer_encoding import coded_text
@@ -42,7 +36,7 @@ _POLICY = SMTP.clone(refold_source="none", utf8=True, max_line_length=None)
 
 
 def mime_of_properties(
-    stored: Octets, block: PrivateBlock, length: int, *, keep_bcc: bool
+    stored: Octets, block: draft.PrivateBlock, length: int, *, keep_bcc: bool
 ) -> tuple[Content, Sequence[str]]:
     """Return the MIME of a draft, and the type and transfer encoding of each text part.
 
@@ -52,7 +46,7 @@ def mime_of_properties(
     properties, body = block.properties, block.body
     assert properties is not None
     assert body is not None  # read_private_block() takes no other block
-    text = part_octets(stored.read(length + body.offset, body.length), body)
+    text = draft.part_octets(stored.read(length + body.offset, body.length), body)
     tree = _tree(stored, block, length=length, text=text)
     fields = header_fields(
         properties, message_id=block.origin.message_id, date_us=block.origin.modified_us
@@ -92,7 +86,7 @@ class _Tree(Struct, frozen=True):
     texts: Sequence[str]
 
 
-def _tree(stored: Octets, block: PrivateBlock, *, length: int, text: bytes) -> _Tree:
+def _tree(stored: Octets, block: draft.PrivateBlock, *, length: int, text: bytes) -> _Tree:
     body_type = block.properties.body_type.lower() if block.properties else "text"
     source = text.decode("utf-8", "replace") if body_type == "html" else ""
     ids = content_ids(source) if block.attachments else frozenset()
@@ -100,7 +94,7 @@ def _tree(stored: Octets, block: PrivateBlock, *, length: int, text: bytes) -> _
     files = [file for file in block.attachments if file not in images]
     items = [stored.part(length + file.offset, file.length) for file in files if file.item]
     # All boundaries begin with this. No encoded text contains "=_".
-    boundary = free_boundary(block.origin.base_name[:_BOUNDARY_CHARACTERS], items)
+    boundary = draft.free_boundary(block.origin.base_name[:_BOUNDARY_CHARACTERS], items)
     leaves: list[_Leaf] = []
     texts: list[str] = []
 
@@ -113,8 +107,8 @@ def _tree(stored: Octets, block: PrivateBlock, *, length: int, text: bytes) -> _
         texts.append(f"text/{subtype} ({coded.charset}, {coded.encoding})")
         return leaf(coded.fields(subtype), coded.content)
 
-    def file_part(part: StoredPart, *, inline: bool) -> MIMEPart:
-        fields = attachment_fields(replace(part, inline=inline and part.inline))
+    def file_part(part: draft.StoredPart, *, inline: bool) -> MIMEPart:
+        fields = draft.attachment_fields(replace(part, inline=inline and part.inline))
         return leaf(fields, stored.part(length + part.offset, part.length))
 
     if body_type == "html":
@@ -143,7 +137,7 @@ def _written(tree: _Tree) -> bytes:
     return f"{''.join(raw_field(*field) for field in leaf.fields)}{CRLF}{leaf.mark}".encode()
 
 
-def _identity(part: StoredPart) -> str:
+def _identity(part: draft.StoredPart) -> str:
     return part.content_id.strip("<> ")
 
 

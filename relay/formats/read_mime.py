@@ -16,27 +16,12 @@ from msgspec.structs import replace
 from relay.base.message.content import Octets, as_octets, join_octets
 from relay.base.message.header import Header, cleaned, header_section
 from relay.base.message.properties import MessageProperties
-from relay.formats import transfer_encoding
+from relay.formats import draft, read_header, transfer_encoding
 from relay.formats.charsets import decode_octets
 from relay.formats.content_fields import charset_of, filename_of, name_by_type, read_content_field
-from relay.formats.draft import (
-    AttachmentFacts,
-    MimeDraftProperties,
-    StoredPart,
-    read_private_block,
-    read_properties,
-)
 from relay.formats.encoded_words import decode_words
 from relay.formats.flowed import unflowed
 from relay.formats.html_tokens import content_ids
-from relay.formats.read_header import (
-    HEADER_OCTETS_MAX,
-    date_us_of,
-    parse_header,
-    read_properties_of_header,
-    read_text,
-    read_token,
-)
 from relay.formats.read_report import ORDINARY_CLASS, message_class
 from relay.formats.structure import IDENTITY, WHOLE_MESSAGES, Entity, Structure, read_structure
 
@@ -53,7 +38,7 @@ class AttachedOctets(Struct, frozen=True):
     if the part has a file name.
     """
 
-    facts: AttachmentFacts
+    facts: draft.AttachmentFacts
     octets: Octets
     encoding: str
     disposition: str = ""
@@ -67,7 +52,7 @@ class ReadMessage(Struct, frozen=True):
     """
 
     properties: MessageProperties
-    attachments: tuple[AttachmentFacts, ...]
+    attachments: tuple[draft.AttachmentFacts, ...]
     date_us: int | None
     defects: tuple[str, ...] = ()
     message_class: str = ORDINARY_CLASS
@@ -124,15 +109,15 @@ def read_message(raw: bytes | Octets, extent: ReadExtent = WHOLE) -> ReadMessage
     `extent` is for MIME. Reading blocks; raises OSError.
     """
     stored = as_octets(raw)
-    block, length = read_private_block(stored)
+    block, length = draft.read_private_block(stored)
     if block is None or block.properties is None:
         message = read_mime(stored.part(length, stored.size - length), extent)
         return _with_properties(message, block.beside) if block and block.beside else message
     attachments = tuple(_facts(part) for part in block.attachments)
-    return ReadMessage(read_properties(stored), attachments, block.origin.modified_us)
+    return ReadMessage(draft.read_properties(stored), attachments, block.origin.modified_us)
 
 
-def _with_properties(message: ReadMessage, stored: MimeDraftProperties) -> ReadMessage:
+def _with_properties(message: ReadMessage, stored: draft.MimeDraftProperties) -> ReadMessage:
     properties = replace(
         message.properties,
         delivery_receipt=stored.delivery_receipt,
@@ -147,7 +132,7 @@ def _with_properties(message: ReadMessage, stored: MimeDraftProperties) -> ReadM
     return replace(message, properties=properties, attachments=attachments)
 
 
-def _ids(stored: MimeDraftProperties | None, count: int) -> tuple[str, ...]:
+def _ids(stored: draft.MimeDraftProperties | None, count: int) -> tuple[str, ...]:
     """Return the stored ids of that many attachments, "" for each if there are none."""
     ids = stored.attachment_ids if stored else ()
     return ids if len(ids) == count else ("",) * count
@@ -165,7 +150,7 @@ def read_mime(content: bytes | Octets, extent: ReadExtent = WHOLE) -> ReadMessag
     text = _Text("") if body is None else _read_text(octets, body)
     fields = structure.message.fields
     properties = replace(
-        read_properties_of_header(
+        read_header.read_properties_of_header(
             fields, has_addresses=extent.has_addresses, has_fields=extent.has_fields
         ),
         body_type="text" if leaves.html is None else "html",
@@ -175,7 +160,7 @@ def read_mime(content: bytes | Octets, extent: ReadExtent = WHOLE) -> ReadMessag
     return ReadMessage(
         properties,
         tuple(attachment.facts for attachment in _all_attached(octets, leaves, html=html)),
-        date_us_of(fields),
+        read_header.date_us_of(fields),
         (*structure.defects, *text.defects),
         message_class(octets, structure.message.content_type),
         structure.has_bare_lf,
@@ -226,7 +211,7 @@ def read_attachments(stored: Octets) -> tuple[AttachedOctets, ...]:
 
     Reading blocks; raises OSError.
     """
-    block, length = read_private_block(stored)
+    block, length = draft.read_private_block(stored)
     if block is None or block.properties is None:
         content = stored.part(length, stored.size - length)
         attached = _all_attached(content, sorted_leaves(read_structure(content), content))
@@ -371,7 +356,7 @@ def _read_text(octets: Octets, leaf: Leaf) -> _Text:
 
 def _attached(content: Octets, leaf: Leaf, *, has_html: bool) -> AttachedOctets:
     """Return an attachment; an attached message is not decoded: its reader decodes the parts."""
-    content_id = read_token(leaf.fields, "content-id").strip("<> ")
+    content_id = read_header.read_token(leaf.fields, "content-id").strip("<> ")
     disposition = disposition_of(leaf)
     octets, encoding, kind = leaf.body(content), leaf.entity.encoding, leaf.entity.content_type
     title = ""
@@ -380,10 +365,12 @@ def _attached(content: Octets, leaf: Leaf, *, has_html: bool) -> AttachedOctets:
         title = decode_words(written).strip('" ')
     if leaf.is_message:
         octets, encoding = transfer_encoding.decoded_octets(octets, encoding), ""
-        header = header_section(octets.read(0, HEADER_OCTETS_MAX))
-        title = read_text(parse_header(header), "subject")  # mail programs use it as the name
+        header = header_section(octets.read(0, read_header.HEADER_OCTETS_MAX))
+        title = read_header.read_text(
+            read_header.parse_header(header), "subject"
+        )  # mail programs use it as the name
     name = filename_of(leaf.fields) or title
-    facts = AttachmentFacts(
+    facts = draft.AttachmentFacts(
         name=name or name_by_type(kind),
         content_type=kind,
         size=transfer_encoding.decoded_size(octets, encoding),
@@ -394,8 +381,8 @@ def _attached(content: Octets, leaf: Leaf, *, has_html: bool) -> AttachedOctets:
     return AttachedOctets(facts, octets, encoding, disposition, is_named=bool(name))
 
 
-def _facts(part: StoredPart) -> AttachmentFacts:
-    return AttachmentFacts(
+def _facts(part: draft.StoredPart) -> draft.AttachmentFacts:
+    return draft.AttachmentFacts(
         part.name,
         part.content_type,
         part.size,

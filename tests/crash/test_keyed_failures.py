@@ -11,13 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.store.mailbox import maildir
-from relay.store.mailbox.errors import (
-    BeingSentError,
-    OutcomeUnknownError,
-    StoreError,
-    StoreUnavailableError,
-)
+from relay.store.mailbox import errors, maildir
 from relay.store.mailbox.pending_submission import SendOptions
 from relay.store.mailbox.stored_message import MessageChange
 from relay.submission.outbox.idempotency import KEYS
@@ -129,9 +123,9 @@ async def ask(store: FileStore, path: str, draft_id: str, due_us: int) -> str:
             await store.submissions.submit_draft(
                 ALICE, draft_id, options_with_key(SLOT, scheduled_us=due_us)
             )
-    except OutcomeUnknownError:
+    except errors.OutcomeUnknownError:
         return "no response"
-    except StoreUnavailableError:
+    except errors.StoreUnavailableError:
         return "503"
     return "202"
 
@@ -141,14 +135,14 @@ async def pick_up(store: FileStore, sent: Counter[str]) -> None:
     names = [name for _, name in store._directory.list_scheduled()]
     await store._threads.run(store._scheduled.make_due_ready, names)
     for pending in await store._threads.run(store._directory.list_ready, (), 1000):
-        with suppress(StoreError):
+        with suppress(errors.StoreError):
             await store.ready.content(pending)
             sent[pending.submission_id] += 1
             await store.ready.complete(pending, queue_id="q")
 
 
 async def settle(store: FileStore) -> None:
-    with suppress(StoreError):
+    with suppress(errors.StoreError):
         await store.attend_root()
 
 
@@ -217,11 +211,11 @@ async def test_a_draft_that_got_202_cannot_be_changed_before_it_has_its_place(
         assert await ask(store, "send", draft.id, due_us) == "202"
         clock.advance(1)
         change = MessageChange(properties=letter("changed"))
-        with pytest.raises(BeingSentError):
+        with pytest.raises(errors.BeingSentError):
             await store.messages.update(ALICE, draft.id, change)
-        with pytest.raises(BeingSentError):
+        with pytest.raises(errors.BeingSentError):
             await store.messages.delete(ALICE, draft.id)
-        with pytest.raises(BeingSentError):
+        with pytest.raises(errors.BeingSentError):
             await store.submissions.submit_draft(ALICE, draft.id, SendOptions())
         await settle(store)
         await pick_up(store, sent)
@@ -240,7 +234,7 @@ async def test_a_key_that_could_not_be_recorded_leaves_the_scheduled_send(world:
             ALICE, pending.draft_id, options_with_key("x", scheduled_us=due_us)
         )
         world.at, world.is_broken = "sync of the hour", True
-        with pytest.raises(OutcomeUnknownError):
+        with pytest.raises(errors.OutcomeUnknownError):
             await store.submissions.submit_draft(ALICE, pending.draft_id, again)
         world.is_broken = False
         await store.submissions.submit_draft(ALICE, pending.draft_id, again)

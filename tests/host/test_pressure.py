@@ -9,15 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.disks import (
-    break_off,
-    filled,
-    journaled_disk,
-    make_ext4,
-    mounted,
-    read_only,
-    small_disk,
-)
+from tests.support import disks
 from tests.support.graph_client import message
 from tests.support.logged_disk import LoggedDisk
 from tests.support.relay_process import RelayProcess, until
@@ -102,12 +94,14 @@ def test_a_full_spool_disk_rejects_new_mail_and_delivers_the_queue(
     remote = remotes.start("a.test", rcpt=rcpt)
     relay = serve(remotes, start=False, config={"delivery": {"retry": ["1s"]}})
     place = relay.folder / "state"
-    disk = (small_disk if kind == "tmpfs" else journaled_disk)(place, size_bytes=32 * MIB)
+    disk = (disks.small_disk if kind == "tmpfs" else disks.journaled_disk)(
+        place, size_bytes=32 * MIB
+    )
     with state_on_a_disk_of_its_own(relay, disk):
         assert (place / "ballast").stat().st_size > MIB // 2
         waiting = [relay.submit(ALICE, [address], TEXT * 900) for address in rcpt]
         soon = relay.send_mail(to=[BOB], subject="soon", **in_a_moment())
-        with filled(place):
+        with disks.filled(place):
             pressed(relay, 2, "spool-disk")
             refuses(relay, "the queue's disk is nearly full")
             for queue_id in waiting:  # delivery goes on, with the report about no@
@@ -128,7 +122,7 @@ def test_a_full_spool_disk_rejects_new_mail_and_delivers_the_queue(
 def test_a_read_only_spool_disk_rejects_new_mail(remotes: Remotes, serve) -> None:
     remote = remotes.start("a.test")
     relay = serve(remotes)
-    with read_only(relay.folder / "state"):
+    with disks.read_only(relay.folder / "state"):
         pressed(relay, 2, "spool-disk")
         refuses(relay, "the queue's disk is nearly full or cannot be written")
     pressed(relay, 0, "spool-disk")
@@ -144,16 +138,16 @@ def test_a_spool_disk_that_fails_during_delivery_repeats_the_attempt(
     relay = serve(remotes, start=False, config={"delivery": {"shutdown_grace": "0.2s"}})
     image = tmp_path / "image"
     image.write_bytes(b"\0" * 16 * MIB)
-    make_ext4(image)
-    with state_on_a_disk_of_its_own(relay, mounted(image, relay.folder / "state")) as place:
+    disks.make_ext4(image)
+    with state_on_a_disk_of_its_own(relay, disks.mounted(image, relay.folder / "state")) as place:
         taken = relay.submit(ALICE, ["kept@a.test"])
         until("it is being sent", lambda: remote.envelopes)
-        break_off(place)
+        disks.break_off(place)
         remotes.open_gate(gate)
         until("the attempt is not recorded", lambda: "spool cannot settle" in relay.log)
         pressed(relay, 2, "spool-disk")
         refuses(relay, "the queue's disk is nearly full or cannot be written")
-    with state_on_a_disk_of_its_own(relay, mounted(image, relay.folder / "state")):
+    with state_on_a_disk_of_its_own(relay, disks.mounted(image, relay.folder / "state")):
         journey = relay.until_final(taken)
         (recipient,) = journey["recipients"]
         outcomes = [one["outcome"] for one in recipient["attempts"]]
@@ -165,9 +159,9 @@ def test_a_hanging_spool_disk_rejects_new_mail(remotes: Remotes, tmp_path: Path,
     remote = remotes.start("a.test")
     relay = serve(remotes, start=False, config={"pressure": {"commit_latency": "1s"}})
     with LoggedDisk(tmp_path, size_bytes=24 * MIB) as disk:
-        make_ext4(disk.file)
+        disks.make_ext4(disk.file)
         place = relay.folder / "state"
-        with state_on_a_disk_of_its_own(relay, mounted(disk.file, place)):
+        with state_on_a_disk_of_its_own(relay, disks.mounted(disk.file, place)):
             relay.until_final(relay.submit(ALICE, ["before@a.test"]))
             with ThreadPoolExecutor() as clients:
                 with disk.hanging():
@@ -189,10 +183,10 @@ def test_a_hanging_spool_disk_rejects_new_mail(remotes: Remotes, tmp_path: Path,
 def test_a_full_mail_disk_rejects_drafts_and_defers_local_delivery(remotes: Remotes, serve) -> None:
     remote = remotes.start("a.test")
     relay = serve(remotes, start=False)
-    with small_disk(relay.folder / "mail", size_bytes=4 * MIB):
+    with disks.small_disk(relay.folder / "mail", size_bytes=4 * MIB):
         relay.start()
         draft = relay.graph("POST", "/me/messages", message(to=[BOB])).json()["id"]
-        with filled(relay.folder / "mail"):
+        with disks.filled(relay.folder / "mail"):
             pressed(relay, 2, "mail-disk")
             for path, body in [
                 ("/me/sendMail", {"message": message(to=[BOB])}),

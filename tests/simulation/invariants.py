@@ -22,23 +22,11 @@ from relay.delivery.site_limits import parse_rate
 from relay.store.journeys.events import Step
 from relay.store.spool.shared.holds import HELD_BY_RULES
 from relay.store.spool.types import Claim, ClaimResult
+from tests.simulation import scenario
 from tests.simulation.clock import BEGINNING_US
 from tests.simulation.ledger import Ledger
 from tests.simulation.neighbours import MARK, MARKED
 from tests.simulation.rows import Message, Recipient, Rows
-from tests.simulation.scenario import (
-    ALIASES,
-    BOXES,
-    HELD_S,
-    HOME,
-    PEOPLE,
-    SERVED_BY,
-    SRS_KEY,
-    VICTIM,
-    Letter,
-    Scenario,
-    submission_key,
-)
 from tests.simulation.senders import content as content_of
 from tests.simulation.sites import TOKEN, Site, Taken, name_of
 
@@ -61,7 +49,7 @@ _UNREAD = b"Subject: (the original message could not be read)"
 class Evidence:
     """All there is to judge by."""
 
-    plan: Scenario
+    plan: scenario.Scenario
     ledger: Ledger
     rows: Rows
     sites: Mapping[str, list[Site]]
@@ -132,7 +120,7 @@ def aliases_reach_all(evidence: Evidence) -> Iterator[str]:
     for message in evidence.rows.messages.values():
         there = Counter(one.address.lower() for one in message.recipients if not one.added_by)
         for alias in message.recipients:
-            is_alias = alias.address.partition("@")[0] in ALIASES
+            is_alias = alias.address.partition("@")[0] in scenario.ALIASES
             for address in alias.successors if is_alias else ():
                 if (count := there[address.lower()]) != 1:
                     where = f"{message.id} ({message.token}) by {alias.address}"
@@ -143,12 +131,12 @@ def senders_lead_back(evidence: Evidence) -> Iterator[str]:
     """1: a copy has the sender of its message; from elsewhere, what an alias sends on, and what a rule
     may, has one that stands for it, until the message expires at least.
     """
-    messages, names, srs = evidence.rows.messages, evidence.ledger.names, Srs(SRS_KEY)
+    messages, names, srs = evidence.rows.messages, evidence.ledger.names, Srs(scenario.SRS_KEY)
     for copy in evidence.copies():
         message = messages.get(names.get(copy.name, copy.name))
         if message is None:
             continue
-        sender, is_from_here = copy.reverse_path, message.reverse_path.endswith(f"@{HOME}")
+        sender, is_from_here = copy.reverse_path, message.reverse_path.endswith(f"@{scenario.HOME}")
         is_sent_on = _FORWARDED.match(copy.content) or sender != message.reverse_path
         if message.reverse_path and not is_from_here and is_sent_on:
             try:
@@ -200,7 +188,7 @@ def ends_are_true(evidence: Evidence) -> Iterator[str]:
 def _is_accepted(recipient: Recipient) -> bool:
     """Whether a site has accepted the message for a recipient; by LMTP that is a delivery."""
     if recipient.state is RecipientState.DELIVERED:
-        return recipient.address.endswith(f"@{BOXES}")
+        return recipient.address.endswith(f"@{scenario.BOXES}")
     return recipient.state is RecipientState.RELAYED
 
 
@@ -239,10 +227,10 @@ def _aliases_to(message: Message, address: str) -> Collection[str]:
     """The aliases that may have sent a message there: the named ones, and those in them."""
     if not any(address in one.successors for one in message.recipients):
         return ()
-    return [f"{name}@{HOME}" for name, to in ALIASES.items() if address in to]
+    return [f"{name}@{scenario.HOME}" for name, to in scenario.ALIASES.items() if address in to]
 
 
-def _versions(message: Message, letter: Letter, address: str) -> tuple[bytes, ...]:
+def _versions(message: Message, letter: scenario.Letter, address: str) -> tuple[bytes, ...]:
     """What a recipient may get; of a dead letter nobody knows whose version it is."""
     plain = content_of(letter, message.token)
     if letter.words != "version":
@@ -296,7 +284,7 @@ def _refuses(evidence: Evidence, message: Message, address: str, next_hop: str, 
         and refusal.address in ("", address)
         and (not refusal.address or _is_sender(refusal.reverse_path, message))
         and evidence.ledger.names.get(refusal.name, refusal.name) in ("", message.id)
-        for site in evidence.sites.get(SERVED_BY.get(domain, domain), ())
+        for site in evidence.sites.get(scenario.SERVED_BY.get(domain, domain), ())
         for refusal in site.refusals
     )
 
@@ -304,7 +292,7 @@ def _refuses(evidence: Evidence, message: Message, address: str, next_hop: str, 
 def _is_sender(reverse_path: str, message: Message) -> bool:
     """Whether a copy of a message may have this sender: its own, or one that stands for it."""
     with suppress(SrsError):
-        reverse_path = Srs(SRS_KEY).original(reverse_path, now_us=message.expires_us)
+        reverse_path = Srs(scenario.SRS_KEY).original(reverse_path, now_us=message.expires_us)
     return reverse_path == message.reverse_path
 
 
@@ -314,7 +302,7 @@ def _is_refused_here(evidence: Evidence, message: Message, address: str) -> bool
     letter = next((one.letter for one in evidence.ledger.tries if one.token == message.token), None)
     if letter is not None and letter.words == "forbidden" and address.startswith(("u1", "bob@")):
         return True
-    return domain == HOME and local_part not in PEOPLE
+    return domain == scenario.HOME and local_part not in scenario.PEOPLE
 
 
 def no_second_delivery(evidence: Evidence) -> Iterator[str]:
@@ -475,8 +463,8 @@ def _is_unread(content: bytes) -> bool:
 def no_backscatter(evidence: Evidence) -> Iterator[str]:
     """5: no report about a report, none to an address that a stranger may have made up."""
     for copy in evidence.copies():
-        if copy.address == VICTIM:
-            yield f"5: {copy.name} went to {VICTIM}"
+        if copy.address == scenario.VICTIM:
+            yield f"5: {copy.name} went to {scenario.VICTIM}"
     for message in evidence.rows.messages.values():
         if message.source != "report":
             continue
@@ -567,7 +555,7 @@ def starts_held(evidence: Evidence, message: Message, recipient: Recipient) -> s
         return ""
     domain = recipient.address.partition("@")[2]
     words = evidence.words.get(message.token, "")
-    if words in HELD_S and domain != "captured.test":
+    if words in scenario.HELD_S and domain != "captured.test":
         return words
     return "route" if domain in evidence.plan.holds else ""
 
@@ -638,7 +626,7 @@ def keys_are_kept(evidence: Evidence) -> Iterator[str]:
     ids: dict[str, set[str]] = defaultdict(set)
     for one in evidence.ledger.tries:
         if one.letter.via == "pickup" and one.queue_id:
-            ids[submission_key(one.letter)].add(one.queue_id)
+            ids[scenario.submission_key(one.letter)].add(one.queue_id)
     for message in evidence.rows.messages.values():
         if message.submission_id:
             ids[message.submission_id].add(message.id)

@@ -22,20 +22,7 @@ from relay.store.mailbox.stored_message import WellKnown
 from relay.store.mailbox.usage import Room
 from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.rule_files import read_rules
-from relay.transport.routing.mx_hosts import (
-    Answer,
-    Exchange,
-    Host,
-    Hosts,
-    MxAnswer,
-    NoAnswer,
-    NoName,
-    NoSuchDomain,
-    NullMx,
-    Records,
-    Resolution,
-    TemporaryFailure,
-)
+from relay.transport.routing import mx_hosts
 from relay.transport.routing.resolver import Resolver
 from relay.transport.routing.sts_policies import StsFetchError
 from tests.simulation.ledger import Ledger
@@ -172,7 +159,7 @@ class Names:
         )
         self._tlsa._dns = self
 
-    async def resolve(self, next_hop: NextHop) -> Resolution:
+    async def resolve(self, next_hop: NextHop) -> mx_hosts.Resolution:
         rng = self._world.rng
         domain = next_hop.host
         policies = self._ledger.policies
@@ -181,52 +168,56 @@ class Names:
             await asyncio.sleep(rng.random() * rng.choice((0.01, 0.01, 10.0)))
         if next_hop.kind is HopKind.LMTP:
             name = host_name(0, BOXES)
-            return Hosts((Host(name, 0, (address(0, BOXES),), next_hop.port, lmtp=True),))
+            return mx_hosts.Hosts(
+                (mx_hosts.Host(name, 0, (address(0, BOXES),), next_hop.port, lmtp=True),)
+            )
         if next_hop.kind is not HopKind.MX or domain == BESIDE:
-            return Hosts((Host(GATE, 0, (GATE_ADDRESS,), GATE_PORT),))
+            return mx_hosts.Hosts((mx_hosts.Host(GATE, 0, (GATE_ADDRESS,), GATE_PORT),))
         match self._scenario.unresolved.get(domain):
             case "nxdomain":
-                return NoSuchDomain(domain)
+                return mx_hosts.NoSuchDomain(domain)
             case "nullmx":
-                return NullMx(domain)
+                return mx_hosts.NullMx(domain)
             case "servfail":
-                return TemporaryFailure("SERVFAIL")
+                return mx_hosts.TemporaryFailure("SERVFAIL")
             case "flickering" if self._world.time() % _FLICKER_S < _FLICKER_S / 2:
-                return TemporaryFailure("SERVFAIL")
+                return mx_hosts.TemporaryFailure("SERVFAIL")
         domain = SERVED_BY.get(domain, domain)
         hosts = self._scenario.domains.get(domain, self._scenario.domains["victim.test"])
-        return Hosts(
+        return mx_hosts.Hosts(
             tuple(
-                Host(host_name(number, domain), number // 2, (address(number, domain),), 25)
+                mx_hosts.Host(
+                    host_name(number, domain), number // 2, (address(number, domain),), 25
+                )
                 for number in range(len(hosts))
             ),
-            MxAnswer((Exchange(0, host_name(0, domain)),), domains=(domain,)),
+            mx_hosts.MxAnswer((mx_hosts.Exchange(0, host_name(0, domain)),), domains=(domain,)),
             find_tlsa=self._tlsa.find_tlsa if self._scenario.tlsa and domain == STRICT_MX else None,
         )
 
-    async def answers(self, *questions: tuple[str, str]) -> list[Answer]:
+    async def answers(self, *questions: tuple[str, str]) -> list[mx_hosts.Answer]:
         """The addresses and the TLSA records of the hosts of STRICT_MX."""
         await asyncio.sleep(self._world.rng.random())
         return [self._answer(name, kind) for name, kind in questions]
 
-    def _answer(self, name: str, kind: str) -> Answer:
+    def _answer(self, name: str, kind: str) -> mx_hosts.Answer:
         tlsa = self._scenario.tlsa
         if kind != "TLSA":
-            return Records(("192.0.2.25",), secure=tlsa != FORGED)
+            return mx_hosts.Records(("192.0.2.25",), secure=tlsa != FORGED)
         host = name.removeprefix("_25._tcp.") if tlsa == MATCHING else ""
         digest = sha256(octets_of_certificate(host)).hexdigest()
-        return Records((f"3 0 1 {digest}",), secure=tlsa != FORGED)
+        return mx_hosts.Records((f"3 0 1 {digest}",), secure=tlsa != FORGED)
 
-    async def texts(self, name: str) -> Answer:
+    async def texts(self, name: str) -> mx_hosts.Answer:
         """The TXT records of a name."""
         with self._ledger.progress.made():
             await asyncio.sleep(self._world.rng.random())
         published = self._published()
         if name != f"_mta-sts.{STRICT}" or not published.mode:
-            return NoName()
+            return mx_hosts.NoName()
         if published.trouble == "dns":
-            return NoAnswer("SERVFAIL")
-        return Records((f"v=STSv1; id={published.id}",))
+            return mx_hosts.NoAnswer("SERVFAIL")
+        return mx_hosts.Records((f"v=STSv1; id={published.id}",))
 
     async def policy_file(self, _domain: str) -> bytes:
         """The policy of STRICT. Raises StsFetchError."""

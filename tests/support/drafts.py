@@ -7,28 +7,22 @@ from base64 import b64encode
 
 from relay.base.message.content import MemoryOctets, read_all
 from relay.base.message.properties import Attachment, MessageProperties
-from relay.formats.draft import (
-    DraftOrigin,
-    PrivateBlock,
-    draft_content,
-    mime_draft_block,
-    read_private_block,
-)
+from relay.formats import draft
 
 
-def write_draft(properties: MessageProperties, origin: DraftOrigin) -> bytes:
+def write_draft(properties: MessageProperties, origin: draft.DraftOrigin) -> bytes:
     """Return a draft's file for properties; those of `from_` and the message id are to be set."""
-    return read_all(draft_content(properties, origin))
+    return read_all(draft.draft_content(properties, origin))
 
 
-def write_mime_draft(content: bytes, origin: DraftOrigin) -> bytes:
+def write_mime_draft(content: bytes, origin: draft.DraftOrigin) -> bytes:
     """Return a draft's file for MIME: the block, then `content` byte for byte."""
-    return mime_draft_block(origin) + content
+    return draft.mime_draft_block(origin) + content
 
 
-def split_private(raw: bytes) -> tuple[PrivateBlock | None, int]:
+def split_private(raw: bytes) -> tuple[draft.PrivateBlock | None, int]:
     """Return the private block and its length."""
-    return read_private_block(MemoryOctets(raw))
+    return draft.read_private_block(MemoryOctets(raw))
 
 
 def read_attachments(raw: bytes) -> tuple[Attachment, ...]:

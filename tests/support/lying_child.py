@@ -23,23 +23,9 @@ from relay.base.settings.tree import SmtpListener
 from relay.base.socket_address import Address
 from relay.store.spool.sqlite.content_files import IncomingFile
 from relay.transport.gate import keeper as keeper_module
+from relay.transport.gate import wire
 from relay.transport.gate.frames import receive_descriptor
 from relay.transport.gate.keeper import GateKeeper
-from relay.transport.gate.wire import (
-    Accept,
-    CallAnswer,
-    CheckRecipient,
-    CheckSender,
-    ListenerSetup,
-    LoadState,
-    NewConnection,
-    Ready,
-    Setup,
-    WrittenBody,
-    decode_from_owner,
-    decode_packet,
-    encode,
-)
 from relay.transport.ingress.esmtp_parameters import MailArgument
 from relay.transport.ingress.session_client import OfferedMail, SessionClaims
 from relay.transport.ingress.smtp_server import SmtpServer
@@ -52,16 +38,16 @@ WAIT_S = 120.0  # real time: of what comes
 
 
 def framed(frame: Any) -> bytes:
-    octets = encode(frame)
+    octets = wire.encode(frame)
     return len(octets).to_bytes(4, "big") + octets
 
 
-def check_sender(session: int, call: int, sender: str = STRANGER) -> CheckSender:
-    return CheckSender(session, call, sender)
+def check_sender(session: int, call: int, sender: str = STRANGER) -> wire.CheckSender:
+    return wire.CheckSender(session, call, sender)
 
 
-def check_recipient(session: int, call: int, to: str = LOCAL) -> CheckRecipient:
-    return CheckRecipient(session, call, to, STRANGER, 0)
+def check_recipient(session: int, call: int, to: str = LOCAL) -> wire.CheckRecipient:
+    return wire.CheckRecipient(session, call, to, STRANGER, 0)
 
 
 def accept(
@@ -72,10 +58,10 @@ def accept(
     to: str = LOCAL,
     helo: str = "client.test",
     ret: str = "",
-    body: WrittenBody | None = None,
-) -> Accept:
+    body: wire.WrittenBody | None = None,
+) -> wire.Accept:
     mail, paths = MailArgument(Envelope(sender, ret=ret)), [ForwardPath(to)] if to else []
-    return Accept(session, call, OfferedMail(mail, paths, SessionClaims(helo)), HELLO, body)
+    return wire.Accept(session, call, OfferedMail(mail, paths, SessionClaims(helo)), HELLO, body)
 
 
 class Child:
@@ -93,7 +79,7 @@ class Child:
         self._begun = bytearray()
         self.started.append(self)
         if not self.is_quiet:
-            self.say(Ready(()))
+            self.say(wire.Ready(()))
 
     def has_ended(self, _wait_s: float = 0) -> bool:
         return self._frames.fileno() < 0
@@ -129,13 +115,13 @@ class Child:
         while len(self._begun) >= 4 + (size := int.from_bytes(self._begun[:4], "big")):
             octets = bytes(self._begun[4 : 4 + size])
             del self._begun[: 4 + size]
-            yield decode_from_owner(octets)
+            yield wire.decode_from_owner(octets)
 
     async def ask(self, call: Callable[[int], Any]) -> Any:
         """What the answer to a call says."""
         self.calls += 1
         self.say(call(self.calls))
-        answer = await self.hear(CallAnswer)
+        answer = await self.hear(wire.CallAnswer)
         assert answer.call == self.calls
         return "failed" if answer.has_failed else msgspec.msgpack.decode(answer.value)
 
@@ -144,7 +130,7 @@ class Child:
         async with asyncio.timeout(WAIT_S):
             while (found := receive_descriptor(self._packets)) is None:
                 await asyncio.sleep(0.001)
-        packet = decode_packet(found[0])
+        packet = wire.decode_packet(found[0])
         assert isinstance(packet, kind)
         assert found[1] is not None
         return packet, found[1]
@@ -185,7 +171,7 @@ class Owner:
     async def session(self, child: Child | None = None) -> int:
         """The number of a new session."""
         await self.client()
-        told, descriptor = await (child or self.child).packet(NewConnection)
+        told, descriptor = await (child or self.child).packet(wire.NewConnection)
         self.clients.append(socket.socket(fileno=descriptor))
         return told.session
 
@@ -236,14 +222,14 @@ async def owner_of(
     relay = Relay(spool=SpoolWithFiles(folder=folder), accounts=accounts or FakeAccounts())
     settings = SmtpListener(**({"listen": Address("127.0.0.1", 0)} | listener))
     told = dataclasses.replace(settings, trusted_networks=())
-    setup = Setup(
+    setup = wire.Setup(
         "relay.example.test",
-        [ListenerSetup(told, [], requires_tls=False, offers_auth_in_clear=True)],
+        [wire.ListenerSetup(told, [], requires_tls=False, offers_auth_in_clear=True)],
     )
     keeper = GateKeeper(
         words=WORDS,
         setup=lambda: setup,
-        load=lambda: LoadState(PressureState(), ""),
+        load=lambda: wire.LoadState(PressureState(), ""),
     )
     server = relay.server(elsewhere=partial(keeper.hand_on, 0), **listener)
     owner = Owner(relay, keeper, server, folder=folder)

@@ -21,27 +21,8 @@ from typing import Any
 from relay.base.certificates import CertificateError, load_pair, names_in
 from relay.base.message.address import own_mailbox, untagged
 from relay.base.message.nexthop import ROUTE_PREFIX
+from relay.base.settings import tree
 from relay.base.settings.document import KeyPath, dotted
-from relay.base.settings.tree import (
-    SENDER,
-    CertificateFiles,
-    DeliverySettings,
-    DkimKey,
-    DnsSettings,
-    HttpSettings,
-    MailboxSettings,
-    Milter,
-    OAuthClient,
-    ObserveSettings,
-    OwnDomain,
-    PolicySettings,
-    ReportsSettings,
-    Route,
-    SendmailSettings,
-    SmtpListener,
-    Tenant,
-    Webhook,
-)
 from relay.base.settings.values import is_ip, parse_address, parse_mailbox
 from relay.base.socket_address import Address
 
@@ -79,31 +60,31 @@ def check_together(read: Sequence[tuple[KeyPath, object]], top: Mapping[str, Any
     passed_on = {
         made.name
         for _, made in read
-        if isinstance(made, OwnDomain) and made.recipients != "accounts"
+        if isinstance(made, tree.OwnDomain) and made.recipients != "accounts"
     }
-    dns = next((made for _, made in read if isinstance(made, DnsSettings)), DnsSettings())
-    clients = {made.name: made for _, made in read if isinstance(made, OAuthClient)}
+    dns = next((made for _, made in read if isinstance(made, tree.DnsSettings)), tree.DnsSettings())
+    clients = {made.name: made for _, made in read if isinstance(made, tree.OAuthClient)}
     for path, made in read:
         match made:
-            case SendmailSettings() if len(bytes(made.socket)) > _SOCKET_PATH_BYTES_MAX:
+            case tree.SendmailSettings() if len(bytes(made.socket)) > _SOCKET_PATH_BYTES_MAX:
                 yield (*path, "socket"), f"a path of at most {_SOCKET_PATH_BYTES_MAX} bytes"
-            case SmtpListener():
+            case tree.SmtpListener():
                 yield from _listener(path, made)
-            case CertificateFiles():
+            case tree.CertificateFiles():
                 yield from _certificate(path, made)
-            case HttpSettings():
+            case tree.HttpSettings():
                 yield from _anonymous(path, made)
-            case DnsSettings(protocols=()):
+            case tree.DnsSettings(protocols=()):
                 yield (*path, "protocols"), "at least one of ipv4, ipv6"
-            case DeliverySettings(retry=()):
+            case tree.DeliverySettings(retry=()):
                 yield (*path, "retry"), "a list of at least one duration"
-            case DeliverySettings(mta_sts_ca=Path() as file):
+            case tree.DeliverySettings(mta_sts_ca=Path() as file):
                 yield from _authorities((*path, "mta_sts_ca"), file)
-            case PolicySettings(shipped=Path() as folder) if not isdir(folder):  # noqa: PTH112 - of any name
+            case tree.PolicySettings(shipped=Path() as folder) if not isdir(folder):  # noqa: PTH112 - of any name
                 yield (*path, "shipped"), "the path of an existing directory"
-            case ReportsSettings(templates=Path() as folder) if not isdir(folder):  # noqa: PTH112 - of any name
+            case tree.ReportsSettings(templates=Path() as folder) if not isdir(folder):  # noqa: PTH112 - of any name
                 yield (*path, "templates"), "the path of an existing directory"
-            case Route():
+            case tree.Route():
                 yield from _ways_of(path, made, dns)
                 yield from _credentials((*path, "auth"), made, clients)
                 yield from _fallback_login((*path, "fallback_auth"), made, clients)
@@ -116,18 +97,24 @@ def check_together(read: Sequence[tuple[KeyPath, object]], top: Mapping[str, Any
                 if made.next_hop == "local" and made.domain in passed_on:
                     yield (*path, "next_hop"), "another one: no account has an address there"
     yield from _domains(
-        [(path, made) for path, made in read if isinstance(made, MailboxSettings | OwnDomain)]
+        [
+            (path, made)
+            for path, made in read
+            if isinstance(made, tree.MailboxSettings | tree.OwnDomain)
+        ]
     )
-    routes = [(path, made) for path, made in read if isinstance(made, Route)]
+    routes = [(path, made) for path, made in read if isinstance(made, tree.Route)]
     yield from _too_many_or_alike(routes, "name", most=len(routes))
-    yield from _signing_keys([(path, made) for path, made in read if isinstance(made, DkimKey)])
+    yield from _signing_keys(
+        [(path, made) for path, made in read if isinstance(made, tree.DkimKey)]
+    )
     yield from _tenants(read)
-    yield from _webhooks([(path, made) for path, made in read if isinstance(made, Webhook)])
-    yield from _clients([(path, made) for path, made in read if isinstance(made, OAuthClient)])
-    yield from _milters([(path, made) for path, made in read if isinstance(made, Milter)])
+    yield from _webhooks([(path, made) for path, made in read if isinstance(made, tree.Webhook)])
+    yield from _clients([(path, made) for path, made in read if isinstance(made, tree.OAuthClient)])
+    yield from _milters([(path, made) for path, made in read if isinstance(made, tree.Milter)])
 
 
-def is_trusted(listeners: Sequence[SmtpListener], ip: str) -> bool:
+def is_trusted(listeners: Sequence[tree.SmtpListener], ip: str) -> bool:
     """Return whether one of these SMTP listeners trusts an IP address."""
     address = ipaddress.ip_address(ip)
     networks = (text for listener in listeners for text in listener.trusted_networks)
@@ -138,13 +125,13 @@ def _duplicate_listeners(read: Sequence[tuple[KeyPath, object]]) -> Found:
     places: list[tuple[KeyPath, Address]] = []
     for path, made in read:
         match made:
-            case SmtpListener():
+            case tree.SmtpListener():
                 places.append(((*path, "listen"), made.listen))
-            case HttpSettings():
+            case tree.HttpSettings():
                 places += [((*path, "listen"), address) for address in made.listen]
-            case ObserveSettings(metrics=Address() as address):
+            case tree.ObserveSettings(metrics=Address() as address):
                 places.append(((*path, "metrics"), address))
-            case SendmailSettings():
+            case tree.SendmailSettings():
                 places.append(((*path, "socket"), Address(path=str(made.socket))))
     for number, (path, address) in enumerate(places):
         if any(_overlap(address, earlier) for _, earlier in places[:number]):
@@ -173,7 +160,7 @@ def _socket_paths_too_long(state_dir: Path) -> Found:
         yield ("state_dir",), f"an absolute path of at most {spare} bytes: it contains sockets"
 
 
-def _listener(path: KeyPath, listener: SmtpListener) -> Found:
+def _listener(path: KeyPath, listener: tree.SmtpListener) -> Found:
     if listener.sender_checks != "off":
         missing = [name for module, name in _CHECKS.items() if find_spec(module) is None]
         if missing:
@@ -193,7 +180,7 @@ def _listener(path: KeyPath, listener: SmtpListener) -> Found:
         yield (*path, "role"), expected
 
 
-def _anonymous(path: KeyPath, http: HttpSettings) -> Found:
+def _anonymous(path: KeyPath, http: tree.HttpSettings) -> Found:
     """Yield a fault if others than users of this machine could be anonymous, such as by a proxy."""
     if not http.anonymous:
         return
@@ -203,7 +190,7 @@ def _anonymous(path: KeyPath, http: HttpSettings) -> Found:
         yield (*path, "anonymous"), "no proxy_networks and no public_url with anonymous"
 
 
-def _certificate(path: KeyPath, tls: CertificateFiles) -> Found:
+def _certificate(path: KeyPath, tls: tree.CertificateFiles) -> Found:
     try:
         context = load_pair(tls.certificate, tls.key)
     except CertificateError as error:
@@ -223,10 +210,12 @@ def _unreadable(path: KeyPath, file: Path) -> Found:
         yield path, "a file that can be read"
 
 
-def _domains(read: Sequence[tuple[KeyPath, MailboxSettings | OwnDomain]]) -> Found:
+def _domains(read: Sequence[tuple[KeyPath, tree.MailboxSettings | tree.OwnDomain]]) -> Found:
     """Yield the faults of all own domains: of [mailboxes], and of each [[domain]]."""
-    domains = [(path, made) for path, made in read if isinstance(made, OwnDomain)]
-    short = {name for _, made in read if isinstance(made, MailboxSettings) for name in made.domains}
+    domains = [(path, made) for path, made in read if isinstance(made, tree.OwnDomain)]
+    short = {
+        name for _, made in read if isinstance(made, tree.MailboxSettings) for name in made.domains
+    }
     places: dict[str, str] = dict.fromkeys(short, "mailboxes.domains")
     for path, domain in domains:
         if place := places.get(domain.name):
@@ -238,10 +227,10 @@ def _domains(read: Sequence[tuple[KeyPath, MailboxSettings | OwnDomain]]) -> Fou
         if made.postmaster.rpartition("@")[2] not in {"", *accounts}:
             expected = f"a mailbox in one of mailboxes.domains, {_OR_DOMAIN} accounts"
             yield (*path, "postmaster"), expected
-        is_unused = isinstance(made, MailboxSettings) and not made.domains
+        is_unused = isinstance(made, tree.MailboxSettings) and not made.domains
         if made.catch_all and (is_unused or made.catch_all.rpartition("@")[2] in aliases):
             yield (*path, "catch_all"), "a mailbox in one of mailboxes.domains, or elsewhere"
-        if isinstance(made, MailboxSettings):
+        if isinstance(made, tree.MailboxSettings):
             if made.srs_domain and made.srs_domain not in places:
                 yield (*path, "srs_domain"), f"one of mailboxes.domains, {_OR_DOMAIN} this name"
         elif made.alias_of:
@@ -253,7 +242,7 @@ def _domains(read: Sequence[tuple[KeyPath, MailboxSettings | OwnDomain]]) -> Fou
             yield (*path, "catch_all"), 'catch_all only with recipients = "accounts"'
 
 
-def _ways_of(path: KeyPath, route: Route, dns: DnsSettings) -> Found:
+def _ways_of(path: KeyPath, route: tree.Route, dns: tree.DnsSettings) -> Found:
     """Yield the faults of a route's next hops: a missing value, a recipient of another domain, an
     address of a protocol that is not used.
     """
@@ -278,7 +267,7 @@ def _ways_of(path: KeyPath, route: Route, dns: DnsSettings) -> Found:
         yield (*path, "fallback"), "another smtp://, smtps:// or lmtp:// next hop"
 
 
-def as_fallback(route: Route) -> Route:
+def as_fallback(route: tree.Route) -> tree.Route:
     """Return the route to the fallback. It has the same TLS, unless it has a login: then its own
     host decides. The login of the first host does not go there.
     """
@@ -289,7 +278,9 @@ def as_fallback(route: Route) -> Route:
     return replace(other, convert="", upload_hosts=())
 
 
-def _fallback_login(path: KeyPath, route: Route, clients: Mapping[str, OAuthClient]) -> Found:
+def _fallback_login(
+    path: KeyPath, route: tree.Route, clients: Mapping[str, tree.OAuthClient]
+) -> Found:
     """Yield the faults of the login for a fallback."""
     auth = route.fallback_auth
     if auth is None or not route.next_hop.startswith(_GRAPH):  # _graph() refuses the latter
@@ -303,11 +294,13 @@ def _fallback_login(path: KeyPath, route: Route, clients: Mapping[str, OAuthClie
             (*path, "oauth"),
             "an [[oauth]] without scope: a token for SMTP has another than Graph",
         )
-    if auth.oauth and SENDER == auth.user != (route.auth and route.auth.user):
-        yield (*path, "user"), f'"{SENDER}" only where it is the user of auth too'
+    if auth.oauth and tree.SENDER == auth.user != (route.auth and route.auth.user):
+        yield (*path, "user"), f'"{tree.SENDER}" only where it is the user of auth too'
 
 
-def _credentials(path: KeyPath, route: Route, clients: Mapping[str, OAuthClient]) -> Found:
+def _credentials(
+    path: KeyPath, route: tree.Route, clients: Mapping[str, tree.OAuthClient]
+) -> Found:
     """Yield the faults of a route's login, at `path`; `clients` are the [[oauth]] by name."""
     auth, is_graph = route.auth, route.next_hop.startswith(_GRAPH)
     if auth is None:
@@ -331,11 +324,11 @@ def _credentials(path: KeyPath, route: Route, clients: Mapping[str, OAuthClient]
         yield (*path, "oauth"), "an [[oauth]] that is not Google's: it has no graph://"
     if route.next_hop.startswith("lmtp://"):
         yield (*path, "oauth"), "a password: a token is for smtp://, smtps:// or graph://"
-    if auth.user == SENDER:
+    if auth.user == tree.SENDER:
         if not route.sender or route.sender == "<>":
-            yield (*path, "user"), f'"{SENDER}" only on a route with sender'
+            yield (*path, "user"), f'"{tree.SENDER}" only on a route with sender'
     elif not _is_mailbox(auth.user):
-        yield (*path, "user"), f'the address of a mailbox, or "{SENDER}"'
+        yield (*path, "user"), f'the address of a mailbox, or "{tree.SENDER}"'
 
 
 def _is_mailbox(text: str) -> bool:
@@ -345,7 +338,7 @@ def _is_mailbox(text: str) -> bool:
         return False
 
 
-def _graph(path: KeyPath, route: Route) -> Found:
+def _graph(path: KeyPath, route: tree.Route) -> Found:
     """Yield keys that a graph:// next hop does not have, and keys that only it has."""
     if route.next_hop.startswith(_GRAPH):
         for key in ("tls", "source_address"):
@@ -359,7 +352,7 @@ def _graph(path: KeyPath, route: Route) -> Found:
             yield (*path, key), f"{key} only with a graph:// next hop"
 
 
-def _clients(clients: Sequence[tuple[KeyPath, OAuthClient]]) -> Found:
+def _clients(clients: Sequence[tuple[KeyPath, tree.OAuthClient]]) -> Found:
     """Yield the keys that an [[oauth]] lacks, or must not have."""
     yield from _too_many_or_alike(clients, "name", most=_OAUTH_MAX)
     for path, client in clients:
@@ -380,7 +373,7 @@ def _clients(clients: Sequence[tuple[KeyPath, OAuthClient]]) -> Found:
             yield from _unreadable((*path, key), file)
 
 
-def host_of(route: Route) -> Address | None:
+def host_of(route: tree.Route) -> Address | None:
     """Return the host and port of an smtp://, smtps://, lmtp:// or graph:// next hop, None for any
     other.
     """
@@ -388,7 +381,7 @@ def host_of(route: Route) -> Address | None:
     return parse_address(place, Path()) if route.next_hop.startswith(_HOSTS) else None
 
 
-def verifies(route: Route) -> bool:
+def verifies(route: tree.Route) -> bool:
     """Return whether the certificate of the route's host is verified: the default with `auth`."""
     host = host_of(route)
     if route.tls is not None or route.auth is None or host is None:
@@ -396,7 +389,7 @@ def verifies(route: Route) -> bool:
     return not host.is_loopback or (route.next_hop.startswith(_GRAPH) and route.ca is not None)
 
 
-def _route_tls(path: KeyPath, route: Route, *, dns: DnsSettings) -> Found:
+def _route_tls(path: KeyPath, route: tree.Route, *, dns: tree.DnsSettings) -> Found:
     host = host_of(route)
     if route.tls is not None and host is None and route.next_hop != "mx":
         yield (*path, "tls"), "tls only with an mx, smtp://, smtps:// or lmtp:// next hop"
@@ -426,7 +419,7 @@ def _authorities(path: KeyPath, file: Path) -> Found:
         yield path, "a PEM file of CA certificates"
 
 
-def _limits(path: KeyPath, route: Route) -> Found:
+def _limits(path: KeyPath, route: tree.Route) -> Found:
     names = ["max_connections", "max_rate"]
     if route.next_hop.startswith(("mx", *_HOSTS)):
         return
@@ -441,12 +434,14 @@ def _tenants(read: Sequence[tuple[KeyPath, object]]) -> Found:
     """Yield the faults of tenants: a name or a domain that another tenant has, a domain that is not
     an own domain with mail, an unknown word in `may`.
     """
-    own = {name for _, made in read if isinstance(made, MailboxSettings) for name in made.domains}
-    own |= {made.name for _, made in read if isinstance(made, OwnDomain) and not made.alias_of}
-    hops = next_hops_by_name(made for _, made in read if isinstance(made, Route))
+    own = {
+        name for _, made in read if isinstance(made, tree.MailboxSettings) for name in made.domains
+    }
+    own |= {made.name for _, made in read if isinstance(made, tree.OwnDomain) and not made.alias_of}
+    hops = next_hops_by_name(made for _, made in read if isinstance(made, tree.Route))
     words = (*ADDRESS_ACTIONS, *(f"{ROUTE_PREFIX}{name}" for name in usable_routes(hops)))
     taken: dict[str, str] = {}
-    tenants = [(path, made) for path, made in read if isinstance(made, Tenant)]
+    tenants = [(path, made) for path, made in read if isinstance(made, tree.Tenant)]
     yield from _too_many_or_alike(tenants, "name", most=_TENANTS_MAX)
     for path, tenant in tenants:
         if not tenant.domains:
@@ -469,13 +464,13 @@ def _too_many_or_alike(tables: Sequence[tuple[KeyPath, Any]], key: str, *, most:
     for path, _ in tables[most : most + 1]:
         yield path[:1], f"at most {most} {path[0]}s"
     for path, table in tables:
-        text = name_of(table) if isinstance(table, Route) else getattr(table, key)
+        text = name_of(table) if isinstance(table, tree.Route) else getattr(table, key)
         if (other := places.setdefault(text, path)) != path:
             what = f"a {key}" if key != "url" else "a URL"
             yield (*path, key), f"{what} of its own: {dotted(other)} has it too"
 
 
-def _webhooks(webhooks: Sequence[tuple[KeyPath, Webhook]]) -> Found:
+def _webhooks(webhooks: Sequence[tuple[KeyPath, tree.Webhook]]) -> Found:
     """Yield the webhooks that are sent nothing, or have the URL of an earlier one."""
     yield from _too_many_or_alike(webhooks, "url", most=_WEBHOOKS_MAX)
     for path, hook in webhooks:
@@ -485,7 +480,7 @@ def _webhooks(webhooks: Sequence[tuple[KeyPath, Webhook]]) -> Found:
             yield (*path, "accounts"), 'at least one glob, such as "*"'
 
 
-def _milters(milters: Sequence[tuple[KeyPath, Milter]]) -> Found:
+def _milters(milters: Sequence[tuple[KeyPath, tree.Milter]]) -> Found:
     """Yield the milters that see no mail, cannot be reached, or have the name of an earlier one."""
     yield from _too_many_or_alike(milters, "name", most=_MILTERS_MAX)
     for path, milter in milters:
@@ -500,7 +495,7 @@ def usable_routes(next_hops: Mapping[str, str]) -> list[str]:
     return sorted(name for name, hop in next_hops.items() if not hop.startswith(_NO_NEXT_HOPS))
 
 
-def _signing_keys(keys: Sequence[tuple[KeyPath, DkimKey]]) -> Found:
+def _signing_keys(keys: Sequence[tuple[KeyPath, tree.DkimKey]]) -> Found:
     """Yield the faults of DKIM keys: a selector that an earlier key has, too many keys for a
     domain, a record with too long a name.
     """
@@ -519,18 +514,18 @@ def _signing_keys(keys: Sequence[tuple[KeyPath, DkimKey]]) -> Found:
             earlier[key.selector] = path
 
 
-def name_of(route: Route) -> str:
+def name_of(route: tree.Route) -> str:
     """Return `name`; for a route without a name, a text of what mail it takes and its next hop."""
     words = (route.recipient or route.domain, route.sender, route.next_hop)
     return route.name or " ".join(filter(None, words))
 
 
-def next_hops_by_name(routes: Iterable[Route]) -> dict[str, str]:
+def next_hops_by_name(routes: Iterable[tree.Route]) -> dict[str, str]:
     """Return the next hop of each route by its name, for rules that send mail by a route."""
     return {name_of(route): route.next_hop for route in routes}
 
 
-def hidden_routes(routes: Sequence[Route], own: Collection[str]) -> Iterator[tuple[int, int]]:
+def hidden_routes(routes: Sequence[tree.Route], own: Collection[str]) -> Iterator[tuple[int, int]]:
     """Yield the number of each route that gets no mail, with the number of the earlier route that
     gets it. Mail that a route holds goes on to the routes that follow. "*" takes no mail of the
     `own` domains.

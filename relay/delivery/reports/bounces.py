@@ -32,15 +32,7 @@ from relay.base.observe.logs import get_logger
 from relay.base.observe.metrics import Metrics
 from relay.base.settings.tree import Strangers
 from relay.delivery.reports.texts import TextSource
-from relay.formats.dsn import (
-    FAILURES,
-    HumanPart,
-    Report,
-    ReportedRecipient,
-    ReportKind,
-    short_subject,
-    write_dsn,
-)
+from relay.formats import dsn
 from relay.formats.headers import decoded, is_automatic
 from relay.formats.mdn import Receipt, write_mdn
 from relay.store.journeys.details import ReportDetail, RoutedDetail
@@ -67,16 +59,16 @@ class ReportDecision(Struct, frozen=True):
     or the null reverse-path.
     """
 
-    reported: tuple[ReportedRecipient, ...] = ()
-    noticed: tuple[ReportedRecipient, ...] = ()
-    dead_letters: tuple[ReportedRecipient, ...] = ()
-    dropped: tuple[ReportedRecipient, ...] = ()
+    reported: tuple[dsn.ReportedRecipient, ...] = ()
+    noticed: tuple[dsn.ReportedRecipient, ...] = ()
+    dead_letters: tuple[dsn.ReportedRecipient, ...] = ()
+    dropped: tuple[dsn.ReportedRecipient, ...] = ()
 
 
 def decide_reports(
-    kind: ReportKind,
+    kind: dsn.ReportKind,
     message: MessageFacts,
-    recipients: Sequence[ReportedRecipient],
+    recipients: Sequence[dsn.ReportedRecipient],
     *,
     strangers: Strangers = "verified",
 ) -> ReportDecision:
@@ -87,9 +79,9 @@ def decide_reports(
     about reports. A report that fails becomes a dead letter, except a report to a stranger, who may
     cause many.
     """
-    is_failure = kind in FAILURES
+    is_failure = kind in dsn.FAILURES
     if message.source is Source.REPORT:
-        dead_letters, dropped = list[ReportedRecipient](), list[ReportedRecipient]()
+        dead_letters, dropped = list[dsn.ReportedRecipient](), list[dsn.ReportedRecipient]()
         for recipient in recipients if is_failure else ():
             is_last = not message.trusted or recipient.path.address == POSTMASTER
             (dropped if is_last else dead_letters).append(recipient)
@@ -110,14 +102,14 @@ def decide_reports(
     )
 
 
-def _is_wanted(kind: ReportKind, notify: frozenset[Notify]) -> bool:
+def _is_wanted(kind: dsn.ReportKind, notify: frozenset[Notify]) -> bool:
     """Return whether NOTIFY asks for this kind; its default is failure and delay (RFC 3461 4.1)."""
     match kind:
-        case ReportKind.FAILED | ReportKind.UNKNOWN:
+        case dsn.ReportKind.FAILED | dsn.ReportKind.UNKNOWN:
             return not notify or Notify.FAILURE in notify
-        case ReportKind.DELAYED | ReportKind.HELD:
+        case dsn.ReportKind.DELAYED | dsn.ReportKind.HELD:
             return not notify or Notify.DELAY in notify
-        case ReportKind.DELIVERED | ReportKind.RELAYED | ReportKind.EXPANDED:
+        case dsn.ReportKind.DELIVERED | dsn.ReportKind.RELAYED | dsn.ReportKind.EXPANDED:
             return Notify.SUCCESS in notify
         case _:
             assert_never(kind)
@@ -138,9 +130,9 @@ class Copies(Struct, frozen=True):
 class _Subject(Struct, frozen=True):
     """What a report is about; the times of the message are in queue time."""
 
-    kind: ReportKind
+    kind: dsn.ReportKind
     message: MessageFacts
-    recipients: Sequence[ReportedRecipient]
+    recipients: Sequence[dsn.ReportedRecipient]
     content: Content
     to: str = ""  # gets it in place of the reverse-path, with the header only
     is_notice: bool = False  # on a stranger's mail
@@ -180,16 +172,19 @@ class Reporter:
         self._rates = RateLimits(self.clock)
 
     def wants(
-        self, kind: ReportKind, message: MessageFacts, recipients: Sequence[ReportedRecipient]
+        self,
+        kind: dsn.ReportKind,
+        message: MessageFacts,
+        recipients: Sequence[dsn.ReportedRecipient],
     ) -> bool:
         """See ReportWriter."""
         return bool(decide_reports(kind, message, recipients, strangers=self.strangers).reported)
 
     def reports(
         self,
-        kind: ReportKind,
+        kind: dsn.ReportKind,
         message: MessageFacts,
-        recipients: Sequence[ReportedRecipient],
+        recipients: Sequence[dsn.ReportedRecipient],
         *,
         content: Content,
     ) -> ReportPlan:
@@ -213,7 +208,7 @@ class Reporter:
         elif decision.reported:
             subject = _Subject(kind, message, decision.reported, content)
             report, event = self._report(subject)
-            if kind is ReportKind.DELAYED:
+            if kind is dsn.ReportKind.DELAYED:
                 facts = self._in_wall_time(message)
                 since, until = rfc3339(facts.received_us), rfc3339(facts.expires_us)
                 event = replace(event, detail=replace(event.detail, since=since, until=until))
@@ -236,9 +231,9 @@ class Reporter:
 
     async def inbox_report(
         self,
-        kind: ReportKind,
+        kind: dsn.ReportKind,
         message: MessageFacts,
-        recipients: Sequence[ReportedRecipient],
+        recipients: Sequence[dsn.ReportedRecipient],
         *,
         content: Content,
     ) -> bytes:
@@ -311,7 +306,7 @@ class Reporter:
         envelope = Envelope(request.to, tls=REQUIRETLS if request.requiretls else "")
         about = MessageFacts(queue_id, envelope, Source.SMTP, True, 0)
         made = self._message(self._signed(written), route, about=about, account=request.account)
-        reader = ReportedRecipient(ForwardPath(request.recipient), Evidence("", ""))
+        reader = dsn.ReportedRecipient(ForwardPath(request.recipient), Evidence("", ""))
         return ReportPlan((made,), (_event(made, str(kind), (reader,)),))
 
     def rule_mail(
@@ -338,7 +333,7 @@ class Reporter:
         """Return the report, None if it is left out, and its event."""
         kind, message = subject.kind, subject.message
         return_route = self._route_to(message.envelope.reverse_path)
-        if kind not in FAILURES and (left_out := self._left_out(subject, return_route)):
+        if kind not in dsn.FAILURES and (left_out := self._left_out(subject, return_route)):
             return None, self._without_report(subject, left_out)
         if return_route is None:  # the sender's own address has no next hop
             route, label, account = self._to_postmaster(), "dead-letter", ""
@@ -376,17 +371,17 @@ class Reporter:
     def _written(self, subject: _Subject) -> SignedContents:
         """Return the report, signed."""
         message = self._in_wall_time(subject.message)
-        report = Report(subject.kind, message, subject.recipients, self.hostname)
+        report = dsn.Report(subject.kind, message, subject.recipients, self.hostname)
         envelope = message.envelope
         if subject.to:
             envelope = replace(envelope, reverse_path=subject.to, ret="HDRS")
         language = self._language(envelope.reverse_path, message.account)
 
-        def words(header: Header) -> HumanPart:
+        def words(header: Header) -> dsn.HumanPart:
             texts = self.texts.current()
             return texts.write(report, header, language=language, is_notice=subject.is_notice)
 
-        written = write_dsn(
+        written = dsn.write_dsn(
             replace(report, message=replace(message, envelope=envelope)),
             content=subject.content,
             words=words,
@@ -459,7 +454,7 @@ class Reporter:
             size=size_of(content),
             account=account,
             message_id=decoded(header, "message-id"),
-            subject=short_subject(header),
+            subject=dsn.short_subject(header),
         )
         return NewMessage(
             facts,
@@ -492,7 +487,7 @@ class Reporter:
         entries = tuple(_entry(to, group, forwarded_by=by) for (to, by), group in groups.items())
         return _Route(entries, (alias,))
 
-    def _to_postmaster(self, failed: Sequence[ReportedRecipient] = ()) -> "_Route":
+    def _to_postmaster(self, failed: Sequence[dsn.ReportedRecipient] = ()) -> "_Route":
         """Return where a dead letter goes: to the postmaster's address if that has a route; into
         the mailbox here if `failed` has that address.
         """
@@ -541,7 +536,7 @@ def _entry(to: Destination, addresses: Sequence[str], *, forwarded_by: str = "")
 _TO_POSTMASTER = _Route((_entry(Destination(LOCAL), (POSTMASTER,)),))
 
 
-def _event(made: NewMessage, kind: str, recipients: Sequence[ReportedRecipient]) -> Event:
+def _event(made: NewMessage, kind: str, recipients: Sequence[dsn.ReportedRecipient]) -> Event:
     """Return the event about `made` for the trace of the message that it reports."""
     detail = ReportDetail(
         report_id=made.facts.id,
@@ -552,5 +547,5 @@ def _event(made: NewMessage, kind: str, recipients: Sequence[ReportedRecipient])
     return Event(made.events[0].at_us, detail)
 
 
-def _named(recipients: Sequence[ReportedRecipient]) -> list[str]:
+def _named(recipients: Sequence[dsn.ReportedRecipient]) -> list[str]:
     return [recipient.path.address for recipient in recipients[:_NAMED_MAX]]

@@ -19,16 +19,10 @@ from relay.base.pressure import MemoryBudget
 from relay.base.socket_address import Address
 from relay.base.sockets import LACKING_ADDRESS, reserve_port
 from relay.base.task_set import TaskSet
+from relay.development.internet import policy_server
 from relay.development.internet.behaviour import Action, Moment, ReceivedMail
 from relay.development.internet.dns_server import NO_NAME, DnsServer, Records
 from relay.development.internet.host_certificates import HostCertificates
-from relay.development.internet.policy_server import (
-    HOST,
-    RECORD,
-    RECORD_NAME,
-    WEB_NAME,
-    PolicyServer,
-)
 from relay.development.internet.scenario import MxHost, RemoteDomain, Scenario
 from relay.development.internet.scenario_state import ScenarioState
 from relay.development.internet.smtp_host import HostOptions, SmtpHost
@@ -70,7 +64,7 @@ class SimulatedInternet:
         self._reserved = reserve_port(_LOOPBACK)
         self.port = int(self._reserved.getsockname()[1])
         self._dns = DnsServer(self.records, ttl_s=0, negative_ttl_s=0, is_signed=self._is_signed)
-        self.policies = PolicyServer(self.certificates, self._domain_of)
+        self.policies = policy_server.PolicyServer(self.certificates, self._domain_of)
 
     @property
     def nameserver(self) -> Address:
@@ -153,11 +147,11 @@ class SimulatedInternet:
             return NO_NAME
         if kind == "MX":
             return self._exchanges(name)
-        if kind == "TXT" and name.startswith(RECORD_NAME):
-            domain = self._domain_of(name.removeprefix(RECORD_NAME))
-            return [RECORD] if domain and domain.mta_sts else ()
-        if kind == "A" and name.startswith(WEB_NAME):
-            return [HOST]
+        if kind == "TXT" and name.startswith(policy_server.RECORD_NAME):
+            domain = self._domain_of(name.removeprefix(policy_server.RECORD_NAME))
+            return [policy_server.RECORD] if domain and domain.mta_sts else ()
+        if kind == "A" and name.startswith(policy_server.WEB_NAME):
+            return [policy_server.HOST]
         if kind == "TLSA":
             return self._tlsa(name.rpartition(_SERVICE)[2])
         host = self._host_of(name)

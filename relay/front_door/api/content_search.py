@@ -24,13 +24,7 @@ from relay.store.journeys.message_list import (
 )
 from relay.store.journeys.spool_history import CONTENTS_MAX, SpoolHistory
 from relay.store.mailbox.errors import NoSuchItemError, StoreUnavailableError
-from relay.store.mailbox.index.content_index import (
-    CONTENT_BYTES_MAX,
-    CopyFacts,
-    CopyLookup,
-    find_words,
-    text_of,
-)
+from relay.store.mailbox.index import content_index
 from relay.store.mailbox.message_lists import MessageLists
 from relay.store.mailbox.messages import Messages
 
@@ -169,9 +163,11 @@ class ContentCheck:
                 return
             candidate.matches = False
             if content is not None:
-                text = text_of(octets_of(content).read(0, CONTENT_BYTES_MAX))
+                text = content_index.text_of(
+                    octets_of(content).read(0, content_index.CONTENT_BYTES_MAX)
+                )
                 words = candidate.message.words_left
-                has_words = find_words([text], words)[0].issuperset(words)
+                has_words = content_index.find_words([text], words)[0].issuperset(words)
                 candidate.matches = has_words and (
                     text.has_attachments or not self._conditions.has_attachment
                 )
@@ -205,7 +201,7 @@ class ContentCheck:
 
     async def _look_up(
         self, mailbox: str, asked: Mapping[str, Sequence["_Candidate"]]
-    ) -> CopyLookup:
+    ) -> content_index.CopyLookup:
         every = [candidate for candidates in asked.values() for candidate in candidates]
         words = dict.fromkeys(word for candidate in every for word in candidate.message.words_left)
         try:
@@ -213,12 +209,12 @@ class ContentCheck:
                 mailbox, list(asked), list(words), read_s=self._read_left_s
             )
         except NoSuchItemError:
-            return CopyLookup({})
+            return content_index.CopyLookup({})
         self._read_left_s = max(0.0, self._read_left_s - copies.read_s)
         self._until_s += copies.read_s
         return copies
 
-    def _is_match(self, candidate: "_Candidate", copy: CopyFacts) -> bool:
+    def _is_match(self, candidate: "_Candidate", copy: content_index.CopyFacts) -> bool:
         has_words = copy.words.issuperset(candidate.message.words_left)
         return has_words and (copy.has_attachments or not self._conditions.has_attachment)
 

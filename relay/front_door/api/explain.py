@@ -18,12 +18,7 @@ from relay.base.message.header import Header
 from relay.base.pressure import ConcurrencyCounter, MemoryBudget
 from relay.front_door.api.dependencies import Explain, Principal, Question
 from relay.front_door.api.request_parameters import require_method, single_values
-from relay.front_door.http.errors import (
-    ApiError,
-    quoted,
-    service_unavailable,
-    unsupported_media_type,
-)
+from relay.front_door.http import errors
 from relay.front_door.http.http_request import HttpRequest, body_too_large
 from relay.transport.policy.rule_test_reader import crlf
 
@@ -76,7 +71,7 @@ class ExplainHandler:
         finally:
             self._budget.release(size_bytes)
         if size_bytes and request.media_type != _MESSAGE_TYPE:
-            raise unsupported_media_type(request.media_type, _MESSAGE_TYPE)
+            raise errors.unsupported_media_type(request.media_type, _MESSAGE_TYPE)
         return b"".join(parts)
 
     def _counted(self, what: str, most: int) -> AbstractContextManager[None]:
@@ -105,10 +100,10 @@ def read_question(query: Mapping[str, str], message: bytes | None) -> Question:
         try:
             ip = str(ip_address(ip))
         except ValueError:
-            raise _bad("ip", quoted(ip), "an IP address") from None
+            raise _bad("ip", errors.quoted(ip), "an IP address") from None
     probe = query.get("probe", "false")
     if probe not in ("true", "false"):
-        raise _bad("probe", quoted(probe), "true or false")
+        raise _bad("probe", errors.quoted(probe), "true or false")
     question = Question(address, sender, ip, probe=probe == "true")
     if not message:
         return question
@@ -122,12 +117,12 @@ def _mailbox(name: str, text: str) -> str:
     try:
         return parse_mailbox(text, smtputf8=True)
     except AddressError as error:
-        raise ApiError(400, "BadRequest", f"{name}: {error}.") from None
+        raise errors.ApiError(400, "BadRequest", f"{name}: {error}.") from None
 
 
-def _bad(name: str, actual: str, expected: str) -> ApiError:
-    return ApiError(400, "BadRequest", f"{name}: found {actual}, expected {expected}.")
+def _bad(name: str, actual: str, expected: str) -> errors.ApiError:
+    return errors.ApiError(400, "BadRequest", f"{name}: found {actual}, expected {expected}.")
 
 
-def _unavailable(message: str) -> ApiError:
-    return service_unavailable(message, retry_after_s=_RETRY_S)
+def _unavailable(message: str) -> errors.ApiError:
+    return errors.service_unavailable(message, retry_after_s=_RETRY_S)

@@ -20,15 +20,8 @@ from relay.base.phrases import ahead_text, counted, words_in
 from relay.base.settings.values import seconds_ahead
 from relay.front_door.http.errors import ApiError, bad_request, method_not_allowed, quoted
 from relay.front_door.http.http_request import HttpRequest
+from relay.store.journeys import message_list
 from relay.store.journeys.event_feed import parse_event_cursor
-from relay.store.journeys.message_list import (
-    FINAL_STATE,
-    MAIL,
-    REPORT,
-    ListPosition,
-    MessageSearch,
-    parse_position,
-)
 from relay.store.spool.queue_commands import LIVE, Operation, QueueCommand, RouteLookup
 from relay.store.spool.types import WAITING, Selector
 from relay.transport.refusals.refusal import PAGE_MAX, RefusalSearch, is_cursor
@@ -95,14 +88,16 @@ def number_of(
     return number
 
 
-def message_search_of(query: Mapping[str, str]) -> MessageSearch:
+def message_search_of(query: Mapping[str, str]) -> message_list.MessageSearch:
     """Return the conditions of GET /messages. Raises ApiError 400."""
     texts = {name: _text_of(query, name) for name in ("to", "sender", "subject", "mailbox")}
     state, kind = query.get("state", ""), query.get("kind", "")
     if state not in ("", *MESSAGE_STATES):
         raise bad_state(state, MESSAGE_STATES)
-    if kind not in ("", MAIL, REPORT):
-        raise bad_request(f"kind: found {quoted(kind)}, expected {MAIL} or {REPORT}.")
+    if kind not in ("", message_list.MAIL, message_list.REPORT):
+        raise bad_request(
+            f"kind: found {quoted(kind)}, expected {message_list.MAIL} or {message_list.REPORT}."
+        )
     after = None
     if (text := query.get("after")) is not None:
         try:
@@ -110,10 +105,10 @@ def message_search_of(query: Mapping[str, str]) -> MessageSearch:
         except ValueError:
             expected = 'the "cursor" of an earlier answer'
             raise bad_request(f"after: found {quoted(text)}, expected {expected}.") from None
-    return replace(MessageSearch(kind=kind, state=state, after=after), **texts)
+    return replace(message_list.MessageSearch(kind=kind, state=state, after=after), **texts)
 
 
-def list_position_of(query: Mapping[str, str]) -> ListPosition | None:
+def list_position_of(query: Mapping[str, str]) -> message_list.ListPosition | None:
     """Return the place after which GET /messages continues. Raises ApiError 400."""
     text = query.get("before")
     if text is None:
@@ -122,7 +117,7 @@ def list_position_of(query: Mapping[str, str]) -> ListPosition | None:
         if name in query:
             raise bad_request(f"before: found it together with {name}, expected one of them.")
     try:
-        return parse_position(text)
+        return message_list.parse_position(text)
     except ValueError:
         expected = 'the "older" of an earlier answer'
         raise bad_request(f"before: found {quoted(text)}, expected {expected}.") from None
@@ -142,7 +137,7 @@ def refusal_search_of(query: Mapping[str, str], account: str | None) -> RefusalS
     return RefusalSearch(address, account, **places, limit=limit)
 
 
-MESSAGE_STATES = (FINAL_STATE, *SubmissionState, *RecipientState)
+MESSAGE_STATES = (message_list.FINAL_STATE, *SubmissionState, *RecipientState)
 
 
 def bad_state(state: str, choices: Collection[str]) -> ApiError:

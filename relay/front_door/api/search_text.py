@@ -19,13 +19,7 @@ from msgspec.structs import replace
 from relay.base.clock import time_us_of
 from relay.base.settings.values import is_ip
 from relay.base.socket_address import network_of
-from relay.front_door.api.request_parameters import (
-    MESSAGE_STATES,
-    limit_of,
-    list_position_of,
-    message_search_of,
-    number_of,
-)
+from relay.front_door.api import request_parameters
 from relay.front_door.http.errors import ApiError, quoted
 from relay.store.journeys.journey import PAGES_MAX, Journeys
 from relay.store.journeys.message_list import MAIL, MessageSearch, SearchedTag
@@ -76,7 +70,7 @@ def parse_search(text: str) -> MessageSearch:
 
 def list_search_of(query: Mapping[str, str]) -> MessageSearch:
     """Return the conditions of GET /messages, including those in `q`. Raises ApiError 400."""
-    parameters = message_search_of(query)
+    parameters = request_parameters.message_search_of(query)
     if "q" not in query:
         return parameters
     try:
@@ -99,10 +93,12 @@ async def log_rows(
     journeys: Journeys, query: Mapping[str, str], *, account: str | None
 ) -> dict[str, Any]:
     """Return the answer of GET /log; contents are not searched. Raises ApiError 400."""
-    search, limit = list_search_of(query), limit_of(query)
+    search, limit = list_search_of(query), request_parameters.limit_of(query)
     search = replace(search, kind=MAIL, added=account is None)
-    pages = int(number_of(query, "pages", default=PAGES_MAX, limits=(1, PAGES_MAX)))
-    before = list_position_of(query)
+    pages = int(
+        request_parameters.number_of(query, "pages", default=PAGES_MAX, limits=(1, PAGES_MAX))
+    )
+    before = request_parameters.list_position_of(query)
     page = await journeys.log(search, account=account, limit=limit, before=before, pages=pages)
     return page.as_json()
 
@@ -141,8 +137,8 @@ def _with(search: MessageSearch, token: _Token) -> MessageSearch:
             return replace(search, subject=_pattern(token.value))
         case "state":
             state = token.value.lower()
-            if state not in MESSAGE_STATES:
-                states = ", ".join(MESSAGE_STATES)
+            if state not in request_parameters.MESSAGE_STATES:
+                states = ", ".join(request_parameters.MESSAGE_STATES)
                 raise SearchTextError(f"state: {quoted(state)} is not a state; there are {states}.")
             return replace(search, state=state)
         case "id":

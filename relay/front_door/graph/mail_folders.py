@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
-from relay.front_door.graph import errors
+from relay.front_door.graph import errors, serializer
 from relay.front_door.graph.entity_tags import etag_field
 from relay.front_door.graph.extended_properties import (
     CHILD_FOLDERS,
@@ -32,12 +32,6 @@ from relay.front_door.graph.json_values import (
 )
 from relay.front_door.graph.odata.resources import select_folders
 from relay.front_door.graph.responses import collection_response, fitting
-from relay.front_door.graph.serializer import (
-    FOLDER_PROPERTIES,
-    ROOT_FOLDER_ID,
-    folder_json,
-    folder_version,
-)
 from relay.front_door.http.errors import bad_request
 from relay.front_door.http.responses import json_response
 from relay.store.mailbox.stored_message import Folder
@@ -52,7 +46,7 @@ _OF_MAIL = {"id": "String 0x3613", "value": "IPF.Note"}
 async def list_folders(request: GraphRequest) -> Response:
     """GET mailFolders, the top level, or childFolders."""
     every, folders = await _folders_in(request)
-    options = request.collection_options(_LIST_OPTIONS, FOLDER_PROPERTIES, "mailFolder")
+    options = request.collection_options(_LIST_OPTIONS, serializer.FOLDER_PROPERTIES, "mailFolder")
     selected = select_folders(folders, options)
     within = f"('{quote(request.folder_id)}')/childFolders" if request.folder_id else ""
     to_json = _json_function(request, options.expand, every)
@@ -69,15 +63,15 @@ async def count_folders(request: GraphRequest) -> Response:
 
 async def get_folder(request: GraphRequest) -> Response:
     """GET one mail folder."""
-    options = request.options({"select", "expand"}, FOLDER_PROPERTIES, "mailFolder")
+    options = request.options({"select", "expand"}, serializer.FOLDER_PROPERTIES, "mailFolder")
     folder = await _find_folder(request)
-    if unchanged := request.not_modified(folder_version(folder)):
+    if unchanged := request.not_modified(serializer.folder_version(folder)):
         return unchanged
     context = request.context(f"{_context(request)}/$entity")
     every = await request.store.folders.every(request.mailbox) if options.expand else ()
     to_json = _json_function(request, options.expand, every)
     resource = {**context, **to_json(folder, options.select)}
-    return json_response(resource, headers=etag_field(folder_version(folder)))
+    return json_response(resource, headers=etag_field(serializer.folder_version(folder)))
 
 
 async def create_folder(request: GraphRequest) -> Response:
@@ -133,9 +127,11 @@ async def _folders_in(request: GraphRequest) -> tuple[Sequence[Folder], Sequence
     """Return all folders, and the children of the folder in the path, or the top level
     without one.
     """
-    parent_id = (await _find_folder(request)).id if request.folder_id else ROOT_FOLDER_ID
+    parent_id = (await _find_folder(request)).id if request.folder_id else serializer.ROOT_FOLDER_ID
     folders = await request.store.folders.every(request.mailbox)
-    children = [folder for folder in folders if (folder.parent_id or ROOT_FOLDER_ID) == parent_id]
+    children = [
+        folder for folder in folders if (folder.parent_id or serializer.ROOT_FOLDER_ID) == parent_id
+    ]
     return folders, children
 
 
@@ -153,7 +149,7 @@ def _json_function(
     of child folders gets half of the octets, `bytes_max`, of the list above it. Raises ApiError
     400.
     """
-    known = request.selectable(FOLDER_PROPERTIES, "mailFolder")
+    known = request.selectable(serializer.FOLDER_PROPERTIES, "mailFolder")
     expansion = parse_expand(expand, of_folders=known if levels else ())
     if expansion.multiple:
         raise bad_request(f"$expand: expected childFolders or {SINGLE}($filter=…).")
@@ -165,10 +161,10 @@ def _json_function(
             request, options.expand, every, levels=levels - 1, bytes_max=bytes_max
         )
         for child in select_folders(every, options):
-            by_parent.setdefault(child.parent_id or ROOT_FOLDER_ID, []).append(child)
+            by_parent.setdefault(child.parent_id or serializer.ROOT_FOLDER_ID, []).append(child)
 
     def to_json(folder: Folder, selected: Collection[str]) -> Mapping[str, Any]:
-        resource = folder_json(folder, selected, is_beta=request.is_beta)
+        resource = serializer.folder_json(folder, selected, is_beta=request.is_beta)
         if names:
             values = ((shown_id(name), FOLDER_COMPUTED[name](folder)) for name in names)
             resource[SINGLE] = [{"id": name, "value": value} for name, value in values]
@@ -209,7 +205,7 @@ async def _required_version(request: GraphRequest) -> AsyncIterator[None]:
         yield
         return
     async with request.patch_lock:
-        if (version := folder_version(await _find_folder(request))) not in keys:
+        if (version := serializer.folder_version(await _find_folder(request))) not in keys:
             raise errors.CHANGED(f'If-Match: the folder has the ETag W/"{version}" now.')
         yield
 
@@ -238,7 +234,7 @@ def _folder_response(request: GraphRequest, folder: Folder, *, is_new: bool = Tr
     return request.changed(
         f"mailFolders/{folder.id}",
         f"{_context(request)}/$entity",
-        folder_json(folder),
+        serializer.folder_json(folder),
         is_new=is_new,
-        change_key=folder_version(folder),
+        change_key=serializer.folder_version(folder),
     )

@@ -22,14 +22,9 @@ from msgspec.structs import replace
 from starlette.responses import Response
 
 from relay.base.accounts.account import Account
+from relay.base.message import conversation
 from relay.base.message.address import AddressError, parse_odd_mailbox
 from relay.base.message.content import Octets
-from relay.base.message.conversation import (
-    answer_index,
-    answer_references,
-    answer_subject,
-    message_ids,
-)
 from relay.base.message.header import Header, ParsedContent
 from relay.base.message.properties import EmailAddress, MessageProperties
 from relay.formats.draft import AttachmentFacts, DraftAttachment, StoredPart
@@ -175,10 +170,10 @@ def _beginning(
     properties = original.properties
     message_id = properties.internet_message_id
     beginning = MessageProperties(
-        subject=answer_subject(kind.prefix, properties.subject),
-        in_reply_to=next(iter(message_ids(message_id)), ""),
-        references=answer_references(properties),
-        conversation_index=answer_index(
+        subject=conversation.answer_subject(kind.prefix, properties.subject),
+        in_reply_to=next(iter(conversation.message_ids(message_id)), ""),
+        references=conversation.answer_references(properties),
+        conversation_index=conversation.answer_index(
             properties,
             message_id or original.id,
             time_us=request.dependencies.clock.time_us(),

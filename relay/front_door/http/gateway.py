@@ -17,13 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 from relay.base.clock import Clock, Ids, rfc3339
 from relay.base.observe.logs import get_logger
 from relay.base.pressure import MemoryBudget
-from relay.front_door.http.errors import (
-    ApiError,
-    RequestIds,
-    UnansweredError,
-    error_body,
-    service_unavailable,
-)
+from relay.front_door.http import errors
 from relay.front_door.http.http_request import (
     ALLOW_RESPONSE,
     ClientDisconnectedError,
@@ -35,7 +29,7 @@ from relay.front_door.http.responses import BLOCK_BYTES, StreamedResponse, json_
 _CLIENT_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _STOPPED_RETRY_S = 5
 _BUFFERED_BYTES = 16 * 1024  # a response that fits into the buffer of the connection
-_TOO_MANY_UNREAD = service_unavailable(
+_TOO_MANY_UNREAD = errors.service_unavailable(
     "Too many responses wait until their clients read them.", retry_after_s=2
 )
 _log = get_logger("http")
@@ -65,7 +59,7 @@ class Gateway:
         try:
             request = self._request(scope, receive, ids)
             response = await self._respond(request)
-        except ApiError as error:
+        except errors.ApiError as error:
             response = self._error_response(error, ids)
         except ClientDisconnectedError:
             return
@@ -105,7 +99,7 @@ class Gateway:
         ids = self._request_ids(scope)
         try:
             request = self._request(scope, receive, ids)
-        except ApiError as error:
+        except errors.ApiError as error:
             return self._error_response(error, ids)
         try:
             response = await self._respond(request)
@@ -115,7 +109,7 @@ class Gateway:
             response.headers["request-id"] = ids.request_id
         return response
 
-    def _request(self, scope: Scope, receive: Receive, ids: RequestIds) -> HttpRequest:
+    def _request(self, scope: Scope, receive: Receive, ids: errors.RequestIds) -> HttpRequest:
         return HttpRequest(scope, receive, ids=ids, limits=self._limits, budget=self._budget)
 
     async def _respond(self, request: HttpRequest) -> Response | None:
@@ -123,17 +117,17 @@ class Gateway:
         ids = request.ids
         try:
             return await self._handler(request)
-        except ApiError as error:
+        except errors.ApiError as error:
             return self._error_response(error, ids)
         except ClientDisconnectedError:
             raise
-        except UnansweredError as error:
+        except errors.UnansweredError as error:
             _log.error("request not answered", request_id=ids.request_id, reason=str(error))
             return None
         except Exception:  # noqa: BLE001 - no traceback may leave the server
             _log.exception("request failed", request_id=ids.request_id, method=request.method)
             message = f"Internal error; the server's log has details under {ids.request_id}."
-            return self._error_response(ApiError(500, "InternalServerError", message), ids)
+            return self._error_response(errors.ApiError(500, "InternalServerError", message), ids)
 
     def _date_header(self) -> bytes:
         second = self._clock.time_us() // 1_000_000
@@ -141,19 +135,19 @@ class Gateway:
             self._date = (second, formatdate(second, usegmt=True).encode())
         return self._date[1]
 
-    def _request_ids(self, scope: Scope) -> RequestIds:
+    def _request_ids(self, scope: Scope) -> errors.RequestIds:
         request_id = self._ids.new()
         for name, value in scope["headers"]:
             if name == b"client-request-id":
                 client_id = value.decode("latin-1")
                 if _CLIENT_REQUEST_ID.fullmatch(client_id):
-                    return RequestIds(request_id, client_id)
-        return RequestIds(request_id, request_id)
+                    return errors.RequestIds(request_id, client_id)
+        return errors.RequestIds(request_id, request_id)
 
-    def _error_response(self, error: ApiError, ids: RequestIds) -> Response:
+    def _error_response(self, error: errors.ApiError, ids: errors.RequestIds) -> Response:
         date = rfc3339(self._clock.time_us())[:19]
         return json_response(
-            error_body(error, ids=ids, date=date), status=error.status, headers=error.headers
+            errors.error_body(error, ids=ids, date=date), status=error.status, headers=error.headers
         )
 
 
@@ -186,12 +180,14 @@ def _may_send(response: Response, scope: Scope, *, may_be_refused: bool) -> bool
     return may_send_response is None or may_send_response(size_bytes, may_be_refused)
 
 
-def _shutdown_error(request: HttpRequest | None) -> ApiError:
+def _shutdown_error(request: HttpRequest | None) -> errors.ApiError:
     """Return 503 only if a repeat is harmless: clients repeat it by themselves, even sendMail."""
     message = "The server stopped before the request was done."
     if request is None or request.method == "GET" or not request.is_complete:
-        return service_unavailable(message, retry_after_s=_STOPPED_RETRY_S)
+        return errors.service_unavailable(message, retry_after_s=_STOPPED_RETRY_S)
     if request.is_idempotent:
         message += " Changes made before that remain; repeat the request for the rest."
-        return service_unavailable(message, retry_after_s=_STOPPED_RETRY_S)
-    return ApiError(500, "InternalServerError", f"{message} The request may have been carried out.")
+        return errors.service_unavailable(message, retry_after_s=_STOPPED_RETRY_S)
+    return errors.ApiError(
+        500, "InternalServerError", f"{message} The request may have been carried out."
+    )

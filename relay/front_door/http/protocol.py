@@ -23,29 +23,8 @@ from msgspec import Struct
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from relay.base.clock import Clock, Ids, rfc3339
+from relay.front_door.http import errors, http_request, tunnels
 from relay.front_door.http.connection_limits import ConnectionState, ConnectionTable, HttpConnection
-from relay.front_door.http.errors import (
-    ApiError,
-    RequestIds,
-    error_body,
-    quoted,
-    service_unavailable,
-)
-from relay.front_door.http.http_request import (
-    ABORT,
-    ALLOW_RESPONSE,
-    BODY_COMPLETE,
-    CLOSE,
-    COUNTED_ADDRESS,
-    PEER_UID,
-    TAKE_OVER,
-)
-from relay.front_door.http.tunnels import (
-    REFUSAL_PHRASE,
-    TunnelHosts,
-    absolute_form_error,
-    connect_error,
-)
 from relay.transport.ingress.local_users import peer_uid
 
 if TYPE_CHECKING:  # imports a library that a service does not need
@@ -81,7 +60,7 @@ LOOPBACK_HOSTS = AllowedHosts()
 
 def host_error(
     named: Sequence[bytes], *, is_required: bool, allowed: AllowedHosts | None = None
-) -> ApiError | None:
+) -> errors.ApiError | None:
     """Return the error for the Host fields of a request, None if they are valid.
 
     Without `allowed` every host name is valid. RFC 9110 7.4 (421); RFC 6761 6.3 (localhost).
@@ -90,22 +69,22 @@ def host_error(
         return None
     if len(named) != 1:
         actual = f"{len(named)} Host fields" if named else "none"
-        return ApiError(
+        return errors.ApiError(
             400, "BadRequest", f"Host: found {actual}, expected one with the host name."
         )
     text = named[0].decode("latin-1")
     parts = _HOST.fullmatch(text)
     if parts is None:
-        return ApiError(
-            400, "BadRequest", f"Host: found {quoted(text)}, expected NAME or NAME:PORT."
+        return errors.ApiError(
+            400, "BadRequest", f"Host: found {errors.quoted(text)}, expected NAME or NAME:PORT."
         )
     if allowed is None or allowed.allows(parts[1]):
         return None
     message = (
-        f"Host: found {quoted(text)}. This development relay answers to localhost and to loopback "
-        "addresses; to use another name, start it with: relay dev --host NAME"
+        f"Host: found {errors.quoted(text)}. This development relay answers to localhost and to "
+        "loopback addresses; to use another name, start it with: relay dev --host NAME"
     )
-    return ApiError(421, "MisdirectedRequest", message)
+    return errors.ApiError(421, "MisdirectedRequest", message)
 
 
 def host_of_peer(transport: asyncio.BaseTransport) -> str:
@@ -148,10 +127,10 @@ class BoundedProtocol(HttpToolsProtocol):
     clock: Clock
     table: ConnectionTable
     hosts: AllowedHosts | None = None
-    tunnel_hosts: TunnelHosts | None = None
+    tunnel_hosts: tunnels.TunnelHosts | None = None
     open_tunnel: OpenTunnel | None = None
     _connection: HttpConnection | None = None
-    _error: ApiError | None = None
+    _error: errors.ApiError | None = None
     _socket: "WebSocket | None" = None  # has the connection
     _is_over = False  # a further request came before the response: parsing has ended
     _header_bytes = 0
@@ -228,10 +207,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         self._is_in_header = True
         super().on_message_begin()
-        self.scope[CLOSE] = self.transport.close  # type: ignore[literal-required]
-        self.scope[ABORT] = self.transport.abort  # type: ignore[literal-required]
+        self.scope[http_request.CLOSE] = self.transport.close  # type: ignore[literal-required]
+        self.scope[http_request.ABORT] = self.transport.abort  # type: ignore[literal-required]
         if self.client is None and hasattr(socket, "SO_PEERCRED"):  # macOS has none
-            self.scope[PEER_UID] = peer_uid(self.transport)  # type: ignore[literal-required]
+            self.scope[http_request.PEER_UID] = peer_uid(self.transport)  # type: ignore[literal-required]
 
     def on_url(self, url: bytes) -> None:
         """Count the URL."""
@@ -248,10 +227,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self._cancel_header_timeout()
         if not self.parser.should_upgrade():
             if self.tunnel_hosts is not None and not self.url.startswith((b"/", b"*")):
-                self._stop_parsing(absolute_form_error(self.url, self.tunnel_hosts))
+                self._stop_parsing(tunnels.absolute_form_error(self.url, self.tunnel_hosts))
             self._check_host()
             self._admit_request()
-            self.scope[ALLOW_RESPONSE] = self._may_send_response  # type: ignore[literal-required]
+            self.scope[http_request.ALLOW_RESPONSE] = self._may_send_response  # type: ignore[literal-required]
             super().on_headers_complete()
             if security := self._transport_security():
                 field = (b"strict-transport-security", security.encode())
@@ -260,7 +239,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """End the request's body."""
         if not self.parser.should_upgrade():
-            self.scope[BODY_COMPLETE] = True  # type: ignore[literal-required]
+            self.scope[http_request.BODY_COMPLETE] = True  # type: ignore[literal-required]
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -293,7 +272,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer invalid HTTP, or a limit that was exceeded, with Graph's envelope."""
-        self._send_error(self._error or ApiError(400, "BadRequest", msg))
+        self._send_error(self._error or errors.ApiError(400, "BadRequest", msg))
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """Parse the request again without its Upgrade field: the parser reads no body after one.
@@ -315,7 +294,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self._feed(head + rest)
         if offer == _OFFER:
-            self.scope[TAKE_OVER] = self._take_over  # type: ignore[literal-required]
+            self.scope[http_request.TAKE_OVER] = self._take_over  # type: ignore[literal-required]
 
     def _take_over(self, socket: "WebSocket") -> asyncio.Transport:
         """Give the connection to a WebSocket; it is still counted as a running request."""
@@ -335,8 +314,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.cycle:  # its response may still be unread
             self.send_400_response("CONNECT: expected it as the first request of a connection.")
             return
-        if error := connect_error(self.url, self.headers, self.tunnel_hosts):
-            self._send_error(error, phrase=REFUSAL_PHRASE if error.status == 403 else "")
+        if error := tunnels.connect_error(self.url, self.headers, self.tunnel_hosts):
+            self._send_error(error, phrase=tunnels.REFUSAL_PHRASE if error.status == 403 else "")
             return
         self._connection = None
         self._cancel_timers()
@@ -350,7 +329,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._header_bytes += size
         if self._header_bytes > HEADER_BYTES_MAX:
             text = f"The URL and the header fields are larger than {HEADER_BYTES_MAX} bytes."
-            self._stop_parsing(ApiError(431, "RequestHeaderFieldsTooLarge", text))
+            self._stop_parsing(errors.ApiError(431, "RequestHeaderFieldsTooLarge", text))
 
     def _hosts_named(self) -> list[bytes]:
         return [value for name, value in self.headers or () if name == b"host"]
@@ -378,13 +357,13 @@ class BoundedProtocol(HttpToolsProtocol):
         """Admit a request under the limits; health checks are always admitted."""
         assert self._connection is not None
         address = self.table.identify(self._connection, self.headers)
-        self.scope[COUNTED_ADDRESS] = address  # type: ignore[literal-required]
+        self.scope[http_request.COUNTED_ADDRESS] = address  # type: ignore[literal-required]
         is_health = self.url.partition(b"?")[0] in HEALTH_PATHS
         if not is_health and not self.table.may_start_request(self._connection):
             self._stop_parsing(_too_many("requests"))
         self.table.set_state(self._connection, ConnectionState.BUSY)
 
-    def _stop_parsing(self, error: ApiError) -> None:
+    def _stop_parsing(self, error: errors.ApiError) -> None:
         self._error = error
         raise _RejectedError
 
@@ -441,11 +420,11 @@ class BoundedProtocol(HttpToolsProtocol):
             self._header_timer.cancel()
             self._header_timer = None
 
-    def _send_error(self, error: ApiError, *, phrase: str = "") -> None:
+    def _send_error(self, error: errors.ApiError, *, phrase: str = "") -> None:
         now_us = self.clock.time_us()
         request_id = Ids(self.clock).new()
-        ids = RequestIds(request_id, request_id)
-        body = msgspec.json.encode(error_body(error, ids=ids, date=rfc3339(now_us)[:19]))
+        ids = errors.RequestIds(request_id, request_id)
+        body = msgspec.json.encode(errors.error_body(error, ids=ids, date=rfc3339(now_us)[:19]))
         fields = {
             "content-type": "application/json",
             "connection": "close",
@@ -465,5 +444,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def _too_many(what: str) -> ApiError:
-    return service_unavailable(f"Too many {what} at once; try again.", retry_after_s=_RETRY_S)
+def _too_many(what: str) -> errors.ApiError:
+    return errors.service_unavailable(
+        f"Too many {what} at once; try again.", retry_after_s=_RETRY_S
+    )

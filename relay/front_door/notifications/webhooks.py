@@ -36,16 +36,8 @@ from relay.base.settings.values import KEY_PREFIX
 from relay.formats.read_report import COMPLAINTS
 from relay.front_door.notifications.https_client import HttpsClient
 from relay.front_door.notifications.sender import Feed, Post, Sender
+from relay.store.journeys import event_feed
 from relay.store.journeys.details import AttemptDetail, ComplaintDetail, RoutedDetail
-from relay.store.journeys.event_feed import (
-    ChangeNotifier,
-    EventBatch,
-    EventData,
-    EventFeed,
-    event_data,
-    parse_event_cursor,
-    pause_after,
-)
 from relay.store.journeys.events import EventCursor, RecordedEvent, Step
 from relay.store.spool.types import SpoolError
 from relay.transport.policy.globs import Globs
@@ -245,11 +237,11 @@ class _RunningWebhook:
                 return
             self._fault.clear()
             now_s = clock.real_s()
-            self._reads_from_s = now_s + pause_after(now_s - began_s)
+            self._reads_from_s = now_s + event_feed.pause_after(now_s - began_s)
             self._seen = seen if batch.is_complete else -1
             self._use_block(batch)
 
-    def _use_block(self, batch: EventBatch) -> None:
+    def _use_block(self, batch: event_feed.EventBatch) -> None:
         """Give a block of events to the partitions."""
         self._report_gap(batch)
         before, dropped = batch.after, 0
@@ -260,7 +252,7 @@ class _RunningWebhook:
             elif self.failure and self.is_too_old(at_us):
                 dropped += 1
             else:
-                body = msgspec.json.encode(event_data(str(cursor), recorded))
+                body = msgspec.json.encode(event_feed.event_data(str(cursor), recorded))
                 key = (recorded.submission_id or recorded.queue_id or "").encode()
                 event_id = _id_of(source, cursor, at_us)
                 self.waiting.append(
@@ -280,7 +272,7 @@ class _RunningWebhook:
             return False
         return self._accounts.match(account)
 
-    def _report_gap(self, batch: EventBatch) -> None:
+    def _report_gap(self, batch: event_feed.EventBatch) -> None:
         """Report once that events were removed before they were read."""
         is_removed = 0 < max(self._reported_to, batch.after.sequence) < batch.removed_to
         if batch.is_log_missing or is_removed:
@@ -294,8 +286,8 @@ class Webhooks:
     """The webhooks of a relay. Call open() once, then run(), then close()."""
 
     file: Path  # keeps the cursors
-    feed: EventFeed
-    changes: ChangeNotifier
+    feed: event_feed.EventFeed
+    changes: event_feed.ChangeNotifier
     clock: Clock
     client: HttpsClient
     metrics: Metrics
@@ -349,7 +341,9 @@ class Webhooks:
         for webhook in self._running.values():
             if webhook.wants({name}, account) and len(webhook.other_events.waiting) < _EVENTS_MAX:
                 at = rfc3339(at_us)
-                event = EventData(str(webhook.cursor or 0), None, None, 0, name, at, detail, None)
+                event = event_feed.EventData(
+                    str(webhook.cursor or 0), None, None, 0, name, at, detail, None
+                )
                 webhook.other_events.waiting[event_id] = msgspec.json.encode(event), at_us
                 self.sender.wake(webhook.other_events)
 
@@ -381,7 +375,7 @@ class Webhooks:
 
     async def _test(self, webhook: _RunningWebhook) -> dict[str, Any]:
         now_us = SystemClock().time_us()
-        event = EventData(
+        event = event_feed.EventData(
             str(webhook.cursor or 0), None, None, 0, "test", rfc3339(now_us), {}, None
         )
         post = webhook.post_of(f"test_{now_us}", msgspec.json.encode(event))
@@ -400,7 +394,7 @@ class Webhooks:
                 await self._save()
             # a file has no notification
             await self.changes.wait_beyond(seen, _POLL_S if self._running else None)
-            pause_s = pause_after(0) if self._running else _POLL_S
+            pause_s = event_feed.pause_after(0) if self._running else _POLL_S
             await asyncio.sleep(pause_s)  # real time: spares the machine
 
     async def _save(self) -> None:
@@ -448,7 +442,7 @@ def _read(file: Path) -> dict[str, EventCursor]:
     cursors = {}
     for url, text in texts.items():
         try:
-            cursors[url] = parse_event_cursor(str(text))
+            cursors[url] = event_feed.parse_event_cursor(str(text))
         except ValueError:  # the URL may have a secret
             _log.error("a webhook begins now: its cursor is lost", file=str(file), found=str(text))
     return cursors

@@ -34,15 +34,7 @@ from relay.formats.links import (
 from relay.formats.read_header import body_charset, date_us_of, parse_header, read_stored_addresses
 from relay.formats.read_mime import AttachedOctets, ReadParts, read_parts
 from relay.formats.transfer_encoding import decoded_blocks
-from relay.front_door.pages.sanitize import (
-    HTML_CHARACTERS_MAX,
-    IMAGE_CHARACTERS_MAX,
-    RASTER_TYPES,
-    RemoteImageUrl,
-    RemoteLoads,
-    SafeDocument,
-    safe_document,
-)
+from relay.front_door.pages import sanitize
 
 TEXT_CHARACTERS_MAX = 200_000
 HEADER_OCTETS_MAX = 256 * 1024
@@ -67,7 +59,7 @@ _DECEPTIVE = re.compile(
 )
 _NOT_IN_FILE_NAMES = re.compile(r'[/\\:*?"<>|%\x00-\x1f]')
 _OPENED = re.compile(r"(?:https?://|mailto:)", re.IGNORECASE)
-_SAFE_DOWNLOADS = RASTER_TYPES | {
+_SAFE_DOWNLOADS = sanitize.RASTER_TYPES | {
     *("application/gzip", "application/json", "application/pdf", "application/zip"),
     *("text/calendar", "text/csv", "text/plain", "text/vcard"),
 }
@@ -178,22 +170,24 @@ def read_content(octets: Octets) -> MessageContent:
 
 
 def html_document(
-    parts: ReadParts, *, remote_url: RemoteImageUrl | None = None, is_dark: bool = False
-) -> SafeDocument:
+    parts: ReadParts, *, remote_url: sanitize.RemoteImageUrl | None = None, is_dark: bool = False
+) -> sanitize.SafeDocument:
     """Return the HTML body as a safe document, "" without one; the options as in safe_document().
 
     Blocks; raises OSError.
     """
     if parts.bodies.html is None:
-        return SafeDocument("", RemoteLoads(), lost_images=0, is_cut=False)
+        return sanitize.SafeDocument("", sanitize.RemoteLoads(), lost_images=0, is_cut=False)
     images = _InlineImages(parts.attachments)
-    return safe_document(parts.bodies.html, images.url, remote_url=remote_url, is_dark=is_dark)
+    return sanitize.safe_document(
+        parts.bodies.html, images.url, remote_url=remote_url, is_dark=is_dark
+    )
 
 
 def shown_text(parts: ReadParts) -> str:
     """Return the text body, or the text of the HTML if there is no text body."""
     if parts.bodies.text is None and parts.bodies.html is not None:
-        return html_to_text(parts.bodies.html[:HTML_CHARACTERS_MAX])
+        return html_to_text(parts.bodies.html[: sanitize.HTML_CHARACTERS_MAX])
     return parts.bodies.text or ""
 
 
@@ -368,14 +362,14 @@ class _InlineImages:
         """Return the data: URL of an image, None if it is missing, too large or no raster image."""
         if content_id not in self._by_id:
             return None
-        if content_id not in self._urls and self._characters <= IMAGE_CHARACTERS_MAX:
+        if content_id not in self._urls and self._characters <= sanitize.IMAGE_CHARACTERS_MAX:
             url = self._urls[content_id] = self._read(self._by_id[content_id])
             self._characters += len(url or "")
         return self._urls.get(content_id)
 
     def _read(self, attachment: AttachedOctets) -> str | None:
         kind = attachment.facts.content_type
-        if kind not in RASTER_TYPES or attachment.facts.size > IMAGE_OCTETS_MAX:
+        if kind not in sanitize.RASTER_TYPES or attachment.facts.size > IMAGE_OCTETS_MAX:
             return None
         octets = b"".join(decoded_blocks(attachment.octets, attachment.encoding))
         if len(octets) > IMAGE_OCTETS_MAX:

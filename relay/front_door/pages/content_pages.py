@@ -39,6 +39,7 @@ from relay.front_door.graph.serializer import MESSAGE_PROPERTIES
 from relay.front_door.http.errors import ApiError, quoted, service_unavailable
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.http.responses import BLOCK_BYTES, StreamedResponse
+from relay.front_door.pages import sanitize
 from relay.front_door.pages.content import (
     ATTACHMENTS_MAX,
     HEADER_OCTETS_MAX,
@@ -55,13 +56,6 @@ from relay.front_door.pages.content import (
     shown_text,
 )
 from relay.front_door.pages.logins import Visitor, is_csrf_token
-from relay.front_door.pages.sanitize import (
-    DEFAULT_PORTS,
-    OwnPlaces,
-    RemoteImageUrl,
-    SafeDocument,
-    remote_image_url,
-)
 from relay.store.journeys.document import Journey
 from relay.store.mailbox.errors import StoreError
 from relay.store.mailbox.stored_message import StoredMessage
@@ -110,7 +104,7 @@ class ContentPanel(Struct, frozen=True):
     view: View  # the part of the content that is shown
     refusal: str = ""  # why the message is not shown
     message: MessageContent | None = None  # None: see `refusal`
-    document: SafeDocument | None = None  # in the view html
+    document: sanitize.SafeDocument | None = None  # in the view html
     images_proof: str = ""  # the query value that requests remote images; "": none
     has_images: bool = False  # whether the document loads remote images
     previews: frozenset[int] = frozenset()  # numbers of shown attachments, in the view attachments
@@ -196,7 +190,7 @@ class ContentPages:
 
     def _remote_url(
         self, request: HttpRequest, visitor: Visitor, journey: Journey
-    ) -> RemoteImageUrl | None:
+    ) -> sanitize.RemoteImageUrl | None:
         """Return the function that gives a remote image's URL; None unless a person has requested
         images.
         """
@@ -204,7 +198,9 @@ class ContentPages:
         is_asked = is_csrf_token(token, self._images_proof(visitor, journey))
         if self._development is None or not is_asked:
             return None
-        return partial(remote_image_url, own=_own_places(request, self._development.clients))
+        return partial(
+            sanitize.remote_image_url, own=_own_places(request, self._development.clients)
+        )
 
     async def _properties(self, journey: Journey, principal: Principal) -> Response:
         """Return the draft's properties as Graph's JSON; only its owner sees Bcc."""
@@ -237,7 +233,7 @@ class ContentPages:
                 del self._turns[name]
 
 
-def _own_places(request: HttpRequest, clients: ClientSettings) -> OwnPlaces:
+def _own_places(request: HttpRequest, clients: ClientSettings) -> sanitize.OwnPlaces:
     """Return where the relay listens, including the address that this browser used."""
     ports = {
         clients.http_port,
@@ -250,8 +246,8 @@ def _own_places(request: HttpRequest, clients: ClientSettings) -> OwnPlaces:
     with contextlib.suppress(ValueError):  # it cannot be in a URL then
         asked = urlsplit(request.base_url("", "localhost").lower())
         names.add((asked.hostname or "").rstrip("."))
-        ports.add(asked.port or DEFAULT_PORTS[asked.scheme])
-    return OwnPlaces(frozenset(ports), frozenset(names))
+        ports.add(asked.port or sanitize.DEFAULT_PORTS[asked.scheme])
+    return sanitize.OwnPlaces(frozenset(ports), frozenset(names))
 
 
 def _filled(
@@ -259,7 +255,7 @@ def _filled(
     content: Content,
     *,
     is_chosen: bool,
-    remote_url: RemoteImageUrl | None,
+    remote_url: sanitize.RemoteImageUrl | None,
 ) -> ContentPanel:
     message = read_content(octets_of(content))
     view = panel.view
@@ -284,7 +280,7 @@ def _filled(
 
 
 def html_response(
-    parts: ReadParts, *, remote_url: RemoteImageUrl | None = None, is_dark: bool = False
+    parts: ReadParts, *, remote_url: sanitize.RemoteImageUrl | None = None, is_dark: bool = False
 ) -> Response:
     """Return the HTML body as html_document() makes it. Blocks; raises ApiError 404, OSError."""
     document = html_document(parts, remote_url=remote_url, is_dark=is_dark).html

@@ -31,24 +31,9 @@ from relay.base.task_set import TaskSet
 from relay.front_door.api import EventStreams
 from relay.front_door.http.http_server import HttpServer
 from relay.front_door.notifications.webhooks import Webhooks
+from relay.operation.app import maintenance
 from relay.operation.app.foundation import Foundation
 from relay.operation.app.limit_alerts import LimitAlerts
-from relay.operation.app.maintenance import (
-    MailRootAttendant,
-    MaintenanceGauges,
-    PrunedHistory,
-    check_policies,
-    end_mail_without_node,
-    expire_uploads,
-    keep_usage,
-    log_continued,
-    probe_milters,
-    prune_history,
-    sweep_contents,
-    update_gauges,
-    warn_of_ends,
-    write_clock_anchor,
-)
 from relay.operation.app.pressure_monitor import PressureMonitor
 from relay.operation.app.settling import Settling
 from relay.operation.app.state_dir import OwnerLock
@@ -101,19 +86,21 @@ class Daemon:
         for server in self.http_servers:
             server.bind()
         self.transport.policies.open()
-        self._spawn(check_policies(self.transport.policies.check, base.clock), "policies")
+        self._spawn(
+            maintenance.check_policies(self.transport.policies.check, base.clock), "policies"
+        )
         base.spool.on_lost = self._end_lost
         base.spool.on_news = self._on_news
         base.spool.agreed = base.sources.agreed
         taken_over = await base.spool.start(may_wait=True)
-        log_continued(base.clock.resumed, offset_us=wall_offset_us(base.clock))
+        maintenance.log_continued(base.clock.resumed, offset_us=wall_offset_us(base.clock))
         if taken_over:
             _log.warning("took over from a relay that was cut off", entries=taken_over)
         if base.holds_root:
             await self._attend_root()
         with suppress(SpoolError):  # it is repeated each second
             await self.usage.exchange()
-        self._spawn(keep_usage(self.usage, self.alerts.send), "usage")
+        self._spawn(maintenance.keep_usage(self.usage, self.alerts.send), "usage")
         await self.webhooks.open(base.settings.webhook)
         self._spawn(self.webhooks.run(), "webhooks")
         await self.pressure.measure()  # a full relay rejects from the first connection on
@@ -130,21 +117,28 @@ class Daemon:
             await smtp_server.start()
         if base.holds_root:
             self._pickup_task = self._spawn(self.transport.pickup.run(), "pickup")
-        figures = MaintenanceGauges(self._sessions, lambda: base.store.ready.timer.count)
-        self._spawn(probe_milters(base.milters.probe, base.clock), "milters")
-        self._spawn(update_gauges(base.spool, base.metrics, base.clock, figures=figures), "figures")
+        figures = maintenance.MaintenanceGauges(
+            self._sessions, lambda: base.store.ready.timer.count
+        )
+        self._spawn(maintenance.probe_milters(base.milters.probe, base.clock), "milters")
+        self._spawn(
+            maintenance.update_gauges(base.spool, base.metrics, base.clock, figures=figures),
+            "figures",
+        )
         keep_s = base.settings.spool.keep
         dead_letters = base.settings.state_dir / DEAD_LETTER
-        pruned = PrunedHistory(
+        pruned = maintenance.PrunedHistory(
             base.spool, base.store.restored, base.refusals, self.usage, dead_letters
         )
-        self._spawn(prune_history(pruned, base.clock, keep_s=keep_s), "pruning")
-        self._spawn(sweep_contents(base.spool, base.clock), "sweeping")
+        self._spawn(maintenance.prune_history(pruned, base.clock, keep_s=keep_s), "pruning")
+        self._spawn(maintenance.sweep_contents(base.spool, base.clock), "sweeping")
         if not base.settings.spool.is_file:
             end = self.transport.scheduler.end_without_node
-            self._spawn(end_mail_without_node(base.spool, end, base.clock), "mail-without-node")
+            self._spawn(
+                maintenance.end_mail_without_node(base.spool, end, base.clock), "mail-without-node"
+            )
         expires, clients = base.metrics.oauth_secret_expires, lambda: base.settings.oauth
-        ends = warn_of_ends(base.sources.keys, clients, base.clock, expires=expires)
+        ends = maintenance.warn_of_ends(base.sources.keys, clients, base.clock, expires=expires)
         self._spawn(ends, "ends")
         if self.transport.maildrop is not None:
             self._spawn(self.transport.maildrop.run(), "maildrop")
@@ -154,7 +148,9 @@ class Daemon:
         for server in self.http_servers:
             await server.start()
         if base.holds_root:
-            self._spawn(expire_uploads(base.store.uploads.remove_expired, base.clock), "uploads")
+            self._spawn(
+                maintenance.expire_uploads(base.store.uploads.remove_expired, base.clock), "uploads"
+            )
             self._spawn(self.transport.receipts.run(), "receipts")
             self._spawn(self.transport.replies.run(), "replies")
             if self.subscriptions is not None:
@@ -163,7 +159,7 @@ class Daemon:
     async def _attend_root(self) -> None:
         """Open the mail root, and start to check it each second. Raises ForeignRootError."""
         base = self.base
-        attendant = MailRootAttendant(
+        attendant = maintenance.MailRootAttendant(
             base.root,
             base.store,
             base.spool,
@@ -176,7 +172,7 @@ class Daemon:
         with suppress(StoreError):  # it is repeated each second
             await base.store.submissions.remove_unfinished()
         self._spawn(attendant.run(), "mail-root")
-        self._spawn(write_clock_anchor(base.store), "clock")
+        self._spawn(maintenance.write_clock_anchor(base.store), "clock")
 
     async def stop(self) -> None:
         """Stop listening, drain within the grace time, close the stores."""

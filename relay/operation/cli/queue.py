@@ -15,16 +15,11 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
+from relay.base import running_relay
 from relay.base.clock import SystemClock
 from relay.base.message.lifecycle import hold_text
 from relay.base.pauses import Pause, Paused
 from relay.base.phrases import counted, named, shown, table_lines, time_span
-from relay.base.running_relay import (
-    ControlClient,
-    ControlError,
-    ControlForbiddenError,
-    ControlUnavailableError,
-)
 from relay.base.settings.document import SettingsError
 from relay.operation.app.state_dir import AlreadyRunningError
 from relay.operation.cli.errors import INTERRUPTED, CommandError, ExitCode
@@ -253,7 +248,7 @@ def _change(
     try:
         client = operator_client(context)
         answer = client.change(operation, selector, **more)
-    except ControlError as error:
+    except running_relay.ControlError as error:
         if error.status == HTTPStatus.BAD_REQUEST:  # an option that only the relay checks
             raise click.UsageError(with_option(str(error))) from None
         raise
@@ -476,7 +471,7 @@ def resume(context: CommandContext, *, what: str | None) -> None:
 def _change_pause(context: CommandContext, verb: str, order: dict[str, str | None]) -> None:
     try:
         answer = _asked(context, verb, order)
-    except ControlError as error:
+    except running_relay.ControlError as error:
         if error.status == HTTPStatus.BAD_REQUEST:
             raise click.UsageError(with_option(str(error))) from None
         raise
@@ -490,10 +485,10 @@ def _asked(context: CommandContext, verb: str, order: dict[str, Any]) -> dict[st
     settings, of_files = valid_settings(context)
     body = {name: argument for name, argument in order.items() if argument is not None}
     try:
-        return ControlClient(settings.control_socket).post(f"/{verb}", body)
-    except ControlForbiddenError:
+        return running_relay.ControlClient(settings.control_socket).post(f"/{verb}", body)
+    except running_relay.ControlForbiddenError:
         raise
-    except ControlUnavailableError as error:
+    except running_relay.ControlUnavailableError as error:
         silent = str(error)
     if of_files:
         raise SettingsError(of_files)
@@ -502,5 +497,5 @@ def _asked(context: CommandContext, verb: str, order: dict[str, Any]) -> dict[st
     try:
         left, resumed = change_pauses(settings, SystemClock(), who=user_name(), **order)
     except AlreadyRunningError as running:
-        raise ControlUnavailableError(f"{silent}, but {running}") from None
+        raise running_relay.ControlUnavailableError(f"{silent}, but {running}") from None
     return {**left, "resumed": resumed}

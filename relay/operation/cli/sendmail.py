@@ -20,17 +20,11 @@ from typing import Any
 import click
 from msgspec import Struct
 
+from relay.base import running_relay
 from relay.base.clock import Ids, SystemClock, id_time_us
 from relay.base.files import check_readable
 from relay.base.message.envelope import encode_xtext, parse_envid
 from relay.base.phrases import counted, shown
-from relay.base.running_relay import (
-    AwayError,
-    ControlForbiddenError,
-    RejectedError,
-    TryLaterError,
-    send_content,
-)
 from relay.base.settings.document import SettingsError, read_document
 from relay.base.settings.environment import read_environment
 from relay.base.settings.reader import DocumentReader
@@ -135,7 +129,7 @@ def sendmail(
         may_drop = place.drop is not None and len(message.content) <= _DROPPED_BYTES_MAX
         refused: list[str] = []
         try:
-            send_content(
+            running_relay.send_content(
                 address,
                 message.content,
                 sender=message.sender,
@@ -145,7 +139,7 @@ def sendmail(
                 key=key if may_drop else "",
                 refused=refused,
             )
-        except (OSError, AwayError):
+        except (OSError, running_relay.AwayError):
             if place.drop is None:
                 raise
             check_dropped(envelope, message.content, place.users)
@@ -156,9 +150,9 @@ def sendmail(
     except NoRecipientsError:
         expected = "an address, or one in To, Cc or Bcc" if flags["from_header"] else "one, or -t"
         raise CommandError(ExitCode.USAGE, f"sendmail: no recipient: expected {expected}") from None
-    except TryLaterError as error:
+    except running_relay.TryLaterError as error:
         raise CommandError(ExitCode.TRY_LATER, f"sendmail: {address}: {error}") from None
-    except RejectedError as error:
+    except running_relay.RejectedError as error:
         code = ExitCode.NO_USER if _UNKNOWN_RECIPIENT(str(error)) else ExitCode.DATA
         raise CommandError(code, f"sendmail: {error}") from None
     except OSError as error:
@@ -308,7 +302,7 @@ def list_queue(context: CommandContext) -> None:
     try:
         client = operator_client(context, "sendmail")
         entries, settings = client.queue_list(Selector()), client.settings
-    except (PermissionError, ControlForbiddenError):
+    except (PermissionError, running_relay.ControlForbiddenError):
         text = "mailq: the queue is for root and the user of the service: sudo relay mailq"
         raise CommandError(ExitCode.NO_PERMISSION, text) from None
     # `relay mailq`: as `relay queue list`; without `--json` as Postfix's mailq

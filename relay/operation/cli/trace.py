@@ -18,14 +18,7 @@ from msgspec import UNSET, to_builtins
 from msgspec.structs import replace
 
 from relay.base.clock import SystemClock, rfc3339
-from relay.base.message.lifecycle import (
-    AT_REST,
-    BEFORE_QUEUE,
-    FINAL,
-    RecipientState,
-    SubmissionState,
-    rule_or_milter,
-)
+from relay.base.message import lifecycle
 from relay.base.phrases import counted, named, shown
 from relay.base.running_relay import ControlError
 from relay.base.settings.values import is_ip, parse_duration
@@ -41,7 +34,7 @@ from relay.store.journeys.wording import REASONS, WAITS_FOR
 from relay.transport.refusals.refusal import Refusal, line_of
 
 _DAY_US = 86_400_000_000
-_STATES = ["final", *map(str, (*SubmissionState, *RecipientState))]
+_STATES = ["final", *map(str, (*lifecycle.SubmissionState, *lifecycle.RecipientState))]
 _WORDS = ("client", "login", "id", "after", "before", "has")  # parameters that are search words
 _OPTIONS = {"id": "message-id", "after": "since", "before": "until"}  # with other names than these
 
@@ -163,7 +156,7 @@ def _line(row: Mapping[str, Any], width: int) -> str:
     name = row["id"] or row["submission_id"]
     who = f"{row['sender'] or '<>'} -> {named(to, row['recipient_count'])}"
     for copy in row.get("added", ()):
-        by = rule_or_milter(copy["added_by"])
+        by = lifecycle.rule_or_milter(copy["added_by"])
         who += f", {copy['address']} ({copy['state']}, added by {by})"
     line = f'{_moment(row["at"])}  {name}  {row["state"]:<{width}}  {who}  "{row["subject"]}"'
     if row["next_attempt"]:
@@ -258,7 +251,7 @@ _RECIPIENTS_MAX = 10
 
 
 def diagnosis(
-    journey: Journey, entries: Sequence[Mapping[str, Any]], *, ok: Collection[str] = FINAL
+    journey: Journey, entries: Sequence[Mapping[str, Any]], *, ok: Collection[str] = lifecycle.FINAL
 ) -> list[str]:
     """Return the last step of a message, what the message waits for, and the reason for each
     recipient that is not in one of the states `ok`. `entries` are the queue entries.
@@ -268,10 +261,10 @@ def diagnosis(
     last = max(steps, key=lambda step: step.step, default=None)
     lines = []
     if last is not None:
-        is_scheduled = journey.state == SubmissionState.SCHEDULED
+        is_scheduled = journey.state == lifecycle.SubmissionState.SCHEDULED
         what = "it " + REASONS[journey.state] if is_scheduled else WAITS_FOR[last.step]
         lines.append(f"it is at step {last.step} ({last.name}): {what}")
-    if journey.state in BEFORE_QUEUE:
+    if journey.state in lifecycle.BEFORE_QUEUE:
         return lines
     waiting = [recipient for recipient in journey.recipients if recipient.state not in ok]
     due = {row["address"]: entry["due"] for entry in entries for row in entry["recipients"]}
@@ -297,8 +290,10 @@ def _reason(recipient: Recipient, due: str | None) -> str:
 def _states_at_rest(text: str) -> frozenset[str]:
     """Return the states between commas. Raises ValueError."""
     states = frozenset(text.split(","))
-    if not states <= AT_REST:
-        raise ValueError(f"some of {', '.join(sorted(AT_REST))}, with commas between them")
+    if not states <= lifecycle.AT_REST:
+        raise ValueError(
+            f"some of {', '.join(sorted(lifecycle.AT_REST))}, with commas between them"
+        )
     return states
 
 
@@ -357,7 +352,7 @@ def wait(
         text = f"{awaited.state}, expected {' or '.join(sorted(ok))}"
     else:
         return
-    ok = ok or frozenset({state} if state in {*RecipientState} else FINAL)
+    ok = ok or frozenset({state} if state in {*lifecycle.RecipientState} else lifecycle.FINAL)
     entries = client.entries_of(awaited.id) if awaited.id else []
     lines = [f"relay wait: {text}", *diagnosis(awaited, entries, ok=ok)]
     raise CommandError(ExitCode.TRY_LATER, "\n  ".join(lines))

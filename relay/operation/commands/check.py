@@ -28,15 +28,9 @@ from relay.delivery.oauth.tokens import TokenServer
 from relay.delivery.provider_replies import load_provider_replies
 from relay.delivery.reports.texts import load_texts
 from relay.delivery.smtp.connect import TokenError
+from relay.operation.app import state_dir
 from relay.operation.app.account_file import accounts_of
 from relay.operation.app.configuration import anonymous_fault, auth_missing, read_table, srs_in
-from relay.operation.app.state_dir import (
-    as_owner,
-    foreign_state,
-    is_running,
-    unusable_state,
-    unwritable,
-)
 from relay.operation.app.tenant_sets import load_strictly
 from relay.operation.commands.check_listeners import check_listeners, listener_at
 from relay.operation.commands.check_network import (
@@ -85,9 +79,9 @@ def check_file(
         settings = load(file, environ, role=role)
     except SettingsError:
         return list(_check_file(file, environ, clock, role=role))
-    if foreign_state(settings):  # load all modules: the owner may not be able to
+    if state_dir.foreign_state(settings):  # load all modules: the owner may not be able to
         list(_check_file(file, environ, clock, role=role))
-    with as_owner(settings):
+    with state_dir.as_owner(settings):
         findings = list(_check_file(file, environ, clock, role=role))
         return [*findings, *_tokens(settings, read_document(file), clock, online=online)]
 
@@ -110,12 +104,12 @@ def _check_file(
     yield from _providers(settings, file)
     yield from _reports(settings)
     ring = yield from _signing_keys(settings, place, clock)
-    unusable = unusable_state(settings)
+    unusable = state_dir.unusable_state(settings)
     yield _folder("state_dir", settings.state_dir, unusable, refuses_start=True)
     folders: dict[KeyPath, Path] = {(): file, ("state_dir",): settings.state_dir}
     if role is NodeRole.ALL:
         root = folders["mailboxes", "root"] = settings.mailboxes.root
-        yield _folder("mailboxes.root", root, unwritable("mailboxes.root", root))
+        yield _folder("mailboxes.root", root, state_dir.unwritable("mailboxes.root", root))
         yield from _token_key(settings)
     yield from _permissions(settings, place, environ, folders=folders)
     yield from _loaded("srs key", lambda: srs_in(settings))
@@ -446,7 +440,7 @@ def _spool(settings: Settings, *, is_usable: bool) -> Iterator[CheckFinding]:
         fault = spool.left_behind(settings)
         exists = not fault and stored.exists()
         if exists:
-            stored.check(has_owner=is_running(settings.run_dir))
+            stored.check(has_owner=state_dir.is_running(settings.run_dir))
         failures += stored.faults()
         warnings += stored.warnings() if exists else ()
     except SpoolUnavailableError as error:

@@ -25,16 +25,10 @@ from relay.base.clock import Clock, id_time_us, now_at_least_us, time_us_of
 from relay.base.files import lines_backwards
 from relay.base.message.address import own_mailbox
 from relay.base.message.envelope import Client
+from relay.store.journeys import message_list
 from relay.store.journeys.details import NotifiedDetail, read_known
 from relay.store.journeys.document import JourneyStep, details_in
 from relay.store.journeys.events import Event, LogLine, Step, journey_step, parse_line
-from relay.store.journeys.message_list import (
-    SCAN_MAX,
-    SUBJECT_CHARACTERS_MAX,
-    MessageSearch,
-    OpenSubmission,
-    matches_client,
-)
 from relay.store.journeys.open_submissions import OpenSubmissions
 
 _DAY_US, _HOUR_US = 86_400_000_000, 3_600_000_000
@@ -168,14 +162,14 @@ class SubmissionLog:
         """Return the ids of submissions that have this name or address, newest first."""
         return await asyncio.to_thread(self._find, key, account, limit)
 
-    async def submitted_by(self, search: MessageSearch) -> tuple[frozenset[str], int]:
+    async def submitted_by(self, search: message_list.MessageSearch) -> tuple[frozenset[str], int]:
         """Return the submissions that a client has made by HTTP, and since when they are complete.
 
         At most SCAN_MAX are read, and the others of that day. The time is 0 if there are no more.
         """
         return await asyncio.to_thread(self._submitted_by, search)
 
-    async def open_submissions(self) -> Sequence[OpenSubmission]:
+    async def open_submissions(self) -> Sequence[message_list.OpenSubmission]:
         """Return the newest submissions that are not recorded as accepted."""
         return await asyncio.to_thread(self._followed.read)
 
@@ -269,7 +263,7 @@ class SubmissionLog:
                         return list(submission_ids)
         return list(submission_ids)
 
-    def _submitted_by(self, search: MessageSearch) -> tuple[frozenset[str], int]:
+    def _submitted_by(self, search: message_list.MessageSearch) -> tuple[frozenset[str], int]:
         submissions: set[str] = set()
         literal = max(search.client.lower().replace("?", "*").split("*"), key=len)
         needle = b"" if "/" in search.client else literal.encode()
@@ -277,14 +271,14 @@ class SubmissionLog:
         begin = last = _day_of(search.until_us) if search.until_us else "~"
         for path in self._files():
             day = path.name[:_DAY_CHARACTERS]
-            if len(submissions) >= SCAN_MAX and first <= day < begin:
+            if len(submissions) >= message_list.SCAN_MAX and first <= day < begin:
                 return frozenset(submissions), time_us_of(f"{begin}T00:00:00Z")
             for line in lines_backwards(path, needle) if first <= day <= last else ():
                 begin = day
                 logged = parse_line(line)
                 if logged and logged.step == Step.NOTIFIED and search.is_in_time(logged.at_us):
                     client = read_known(NotifiedDetail, logged.detail).client or Client()
-                    if matches_client(search.client, client.address):
+                    if message_list.matches_client(search.client, client.address):
                         submissions.add(logged.submission_id)
         return frozenset(submissions), 0
 
@@ -299,7 +293,7 @@ _LAST_S = 253_402_300_799  # of the year 9999
 
 def _names(facts: SubmissionFacts) -> dict[str, Any]:
     """Return the facts by which a submission can be found."""
-    subject = facts.subject[:SUBJECT_CHARACTERS_MAX]
+    subject = facts.subject[: message_list.SUBJECT_CHARACTERS_MAX]
     return asdict(replace(facts, subject=subject, recipients=facts.recipients[:_RECIPIENTS_MAX]))
 
 

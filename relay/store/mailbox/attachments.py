@@ -12,12 +12,7 @@ from relay.base.message.content import Octets
 from relay.base.message.properties import Attachment
 from relay.formats.draft import DraftAttachment, draft_attachment
 from relay.formats.read_mime import WHOLE, AttachedOctets, ReadExtent
-from relay.store.mailbox.draft_files import (
-    ComposedDraft,
-    DraftIdentity,
-    with_attachment,
-    without_attachment,
-)
+from relay.store.mailbox import draft_files, stored_message
 from relay.store.mailbox.errors import (
     AttachmentsTooLargeError,
     NoSuchItemError,
@@ -27,12 +22,6 @@ from relay.store.mailbox.maildir import retry_if_renamed
 from relay.store.mailbox.message_file import attachments_of, loaded, open_octets
 from relay.store.mailbox.messages import Messages
 from relay.store.mailbox.store_part import StorePart, in_thread
-from relay.store.mailbox.stored_message import (
-    NO_PRECONDITION,
-    OpenedMessage,
-    Precondition,
-    StoredMessage,
-)
 
 # limit of Graph: attachments of a message
 ATTACHMENTS_MAX = 250
@@ -54,7 +43,9 @@ class Attachments(StorePart):
     messages: Messages
 
     @in_thread
-    def opened(self, account: str, message_id: str, *, folder_id: str = "") -> OpenedMessage:
+    def opened(
+        self, account: str, message_id: str, *, folder_id: str = ""
+    ) -> stored_message.OpenedMessage:
         """Return a message and its attachments, readable as long as the result is referenced.
 
         Raises NoSuchItemError.
@@ -64,15 +55,15 @@ class Attachments(StorePart):
     @retry_if_renamed
     def _opened(
         self, account: str, message_id: str, folder_id: str = "", *, extent: ReadExtent = WHOLE
-    ) -> OpenedMessage:
+    ) -> stored_message.OpenedMessage:
         mailbox = self.folders.mailbox(account)
         located = self.index.get(mailbox, message_id, folder_id=folder_id)
         octets = open_octets(located.path)
-        return OpenedMessage(loaded(located, extent), attachments_of(octets), octets)
+        return stored_message.OpenedMessage(loaded(located, extent), attachments_of(octets), octets)
 
     def open_if_there(
         self, account: str, message_id: str, *, folder_id: str = "", extent: ReadExtent
-    ) -> OpenedMessage | None:
+    ) -> stored_message.OpenedMessage | None:
         """Return what opened() does, None if the message was removed. Blocks; raises OSError."""
         try:
             return self._opened(account, message_id, folder_id, extent=extent)
@@ -89,7 +80,7 @@ class Attachments(StorePart):
         attachment: Attachment,
         *,
         limit_bytes: int,
-        condition: Precondition = NO_PRECONDITION,
+        condition: stored_message.Precondition = stored_message.NO_PRECONDITION,
     ) -> str:
         """Add an attachment to a draft; return its id."""
         new = draft_attachment(attachment, identity=self.names.ids.new())
@@ -103,16 +94,16 @@ class Attachments(StorePart):
         new: DraftAttachment,
         *,
         limit_bytes: int,
-        condition: Precondition = NO_PRECONDITION,
+        condition: stored_message.Precondition = stored_message.NO_PRECONDITION,
     ) -> None:
         """Add an attachment to a draft; one with an id that the draft has changes nothing."""
 
-        def make(stored: Octets, identity: DraftIdentity) -> ComposedDraft:
+        def make(stored: Octets, identity: draft_files.DraftIdentity) -> draft_files.ComposedDraft:
             kept = [attachment.facts for attachment in attachments_of(stored)]
             if any(facts.id == new.part.id for facts in kept):
                 raise _IsThereError
             check_sizes([*(facts.size for facts in kept), new.part.size], limit_bytes)
-            return with_attachment(stored, identity, new=new)
+            return draft_files.with_attachment(stored, identity, new=new)
 
         with suppress(_IsThereError):
             self.messages.change(account, message_id, make, condition=condition)
@@ -124,16 +115,16 @@ class Attachments(StorePart):
         message_id: str,
         attachment_id: str,
         *,
-        condition: Precondition = NO_PRECONDITION,
+        condition: stored_message.Precondition = stored_message.NO_PRECONDITION,
     ) -> None:
         """Remove an attachment from a draft."""
 
-        def make(stored: Octets, identity: DraftIdentity) -> ComposedDraft:
+        def make(stored: Octets, identity: draft_files.DraftIdentity) -> draft_files.ComposedDraft:
             ids = [attachment.facts.id for attachment in attachments_of(stored)]
             if attachment_id not in ids:
                 raise no_such_attachment(attachment_id)
             number = ids.index(attachment_id)
-            return without_attachment(stored, identity, number=number)
+            return draft_files.without_attachment(stored, identity, number=number)
 
         self.messages.change(account, message_id, make, condition=condition)
 
@@ -144,8 +135,8 @@ class Attachments(StorePart):
         *,
         size_bytes: int,
         limit_bytes: int,
-        condition: Precondition = NO_PRECONDITION,
-    ) -> StoredMessage:
+        condition: stored_message.Precondition = stored_message.NO_PRECONDITION,
+    ) -> stored_message.StoredMessage:
         """Return the draft if an attachment of this size can be added.
 
         Raises what add() raises.

@@ -22,13 +22,7 @@ from pathlib import Path
 
 from relay.base.files import replace_file
 from relay.base.observe.logs import get_logger
-from relay.store.mailbox.maildir import (
-    MissingRootError,
-    make_directory,
-    place,
-    remove,
-    write_synced,
-)
+from relay.store.mailbox import maildir
 
 SUBMISSIONS = ".submissions"
 NEW_ID = "new"
@@ -104,7 +98,7 @@ class MailRoot:
     def check(self) -> None:
         """Raise MissingRootError unless the path leads to the root that was opened."""
         if self.trouble:
-            raise MissingRootError
+            raise maildir.MissingRootError
         try:
             status = os.stat(self._name)  # noqa: PTH116 - called for each message
         except OSError as error:
@@ -122,11 +116,11 @@ class MailRoot:
                     id=self.id,
                     reason=reason,
                 )
-        raise MissingRootError
+        raise maildir.MissingRootError
 
     def is_there(self) -> bool:
         """Whether check() raises nothing."""
-        with suppress(MissingRootError):
+        with suppress(maildir.MissingRootError):
             self.check()
             return True
         return False
@@ -150,9 +144,9 @@ class MailRoot:
         self._has_failed = False
         path = self.path / SUBMISSIONS / _PROBE_FILE
         try:
-            remove(path)
-            write_synced(path, _PROBE)
-            remove(path)
+            maildir.remove(path)
+            maildir.write_synced(path, _PROBE)
+            maildir.remove(path)
         except OSError as error:
             reason = error.strerror or str(error)
             if not self.fault:
@@ -218,9 +212,9 @@ class MailRoot:
     def _check_links(self) -> None:
         submissions = self.path / SUBMISSIONS
         try:
-            remove(submissions / _PROBE_FILE)
-            place(submissions / _ID_FILE, submissions / _PROBE_FILE)
-            remove(submissions / _PROBE_FILE)
+            maildir.remove(submissions / _PROBE_FILE)
+            maildir.place(submissions / _ID_FILE, submissions / _PROBE_FILE)
+            maildir.remove(submissions / _PROBE_FILE)
         except OSError as error:  # any other error means that the disk fails
             if error.errno in _NO_LINKS:
                 text = f"{self._name} is on a file system without hard links, which Relay needs"
@@ -242,7 +236,7 @@ class MailRoot:
         if not self._may_take:
             raise self._foreign(f"it has no {SUBMISSIONS}", accept=NEW_ID)
         _make_with_parents(self.path)
-        make_directory(self.path / SUBMISSIONS)
+        maildir.make_directory(self.path / SUBMISSIONS)
 
     def _foreign(self, reason: str, *, accept: str = "") -> ForeignRootError:
         known = f"the one with the id {self._known_id}" if self._known_id else "the one used before"
@@ -272,7 +266,7 @@ def read_id(root: Path) -> str:
 
 def write_id(root: Path) -> str:
     """Give the root at a path a new id, durably, and return it. Raises OSError."""
-    make_directory(root / SUBMISSIONS)
+    maildir.make_directory(root / SUBMISSIONS)
     root_id = secrets.token_hex(_ID_BYTES)
     replace_file(root / SUBMISSIONS / _ID_FILE, f"{root_id}\n".encode(), mode=0o600)
     return root_id
@@ -281,7 +275,7 @@ def write_id(root: Path) -> str:
 def _make_with_parents(path: Path) -> None:
     if not path.is_dir():
         _make_with_parents(path.parent)
-        make_directory(path)
+        maildir.make_directory(path)
 
 
 def _is(path: Path, descriptor: int) -> bool:

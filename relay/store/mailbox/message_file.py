@@ -34,15 +34,9 @@ from relay.formats.read_mime import (
     read_message,
 )
 from relay.formats.transfer_encoding import CrlfCoding, recode
+from relay.store.mailbox import message_state
 from relay.store.mailbox.errors import NoSuchItemError
 from relay.store.mailbox.maildir import open_message
-from relay.store.mailbox.message_state import (
-    NO_STATE,
-    MessageState,
-    encode_state,
-    flag_of,
-    with_state,
-)
 from relay.store.mailbox.stored_message import Folder, StoredMessage, WellKnown
 
 DRAFT = "D"
@@ -204,7 +198,7 @@ class MessageFile(Struct, frozen=True):
     message_id: str  # not always the id in the name: another program may have named the file
     generation: int = 1  # of a draft
     received_us: int = 0  # 0 if it must be read from the file
-    state: MessageState = NO_STATE  # as the index has it
+    state: message_state.MessageState = message_state.NO_STATE  # as the index has it
     state_ids: tuple[str, ...] = ()  # the ids under which the state is stored
     stay: int = 0  # which stay in its folder this is; 0 if it began before the index
     article: int = 0  # see StoredMessage
@@ -224,7 +218,7 @@ class MessageFile(Struct, frozen=True):
         """A text that changes with content, folder, flags and state of the message."""
         flags = "".join(sorted(self.name.flags))
         place = f"{self.folder.id}/{self.name.name_with_size}:{flags}"
-        facts = os.fsencode(place) + encode_state(self.state)
+        facts = os.fsencode(place) + message_state.encode_state(self.state)
         return hashlib.sha256(facts).hexdigest()[:16]
 
 
@@ -296,7 +290,7 @@ def load(
         message = read_message(stored, extent)
     created_us = block.origin.created_us if block else mtime_us
     state = located.state
-    properties = with_state(with_defaults(message.properties, block), state)
+    properties = message_state.with_state(with_defaults(message.properties, block), state)
     flags = located.name.flags
     attachments = tuple(_with_id(facts, at) for at, facts in enumerate(message.attachments))
     written_us = block.origin.modified_us if block else mtime_us
@@ -314,7 +308,7 @@ def load(
         sent_us=written_us if message.date_us is None else message.date_us,
         received_us=located.received_us or received_at_us(located.message_id, mtime_us),
         change_key=located.change_key,
-        flag=flag_of(state, is_flagged=FLAGGED in flags),
+        flag=message_state.flag_of(state, is_flagged=FLAGGED in flags),
         is_mime=block is None or block.is_mime,
         is_other=bool(state.is_other),
         message_class=message.message_class,

@@ -23,6 +23,7 @@ from relay.base.message.properties import ExtendedProperty, MessageProperties
 from relay.formats.convert import render
 from relay.formats.draft import DraftAttachment
 from relay.formats.read_mime import ReadExtent, read_message
+from relay.store.mailbox import maildir
 from relay.store.mailbox.draft_files import (
     Before,
     ComposedDraft,
@@ -38,17 +39,6 @@ from relay.store.mailbox.errors import (
     StoreError,
 )
 from relay.store.mailbox.folders import find_folder, is_deleted
-from relay.store.mailbox.maildir import (
-    Undo,
-    finish_content,
-    list_names,
-    place,
-    remove,
-    rename,
-    retry_if_renamed,
-    sync_directory,
-    undone_after_errors,
-)
 from relay.store.mailbox.message_file import (
     FLAGGED,
     NEW_DRAFT,
@@ -218,7 +208,7 @@ class Messages(StorePart):
         return self._written(mailbox, draft, located)
 
     @in_thread
-    @retry_if_renamed
+    @maildir.retry_if_renamed
     def get(self, account: str, message_id: str, *, folder_id: str = "") -> StoredMessage:
         """Return a message, in any folder or only in `folder_id`. Raises NoSuchItemError."""
         mailbox = self.folders.mailbox(account)
@@ -285,7 +275,7 @@ class Messages(StorePart):
                 located = self.index.find(mailbox, file.message_id)
         return set()
 
-    @retry_if_renamed
+    @maildir.retry_if_renamed
     def _shown(self, mailbox: Path, located: MessageFile) -> StoredMessage:
         """Load a message that was just written, even if it was renamed or moved since."""
         with suppress(FileNotFoundError):
@@ -293,7 +283,7 @@ class Messages(StorePart):
         return loaded(self.index.get(mailbox, located.message_id))
 
     @in_thread
-    @retry_if_renamed
+    @maildir.retry_if_renamed
     def mime(self, account: str, message_id: str) -> Content:
         """Return `$value`: MIME without the private block (a JSON draft is converted), Bcc kept.
 
@@ -304,21 +294,23 @@ class Messages(StorePart):
         return render(open_octets(self.index.get(mailbox, message_id).path))
 
     @in_thread
-    @retry_if_renamed
+    @maildir.retry_if_renamed
     def as_delivered(self, account: str, message_ids: Collection[str]) -> Mapping[str, Content]:
         """Return mime() of messages, by id, if they are still where delivery has put them.
 
         The index of the mailbox is not asked, because it would have to read the messages first.
         """
         new = self.folders.inbox(account) / "new"
-        names = {name.partition(".R")[2].partition("_")[0]: name for name in list_names(new)}
+        names = {
+            name.partition(".R")[2].partition("_")[0]: name for name in maildir.list_names(new)
+        }
         return {
             message_id: render(open_octets(new / names[message_id]))
             for message_id in names.keys() & message_ids
         }
 
     @in_thread
-    @retry_if_renamed
+    @maildir.retry_if_renamed
     def update(
         self,
         account: str,
@@ -377,7 +369,7 @@ class Messages(StorePart):
         return make
 
     def _change_state(
-        self, mailbox: Path, located: MessageFile, make: _MakeState, *, undo: Undo
+        self, mailbox: Path, located: MessageFile, make: _MakeState, *, undo: maildir.Undo
     ) -> MessageState:
         """Change a message's state, durably; add to `undo` what restores it."""
         state, before = self.index.change_state(mailbox, located, make)
@@ -385,7 +377,7 @@ class Messages(StorePart):
         self.on_state(located)
         return state
 
-    @retry_if_renamed
+    @maildir.retry_if_renamed
     def change(
         self,
         account: str,
@@ -443,7 +435,7 @@ class Messages(StorePart):
             self.quota.room_for(
                 before.account, mailbox, growth, base_name=draft.identity.base_name, messages=0
             ),
-            undone_after_errors() as undo,
+            maildir.undone_after_errors() as undo,
         ):
 
             def on_written() -> None:
@@ -468,7 +460,7 @@ class Messages(StorePart):
                 undo.append(partial(self._take_back, mailbox, changed, located.path))
                 self.index.states(mailbox).write(dict.fromkeys(located.state_ids, state))
         with suppress(OSError):  # the change is durable: the index, or a start, completes it
-            remove(located.path)
+            maildir.remove(located.path)
         self.scheduled.follow(before.submission, changed.path)
         return self._written(mailbox, draft, replace(changed, state=state))
 
@@ -479,8 +471,8 @@ class Messages(StorePart):
         """
         with self.index.no_update(mailbox):
             if replaced is None or replaced.exists():
-                remove(changed.path)
-        sync_directory(changed.directory)
+                maildir.remove(changed.path)
+        maildir.sync_directory(changed.directory)
 
     def _write(
         self,
@@ -507,9 +499,9 @@ class Messages(StorePart):
             descriptor = draft.write(temporary)
             if written_us is not None:
                 os.utime(descriptor, ns=(written_us * 1000, written_us * 1000))
-            finish_content(descriptor)
+            maildir.finish_content(descriptor)
             on_written()
-            place(temporary, located.path)
+            maildir.place(temporary, located.path)
             self.crash.reached(CrashPoint.DRAFT_REPLACED)
             self.syncs.sync(directory)
         except OSError:
@@ -518,7 +510,7 @@ class Messages(StorePart):
             raise
         finally:
             with suppress(OSError):  # a stale file
-                remove(temporary)
+                maildir.remove(temporary)
         return located
 
     def _written(self, mailbox: Path, draft: ComposedDraft, located: MessageFile) -> StoredMessage:
@@ -542,7 +534,7 @@ class Messages(StorePart):
         is_first = FLAGGED in located.name.flags and FLAGGED not in flags
         with (
             self.quota.room_for(before.account, mailbox, growth, base_name=name, messages=0),
-            undone_after_errors() as undo,
+            maildir.undone_after_errors() as undo,
         ):
             changed = located
             if is_other_state and is_first:
@@ -560,7 +552,7 @@ class Messages(StorePart):
         return replace(located, directory=located.folder.path / "cur", name=name)
 
     @in_thread
-    @retry_if_renamed
+    @maildir.retry_if_renamed
     def move(
         self,
         account: str,
@@ -581,13 +573,13 @@ class Messages(StorePart):
                 return loaded(located)
             submission = self.scheduled.scheduled_submission(message_id, located)
             self.scheduled.prepare(submission)
-            with undone_after_errors() as undo:
+            with maildir.undone_after_errors() as undo:
                 moved = self._moved(located, destination, undo=undo)
             self.scheduled.follow(submission, None, reason="the draft was moved")
             return loaded(moved)
 
     @in_thread
-    @retry_if_renamed
+    @maildir.retry_if_renamed
     def delete(
         self,
         account: str,
@@ -607,7 +599,7 @@ class Messages(StorePart):
             submission = self.scheduled.scheduled_submission(message_id, located)
             is_removed = permanently or is_deleted(located.folder)
             self.scheduled.prepare(submission)
-            with undone_after_errors() as undo:
+            with maildir.undone_after_errors() as undo:
                 if not is_removed:
                     deleted = self._destination(mailbox, WellKnown.DELETED_ITEMS)
                     self._moved(located, deleted, undo=undo)
@@ -615,18 +607,18 @@ class Messages(StorePart):
                     removed = replace(located, directory=located.folder.path / "tmp")
                     self._rename(located, removed, undo=undo)
                 else:
-                    remove(located.path)
+                    maildir.remove(located.path)
                     self.syncs.sync(located.directory)
             self.scheduled.follow(submission, None, reason="the draft was deleted")
             if is_removed and submission is not None:
                 with suppress(OSError):
-                    remove(removed.path)
+                    maildir.remove(removed.path)
             if is_removed and located.state != NO_STATE:
                 with suppress(StoreError):  # otherwise it is removed after 30 days
                     self.index.states(mailbox).remove(located.state_ids)
 
     @in_thread
-    @retry_if_renamed
+    @maildir.retry_if_renamed
     def copy(
         self,
         account: str,
@@ -658,14 +650,16 @@ class Messages(StorePart):
 
     def _link(self, located: MessageFile, copy: MessageFile) -> None:
         try:
-            place(located.path, copy.path)
+            maildir.place(located.path, copy.path)
             self.syncs.sync(copy.directory)
         except OSError:
             with suppress(OSError):
-                remove(copy.path)
+                maildir.remove(copy.path)
             raise
 
-    def _moved(self, located: MessageFile, destination: Folder, *, undo: Undo) -> MessageFile:
+    def _moved(
+        self, located: MessageFile, destination: Folder, *, undo: maildir.Undo
+    ) -> MessageFile:
         """Rename a message's file into another folder.
 
         After an error it stays: a client repeats the request, and a repeated DELETE would delete
@@ -675,16 +669,16 @@ class Messages(StorePart):
         self._rename(located, moved, undo=undo)
         return moved
 
-    def _rename(self, located: MessageFile, changed: MessageFile, *, undo: Undo) -> None:
+    def _rename(self, located: MessageFile, changed: MessageFile, *, undo: maildir.Undo) -> None:
         """Rename a file, durably; add to `undo` what renames it back."""
-        rename(located.path, changed.path)
+        maildir.rename(located.path, changed.path)
         undo.append(partial(self._rename_back, located, changed))
         for directory in dict.fromkeys((changed.directory, located.directory)):
             self.syncs.sync(directory)
 
     def _rename_back(self, located: MessageFile, changed: MessageFile) -> None:
-        rename(changed.path, located.path)
-        sync_directory(located.directory)
+        maildir.rename(changed.path, located.path)
+        maildir.sync_directory(located.directory)
 
     def _destination(self, mailbox: Path, folder_id: str) -> Folder:
         folder = find_folder(mailbox, folder_id)

@@ -25,16 +25,8 @@ from msgspec import Struct
 from relay.base.clock import Clock
 from relay.base.files import rewrite_file
 from relay.base.observe.logs import get_logger
+from relay.store.mailbox import maildir
 from relay.store.mailbox.errors import BeingSentError, StoreUnavailableError
-from relay.store.mailbox.maildir import (
-    DirectorySync,
-    Stripes,
-    finish_content,
-    list_names,
-    remove,
-    storage_errors,
-    write_file,
-)
 from relay.store.mailbox.pending_submission import PendingSubmission, SubmissionKey
 from relay.submission.outbox.on_disk import PreparedFile
 
@@ -74,12 +66,12 @@ def _owner_of(slot: str) -> str:
 class KeyedSubmissions:
     """The records under one mail root."""
 
-    def __init__(self, submissions: Path, clock: Clock, syncs: DirectorySync) -> None:
+    def __init__(self, submissions: Path, clock: Clock, syncs: maildir.DirectorySync) -> None:
         """`submissions` is the directory `.submissions`."""
         self._keys = submissions / KEYS
         self._clock = clock
         self._syncs = syncs
-        self._stripes = Stripes()  # of slots
+        self._stripes = maildir.Stripes()  # of slots
         self._lock = threading.Lock()
         # the number of records by hour and account; None before the directories were listed
         self._hours: Mapping[int, Counter[str]] | None = None
@@ -96,7 +88,7 @@ class KeyedSubmissions:
 
         Raises StoreUnavailableError if there is none and the account has too many records.
         """
-        with self._stripes.of(slot), storage_errors():
+        with self._stripes.of(slot), maildir.storage_errors():
             if (path := self._find(slot)) is not None:
                 return _read(path)
             owner, hours = _owner_of(slot), self._listed().items()
@@ -116,7 +108,7 @@ class KeyedSubmissions:
         """
         key, own = submission.options.key, submission.submission_id
         assert key is not None, "only submissions with a key are recorded"
-        with self._stripes.of(key.slot), storage_errors():
+        with self._stripes.of(key.slot), maildir.storage_errors():
             path = self._find(key.slot, hours=2)
             if path is not None and _read(path).submission_id != own:
                 raise BeingSentError(
@@ -171,8 +163,10 @@ class KeyedSubmissions:
         with self._lock:
             if self._hours is None:
                 hours = {}
-                for name in filter(str.isdecimal, list_names(self._keys)):
-                    hours[int(name)] = Counter(map(_owner_of, list_names(self._keys / name)))
+                for name in filter(str.isdecimal, maildir.list_names(self._keys)):
+                    hours[int(name)] = Counter(
+                        map(_owner_of, maildir.list_names(self._keys / name))
+                    )
                 self._hours = hours
             return self._hours
 
@@ -204,7 +198,7 @@ class KeyedSubmissions:
         path, octets = place / key.slot, msgspec.json.encode(record)
         part = path.with_suffix(_PART)
         try:
-            finish_content(_written(part, octets))
+            maildir.finish_content(_written(part, octets))
             part.rename(path)
             self._syncs.sync(place)
         except FileNotFoundError:  # an operator has removed the directory
@@ -227,10 +221,10 @@ class KeyedSubmissions:
 def _written(part: Path, octets: bytes) -> int:
     """Write a file, or overwrite one that was left by a failure; return its descriptor."""
     try:
-        return write_file(part, octets)
+        return maildir.write_file(part, octets)
     except FileExistsError:
-        remove(part)
-        return write_file(part, octets)
+        maildir.remove(part)
+        return maildir.write_file(part, octets)
 
 
 def _read(path: Path) -> KeyedSubmission:

@@ -26,13 +26,7 @@ from relay.store.mailbox.pending_submission import PendingSubmission
 from relay.store.mailbox.store_part import in_thread
 from relay.store.mailbox.stored_message import WellKnown
 from relay.store.spool.queue_commands import Operation
-from relay.submission.outbox.on_disk import (
-    FIRST_SUBMISSION,
-    HELD_BY_OPERATOR_US,
-    OutboxPart,
-    content_of,
-    draft_of,
-)
+from relay.submission.outbox import on_disk
 from relay.submission.outbox.pending import PendingSubmissions, RushMeter
 from relay.submission.outbox.scheduled import ScheduledSends, ScheduleTimer
 
@@ -40,7 +34,7 @@ _REMOVALS = 3
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class ReadySubmissions(OutboxPart):
+class ReadySubmissions(on_disk.OutboxPart):
     """`pending` hands submissions out, `timer` makes the scheduled ones ready at their time."""
 
     scheduled: ScheduledSends  # a change of a draft cancels or changes them
@@ -128,7 +122,7 @@ class ReadySubmissions(OutboxPart):
         that is known. The draft of a cancelled one stays. Raises StoreUnavailableError.
         """
         self.directory.make()
-        with self.stripes.of(draft_of(submission_id)):
+        with self.stripes.of(on_disk.draft_of(submission_id)):
             path = path or self.directory.find_submission(submission_id)
             submission = self.directory.read(path) if path is not None else None
             if submission is None or submission.path.parent == self.directory.ready:
@@ -142,7 +136,7 @@ class ReadySubmissions(OutboxPart):
                 if released := self.scheduled.release(submission, who=who):
                     self.offer(released)
             elif current := self.scheduled.as_draft_is(submission):
-                self.scheduled.hold(current, who, kind_us=HELD_BY_OPERATOR_US)
+                self.scheduled.hold(current, who, kind_us=on_disk.HELD_BY_OPERATOR_US)
         return True
 
     def _scheduled_path(self, submission_id: str) -> Path | None:
@@ -167,7 +161,7 @@ class ReadySubmissions(OutboxPart):
             if self.directory.has_unfinished(f"{submission.submission_id}@"):
                 raise StoreUnavailableError(f"{submission.submission_id} is not ready yet.")
             try:
-                return content_of(submission)
+                return on_disk.content_of(submission)
             except NoSuchItemError:
                 self.root.check()  # the file may only be missing with the mail root
                 raise
@@ -183,9 +177,9 @@ class ReadySubmissions(OutboxPart):
             if status is None:
                 return
             mailbox = self.folders.mailbox(submission.account)
-            if not submission.submission_id.endswith(f".{FIRST_SUBMISSION}") or _is_rewritten(
-                submission
-            ):
+            if not submission.submission_id.endswith(
+                f".{on_disk.FIRST_SUBMISSION}"
+            ) or _is_rewritten(submission):
                 # A crash may have left the previous generation of a rewritten draft. The index
                 # removes it while both files are in the same folder.
                 self.index.find(mailbox, submission.draft_id)

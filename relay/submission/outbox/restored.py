@@ -25,14 +25,7 @@ from relay.store.mailbox.maildir import (
     open_message,
     remove,
 )
-from relay.submission.outbox.on_disk import (
-    HELD_BY_OPERATOR_US,
-    OF_ACCOUNT,
-    SUBMISSION_FILE_NAME,
-    SubmissionDirectory,
-    draft_of,
-    held_since,
-)
+from relay.submission.outbox import on_disk
 
 
 class NotHeldError(Exception):
@@ -58,7 +51,7 @@ class ListedSubmission(Struct, frozen=True):
 class RestoredSubmissions:
     """Holds restored submissions; lists these and all that wait."""
 
-    directory: SubmissionDirectory  # `.submissions/`
+    directory: on_disk.SubmissionDirectory  # `.submissions/`
     syncs: DirectorySync  # shares fsyncs among threads
     clock: Clock  # for the times at which submissions are ready
     log: SubmissionLog  # of steps 1 to 4
@@ -124,12 +117,12 @@ class RestoredSubmissions:
         """Yield scheduled sends and other held submissions, of these drafts or of all."""
         reasons = self.log.hold_reasons()
         for name in _names(self.directory.scheduled):
-            if not drafts or draft_of(name) in drafts:
+            if not drafts or on_disk.draft_of(name) in drafts:
                 yield from _listed(self.directory.scheduled / name, reasons)
 
     def count_held(self) -> int:
         """Return the number of submissions that are held, but not by a restore."""
-        return sum(held_since(name) > 0 for name in _names(self.directory.scheduled))
+        return sum(on_disk.held_since(name) > 0 for name in _names(self.directory.scheduled))
 
     @property
     def _held(self) -> tuple[Path, Path]:
@@ -139,8 +132,8 @@ class RestoredSubmissions:
 def _listed(path: Path, reasons: Mapping[str, str]) -> Iterator[ListedSubmission]:
     """Yield the submission in a file that is still there; `reasons` are those of holds, by id."""
     submission_id, _, at_us = path.name.partition("@")
-    held_us = held_since(path.name)
-    by = "an operator" if int(at_us) >= HELD_BY_OPERATOR_US else OF_ACCOUNT
+    held_us = on_disk.held_since(path.name)
+    by = "an operator" if int(at_us) >= on_disk.HELD_BY_OPERATOR_US else on_disk.OF_ACCOUNT
     reason = reasons.get(submission_id, by) if held_us else ""
     due_us = 0 if held_us or path.parent.name == "ready" else int(at_us)
     with suppress(FileNotFoundError), open_message(path) as file:
@@ -150,7 +143,9 @@ def _listed(path: Path, reasons: Mapping[str, str]) -> Iterator[ListedSubmission
 
 def _names(directory: Path) -> list[str]:
     """Return the file names of the submissions in a directory, in their order."""
-    return sorted(name for name in list_names(directory) if SUBMISSION_FILE_NAME.fullmatch(name))
+    return sorted(
+        name for name in list_names(directory) if on_disk.SUBMISSION_FILE_NAME.fullmatch(name)
+    )
 
 
 def _id_of(name: str) -> str:

@@ -33,16 +33,10 @@ from relay.base.observe.logs import get_logger
 from relay.formats.draft import read_block
 from relay.store.journeys.details import CreatedDetail, NotifiedDetail
 from relay.store.journeys.events import Event
+from relay.store.mailbox import maildir
 from relay.store.mailbox.draft_files import Before, submission_facts
 from relay.store.mailbox.errors import BeingSentError, NoSuchItemError, StoreError
 from relay.store.mailbox.folders import drafts_directory, find_folder
-from relay.store.mailbox.maildir import (
-    list_names,
-    open_message,
-    place,
-    remove,
-    undone_after_errors,
-)
 from relay.store.mailbox.message_file import NEW_DRAFT, MessageFile, parse_name
 from relay.store.mailbox.pending_submission import PendingSubmission, SendOptions
 from relay.store.mailbox.stored_message import WellKnown
@@ -96,14 +90,14 @@ class ScheduledSends(OutboxPart):
         self.prepare(submission)
         sync = partial(self.syncs.sync, submission.path.parent)
         spare = self.directory.cancelled(submission.submission_id)
-        with undone_after_errors() as undo:
+        with maildir.undone_after_errors() as undo:
             submission.path.rename(spare)
             undo += [sync, partial(spare.rename, submission.path)]
             sync()
         with suppress(OSError):  # a start records it
             self.record_cancelled(submission.submission_id, submission.account, reason)
-            remove(spare)
-            remove(self.directory.marker(submission.draft_id))
+            maildir.remove(spare)
+            maildir.remove(self.directory.marker(submission.draft_id))
 
     def hold(self, submission: PendingSubmission, reason: str, *, kind_us: int = HELD_US) -> None:
         """Hold a submission until release() or cancel(), durably. `kind_us` is that of its name."""
@@ -186,7 +180,9 @@ class ScheduledSends(OutboxPart):
         """
         if submission is None:
             return
-        remove(self.directory.preparing / submission.submission_id)  # left by a failed request
+        maildir.remove(
+            self.directory.preparing / submission.submission_id
+        )  # left by a failed request
         self.directory.marker(submission.draft_id).touch(0o600)
         self.directory.sync_preparing()
         self.crash.reached(CrashPoint.CHANGE_PREPARED)
@@ -292,7 +288,7 @@ class ScheduledSends(OutboxPart):
         files = [
             (name.generation, folder / file_name)
             for folder in (cur.with_name("new"), cur) * _LOOKS
-            for file_name in list_names(folder)
+            for file_name in maildir.list_names(folder)
             if draft_id in file_name and (name := parse_name(file_name))
             if name.message_id == draft_id and _TRASHED not in name.flags
         ]
@@ -318,7 +314,7 @@ class ScheduledSends(OutboxPart):
         if submission is not None:
             submission = self._as_draft(submission, file, reason)
         self.directory.sync_scheduled()  # a start looks only at a send with a marker
-        remove(marker)
+        maildir.remove(marker)
         return submission
 
     def _as_draft(
@@ -326,8 +322,8 @@ class ScheduledSends(OutboxPart):
     ) -> PendingSubmission | None:
         if file is not None and not _is_file_of(submission, file):
             spare = self.directory.preparing / f"{submission.draft_id}.new"
-            remove(spare)
-            place(file, spare)
+            maildir.remove(spare)
+            maildir.place(file, spare)
             spare.rename(submission.path)
             self.crash.reached(CrashPoint.SUBMISSION_REPLACED)
             submission = self.directory.read(submission.path) or submission
@@ -335,7 +331,7 @@ class ScheduledSends(OutboxPart):
         if file is None or not due_us:
             reason = reason if file is None else "its send time was removed"
             self.record_cancelled(submission.submission_id, submission.account, reason)
-            remove(submission.path)
+            maildir.remove(submission.path)
             self.crash.reached(CrashPoint.SUBMISSION_CANCELLED)
             return None
         if due_us != submission.ready_us:
@@ -359,7 +355,7 @@ class ScheduledSends(OutboxPart):
 
     def _record(self, submission: PendingSubmission) -> None:
         """Record steps 1 and 2 again, with the original client. The last events are used."""
-        with open_message(submission.path) as file:
+        with maildir.open_message(submission.path) as file:
             head = file.read(LARGE_BYTES)
         now_us, block = self.clock.time_us(), read_block(head)
         created_us = block.origin.created_us if block else now_us

@@ -25,22 +25,8 @@ from relay.formats.draft import DraftAttachment, read_private_block
 from relay.store.journeys.details import NotifiedDetail
 from relay.store.journeys.events import Event
 from relay.store.journeys.submission_log import SubmissionFacts
-from relay.store.mailbox import draft_files
-from relay.store.mailbox.errors import (
-    BeingSentError,
-    NotADraftError,
-    OutcomeUnknownError,
-    StoreUnavailableError,
-)
+from relay.store.mailbox import draft_files, errors, maildir
 from relay.store.mailbox.folders import drafts_directory
-from relay.store.mailbox.maildir import (
-    SYNC_FAILURES,
-    finish_content,
-    in_order_with,
-    place,
-    remove,
-    retry_if_renamed,
-)
 from relay.store.mailbox.message_file import NEW_DRAFT, MessageFile, open_octets
 from relay.store.mailbox.pending_submission import PendingSubmission, SendOptions
 from relay.store.mailbox.store_part import in_thread
@@ -118,7 +104,7 @@ class Submissions(OutboxPart):
             return self._write_and_submit(mailbox, draft, submission_id)
 
     @_requested
-    @retry_if_renamed
+    @maildir.retry_if_renamed
     def submit_draft(
         self,
         account: str,
@@ -135,7 +121,7 @@ class Submissions(OutboxPart):
         with self.stripes.of(message_id):
             located = self.index.get_if(mailbox, message_id, condition)
             if not located.is_draft:
-                raise NotADraftError("Only a draft can be sent.")
+                raise errors.NotADraftError("Only a draft can be sent.")
             if (waiting := self.scheduled.scheduled_submission(message_id, located)) is not None:
                 return self._as_before(waiting, options, open_octets(located.path))
             stored = open_octets(located.path)
@@ -164,14 +150,14 @@ class Submissions(OutboxPart):
             draft = draft_files.next_generation(stored, identity, change=None)
             submission = self._write_and_submit(mailbox, draft, submission_id)
             with suppress(OSError):  # it is being sent; the index removes the old file later
-                remove(located.path)
+                maildir.remove(located.path)
             return submission
 
     @in_thread
     def find_keyed(self, account: str, slot: str) -> KeyedSubmission | None:
         """See KeyedSubmissions.find()."""
         if self.directory.is_unfinished:
-            raise StoreUnavailableError(
+            raise errors.StoreUnavailableError(
                 "Interrupted submissions are not finished yet: repeat the request later."
             )
         return self.keyed.find(account, slot)
@@ -186,7 +172,7 @@ class Submissions(OutboxPart):
     ) -> PendingSubmission:
         """Accept a second send of a scheduled draft if its options are the same."""
         if submission.options != options:
-            raise BeingSentError(
+            raise errors.BeingSentError(
                 "The message is scheduled to be sent. Remove its send time before you send it with "
                 "other options."
             )
@@ -226,9 +212,9 @@ class Submissions(OutboxPart):
         """
         descriptor = draft.write(prepared)
         self.crash.reached(CrashPoint.DRAFT_WRITTEN)
-        in_order = finish_content(descriptor)
+        in_order = maildir.finish_content(descriptor)
         self.crash.reached(CrashPoint.DRAFT_WRITTEN_BACK)
-        place(prepared, placed)
+        maildir.place(prepared, placed)
         self.crash.reached(CrashPoint.DRAFT_LINKED)
         return in_order
 
@@ -237,9 +223,9 @@ class Submissions(OutboxPart):
 
         Return whether the next sync covers the link.
         """
-        place(located.path, prepared)
+        maildir.place(located.path, prepared)
         self.crash.reached(CrashPoint.SUBMISSION_PREPARED)
-        return in_order_with(Path(prepared).stat(), located.directory)
+        return maildir.in_order_with(Path(prepared).stat(), located.directory)
 
     def _submit(
         self,
@@ -277,7 +263,7 @@ class Submissions(OutboxPart):
             else:
                 self.directory.sync(submission)
                 self.crash.reached(CrashPoint.READY_DIRECTORY_SYNCED)
-        except OutcomeUnknownError:  # it is recorded and sent when the disk works again
+        except errors.OutcomeUnknownError:  # it is recorded and sent when the disk works again
             raise
         except BaseException:
             if is_named:
@@ -306,9 +292,9 @@ class Submissions(OutboxPart):
         submission = dataclasses.replace(submission, internet_message_id=facts.message_id)
         try:
             self.keyed.record(submission)
-        except StoreUnavailableError as error:
+        except errors.StoreUnavailableError as error:
             self.directory.is_unfinished = True
-            raise OutcomeUnknownError(
+            raise errors.OutcomeUnknownError(
                 f"The record of {submission.submission_id} could not be written: {error} Whether "
                 "it will be sent is not known: repeat the request with its key."
             ) from error
@@ -353,17 +339,17 @@ class Submissions(OutboxPart):
         """
         if Path(prepared).exists() and not submission.path.exists():
             return
-        SYNC_FAILURES.begin()
+        maildir.SYNC_FAILURES.begin()
         try:
             self.root.check()  # raises if the mail root, and so the file, is missing
-            remove(submission.path)
+            maildir.remove(submission.path)
             _remove_all(*drafts)
             self.directory.sync(submission)
         except OSError as error:
             with suppress(OSError):  # no client got a 202, so that nothing promised is lost
                 detail = NotifiedDetail(not_answered=True)
                 self.log.remark(submission.submission_id, detail, account=submission.account)
-            raise OutcomeUnknownError(
+            raise errors.OutcomeUnknownError(
                 f"The mail store's disk failed while {submission.submission_id} was submitted, and "
                 f"again when the submission was removed: {error.strerror or error}. Whether it "
                 "will be sent is not known."
@@ -400,4 +386,4 @@ def first_submission(identity: draft_files.DraftIdentity) -> str:
 def _remove_all(*paths: str) -> None:
     for path in paths:
         with suppress(OSError):
-            remove(path)
+            maildir.remove(path)

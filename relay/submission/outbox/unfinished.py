@@ -15,21 +15,15 @@ from relay.base.observe.logs import get_logger
 from relay.store.mailbox.draft_files import submission_facts
 from relay.store.mailbox.errors import StoreError, StoreUnavailableError
 from relay.store.mailbox.maildir import SYNC_FAILURES, open_message, remove
+from relay.submission.outbox import on_disk
 from relay.submission.outbox.idempotency import KeyedSubmissions
-from relay.submission.outbox.on_disk import (
-    FIRST_SUBMISSION,
-    OutboxPart,
-    PreparedFile,
-    draft_of,
-    read_block_of,
-)
 from relay.submission.outbox.scheduled import ScheduledSends
 
 _log = get_logger("outbox")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class UnfinishedSubmissions(OutboxPart):
+class UnfinishedSubmissions(on_disk.OutboxPart):
     """Removes or finishes interrupted submissions. Blocking: the store calls it in its threads."""
 
     keyed: KeyedSubmissions  # the records of keys
@@ -70,21 +64,21 @@ class UnfinishedSubmissions(OutboxPart):
         submissions.is_unfinished = False
         return removed  # not synced: the next start removes files that reappear after a power loss
 
-    def _remove_prepared(self, prepared: PreparedFile) -> None:
+    def _remove_prepared(self, prepared: on_disk.PreparedFile) -> None:
         path, submission_id = prepared.path, prepared.submission_id
         if path.name.endswith("+"):
-            self.scheduled.finish_change(draft_of(path.name))
+            self.scheduled.finish_change(on_disk.draft_of(path.name))
         if submission_id and self.directory.find_submission(submission_id) is None:
             if not prepared.is_cancelled:
                 self._remove_draft(path, submission_id)  # steps 1 and 2 may be recorded already
-            elif (block := read_block_of(path)) is not None:
+            elif (block := on_disk.read_block_of(path)) is not None:
                 self.scheduled.record_cancelled(submission_id, block.origin.account, "")
         remove(path)
 
     def _remove_draft(self, submission: Path, submission_id: str) -> None:
         """Withdraw the events of a submission; remove its draft if the same request made it."""
-        block = read_block_of(submission)
-        if submission_id.endswith(f".{FIRST_SUBMISSION}") and block is not None:
+        block = on_disk.read_block_of(submission)
+        if submission_id.endswith(f".{on_disk.FIRST_SUBMISSION}") and block is not None:
             mailbox = self.folders.mailbox(block.origin.account)
             located = self.index.find_by_base_name(mailbox, block.origin.base_name)
             if located is not None and located.is_draft:

@@ -23,14 +23,8 @@ from relay.base.clock import wall_offset_us
 from relay.base.files import FileOctets, write_all
 from relay.formats.draft import AttachmentFacts, new_attachment
 from relay.formats.transfer_encoding import base64_size
+from relay.store.mailbox import errors
 from relay.store.mailbox.attachments import Attachments
-from relay.store.mailbox.errors import (
-    MailboxFullError,
-    NoSuchItemError,
-    StoreError,
-    TooManyUploadsError,
-    UploadBusyError,
-)
 from relay.store.mailbox.maildir import (
     list_names,
     make_directory,
@@ -143,7 +137,7 @@ class Uploads(OutboxPart):
             ]
             if len(incomplete) >= UPLOADS_MAX:
                 first_us = min(session.facts.expires_us for session in incomplete)
-                raise TooManyUploadsError(
+                raise errors.TooManyUploadsError(
                     f"There are {len(incomplete)} incomplete uploads; finish or delete one first.",
                     retry_after_s=max(1, (first_us - self.clock.queue_us()) // 1_000_000),
                 )
@@ -175,7 +169,7 @@ class Uploads(OutboxPart):
         with self._all() as sessions:
             session = _found(sessions, token)
         if not session.lock.acquire(blocking=False):
-            raise UploadBusyError("Another range of this upload is being received.")
+            raise errors.UploadBusyError("Another range of this upload is being received.")
         try:
             return RangeWriter(self, session, start)
         except BaseException:
@@ -188,10 +182,10 @@ class Uploads(OutboxPart):
         with self._all() as sessions:
             session = _found(sessions, token)
         if not session.lock.acquire(blocking=False):
-            raise UploadBusyError("Another range of this upload is being received.")
+            raise errors.UploadBusyError("Another range of this upload is being received.")
         try:
             if session.received < session.facts.attachment.size and not session.facts.is_attached:
-                raise UploadBusyError("The upload is not complete.")
+                raise errors.UploadBusyError("The upload is not complete.")
             if not session.facts.is_attached:
                 self._attach(session, limit_bytes)
             return self._shown(session)
@@ -204,7 +198,7 @@ class Uploads(OutboxPart):
         with self._all() as sessions:
             session = _found(sessions, token)
             if not session.lock.acquire(blocking=False):
-                raise UploadBusyError("A range of this upload is being received.")
+                raise errors.UploadBusyError("A range of this upload is being received.")
             try:
                 self._remove(sessions, session)
             finally:
@@ -234,9 +228,9 @@ class Uploads(OutboxPart):
         facts = session.facts
         try:
             self.index.get(self.folders.mailbox(facts.account), facts.message_id)
-        except NoSuchItemError:
+        except errors.NoSuchItemError:
             return self.root.is_there()  # otherwise it may only be missing with the root
-        except (StoreError, OSError):
+        except (errors.StoreError, OSError):
             return False
         return False
 
@@ -258,7 +252,7 @@ class Uploads(OutboxPart):
                 limit_bytes=limit_bytes,
             )
         except BaseException:
-            with suppress(MailboxFullError):
+            with suppress(errors.MailboxFullError):
                 session.kept = self._reserved(facts)
             raise
         soon_us = self.clock.queue_us() + int(_ATTACHED_EXPIRE_S * 1_000_000)
@@ -356,7 +350,7 @@ class Uploads(OutboxPart):
                 if facts is not None and self._is_there(digest, received.get(digest, 0)):
                     kept = ExitStack()
                     if not facts.is_attached:
-                        with suppress(MailboxFullError, NoSuchItemError):
+                        with suppress(errors.MailboxFullError, errors.NoSuchItemError):
                             kept = self._reserved(facts)
                     sessions[digest] = _UploadSession(digest, facts, kept, received.get(digest, 0))
         for name in names:
@@ -378,7 +372,7 @@ class RangeWriter:
     def __init__(self, uploads: Uploads, session: _UploadSession, start: int) -> None:
         """Raises UploadBusyError if `start` is not the number of bytes received; OSError."""
         if start != session.received:
-            raise UploadBusyError("Another range of this upload has just arrived.")
+            raise errors.UploadBusyError("Another range of this upload has just arrived.")
         self._uploads, self._session = uploads, session
         self._size = start
         self._lock = threading.Lock()
@@ -424,8 +418,8 @@ def _found(sessions: dict[str, _UploadSession], token: str) -> _UploadSession:
     return session
 
 
-def _unknown() -> NoSuchItemError:
-    return NoSuchItemError("The upload session is unknown, or it has expired.")
+def _unknown() -> errors.NoSuchItemError:
+    return errors.NoSuchItemError("The upload session is unknown, or it has expired.")
 
 
 def _digest(token: str) -> str:

@@ -14,13 +14,8 @@ from msgspec import Meta, Raw, Struct
 from relay.base.message.address import PATH_OCTETS_MAX
 from relay.base.pressure import PressureState
 from relay.base.settings.tree import SmtpListener
+from relay.transport.ingress import session_client
 from relay.transport.ingress.data import DataReply
-from relay.transport.ingress.session_client import (
-    OfferedMail,
-    RecipientAnswer,
-    RefusedCommand,
-    SessionClaims,
-)
 from relay.transport.ingress.session_limits import SessionLimits
 
 _Address = Annotated[str, Meta(max_length=PATH_OCTETS_MAX)]  # the owner keeps some
@@ -85,7 +80,7 @@ class WrittenBody(Struct, frozen=True, array_like=True):
 class Accept(_Call, frozen=True):
     """SessionClient.accept(). The answer is a DataReply."""
 
-    offered: OfferedMail
+    offered: session_client.OfferedMail
     content: bytes  # if there is a `body`, only the header
     body: WrittenBody | None = None
 
@@ -97,8 +92,8 @@ class DropBody(_OfSession, frozen=True):
 class Refused(_OfSession, frozen=True):
     """SessionClient.refused()."""
 
-    refused: RefusedCommand
-    claims: SessionClaims
+    refused: session_client.RefusedCommand
+    claims: session_client.SessionClaims
 
 
 class Ended(_OfSession, frozen=True):
@@ -210,7 +205,7 @@ decode_from_owner = _from_owner.decode
 decode_packet = _packet.decode
 decode_login = msgspec.msgpack.Decoder(LoginAnswer).decode
 decode_reply = msgspec.msgpack.Decoder(str).decode
-decode_recipient = msgspec.msgpack.Decoder(RecipientAnswer).decode
+decode_recipient = msgspec.msgpack.Decoder(session_client.RecipientAnswer).decode
 decode_data_reply = msgspec.msgpack.Decoder(DataReply).decode
 
 

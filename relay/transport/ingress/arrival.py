@@ -23,15 +23,7 @@ from relay.base.message.verdict import Deferral
 from relay.base.observe.logs import get_logger
 from relay.store.spool.types import IncomingBody, NewMessage
 from relay.transport.checks.checker import SenderChecker, SenderQuestion
-from relay.transport.ingress import header_cleanup
-from relay.transport.ingress.data import (
-    HEADER_BYTES_MAX,
-    ContentRejection,
-    DataReply,
-    Origin,
-    RefusedError,
-    Submitter,
-)
+from relay.transport.ingress import data, header_cleanup
 from relay.transport.ingress.dropped_mail import FILE_BYTES_MAX
 from relay.transport.ingress.filtering import UNFILTERED, FilteredMessage, SessionFilters, decide
 from relay.transport.ingress.send_as import header_rejection, local_rejection
@@ -41,37 +33,39 @@ from relay.transport.milter.filters import FilterSession, MilterSet
 from relay.transport.policy import engine
 from relay.transport.refusals.refusal import RefusalReason
 
-LOCAL_ERROR = DataReply(ContentRejection.LOCAL_ERROR)
+LOCAL_ERROR = data.DataReply(data.ContentRejection.LOCAL_ERROR)
 # RFC 3463 3.8
-NO_POLICY = DataReply(f"451 4.7.1 {engine.NOT_APPLIED}")
-TOO_MANY_PARTS = DataReply(own_reply(engine.TOO_MANY_PARTS_STATUS, engine.TOO_MANY_PARTS))
-LONG_HEADER = DataReply(ContentRejection.LONG_HEADER)
-MANY_FIELDS = DataReply(f"554 5.6.0 The header has more than {FIELDS_MAX} fields")  # RFC 3463 3.7
-NO_ROOM = DataReply(ContentRejection.DISK_FULL)
+NO_POLICY = data.DataReply(f"451 4.7.1 {engine.NOT_APPLIED}")
+TOO_MANY_PARTS = data.DataReply(own_reply(engine.TOO_MANY_PARTS_STATUS, engine.TOO_MANY_PARTS))
+LONG_HEADER = data.DataReply(data.ContentRejection.LONG_HEADER)
+MANY_FIELDS = data.DataReply(
+    f"554 5.6.0 The header has more than {FIELDS_MAX} fields"
+)  # RFC 3463 3.7
+NO_ROOM = data.DataReply(data.ContentRejection.DISK_FULL)
 # RFC 5321 6.3; RFC 3463 3.5
-LOOP = DataReply("554 5.4.6 Routing loop detected: too many Received fields")
+LOOP = data.DataReply("554 5.4.6 Routing loop detected: too many Received fields")
 # For the copies of one tenant, if other copies of the message are accepted (RFC 3463 3.4)
 HOLDS_FULL_OF_TENANT = "5.3.1", "The rules of its domain hold as many messages as they may"
 _log = get_logger("ingress")
 
 
-def accepted_reply(queue_id: str) -> DataReply:
+def accepted_reply(queue_id: str) -> data.DataReply:
     """Return the reply that makes Relay responsible for the message (RFC 5321 4.1.1.4)."""
-    return DataReply(f"250 2.0.0 Ok: queued as {queue_id}", queue_id)
+    return data.DataReply(f"250 2.0.0 Ok: queued as {queue_id}", queue_id)
 
 
-def deferral_reply(deferral: Deferral) -> DataReply:
+def deferral_reply(deferral: Deferral) -> data.DataReply:
     """Return the reply that makes the client try again later."""
     reply = own_reply(deferral.status, deferral.text)
     if reply.startswith("421"):  # that would close the connection (RFC 5321 3.8)
         reply = f"451{reply[3:]}"
-    return DataReply(reply, rule=deferral.rule)
+    return data.DataReply(reply, rule=deferral.rule)
 
 
-def limit_reply(beyond: BeyondLimit) -> DataReply:
+def limit_reply(beyond: BeyondLimit) -> data.DataReply:
     """Return the reply to a message beyond a limit of its sender (RFC 3463 3.8)."""
     code = "550 5.7.1" if beyond.is_for_good else "450 4.7.1"  # RFC 5321 4.2.3
-    return DataReply(f"{code} {beyond.text}")
+    return data.DataReply(f"{code} {beyond.text}")
 
 
 def log_accepted(message: NewMessage, client: Client) -> None:
@@ -103,7 +97,7 @@ class ArrivedMail(Struct, frozen=True):
     envelope: Envelope  # with the sender that a milter or a rule gave it
     paths: Sequence[ForwardPath]  # as the client named them
     content: Content  # as the client sent it
-    origin: Origin  # its client
+    origin: data.Origin  # its client
     queue_id: str  # its id in the queue
     received_us: int  # queue time
     mail_from: str  # the reverse-path that the client named
@@ -111,7 +105,7 @@ class ArrivedMail(Struct, frozen=True):
     filtered: FilteredMessage = UNFILTERED  # what the milters decided
 
     @property
-    def sender(self) -> Submitter:
+    def sender(self) -> data.Submitter:
         """The sender, which a milter or a rule may have replaced."""
         sender = self.origin.sender(self.envelope.reverse_path)
         return replace(sender, results=self.filtered.results)
@@ -163,7 +157,7 @@ class Preparation(Struct, frozen=True):
                 hostname=self.hostname,
             )
             if checked.reply:
-                raise RefusedError(DataReply(checked.reply, reason=RefusalReason.CHECKS))
+                raise data.RefusedError(data.DataReply(checked.reply, reason=RefusalReason.CHECKS))
             undo.pop_all()
         filtered = replace(filtered, results=checked.results, in_junk=checked.in_junk)
         header = content.header.prepend(checked.field)
@@ -238,20 +232,20 @@ class Preparation(Struct, frozen=True):
         """
         parsed, origin = ParsedContent.of(arrival.content), arrival.origin
         header = parsed.header
-        if header.size > HEADER_BYTES_MAX:
-            raise RefusedError(LONG_HEADER)
+        if header.size > data.HEADER_BYTES_MAX:
+            raise data.RefusedError(LONG_HEADER)
         if len(header.fields) > FIELDS_MAX and not origin.role.is_promised:
-            raise RefusedError(MANY_FIELDS)
+            raise data.RefusedError(MANY_FIELDS)
         if header.count("Received") > RECEIVED_MAX:
-            raise RefusedError(LOOP)
+            raise data.RefusedError(LOOP)
         checks_sender = origin.login and not self.any_sender
         if checks_sender and (rejection := header_rejection(self.accounts, origin.login, header)):
-            raise RefusedError(DataReply(rejection))
+            raise data.RefusedError(data.DataReply(rejection))
         if (user := origin.user) is not None:
             sender = arrival.envelope.reverse_path
             header = header_cleanup.with_domain_of_author(header, user, sender)
             if rejection := local_rejection(user, sender, header):
-                raise RefusedError(DataReply(rejection))
+                raise data.RefusedError(data.DataReply(rejection))
         header = header_cleanup.cleaned(header, origin=origin, hostname=self.hostname)
         return ParsedContent(header, parsed.rest)
 

@@ -26,14 +26,7 @@ from typing import Protocol
 
 from msgspec import Struct, structs
 
-from relay.base.accounts.account import (
-    DEAD_LETTER,
-    Account,
-    AccountDirectory,
-    Expansion,
-    LoginDelayedError,
-    LoginRefusedError,
-)
+from relay.base.accounts import account
 from relay.base.crashpoints import CrashPoints
 from relay.base.message.content import size_of
 from relay.base.message.envelope import ForwardPath, domain_of
@@ -88,7 +81,9 @@ Verify = Callable[[str, NextHop], Awaitable[str]]
 class CheckLogin(Protocol):
     """Checks a user and a password: AccountDirectory.by_smtp_login()."""
 
-    def __call__(self, user: str, password: str, *, client: str) -> Awaitable[Account | None]:
+    def __call__(
+        self, user: str, password: str, *, client: str
+    ) -> Awaitable[account.Account | None]:
         """Return the account, None for a wrong password.
 
         Raises LoginDelayedError, and LoginRefusedError with the text of the reply.
@@ -101,7 +96,7 @@ class IngressDependencies:
 
     hostname: str  # of the greeting and of Received fields
     acceptance: Acceptance  # takes over complete messages
-    accounts: AccountDirectory  # logins, and addresses that they may use
+    accounts: account.AccountDirectory  # logins, and addresses that they may use
     check_token: CheckLogin  # a user and a bearer token
     quota: DeliveryStore  # whether a local mailbox has room
     crash: CrashPoints = field(default_factory=CrashPoints)  # for crash tests
@@ -142,7 +137,7 @@ class RecipientChecks(Struct, frozen=True):
             if not may_relay and isinstance(route, LocalRecipient) and not route.is_local:
                 return RecipientAnswer(_DENIED)  # reports of others to this host's name
         destination = self.forwarding.find(address, reverse_path)
-        if not isinstance(destination, Expansion):
+        if not isinstance(destination, account.Expansion):
             reply = await self._rejection(
                 destination,
                 address,
@@ -203,7 +198,7 @@ class RecipientChecks(Struct, frozen=True):
                 if asks and route.is_asked and next_hop.host and self.verify is not None:
                     return await self.verify(address, next_hop)
             case LocalRecipient(mailbox):
-                if mailbox != DEAD_LETTER:
+                if mailbox != account.DEAD_LETTER:
                     match await self.room(mailbox, size_bytes):
                         case Room.FULL:
                             # RFC 3463 3.3
@@ -244,7 +239,7 @@ class SessionOwner:
             listeners.verify,
             rules=acceptance.policy,
         )
-        self._account: Account | None = None  # the account at the time of the login
+        self._account: account.Account | None = None  # the account at the time of the login
         self._token: tuple[str, str] | None = None  # its user name and token; None: a password
         self.login = ""  # the address of the account
         self._user: LocalUser | None = None
@@ -272,7 +267,7 @@ class SessionOwner:
         check = self._shared.check_token if is_token else self._shared.check_login
         try:
             self._account = await check(user, secret, client=self.ip)
-        except LoginDelayedError as delayed:
+        except account.LoginDelayedError as delayed:
             if delayed.__cause__ is not None:
                 _log.error("password not checked", client=self.ip, error=delayed.__cause__)
             raise
@@ -376,7 +371,7 @@ class SessionOwner:
         if self._token is not None:
             try:
                 now = await self._shared.check_token(*self._token, client=self.ip)
-            except (LoginDelayedError, LoginRefusedError):
+            except (account.LoginDelayedError, account.LoginRefusedError):
                 return True
         return now is None or now.credentials != self._account.credentials
 

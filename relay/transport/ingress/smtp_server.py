@@ -21,24 +21,13 @@ from relay.base.pressure import MemoryBudget, Pressure
 from relay.base.settings.tree import SmtpListener
 from relay.base.sockets import EVERYBODY, OWNER_ONLY, Acceptor, Listener, open_listener
 from relay.base.task_set import TaskSet
+from relay.transport.ingress import session_client, session_owner
 from relay.transport.ingress.data import Origin
 from relay.transport.ingress.listener_role import CONFIGURED, ListenerRole
 from relay.transport.ingress.local_users import LocalUsers, peer_uid
 from relay.transport.ingress.message_limits import RateLimits
 from relay.transport.ingress.proxy_header import ProxyHeaderError, read_header
-from relay.transport.ingress.session_client import (
-    CONNECT,
-    ListenerDependencies,
-    RefusedCommand,
-    SessionClient,
-)
 from relay.transport.ingress.session_limits import SessionLimits
-from relay.transport.ingress.session_owner import (
-    CheckLogin,
-    IngressDependencies,
-    OwnerDependencies,
-    SessionOwner,
-)
 from relay.transport.ingress.session_refusals import ListenerRefusals
 from relay.transport.ingress.smtp_sessions import SmtpSessions
 from relay.transport.refusals.refusal import RefusalReason
@@ -53,8 +42,10 @@ _LOOPBACK = "127.0.0.1"  # used for a Unix socket, whose clients are on this mac
 class ListenerOptions(Struct, frozen=True):
     """The options of a listener of a development relay."""
 
-    check_login: CheckLogin  # in place of the passwords of the accounts
-    check_token: CheckLogin | None  # in place of the tokens of accounts; None: these are used
+    check_login: session_owner.CheckLogin  # in place of the passwords of the accounts
+    check_token: (
+        session_owner.CheckLogin | None
+    )  # in place of the tokens of accounts; None: these are used
     login_in_clear: bool  # AUTH is offered without TLS, on any address
     tls_hint: Callable[[], str]  # for the log, see ListenerDependencies
     odd_domain: str  # see ListenerDependencies
@@ -69,14 +60,14 @@ class SmtpServer:
     def __init__(
         self,
         listener: SmtpListener,
-        dependencies: IngressDependencies,
+        dependencies: session_owner.IngressDependencies,
         *,
         role: ListenerRole | None = None,
         users: LocalUsers | None = None,
         limits: SessionLimits | None = None,
         certificate: ServerCertificate | None = None,
         options: ListenerOptions | None = None,
-        elsewhere: Callable[[socket.socket, SessionOwner], None] | None = None,
+        elsewhere: Callable[[socket.socket, session_owner.SessionOwner], None] | None = None,
     ) -> None:
         """Make the listener, which does not listen yet.
 
@@ -179,11 +170,11 @@ class SmtpServer:
             # no 250 was sent for these, so one that hangs may be abandoned
             await asyncio.wait(acceptances, timeout=_COMMIT_S)  # real time: a disk
 
-    def _meet(self, transport: asyncio.BaseTransport) -> SessionClient:
+    def _meet(self, transport: asyncio.BaseTransport) -> session_client.SessionClient:
         uid = peer_uid(transport) if self._users is not None else None
         return self._owner(_ip_at(transport.get_extra_info("peername"))).client(uid)
 
-    def _owner(self, ip: str, *, is_named: bool = True) -> SessionOwner:
+    def _owner(self, ip: str, *, is_named: bool = True) -> session_owner.SessionOwner:
         """Return the owner's side of a session.
 
         If a proxy names no client (`is_named` is false), the address of the proxy is not trusted. A
@@ -193,7 +184,7 @@ class SmtpServer:
         is_trusted = self.role.is_local or (
             is_named and _is_in(self._listener.trusted_networks, client)
         )
-        return SessionOwner(self._of_owners, ip, is_trusted=is_trusted)
+        return session_owner.SessionOwner(self._of_owners, ip, is_trusted=is_trusted)
 
     def _take(self, connection: socket.socket, peer: object) -> None:
         """Begin a session; of a proxy, after its header. Too many waiting headers: close it."""
@@ -206,7 +197,7 @@ class SmtpServer:
             return
         self._reading.start(self._begin_forwarded(connection, ip))
 
-    def _begin(self, connection: socket.socket, owner: SessionOwner) -> None:
+    def _begin(self, connection: socket.socket, owner: session_owner.SessionOwner) -> None:
         """Begin the session in the other process, unless a milter sees it."""
         milters = self._dependencies.acceptance.milters
         if self._elsewhere is None or milters.session(self.role.name) is not None:
@@ -226,8 +217,8 @@ class SmtpServer:
                 named = header.client
                 owner = self._owner(named or proxy, is_named=bool(named))
         except (ProxyHeaderError, OSError) as error:
-            refused = RefusedCommand(
-                command=CONNECT,
+            refused = session_client.RefusedCommand(
+                command=session_client.CONNECT,
                 reply=f"no PROXY header that can be used: {error}",
                 reason=RefusalReason.SYNTAX,
             )
@@ -238,10 +229,10 @@ class SmtpServer:
         if owner is not None:
             self._begin(connection, owner)
 
-    def _listener_dependencies(self, *, offers_tls: bool) -> ListenerDependencies:
+    def _listener_dependencies(self, *, offers_tls: bool) -> session_client.ListenerDependencies:
         listener, dependencies, options = self._listener, self._dependencies, self._options
         domain = self._users.domain if self._users else ""
-        return ListenerDependencies(
+        return session_client.ListenerDependencies(
             listener,
             self.role,
             dependencies.hostname,
@@ -260,9 +251,9 @@ class SmtpServer:
             odd_domain=options.odd_domain if options else domain,
         )
 
-    def _owner_dependencies(self) -> OwnerDependencies:
+    def _owner_dependencies(self) -> session_owner.OwnerDependencies:
         dependencies, options = self._dependencies, self._options
-        return OwnerDependencies(
+        return session_owner.OwnerDependencies(
             self._listener,
             dependencies,
             check_login=options.check_login if options else dependencies.accounts.by_smtp_login,

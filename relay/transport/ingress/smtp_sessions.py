@@ -17,14 +17,7 @@ from relay.base.pressure import ConcurrencyCounter
 from relay.base.settings.tree import SmtpListener
 from relay.base.sockets import wait_readable
 from relay.base.task_set import TaskSet
-from relay.transport.ingress.session_client import (
-    CONNECT,
-    ListenerDependencies,
-    RefusedCommand,
-    SessionClaims,
-    SessionClient,
-    without_place,
-)
+from relay.transport.ingress import session_client
 from relay.transport.ingress.session_refusals import handshake_fault
 from relay.transport.ingress.smtp_commands import SHUTTING_DOWN
 from relay.transport.ingress.smtp_session import TLS_HANDSHAKE_S, SessionDependencies, SmtpSession
@@ -39,11 +32,11 @@ class SmtpSessions:
 
     def __init__(
         self,
-        listener: ListenerDependencies,
+        listener: session_client.ListenerDependencies,
         *,
         tls_context: ssl.SSLContext | None,
         begun: Callable[[], None] = lambda: None,
-        meet: Callable[[asyncio.BaseTransport], SessionClient] | None = None,
+        meet: Callable[[asyncio.BaseTransport], session_client.SessionClient] | None = None,
     ) -> None:
         """`begun` counts a connection, `meet` returns the client of a session of new_session()."""
         self.tls_at_once = tls_context if listener.role.has_tls_first else None
@@ -73,14 +66,14 @@ class SmtpSessions:
         """Return the protocol of a connection that begins with the greeting."""
         return SmtpSession(self.shared)
 
-    def begin(self, connection: socket.socket, client: SessionClient) -> None:
+    def begin(self, connection: socket.socket, client: session_client.SessionClient) -> None:
         """Take a connection from which nothing was read.
 
         If too many connections of this kind have no session yet, or under TLS, when no reply can be
         sent, of this client, it is closed. It is also closed if its task is cancelled.
         """
         keys = client.counted_as if self.tls_at_once is not None else client.counted_as[:1]
-        if without_place(self._handshakes, keys, self.shared.listener.settings):
+        if session_client.without_place(self._handshakes, keys, self.shared.listener.settings):
             connection.close()
             client.ended()
             return
@@ -104,7 +97,7 @@ class SmtpSessions:
         if closed := {session.closed for session in self.shared.sessions}:
             await asyncio.wait(closed, timeout=timeout_s)  # real time: clients
 
-    async def _begin(self, connection: socket.socket, client: SessionClient) -> None:
+    async def _begin(self, connection: socket.socket, client: session_client.SessionClient) -> None:
         """Make the handshake."""
         has_begun, tls = False, self.tls_at_once
         try:
@@ -126,19 +119,21 @@ class SmtpSessions:
                 connection.close()
                 client.ended()
 
-    def _record_failed_handshake(self, client: SessionClient, error: OSError) -> None:
+    def _record_failed_handshake(
+        self, client: session_client.SessionClient, error: OSError
+    ) -> None:
         """Record and log that the TLS handshake of a client failed.
 
         In a service the log line has no hint: the clients of port 465 are strangers.
         """
         listener = self.shared.listener
-        refused = RefusedCommand(
-            command=CONNECT if listener.role.has_tls_first else "STARTTLS",
+        refused = session_client.RefusedCommand(
+            command=session_client.CONNECT if listener.role.has_tls_first else "STARTTLS",
             reply=handshake_fault(error),
             reason=RefusalReason.TLS,
             is_logged=False,
         )
-        client.refused(refused, SessionClaims())
+        client.refused(refused, session_client.SessionClaims())
         reason = error.reason if isinstance(error, ssl.SSLError) else str(error)
         if listener.tls_hint is None:
             _log.info("TLS handshake failed", client=client.ip, error=reason)

@@ -28,12 +28,7 @@ from relay.base.phrases import shown
 from relay.base.settings.values import parse_size
 from relay.base.socket_address import network_of
 from relay.formats import headers
-from relay.transport.policy.content_conditions import (
-    AttachmentCondition,
-    AttachmentNameCondition,
-    BodyCondition,
-    MessageTypeCondition,
-)
+from relay.transport.policy import content_conditions
 from relay.transport.policy.globs import FieldGlobs, Globs, Groups, read_globs, some_texts
 from relay.transport.policy.groups import OWN_GROUP
 from relay.transport.policy.message_view import BaseCondition, MessageView, UndecidedError
@@ -534,11 +529,11 @@ ContentCondition = (
     | SubjectCondition
     | HeaderFromCondition
     | ToOrCcCondition
-    | MessageTypeCondition
+    | content_conditions.MessageTypeCondition
     | HeaderCondition
-    | AttachmentNameCondition
-    | AttachmentCondition
-    | BodyCondition
+    | content_conditions.AttachmentNameCondition
+    | content_conditions.AttachmentCondition
+    | content_conditions.BodyCondition
 )
 MessageCondition = (
     SenderCondition
@@ -565,12 +560,12 @@ CONDITIONS: dict[str, type[Condition]] = {
     "subject": SubjectCondition,
     "header_from": HeaderFromCondition,
     "to_or_cc": ToOrCcCondition,
-    "message_type": MessageTypeCondition,
+    "message_type": content_conditions.MessageTypeCondition,
     "header": HeaderCondition,
     "auth": AuthCondition,  # late, since it may not be known
-    "attachment_name": AttachmentNameCondition,
-    "attachment": AttachmentCondition,
-    "body": BodyCondition,
+    "attachment_name": content_conditions.AttachmentNameCondition,
+    "attachment": content_conditions.AttachmentCondition,
+    "body": content_conditions.BodyCondition,
 }
 _KEYS = {kind: key for key, kind in CONDITIONS.items()}
 

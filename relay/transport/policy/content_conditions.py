@@ -26,17 +26,12 @@ from relay.base.message.header import Header
 from relay.formats.content_fields import ContentField, content_field
 from relay.formats.file_types import ARCHIVES, EXECUTABLES
 from relay.formats.headers import is_auto_submitted
+from relay.transport.policy import message_view
 from relay.transport.policy.archives import ArchiveContents
 from relay.transport.policy.body_text import in_words
 from relay.transport.policy.folding import folded
 from relay.transport.policy.globs import GLOB_CHARACTERS_MAX, FieldGlobs, Globs, Groups, some_texts
 from relay.transport.policy.message_parts import AttachedFile, may_have_attachments, names_of
-from relay.transport.policy.message_view import (
-    FIELDS_MAX,
-    BaseCondition,
-    MessageView,
-    UndecidedError,
-)
 from relay.transport.policy.patterns import PATTERN_STEPS_MAX, Pattern
 from relay.transport.policy.table_reader import check_parts, part, parts, words_of
 
@@ -55,7 +50,7 @@ def _name_globs(value: Any) -> Globs:
     return Globs.of(map(folded, some_texts(value)))
 
 
-class AttachedCondition(BaseCondition, frozen=True):
+class AttachedCondition(message_view.BaseCondition, frozen=True):
     """The base of all conditions on attachments."""
 
     @property
@@ -63,7 +58,7 @@ class AttachedCondition(BaseCondition, frozen=True):
         """See BaseCondition."""
         return True
 
-    def needs_thread(self, view: MessageView) -> bool:
+    def needs_thread(self, view: message_view.MessageView) -> bool:
         """Return whether it takes long; the names in a small content are read at once."""
         return may_have_attachments(view.content) and is_slow(view)
 
@@ -85,11 +80,11 @@ class AttachmentNameCondition(AttachedCondition, frozen=True):
         """Read globs. Raises ValueError."""
         return cls(_name_globs(value))
 
-    def matches(self, view: MessageView) -> bool:
+    def matches(self, view: message_view.MessageView) -> bool:
         """Return whether the condition matches."""
         return any(_matching(self.globs, view.attachment_names))
 
-    def value_in(self, view: MessageView) -> str:
+    def value_in(self, view: message_view.MessageView) -> str:
         """Return the first name that matches, else all names."""
         names = view.attachment_names
         return next(_matching(self.globs, names), "") or ", ".join([name for name, _ in names])
@@ -130,13 +125,13 @@ class AttachmentCondition(AttachedCondition, frozen=True):
             *[key in value and part(value, key, _true) for key in _OF_ARCHIVES],
         )
 
-    def needs_thread(self, view: MessageView) -> bool:
+    def needs_thread(self, view: message_view.MessageView) -> bool:
         """Return whether it takes long: names of a large content, and types if a name matches."""
         if super().needs_thread(view):
             return True
         return (self.types is not None or self._asks_archives) and self._may_match(view)
 
-    def matches(self, view: MessageView) -> bool:
+    def matches(self, view: message_view.MessageView) -> bool:
         """Return whether the condition matches.
 
         Raises UndecidedError if that is not known, because of a bound.
@@ -152,10 +147,10 @@ class AttachmentCondition(AttachedCondition, frozen=True):
         for attachment, archive in zip(view.attachments, view.archives, strict=True):
             is_unknown = self.inside or (self.encrypted and not archive.is_encrypted)
             if archive.bound and is_unknown and (self.inside or self._fits(attachment)):
-                raise UndecidedError(f"{_shown(attachment)} exceeds {archive.bound}")
+                raise message_view.UndecidedError(f"{_shown(attachment)} exceeds {archive.bound}")
         return False
 
-    def value_in(self, view: MessageView) -> str:
+    def value_in(self, view: message_view.MessageView) -> str:
         """Return the names and types of the first attachment that matches, else of all."""
         if self._asks_archives:
             matching = next(self._found(view), "")
@@ -169,7 +164,7 @@ class AttachmentCondition(AttachedCondition, frozen=True):
     def _asks_archives(self) -> bool:
         return self.inside or self.encrypted or self.unreadable
 
-    def _found(self, view: MessageView) -> Iterator[str]:
+    def _found(self, view: message_view.MessageView) -> Iterator[str]:
         """Yield what matches, for a condition on the content of archives."""
         for attachment, archive in zip(view.attachments, view.archives, strict=True):
             if (self.encrypted and not archive.is_encrypted) or (
@@ -182,7 +177,7 @@ class AttachmentCondition(AttachedCondition, frozen=True):
             for entry in filter(self._fits, archive.entries if self.inside else ()):
                 yield f"{_shown(attachment)}: {_shown(entry)}"
 
-    def _may_match(self, view: MessageView) -> bool:
+    def _may_match(self, view: message_view.MessageView) -> bool:
         if self.inside or self.names is None:
             return any(file.is_attachment for file in view.files)
         return any(_matching(self.names, view.attachment_names))
@@ -200,7 +195,7 @@ def _matching(globs: Globs, names: Iterable[tuple[str, str]]) -> Iterator[str]:
             yield name
 
 
-def is_slow(view: MessageView) -> bool:
+def is_slow(view: message_view.MessageView) -> bool:
     """Return whether it takes long to find the names of the attachments."""
     rest = view.content.rest
     if view.size > _READ_AT_ONCE_OCTETS or not isinstance(rest, bytes):
@@ -236,7 +231,7 @@ def _with_contents(attachment: AttachedFile, archive: ArchiveContents) -> str:
     return " ".join(words)
 
 
-class BodyCondition(BaseCondition, frozen=True):
+class BodyCondition(message_view.BaseCondition, frozen=True):
     r"""The [text](#text) of the message has one of the words or phrases.
 
     `body = { words = ["invoice", "please pay"] }`
@@ -290,11 +285,11 @@ class BodyCondition(BaseCondition, frozen=True):
         """See BaseCondition."""
         return self.expressions
 
-    def matches(self, view: MessageView) -> bool:
+    def matches(self, view: message_view.MessageView) -> bool:
         """Return whether the condition matches. Raises PatternError."""
         return any(True for _ in self._found(view))
 
-    def value_in(self, view: MessageView) -> str:
+    def value_in(self, view: message_view.MessageView) -> str:
         """Return the words that are found or the part that matches, else the whole text.
 
         Of the number of a card only the last four digits are returned. A text that may have numbers
@@ -302,7 +297,7 @@ class BodyCondition(BaseCondition, frozen=True):
         """
         return ", ".join(self._found(view)) or ("" if self.cards else view.body.text)
 
-    def _found(self, view: MessageView) -> Iterator[str]:
+    def _found(self, view: message_view.MessageView) -> Iterator[str]:
         """Yield all words, phrases and cards that are found, and what the first pattern matches."""
         body = view.body
         if self.words:
@@ -426,7 +421,7 @@ class MessageType(StrEnum):
     CALENDAR = "calendar"  # a part text/calendar or application/ics
 
 
-class MessageTypeCondition(BaseCondition, frozen=True):
+class MessageTypeCondition(message_view.BaseCondition, frozen=True):
     """The message is of that [kind](#kinds-of-messages).
 
     `message_type = ["automatic", "list"]`
@@ -445,7 +440,7 @@ class MessageTypeCondition(BaseCondition, frozen=True):
         """See BaseCondition."""
         return MessageType.CALENDAR in self.kinds
 
-    def needs_thread(self, view: MessageView) -> bool:
+    def needs_thread(self, view: message_view.MessageView) -> bool:
         """Return whether the types of the parts have to be read, and reading them takes long."""
         return self.is_deep and may_have_attachments(view.content) and is_slow(view)
 
@@ -456,11 +451,11 @@ class MessageTypeCondition(BaseCondition, frozen=True):
         names = dict.fromkeys(name for kind in self.kinds for name in _BY_HEADER[kind][0])
         return [(f"header {name}", None) for name in names]
 
-    def matches(self, view: MessageView) -> bool:
+    def matches(self, view: message_view.MessageView) -> bool:
         """Return whether the condition matches. Raises what MessageView raises."""
         return any(_is_of(view, kind) for kind in self.kinds)
 
-    def value_in(self, view: MessageView) -> str:
+    def value_in(self, view: message_view.MessageView) -> str:
         """Return the first kind that matches, else the kinds that the header shows.
 
         Raises what MessageView raises.
@@ -471,7 +466,7 @@ class MessageTypeCondition(BaseCondition, frozen=True):
         return ", ".join(kind for kind in _BY_HEADER if _is_of(view, kind))
 
 
-def _is_of(view: MessageView, kind: MessageType) -> bool:
+def _is_of(view: message_view.MessageView, kind: MessageType) -> bool:
     """Return whether a message is of a kind."""
     header = view.content.header
     if kind is not MessageType.CALENDAR:
@@ -485,7 +480,7 @@ def _is_of(view: MessageView, kind: MessageType) -> bool:
 
 
 def _read(header: Header, name: str) -> list[ContentField]:
-    values = header.values(name)[:FIELDS_MAX]
+    values = header.values(name)[: message_view.FIELDS_MAX]
     return [content_field(octets.decode("latin-1")) for octets in values]
 
 

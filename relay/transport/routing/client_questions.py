@@ -10,14 +10,7 @@ import asyncio
 from msgspec.structs import replace
 
 from relay.base.turns import Turns
-from relay.transport.routing.dns_cache import (
-    AskTimed,
-    DnsCache,
-    DnsQuestion,
-    TimedAnswer,
-    refused,
-    result_of,
-)
+from relay.transport.routing import dns_cache
 from relay.transport.routing.mx_hosts import NOT_ASKED, Answer, NoAnswer
 
 _PLACES = 96  # queries in progress
@@ -31,7 +24,7 @@ _QUERY_S = 5.0  # no client waits longer for an answer
 class ClientQuestions:
     """Asks what clients want to know, as Ask says."""
 
-    def __init__(self, ask: AskTimed, cache: DnsCache) -> None:
+    def __init__(self, ask: dns_cache.AskTimed, cache: dns_cache.DnsCache) -> None:
         """Answers are kept in `cache`, whose queries are delivery's own."""
         self._ask, self._queries = ask, cache.with_own_queries(self._in_time)
         self._places, self._kept = (
@@ -40,7 +33,7 @@ class ClientQuestions:
         )
 
     async def answer(
-        self, question: DnsQuestion, *, client: str, wait_s: float, is_kept: bool
+        self, question: dns_cache.DnsQuestion, *, client: str, wait_s: float, is_kept: bool
     ) -> Answer:
         """Return the answer to one question."""
         known = self._queries.known(question)
@@ -57,8 +50,8 @@ class ClientQuestions:
         if not isinstance(known, asyncio.Task):
             return known
         await asyncio.wait([known], timeout=wait_s)  # real time: a name server
-        answer = result_of(known) if known.done() else _late(wait_s)
-        is_refused = isinstance(answer, NoAnswer) and known in refused
+        answer = dns_cache.result_of(known) if known.done() else _late(wait_s)
+        is_refused = isinstance(answer, NoAnswer) and known in dns_cache.refused
         return replace(answer, is_refused=True) if is_refused else answer
 
     async def close(self) -> None:
@@ -71,7 +64,7 @@ class ClientQuestions:
             return self._places
         return self._kept if is_kept and await self._kept.take(client, wait_s=_TURN_S) else None
 
-    async def _in_time(self, question: DnsQuestion) -> TimedAnswer:
+    async def _in_time(self, question: dns_cache.DnsQuestion) -> dns_cache.TimedAnswer:
         try:
             async with asyncio.timeout(_QUERY_S):  # real time: a name server
                 return await self._ask(question)

@@ -18,14 +18,8 @@ from relay.base.message.nexthop import CAPTURE, LOCAL, HopKind, NextHop
 from relay.base.message.status import split_reply
 from relay.base.message.tls_policy import TlsLevel, TlsPolicy
 from relay.base.phrases import without_login
+from relay.base.settings import validation
 from relay.base.settings.tree import MIME_MAX, SENDER, Route, RouteAuth
-from relay.base.settings.validation import (
-    as_fallback,
-    name_of,
-    recipient_matches,
-    sender_matches,
-    verifies,
-)
 from relay.base.settings.values import parse_next_hop
 from relay.transport.routing.routing_result import REJECT_STATUS, RemoteRecipient
 
@@ -139,14 +133,14 @@ def _options_of(route: Route, action: RouteAction, default: TlsLevel) -> HopOpti
     hop = action if isinstance(action, NextHop) else None
     if route.auth and (hop is None or not hop.host or hop.is_socket):
         text = "auth needs an smtp://, smtps://, lmtp:// or graph:// next hop"
-        raise ValueError(f"route {name_of(route)!r}: {text}")
-    level = "verify" if verifies(route) else route.tls or default
+        raise ValueError(f"route {validation.name_of(route)!r}: {text}")
+    level = "verify" if validation.verifies(route) else route.tls or default
     is_graph = hop is not None and hop.kind is HopKind.GRAPH
     if is_graph and level != "verify":
         level = "none"
     return HopOptions(
         tls=tls_of(hop, TlsPolicy(level, ca=route.ca, ca_digest=_digest(route.ca))),
-        login=_login(name_of(route), route.auth) if route.auth else None,
+        login=_login(validation.name_of(route), route.auth) if route.auth else None,
         connections_max=route.max_connections or (_GRAPH_CONNECTIONS if is_graph else None),
         rate=route.max_rate or (_GRAPH_RATE if is_graph else ""),
         source_address=route.source_address,
@@ -221,13 +215,13 @@ class TableRoute:
 
     def takes(self, address: str, reverse_path: str) -> bool:
         """Whether it takes mail with this reverse-path for an address of its domain."""
-        is_of_sender = not self.sender or sender_matches(self.sender, reverse_path)
+        is_of_sender = not self.sender or validation.sender_matches(self.sender, reverse_path)
         return is_of_sender and self.may_take(reverse_path) and self.takes_recipient(address)
 
     def may_take(self, reverse_path: str) -> bool:
         """Whether it can send mail with this reverse-path, also if a rule chooses it."""
         if self.logs_in_as_sender:
-            return sender_matches(self.sender, reverse_path)
+            return validation.sender_matches(self.sender, reverse_path)
         return bool(reverse_path) or not self.is_graph
 
     def with_mailbox(self, result: RemoteRecipient, reverse_path: str) -> RemoteRecipient:
@@ -239,7 +233,7 @@ class TableRoute:
 
     def takes_recipient(self, address: str) -> bool:
         """Whether it takes mail for an address of its domain."""
-        return not self.recipient or recipient_matches(self.recipient, address)
+        return not self.recipient or validation.recipient_matches(self.recipient, address)
 
     def equals(self, other: "TableRoute") -> bool:
         """Whether the routes are equal, except for their place in the order."""
@@ -258,13 +252,13 @@ class TableRoute:
 
 def table_route(number: int, route: Route, default: TlsLevel) -> TableRoute:
     """Make a route; `default` is its TLS level if it says none. Raises ValueError."""
-    action, name = _action_of(route), name_of(route)
+    action, name = _action_of(route), validation.name_of(route)
     options, result, fallback = _options_of(route, action, default), None, Fallback()
     if isinstance(action, NextHop) and action != LOCAL:
         result = RemoteRecipient(action._replace(route=name) if action.host else action, name)
     if route.fallback:
         to = NextHop.parse(route.fallback)._replace(route=name)
-        via = _options_of(as_fallback(route), to, default)
+        via = _options_of(validation.as_fallback(route), to, default)
         only_large = route.fallback_auth is not None and not options.confirm
         after_s = 0 if only_large else route.fallback_after  # Graph may have sent the others
         fallback = Fallback(to, int(after_s * 1_000_000), via)
@@ -277,7 +271,7 @@ def table_route(number: int, route: Route, default: TlsLevel) -> TableRoute:
         action,
         options,
         result,
-        route.tls is not None or verifies(route) or options.tls.implicit,
+        route.tls is not None or validation.verifies(route) or options.tls.implicit,
         fallback,
         isinstance(action, NextHop) and action.kind is HopKind.GRAPH,
         options.login is not None and options.login.is_sender,

@@ -8,16 +8,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from msgspec.structs import replace
 
+from relay.base.message import tls_policy
 from relay.base.message.nexthop import NextHop
 from relay.base.message.outcome import DeferralClass
-from relay.base.message.tls_policy import (
-    CONFIGURATION,
-    OPTIONAL,
-    REQUIRETLS,
-    TlsDemand,
-    TlsPolicy,
-    decide_tls,
-)
 from relay.base.socket_address import is_loopback
 from relay.transport.routing import mx_hosts
 from relay.transport.routing.route_table import RouteTable
@@ -30,7 +23,7 @@ Resolve = Callable[[NextHop], Awaitable[mx_hosts.Resolution]]
 
 
 async def usable_hosts(
-    resolve: Resolve, table: RouteTable, next_hop: NextHop, *, demand: TlsDemand = ""
+    resolve: Resolve, table: RouteTable, next_hop: NextHop, *, demand: tls_policy.TlsDemand = ""
 ) -> mx_hosts.Resolution:
     """Return the hosts of a next hop, each with its TLS."""
     via, by = table.options_for(next_hop), table.tls_demanded_by(next_hop)
@@ -54,20 +47,22 @@ async def find_hosts(resolve: Resolve, next_hop: NextHop, via: HopOptions) -> mx
 
 
 async def with_policy(
-    lookup: mx_hosts.Resolution, by: str, demand: TlsDemand = ""
+    lookup: mx_hosts.Resolution, by: str, demand: tls_policy.TlsDemand = ""
 ) -> mx_hosts.Resolution:
     """Return hosts with the MTA-STS policy of their domain. Wait for a fetch only if the policy may
     count.
     """
     if not isinstance(lookup, mx_hosts.Hosts) or lookup.sts.fetch is None:  # nearly always
         return lookup
-    if demand == OPTIONAL or (by != CONFIGURATION and demand != REQUIRETLS):
+    if demand == tls_policy.OPTIONAL or (
+        by != tls_policy.CONFIGURATION and demand != tls_policy.REQUIRETLS
+    ):
         return lookup
     return replace(lookup, sts=await lookup.sts.fetch())
 
 
 def with_tls(
-    lookup: mx_hosts.Resolution, via: HopOptions, by: str, *, demand: TlsDemand = ""
+    lookup: mx_hosts.Resolution, via: HopOptions, by: str, *, demand: tls_policy.TlsDemand = ""
 ) -> mx_hosts.Resolution:
     """Return the hosts of a next hop, each with its TLS. `by` comes from
     RouteTable.tls_demanded_by(), `demand` from the message. A Unix socket fulfils each demand: it
@@ -76,7 +71,7 @@ def with_tls(
     if not isinstance(lookup, mx_hosts.Hosts):
         return lookup
     decided = {
-        host.name: decide_tls(
+        host.name: tls_policy.decide_tls(
             host.name,
             via.tls,
             by=by,
@@ -98,11 +93,11 @@ def with_tls(
     )
     mx = replace(lookup.mx, hosts=skipped)
     if kept:
-        troubles = (host.tlsa.trouble for host in lookup.hosts if demand == REQUIRETLS)
+        troubles = (host.tlsa.trouble for host in lookup.hosts if demand == tls_policy.REQUIRETLS)
         return replace(lookup, hosts=kept, mx=mx, unknown=next(filter(None, troubles), ""))
     whys = "; ".join(f"{name}: {decided[name].skipped}" for name in sorted(decided))
     text = f"no host may be used: {whys}"
-    if demand == REQUIRETLS:
+    if demand == tls_policy.REQUIRETLS:
         unknown = [lookup.sts.trouble, lookup.sts.unasked]
         unknown += [host.tlsa.trouble for host in lookup.hosts]
         if not (why := next(filter(None, unknown), "")):
@@ -117,7 +112,7 @@ def _sends_login(host: mx_hosts.Host, via: HopOptions) -> bool:
     return via.login is not None and host.name != "localhost" and not is_loopback(host.name)
 
 
-def policy_of(host: mx_hosts.Host) -> TlsPolicy:
+def policy_of(host: mx_hosts.Host) -> tls_policy.TlsPolicy:
     """Return the policy of a host that has its TLS."""
     assert host.tls is not None
     return host.tls.policy

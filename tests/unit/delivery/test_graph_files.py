@@ -20,15 +20,7 @@ from tests.support.manual_clock import ManualClock
 from tests.support.operator import command
 from tests.support.tables import each_row
 from tests.support.tls import authority, certificate
-from tests.unit.delivery.test_graph import (
-    LOGIN,
-    SECONDS_US,
-    Spooled,
-    attempt,
-    killed,
-    opened,
-    routed,
-)
+from tests.unit.delivery import test_graph
 
 __all__ = ["authority", "certificate"]
 FILES = [("a.pdf", b"a" * 700), ("b.txt", b"b" * 90), ("c.pdf", bytes(range(250)) * 2)]
@@ -61,8 +53,8 @@ async def graph():
         yield running
 
 
-def scan(clock=None, **fields) -> Spooled:
-    claim = Spooled(clock or ManualClock(), 1, message(**fields))
+def scan(clock=None, **fields) -> test_graph.Spooled:
+    claim = test_graph.Spooled(clock or ManualClock(), 1, message(**fields))
     claim.size = 10_000
     return claim
 
@@ -112,10 +104,10 @@ AWAY, GONE = error(503, ""), error(404, "ErrorItemNotFound")
 async def test_each_file_is_there_once_before_it_is_sent(fault, drafts) -> None:
     async with FakeGraph(lambda: 0) as graph:
         claim, graph.page = scan(), 2
-        (outcome,), asked = await attempt(graph, claim, fault)
+        (outcome,), asked = await test_graph.attempt(graph, claim, fault)
         if isinstance(outcome, Deferred):  # by /send
             assert not claim.noted.uploads
-            again, more = await attempt(graph, claim)
+            again, more = await test_graph.attempt(graph, claim)
             assert (type(again[0]), len(more), more[-1]) == (Relayed, 2, "POST send")
         assert isinstance(outcome, Relayed | Deferred)
         assert (outcome.evidence.encoded[:9], asked.count("POST messages")) == ("converted", drafts)
@@ -144,7 +136,7 @@ async def test_a_draft_that_is_not_sent_is_deleted_then_or_by_the_next_attempt(
 ) -> None:
     async with FakeGraph(lambda: 0) as graph:
         claim, graph.page = scan(), 2
-        (outcome,), asked = await attempt(graph, claim, fault)
+        (outcome,), asked = await test_graph.attempt(graph, claim, fault)
         assert (type(outcome), outcome.evidence.status) == expected, outcome
         assert (outcome.evidence.pause_s == 61) == ("4.3.2" in expected)
         assert (len(graph.in_folder("drafts")), len(claim.noted.uploads)) == (drafts, drafts)
@@ -153,17 +145,19 @@ async def test_a_draft_that_is_not_sent_is_deleted_then_or_by_the_next_attempt(
         assert not graph.sent
         if claim.live:
             own_id = OWN_ID if expected[1] != "4.4.2" or not drafts else "<1@relay.test>"
-            (outcome,), _ = await attempt(graph, claim)
+            (outcome,), _ = await test_graph.attempt(graph, claim)
             assert isinstance(outcome, Relayed)
             arrived(graph, claim, own_id)
 
 
 async def test_a_draft_that_a_person_has_sent_stays(graph) -> None:
     claim = scan()
-    await attempt(graph, claim, nth("/attachments#", 1, error(429, "", retry_after="61")))
+    await test_graph.attempt(
+        graph, claim, nth("/attachments#", 1, error(429, "", retry_after="61"))
+    )
     [half] = graph.in_folder("drafts")
     half.folder, half.is_draft = "sentitems", False
-    (outcome,), _ = await attempt(graph, claim)
+    (outcome,), _ = await test_graph.attempt(graph, claim)
     assert isinstance(outcome, Relayed)
     arrived(graph, claim)
     assert half in graph.in_folder("sentitems")
@@ -171,7 +165,7 @@ async def test_a_draft_that_a_person_has_sent_stays(graph) -> None:
 
 async def test_a_file_of_another_name_is_named(graph) -> None:
     listed = (200, {"value": [{"name": "a_b.pdf"}] * 3}, {})
-    (outcome,), _ = await attempt(
+    (outcome,), _ = await test_graph.attempt(
         graph, scan(), lambda verb, path: listed if verb == "GET" and "attach" in path else ""
     )
     assert outcome.evidence.reply.endswith('has 3 of 3 files, such as "a_b.pdf"')
@@ -186,7 +180,7 @@ async def test_no_evidence_repeats_the_upload_url(graph) -> None:
     ):
         told = error(413, "ErrorX")
         told[1]["error"]["message"] = f"no {words}"
-        (outcome,), _ = await attempt(graph, scan(), nth("/up/", 1, told, "PUT"))
+        (outcome,), _ = await test_graph.attempt(graph, scan(), nth("/up/", 1, told, "PUT"))
         assert outcome.evidence.reply.startswith("HTTP 413 ErrorX: no ")
         assert SECRET[10:26] not in outcome.evidence.reply
 
@@ -208,7 +202,7 @@ async def test_no_evidence_repeats_the_upload_url(graph) -> None:
 )
 def test_whose_upload_url_is_used(url, expected) -> None:
     options = GraphOptions(True, 1, upload_hosts=("up.example",))
-    target = Target("graph.test", "192.0.2.1", 443, login=LOGIN, graph=options)
+    target = Target("graph.test", "192.0.2.1", 443, login=test_graph.LOGIN, graph=options)
     with pytest.raises(UrlError, match=expected) if expected else nullcontext():
         assert upload_url(url, target).text == url
 
@@ -225,7 +219,7 @@ async def test_files_go_to_a_host_of_a_verified_name_alone(graph, authority, cer
         ):
             graph.url, claim = f"https://{host}:{other.port}", scan()
             policy = TlsPolicy("none", ca=trusted.certificate)
-            session = await opened(graph, options=options, tls=policy)
+            session = await test_graph.opened(graph, options=options, tls=policy)
             [outcome] = await claim.attempt(session)
             session.close()
             assert reply in outcome.evidence.reply
@@ -237,7 +231,7 @@ async def test_files_go_to_a_host_of_a_verified_name_alone(graph, authority, cer
 
 
 async def test_a_mailbox_fills_one_draft_at_a_time_and_small_mail_passes(delivery, graph) -> None:
-    routed(delivery, graph, mime_max=1000)
+    test_graph.routed(delivery, graph, mime_max=1000)
     graph.gate.clear()
     await delivery.start()
     large = [await delivery.send("r0@x.test", contents=(message(),)) for _ in range(3)]
@@ -255,7 +249,7 @@ async def test_a_mailbox_fills_one_draft_at_a_time_and_small_mail_passes(deliver
 
 
 async def test_a_stop_while_files_go_is_no_doubt(delivery, graph) -> None:
-    routed(delivery, graph, mime_max=1000)
+    test_graph.routed(delivery, graph, mime_max=1000)
     graph.gate.clear()
     await delivery.start()
     queue_id = await delivery.send("r0@x.test", contents=(message(),))
@@ -271,7 +265,7 @@ async def test_a_stop_while_files_go_is_no_doubt(delivery, graph) -> None:
 
 
 async def test_no_send_follows_a_command_that_comes_while_files_go(delivery, graph) -> None:
-    routed(delivery, graph, mime_max=1000)
+    test_graph.routed(delivery, graph, mime_max=1000)
     graph.gate.clear()
     await delivery.start()
     delivery.spool.queue_admin.delivery = delivery.scheduler
@@ -292,11 +286,11 @@ async def test_a_kill_at_any_moment_leaves_no_half_and_no_second_message() -> No
         clock = ManualClock()
         async with FakeGraph(clock.queue_us) as graph:
             claim = scan(clock)
-            is_killed = await killed(graph, claim, moment)
+            is_killed = await test_graph.killed(graph, claim, moment)
             assert claim.is_sending <= claim.noted.in_doubt
             while claim.live:
-                clock.now_us += 150 * SECONDS_US
-                (outcome,), _ = await attempt(graph, claim)
+                clock.now_us += 150 * test_graph.SECONDS_US
+                (outcome,), _ = await test_graph.attempt(graph, claim)
                 assert claim.noted.in_doubt or not isinstance(outcome, Deferred)
             lost = [one for one in claim.noted.uploads if not one.draft]
             assert [item.files for item in graph.sent] == [FILES], moment

@@ -11,19 +11,11 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from relay.base.message.properties import Attachment, EmailAddress, MessageProperties
-from relay.formats.draft import (
-    FIRST_FIELD_BYTES,
-    DraftOrigin,
-    part_octets,
-    private_block_length,
-    read_block,
-    read_properties,
-    safe_content_type,
-)
+from relay.formats import draft
 from tests.support.drafts import read_attachments, split_private, write_draft, write_mime_draft
 from tests.support.tables import each_row
 
-ORIGIN = DraftOrigin(
+ORIGIN = draft.DraftOrigin(
     account="alice@example.test",
     base_name="1700000000.R0123456789abcdef_1.relay.example.test",
     message_id="<0123456789abcdef@relay.example.test>",
@@ -56,13 +48,13 @@ FULL = MessageProperties(
 
 def test_properties_are_read_as_they_were_written():
     raw = write_draft(FULL, ORIGIN)
-    assert structs.replace(read_properties(raw), attachments=read_attachments(raw)) == FULL
+    assert structs.replace(draft.read_properties(raw), attachments=read_attachments(raw)) == FULL
     block, length = split_private(raw)
     assert block.origin == ORIGIN
     part = block.attachments[0]
     stored = raw[length:][part.offset : part.offset + part.length]
-    assert part_octets(stored, part) == b"\0\xff" * 100
-    assert read_block(raw[: private_block_length(raw)]) == block
+    assert draft.part_octets(stored, part) == b"\0\xff" * 100
+    assert draft.read_block(raw[: draft.private_block_length(raw)]) == block
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=400), st.booleans())
@@ -70,7 +62,7 @@ def test_any_body_is_read_as_it_was_written(body, with_attachment):
     files = (attached("a", b"b"),) if with_attachment else ()
     wanted = MessageProperties(body=body, from_=ALICE, attachments=files)
     raw = write_draft(wanted, ORIGIN)
-    assert read_properties(raw).body == body
+    assert draft.read_properties(raw).body == body
     assert not email.message_from_bytes(raw).defects
 
 
@@ -82,7 +74,7 @@ def test_a_body_is_encoded_if_necessary(body):
     raw = write_draft(
         MessageProperties(body=body, from_=ALICE, attachments=FULL.attachments), ORIGIN
     )
-    assert read_properties(raw).body == body
+    assert draft.read_properties(raw).body == body
     message = email.message_from_bytes(raw, policy=email.policy.default)
     assert next(message.iter_parts()).get_content_type() == "text/plain"
     assert len(list(message.iter_parts())) == 3
@@ -123,13 +115,13 @@ GOOD = write_draft(FULL, ORIGIN)
 def test_a_damaged_block_is_not_a_block(raw):
     assert split_private(raw) == (None, 0)
     with pytest.raises(ValueError, match="draft"):
-        read_properties(raw)
+        draft.read_properties(raw)
 
 
 def test_a_block_of_relay_0_2_has_no_checksum():
-    length = private_block_length(GOOD)
-    data, _, rest = GOOD[FIRST_FIELD_BYTES:].partition(b"X-Relay-Check: ")
-    old = b"X-Relay-Draft: 1 %010d\r\n" % (FIRST_FIELD_BYTES + len(data)) + data + rest[10:]
+    length = draft.private_block_length(GOOD)
+    data, _, rest = GOOD[draft.FIRST_FIELD_BYTES :].partition(b"X-Relay-Check: ")
+    old = b"X-Relay-Draft: 1 %010d\r\n" % (draft.FIRST_FIELD_BYTES + len(data)) + data + rest[10:]
     assert split_private(old) == (split_private(GOOD)[0], length - 25)
 
 
@@ -155,4 +147,4 @@ _LONG_TYPE = "application/vnd.openxmlformats-officedocument.spreadsheetml.pivotC
     ],
 )
 def test_content_types_are_made_safe(given_type, written):
-    assert safe_content_type(given_type) == written
+    assert draft.safe_content_type(given_type) == written

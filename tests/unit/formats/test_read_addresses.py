@@ -15,15 +15,9 @@ from hypothesis import strategies as st
 
 from relay.base.message.content import MemoryOctets
 from relay.base.message.header import Header
+from relay.formats import read_header
 from relay.formats.address_list import address_entries
 from relay.formats.convert import convert
-from relay.formats.read_header import (
-    HEADER_OCTETS_MAX,
-    originators,
-    parse_header,
-    read_addresses,
-    unreadable_addresses,
-)
 from relay.formats.read_mime import read_mime
 from relay.front_door.graph.serializer import extent_of
 from relay.store.mailbox.draft_files import submission_facts
@@ -106,9 +100,11 @@ TABLE = [
 
 @each_row("value, shown, is_plain", TABLE)
 def test_an_address_list_is_read_as_mail_programs_do(value: str, shown: list[str], is_plain: bool):
-    fields = parse_header(f"To: {value}\r\n".encode())
-    assert [f"{one.name}|{one.address}" for one in read_addresses(fields, "To")] == shown
-    assert (unreadable_addresses(fields, "To") == "") is is_plain
+    fields = read_header.parse_header(f"To: {value}\r\n".encode())
+    assert [
+        f"{one.name}|{one.address}" for one in read_header.read_addresses(fields, "To")
+    ] == shown
+    assert (read_header.unreadable_addresses(fields, "To") == "") is is_plain
 
 
 @each_row(
@@ -135,7 +131,7 @@ def test_the_author_that_is_shown_may_send_only_as_before(tmp_path: Path, value:
     assert f"{shown.name}|{shown.address}" == author
     (tmp_path / "1.h").write_bytes(header + b"\r\n")
     assert read_header_data(tmp_path / "1.h", message_id="x").properties.from_ == shown
-    [from_] = originators(Header.parse(header))
+    [from_] = read_header.originators(Header.parse(header))
     assert from_.unread
 
 
@@ -190,8 +186,8 @@ def test_all_addresses_of_a_list_are_read(addresses: list[str], names: list[str]
     ],
 )
 def test_large_lists_are_bounded(value: str, count: int) -> None:
-    fields = parse_header(f"To: {value}\r\n".encode())
-    assert len([*islice(read_addresses(fields, "To"), 3000)]) <= count
+    fields = read_header.parse_header(f"To: {value}\r\n".encode())
+    assert len([*islice(read_header.read_addresses(fields, "To"), 3000)]) <= count
 
 
 def test_of_a_stored_message_64_kib_of_address_fields_are_read_in_one_order() -> None:
@@ -264,7 +260,7 @@ def test_of_a_stored_message_64_kib_of_a_field_are_read_and_of_a_submission_all(
     people = [f"a{n}@{'.'.join(['x' * 60] * 3)}.test" for n in range(500)]
     fields = ("To", people[:250]), ("To", people[250:]), ("Cc", people[:1])
     mime = "".join(f"{name}: {', '.join(some)}\r\n" for name, some in fields).encode() + b"\r\nx"
-    assert 65_536 < len(mime) < HEADER_OCTETS_MAX
+    assert 65_536 < len(mime) < read_header.HEADER_OCTETS_MAX
     stored = read_mime(mime).properties
     shown = len(", ".join(people)[: 64 * 1024].split(",")) - 1  # the last one is cut
     assert [one.address for one in stored.to] == people[:shown]
@@ -275,5 +271,5 @@ def test_of_a_stored_message_64_kib_of_a_field_are_read_and_of_a_submission_all(
 
 
 def test_a_nul_in_a_field_of_originators_is_no_address() -> None:
-    (found,) = originators(Header.parse(b"From: Al <a@x.test>\0, b@y.test\r\n"))
+    (found,) = read_header.originators(Header.parse(b"From: Al <a@x.test>\0, b@y.test\r\n"))
     assert found.unread

@@ -28,16 +28,10 @@ from relay.base.message.conversation import conversation_id
 from relay.base.message.extended_properties import IN_REPLY_TO_ID, INTERNET_REFERENCES, class_of
 from relay.base.message.header import Header, cleaned, header_end, with_first_fields
 from relay.base.message.properties import EmailAddress, MessageProperties
+from relay.formats import read_header
 from relay.formats.address_list import AddressBudget
 from relay.formats.draft import PRIVATE_BYTES_MAX, private_block_length, read_block, with_defaults
 from relay.formats.html_text import without_tags
-from relay.formats.read_header import (
-    date_us_of,
-    first_person,
-    parse_header,
-    read_addresses,
-    read_properties_of_header,
-)
 from relay.formats.read_mime import ReadExtent, read_mime
 from relay.formats.read_report import ORDINARY_CLASS, message_class
 from relay.formats.structure import read_structure
@@ -260,17 +254,17 @@ def _read_header(header: bytes) -> tuple[MessageProperties, int | None]:
     for name in _ADDRESS_FIELDS:
         octets = b"".join(addresses.get(name, ()))
         people[name] = _addresses_in(octets if octets.isascii() else kind + octets, name, budget)
-    fields = parse_header(kind + b"".join(others))  # its charset is that of raw octets
+    fields = read_header.parse_header(kind + b"".join(others))  # its charset is that of raw octets
     properties = replace(
-        read_properties_of_header(fields),
-        from_=first_person(people[b"from"]),
-        sender=first_person(people[b"sender"]),
+        read_header.read_properties_of_header(fields),
+        from_=read_header.first_person(people[b"from"]),
+        sender=read_header.first_person(people[b"sender"]),
         to=people[b"to"],
         cc=people[b"cc"],
         bcc=people[b"bcc"],
         reply_to=people[b"reply-to"],
     )
-    return properties, date_us_of(fields)
+    return properties, read_header.date_us_of(fields)
 
 
 def _addresses_in(fields: bytes, name: bytes, budget: AddressBudget) -> tuple[EmailAddress, ...]:
@@ -279,13 +273,15 @@ def _addresses_in(fields: bytes, name: bytes, budget: AddressBudget) -> tuple[Em
     if len(fields) <= min(_CACHED_BYTES_MAX, budget.octets):
         budget.octets -= len(fields)
         return _read_addresses(fields, name)
-    return read_addresses(parse_header(fields), name.decode(), budget)
+    return read_header.read_addresses(read_header.parse_header(fields), name.decode(), budget)
 
 
 @functools.lru_cache(maxsize=4096)
 def _read_addresses(fields: bytes, name: bytes) -> tuple[EmailAddress, ...]:
     """Read address fields; cached, because they repeat within a mailbox."""
-    return read_addresses(parse_header(fields), name.decode(), AddressBudget())
+    return read_header.read_addresses(
+        read_header.parse_header(fields), name.decode(), AddressBudget()
+    )
 
 
 def join_addresses(addresses: Iterable[EmailAddress]) -> str:

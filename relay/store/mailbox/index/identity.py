@@ -21,13 +21,7 @@ from msgspec.structs import replace
 
 from relay.base.files import opened
 from relay.formats.headers import read_relay_id
-from relay.store.mailbox.index.rows import (
-    FileLocation,
-    IndexedMessage,
-    MessageTable,
-    ScannedFile,
-    StatData,
-)
+from relay.store.mailbox.index import rows
 from relay.store.mailbox.maildir import rename
 from relay.store.mailbox.message_file import (
     MessageName,
@@ -89,23 +83,23 @@ class MessageMatcher:
 
     def __init__(
         self,
-        table: MessageTable,
-        missing: Iterable[IndexedMessage],
+        table: rows.MessageTable,
+        missing: Iterable[rows.IndexedMessage],
         *,
-        path_of: Callable[[FileLocation], str],
+        path_of: Callable[[rows.FileLocation], str],
     ) -> None:
         self._table = table
         self._path_of = path_of
         self._missing = {row.uid: row for row in missing}
         self._missing_by_id = {row.message_id: row for row in self._missing.values()}
-        self._missing_by_base_name: dict[bytes, list[IndexedMessage]] = {}
-        self._missing_by_stat_data: dict[StatData, list[IndexedMessage]] = {}
+        self._missing_by_base_name: dict[bytes, list[rows.IndexedMessage]] = {}
+        self._missing_by_stat_data: dict[rows.StatData, list[rows.IndexedMessage]] = {}
         for row in self._missing.values():
             self._missing_by_base_name.setdefault(row.base_name, []).append(row)
             self._missing_by_stat_data.setdefault(row.stat_data, []).append(row)
-        self._superseded: list[FileLocation] = []
+        self._superseded: list[rows.FileLocation] = []
 
-    def match(self, files: Iterable[ScannedFile]) -> list[FileLocation]:
+    def match(self, files: Iterable[rows.ScannedFile]) -> list[rows.FileLocation]:
         """Update the rows; return the locations of superseded files, which are to be removed."""
         ordered = sorted(files, key=self._may_be_new_copy)
         rest = [file for file in ordered if not self._match_by_base_name(file)]
@@ -120,12 +114,12 @@ class MessageMatcher:
             self._remove_or_transfer(row)
         return self._superseded
 
-    def _may_be_new_copy(self, file: ScannedFile) -> bool:
+    def _may_be_new_copy(self, file: rows.ScannedFile) -> bool:
         """Return whether no file with that base name vanished from its folder."""
         missing = self._missing_by_base_name.get(file.base_name, ())
         return all(row.location.folder != file.location.folder for row in missing)
 
-    def _match_by_base_name(self, file: ScannedFile) -> bool:
+    def _match_by_base_name(self, file: rows.ScannedFile) -> bool:
         """Match a file that was renamed: other flags, another folder, or new/ to cur/."""
         candidates = [
             row
@@ -137,7 +131,7 @@ class MessageMatcher:
         self._assign(max(candidates, key=lambda row: _similarity(row, file)), file)
         return True
 
-    def _match_by_claimed_id(self, file: ScannedFile, claim: IdClaim | None) -> bool:
+    def _match_by_claimed_id(self, file: rows.ScannedFile, claim: IdClaim | None) -> bool:
         """Match a file by the id that it claims, if no other message has that id."""
         if claim is None:
             return False
@@ -168,14 +162,14 @@ class MessageMatcher:
             self._table.change(holder, file, generation=claim.generation)
         return True
 
-    def _may_be_copy(self, location: FileLocation, other: FileLocation) -> bool:
+    def _may_be_copy(self, location: rows.FileLocation, other: rows.FileLocation) -> bool:
         """Return whether a generation may be an IMAP server's copy of the lower one.
 
         That is so while the index is built only: later, such a copy gets an id of its own.
         """
         return self._table.is_first and location.folder != other.folder
 
-    def _match_by_stat_data(self, file: ScannedFile) -> bool:
+    def _match_by_stat_data(self, file: rows.ScannedFile) -> bool:
         """Match a file that vanished elsewhere at the same time."""
         for row in self._missing_by_stat_data.get(file.stat_data, ()):
             if self._is_missing(row):
@@ -183,7 +177,7 @@ class MessageMatcher:
                 return True
         return False
 
-    def _add(self, file: ScannedFile, claim: IdClaim | None) -> None:
+    def _add(self, file: rows.ScannedFile, claim: IdClaim | None) -> None:
         """Insert a file as a new message, which may be a copy."""
         file = self._with_flags(file)
         base_name = file.name.base_name
@@ -197,7 +191,7 @@ class MessageMatcher:
         generation = claim.generation if claim else 1
         self._table.add(file, message_id, claimed_id=claimed_id, generation=generation)
 
-    def _with_flags(self, file: ScannedFile) -> ScannedFile:
+    def _with_flags(self, file: rows.ScannedFile) -> rows.ScannedFile:
         """Give a copy that no program has opened yet the flags of its original.
 
         Dovecot copies with the flags that its session has seen: a client of Relay may have marked
@@ -206,13 +200,13 @@ class MessageMatcher:
         flags = self._table.flags_of_original(file) if file.location.in_new else ""
         name = parse_name(f"{file.name.name_with_size}:2,{flags}")
         if flags and name is not None:
-            location = FileLocation(file.location.folder, False, os.fsencode(name.file_name))
+            location = rows.FileLocation(file.location.folder, False, os.fsencode(name.file_name))
             with suppress(OSError):
                 rename(Path(self._path_of(file.location)), Path(self._path_of(location)))
                 return replace(file, location=location, name=name)
         return file
 
-    def _remove_or_transfer(self, row: IndexedMessage) -> None:
+    def _remove_or_transfer(self, row: rows.IndexedMessage) -> None:
         """Delete a message, unless a copy was made a moment ago: then the message was moved."""
         copies_of = [copy for copy in self._table.copies_of(row) if copy.uid not in self._missing]
         copies = [copy for copy in copies_of if self._was_copied_from(copy, row)]
@@ -222,7 +216,7 @@ class MessageMatcher:
         else:
             self._table.remove(row)
 
-    def _was_copied_from(self, copy: IndexedMessage, row: IndexedMessage) -> bool:
+    def _was_copied_from(self, copy: rows.IndexedMessage, row: rows.IndexedMessage) -> bool:
         """Return whether another program made `copy` from `row`, and not `row` from `copy`."""
         is_claimed = copy.claimed_id == row.message_id  # else either may be the copy
         is_newer = (
@@ -237,19 +231,21 @@ class MessageMatcher:
         )
         return is_newer and is_recent and is_foreign
 
-    def _assign(self, row: IndexedMessage, file: ScannedFile, *, generation: int = 0) -> None:
+    def _assign(
+        self, row: rows.IndexedMessage, file: rows.ScannedFile, *, generation: int = 0
+    ) -> None:
         del self._missing[row.uid]
         self._table.change(row, file, generation=generation or row.generation)
 
-    def _is_missing(self, row: IndexedMessage) -> bool:
+    def _is_missing(self, row: rows.IndexedMessage) -> bool:
         return row.uid in self._missing
 
 
-def _similarity(row: IndexedMessage, file: ScannedFile) -> tuple[bool, bool]:
+def _similarity(row: rows.IndexedMessage, file: rows.ScannedFile) -> tuple[bool, bool]:
     return row.stat_data == file.stat_data, row.location.folder == file.location.folder
 
 
-def _claim_order(claimed: tuple[ScannedFile, IdClaim | None]) -> tuple[bool, int, int, bytes]:
+def _claim_order(claimed: tuple[rows.ScannedFile, IdClaim | None]) -> tuple[bool, int, int, bytes]:
     """Order files that the store named first, by descending generation; then the oldest."""
     file, claim = claimed
     in_file_name = claim is not None and claim.in_file_name

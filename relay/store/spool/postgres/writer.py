@@ -26,17 +26,11 @@ from relay.base.clock import Anchor, Clock, boot_s
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.observe.metrics import Metrics
-from relay.store.spool.postgres import nodes
+from relay.store.spool.postgres import nodes, transactions
 from relay.store.spool.postgres.claims import release_claims
 from relay.store.spool.postgres.schema import bring_to_schema
 from relay.store.spool.postgres.server import DatabaseHosts, translate_postgres_errors
 from relay.store.spool.postgres.tables import ConnectionTables, without_nul
-from relay.store.spool.postgres.transactions import (
-    KnownKeyError,
-    Operation,
-    StaleClaimError,
-    WriteTransaction,
-)
 from relay.store.spool.shared.columns import ANCHOR_COLUMNS
 from relay.store.spool.shared.group_commit import ANCHOR_S, BATCH_MAX, GroupWriter, WaitingOperation
 from relay.store.spool.types import (
@@ -174,7 +168,7 @@ class WriteConnection(GroupWriter):
 
     def submit(
         self,
-        operation: Operation[T],
+        operation: transactions.Operation[T],
         *,
         accepts: bool = False,
         leased: bool = False,
@@ -265,7 +259,7 @@ class WriteConnection(GroupWriter):
         except Exception as error:  # noqa: BLE001 - passed to the callers
             is_conflict = isinstance(error.__cause__, asyncpg.TransactionRollbackError)
             # the row of a claim has another place if another node has noted an order in it
-            is_conflict = is_conflict or isinstance(error, StaleClaimError)
+            is_conflict = is_conflict or isinstance(error, transactions.StaleClaimError)
             if len(batch) > 1 or (is_conflict and times < _TIMES_MAX):
                 for job in batch:  # the operation at fault fails alone
                     self._write([job], times=times + 1)
@@ -284,7 +278,7 @@ class WriteConnection(GroupWriter):
         if any(job.leased for job in batch) and not self.may_claim():
             raise SpoolUnavailableError("the database has not heard of this node for too long")
         assert self._loop is not None
-        transaction = WriteTransaction(
+        transaction = transactions.WriteTransaction(
             self._loop, self._connection, incarnation=self.incarnation, stores=self.stores
         )
         transaction.hold_rules = None if self.has_hold_rules else ()
@@ -312,7 +306,7 @@ class WriteConnection(GroupWriter):
             self.crash.reached(CrashPoint.SPOOL_COMMITTED)
         return answers
 
-    def _send(self, transaction: WriteTransaction) -> None:
+    def _send(self, transaction: transactions.WriteTransaction) -> None:
         rows = transaction.rows
         rows.counts[COMMITS] = 1
         now_s = self.clock.monotonic()
@@ -347,10 +341,10 @@ class WriteConnection(GroupWriter):
                 try:
                     yield
                 except asyncpg.DivisionByZeroError:
-                    raise StaleClaimError("the claim has ended") from None
+                    raise transactions.StaleClaimError("the claim has ended") from None
                 except asyncpg.UniqueViolationError as error:
                     if error.table_name == "submission":
-                        raise KnownKeyError("the submission key is known") from None
+                        raise transactions.KnownKeyError("the submission key is known") from None
                     if error.table_name in _OF_MESSAGES:  # two nodes have made the same id
                         text = "the queue id is that of another message: try again"
                         raise SpoolUnavailableError(text) from None
@@ -489,7 +483,7 @@ class WriteConnection(GroupWriter):
         if own:
             _log.warning("this node has joined again: its claims are taken over")
 
-    def _join_again(self, transaction: WriteTransaction) -> None:
+    def _join_again(self, transaction: transactions.WriteTransaction) -> None:
         """Join in place of the transaction of an operation; its rows get the new incarnation."""
         transaction.wait(self._connection.execute("ROLLBACK"))
         self._join(transaction, own=self.incarnation)

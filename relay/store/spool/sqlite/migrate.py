@@ -18,13 +18,8 @@ import apsw
 
 from relay.base.observe.logs import get_logger
 from relay.store.spool.shared.columns import schema_difference
+from relay.store.spool.sqlite import spool_files
 from relay.store.spool.sqlite.disk_space import check_free_space
-from relay.store.spool.sqlite.spool_files import (
-    check_presence,
-    contents_of,
-    copy_database,
-    translate_sqlite_errors,
-)
 from relay.store.spool.sqlite.write_ahead_log import check_commits, open_at_rest, read_recorded
 from relay.store.spool.types import SpoolDamagedError, SpoolFormatError, SpoolFullError
 
@@ -74,7 +69,7 @@ def check_files(path: Path, *, has_owner: bool) -> None:
 
     Raises SpoolFormatError, SpoolDamagedError, OSError.
     """
-    check_presence(path)
+    spool_files.check_presence(path)
     with path.open("rb") as file:
         header = file.read(_HEADER_BYTES)
     if header and not header.startswith(_MAGIC):
@@ -87,7 +82,7 @@ def check_files(path: Path, *, has_owner: bool) -> None:
     if has_owner or not header:
         return
     noted = read_recorded(path)
-    with translate_sqlite_errors(path), open_at_rest(path) as connection:
+    with spool_files.translate_sqlite_errors(path), open_at_rest(path) as connection:
         version = _schema_version(connection, path)
         check_commits(connection, path, noted)
         if version == SCHEMA_VERSION:
@@ -117,7 +112,7 @@ def bring_to_version(connection: apsw.Connection, path: Path) -> None:
     if version == 0:
         if connection.execute("SELECT count(*) FROM sqlite_schema").get:
             raise SpoolFormatError(f"{path}: a SQLite file, but no spool")
-        if contents_of(path).exists():
+        if spool_files.contents_of(path).exists():
             _log.warning("a spool existed here: the queue starts empty", file=path.name)
         _apply(connection, (SCHEMA_VERSION, schema()))
     elif version < SCHEMA_VERSION:
@@ -168,7 +163,7 @@ def _copy_before(connection: apsw.Connection, path: Path, *, version: int) -> No
             f" {_COPIES_ROOM * size >> 20} MiB are needed next to it; less is free"
         ) from None
     _log.info("copying spool before its migration", file=copy.name, size_bytes=size, schema=version)
-    copy_database(connection, copy)
+    spool_files.copy_database(connection, copy)
     others = (file for file in path.parent.glob(f"{path.name}.before-*") if file != copy)
     for old in sorted(others, key=_version_of)[: 1 - COPIES_MAX]:
         with suppress(OSError):  # it stays and only uses room

@@ -29,7 +29,7 @@ from relay.store.spool.shared.columns import inline_content
 from relay.store.spool.shared.receipts import count_receipts
 from relay.store.spool.shared.results import NewResult, Recorded
 from relay.store.spool.shared.tables import StoredBodies, StoredContents, StoredReports, Tables
-from relay.store.spool.sqlite import transactions
+from relay.store.spool.sqlite import transactions, write_ahead_log
 from relay.store.spool.sqlite.content_files import (
     ContentFiles,
     ContentRow,
@@ -48,12 +48,6 @@ from relay.store.spool.sqlite.transactions import (
     read_claims,
     release_claims,
     take_claims,
-)
-from relay.store.spool.sqlite.write_ahead_log import (
-    LastCommit,
-    WriteAheadLog,
-    commits_of,
-    rewrite_log,
 )
 from relay.store.spool.sqlite.writer import Batch, Writer
 from relay.store.spool.types import (
@@ -140,12 +134,12 @@ class SqliteSpool(SpoolEngine):
             clock.resume(read_anchor(self._connection))
         self.damage = Damage(path, metrics, clock)
         crash.reached(CrashPoint.SPOOL_OPENED)
-        number = commits_of(self._connection) or 0
-        self._last_commit = LastCommit(path, number, crash=crash)
+        number = write_ahead_log.commits_of(self._connection) or 0
+        self._last_commit = write_ahead_log.LastCommit(path, number, crash=crash)
         self._last_commit.begin()
         self._crash = crash
         self._writer = Writer(
-            WriteAheadLog(self._connection, self._last_commit),
+            write_ahead_log.WriteAheadLog(self._connection, self._last_commit),
             clock=clock,
             crash=crash,
             metrics=metrics,
@@ -171,19 +165,19 @@ class SqliteSpool(SpoolEngine):
 
     def _open(self) -> apsw.Connection:
         try:
-            rewrite_log(self._path)
+            write_ahead_log.rewrite_log(self._path)
             return open_database(self._path)
         except SpoolError as error:  # the start needs room, to deliver the mail in the queue
             if not self.reserve_file.release_for(error):
                 raise
-            rewrite_log(self._path)
+            write_ahead_log.rewrite_log(self._path)
             return open_database(self._path)
 
     def _found_damage(self, error: SpoolDamagedError, repeat: Callable[[], object]) -> None:
         self.damage.found(error, repeat)
         self._writer.wake()
 
-    def _reopen(self) -> WriteAheadLog:
+    def _reopen(self) -> write_ahead_log.WriteAheadLog:
         """Close all connections and open them again, so that no page that they read stays in
         memory.
 
@@ -203,7 +197,7 @@ class SqliteSpool(SpoolEngine):
             except BaseException:
                 self._connection.close()
                 raise
-        return WriteAheadLog(self._connection, self._last_commit)
+        return write_ahead_log.WriteAheadLog(self._connection, self._last_commit)
 
     async def start(self, *, may_wait: bool = False) -> int:  # noqa: ARG002 - a file is there
         """SpoolEngine.start."""

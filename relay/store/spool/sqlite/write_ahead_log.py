@@ -25,13 +25,7 @@ import apsw
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.base.files import fsync_path, opened, rewrite_file
 from relay.base.observe.logs import get_logger
-from relay.store.spool.sqlite.spool_files import (
-    last_commit_of,
-    log_bytes,
-    log_of,
-    open_copy,
-    translate_sqlite_errors,
-)
+from relay.store.spool.sqlite import spool_files
 from relay.store.spool.types import SpoolDamagedError, translate_os_errors
 
 _log = get_logger("spool")
@@ -59,7 +53,7 @@ class LastCommit:
     def __init__(self, database: Path, number: int, *, crash: CrashPoints) -> None:
         """`number` is the number of the last commit in the database and its log."""
         self._database = database
-        self._path = last_commit_of(database)
+        self._path = spool_files.last_commit_of(database)
         self._number = number
         self._crash = crash
         self._is_named = False  # durably
@@ -89,7 +83,7 @@ class LastCommit:
 
     def forget(self) -> None:
         """Remove the record of a file that was closed with everything in its database."""
-        if not log_bytes(self._database):
+        if not spool_files.log_bytes(self._database):
             with suppress(OSError):  # it stays, with a number that the database has
                 self._path.unlink(missing_ok=True)
 
@@ -121,7 +115,7 @@ def read_recorded(database: Path) -> int | None:
     A record without a line is left by a power loss, and its database has tables: return 0.
     """
     try:
-        line = last_commit_of(database).read_text("ascii", "replace")
+        line = spool_files.last_commit_of(database).read_text("ascii", "replace")
     except OSError:
         return None
     number = line[:_DIGITS]  # 0.2.0 wrote more after it
@@ -152,7 +146,8 @@ def check_commits(connection: apsw.Connection, database: Path, number: int | Non
         raise SpoolDamagedError(
             f"{database} is damaged: its last commit is number {commits},"
             f" and number {number} was synced; {_CAUSE}"
-            f" (if you put the file back from a back-up: remove {last_commit_of(database).name})"
+            " (if you put the file back from a back-up: remove"
+            f" {spool_files.last_commit_of(database).name})"
         )
 
 
@@ -161,13 +156,13 @@ def open_at_rest(database: Path) -> Iterator[apsw.Connection]:
     """Open a spool that no process has open, with its log: nothing is locked, and no file is
     created or changed.
     """
-    if log_bytes(database) >= _FRAME_BYTES_MIN:
+    if spool_files.log_bytes(database) >= _FRAME_BYTES_MIN:
         # "unix-none" and this mode keep the log's index in memory
         connection = apsw.Connection(
             str(database), flags=apsw.SQLITE_OPEN_READONLY, vfs="unix-none"
         )
     else:
-        connection = open_copy(database)
+        connection = spool_files.open_copy(database)
     with closing(connection):
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)  # nor is the log removed
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -224,7 +219,7 @@ class WriteAheadLog:
         """
         if not self.is_failing:
             return
-        with translate_sqlite_errors():
+        with spool_files.translate_sqlite_errors():
             cursor = self.connection.cursor()
             version = cursor.execute("PRAGMA user_version").get
             cursor.execute("BEGIN IMMEDIATE")
@@ -248,10 +243,10 @@ class WriteAheadLog:
             return
         self.confirm_writable()
         path = Path(self.connection.filename)
-        with translate_sqlite_errors(path), translate_os_errors(path):
+        with spool_files.translate_sqlite_errors(path), translate_os_errors(path):
             # By SQLite's descriptor: to close another one would end the locks of this process.
             self.connection.read("main", 0, 0, _PAGE_BYTES)
-            with log_of(path).open("rb") as log:
+            with spool_files.log_of(path).open("rb") as log:
                 while log.read(_BLOCK_BYTES):
                     pass
         self.is_open = False
@@ -310,6 +305,6 @@ def rewrite_log(database: Path) -> None:
 
     Raises SpoolUnavailableError, SpoolFullError.
     """
-    path = log_of(database)
+    path = spool_files.log_of(database)
     with translate_os_errors(path), suppress(FileNotFoundError):
         rewrite_file(path)

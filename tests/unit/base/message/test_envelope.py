@@ -4,16 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.base.message.envelope import (
-    Notify,
-    decode_xtext,
-    domain_of,
-    encode_orcpt,
-    encode_xtext,
-    parse_envid,
-    parse_notify,
-    parse_orcpt,
-)
+from relay.base.message import envelope
 from tests.support.tables import each_row
 
 
@@ -28,7 +19,7 @@ from tests.support.tables import each_row
     ],
 )
 def test_domain_of(address, domain):
-    assert domain_of(address) == domain
+    assert envelope.domain_of(address) == domain
 
 
 printable = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=90)
@@ -36,35 +27,38 @@ printable = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size
 
 @given(printable)
 def test_xtext_encoding_and_decoding_are_inverse(text):
-    encoded = encode_xtext(text)
+    encoded = envelope.encode_xtext(text)
     assert " " not in encoded
     assert "=" not in encoded
-    assert decode_xtext(encoded) == text
-    assert parse_envid(encoded) == text
+    assert envelope.decode_xtext(encoded) == text
+    assert envelope.parse_envid(encoded) == text
 
 
 @each_row("text", ["a b", "a=b", "a+b", "a+2", "a+2b", "a+GG", "ü", "a\r\n", "+"])
 def test_bad_xtext(text):
     with pytest.raises(ValueError, match="xtext"):
-        decode_xtext(text)
+        envelope.decode_xtext(text)
 
 
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("NEVER", {Notify.NEVER}),
-        ("success", {Notify.SUCCESS}),
-        ("FAILURE,Delay", {Notify.FAILURE, Notify.DELAY}),
-        ("DELAY,SUCCESS,FAILURE", {Notify.DELAY, Notify.SUCCESS, Notify.FAILURE}),
+        ("NEVER", {envelope.Notify.NEVER}),
+        ("success", {envelope.Notify.SUCCESS}),
+        ("FAILURE,Delay", {envelope.Notify.FAILURE, envelope.Notify.DELAY}),
+        (
+            "DELAY,SUCCESS,FAILURE",
+            {envelope.Notify.DELAY, envelope.Notify.SUCCESS, envelope.Notify.FAILURE},
+        ),
     ],
 )
 def test_notify(value, words):
-    assert parse_notify(value) == words
+    assert envelope.parse_notify(value) == words
 
 
 def test_envid_keeps_its_case_and_has_at_most_100_decoded_characters():
-    assert parse_envid("QQ314159+2Bab") == "QQ314159+ab"
-    assert parse_envid("+3D" * 100) == "=" * 100
+    assert envelope.parse_envid("QQ314159+2Bab") == "QQ314159+ab"
+    assert envelope.parse_envid("+3D" * 100) == "=" * 100
 
 
 @each_row(
@@ -78,12 +72,12 @@ def test_envid_keeps_its_case_and_has_at_most_100_decoded_characters():
     ],
 )
 def test_orcpt_is_decoded_and_can_be_written_again(value, orcpt):
-    assert parse_orcpt(value) == orcpt
-    assert parse_orcpt(encode_orcpt(orcpt)) == orcpt
-    assert encode_orcpt(orcpt).isascii()
+    assert envelope.parse_orcpt(value) == orcpt
+    assert envelope.parse_orcpt(envelope.encode_orcpt(orcpt)) == orcpt
+    assert envelope.encode_orcpt(orcpt).isascii()
 
 
 def test_unprintable_text_cannot_be_written_as_xtext():
     for orcpt in ("rfc822;a\r\nb", "utf-8;a\nb", "nothing"):
         with pytest.raises(ValueError):
-            encode_orcpt(orcpt)
+            envelope.encode_orcpt(orcpt)

@@ -2,21 +2,14 @@
 
 import pytest
 
-from relay.base.message.mta_sts import (
-    MAX_AGE_S_MAX,
-    StsPolicy,
-    StsPolicyError,
-    may_publish,
-    read_policy,
-    read_record,
-)
+from relay.base.message import mta_sts
 from tests.support.tables import each_row
 
 GOOD = "version: STSv1\r\nmode: enforce\r\nmx: mx.a.test\r\nmax_age: 86400\r\n"
 
 
-def policy(*mx: str, mode="enforce", max_age_s=86400) -> StsPolicy:
-    return StsPolicy(mode, frozenset(mx), max_age_s)
+def policy(*mx: str, mode="enforce", max_age_s=86400) -> mta_sts.StsPolicy:
+    return mta_sts.StsPolicy(mode, frozenset(mx), max_age_s)
 
 
 @each_row(
@@ -32,12 +25,12 @@ def policy(*mx: str, mode="enforce", max_age_s=86400) -> StsPolicy:
         (GOOD + "x-new.key: anything: at all\nfurther:\n", policy("mx.a.test")),
         (GOOD.replace("enforce", "testing"), policy("mx.a.test", mode="testing")),
         ("version: STSv1\nmode: none\nmax_age: 0\n", policy(mode="none", max_age_s=300)),
-        (GOOD.replace("86400", "31557601"), policy("mx.a.test", max_age_s=MAX_AGE_S_MAX)),
-        (GOOD.replace("86400", "9999999999"), policy("mx.a.test", max_age_s=MAX_AGE_S_MAX)),
+        (GOOD.replace("86400", "31557601"), policy("mx.a.test", max_age_s=mta_sts.MAX_AGE_S_MAX)),
+        (GOOD.replace("86400", "9999999999"), policy("mx.a.test", max_age_s=mta_sts.MAX_AGE_S_MAX)),
     ],
 )
-def test_policies(text: str, expected: StsPolicy) -> None:
-    assert read_policy(text.encode()) == expected
+def test_policies(text: str, expected: mta_sts.StsPolicy) -> None:
+    assert mta_sts.read_policy(text.encode()) == expected
 
 
 @each_row(
@@ -69,13 +62,13 @@ def test_policies(text: str, expected: StsPolicy) -> None:
     ],
 )
 def test_what_is_no_policy(text: str, said: str) -> None:
-    with pytest.raises(StsPolicyError, match=said):
-        read_policy(text.encode())
+    with pytest.raises(mta_sts.StsPolicyError, match=said):
+        mta_sts.read_policy(text.encode())
 
 
 def test_octets_that_are_no_text_are_no_policy() -> None:
-    with pytest.raises(StsPolicyError, match="not UTF-8"):
-        read_policy(GOOD.encode() + b"x: \xff\n")
+    with pytest.raises(mta_sts.StsPolicyError, match="not UTF-8"):
+        mta_sts.read_policy(GOOD.encode() + b"x: \xff\n")
 
 
 @each_row(
@@ -105,7 +98,7 @@ def test_octets_that_are_no_text_are_no_policy() -> None:
     ],
 )
 def test_records(texts: tuple[str, ...], expected: str) -> None:
-    assert read_record(texts) == expected
+    assert mta_sts.read_record(texts) == expected
 
 
 @each_row(
@@ -127,6 +120,6 @@ def test_hosts(host: str, is_listed: bool) -> None:
 
 def test_which_domains_may_have_a_policy() -> None:
     names = ["a.test", "xn--bcher-kva.test", "a_b.test", "localhost"]
-    assert all(map(may_publish, names))
+    assert all(map(mta_sts.may_publish, names))
     others = ["[192.0.2.1]", "", "a..test", "a/b.test", "..", "../x", "A.test", ".a.test", "a test"]
-    assert not any(map(may_publish, others))
+    assert not any(map(mta_sts.may_publish, others))

@@ -6,14 +6,7 @@ import httpx
 import pytest
 
 from relay.base.accounts.account import Account, Scope
-from relay.front_door.graph.routes import (
-    _ROUTES,
-    MAY_CHANGE,
-    MAY_READ,
-    MAY_SEND,
-    GraphOperation,
-    Intake,
-)
+from relay.front_door.graph import routes
 from relay.front_door.graph.send_mail import send_draft, send_mail
 from relay.front_door.graph.users import get_user
 from tests.support.accounts import TokenAccounts
@@ -80,8 +73,8 @@ async def test_each_request_needs_its_permission(http, store, method, path, allo
     assert store.written == created
 
 
-def every_operation() -> Iterator[GraphOperation]:
-    for _, by_method in _ROUTES:
+def every_operation() -> Iterator[routes.GraphOperation]:
+    for _, by_method in routes._ROUTES:
         if not isinstance(by_method, str):
             yield from by_method.values()
 
@@ -92,10 +85,10 @@ def handlers(scopes: tuple[Scope, ...]) -> Iterator[object]:
 
 def test_what_sends_needs_mail_send_and_nothing_else_does():
     for one in every_operation():
-        assert (one.scopes == MAY_SEND) == (one.intake is Intake.MESSAGE)
-        assert one.intake is not Intake.CONTENT or one.scopes == MAY_CHANGE
-    assert {send_mail, send_draft} <= set(handlers(MAY_SEND))
-    assert get_user not in set(handlers(MAY_READ))
+        assert (one.scopes == routes.MAY_SEND) == (one.intake is routes.Intake.MESSAGE)
+        assert one.intake is not routes.Intake.CONTENT or one.scopes == routes.MAY_CHANGE
+    assert {send_mail, send_draft} <= set(handlers(routes.MAY_SEND))
+    assert get_user not in set(handlers(routes.MAY_READ))
 
 
 async def test_the_settings_of_a_user_need_their_own_permission(http):

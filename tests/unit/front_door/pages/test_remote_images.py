@@ -3,26 +3,18 @@
 import pytest
 
 from relay.formats.safe_markup import safe_framed_style, safe_style_sheet
-from relay.front_door.pages.sanitize import (
-    REMOTE_IMAGES_MAX,
-    OwnPlaces,
-    RemoteLoads,
-    SafeDocument,
-    remote_image_url,
-    remote_srcset,
-    safe_document,
-)
+from relay.front_door.pages import sanitize
 from tests.support.tables import each_row
 
-OWN = OwnPlaces(frozenset({8025, 8443, 1025}), frozenset({"relay.corp.test"}))
+OWN = sanitize.OwnPlaces(frozenset({8025, 8443, 1025}), frozenset({"relay.corp.test"}))
 
 
 def written(url: str) -> str | None:
-    return remote_image_url(url, OWN)
+    return sanitize.remote_image_url(url, OWN)
 
 
-def document(html: str) -> SafeDocument:
-    return safe_document(html, lambda _: None, remote_url=written)
+def document(html: str) -> sanitize.SafeDocument:
+    return sanitize.safe_document(html, lambda _: None, remote_url=written)
 
 
 @each_row(
@@ -124,11 +116,11 @@ def test_the_relay_itself_stays_a_box_in_any_spelling(host, port):
 
 
 def test_default_ports_are_ports():
-    own = OwnPlaces(frozenset({80}), frozenset())
-    assert remote_image_url("http://127.1/x", own) is None
-    assert remote_image_url("http://127.1:80/x", own) is None
-    assert remote_image_url("https://127.1/x", own) == "https://127.1/x"
-    assert remote_image_url("http://a.test/x", own) == "http://a.test/x"
+    own = sanitize.OwnPlaces(frozenset({80}), frozenset())
+    assert sanitize.remote_image_url("http://127.1/x", own) is None
+    assert sanitize.remote_image_url("http://127.1:80/x", own) is None
+    assert sanitize.remote_image_url("https://127.1/x", own) == "https://127.1/x"
+    assert sanitize.remote_image_url("http://a.test/x", own) == "http://a.test/x"
 
 
 @each_row(
@@ -149,11 +141,13 @@ def test_default_ports_are_ports():
     ],
 )
 def test_a_srcset_keeps_the_candidates_that_may_be_loaded(srcset, expected):
-    assert remote_srcset(srcset, written) == expected
+    assert sanitize.remote_srcset(srcset, written) == expected
 
 
 def test_a_srcset_is_read_up_to_a_limit():
-    assert remote_srcset(", ".join(["http://a.test/1 1x"] * 5000), written).count("1x") == 100
+    assert (
+        sanitize.remote_srcset(", ".join(["http://a.test/1 1x"] * 5000), written).count("1x") == 100
+    )
 
 
 @each_row(
@@ -253,7 +247,7 @@ def test_a_document_counts_what_it_loads_and_what_stays_out():
         "<video poster=http://f.test/p></video><table><tr><td background=http://g.test/></table>"
         "<style>h1{background:url(http://h.test/)} @import 'http://i.test/x.css';</style>"
     )
-    assert found.loaded == RemoteLoads(4, 0, ("a.test", "b.test", "c.test", "h.test"))
+    assert found.loaded == sanitize.RemoteLoads(4, 0, ("a.test", "b.test", "c.test", "h.test"))
     assert set(found.blocked.hosts) == {
         *("127.1:8025", "a.test", "d.test", "localhost:8025", "f.test", "g.test", "e.test"),
         "i.test",
@@ -277,12 +271,14 @@ def test_a_document_counts_what_it_loads_and_what_stays_out():
 
 def test_without_a_request_a_document_loads_nothing():
     html = "<img src=http://a.test/1.png srcset='http://a.test/2 1x'><p style='background:url(http://a.test/3)'>"
-    found = safe_document(html, lambda _: None)
-    assert (found.loaded, found.blocked.images) == (RemoteLoads(), 3)
+    found = sanitize.safe_document(html, lambda _: None)
+    assert (found.loaded, found.blocked.images) == (sanitize.RemoteLoads(), 3)
     assert "a.test" not in found.html
 
 
 def test_a_document_loads_a_bounded_number_of_images():
-    found = document("".join(f"<img src=http://a.test/{n}>" for n in range(REMOTE_IMAGES_MAX + 5)))
-    assert found.loaded.images == found.html.count(" src=") == REMOTE_IMAGES_MAX
+    found = document(
+        "".join(f"<img src=http://a.test/{n}>" for n in range(sanitize.REMOTE_IMAGES_MAX + 5))
+    )
+    assert found.loaded.images == found.html.count(" src=") == sanitize.REMOTE_IMAGES_MAX
     assert found.blocked.images == 5

@@ -8,19 +8,11 @@ import pytest
 from msgspec.structs import replace
 
 from relay.base.clock import Ids, rfc3339
-from relay.store.journeys import journey, list_places, submission_log
+from relay.store.journeys import journey, list_places, message_list
 from relay.store.journeys.event_feed import EventFeed, parse_event_cursor
 from relay.store.journeys.events import Step
 from relay.store.journeys.journey import Journeys, MessageList
 from relay.store.journeys.log_reader import LogReader
-from relay.store.journeys.message_list import (
-    ALL_MAILBOXES,
-    NO_MAILBOX,
-    FoundMessage,
-    ListPosition,
-    MessageSearch,
-    position_of,
-)
 from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
 from tests.support.events import an_event
 from tests.support.long_tests import sampled
@@ -81,7 +73,9 @@ class Messages:
     ) -> MessageList:
         if "after" in wanted:
             wanted["after"] = parse_event_cursor(wanted["after"])
-        return await self.journeys.search(MessageSearch(**wanted), account=account, limit=limit)
+        return await self.journeys.search(
+            message_list.MessageSearch(**wanted), account=account, limit=limit
+        )
 
     async def names(self, **wanted: Any) -> list[str]:
         found = await self.listed(**wanted)
@@ -122,7 +116,7 @@ async def test_a_journey_is_found_by_each_of_its_names_the_newest_first(messages
 
     first = messages.submit()
     await messages.accept(first)
-    [row] = (await messages.journeys.page(MessageSearch(), account=None, limit=1)).rows
+    [row] = (await messages.journeys.page(message_list.MessageSearch(), account=None, limit=1)).rows
     for key in (first.graph_id, first.submission_id, row.id, "last", ALICE):
         assert await found(key) == (first.submission_id, row.id), key
         assert await found(key, "bob@example.test") is None
@@ -207,8 +201,8 @@ class Reader:
 
     def __init__(self, messages: Messages, **wanted: Any) -> None:
         self.messages = messages
-        self.wanted = MessageSearch(**wanted)
-        self.place: ListPosition | None = None
+        self.wanted = message_list.MessageSearch(**wanted)
+        self.place: message_list.ListPosition | None = None
         self.at_end = False
 
     async def page(self, limit: int, account: str | None = None) -> list[str]:
@@ -283,7 +277,7 @@ async def test_what_is_not_in_the_queue_yet_is_found_and_counted(messages: Messa
     assert await messages.names(state="converting") == [new.submission_id]
     assert await messages.names(state="queued") == [queued]
     assert await messages.names(state="deferred") == []
-    scheduled = MessageSearch(state="scheduled")
+    scheduled = message_list.MessageSearch(state="scheduled")
     [row] = (await messages.journeys.page(scheduled, account=None, limit=5)).rows
     assert (row.state, row.next_attempt_us, row.reply) == ("scheduled", send_at_us, "")
     counts = messages.journeys.counts
@@ -330,13 +324,13 @@ class Contents:
 
     def __init__(self, *texts: str, most: int = 1_000_000) -> None:
         self.texts, self.most = texts, most
-        self.asked: list[FoundMessage] = []
+        self.asked: list[message_list.FoundMessage] = []
 
-    def begin(self, wanted: MessageSearch, lookup_s: float) -> Any:
+    def begin(self, wanted: message_list.MessageSearch, lookup_s: float) -> Any:
         self.left = self.most
         return self.matching
 
-    async def matching(self, candidates: Sequence[FoundMessage]) -> list[bool]:
+    async def matching(self, candidates: Sequence[message_list.FoundMessage]) -> list[bool]:
         answered = candidates[: self.left]
         self.left -= len(answered)
         self.asked += answered
@@ -352,7 +346,7 @@ async def test_words_are_in_the_history_or_in_the_text(messages: Messages) -> No
     await messages.accept(subject="c")
     contents = Contents(text.submission_id, in_text)
     messages.journeys.places.contents = contents.begin
-    wanted = {"words": ("giraffe",), "reader": ALL_MAILBOXES}
+    wanted = {"words": ("giraffe",), "reader": message_list.ALL_MAILBOXES}
     assert await messages.names(**wanted) == [in_text, by_subject, text.submission_id]
     asked = {one.name: one for one in contents.asked}
     assert asked[by_subject].words_left == ()
@@ -362,7 +356,7 @@ async def test_words_are_in_the_history_or_in_the_text(messages: Messages) -> No
         ("y@a.test", "queued"),
     ]
     assert await messages.names(**wanted, account="bob@example.test") == []
-    assert await messages.names(words=("giraffe",), reader=NO_MAILBOX) == [by_subject]
+    assert await messages.names(words=("giraffe",), reader=message_list.NO_MAILBOX) == [by_subject]
     messages.journeys.places.contents = None
     for condition in ({"has_attachment": True}, {"is_unread": True}, wanted):
         assert await messages.names(**condition) == []
@@ -381,7 +375,7 @@ async def test_pages_continue_where_the_time_for_contents_ended(messages, most, 
             names.append(messages.submit(subject=f"m{number}").submission_id)
     expected = names[::-3]
     messages.journeys.places.contents = Contents(*expected, most=most).begin
-    wanted = MessageSearch(words=("giraffe",), reader=ALL_MAILBOXES)
+    wanted = message_list.MessageSearch(words=("giraffe",), reader=message_list.ALL_MAILBOXES)
     found, before, read = [], None, 0
     while True:
         page = await messages.journeys.page(wanted, account=None, limit=2, before=before)
@@ -403,11 +397,11 @@ async def test_the_names_of_all_that_match_are_bounded(messages, monkeypatch):
         messages.clock.advance(1)
         name = await messages.accept(subject="Hello" if number % 2 else "Invoice")
         expected[:0] = [] if number % 2 else [name]
-    wanted = MessageSearch(subject="Invoice")
+    wanted = message_list.MessageSearch(subject="Invoice")
     names = messages.journeys.names
     assert await names(wanted, account=None, limit=100) == (expected, False)
     assert await names(wanted, account=None, limit=4) == (expected[:4], True)
-    assert await names(MessageSearch(key=expected[2]), account=None, limit=9) == (
+    assert await names(message_list.MessageSearch(key=expected[2]), account=None, limit=9) == (
         [expected[2]],
         False,
     )
@@ -425,16 +419,16 @@ async def test_the_neighbours_of_a_message_are_those_of_the_search(messages, mon
     for number in range(12):
         messages.clock.advance(1)
         made.append(await messages.accept(subject="Hello" if number % 3 else "Invoice"))
-    search = MessageSearch(subject="Invoice")
+    search = message_list.MessageSearch(subject="Invoice")
     for name, expected in ((made[0], (made[3], "")), (made[3], (made[6], made[0]))):
-        place = position_of(name, "")
+        place = message_list.position_of(name, "")
         found = await messages.journeys.neighbours(search, place, account=None, begin=None)
         assert found == expected
-    newest = position_of(made[11], "")  # does not match by itself
+    newest = message_list.position_of(made[11], "")  # does not match by itself
     found = await messages.journeys.neighbours(search, newest, account=None, begin=None)
     assert found == ("", made[9])
-    begin, oldest = position_of(made[5], ""), position_of(made[0], "")
-    everything = MessageSearch()
+    begin, oldest = message_list.position_of(made[5], ""), message_list.position_of(made[0], "")
+    everything = message_list.MessageSearch()
     neighbours = messages.journeys.neighbours
     assert await neighbours(everything, oldest, account=None, begin=begin) == (made[1], "")
     # too far from the newest one: it is not looked for
@@ -468,7 +462,7 @@ async def test_a_client_by_http_is_known_by_the_submission_log(messages: Message
 
 
 async def test_a_page_reads_whole_days_of_the_log_for_a_client(messages, monkeypatch):
-    monkeypatch.setattr(submission_log, "SCAN_MAX", 3)
+    monkeypatch.setattr(message_list, "SCAN_MAX", 3)
     made = []
     for _ in range(4):
         for _ in range(2):
@@ -478,7 +472,7 @@ async def test_a_page_reads_whole_days_of_the_log_for_a_client(messages, monkeyp
             made.insert(0, messages.submit(client="192.0.2.8"))
         messages.clock.advance(86_400)
     theirs = [one.submission_id for one in made[1::2]]
-    wanted, pages, before = MessageSearch(client="192.0.2.7"), [], None
+    wanted, pages, before = message_list.MessageSearch(client="192.0.2.7"), [], None
     while (not pages or before) and len(pages) < 10:
         page = await messages.journeys.page(wanted, account=None, limit=100, before=before)
         pages.append([row.submission_id for row in page.rows])
@@ -487,10 +481,10 @@ async def test_a_page_reads_whole_days_of_the_log_for_a_client(messages, monkeyp
     assert [3 <= len(page) <= 4 for page in pages[:-1]] == [True, True]
     everything = await messages.journeys.log(wanted, account=None, limit=100)
     assert [row.submission_id for row in everything.rows] == theirs
-    monkeypatch.setattr(submission_log, "SCAN_MAX", 1)  # fewer than there are on a day
+    monkeypatch.setattr(message_list, "SCAN_MAX", 1)  # fewer than there are on a day
     everything = await messages.journeys.log(wanted, account=None, limit=100)
     assert [row.submission_id for row in everything.rows] == theirs
-    first_us = position_of("", theirs[5]).at_us
+    first_us = message_list.position_of("", theirs[5]).at_us
     some = replace(wanted, from_us=first_us, until_us=first_us + 3600 * 10**6)
     page = await messages.journeys.page(some, account=None, limit=100)
     assert ([row.submission_id for row in page.rows], page.older) == (theirs[5:6], None)

@@ -142,7 +142,7 @@ async def test_after_a_power_loss_every_accepted_message_exists_and_no_refused_o
     monkeypatch.setattr(write_ahead_log, "_PAGES_BUSY", rng.choice([40, 4000]))
     answered, path = Answers(), tmp_path / "spool.sqlite"
     with FaultyDisk(rng=rng) as disk:
-        monkeypatch.setattr("relay.store.spool.sqlite.spool.rewrite_log", rewriting_on(disk))
+        monkeypatch.setattr(write_ahead_log, "rewrite_log", rewriting_on(disk))
         for life in range(4):
             spool = new_spool(path, clock, inline=True)
             await spool.start()
@@ -159,8 +159,10 @@ async def test_after_a_power_loss_every_accepted_message_exists_and_no_refused_o
 
 
 def rewriting_on(disk: FaultyDisk) -> Callable[[Path], None]:
+    rewrite = write_ahead_log.rewrite_log
+
     def rewrite_log(database: Path) -> None:
-        write_ahead_log.rewrite_log(database)
+        rewrite(database)
         if (log := database.with_name(database.name + "-wal")).exists():
             disk.written_anew(log)
 

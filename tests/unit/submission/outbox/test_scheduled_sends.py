@@ -1,22 +1,20 @@
 """Deferred sends on disk: they wait, are cancelled or changed, and come to their time."""
 
 import errno
+import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
-from relay.base.message.extended_properties import (
-    DEFERRED_SEND_NUMBER,
-    DEFERRED_SEND_TIME,
-    DEFERRED_SEND_UNITS,
-    DELETE_AFTER_SUBMIT,
-    SENT_MAIL_ENTRY_ID,
-)
+from relay.base.message import extended_properties
 from relay.base.message.properties import ExtendedProperty
 from relay.formats.draft import read_properties
+from relay.store.mailbox import maildir
 from relay.store.mailbox.errors import BeingSentError, StoreUnavailableError
 from relay.store.mailbox.pending_submission import SendOptions
 from relay.store.mailbox.stored_message import MessageChange
@@ -26,14 +24,14 @@ ALICE = "alice@example.test"
 BOB = "bob@other.test"
 HOUR_US = 3_600_000_000
 IN_2_HOURS = (
-    ExtendedProperty(DEFERRED_SEND_NUMBER, ("2",)),
-    ExtendedProperty(DEFERRED_SEND_UNITS, ("1",)),
+    ExtendedProperty(extended_properties.DEFERRED_SEND_NUMBER, ("2",)),
+    ExtendedProperty(extended_properties.DEFERRED_SEND_UNITS, ("1",)),
 )
 
 
 def until(due_us: int) -> tuple[ExtendedProperty, ...]:
     at = datetime.fromtimestamp(due_us / 1_000_000, UTC).isoformat()
-    return (ExtendedProperty(DEFERRED_SEND_TIME, (at,)),)
+    return (ExtendedProperty(extended_properties.DEFERRED_SEND_TIME, (at,)),)
 
 
 @pytest.fixture
@@ -136,8 +134,15 @@ async def test_a_changed_draft_is_sent_as_it_is_shown(place, store, draft, waiti
     assert place.left_over() == []
 
 
-def broken(*_: object) -> None:
-    raise OSError(errno.EIO, "broken")
+def placing(*, breaks: str) -> Callable[[Path, Path], None]:
+    """Return maildir.place() as it fails for "a draft", or for "a send" that follows its draft."""
+
+    def place(source: Path, target: Path) -> None:
+        if (target.suffix == ".new") == (breaks == "a send"):
+            raise OSError(errno.EIO, "broken")
+        os.link(source, target)
+
+    return place
 
 
 async def change(store, submission, properties) -> None:
@@ -151,8 +156,8 @@ async def test_the_draft_decides_at_each_of_both_times(
     """An earlier time is refused after its send has it; a later one is accepted, not followed."""
     other = draft(subject="other", extended=until(due_us - HOUR_US) if is_refused else IN_2_HOURS)
     with monkeypatch.context() as patched, suppress(StoreUnavailableError):
-        fails = "store.mailbox.messages" if is_refused else "submission.outbox.scheduled"
-        patched.setattr(f"relay.{fails}.place", broken)
+        breaks = "a draft" if is_refused else "a send"
+        patched.setattr(maildir, "place", placing(breaks=breaks))
         await change(store, waiting, other)
     place.clock.advance(0 if is_refused else 3600)
     assert (await brought_up(place, store)).submissions == ()
@@ -166,7 +171,7 @@ async def test_a_send_that_could_not_follow_is_still_that_of_its_draft(
 ):
     """Its time is brought forward twice."""
     with monkeypatch.context() as patched:
-        patched.setattr("relay.submission.outbox.scheduled.place", broken)
+        patched.setattr(maildir, "place", placing(breaks="a send"))
         await change(store, waiting, draft(extended=until(due_us - 1)))
     assert deferred(place) == [f"{waiting.submission_id}@{due_us - 1}"]
     await change(store, waiting, draft(subject="other", extended=until(due_us - 2)))
@@ -193,12 +198,12 @@ async def test_options_follow_a_changed_draft(place, store, draft, due_us):
         return store._directory.read(submission.path.with_name(name)).options
 
     assert await after() == options
-    assert await after(ExtendedProperty(DELETE_AFTER_SUBMIT, ("true",))) == replace(
-        options, save_to_sent_items=False
-    )
-    assert await after(ExtendedProperty(SENT_MAIL_ENTRY_ID, ("junkemail",))) == replace(
-        options, sent_folder="junkemail"
-    )
+    assert await after(
+        ExtendedProperty(extended_properties.DELETE_AFTER_SUBMIT, ("true",))
+    ) == replace(options, save_to_sent_items=False)
+    assert await after(
+        ExtendedProperty(extended_properties.SENT_MAIL_ENTRY_ID, ("junkemail",))
+    ) == replace(options, sent_folder="junkemail")
 
 
 async def test_flags_of_a_waiting_draft_are_free(place, store, waiting):

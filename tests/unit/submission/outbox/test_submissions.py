@@ -10,13 +10,7 @@ import pytest
 
 from relay.base.accounts.account import DEAD_LETTER
 from relay.base.crashpoints import CrashPoint, CrashPoints
-from relay.store.mailbox.errors import (
-    BeingSentError,
-    MailboxFullError,
-    NoSuchItemError,
-    NotADraftError,
-    StoreUnavailableError,
-)
+from relay.store.mailbox import errors
 from relay.store.mailbox.maildir import SYNC_FAILURES, Stripes
 from relay.store.mailbox.pending_submission import SendOptions
 from relay.store.mailbox.query import MessageQuery
@@ -99,7 +93,7 @@ async def test_what_is_being_sent_cannot_be_changed(place, store, draft):
         store.messages.delete(ALICE, submission.draft_id),
         store.submissions.submit_draft(ALICE, submission.draft_id, SAVE),
     ):
-        with pytest.raises(BeingSentError):
+        with pytest.raises(errors.BeingSentError):
             await action
     assert len(place.submissions()) == 1
     await store.ready.complete(submission, queue_id="q")
@@ -113,9 +107,9 @@ async def test_a_draft_is_sent_as_it_is(place, store, draft):
     assert submission.path.samefile(made.path)
     await store.ready.complete(submission, queue_id="q")
     assert [file.name for file in place.files(".Sent")] == [made.path.name.replace(":2,DS", ":2,S")]
-    with pytest.raises(NotADraftError):
+    with pytest.raises(errors.NotADraftError):
         await store.submissions.submit_draft(ALICE, made.id, SAVE)
-    with pytest.raises(NoSuchItemError):
+    with pytest.raises(errors.NoSuchItemError):
         await store.submissions.submit_draft(ALICE, "0000000000000000", SAVE)
 
 
@@ -150,7 +144,7 @@ async def test_a_report_without_room_leaves_the_submission_until_it_goes_elsewhe
     submission = await store.submissions.submit_new(ALICE, draft(), SAVE)
     for number in range(110):
         (place.files(".Drafts")[0].parent / f"{number}.x.y,S=1:2,S").write_bytes(b"x")
-    with pytest.raises(MailboxFullError):
+    with pytest.raises(errors.MailboxFullError):
         await store.ready.fail(submission, b"Subject: report\r\n\r\n")
     assert place.submissions() == [submission.path]
     await store.ready.fail(submission, b"Subject: report\r\n\r\n", report_to=DEAD_LETTER)
@@ -162,7 +156,7 @@ async def test_a_report_without_room_leaves_the_submission_until_it_goes_elsewhe
 
 async def test_a_full_mailbox_takes_no_draft(place, store, draft):
     place.quotas[ALICE] = 100
-    with pytest.raises(MailboxFullError, match="100 bytes"):
+    with pytest.raises(errors.MailboxFullError, match="100 bytes"):
         await store.submissions.submit_new(ALICE, draft(), SAVE)
     assert (place.files(".Drafts"), place.submissions(), place.left_over()) == ([], [], [])
 
@@ -223,7 +217,7 @@ async def test_a_sync_that_fails_refuses_whatever_was_begun_before(
             fail()
 
     monkeypatch.setattr(os, "fsync", synced)
-    with pytest.raises(StoreUnavailableError):
+    with pytest.raises(errors.StoreUnavailableError):
         await store.submissions.submit_new(ALICE, draft(), SAVE)
     assert (place.submissions(), place.files(".Drafts")) == ([], [])
     await store.submissions.submit_new(ALICE, draft(), SAVE)
@@ -247,7 +241,7 @@ async def test_a_new_draft_cannot_be_changed_before_its_submission_is_ready(
 
     monkeypatch.setattr(CrashPoints, "reached", reached)
     await store.submissions.submit_new(ALICE, draft(), SAVE)
-    assert isinstance(changes[0].exception(timeout=30), BeingSentError)
+    assert isinstance(changes[0].exception(timeout=30), errors.BeingSentError)
     executor.shutdown()
 
 
@@ -269,9 +263,9 @@ async def test_pickup_takes_no_submission_that_may_still_fail(
 
     monkeypatch.setattr(CrashPoints, "reached", reached)
     if fails:
-        with pytest.raises(StoreUnavailableError):
+        with pytest.raises(errors.StoreUnavailableError):
             await store.submissions.submit_new(ALICE, draft(), SAVE)
-        with pytest.raises(NoSuchItemError):
+        with pytest.raises(errors.NoSuchItemError):
             await asyncio.wrap_future(taken[0])
         assert (place.files(".Drafts"), place.submissions()) == ([], [])
     else:
@@ -285,7 +279,7 @@ async def test_a_submission_that_came_to_nothing_leaves_no_journey(store, place,
     ready = place.root / ".submissions" / "ready"
     ready.rename(ready.with_name("away"))
     ready.write_bytes(b"in the way")
-    with pytest.raises(StoreUnavailableError):
+    with pytest.raises(errors.StoreUnavailableError):
         await store.submissions.submit_new(ALICE, draft(), SAVE)
     assert len(place.files(".Drafts")) == 1
     assert await place.log.find_submission_ids("last", account=None, limit=5) == [

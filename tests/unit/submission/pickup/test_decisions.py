@@ -2,21 +2,16 @@
 
 import pytest
 
-from relay.submission.pickup.decisions import (
-    LONGEST_DELAY_S,
-    SubmissionDeferred,
-    retry_delay_s,
-    submission_outcome,
-)
+from relay.submission.pickup import decisions
 
 
 def test_a_transaction_without_outcomes_is_retried():
-    assert isinstance(submission_outcome([]), SubmissionDeferred)
+    assert isinstance(decisions.submission_outcome([]), decisions.SubmissionDeferred)
 
 
 def test_retry_delays_grow_up_to_a_limit_and_are_spread():
-    delays = [retry_delay_s(failures, 0.5) for failures in range(1, 12)]
+    delays = [decisions.retry_delay_s(failures, 0.5) for failures in range(1, 12)]
     assert delays[:4] == pytest.approx([0.2, 0.4, 0.8, 1.6])
-    assert delays[-1] == LONGEST_DELAY_S == retry_delay_s(10**6, 0.5)
-    assert retry_delay_s(1, 0.0) == pytest.approx(0.18)
-    assert retry_delay_s(1, 0.999) == pytest.approx(0.22, abs=0.001)
+    assert delays[-1] == decisions.LONGEST_DELAY_S == decisions.retry_delay_s(10**6, 0.5)
+    assert decisions.retry_delay_s(1, 0.0) == pytest.approx(0.18)
+    assert decisions.retry_delay_s(1, 0.999) == pytest.approx(0.22, abs=0.001)

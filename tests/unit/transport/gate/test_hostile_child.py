@@ -18,22 +18,7 @@ from relay.base.settings.tree import SmtpListener
 from relay.base.socket_address import Address
 from relay.transport.gate import keeper as keeper_module
 from relay.transport.gate import owner as owner_module
-from relay.transport.gate.wire import (
-    BodyFile,
-    CallAnswer,
-    CheckRecipient,
-    DropBody,
-    Ended,
-    ListenerSetup,
-    LoadState,
-    LogIn,
-    OpenBody,
-    Refused,
-    Setup,
-    WrittenBody,
-    decode_from_owner,
-    encode,
-)
+from relay.transport.gate import wire
 from relay.transport.ingress.listener_role import PICKUP
 from relay.transport.ingress.session_client import RefusedCommand, SessionClaims
 from tests.support.events import until
@@ -72,20 +57,23 @@ def raw(*values: Any) -> bytes:
     ("octets", "reason"),
     [
         (lambda n: framed(check_sender(n ^ 1, 1)), "CheckSender of a session that does not exist"),
-        (lambda n: framed(Ended(n)) * 2, "Ended of a session that does not exist"),
+        (lambda n: framed(wire.Ended(n)) * 2, "Ended of a session that does not exist"),
         (
-            lambda n: framed(Ended(n)) + framed(accept(n, 1)),
+            lambda n: framed(wire.Ended(n)) + framed(accept(n, 1)),
             "Accept of a session that does not exist",
         ),
-        (lambda n: framed(OpenBody(n, 1)) + framed(accept(n, 2)), "Accept before the last answer"),
+        (
+            lambda n: framed(wire.OpenBody(n, 1)) + framed(accept(n, 2)),
+            "Accept before the last answer",
+        ),
         (lambda n: framed(accept(n, 1, ret="FULL\r\nRSET")), "Expected `str` matching regex"),
         (lambda n: framed(accept(n, 1, to="")), "Expected `array` of length >= 1"),
         (lambda n: framed(check_recipient(n, 1, "x" * 257)), "Expected `str` of length <= 256"),
         (
-            lambda n: framed(LogIn(n, 1, "x" * 12289, "", False)),
+            lambda n: framed(wire.LogIn(n, 1, "x" * 12289, "", False)),
             "Expected `str` of length <= 12288",
         ),
-        (lambda n: framed(LoadState(PressureState(), "")), "Invalid value 'LoadState'"),
+        (lambda n: framed(wire.LoadState(PressureState(), "")), "Invalid value 'LoadState'"),
         (lambda n: raw("Nothing", n), "Invalid value 'Nothing'"),
         (lambda n: raw("CheckSender", "n", 1, STRANGER), "Expected `int`, got `str`"),
         (lambda n: raw("CheckSender", n, 1), "Expected `array` of at least length 4, got 3"),
@@ -149,7 +137,7 @@ async def test_claims_of_a_session_are_those_of_a_stranger(owner: Owner) -> None
     number, child = await owner.session(), owner.child
     await child.ask(lambda call: check_sender(number, call))
     await child.ask(lambda call: check_recipient(number, call))
-    frame = msgspec.msgpack.decode(encode(accept(number, 9, helo="trusted")))
+    frame = msgspec.msgpack.decode(wire.encode(accept(number, 9, helo="trusted")))
     frame[3][2] |= {"role": "local", "pickup": True}  # claims
     child.say_octets(framed([*frame, True, ALICE, "192.0.2.1"]))  # nobody reads what is more
     await until(lambda: owner.relay.spool.accepted)
@@ -161,12 +149,12 @@ async def test_claims_of_a_session_are_those_of_a_stranger(owner: Owner) -> None
 
 def test_no_child_hears_of_a_role_that_no_configuration_names() -> None:
     listener = SmtpListener(Address("127.0.0.1", 25))
-    setup = Setup("relay.test", [ListenerSetup(listener, [], False, False)])
-    frame = msgspec.msgpack.decode(encode(setup))
-    assert decode_from_owner(encode(frame)) == setup
+    setup = wire.Setup("relay.test", [wire.ListenerSetup(listener, [], False, False)])
+    frame = msgspec.msgpack.decode(wire.encode(setup))
+    assert wire.decode_from_owner(wire.encode(frame)) == setup
     frame[2][0][0]["role"] = PICKUP.name
     with pytest.raises(ValueError, match="Invalid enum value 'local'"):
-        decode_from_owner(encode(frame))
+        wire.decode_from_owner(wire.encode(frame))
 
 
 async def test_a_login_is_the_owners(owner: Owner) -> None:
@@ -178,9 +166,11 @@ async def test_a_login_is_the_owners(owner: Owner) -> None:
         return str(told["reply"][:3])
 
     assert await sent_by(ALICE) == "451"
-    assert (await child.ask(lambda call: LogIn(number, call, ALICE, "wrong", False)))[0] == ""
+    assert (await child.ask(lambda call: wire.LogIn(number, call, ALICE, "wrong", False)))[0] == ""
     assert await sent_by(ALICE) == "451"
-    assert (await child.ask(lambda call: LogIn(number, call, ALICE, "alice", False)))[0] == ALICE
+    assert (await child.ask(lambda call: wire.LogIn(number, call, ALICE, "alice", False)))[
+        0
+    ] == ALICE
     assert await sent_by("bob@example.test") == "451"
     assert await sent_by(ALICE) == "250"
     await child.ask(lambda call: check_sender(number, call, ALICE))
@@ -196,13 +186,15 @@ async def test_what_the_owner_has_taken_ends_with_a_login(owner: Owner) -> None:
     number, child = await owner.session(), owner.child
     bob = "bob@example.test"
     assert await child.ask(lambda call: check_sender(number, call, bob)) == ""
-    assert (await child.ask(lambda call: LogIn(number, call, ALICE, "alice", False)))[0] == ALICE
+    assert (await child.ask(lambda call: wire.LogIn(number, call, ALICE, "alice", False)))[
+        0
+    ] == ALICE
     told = await child.ask(lambda call: accept(number, call, sender=bob, to=REMOTE))
     assert told["reply"] == LOCAL_ERROR
     assert await child.ask(lambda call: check_sender(number, call, ALICE)) == ""
-    taken = await child.ask(lambda call: CheckRecipient(number, call, REMOTE, ALICE, 0))
+    taken = await child.ask(lambda call: wire.CheckRecipient(number, call, REMOTE, ALICE, 0))
     assert taken["reply"] == ""
-    assert (await child.ask(lambda call: LogIn(number, call, ALICE, "wrong", False)))[0] == ""
+    assert (await child.ask(lambda call: wire.LogIn(number, call, ALICE, "wrong", False)))[0] == ""
     told = await child.ask(lambda call: accept(number, call, sender=ALICE, to=REMOTE))
     assert told["reply"] == LOCAL_ERROR
 
@@ -226,7 +218,9 @@ async def test_who_guesses_passwords_is_delayed_by_the_owner(tmp_path, monkeypat
         for guess in ("a", "b", "c", "alice"):  # each in a session of its own
             number = await owner.session()
             answers.append(
-                await child.ask(lambda call, n=number, g=guess: LogIn(n, call, ALICE, g, False))
+                await child.ask(
+                    lambda call, n=number, g=guess: wire.LogIn(n, call, ALICE, g, False)
+                )
             )
         owner.relay.accounts.checker.close()
     assert [login for login, *_ in answers] == [""] * 4
@@ -252,14 +246,14 @@ async def test_a_body_that_is_not_there_is_not_accepted(owner: Owner, lie: str) 
     await child.ask(lambda call: check_recipient(number, call))
     size_bytes = {"longer": 2, "shorter": 4}.get(lie, 3)
     if lie != "never opened":
-        child.say(OpenBody(number, 7))
-        told, file = await child.packet(BodyFile)
+        child.say(wire.OpenBody(number, 7))
+        told, file = await child.packet(wire.BodyFile)
         assert told.call == 7
         os.write(file, b"x\r\n")
         os.close(file)
     if lie == "dropped":
-        child.say(DropBody(number))
-    body = WrittenBody(size_bytes, crc32(b"x\r\n"), False, False)
+        child.say(wire.DropBody(number))
+    body = wire.WrittenBody(size_bytes, crc32(b"x\r\n"), False, False)
     reply = await child.ask(lambda call: accept(number, call, body=body))
     assert reply["reply"] == LOCAL_ERROR
     assert not owner.relay.spool.accepted
@@ -270,21 +264,21 @@ async def test_a_message_is_accepted_though_its_session_ends_with_it(owner: Owne
     number, child = await owner.session(), owner.child
     await child.ask(lambda call: check_sender(number, call))
     await child.ask(lambda call: check_recipient(number, call))
-    child.say(OpenBody(number, 7))
-    _, file = await child.packet(BodyFile)
+    child.say(wire.OpenBody(number, 7))
+    _, file = await child.packet(wire.BodyFile)
     os.write(file, b"x\r\n")
     os.close(file)
-    body = WrittenBody(3, crc32(b"x\r\n"), False, False)
-    child.say(accept(number, 9, body=body), Ended(number))
-    assert (await child.hear(CallAnswer)).call == 9
+    body = wire.WrittenBody(3, crc32(b"x\r\n"), False, False)
+    child.say(accept(number, 9, body=body), wire.Ended(number))
+    assert (await child.hear(wire.CallAnswer)).call == 9
     assert len(owner.relay.spool.accepted) == 1
     await no_files(owner)
 
 
 async def test_a_file_that_comes_after_its_session_is_removed(owner: Owner) -> None:
     number, child = await owner.session(), owner.child
-    child.say(OpenBody(number, 7), Ended(number))
-    _, file = await child.packet(BodyFile)
+    child.say(wire.OpenBody(number, 7), wire.Ended(number))
+    _, file = await child.packet(wire.BodyFile)
     os.close(file)
     await no_files(owner)
 
@@ -296,13 +290,13 @@ async def test_a_child_cannot_change_what_it_has_handed_over(owner: Owner, keeps
     number, child = await owner.session(), owner.child
     await child.ask(lambda call: check_sender(number, call))
     await child.ask(lambda call: check_recipient(number, call))
-    child.say(OpenBody(number, 7))
-    _, file = await child.packet(BodyFile)
+    child.say(wire.OpenBody(number, 7))
+    _, file = await child.packet(wire.BodyFile)
     os.write(file, written)
     inode = os.fstat(file).st_ino
     if not keeps_it:
         os.close(file)
-    body = WrittenBody(len(written), crc32(written), False, False)
+    body = wire.WrittenBody(len(written), crc32(written), False, False)
     child.say(accept(number, 9, body=body))
     await asyncio.wait_for(spool.committing.wait(), WAIT_S)
     (path,) = owner.folder.iterdir()
@@ -319,8 +313,8 @@ async def test_a_child_cannot_change_what_it_has_handed_over(owner: Owner, keeps
 async def test_a_child_that_opens_many_files_has_one_of_each_session(owner: Owner) -> None:
     number, child = await owner.session(), owner.child
     for call in range(50):
-        child.say(OpenBody(number, call))
-        _, file = await child.packet(BodyFile)
+        child.say(wire.OpenBody(number, call))
+        _, file = await child.packet(wire.BodyFile)
         os.close(file)
     assert len(files(owner)) < 50
     assert await child.ask(lambda call: check_sender(number, call)) == ""  # the files were answers
@@ -373,7 +367,7 @@ async def test_a_flood_of_refusals_leaves_the_owner_time(owner: Owner) -> None:
     refused = RefusedCommand(
         command="RCPT", reply="550 5.1.1 No", sender="s" * 100, recipients=(LOCAL,)
     )
-    flood = framed(Refused(number, refused, SessionClaims("client.test"))) * 20_000
+    flood = framed(wire.Refused(number, refused, SessionClaims("client.test"))) * 20_000
     longest_s = 0.0
     with capture_logs():
         sending = asyncio.create_task(asyncio.to_thread(child.say_octets, flood))

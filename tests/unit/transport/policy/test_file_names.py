@@ -447,4 +447,4 @@ def test_hostile_parts_take_linear_time(kind):
         is_read = False
     too_many = ("an encoding in an encoding", "boundaries", "encoded messages")
     assert is_read != (kind in ("names", "names in several ways", *too_many))
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 4

@@ -9,16 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.transport.signing import record
 from relay.transport.signing.private_keys import new_key, read_pem
-from relay.transport.signing.record import (
-    RecordError,
-    RecordVerdict,
-    compare_record,
-    key_record,
-    parse_record,
-    txt_strings,
-    zone_line,
-)
 from tests.support.tables import each_row
 
 # RFC 8463 A.2: the private key, and the record that belongs to it
@@ -36,14 +28,14 @@ def test_the_record_of_rfc_8463() -> None:
     body = base64.b64encode(_PKCS8_ED25519 + _RFC_SEED).decode()
     pem = f"-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n"
     key = read_pem(pem.encode())
-    assert key_record(key) == _RFC_RECORD
-    assert compare_record([_RFC_RECORD], key).verdict == "ok"
+    assert record.key_record(key) == _RFC_RECORD
+    assert record.compare_record([_RFC_RECORD], key).verdict == "ok"
 
 
 @pytest.mark.parametrize("bits", [1024, 2048, 4096])
 def test_a_zone_line_gives_the_record_in_strings_of_at_most_255_octets(bits: int) -> None:
-    text = key_record(new_key("rsa", bits=bits))
-    strings = txt_strings(text)
+    text = record.key_record(new_key("rsa", bits=bits))
+    strings = record.txt_strings(text)
     assert b"".join(strings).decode() == text
     assert [len(one) for one in strings[:-1]] == [255] * (len(text) // 255)
     assert _read_by_dnspython("s1._domainkey.corp.example", text) == strings
@@ -55,7 +47,7 @@ def test_any_text_survives_a_zone_file(text: str) -> None:
 
 
 def _read_by_dnspython(name: str, text: str) -> tuple[bytes, ...]:
-    file = f"$TTL 3600\n{zone_line(name, text)}\n"
+    file = f"$TTL 3600\n{record.zone_line(name, text)}\n"
     zone = dns.zone.from_text(file, origin="example.", relativize=False, check_origin=False)
     strings: tuple[bytes, ...] = zone.find_rdataset(dns.name.from_text(name), "TXT")[0].strings
     return strings
@@ -75,8 +67,8 @@ def _read_by_dnspython(name: str, text: str) -> tuple[bytes, ...]:
     ],
 )
 def test_what_the_rfc_allows_is_ok(text: str) -> None:
-    assert compare_record([text], RSA).verdict is RecordVerdict.OK
-    assert compare_record(["v=spf1 -all", text], RSA).verdict is RecordVerdict.OK
+    assert record.compare_record([text], RSA).verdict is record.RecordVerdict.OK
+    assert record.compare_record(["v=spf1 -all", text], RSA).verdict is record.RecordVerdict.OK
 
 
 @each_row(
@@ -107,8 +99,8 @@ def test_what_the_rfc_allows_is_ok(text: str) -> None:
     ],
 )
 def test_what_is_wrong_is_said(text: str, fault: str) -> None:
-    compared = compare_record([text], RSA)
-    assert compared.verdict is RecordVerdict.WRONG
+    compared = record.compare_record([text], RSA)
+    assert compared.verdict is record.RecordVerdict.WRONG
     assert fault in str(compared.faults[0])
     assert len(compared.faults) == 1
     assert str(compared.faults[0]).isprintable()
@@ -116,38 +108,38 @@ def test_what_is_wrong_is_said(text: str, fault: str) -> None:
 
 def test_each_fault_of_a_record_is_said() -> None:
     text = f"v=DKIM1; k=rsa; h=sha1; s=web; t=y; p={P_RSA}"
-    found = [one.found for one in compare_record([text], ED25519).faults]
+    found = [one.found for one in record.compare_record([text], ED25519).faults]
     assert found == ["k=rsa", "h=sha1", "s=web", "t=y, which is testing", "p= of another key"]
 
 
 def test_a_record_without_a_kind_is_of_rsa() -> None:
-    assert str(compare_record([f"v=DKIM1; p={P_RSA}"], ED25519).faults[0]) == (
+    assert str(record.compare_record([f"v=DKIM1; p={P_RSA}"], ED25519).faults[0]) == (
         "found no k=, expected k=ed25519"
     )
 
 
 @pytest.mark.parametrize("published", [[], ["v=spf1 -all"], ["v = TLSRPTv1; rua=mailto:a@b.c"]])
 def test_no_record_of_a_key_is_missing(published: list[str]) -> None:
-    assert compare_record(published, RSA).verdict is RecordVerdict.MISSING
+    assert record.compare_record(published, RSA).verdict is record.RecordVerdict.MISSING
 
 
-@pytest.mark.parametrize("second", [key_record(RSA), f"p={P_OTHER}", "hello"])
+@pytest.mark.parametrize("second", [record.key_record(RSA), f"p={P_OTHER}", "hello"])
 def test_two_records_for_one_name_are_wrong(second: str) -> None:
-    compared = compare_record([key_record(RSA), second], RSA)
-    assert compared.verdict is RecordVerdict.WRONG
+    compared = record.compare_record([record.key_record(RSA), second], RSA)
+    assert compared.verdict is record.RecordVerdict.WRONG
     assert [str(fault) for fault in compared.faults] == ["found 2 records, expected one"]
 
 
 def test_names_of_tags_differ_in_their_case() -> None:
-    assert parse_record("P=a; p=b") == {"P": "a", "p": "b"}
+    assert record.parse_record("P=a; p=b") == {"P": "a", "p": "b"}
 
 
 @given(st.text(st.sampled_from("vkp= ;\t\r\nDKIM1rsa\x00é"), max_size=60))
 def test_any_text_is_read_or_refused(text: str) -> None:
-    compare_record([text], RSA)
+    record.compare_record([text], RSA)
     try:
-        tags = parse_record(text)
-    except RecordError:
+        tags = record.parse_record(text)
+    except record.RecordError:
         return
     assert all(re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) for name in tags)
-    assert parse_record(";".join(f"{name}={value}" for name, value in tags.items())) == tags
+    assert record.parse_record(";".join(f"{name}={value}" for name, value in tags.items())) == tags
