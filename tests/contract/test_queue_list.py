@@ -1,6 +1,7 @@
 """Which entries a selector matches, and how they are listed."""
 
 import pytest
+from msgspec.structs import asdict
 
 from relay.base.message.envelope import MessageExtra
 from relay.store.spool.types import Selector
@@ -89,6 +90,14 @@ async def test_selectors(spool, names, selector: Selector, found: str) -> None:
     assert sorted(names[one["id"]] for one in listed) == [*found]
     answer = await spool.queue_admin.execute(command("cancel", selector, dry_run=True))
     assert sum(answer.counts.values()) == len(found)
+
+
+async def test_each_condition_leaves_out_what_it_does_not_match(spool, defer) -> None:
+    await defer()
+    unmet = {str: "nothing", tuple: ("nothing",), bool: True, type(None): 1e9}
+    for name, default in asdict(Selector()).items():
+        listed = await spool.queue_admin.list(Selector(**{name: unmet[type(default)]}), limit=1)
+        assert len(listed) == (name == "all"), name
 
 
 async def test_ids_as_the_list_shows_them(spool, defer) -> None:

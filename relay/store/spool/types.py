@@ -15,7 +15,7 @@ from enum import IntEnum
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -32,6 +32,7 @@ from relay.formats.dsn import ReportedRecipient, ReportKind
 from relay.formats.read_report import RemoteReport
 from relay.store.journeys.events import Event
 
+T = TypeVar("T")
 ContentKey = Any  # of a content: hashable, of a type that only the engine knows
 Key = tuple[str, int]  # of an entry: the id of its message, and its number there
 FIRST_KEY: Key = ("", 0)  # before every entry
@@ -584,10 +585,14 @@ class Selector(Struct, frozen=True):
         is_general = self.all or self.older_than_s is not None or self == Selector()
         return self.state == "scheduled" or (self.state in ("", "held") and not is_general)
 
-    @property
-    def state_test(self) -> tuple[str, str]:
-        """The SQL operator and the state to compare with; "" for any state."""
-        return ("<>", "captured") if self.state == WAITING else ("=", self.state)
+
+def for_each_field(table: Mapping[str, T]) -> Mapping[str, T]:
+    """Return a table with a row for each field of Selector. Raises TypeError for another: a field
+    that no row makes a condition would select everything.
+    """
+    if wrong := table.keys() ^ set(Selector.__struct_fields__):
+        raise TypeError(f"no row for a field of Selector, or no field: {', '.join(sorted(wrong))}")
+    return table
 
 
 class SentReceipt(Struct, frozen=True):

@@ -4,7 +4,7 @@ A scan has a bounded number of keys in memory. It does not return entries that w
 its start. See docs/names.md (Commands).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from relay.store.spool.shared.columns import LOGIN, WAITS
 from relay.store.spool.shared.holds import is_of_route
 from relay.store.spool.shared.message_names import naming
 from relay.store.spool.shared.tables import Tables
-from relay.store.spool.types import FIRST_KEY, RESTORED_US, Key, Selector
+from relay.store.spool.types import FIRST_KEY, RESTORED_US, WAITING, Key, Selector, for_each_field
 
 STEP = 2000  # keys whose conditions are checked in one query
 _NAMED_MAX = 10_000  # entries of one id
@@ -23,6 +23,9 @@ _NAMED_MAX = 10_000  # entries of one id
 _CLAIMED = "entry INDEXED BY entry_claimed WHERE claimed = 1 AND state <> 'final'"
 _DUE = f"entry INDEXED BY entry_due WHERE {WAITS}"
 _HOP = f"entry INDEXED BY entry_hop WHERE {WAITS}"
+_HAS_ROUTE = "(e.next_hop LIKE '% %' OR e.extra LIKE '%\"reason\":\"route %')"
+_IS_RESTORED = "e.state = 'held' AND e.due_us >= ? AND e.due_us < ?"
+Sql = tuple[str, Sequence[Any]]  # a condition on e (entry) and m (message), and its values
 
 
 @dataclass(eq=False, repr=False)
@@ -114,20 +117,19 @@ def _is_id(text: str) -> bool:
     return len(text) == ID_LENGTH and id_time_us(text) is not None
 
 
-def _tables(selector: Selector) -> list[tuple[str, tuple[Any, ...]]]:
+def _tables(selector: Selector) -> list[Sql]:
     """Return the index ranges in which to look for keys, each with its values."""
-    comparison, operand = selector.state_test
-    state, values = (f" AND state {comparison} ?", (operand,)) if operand else ("", ())
-    tables: list[tuple[str, tuple[Any, ...]]] = [(_CLAIMED + state, values)]
-    ranges = [_range(pattern) for pattern in _hop_patterns(selector)]
+    condition, values = _state_is(selector.state) if selector.state else ("TRUE", ())
+    tables = [(f"{_CLAIMED} AND {condition}", values)]
+    ranges = [_range(pattern) for pattern in _hop_patterns(selector.next_hop)]
     if selector.next_hop and all(low for low, _ in ranges):
         return tables + [(f"{_HOP} AND next_hop >= ? AND next_hop < ?", ends) for ends in ranges]
-    return [*tables, (_DUE + state, values)]
+    return [*tables, (f"{_DUE} AND {condition}", values)]
 
 
-def _hop_patterns(selector: Selector) -> tuple[str, ...]:
+def _hop_patterns(pattern: str) -> tuple[str, ...]:
     """Return patterns for a next hop as the list shows it, or for the domain of an MX."""
-    next_hop = with_a_labels(f"@{selector.next_hop.lower()}")[1:]
+    next_hop = with_a_labels(f"@{pattern.lower()}")[1:]
     return (next_hop, f"mx:{next_hop}")
 
 
@@ -137,46 +139,57 @@ def _range(pattern: str) -> tuple[str, str]:
     return prefix, prefix + "\U0010ffff"
 
 
-def _condition(selector: Selector, now_us: int) -> tuple[str, Sequence[Any]]:
-    """Return a condition on e (entry) and m (message), and its values."""
-    conditions = ["", "e.state <> 'final'"]
-    values: list[Any] = []
-
-    def add(column: str, patterns: Sequence[str]) -> None:
-        conditions.append(_is_like(column, patterns))
-        values.extend(patterns)
-
-    if selector.sender:
-        sender = selector.sender.removeprefix("<").removesuffix(">")
-        add("m.reverse_path", _address_forms(sender))
-    if selector.next_hop:
-        hops = map(like, _hop_patterns(selector))
-        add("e.next_hop", [hop + route for hop in hops for route in ("", " %")])
-    comparison, operand = selector.state_test
-    if operand:
-        conditions.append(f"e.state {comparison} ?")
-        values.append(operand)
-    if selector.restored:
-        conditions.append("e.state = 'held' AND e.due_us >= ? AND e.due_us < ?")
-        values += [RESTORED_US, 2 * RESTORED_US]
-    if selector.older_than_s is not None:
-        conditions.append("m.received_us < ?")
-        values.append(now_us - int(selector.older_than_s * 1e6))
-    if selector.login:
-        add(LOGIN.format("m."), [like(with_a_labels(selector.login))])
-    if selector.client:  # the row has "HELO [ADDRESS]"
-        add("m.client", [form.format(like(selector.client)) for form in ("{} [%]", "% [{}]")])
-    if selector.route:  # is_of_route() decides on each of these
-        conditions.append("(e.next_hop LIKE '% %' OR e.extra LIKE '%\"reason\":\"route %')")
-    for pattern in (selector.recipient, selector.domain and f"*@{selector.domain}"):
-        if pattern:
-            forms = _address_forms(pattern)
-            conditions.append(
-                "EXISTS (SELECT 1 FROM recipient r WHERE r.message_id = e.message_id"
-                f" AND r.entry = e.number AND {_is_like('r.address', forms)})"
-            )
-            values += forms
+def _condition(selector: Selector, now_us: int) -> Sql:
+    conditions, values = ["", "e.state <> 'final'"], list[Any]()
+    for name, wanted in selector.conditions.items():
+        if (sql_of := _SQL[name]) is not None:
+            condition, more = sql_of(wanted, now_us)
+            conditions.append(condition)
+            values += more
     return " AND ".join(conditions), values
+
+
+def _sender_is(pattern: str, _now_us: int) -> Sql:
+    return _is_like("m.reverse_path", _address_forms(pattern.removeprefix("<").removesuffix(">")))
+
+
+def _has_recipient(pattern: str, _now_us: int) -> Sql:
+    condition, forms = _is_like("r.address", _address_forms(pattern))
+    of_entry = "r.message_id = e.message_id AND r.entry = e.number"
+    return f"EXISTS (SELECT 1 FROM recipient r WHERE {of_entry} AND {condition})", forms
+
+
+def _next_hop_is(pattern: str, _now_us: int) -> Sql:
+    hops = map(like, _hop_patterns(pattern))
+    return _is_like("e.next_hop", [hop + route for hop in hops for route in ("", " %")])
+
+
+def _state_is(state: str) -> Sql:
+    """Return a condition on the one `state` in the tables."""
+    return ("state <> ?", ("captured",)) if state == WAITING else ("state = ?", (state,))
+
+
+def _client_is(pattern: str, _now_us: int) -> Sql:  # the row has "HELO [ADDRESS]"
+    return _is_like("m.client", [form.format(like(pattern)) for form in ("{} [%]", "% [{}]")])
+
+
+_SQL: Mapping[str, Callable[[Any, int], Sql] | None] = for_each_field(
+    {
+        "ids": None,  # _named() looks for them
+        "sender": _sender_is,
+        "recipient": _has_recipient,
+        "domain": lambda pattern, now_us: _has_recipient(f"*@{pattern}", now_us),
+        "next_hop": _next_hop_is,
+        "state": lambda state, _: _state_is(state),
+        "subject": None,  # step() compares it
+        "client": _client_is,
+        "login": lambda pattern, _: _is_like(LOGIN.format("m."), [like(with_a_labels(pattern))]),
+        "route": lambda _pattern, _: (_HAS_ROUTE, ()),  # step() decides on each of these
+        "older_than_s": lambda age_s, now_us: ("m.received_us < ?", [now_us - int(age_s * 1e6)]),
+        "restored": lambda _wanted, _: (_IS_RESTORED, (RESTORED_US, 2 * RESTORED_US)),
+        "all": None,  # no condition
+    }
+)
 
 
 def _address_forms(pattern: str) -> list[str]:
@@ -186,8 +199,9 @@ def _address_forms(pattern: str) -> list[str]:
     return [*dict.fromkeys(like(form) for form in (*forms, *old_forms))]
 
 
-def _is_like(column: str, patterns: Sequence[str]) -> str:
-    return "(" + " OR ".join([f"lower({column}) LIKE ? ESCAPE '\\'"] * len(patterns)) + ")"
+def _is_like(column: str, patterns: Sequence[str]) -> Sql:
+    condition = " OR ".join([f"lower({column}) LIKE ? ESCAPE '\\'"] * len(patterns))
+    return f"({condition})", patterns
 
 
 def like(pattern: str) -> str:
