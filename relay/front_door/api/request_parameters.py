@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import fields, replace
 
 from relay.base.clock import Clock, rfc3339
 from relay.base.message.envelope import domain_of
@@ -23,7 +23,7 @@ from relay.front_door.http.http_request import HttpRequest
 from relay.store.journeys import message_list
 from relay.store.journeys.event_feed import parse_event_cursor
 from relay.store.spool.queue_commands import LIVE, Operation, QueueCommand, RouteLookup
-from relay.store.spool.types import WAITING, Selector
+from relay.store.spool.types import QUERY_NAMES, WAITING, Selector
 from relay.transport.refusals.refusal import PAGE_MAX, RefusalSearch, is_cursor
 
 Body = TypeVar("Body")
@@ -31,11 +31,12 @@ Body = TypeVar("Body")
 _LIMIT = 100
 _LIMIT_MAX = 10_000
 _TEXT_CHARACTERS_MAX = 1000
-TEXT_CONDITIONS = words_in("sender recipient domain next_hop state subject client login route")
+TEXT_CONDITIONS = tuple(field.name for field in fields(Selector) if field.type is str)
 LIST_PARAMETERS = words_in("q to sender subject mailbox kind state before after wait limit")
 LOG_PARAMETERS = words_in("q to sender subject mailbox state before limit pages")
 REFUSED_PARAMETERS = ("address", "after", "before", "limit")
-QUEUE_PARAMETERS = ("id", *TEXT_CONDITIONS, "older_than", "restored", "limit")
+_QUEUE_CONDITIONS = {QUERY_NAMES.get(name, name): name for name in Selector.__struct_fields__}
+QUEUE_PARAMETERS = (*(name for name in _QUEUE_CONDITIONS if name != "all"), "limit")
 
 
 def read_body(octets: bytes, kind: type[Body]) -> Body:
@@ -159,54 +160,41 @@ def selector_of_query(query: Mapping[str, str]) -> Selector:
 
     Commas separate IDs; a comma within an ID is percent-encoded, as in UNKNOWN_HEADER.
     """
-    older_than_s = None
-    if "older_than" in query:
-        older_than_s = number_of(query, "older_than", default=0, limits=(0, 10**9))
-    ids = tuple(unquote(text) for text in query.get("id", "").split(",") if text)
-    texts = conditions_of({name: query.get(name) for name in TEXT_CONDITIONS})
-    restored = query.get("restored", "false")
-    if restored not in ("true", "false"):
-        raise bad_request(f"restored: found {quoted(restored)}, expected true or false.")
-    is_restored = restored == "true"
-    has_conditions = bool(ids) or older_than_s is not None or any(texts.values()) or is_restored
-    return Selector(
-        ids=ids, older_than_s=older_than_s, restored=is_restored, all=not has_conditions, **texts
-    )
+    given: dict[str, Any] = {_QUEUE_CONDITIONS.get(name, name): query[name] for name in query}
+    if "ids" in given:
+        given["ids"] = [unquote(text) for text in query["id"].split(",") if text]
+    try:
+        selector = _checked(msgspec.convert(given, Selector, strict=False), given)
+    except msgspec.ValidationError as error:
+        raise bad_request(f"The query: {error}.") from None
+    return selector if selector.conditions else Selector(all=True)
 
 
-def conditions_of(texts: Mapping[str, str | None]) -> dict[str, str]:
-    """Return the text conditions, "" for those that are not given.
+def _checked(selector: Selector, given: Mapping[str, Any]) -> Selector:
+    """Return a selector, or that of a command, whose fields were `given`.
 
-    Raises ApiError 400 for an empty one, which would select everything.
+    Raises ApiError 400, also for an empty text, which would select everything.
     """
-    conditions = {name: _text_of(texts, name) for name in texts}
-    if domain := conditions.get("domain"):
-        conditions["domain"] = domain.removesuffix(".")
+    for name in TEXT_CONDITIONS:
+        _text_of(given, name)
     states = (*LIVE, WAITING, SubmissionState.SCHEDULED)
-    if (state := conditions.get("state")) and state not in states:
-        raise bad_state(state, states)
-    return conditions
+    if selector.state and selector.state not in states:
+        raise bad_state(selector.state, states)
+    if len(selector.ids) > _IDS_MAX:
+        raise bad_request(f"ids: found {len(selector.ids)}, expected at most {_IDS_MAX}.")
+    if selector.older_than_s is not None and not 0 <= selector.older_than_s <= 1e9:
+        actual = f"{selector.older_than_s:g}"
+        raise bad_request(f"older_than_s: found {actual}, expected seconds from 0 to 1e9.")
+    conditions = {name: getattr(selector, name) for name in Selector.__struct_fields__}
+    return Selector(**conditions | {"domain": selector.domain.removesuffix(".") or selector.domain})
 
 
 _IDS_MAX = 10_000
 
 
-class _CommandBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class _CommandBody(Selector, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The conditions of a selector, and the fields of every command."""
 
-    ids: tuple[str, ...] = ()
-    sender: str | None = None
-    recipient: str | None = None
-    domain: str | None = None
-    next_hop: str | None = None
-    state: str | None = None
-    subject: str | None = None
-    client: str | None = None
-    login: str | None = None
-    route: str | None = None
-    older_than_s: float | None = None
-    restored: bool = False
-    all: bool = False
     dry_run: bool = False
     reason: str = ""
 
@@ -259,13 +247,13 @@ def read_queue_command(
     Of the text of a report, that is its size. Raises ApiError 400.
     """
     command = read_body(body, _BODIES[operation])
-    fields = msgspec.to_builtins(command)
-    if text := fields.get("text"):
-        fields["text"] = counted(len(text), "character")
+    logged = msgspec.to_builtins(command)
+    if text := logged.get("text"):
+        logged["text"] = counted(len(text), "character")
     try:
         return QueueCommand(
             operation=operation,
-            selector=_selector(command),
+            selector=_checked(command, read_body(body, dict[str, Any])),
             who=issuer.name,
             why=command.reason.strip(),
             dry_run=command.dry_run,
@@ -276,27 +264,11 @@ def read_queue_command(
             to_text=command.to if isinstance(command, _RerouteBody) else "",
             bounce=isinstance(command, _CancelBody) and command.bounce,
             text=command.text.strip() if isinstance(command, _CancelBody) else "",
-        ), fields
+        ), logged
     except ValueError as error:
         text = str(error)
         names_a_field = text.partition(" ")[0].endswith(":")
         raise bad_request(f"{text if names_a_field else text[:1].upper() + text[1:]}.") from None
-
-
-def _selector(command: _CommandBody) -> Selector:
-    if len(command.ids) > _IDS_MAX:
-        raise bad_request(f"ids: found {len(command.ids)}, expected at most {_IDS_MAX}.")
-    if command.older_than_s is not None and not 0 <= command.older_than_s <= 1e9:
-        actual = f"{command.older_than_s:g}"
-        raise bad_request(f"older_than_s: found {actual}, expected seconds from 0 to 1e9.")
-    texts = conditions_of({name: getattr(command, name) for name in TEXT_CONDITIONS})
-    return Selector(
-        ids=command.ids,
-        older_than_s=command.older_than_s,
-        restored=command.restored,
-        all=command.all,
-        **texts,
-    )
 
 
 def _holds_new(command: _CommandBody, issuer: CommandIssuer) -> bool:
@@ -307,7 +279,7 @@ def _holds_new(command: _CommandBody, issuer: CommandIssuer) -> bool:
     """
     if not (isinstance(command, _HoldBody) and command.new):
         return False
-    address = f"x@{(command.domain or '').removesuffix('.')}"
+    address = f"x@{command.domain.removesuffix('.')}"
     if (target := issuer.target_of(address)) != address:
         expected = f"expected {domain_of(target)!r}, of which it is an alias"
         raise bad_request(f"domain: found {command.domain!r}, {expected}.")

@@ -550,6 +550,7 @@ class Accepted(Struct, frozen=True):
 
 
 WAITING = "waiting"  # in place of a state: all but captured
+QUERY_NAMES = {"ids": "id", "older_than_s": "older_than"}  # of fields of Selector, in GET /queue
 
 
 class Selector(Struct, frozen=True):
@@ -587,8 +588,8 @@ class Selector(Struct, frozen=True):
 
 
 def for_each_field(table: Mapping[str, T]) -> Mapping[str, T]:
-    """Return a table with a row for each field of Selector. Raises TypeError for another: a field
-    that no row makes a condition would select everything.
+    """Return a table with a row for each field of Selector. Raises TypeError for another: without
+    its row, a field would select everything.
     """
     if wrong := table.keys() ^ set(Selector.__struct_fields__):
         raise TypeError(f"no row for a field of Selector, or no field: {', '.join(sorted(wrong))}")
