@@ -21,7 +21,7 @@ from starlette.responses import Response
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import NextHop
 from relay.base.phrases import counted
-from relay.base.settings.values import WRITTEN_DURATION_EXPECTED, parse_duration
+from relay.base.settings.values import parse_duration
 from relay.front_door.api.dependencies import DevelopmentControls
 from relay.front_door.api.release import (
     captured_recipients,
@@ -29,8 +29,8 @@ from relay.front_door.api.release import (
     parse_addresses,
     release_host,
 )
-from relay.front_door.api.request_parameters import TEXT_CONDITIONS
-from relay.front_door.http.errors import ApiError, quoted
+from relay.front_door.api.request_parameters import TEXT_CONDITIONS, selector_of_query
+from relay.front_door.http.errors import ApiError, bad_request, quoted
 from relay.front_door.pages.site import PageRequest
 from relay.store.journeys.wording import changed_line
 from relay.store.spool.queue_commands import CommandResult, Operation, QueueCommand
@@ -93,23 +93,18 @@ class QueueSelection(Struct, frozen=True):
         if self.ids:
             query["id"] = ",".join(quote(queue_id, safe="") for queue_id in self.ids)
         if _AGE in query:
-            query[_AGE] = f"{self._older_than_s():g}"
+            try:
+                query[_AGE] = str(parse_duration(query[_AGE]))
+            except ValueError as error:
+                message = f"older than: found {quoted(query[_AGE])}, expected {error}."
+                raise bad_request(message) from None
         return query
 
     def body(self) -> dict[str, Any]:
         """Return the selector in the body of a queue command. Raises ApiError 400."""
-        body: dict[str, Any] = dict(self.conditions) | {"ids": list(self.ids)}
-        if body.pop(_AGE, None):
-            body["older_than_s"] = self._older_than_s()
-        return body | ({"all": True} if self.all and not self.conditions else {})
-
-    def _older_than_s(self) -> float:
-        text = self.conditions[_AGE]
-        try:
-            return parse_duration(text)
-        except ValueError:
-            message = f"older than: found {quoted(text)}, expected {WRITTEN_DURATION_EXPECTED}."
-            raise ApiError(400, "BadRequest", message) from None
+        if not (self.ids or self.conditions or self.all):
+            raise bad_request("Nothing is selected: mark entries, or choose all that match.")
+        return selector_of_query(self.query()).conditions
 
 
 def selection_of(pairs: Collection[tuple[str, str]]) -> QueueSelection:
@@ -176,12 +171,9 @@ async def _confirmation(request: PageRequest, operation: Operation) -> Response:
         "back": _text(query, "message"),
         "typed": "",
     }
-    if not (selection.ids or selection.conditions or selection.all):
-        message = "Nothing is selected: mark entries, or choose all that match."
-        raise ApiError(400, "BadRequest", message)
+    body = {**selection.body(), **_fields(inputs), "dry_run": True}
     answer, line, fault = None, "", ""
     if operation is not Operation.REROUTE or inputs["to"]:
-        body = {**selection.body(), **_fields(inputs), "dry_run": True}
         try:
             answer = await _run(request, operation, body)
             line = changed_line(operation, answer)

@@ -42,7 +42,6 @@ from relay.store.spool.types import Selector
 
 F = TypeVar("F", bound=Callable[..., Any])
 _STATES = ["queued", "deferred", "held", "captured", "waiting", "scheduled"]
-_PATTERNS = ("sender", "recipient", "domain", "next_hop", "subject", "client", "login", "route")
 _OPTIONS = ("reason", "text", "to", "until", "new", "domain")  # checked by the relay only
 
 
@@ -68,7 +67,7 @@ def selectors(command: F) -> F:
         once("--state", type=click.Choice(_STATES)),
         once("--older-than", metavar="DURATION", help='Such as "2h".'),
         click.option("--restored", is_flag=True, help="What relay restore holds."),
-        click.option("--all", "everything", is_flag=True, help="Every entry."),
+        click.option("--all", is_flag=True, help="Every entry."),
     )
 
 
@@ -92,14 +91,8 @@ def _with(command: F, *decorators: Callable[[F], F]) -> F:
 
 
 def _selector(conditions: dict[str, Any]) -> Selector:
-    return Selector(
-        ids=tuple(conditions.pop("ids")),
-        state=conditions.pop("state"),
-        older_than_s=older_than_s(conditions.pop("older_than")),
-        restored=conditions.pop("restored"),
-        all=conditions.pop("everything"),
-        **{name: conditions.pop(name) for name in _PATTERNS},
-    )
+    conditions["older_than_s"] = older_than_s(conditions.pop("older_than"))
+    return Selector(**{name: conditions.pop(name) for name in Selector.__struct_fields__})
 
 
 @click.group()

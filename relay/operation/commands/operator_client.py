@@ -28,11 +28,11 @@ from relay.operation.app.state_dir import AlreadyRunningError
 from relay.store.journeys.document import Journey
 from relay.store.journeys.sentences import answer, needed_reports
 from relay.store.spool.queue_commands import BEFORE_QUEUE_HEADER, UNKNOWN_HEADER, EntryList
+from relay.store.spool.types import QUERY_NAMES, Selector
 from relay.transport.refusals.refusal import Refusal, RefusalPage, RefusalSearch
 
 if TYPE_CHECKING:
     from relay.operation.commands.offline import SpoolFiles
-    from relay.store.spool.types import Selector
 
 T = TypeVar("T")
 _ENTRIES = list[dict[str, Any]]
@@ -217,7 +217,7 @@ class OperatorClient:
         response = self._client.get_response("/queue", {"id": queue_id}, kind=_ENTRIES)
         return response.value
 
-    def queue_list(self, selector: "Selector") -> EntryList:
+    def queue_list(self, selector: Selector) -> EntryList:
         """Return entries that are not final, oldest first, at most LIST_MAX."""
         query = _query(selector) | {"limit": str(LIST_MAX)}
         try:
@@ -244,7 +244,7 @@ class OperatorClient:
             ask = partial(_stats, self.settings, self._clock)
             return self._offline(silent, ask, nothing={})
 
-    def change(self, operation: str, selector: "Selector", **more: Any) -> dict[str, Any]:
+    def change(self, operation: str, selector: Selector, **more: Any) -> dict[str, Any]:
         """Change entries; return the response of POST /queue/{operation}.
 
         `more` are other fields of the body; empty ones are left out. Raises ControlError for an
@@ -304,7 +304,7 @@ async def _stats(settings: Settings, clock: Clock, files: "SpoolFiles") -> dict[
     return {**stats, "paused": read_pauses(settings, clock).as_json()}
 
 
-async def _list(selector: "Selector", files: "SpoolFiles") -> EntryList:
+async def _list(selector: Selector, files: "SpoolFiles") -> EntryList:
     from relay.front_door.api.submissions import list_entries, not_queued  # noqa: PLC0415 - slow
 
     entries = await list_entries(files.spool.queue_admin, files.restored, selector, limit=LIST_MAX)
@@ -312,13 +312,13 @@ async def _list(selector: "Selector", files: "SpoolFiles") -> EntryList:
     return entries
 
 
-def _query(selector: "Selector") -> dict[str, str]:
-    """Return a selector as the query parameters of a GET."""
-    query = {name: text for name, text in selector.conditions.items() if isinstance(text, str)}
+def _query(selector: Selector) -> dict[str, str]:
+    """Return a selector as the query parameters of a GET, which has no `all`."""
+    texts = {
+        QUERY_NAMES.get(name, name): value if isinstance(value, str) else str(value).lower()
+        for name, value in selector.conditions.items()
+        if name != "all"
+    }
     if selector.ids:  # a Message-ID may have commas
-        query["id"] = ",".join(quote(name, safe="") for name in selector.ids)
-    if selector.older_than_s is not None:
-        query["older_than"] = f"{selector.older_than_s:g}"
-    if selector.restored:
-        query["restored"] = "true"
-    return query
+        texts["id"] = ",".join(quote(name, safe="") for name in selector.ids)
+    return texts

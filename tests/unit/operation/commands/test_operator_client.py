@@ -11,13 +11,23 @@ from typing import ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from click.testing import CliRunner
 from msgspec import convert
+from msgspec.structs import asdict
 
 from relay.base.running_relay import ControlError, ControlUnavailableError
 from relay.base.settings.reader import load
+from relay.front_door.api.request_parameters import (
+    QUEUE_PARAMETERS,
+    CommandIssuer,
+    read_queue_command,
+    selector_of_query,
+)
 from relay.operation.app.state_dir import OwnerLock
+from relay.operation.cli.root import cli
 from relay.operation.commands.operator_client import OperatorClient
 from relay.store.journeys.document import Journey
+from relay.store.spool.queue_commands import CommandReport, Operation
 from relay.store.spool.types import Selector
 from tests.support.in_thread import Quiet, in_thread
 from tests.support.journeys import json_of, made_journey
@@ -79,6 +89,24 @@ def daemon(settings, clock):
     settings.run_dir.mkdir(parents=True)
     with in_thread(socketserver.UnixStreamServer(str(settings.control_socket), Handler)):
         yield Handler
+
+
+def test_each_field_of_a_selector_is_an_option_a_parameter_and_a_field_of_a_body(daemon, tmp_path):
+    issuer = CommandIssuer("olga", way_to=str, target_of=str, clock=ManualClock())
+    values = {str: "held", tuple: ("<a,b@c>", "q"), type(None): 1234567.5, bool: True}
+    words = {"ids": ["<a,b@c>", "q"], "older_than_s": ["--older-than", "1234567.5s"]}
+    for name, default in asdict(Selector()).items():
+        selector = Selector(**{name: values[type(default)]})
+        option = [f"--{name.replace('_', '-')}", *(["held"] if default == "" else [])]
+        for operation, answer in (("list", []), ("retry", CommandReport().as_json())):
+            daemon.answers.append((200, answer))
+            more = [*words.get(name, option), "--config", str(tmp_path / "relay.toml")]
+            CliRunner().invoke(cli, ["queue", operation, *more])
+        (_, query), (_, body) = daemon.asked[-2:]
+        assert query.keys() <= set(QUEUE_PARAMETERS)
+        assert selector_of_query(query) == selector, name
+        command, _ = read_queue_command(Operation.RETRY, json.dumps(body).encode(), issuer)
+        assert command.selector == selector, name
 
 
 def test_an_interrupted_queue_command_has_an_unknown_result(reading, daemon):
