@@ -120,7 +120,7 @@ def is_selected(selector: Selector, submission: ListedSubmission, *, now_us: int
         and age_us >= int((selector.older_than_s or 0) * 1e6)
         and matches_pattern(selector.subject, facts.subject)
         and matches_pattern(with_a_labels(selector.login), facts.account)
-        and matches_address_pattern(sender, facts.sender)
+        and matches_address_pattern(sender or selector.sender, facts.sender)  # <>: none has it
         and all(
             matches_address_pattern(pattern, address)
             for pattern in (selector.recipient, selector.domain and f"*@{selector.domain}")

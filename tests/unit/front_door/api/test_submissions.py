@@ -35,6 +35,7 @@ HELD = replace(SCHEDULED, reason="account", held_us=1)
         (Selector(ids=("i@h",)), True, True, True),
         (Selector(ids=("06h2hs1yar428zpi",)), True, False, False),
         (Selector(login="ALICE@*", sender="<sales@*>", subject="*prize*"), True, True, True),
+        (Selector(sender="<>"), True, False, False),
         (Selector(domain="?.test"), True, True, True),
         (Selector(domain="x.test"), True, False, False),
         (Selector(login="alice@*", next_hop="mx:*"), False, True, True),
