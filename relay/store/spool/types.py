@@ -28,6 +28,7 @@ from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.message.outcome import Outcome
 from relay.base.message.receipt import ReceiptKey
 from relay.base.message.verdict import RuleMail
+from relay.base.phrases import words_in
 from relay.formats.dsn import ReportedRecipient, ReportKind
 from relay.formats.read_report import RemoteReport
 from relay.store.journeys.events import Event
@@ -550,6 +551,8 @@ class Accepted(Struct, frozen=True):
 
 
 WAITING = "waiting"  # in place of a state: all but captured
+# The conditions that is_selected() of the API asks of a submission: no submission meets another.
+_OF_SUBMISSIONS = {*words_in("ids sender recipient domain state subject login older_than_s all")}
 QUERY_NAMES = {"ids": "id", "older_than_s": "older_than"}  # of fields of Selector, in GET /queue
 
 
@@ -578,10 +581,10 @@ class Selector(Struct, frozen=True):
 
     @property
     def sees_submissions(self) -> bool:
-        """Whether it may match a submission. These have no next hop, route, or client by SMTP.
-        `all`, or an age, means entries, unless the state is that of submissions.
+        """Whether it may match a submission, which meets these conditions alone. `all`, or an age,
+        means entries, unless the state is that of submissions.
         """
-        if self.next_hop or self.route or self.client or self.restored:
+        if not self.conditions.keys() <= _OF_SUBMISSIONS:
             return False
         is_general = self.all or self.older_than_s is not None or self == Selector()
         return self.state == "scheduled" or (self.state in ("", "held") and not is_general)
