@@ -26,12 +26,12 @@ from relay.base.socket_address import Address, inherited_address, is_loopback
 _SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _YEAR_10000_S = 253_402_300_800
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([smhd])", re.ASCII)
-_BYTES_PER_UNIT = {"b": 1} | {
+_BYTES_PER_UNIT = {"": 1, "b": 1} | {
     f"{letter}{suffix}": base**power
     for power, letter in enumerate("kmgt", start=1)
     for suffix, base in (("b", 1000), ("ib", 1024))
 }
-_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([kmgt]?i?b)", re.IGNORECASE | re.ASCII)
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([kmgt]?i?b|)", re.IGNORECASE | re.ASCII)
 _RATE = re.compile(r"(\d{1,7}) ?/ ?(.+)", re.ASCII)
 _NODE_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9_])?")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -108,7 +108,7 @@ def parse_rate(text: str) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes of "150 MiB" (1024s), "64 kB" (1000s), "10 B"."""
+    """Return the bytes of "150 MiB" (1024s), "64 kB" (1000s), "10 B", "10"."""
     match = _SIZE.fullmatch(text.strip())
     if not match or match[2].lower() not in _BYTES_PER_UNIT:
         raise ValueError(SIZE_EXPECTED)

@@ -27,6 +27,7 @@ address_below_base = partial(values.parse_address, base=Path("/base"))
                 "64 kB": 64000,
                 "64KB": 64000,
                 "10 B": 10,
+                "5000": 5000,
                 "1.5KiB": 1536,
                 "1 TiB": 1 << 40,
             },
@@ -112,7 +113,7 @@ SOCKET = "an absolute path without spaces"
         (
             values.parse_size,
             "a size such as",
-            ["", "5", "5 iB", "5 Mi", "MiB", "-1 B", "5 PiB", "1 M B"],
+            ["", "5 iB", "5 Mi", "MiB", "-1 B", "5 PiB", "1 M B"],
         ),
         (
             values.parse_name_server,
