@@ -132,6 +132,8 @@ class SenderCondition(AddressCondition, frozen=True):
 class HeaderAddressCondition(AddressCondition, frozen=True):
     """An address in the header matches a glob or is in a group."""
 
+    is_deep = False
+
     def matches(self, view: MessageView) -> bool:
         """Return whether the condition matches."""
         return self.takes(view, view.values_of(self.field))
@@ -320,6 +322,7 @@ class SizeOverCondition(BaseCondition, frozen=True):
     `size_over = "25 MiB"`
     """
 
+    is_deep = False
     size_bytes: int
 
     @classmethod
@@ -344,6 +347,7 @@ class SubjectCondition(GlobCondition, frozen=True):
     `subject = "*invoice*"`
     """
 
+    is_deep = False
     field = "subject"
 
     def matches(self, view: MessageView) -> bool:
@@ -366,6 +370,7 @@ class AuthCondition(BaseCondition, frozen=True):
 
     # SPF of the name in EHLO does not count: the client chooses it.
 
+    is_deep = False
     methods: tuple[tuple[str, Globs], ...]
 
     @classmethod
@@ -568,6 +573,11 @@ CONDITIONS: dict[str, type[Condition]] = {
     "body": content_conditions.BodyCondition,
 }
 _KEYS = {kind: key for key, kind in CONDITIONS.items()}
+for _kind in _KEYS:  # one of no union would match every message
+    if not issubclass(_kind, Condition):
+        raise TypeError(f"{_kind.__name__}: expected it in a union")
+    if issubclass(_kind, ContentCondition) and _kind.is_deep is BaseCondition.is_deep:
+        raise TypeError(f"{_kind.__name__}: expected is_deep, whether it may take long")
 
 
 def key_of(condition: Condition) -> str:
