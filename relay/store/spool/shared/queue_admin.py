@@ -550,12 +550,7 @@ class Slice(Struct, frozen=True):
         A withdrawn entry that is not changed is released; it is due as before. A cancel changes a
         message with reports only if its entries have the epochs in `planned`.
         """
-        epochs, _ = self.planned
-        loaded = load_entries(transaction, self.answer.command, self.keys)
-        # another node may have taken a withdrawn entry over since, and be delivering it
-        elsewhere = self.engine.elsewhere(transaction, self.taken) if self.taken else {}
-        taken = [key for key in self.taken if key not in elsewhere]
-        result, changes = self._decided(loaded, taken, epochs)
+        loaded, result, changes = self._decided(transaction)
         result.cancelled = store_changes(transaction, loaded.entries, changes, at_us=self.at_us)
         if result.ended:
             offset_us = self.at_us - self.now_us
@@ -605,31 +600,33 @@ class Slice(Struct, frozen=True):
 
     def rehearse(self, tables: Tables) -> tuple[list[CommandResult], EntryListBuilder]:
         """Return the results of a dry run, and the entries."""
-        loaded = load_entries(tables, self.answer.command, self.keys)
-        claimed = [key for key, facts in loaded.entries.items() if facts.is_claimed]
-        elsewhere = self.engine.elsewhere(tables, claimed) if claimed else {}
-        taken = [key for key in self.taken if key not in elsewhere]
-        busy = set(claimed).difference(taken)
-        planned = dict.fromkeys(key for key in loaded.to_be_planned if key not in busy)
-        result, _ = self._decided(loaded, taken, planned)
-        results = result.results | result.running
+        _, result, _ = self._decided(tables)
+        elsewhere = self.engine.elsewhere(tables, result.running) if result.running else {}
+        results, listed = result.results | result.running, self.answer.listing()
         fields = {key: _fields(*told, elsewhere.get(key, "")) for key, told in results.items()}
-        listed = self.answer.listing()
         listed.add(tables, list(fields), fields)
         return [outcome for outcome, _ in results.values()], listed
 
-    def _decided(
-        self, loaded: LoadedEntries, taken: Collection[Key], planned: Mapping[Key, int | None]
-    ) -> tuple[ChangeResult, EntryChanges]:
-        return decide(
+    def _decided(self, tables: Tables) -> tuple[LoadedEntries, ChangeResult, EntryChanges]:
+        command, (epochs, _) = self.answer.command, self.planned
+        loaded = load_entries(tables, command, self.keys)
+        # another node may have taken a withdrawn entry over since, and be delivering it
+        elsewhere = self.engine.elsewhere(tables, self.taken) if self.taken else {}
+        taken = [key for key in self.taken if key not in elsewhere]
+        if command.dry_run:  # as if reports on all entries that no attempt has were planned
+            claimed = {key for key, facts in loaded.entries.items() if facts.is_claimed}
+            busy = claimed.difference(taken)
+            epochs = dict.fromkeys(key for key in loaded.to_be_planned if key not in busy)
+        result, changes = decide(
             loaded,
-            self.answer.command,
+            command,
             self.keys,
             taken=taken,
             now_us=self.now_us,
             at_us=self.at_us,
-            planned=planned,
+            planned=epochs,
         )
+        return loaded, result, changes
 
 
 def _cancelled_mail(
