@@ -33,7 +33,7 @@ from tests.support.ingress import FakeAccounts, MemorySpool, Relay
 
 T = TypeVar("T")
 STRANGER, LOCAL, HELLO = "stranger@else.test", "bob@example.test", b"Subject: x\r\n\r\nx\r\n"
-WORDS = ("json", "", "", "", "")
+WORDS = ('{"log": "json"}',)
 WAIT_S = 120.0  # real time: of what comes
 
 

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import click
+import msgspec
 import uvloop
 
 from relay.base.clock import SystemClock
@@ -25,6 +26,7 @@ from relay.operation.app.state_dir import foreign_state, is_barred, unusable_sta
 from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.options import CommandContext, common_options, role_option
 from relay.store.mailbox.mail_root import ForeignRootError
+from relay.transport.gate.wire import ChildStart
 
 
 @click.command()
@@ -104,13 +106,13 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
         active.close()
 
 
-def _gate_words(settings: Settings, environment: Environment) -> tuple[str, ...]:
-    """Return the arguments of relay.transport.gate.child."""
-    color = "" if environment.no_color else "color"
-    return (
+def _gate_words(settings: Settings, environment: Environment) -> tuple[str]:
+    """Return the argument of relay.transport.gate.child."""
+    start = ChildStart(
         settings.observe.log,
-        environment.journal_stream,
-        color,
-        settings.node_of_many,
-        environment.crash_at,
+        journal=environment.journal_stream,
+        color=not environment.no_color,
+        node=settings.node_of_many,
+        crash_at=environment.crash_at,
     )
+    return (msgspec.json.encode(start).decode(),)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+import msgspec
 import uvloop
 
 from relay.base.blocks import BodyDisk
@@ -164,17 +165,17 @@ class Child:
 def main(words: Sequence[str]) -> None:
     """Serve the sessions of the owner, whose sockets are standard input and a descriptor.
 
-    `words` are the number of this descriptor, the format of the log, whether its lines go to the
-    journal, its colors, the name of the node, and the crash point of a test.
+    `words` are the number of this descriptor, and a ChildStart.
     """
     ignore_signals()
-    packets, form, journal, color, node, crash_at = words
+    packets, *given = words
+    start = _start_of(given)
     logs.configure(
-        cast("logs.Form", form),
+        start.log,
         clock=SystemClock(),
-        environ_journal_stream=journal,
-        color=bool(color),
-        node=node,
+        environ_journal_stream=start.journal,
+        color=start.color,
+        node=start.node,
     )
     load_codecs()
     refuse_io_uring()
@@ -188,11 +189,19 @@ def main(words: Sequence[str]) -> None:
         first, other = socket.socketpair()
         await asyncio.get_running_loop().create_unix_connection(asyncio.Protocol, sock=first)
         other.close()
-        await Child(there, missing=enter_sandbox(), crash_at=crash_at).run(frames)
+        await Child(there, missing=enter_sandbox(), crash_at=start.crash_at).run(frames)
         logs.drain()
         os._exit(0)  # closing the loop makes sockets, which the sandbox refuses
 
     uvloop.run(serve())
+
+
+def _start_of(words: Sequence[str]) -> wire.ChildStart:
+    if len(words) == 1:
+        return msgspec.json.decode(words[0], type=wire.ChildStart)
+    # an owner of 0.5.0, which runs on if the new version does not start
+    log, journal, color, node, crash_at = words
+    return wire.ChildStart(cast("logs.Form", log), journal, bool(color), node, crash_at)
 
 
 def _memory_file(octets: bytes) -> Descriptor:

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from relay.base.message.address import PATH_OCTETS_MAX
+from relay.base.observe.logs import Form
 from relay.base.pressure import PressureState
 from relay.base.settings.tree import SmtpListener
 from relay.transport.ingress import session_client
@@ -20,6 +21,16 @@ from relay.transport.ingress.session_limits import SessionLimits
 
 _Address = Annotated[str, Meta(max_length=PATH_OCTETS_MAX)]  # the owner keeps some
 _Secret = Annotated[str, Meta(max_length=SessionLimits().auth_line_bytes)]
+
+
+class ChildStart(Struct, frozen=True):
+    """How the child logs, as its argument in JSON; a field of a newer owner is ignored."""
+
+    log: Form
+    journal: str = ""  # JOURNAL_STREAM
+    color: bool = False
+    node: str = ""  # in each line
+    crash_at: str = ""  # the crash point of a test
 
 
 class _Frame(Struct, frozen=True, tag=True, array_like=True):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from relay.base.child_process import ChildProcess
 from relay.base.message.content import LARGE_BYTES
 from relay.transport.gate import keeper as keeper_module
 from tests.support.events import until
@@ -63,6 +64,14 @@ async def test_the_child_has_nothing_but_its_sockets(tmp_path, monkeypatch) -> N
         assert "Max core file size 0 0" in " ".join((process / "limits").read_text().split())
         await many_files(owner)
         has_only_sockets(process)
+
+
+async def test_an_owner_of_0_5_0_that_runs_on_starts_the_child(tmp_path, monkeypatch) -> None:
+    def child(module, packets, *_, **more):
+        return ChildProcess(module, packets, *("json", "", "color", "", ""), **more)
+
+    async with owner_of(tmp_path, monkeypatch, child) as owner:
+        assert await replies(owner, b"HELO x\r\n") == [b"220", b"250"]
 
 
 def has_only_sockets(process: Path) -> None:
