@@ -107,6 +107,7 @@ _FAILURES = (
     ("nina@example.net", "5.4.7", "delivery time expired; last: 452 4.2.2 Mailbox full"),
     ("otto@example.net", "4.4.1", "no host of example.net answered"),
     ("pia@example.net", "5.6.0", "554 5.6.0 Bad content"),
+    ("paula@example.net", "5.1.3", "HTTP 400 ErrorInvalidRecipients (request-id 7)"),
     ("quentin@example.net", "5.0.0", "550 no"),
 )
 EVERY_CLASS = [

@@ -47,10 +47,12 @@ _ROWS: Mapping[tuple[int, str], _Row] = {
     (401, ""): _Row("4.7.8", _AUTH),
     (403, "ErrorSendAsDenied"): _Row("5.7.1", advice="the mailbox has no SendAs for its From"),
     (403, "ErrorAccessDenied"): _Row("4.7.0", _AUTH, _GRANT),
+    (403, "ErrorQuotaExceeded"): _Row("4.2.2", _SITE),
     (403, ""): _Row("4.7.0", _AUTH),
     (404, "ErrorInvalidUser"): _Row("4.7.0", _AUTH, _USER),
     (404, "MailboxNotEnabledForRESTAPI"): _Row("4.7.0", _AUTH, _USER),
     (404, "ResourceNotFound"): _Row("4.7.0", _AUTH, _USER),
+    (413, "ErrorQuotaExceeded"): _Row("4.2.2", _SITE),
     (413, ""): _Row("5.3.4"),
     (429, ""): _Row("4.3.2", _SITE),
 }

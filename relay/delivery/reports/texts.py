@@ -52,6 +52,7 @@ _RECEIPT_FIELDS = frozenset(
 )
 _STATUS_FIELDS = frozenset(("recipient", "hostname", "language"))
 _COUNTED = "_counted"  # what each loop of a template goes through
+_MEGABYTE = 2**20  # as in the limits of Exchange
 _COLOURS = {True: "#2e7d32", False: "#c62828"}  # of the bar next to good and bad news
 _status_file = re.compile(r"([45]\.[0-9]{1,3}(?:\.[0-9]{1,3})?)\.txt").fullmatch
 _log = get_logger("reports")
@@ -78,10 +79,15 @@ class ReportTexts(Struct, frozen=True):
         fields = self.fields(report, header, language)
         own = _own_texts(language)
         opening = own.openings[str(report.kind)][len(report.recipients) > 1]
-        if is_notice:
-            opening = own.notice % fields["sender"]
-            fields["reasons"] = [replace(reason, advice="") for reason in fields["reasons"]]
         for_layout = {"opening": opening, "colour": _COLOURS[wording.is_success(report.kind)]}
+        if is_notice:
+            for_layout["opening"] = own.notice % fields["sender"]
+            fields["reasons"] = [replace(reason, advice="") for reason in fields["reasons"]]
+        elif len(fields["reasons"]) == 1 and _is_of_own_way(report):
+            [reason] = fields["reasons"]  # the first sentence says it
+            megabytes = round(report.message.size / _MEGABYTE)
+            for_layout["opening"] = own.unsent(fields["subject"], megabytes, reason).strip()
+            for_layout["reasons"] = [replace(reason, why="", advice="")]
         return self._written(fields, for_layout)
 
     def receipt(self, receipt: Receipt, language: str = "") -> HumanPart:
@@ -173,6 +179,12 @@ def _explained(
     why, _, advice = text.strip().partition("\n")
     why = f"{why} {own.given_up}" if failure.gave_up else why
     return replace(bare, why=why, advice=advice)
+
+
+def _is_of_own_way(report: Report) -> bool:
+    """Return whether the first recipient failed at Microsoft Graph."""
+    failure = wording.failure_of(report.kind, report.recipients[0])
+    return report.kind is ReportKind.FAILED and failure.kind is wording.FailureClass.OWN_WAY
 
 
 def _reasons(recipients: Sequence[wording.RecipientFields]) -> Sequence[wording.Reason]:

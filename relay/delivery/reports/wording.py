@@ -5,6 +5,7 @@ of a report has all.
 RFC 3463 and its registry (the classes), RFC 3282 (Accept-Language).
 """
 
+import re
 from collections.abc import Collection, Sequence
 from enum import StrEnum
 
@@ -21,6 +22,9 @@ SHOWN_RECIPIENTS_MAX = 100  # in the text and the html; the second part has all
 _ACCEPTED_CHARACTERS_MAX = 500  # of an Accept-Language
 _CANCELLED = "5.0.0"  # of this relay: no other status says that an operator ended it
 _LAST = "; last: "  # in the reply of an expired recipient, before what the last attempt gave
+# An answer of Microsoft Graph, or what it is not asked to take: no host of the recipient replied.
+_of_own_way = re.compile(r"HTTP (\d+) ?(\w*)|5\.3\.4 ").match
+_sizes = re.compile(r"\d+(?:[.,]\d+)? ?[KMG]B\b").findall
 
 
 class FailureClass(StrEnum):
@@ -33,6 +37,7 @@ class FailureClass(StrEnum):
     MAILBOX_FULL = "mailbox_full"
     MAILBOX = "mailbox"  # another problem with it
     TOO_LARGE = "too_large"
+    OWN_WAY = "own_way"  # refused by Microsoft Graph, by which this relay sends
     SPAM = "spam"
     RULE = "rule"  # of this relay, which has a text
     REFUSED = "refused"  # by rules of the remote host
@@ -78,12 +83,13 @@ class RecipientFields(Struct, frozen=True):
     address: str  # as the message was sent to it
     domain: str  # of the address
     status: str  # such as "5.2.2"
-    detail: str  # "2.2" of "5.2.2"; of the last reply, if the recipient expired
+    detail: str  # "2.2" of "5.2.2", or Graph's code; of the last reply, if the recipient expired
     host: str  # who gave the reply: the remote host, or this relay
     reply: str  # word for word
     text: str  # the reply without its codes
     rule: str  # of this relay that refused the message
     time: str  # of the last attempt
+    limit: str = ""  # the size in the reply, such as "25 MB", if it names one
     why: str = ""  # it failed or is delayed; "" for a success
     advice: str = ""  # what to do; "" for a success or a delay
 
@@ -120,7 +126,9 @@ def failure_of(kind: dsn.ReportKind, recipient: dsn.ReportedRecipient) -> Failur
     if own_status == _CANCELLED:
         return Failure(FailureClass.CANCELLED, detail, gave_up=False)
     failure = _CLASSES.get(detail) or _CLASSES.get(detail.partition(".")[0], FailureClass.OTHER)
-    if recipient.rule or own_status == "5.7.1":
+    if answer := _of_own_way(reply):
+        failure, detail = FailureClass.OWN_WAY, answer[2] or answer[1] or detail
+    elif recipient.rule or own_status == "5.7.1":
         failure = FailureClass.RULE
     elif failure is FailureClass.REFUSED and SPAM_WORDS.search(reply):
         failure = FailureClass.SPAM
@@ -133,6 +141,7 @@ def recipient_fields(
     """Return a recipient without its explanation."""
     evidence, address = recipient.evidence, one_line(recipient.path.address)
     reply = dsn.clipped(evidence.reply)
+    sizes = _sizes(reply)
     return RecipientFields(
         address=address,
         domain=domain_of(address),
@@ -143,6 +152,7 @@ def recipient_fields(
         text=split_reply(reply).text,
         rule=dsn.clipped(recipient.rule),
         time=date_field(recipient.last_attempt_us) if recipient.last_attempt_us else "",
+        limit=sizes[0] if len(sizes) == 1 else "",  # of two, one is the message's
     )
 
 

@@ -233,6 +233,7 @@ async def test_a_kill_at_any_moment_is_no_second_copy(before, moments) -> None:
         (401, "InvalidAuthenticationToken", {}, "auth", "4.7.8", 0),
         (403, "ErrorAccessDenied", {}, "auth", "4.7.0", 0),
         (403, "ErrorSendAsDenied", {}, "failed", "5.7.1", 0),
+        *[(status, "ErrorQuotaExceeded", {}, "site", "4.2.2", 0) for status in (403, 413)],
         (404, "ErrorInvalidUser", {}, "auth", "4.7.0", 0),
         (404, "MailboxNotEnabledForRESTAPI", {}, "auth", "4.7.0", 0),
         (404, "ResourceNotFound", {}, "auth", "4.7.0", 0),

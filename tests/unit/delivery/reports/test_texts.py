@@ -9,10 +9,12 @@ from msgspec import structs
 
 from relay.base.message.envelope import ForwardPath
 from relay.base.message.header import Header
-from relay.base.message.outcome import Evidence
+from relay.base.message.outcome import Evidence, Peer
 from relay.base.message.receipt import ReceiptKind, ReceiptRequest
 from relay.base.settings.document import SettingsError
 from relay.base.settings.tree import ReportsSettings
+from relay.delivery.graph.outcomes import outcome_of
+from relay.delivery.http_connection import HttpResponse
 from relay.delivery.reports import texts
 from relay.delivery.reports.texts import LANGUAGES, ReportTexts, load_texts
 from relay.delivery.reports.wording import FailureClass, RecipientFields
@@ -20,6 +22,7 @@ from relay.formats.dsn import HumanPart, Report, ReportedRecipient, ReportKind
 from relay.formats.mdn import Receipt
 from tests.support.logs import capture_logs
 from tests.support.sample_reports import DELAYED, EVERY_CLASS, FULL, MESSAGE
+from tests.support.tables import each_row
 
 DOCS = Path(__file__).parents[4] / "docs/reports.md"
 HEADER = Header.parse(b"Subject: Lunch\r\nMessage-ID: <m@x.test>\r\n")
@@ -111,6 +114,54 @@ def test_each_class_says_why_and_what_to_do(language):
             assert why.endswith((".", "the text")), (kind, detail, said)
             assert advice.endswith("."), (kind, detail, said)
             assert "\n" not in advice, (kind, detail, said)
+
+
+def refused(answer: str) -> ReportedRecipient:
+    """A recipient as "STATUS CODE MESSAGE" of Graph ends it: at once, or when its time is over."""
+    status, code, message = answer.split(" ", 2)
+    body = b'{"error": {"code": "%b", "message": "%b"}}' % (code.encode(), message.encode())
+    evidence = outcome_of(HttpResponse(int(status), {}, body), Peer("graph.test")).evidence
+    last = evidence.status
+    if last[0] == "4":
+        evidence = Evidence("5.4.7", f"delivery time expired; last: {evidence.reply}")
+    return ReportedRecipient(ForwardPath("ann@partner.example"), evidence, last_status=last)
+
+
+TOO_LARGE = "400 ErrorMessageSizeExceeded"
+
+
+@each_row(
+    "answer, english, german",
+    [
+        (f"{TOO_LARGE} > 25 MB", "send at most 25 MB. Send it in parts", "höchstens 25 MB senden"),
+        (f"{TOO_LARGE} 41 MB > 25 MB", "no message of this size. Send", "keine Nachricht dieser"),
+        ("413 TooLarge ", "found the message too large. Send it", "fand die Nachricht zu groß."),
+        ("200  ", "found the message too large. Send it in parts", "fand die Nachricht zu groß."),
+        ("403 ErrorSendAsDenied ", "under your address. Set the device's", "Ihrer Adresse senden."),
+        ("400 ErrorInvalidRecipients ", "take this address. Check", "nimmt diese Adresse nicht"),
+        ("413 ErrorQuotaExceeded ", "no room left in the mailbox that sends. Del", "keinen Platz"),
+        ("403 ErrorUnheardOf ", "mail system has not seen it. Delivery was", "nicht gesehen. Die"),
+    ],
+)
+def test_the_first_sentence_says_that_graph_refused_and_what_to_do(answer, english, german):
+    scan, header = structs.replace(MESSAGE, size=31 * 2**20), Header.parse(b"Subject: scan\r\n")
+    for language, begins, said in (
+        ("en", '"scan" (31 MB) was not sent to ann@partner.example: Micros', english),
+        ("de", "„scan“ (31 MB) wurde nicht an ann@partner.example gesendet: Micros", german),
+    ):
+        part = written([refused(answer)], header=header, message=scan, language=language)
+        first, _, rest = part.text.partition("\n")
+        assert (first.startswith(begins), said in first, said in rest) == (True, True, False)
+        assert f">{first}</h1>" in html.unescape(part.html)
+
+
+def test_the_first_sentence_is_about_a_failure_of_all_recipients():
+    one, other = refused("413  "), refused("403 ErrorSendAsDenied ")
+    several = written([one, one], header=Header.parse(b"")).text
+    assert several.startswith("Your message was not sent to these recipients: Microsoft 365 found")
+    assert "is delayed for" in written([one], ReportKind.DELAYED).text.partition("\n")[0]
+    for mixed in (written([one, FULL]).text, written([one, other]).text):
+        assert mixed.startswith("Your message was not delivered to these recipients:\n")
 
 
 def test_languages_have_the_same_words():

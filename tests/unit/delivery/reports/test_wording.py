@@ -34,6 +34,8 @@ def failure(status, reply="", *, remote=True, rule="", kind=ReportKind.FAILED):
         ("5.2.1", "", FailureClass.MAILBOX),
         ("5.2.3", "", FailureClass.TOO_LARGE),
         ("5.3.4", "", FailureClass.TOO_LARGE),
+        ("5.3.4", "552 5.3.4 HTTP 413", FailureClass.TOO_LARGE),
+        ("5.7.1", "HTTP 403 ErrorSendAsDenied: spam", FailureClass.OWN_WAY),
         ("5.7.1", "550 5.7.1 relay access denied", FailureClass.REFUSED),
         ("5.7.1", "550 5.7.1 listed at zen.example.test DNSBL", FailureClass.SPAM),
         ("5.7.0", "554 5.7.0 poor reputation", FailureClass.SPAM),
@@ -83,6 +85,13 @@ def test_what_an_operator_cancels_is_told_from_a_reply_of_a_host():
     text = "cancelled by an operator of this relay"
     assert failure("5.0.0", text, remote=False).kind is FailureClass.CANCELLED
     assert failure("5.0.0", text).kind is FailureClass.OTHER
+
+
+def test_what_graph_is_not_asked_to_take_is_told_from_the_size_of_a_host():
+    shape = "5.3.4 a calendar is not converted for Graph; a fallback takes it as it is"
+    assert failure("5.3.4", shape, remote=False).kind is FailureClass.OWN_WAY
+    size = "the message has 9 bytes, the host accepts at most 5"
+    assert failure("5.3.4", size, remote=False).kind is FailureClass.TOO_LARGE
 
 
 @each_row(
