@@ -530,7 +530,7 @@ def _strangers(
 
 def explainer_of(base: Foundation, transport: Transport) -> Explainer:
     """Return the explainer of a relay that runs."""
-    forwarding, schedule = transport.acceptance.forwarding, retry_schedule(base.settings)
+    forwarding, schedule = transport.acceptance.stages.forwarding, retry_schedule(base.settings)
     return Explainer(
         forwarding=forwarding,
         rules=base.sources.rules,

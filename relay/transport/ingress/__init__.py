@@ -37,6 +37,7 @@ The content and its acceptance:
 - `acceptance`: step 5 in its order, from the final dot to the 250: milters, aliases, rules,
   fan-out, signatures, limits, commit; when the entry expires and a delay is reported
 - `stages`: the values that its stages hand on
+- `decision`: the stages that commit nothing: aliases and routes, what rules see, verdict, fan-out
 - `arrival`: a message before its rules: checks of its header, mail loops; when milters see it; the
   replies to the final dot; the log line about accepted mail
 - `sender_checks`: what SPF, DKIM and DMARC results do to a message of a stranger; exceptions

@@ -1,16 +1,17 @@
 """Accept a message after the final dot: step 5 of the seven in docs/flow.md, in its order.
 
     prepare()    milters, and a header that is checked and completed      `arrival`
-    _examine()   aliases and routes          `forwarding`, relay/transport/routing/route_table.py
+    examined()   aliases and routes          `forwarding`, relay/transport/routing/route_table.py
     _decide()    mail-flow rules             relay/transport/policy/engine.py
     _fan_out()   queue entries, signatures   `fanout`, relay/transport/signing/signer.py
     _commit()    limits, reports, commit     `message_limits`, relay/delivery/reports/bounces.py
 
 accept() calls _accept() for the first three, and that _commit() for the others. Each stage returns
 a value that contains the value of the stage before (`stages`), or raises RefusedError with the
-reply to the client. If the tenant of some recipients has reached a limit, its copies are held (a
-rate limit) or rejected (too many held copies), and the last two stages are repeated for the
-message; the client gets 250.
+reply to the client. `decision` has the parts of the stages that commit nothing.
+
+If the tenant of some recipients has reached a limit, its copies are held (a rate limit) or rejected
+(too many held copies), and the last two stages are repeated for the message; the client gets 250.
 
 The 250 is returned only after the spool has committed (fsync) one transaction with the message, its
 queue entries and the reports that are already due. Every error is a reply: 451 or 452 for an
@@ -22,7 +23,6 @@ RFC 5321 4.2.5, 6.1, 6.3 (loops); RFC 3461 5; RFC 6409 8.
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 
 from msgspec.structs import replace
 
@@ -30,16 +30,10 @@ from relay.base.accounts.account import AccountDirectory
 from relay.base.accounts.usage import BeyondLimit, UsageCounter
 from relay.base.clock import Clock, Ids
 from relay.base.message.content import Content, size_of
-from relay.base.message.envelope import Envelope, ForwardPath, MessageExtra, MessageFacts, domain_of
+from relay.base.message.envelope import Envelope, ForwardPath, MessageExtra, MessageFacts
 from relay.base.message.nexthop import NextHop
 from relay.base.message.srs import Srs
-from relay.base.message.verdict import (
-    AddedRecipient,
-    ExaminedMessage,
-    RateCharge,
-    Verdict,
-    tenant_of_rule,
-)
+from relay.base.message.verdict import ExaminedMessage, RateCharge, Verdict, tenant_of_rule
 from relay.base.observe.logs import ContainedErrors, get_logger
 from relay.base.observe.metrics import Metrics
 from relay.base.sliding_window import Reservation
@@ -67,36 +61,23 @@ from relay.transport.ingress.arrival import (
     TOO_MANY_PARTS,
     ArrivedMail,
     Preparation,
-    PreparedMail,
     accepted_reply,
     deferral_reply,
     limit_reply,
     log_accepted,
 )
 from relay.transport.ingress.data import DataReply, Origin, RefusedError, subject_of
+from relay.transport.ingress.decision import DecidingStages
 from relay.transport.ingress.fanout import (
-    FanOut,
     HoldTimes,
     SignedMail,
-    examined_recipients,
-    fan_out,
     has_answers,
-    later_routes,
     notices_of,
     reported_recipient,
     routing_event,
-    with_next_hops,
 )
 from relay.transport.ingress.filtering import SessionFilters, is_verified
-from relay.transport.ingress.forwarding import (
-    LARGE_REPORT,
-    MANY_REPORTS,
-    REPORT_BYTES_MAX,
-    UNPROVEN,
-    Forwarder,
-    expand_recipients,
-    with_added,
-)
+from relay.transport.ingress.forwarding import MANY_REPORTS, UNPROVEN, Forwarder
 from relay.transport.ingress.message_limits import AnswerLimit, HoldLimit, RateLimits
 from relay.transport.ingress.policy_threads import PolicyThreads
 from relay.transport.ingress.rule_mail import RuleMails
@@ -107,7 +88,6 @@ from relay.transport.policy.message_view import UndecidedError
 from relay.transport.policy.rule_book import DEFERRED, RuleBook
 from relay.transport.refusals.refusal import RefusalReason
 from relay.transport.routing.route_table import RouteTable
-from relay.transport.routing.routing_result import InvalidRecipient
 from relay.transport.signing.signer import Signer, SigningError
 
 _log = get_logger("ingress")
@@ -158,12 +138,12 @@ class Acceptance:
         self.threads = PolicyThreads()  # evaluate rules
         self.answers = AnswerLimit(self.clock, self.metrics)  # of mail for MAILER-DAEMON
         self.rates = RateLimits(self.clock)  # of rules, and of reports to SRS addresses
-        self.forwarding = Forwarder(
+        forwarding = Forwarder(
             self.accounts, self.router, self.srs, self.clock, self.rates, self.forward_own_from
         )
         self.holds = HoldLimit(self.clock)
         self.rule_mails = RuleMails(self.hostname, self.reporter, self.clock)
-        self.preparation = Preparation(
+        preparation = Preparation(
             self.hostname,
             self.accounts,
             self.clock,
@@ -173,10 +153,13 @@ class Acceptance:
             self.checker,
             lambda: self.policy().reads_auth,
         )
+        self.stages = DecidingStages(preparation, forwarding)
 
     def use(self, srs: Srs, *, forward_own_from: bool) -> None:
         """Forward mail of later sessions and messages in another way."""
-        self.forwarding = replace(self.forwarding, srs=srs, forward_own_from=forward_own_from)
+        forwarding = self.stages.forwarding
+        forwarding = replace(forwarding, srs=srs, forward_own_from=forward_own_from)
+        self.stages = replace(self.stages, forwarding=forwarding)
 
     def close(self) -> None:
         """Stop the threads without waiting for them, and end the processes of the checker."""
@@ -241,77 +224,32 @@ class Acceptance:
         if isinstance(counted, BeyondLimit):
             raise RefusedError(limit_reply(counted))
         with counted, ExitStack() as undo:
-            prepared = await self.preparation.prepare(arrival)
+            prepared = await self.stages.preparation.prepare(arrival)
             undo.callback(prepared.release)
-            decided = await self._decide(self._examine(prepared))
+            decided = await self._decide(self.stages.examined(prepared))
             return await self._commit(decided, counted)
-
-    def _examine(self, prepared: PreparedMail) -> ExaminedMail:
-        """Replace aliases, and find the next hop of each recipient. Raises RefusedError."""
-        arrival, content = prepared.arrival, prepared.content
-        origin, filtered, forwarding = arrival.origin, arrival.filtered, self.forwarding
-        sender = arrival.envelope.reverse_path
-        charges = forwarding.reports_to([path.address for path in arrival.paths], sender)
-        if charges and size_of(arrival.content) > REPORT_BYTES_MAX:
-            raise RefusedError(DataReply(LARGE_REPORT))
-        expand = forwarding.expander(sender, content.header)
-        refuse = partial(forwarding.writer_rejection, sender=origin.sender(arrival.mail_from))
-        recipients = expand_recipients(arrival.paths, expand, filtered.recipients, refuse=refuse)
-        if filtered.added:
-            recipients = with_added(recipients, expand, filtered.added)
-        examine = forwarding.examiner(arrival.sender, content.header)
-        return ExaminedMail(
-            arrival=arrival,
-            content=content,
-            account=self.preparation.account_of(arrival),
-            recipients=recipients,
-            routes=examined_recipients(recipients, examine),
-            expand=expand,
-            examine=examine,
-            charges=charges,
-        )
 
     async def _decide(self, examined: ExaminedMail) -> DecidedMail:
         """Ask the rules. Raises RefusedError if they defer, fail or take too long."""
-        rules, arrival = self.policy(), examined.arrival
+        rules, stages, arrival = self.policy(), self.stages, examined.arrival
         verdict = await self._evaluate(
-            rules, self._rule_input(examined), is_trusted=arrival.origin.trusted
+            rules, stages.rule_input(examined), is_trusted=arrival.origin.trusted
         )
-        if arrival.filtered.in_junk:
-            verdict = verdict.into_junk()
-        if hold := arrival.filtered.hold:
-            verdict = verdict.with_holds(lambda _tenant: hold)
-        sender, discarded = arrival.envelope.reverse_path, ""
-        if verdict.sender and sender:
-            examined = self._with_sender(examined, verdict.sender)
-        if has_answers(examined.routes):
-            envelope, size = examined.arrival.envelope, size_of(arrival.content)
-            discarded = self.answers.why_discarded(envelope, size)
-        return DecidedMail(examined, verdict, rules, sender, discarded)
-
-    def _with_sender(self, examined: ExaminedMail, sender: str) -> ExaminedMail:
-        """Return the message with the sender that a rule gave it, and with routes for this sender.
-
-        The routes, SRS addresses and reports of the message use the new sender.
-        """
-        arrival = examined.arrival
-        envelope = replace(arrival.envelope, reverse_path=sender)
-        arrival = replace(arrival, envelope=envelope)
-        examine = self.forwarding.examiner(arrival.sender, examined.content.header)
-        routes = examined_recipients(examined.recipients, examine)
-        return replace(
-            examined,
-            arrival=arrival,
-            examine=examine,
-            routes=later_routes(examined.routes, routes),
-        )
+        decided = stages.decided(examined, verdict, rules)
+        if has_answers(decided.examined.routes):
+            envelope, size = decided.arrival.envelope, size_of(arrival.content)
+            reason = self.answers.why_discarded(envelope, size)
+            decided = replace(decided, answers_discarded=reason)
+        return decided
 
     async def _fan_out(self, decided: DecidedMail) -> SignedMail:
         """Sort the recipients into queue entries, and sign each content.
 
         Raises RefusedError if all recipients are rejected and the client hears it, SigningError.
         """
-        fan_out, arrival = self._sorted(decided), decided.arrival
+        arrival = decided.arrival
+        times = HoldTimes(arrival.received_us, int(self.expire_after_s * 1_000_000))
+        fan_out = self.stages.fan_out(decided, times)
         if any(recipient.reply == UNPROVEN.text for recipient in fan_out.rejected):
             raise RefusedError(DataReply(UNPROVEN.text, reason=RefusalReason.CHECKS))
         if fan_out.rejects_all and not arrival.origin.is_promised:
@@ -322,33 +260,6 @@ class Acceptance:
             raise RefusedError(DataReply(first.reply, rule=rule, milter=milter))
         signed = await self.signer.sign(fan_out.contents, trusted=arrival.origin.trusted)
         return SignedMail(decided, replace(fan_out, contents=signed.contents), signed)
-
-    def _sorted(self, decided: DecidedMail) -> FanOut:
-        examined, verdict, forwarding = decided.examined, decided.verdict, self.forwarding
-        arrival, recipients, rules = decided.arrival, examined.recipients, decided.rules
-        reverse_path, is_trusted = arrival.envelope.reverse_path, arrival.origin.trusted
-        aliases = recipients.alias_by_address if verdict.additions else {}
-
-        def sender_of(forwarded_by: str, address: str, added: AddedRecipient | None) -> str:
-            if added and added.is_quarantine:  # no report of another host may go to the sender
-                return f"MAILER-DAEMON@{self.hostname}" if reverse_path else ""
-            if added and not forwarded_by and not verdict.sender:
-                forwarded_by = aliases.get(added.acted_for) or added.acted_for
-            return forwarding.sender_of(forwarded_by, address, reverse_path, trusted=is_trusted)
-
-        chosen = forwarding.examiner_of_chosen(arrival.sender, examined.content.header)
-        return fan_out(
-            recipients,
-            with_next_hops(examined.routes, verdict, chosen),
-            verdict,
-            expand=examined.expand,
-            sender_of=sender_of,
-            examine=forwarding.examiner_of_added(
-                examined.examine, verdict, rules.tenants, sender=arrival.sender
-            ),
-            answers_discarded=decided.answers_discarded,
-            times=HoldTimes(arrival.received_us, int(self.expire_after_s * 1_000_000)),
-        )
 
     async def _commit(self, decided: DecidedMail, counted: Reservation) -> str:
         """Fan the message out, commit it within its limits, and return its queue id.
@@ -440,34 +351,6 @@ class Acceptance:
         events = [event for plan in plans for event in plan.events]
         message = replace(message, events=(*message.events, *events))
         return message, [report for plan in plans for report in plan.messages]
-
-    def _rule_input(self, examined: ExaminedMail) -> ExaminedMessage:
-        arrival, recipients = examined.arrival, examined.recipients
-        envelope, origin = arrival.envelope, arrival.origin
-        # An untrusted client may write any domain into MAIL FROM, so that alone is not internal.
-        claims_local = self.router.is_local_domain(domain_of(envelope.reverse_path))
-        valid = [
-            (path.address, route)
-            for path, route in zip(recipients.paths, examined.routes, strict=True)
-            if not isinstance(route, InvalidRecipient)
-        ]
-        return ExaminedMessage(
-            reverse_path=envelope.reverse_path,
-            sender_local=claims_local and origin.trusted,
-            recipients=tuple([address for address, _ in valid]),
-            local=frozenset([address for address, route in valid if route.is_local]),
-            content=examined.content,
-            source=origin.role.source,
-            client=origin.ip,
-            # a client of a trusted network has no login, whatever sender it names
-            login=examined.account if origin.pickup else origin.login,
-            recipient_count=len(arrival.paths),
-            time_us=self.clock.time_us(),
-            is_own=self.router.is_local_domain,
-            alias_domains=self.router.alias_domains,
-            results=arrival.filtered.results,
-            originals=recipients.originals,
-        )
 
     async def _evaluate(
         self, rules: RuleBook, message: ExaminedMessage, *, is_trusted: bool

@@ -234,7 +234,7 @@ class SessionOwner:
         self.ip = ip
         self.is_trusted = is_trusted
         self._checks = RecipientChecks(
-            acceptance.forwarding,
+            acceptance.stages.forwarding,
             listeners.quota.room,
             listeners.verify,
             rules=acceptance.policy,

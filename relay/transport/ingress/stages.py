@@ -40,7 +40,7 @@ class DecidedMail(Struct, frozen=True):
     verdict: Verdict  # with one decision for each recipient that is valid, in their order
     rules: RuleBook  # the rules that were applied
     sender: str  # the reverse-path before a rule replaced it
-    answers_discarded: str  # why answers to reports are discarded; "": they are not
+    answers_discarded: str = ""  # why answers to reports are discarded; "": they are not
 
     @property
     def arrival(self) -> ArrivedMail:
