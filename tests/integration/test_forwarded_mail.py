@@ -22,12 +22,9 @@ def refusal(relay: RelayProcess, sender: str, recipient: str, content: bytes = H
     return f"{code} {text.decode()}"
 
 
-def test_strangers_borrow_neither_a_name_nor_the_host(remotes: Remotes, serve) -> None:
-    away = remotes.start("away.test")
-    home = remotes.start("sender.test")
-    mailboxes = {"domains": ["example.test", "srs.test"], "srs_domain": "srs.test"}
-    aliases = {"office@example.test": ["office@away.test"]}
-    relay = serve(remotes, config={"mailboxes": mailboxes}, aliases=aliases)
+def test_strangers_borrow_no_name(remotes: Remotes, serve) -> None:
+    remotes.start("away.test")
+    relay = serve(remotes, aliases={"office@example.test": ["office@away.test"]})
     in_our_name = HELLO.replace(b"ann@sender.test", b"Alice <alice@example.test>")
     mail = relay.folder / "mail.eml"
     mail.write_bytes(in_our_name)
@@ -39,26 +36,6 @@ def test_strangers_borrow_neither_a_name_nor_the_host(remotes: Remotes, serve) -
         assert reply.startswith("550 5.7.1 ")
         assert reply in explained.stdout
         assert relay.cli_json(*words)["state"] == "remote"  # of one who has logged in
-
-    # a local sender that nobody proved leaves as another one
-    relay.submit("alice@example.test", ["office@example.test"], HELLO, source=OUTSIDE)
-    (forwarded,) = until("the copy", lambda: away.received("office@away.test"))
-    assert forwarded.reverse_path.endswith("=example.test=alice@srs.test")
-
-    # the address of a copy takes 20 reports
-    relay.submit(ANN, ["office@example.test"], HELLO, source=OUTSIDE)
-    until("the next copy", lambda: len(away.received("office@away.test")) == 2)
-    address = away.received("office@away.test")[1].reverse_path
-    with relay.smtp(source=OUTSIDE) as session:
-        session.ehlo("client.test")
-        codes = []
-        for _ in range(30):
-            session.mail("")
-            code, _ = session.rcpt(address)
-            codes.append(session.data(BOUNCE)[0] if code == 250 else code)
-            session.rset()
-    assert codes == [250] * 20 + [450] * 10
-    until("the reports", lambda: len(home.received(ANN)) == 20)
 
 
 def test_a_catch_all_leads_outside_as_an_alias_does(remotes: Remotes, serve) -> None:
@@ -164,17 +141,18 @@ def test_a_tenants_redirect_lends_neither_the_sender_nor_a_name_of_others(
     assert relay.cli_json(*words)["state"] == "remote"  # of one who has logged in
 
 
-def test_reports_about_forwarded_mail_come_back_and_loops_end(remotes: Remotes, serve) -> None:
+def test_reports_about_forwarded_mail_come_back(remotes: Remotes, serve) -> None:
     away = remotes.start("away.test", rcpt={"gone@away.test": "550 5.1.1 nobody here"})
     home = remotes.start("sender.test")
     aliases = {f"{name}@example.test": [f"{name}@away.test"] for name in ("office", "gone")}
-    relay = serve(remotes, aliases=aliases)
-    # a stranger's message leaves with a sender of the alias's domain
+    mailboxes = {"domains": ["example.test", "srs.test"], "srs_domain": "srs.test"}
+    relay = serve(remotes, config={"mailboxes": mailboxes}, aliases=aliases)
+    # a stranger's message leaves with a sender of srs_domain
     queue_id = relay.submit(ANN, ["office@example.test"], HELLO, source=OUTSIDE)
     forwarded = received(away, "office@away.test")
     srs = forwarded.reverse_path
     assert srs.startswith("SRS0=")
-    assert srs.endswith("=sender.test=ann@example.test")
+    assert srs.endswith("=sender.test=ann@srs.test")
     assert forwarded.content.startswith(b"Delivered-To: office@example.test\r\n")
     journey = relay.until_final(queue_id)
     (routing,) = (one for one in journey["steps"] if one["step"] == 5)
@@ -193,18 +171,8 @@ def test_reports_about_forwarded_mail_come_back_and_loops_end(remotes: Remotes, 
     assert (named["state"], named["successors"]) == ("redirected", [ANN])
     assert (original["address"], original["state"]) == (ANN, "relayed")
 
-    # nobody else can use the address, or make one
-    assert refusal(relay, ANN, srs).startswith("550 5.7.1 ")
-    assert refusal(relay, "", srs.replace("=ann@", "=eve@")).startswith("550 5.1.1 ")
-
     # Relay's own report goes to the sender of the message, not through the address
     relay.until_final(relay.submit("bob@sender.test", ["gone@example.test"]))
     own = received(home, "bob@sender.test")
     assert own.reverse_path == ""
     assert b"gone@example.test" in own.content
-
-    # what comes back is not sent round again
-    looping = b"Delivered-To: office@example.test\r\n" + HELLO
-    reply = refusal(relay, ANN, "office@example.test", looping)
-    assert reply.startswith("554 5.4.6 <office@example.test>: mail loop")
-    assert len(away.received("office@away.test")) == 1

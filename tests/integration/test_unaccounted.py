@@ -28,16 +28,6 @@ def relay() -> Iterator[RelayProcess]:
             yield relay
 
 
-def test_pruned_history_is_not_unaccounted(relay: RelayProcess) -> None:
-    with closing(sqlite3.connect(relay.folder / "state/spool.sqlite")) as spool, spool:
-        done = "(SELECT message_id FROM entry WHERE state = 'final')"
-        assert spool.execute(f"DELETE FROM recipient WHERE message_id IN {done}").rowcount == 1
-        assert spool.execute("DELETE FROM entry WHERE state = 'final'").rowcount == 1
-    relay.submit("alice@example.test", PEOPLE)
-    until("counted", lambda: relay.metric("relay_queue_entries") == SUBMITTED + 1)
-    assert relay.metric("relay_queue_unaccounted") == 0
-
-
 def test_unaccounted_counts_deleted_rows_until_they_are_restored(relay: RelayProcess) -> None:
     assert relay.metric("relay_queue_unaccounted") == 0
     ids = [one["id"] for one in relay.queue()]
