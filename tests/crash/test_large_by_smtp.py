@@ -6,7 +6,6 @@ What got a 250 is delivered once; no file is left that no message needs. See doc
 
 import hashlib
 import smtplib
-import socket
 
 import pytest
 
@@ -73,22 +72,3 @@ def test_a_kill_around_the_commit(held: HeldRemote, point: CrashPoint, accepted:
     until("its file is removed", lambda: stored(relay) == [])
     assert relay.metric("relay_queue_unaccounted") == 0
     assert relay.faults(but="of the SMTP sessions ended") == []
-
-
-def test_a_kill_during_data(held: HeldRemote) -> None:
-    relay = held.relay.start()
-    with (
-        socket.create_connection(relay.smtp_address(), timeout=60) as client,
-        client.makefile("rb") as replies,
-    ):
-        assert replies.readline().startswith(b"220 ")
-        for line in ("EHLO c.test", "MAIL FROM:<alice@example.test>", "RCPT TO:<x@a.test>", "DATA"):
-            client.sendall(line.encode() + b"\r\n")
-        while not (reply := replies.readline()).startswith(b"354"):
-            assert reply, "the relay closed the connection"
-        client.sendall(CONTENT)
-        until("its body arrives", lambda: stored(relay))
-        relay.kill()
-    relay.start()
-    until("stale files are removed", lambda: stored(relay) == [])
-    assert relay.queue() == []

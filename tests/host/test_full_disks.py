@@ -3,12 +3,12 @@
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.support.disks import filled, read_only, small_disk
+from tests.support.disks import read_only
 from tests.support.graph_client import message
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes
@@ -36,39 +36,6 @@ def relay(remotes: Remotes, serve) -> Iterator[RelayProcess]:
     yield made
     if not made.process_ended:
         until("counted", lambda: made.metric("relay_queue_unaccounted") == 0)
-
-
-def test_local_delivery_is_retried_after_the_mail_disk_was_full(relay: RelayProcess) -> None:
-    with small_disk_for_mail(relay):
-        relay.send_mail(to=["bob@example.test"], subject="before")
-        until(
-            "delivered",
-            lambda: relay.subjects("bob") == ["before"] and not relay.pending_submissions(),
-        )
-        with filled(relay.folder / "mail"):
-            answer = relay.graph("POST", "/me/sendMail", {"message": message(to=["x@a.test"])})
-            assert answer.status in (503, 507)
-            assert "full" in answer.message
-            assert half_written(relay) == []
-            waiting = relay.submit("alice@example.test", ["bob@example.test"])
-            relay.until_state(waiting, "deferred")
-            assert relay.subjects("bob") == ["before"]
-        relay.until_state(waiting, "delivered")
-        later = {"message": message(to=["bob@example.test"], subject="behind")}
-        # the disk is measured again twice a second
-        until("sent", lambda: relay.graph("POST", "/me/sendMail", later).status == 202)
-        until("delivered", lambda: relay.subjects("bob") == ["before", "behind", "hello"])
-
-
-@contextmanager
-def small_disk_for_mail(relay: RelayProcess) -> Iterator[None]:
-    relay.stop()
-    with small_disk(relay.folder / "mail", size_bytes=1024 * KIB):  # skips where nobody may mount
-        relay.adopt_mail_root()
-        relay.start()
-        yield
-        relay.stop()
-        relay.start()  # somebody asks it for metrics
 
 
 def test_send_mail_is_rejected_while_the_mail_store_is_read_only(relay: RelayProcess) -> None:

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from tests.support.dev_process import DevProcess
-from tests.support.graph_client import Answer, message
+from tests.support.graph_client import Answer
 from tests.support.long_tests import sampled
 from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import until
@@ -149,23 +149,6 @@ def test_relay_send_at_is_by_the_clock_of_the_relay_and_the_time_zone_of_the_use
     assert "--at needs --token" in by_smtp.stderr
 
 
-def test_mail_that_is_sent_at_a_later_time(shared: DevProcess) -> None:
-    now = datetime.fromisoformat(clock(shared)["now"])
-    draft = message(to=[BOB], subject="tomorrow")
-    draft["singleValueExtendedProperties"] = [
-        {
-            "id": "SystemTime 0x3FEF",
-            "value": (now + timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        }
-    ]
-    assert shared.graph("POST", "/me/sendMail", {"message": draft}).status == 202
-    shared.advance(DAY_S - 60)
-    assert "tomorrow" not in shared.inbox("bob")
-    shared.advance(120)
-    assert "tomorrow" in shared.inbox("bob")
-    assert "tomorrow" in [one["subject"] for one in shared.messages("sentitems")]
-
-
 def test_slow_hosts_and_later_reports_take_the_time_of_the_clock(relay: DevProcess) -> None:
     slow = [submit(relay, "ann+slow20@slow.test") for _ in range(3)]
     later = submit(relay, "ann+later550@later.test")
@@ -182,16 +165,6 @@ def application_token(relay: DevProcess) -> Any:
     form = b"grant_type=client_credentials&client_id=app&client_secret=x&scope=https://graph.microsoft.com/.default"
     urlencoded = {"Content-Type": "application/x-www-form-urlencoded"}
     return relay.request("POST", "/common/oauth2/v2.0/token", form, urlencoded).json()
-
-
-def test_tokens_expire(shared: DevProcess) -> None:
-    answer = application_token(shared)
-    path = f"/users/{ALICE}/messages"
-    assert shared.graph("GET", path, token=answer["access_token"]).status == 200
-    shared.advance(answer["expires_in"] - 60)
-    assert shared.graph("GET", path, token=answer["access_token"]).status == 200
-    shared.advance(120)
-    assert shared.graph("GET", path, token=answer["access_token"]).status == 401
 
 
 def test_refusals_of_a_time_and_a_reset_name_the_advance(relay: DevProcess) -> None:

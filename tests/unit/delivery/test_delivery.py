@@ -90,20 +90,6 @@ async def test_the_second_mx_is_tried_when_the_first_refuses_the_connection(deli
     assert len(second.envelopes) == 1
 
 
-@pytest.mark.parametrize("stage", ["CONNECT", "EHLO", "MAIL", "RCPT", "DATA"])
-async def test_a_connection_lost_before_the_dot_is_retried_and_delivered_once(delivery, stage: str):
-    scripts = {stage: [DROP, "250 ok"]} if stage not in ("CONNECT", "DATA") else {}
-    scripts |= {"HELO": DROP} if stage == "EHLO" else {}
-    async with delivery.host(replies=scripts or {stage: DROP}) as mx:
-        queue_id = await delivery.send("x@a.test")
-        await delivery.changed.get()
-        mx.replies = {}
-        journey = await delivery.done(queue_id)
-    assert outcomes(journey, "x@a.test")[0] == "deferred"
-    assert outcomes(journey, "x@a.test")[-1] == "relayed"
-    assert len(mx.received("x@a.test")) == 1
-
-
 @pytest.mark.parametrize("lmtp", [False, True])
 async def test_three_attempts_without_an_answer_to_the_dot_are_the_last(delivery, lmtp: bool):
     people = ["x@a.test", "y@a.test"]
@@ -138,23 +124,6 @@ async def test_a_stop_after_the_dot_does_not_count_as_unanswered(delivery) -> No
         never.set()
         journey = await delivery.done(queue_id)
     assert outcomes(journey, "x@a.test") == ["indeterminate"] * 4 + ["relayed"]
-
-
-async def test_expiry_reports_the_last_reply(delivery) -> None:
-    async with delivery.host(replies={"RCPT": "450 4.2.1 never today"}):
-        journey = await delivery.done(await delivery.send("x@a.test", expire_s=0.3))
-    assert states(journey) == {"x@a.test": "expired"}
-    assert "450 4.2.1 never today" in journey.recipients[0].reply
-    assert delivery.reporter.failures_reported == [("x@a.test", "5.4.7")]
-
-
-async def test_recipients_over_the_remote_limit_go_into_further_transactions(delivery) -> None:
-    full = ["250 ok"] * 30 + ["452 4.5.3 too many"] * 20 + ["250 ok"]
-    async with delivery.host(replies={"RCPT": full}) as mx:
-        journey = await delivery.done(await delivery.send(*(f"{n}@a.test" for n in range(50))))
-    assert set(states(journey).values()) == {"relayed"}
-    assert [len(one.addresses) for one in mx.envelopes] == [30, 20]
-    assert {len(one.attempts) for one in journey.recipients} == {1}
 
 
 async def test_the_limits_of_a_host_are_obeyed_within_one_attempt(delivery) -> None:

@@ -63,21 +63,6 @@ async def test_a_rejection_counts_for_all_and_keeps_the_connection(
 
 
 @both_ways
-async def test_an_unsolicited_reply_is_never_taken_for_the_reply_to_the_dot(
-    connected, message, extensions
-):
-    replies = {"DATA": "354 go\r\n250 stale", "DOT": "550 5.7.1 rejected"}
-    async with RemoteMx(extensions=extensions, replies=replies) as mx:
-        connection = await connected(mx)
-        result = await connection.transact(message())
-        assert kinds(result) == {0: Deferred}
-        assert result.outcomes[0].kind is DeferralClass.PROTOCOL
-        assert result.outcomes[0].evidence.status == "4.5.0"
-        assert not result.reusable
-        assert mx.envelopes == []
-
-
-@both_ways
 @pytest.mark.parametrize("reply", ["452 4.5.3 too many", "452 too many", "552 too many"])
 async def test_a_full_transaction_goes_on_in_a_new_one(connected, message, extensions, reply):
     async with RemoteMx(extensions=extensions, rcpt={"c@y.test": [reply, "250 ok"]}) as mx:
