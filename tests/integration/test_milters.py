@@ -72,7 +72,7 @@ def test_an_explanation_asks_the_milters(tmp_path, runs: bool) -> None:
             if not runs:
                 relay.stop()
             assert "milters" not in relay.cli_json(*words)
-            document = relay.cli_json(*words, "--ip=192.0.2.7")
+            document = relay.cli_json(*words, "--ip=2001:db8::7")
             assert document["milters"] == [
                 {
                     "name": "scripted",
@@ -83,7 +83,8 @@ def test_an_explanation_asks_the_milters(tmp_path, runs: bool) -> None:
                 }
             ]
             assert [one["matched"] for one in document["rules"]] == [True]  # it sees the change
-            assert b"192.0.2.7\0" in b"".join(milter.of(b"C"))
+            assert b"2001:db8::7\0" in b"".join(milter.of(b"C"))
+            assert milter.of(b"H") == [b"[IPv6:2001:db8::7]\0"]
             milter.script[b"R"] = packet(b"y", b"550 5.7.1 not to bob\0")
             refused = relay.cli(*words, "--ip=192.0.2.7")
             assert refused.returncode == 65

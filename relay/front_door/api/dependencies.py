@@ -17,7 +17,6 @@ from relay.base.accounts.account import ALL_SCOPES, Account, Role, Scope
 from relay.base.accounts.usage import AccountUsage
 from relay.base.advanceable_clock import AdvanceableClock
 from relay.base.clock import Clock
-from relay.base.message.authentication_results import AuthResult
 from relay.base.message.nexthop import NextHop
 from relay.base.message.status import one_line
 from relay.base.observe.logs import get_logger
@@ -161,7 +160,6 @@ class Question(Struct, frozen=True):
     ip: str = ""
     content: bytes | None = None
     probe: bool = False  # connect to the hosts, and stop before MAIL
-    results: tuple[AuthResult, ...] = ()  # that milters added to the message
 
 
 Explain = Callable[[Question], Awaitable[Mapping[str, Any]]]

@@ -1,10 +1,11 @@
 """Explain where mail for an address goes, and why, without sending anything.
 
-It decides nothing. It asks the route table, the rules, the resolver and the TLS policy in the order
-in which acceptance and delivery ask them, and reports each answer. A running relay uses the objects
-that acceptance and delivery use, and adds the state of sites; explainer_of_files() makes them from
-a configuration. Milters get an SMTP session of the client, which ends after they have decided.
-docs/names.md describes the document.
+It decides nothing. It asks RCPT's checks, then the stages of acceptance up to the fan-out
+(relay/transport/ingress/decision.py), then the resolver and the TLS policy as delivery asks them,
+and reports each answer. A running relay uses the objects that acceptance and delivery use, and adds
+the state of sites; explainer_of_files() makes them from a configuration. Milters get an SMTP
+session of the client, which ends after they have decided. Without a message, the content is empty,
+and what the rules compare of it is unknown. docs/names.md describes the document.
 """
 
 import asyncio
@@ -17,30 +18,21 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from msgspec import Struct, to_builtins
+from msgspec import to_builtins
 from msgspec.structs import replace
 
-from relay.base.accounts.account import Expansion
 from relay.base.clock import Clock, rfc3339
-from relay.base.message.authentication_results import checks_of, read_results
-from relay.base.message.content import MemoryOctets, read_all
-from relay.base.message.envelope import ForwardPath, Source, domain_of
-from relay.base.message.header import Header, ParsedContent
-from relay.base.message.lifecycle import OF_MILTER
+from relay.base.message.authentication_results import checks_of
+from relay.base.message.content import MemoryOctets, size_of
+from relay.base.message.envelope import Envelope, ForwardPath
+from relay.base.message.header import ParsedContent
+from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import CAPTURE, LOCAL, NextHop
 from relay.base.message.outcome import Deferred, Failed
 from relay.base.message.srs import Srs
-from relay.base.message.status import one_line, own_reply
+from relay.base.message.status import one_line
 from relay.base.message.tls_policy import REQUIRETLS
-from relay.base.message.verdict import (
-    JUNK_EMAIL,
-    AddedRecipient,
-    ExaminedMessage,
-    Hold,
-    RecipientVerdict,
-    Verdict,
-    VerdictAction,
-)
+from relay.base.message.verdict import JUNK_EMAIL
 from relay.base.settings.tree import Settings, SmtpListener
 from relay.base.settings.validation import is_trusted
 from relay.delivery.retry import RetrySchedule
@@ -55,21 +47,24 @@ from relay.operation.app.tenant_sets import book_of, load_strictly
 from relay.operation.app.transport import Transport, resolver_of, retry_schedule, site_options
 from relay.store.journeys.details import MilterSaid
 from relay.store.mailbox.usage import Room
-from relay.transport.checks.checker import SenderChecker, SenderQuestion
+from relay.store.spool.types import NewEntry, NewRecipient
+from relay.transport.checks.checker import SenderChecker
+from relay.transport.ingress import arrival
 from relay.transport.ingress.acceptance import POLICY_TIMEOUT_S
-from relay.transport.ingress.arrival import NO_POLICY, TOO_MANY_PARTS
-from relay.transport.ingress.data import Submitter
-from relay.transport.ingress.forwarding import Forwarder, expand_recipients
+from relay.transport.ingress.data import DataReply, Origin, RefusedError
+from relay.transport.ingress.decision import DecidingStages
+from relay.transport.ingress.fanout import HoldTimes
+from relay.transport.ingress.filtering import SessionFilters, simulate
+from relay.transport.ingress.forwarding import ExpandedRecipients, Forwarder
 from relay.transport.ingress.message_limits import RateLimits
-from relay.transport.ingress.sender_checks import SenderChecks, judge
+from relay.transport.ingress.sender_checks import SenderChecks
 from relay.transport.ingress.session_owner import RecipientChecks
+from relay.transport.ingress.stages import DecidedMail, ExaminedMail
 from relay.transport.ingress.strangers import Stranger, StrangerChecks
-from relay.transport.milter.filtered_message import FilterVerdict, NewBodies
-from relay.transport.milter.filters import FilterClient, FilterSession, MilterSet
-from relay.transport.policy.explanation import RulesExplained, explain
+from relay.transport.milter.filters import FilterClient, MilterSet
+from relay.transport.policy.explanation import explain
 from relay.transport.policy.message_parts import TooManyPartsError
 from relay.transport.policy.message_view import UndecidedError
-from relay.transport.policy.rule_book import RuleBook
 from relay.transport.routing.mx_hosts import Hosts, Resolution, outcome_of
 from relay.transport.routing.route_table import RouteTable
 from relay.transport.routing.routes import HopOptions
@@ -100,69 +95,100 @@ async def _room_for_all(_account: str, _size: int) -> Room:
 class Explainer:
     """Explains where mail for an address goes."""
 
-    forwarding: Forwarder  # aliases and the route table, as acceptance uses them
-    rules: Callable[[], RuleBook]  # returns the active rules
+    stages: DecidingStages  # as acceptance decides
     resolve: Resolve  # as delivery resolves next hops
     schedule: RetrySchedule  # as delivery retries
     options: SiteOptions  # of sites, before a route changes them
-    clock: Clock  # for the times of a site's state, and the dates of rules
     places: Mapping[str, RoutePlace]  # of the routes, by name
-    checks: RecipientChecks  # as at RCPT
+    checks: RecipientChecks  # as at RCPT; returns the active rules too
     trusts: Callable[[str], bool]  # whether a client's address is in trusted_networks
-    milters: MilterSet  # as acceptance asks them
-    # returns the checks of a stranger's address, as at RCPT; None: there are none
-    strangers: Callable[[str], Stranger] | None = None
+    listener: SmtpListener | None = None  # the first of role relay, to which the client connects
+    strangers: StrangerChecks | None = None  # as at RCPT; None: there are none
     # returns the present state of the site of these hosts; None: no relay runs
     state_of: Callable[[NextHop, Hosts], SiteState] | None
     # returns why an operator holds what comes for an address, or ""; None: no relay runs
     why_held: Callable[[str], Awaitable[str]] | None = None
     # opens an SMTP session with these hosts, and ends it before MAIL; None: no relay runs
     probe: Callable[[NextHop, Hosts], Awaitable[SiteProbe]] | None = None
-    checker: SenderChecker | None = None  # as acceptance uses it
-    sender_checks: SenderChecks | None = None  # of the first listener of role relay
-    hostname: str = ""  # in the results of sender checks
 
     @property
     def table(self) -> RouteTable:
         """The routes."""
-        return self.forwarding.router
+        return self.stages.forwarding.router
 
     async def explain(self, question: Question) -> dict[str, Any]:
         """Return what would become of the mail. Raises TimeoutError if the rules take too long."""
-        session = None
-        if question.content is not None and question.ip:
-            session = self.milters.session("relay")
-        document = await (self._filtered(question, session) if session else self._checked(question))
+        arrived = self._arrived(question)
+        rejection = await self._rejection_at_rcpt(arrived)
+        prepared = arrival.PreparedMail(arrived, ParsedContent.of(arrived.content))
+        said: Sequence[MilterSaid] = ()
+        try:
+            if question.content is not None and not rejection:
+                prepared = await self._prepared(arrived)
+                said = prepared.arrival.filtered.said
+            examined = self.stages.examined(prepared)
+            document = await self._explained(question, examined, rejection=rejection)
+        except RefusedError as refused:
+            document = self._replaced(question, []) | _rejected(refused.reply.reply)
+            said = said or refused.said
+        finally:
+            prepared.release()
+        if said:
+            document["milters"] = to_builtins(said)
+        if arrived.origin.checks is not None:
+            document["checks"] = checks_of(prepared.arrival.filtered.results)
         if question.probe and self.probe is not None:
             document["probe"] = await self._probed(document)
         return document
 
-    async def _filtered(self, question: Question, session: FilterSession) -> dict[str, Any]:
-        """Ask the milters, then explain the message as they have changed it."""
-        asked = await ask_milters(session, question)
-        if asked.end:
-            sender = Submitter(question.sender, is_trusted=False)
-            return asked.added_to(self._replaced(question.address, sender, []))
-        return asked.added_to(await self._checked(asked.question, question.content))
+    def _arrived(self, question: Question) -> arrival.ArrivedMail:
+        """Return the mail as its client gives it. A client without an address has logged in, if an
+        account has the address of the sender, else it is trusted.
+        """
+        ip, sender, content = question.ip, question.sender, question.content
+        owner = None if ip else self.stages.preparation.accounts.by_address(sender)
+        is_trusted, checks = not ip or self.trusts(ip), None
+        if not (is_trusted or content is None or self.listener is None):
+            checks = SenderChecks.of(self.listener)
+        origin = Origin(
+            ip,
+            helo=f"[IPv6:{ip}]" if ":" in ip else ip and f"[{ip}]",
+            login=owner.address if owner else "",
+            trusted=is_trusted,
+            checks=checks,
+        )
+        to = [ForwardPath(question.address)]  # it has neither a queue id nor a queue time
+        return arrival.ArrivedMail(Envelope(sender), to, content or b"", origin, "", 0, sender)
 
-    async def _checked(self, question: Question, received: bytes | None = None) -> dict[str, Any]:
-        """Check the sender of the message as the client sent it, then explain the message."""
-        checks, content = self.sender_checks, received or question.content
-        is_checked = content is not None and question.ip and not self.trusts(question.ip)
-        if checks is None or self.checker is None or content is None or not is_checked:
-            return await self._explain(question)
-        helo = f"[IPv6:{question.ip}]" if ":" in question.ip else f"[{question.ip}]"
-        asked = SenderQuestion(question.ip, helo, question.sender, self.hostname)
-        ours = await self.checker.check(asked, content, needs_all=self.rules().reads_auth)
-        checked = judge(checks, question.results, ours, ip=question.ip, hostname=self.hostname)
-        document = await self._explain(replace(question, results=checked.results))
-        is_refused_at_rcpt = document["state"] in ("rejected", "invalid") and not document["rule"]
-        if checked.reply and not is_refused_at_rcpt:
-            sender = Submitter(question.sender, is_trusted=False)
-            document = self._replaced(question.address, sender, []) | _rejected(checked.reply)
-        elif checked.in_junk and document["state"] == "local":
-            document["folder"] = JUNK_EMAIL
-        return document | {"checks": checks_of(checked.results)}
+    async def _rejection_at_rcpt(self, arrived: arrival.ArrivedMail) -> str:
+        """Return the reply that rejects the recipient at RCPT, or ""."""
+        [path], sender, origin = arrived.paths, arrived.sender, arrived.origin
+        size_bytes = size_of(arrived.content)
+        answer = await self.checks.answer(path.address, sender, size_bytes=size_bytes)
+        if answer.reply or sender.is_trusted or self.strangers is None or self.listener is None:
+            return answer.reply
+        stranger = Stranger(self.strangers, self.listener, origin.ip)
+        answer = await stranger.refusal(path.address, sender.reverse_path, helo=origin.helo)
+        return answer.reply
+
+    async def _prepared(self, arrived: arrival.ArrivedMail) -> arrival.PreparedMail:
+        """Prepare a message; the milters hear a session of its client. Raises RefusedError."""
+        preparation, origin = self.stages.preparation, arrived.origin
+        session = preparation.milters.session("relay") if origin.ip else None
+        if session is None:
+            return await preparation.prepare(arrived)
+        client, envelope = FilterClient(address=origin.ip), arrived.envelope
+        try:
+            refused = await simulate(
+                session, envelope, arrived.paths, client=client, helo=origin.helo
+            )
+            for answer in refused.values():
+                said = MilterSaid(answer.milter, "", answer.answer, answer.reply)
+                raise RefusedError(DataReply(answer.reply), [said])
+            filters = SessionFilters(session, MESSAGE_BYTES_MAX)
+            return await preparation.prepare(replace(arrived, filters=filters))
+        finally:
+            session.close()
 
     async def _probed(self, document: Mapping[str, Any]) -> Any:
         """Connect to the hosts of the next hop. Return None for mail with several targets or
@@ -179,203 +205,109 @@ class Explainer:
             return None
         return msgspec.to_builtins(await self.probe(next_hop, hosts))
 
-    async def _explain(self, question: Question) -> dict[str, Any]:
-        sender = Submitter(
-            question.sender,
-            not question.ip or self.trusts(question.ip),
-            is_checked=self.sender_checks is not None and question.content is not None,
-            results=question.results,
-        )
-        expand = self._expander(question)
-        expansion = expand(question.address)
-        size_bytes = len(question.content or b"")
-        answer = await self.checks.answer(question.address, sender, size_bytes=size_bytes)
-        rejection = answer.reply
-        if not (rejection or sender.is_trusted or self.strangers is None):
-            stranger = self.strangers(question.ip)
-            rejection = (await stranger.refusal(question.address, question.sender, helo="")).reply
-        if expansion is None:
-            return await self._recipient(question.address, sender, question, rejection=rejection)
-        if not expansion.targets:  # it has forwarded the message before
-            [alias] = expand_recipients([ForwardPath(question.address)], expand).aliases
-            explained = self._replaced(question.address, sender, [])
-            return explained | {"state": "rejected", "reply": alias.reply}
-        asked = {}
-        if (writers := expansion.writers) is not None:
-            by = expansion.targets[0].through[0]
-            asked = {"writers": {"alias": by, "from": writers.named}}
-            if self.forwarding.writer_rejection(question.address, expansion, sender):
-                explained = self._replaced(question.address, sender, [])
-                return explained | asked | {"state": "rejected", "reply": rejection}
-        targets: list[dict[str, Any]] = []
-        for target in expansion.targets:
-            document = await self._recipient(target.address, sender, question, is_copy=True)
-            targets.append(document | {"aliases": [*target.through[1:], target.address]})
+    async def _explained(
+        self, question: Question, examined: ExaminedMail, *, rejection: str
+    ) -> dict[str, Any]:
+        """Explain each recipient by itself. `rejection` is the reply that rejects the address of
+        the question at RCPT, or "".
+        """
+        recipients, expansion = examined.recipients, examined.expand(question.address)
+        targets = [
+            await self._recipient(question, mail, rejection="" if expansion else rejection)
+            for mail in _each_recipient(examined)
+        ]
+        if expansion is not None:
+            for document, target in zip(targets, expansion.targets, strict=False):
+                document["aliases"] = [*target.through[1:], target.address]
         if len(targets) == 1:
             explained = targets[0] | {"address": question.address}
         else:
-            explained = self._replaced(question.address, sender, targets)
+            explained = self._replaced(question, targets)
+        for recipient in recipients.aliases:
+            if not recipient.successors:
+                explained |= _ended(recipient)
         if rejection:
             explained["reply"] = rejection
             if explained["state"] in GOES_ON:  # its mailbox is full
                 explained["state"] = "rejected"
-        return explained | asked
-
-    def _examine(
-        self, address: str, sender: Submitter, question: Question, *, is_copy: bool
-    ) -> RoutingResult:
-        """Return where mail for an address goes, as acceptance does."""
-        header = Header.of(question.content or b"")
-        return self.forwarding.examiner(sender, header)(address, "", is_copy)
-
-    def _expander(self, question: Question) -> Callable[[str], Expansion | None]:
-        """Return the function that expands aliases. It finds loops by the header of the message;
-        without a message there are none.
-        """
-        header = Header.of(question.content or b"")
-        return self.forwarding.expander(question.sender, header)
+        if expansion is not None and expansion.writers is not None:
+            by = expansion.targets[0].through[0]
+            explained["writers"] = {"alias": by, "from": expansion.writers.named}
+        return explained
 
     async def _recipient(
-        self,
-        address: str,
-        sender: Submitter,
-        question: Question,
-        *,
-        rejection: str = "",
-        is_copy: bool = False,
+        self, question: Question, examined: ExaminedMail, *, rejection: str
     ) -> dict[str, Any]:
-        """Explain an address that is not an alias. `rejection` is the reply that rejects it at
-        RCPT, or ""; `is_copy` says that an alias was expanded to this address.
-        """
-        recipient = self._examine(address, sender, question, is_copy=is_copy)
-        document = self._document(address, sender, recipient)
-        if isinstance(recipient, InvalidRecipient):
-            return document | ({"reply": rejection} if rejection else {})
+        """Explain the one recipient of a message. `rejection` is the reply at RCPT, or ""."""
+        [path], [route] = examined.recipients.paths, examined.routes
+        document, rules = self._document(path.address, question, route), self.checks.rules()
         if rejection:
-            return document | {"state": "rejected", "reply": rejection}
-        try:
-            explained = await self._apply_rules(address, sender, question, recipient=recipient)
-        except TooManyPartsError:
-            return document | {"state": "rejected", "reply": TOO_MANY_PARTS.reply}
-        except UndecidedError:
-            return document | {"state": "rejected", "reply": NO_POLICY.reply}
-        document["rules"] = [_rule(rule) for rule in msgspec.to_builtins(explained.rules)]
-        if (deferred := explained.verdict.deferred) is not None:
-            reply = own_reply(deferred.status, deferred.text)
-            return document | {"state": "rejected", "reply": reply, "rule": deferred.rule}
-        [verdict] = explained.verdict.recipients
-        document["rule"] = verdict.rule
-        return document | await self._by_verdict(verdict, sender, recipient, question=question)
-
-    async def _apply_rules(
-        self,
-        address: str,
-        sender: Submitter,
-        question: Question,
-        *,
-        recipient: LocalRecipient | RemoteRecipient,
-    ) -> RulesExplained:
-        """Apply the rules as acceptance does. Raises TimeoutError, and all errors of rules."""
-        claims_local = self.table.is_local_domain(domain_of(sender.reverse_path))
-        message = ExaminedMessage(
-            reverse_path=sender.reverse_path,
-            sender_local=claims_local and sender.is_trusted,
-            recipients=(address,),
-            local=frozenset([address] if recipient.is_local else []),
-            content=ParsedContent.of(question.content or b""),
-            source=Source.SMTP,
-            client=question.ip,
-            login="" if question.ip else sender.reverse_path,
-            recipient_count=1,
-            time_us=self.clock.time_us(),
-            is_own=self.table.is_local_domain,
-            alias_domains=self.table.alias_domains,
-            results=question.results,
-            originals={address.lower(): (question.address,)},
-        )
-        rules = self.rules()
-        if question.content is None:
-            return explain(rules, message, has_content=False)
-        async with asyncio.timeout(POLICY_TIMEOUT_S):  # real time: a thread
-            return await asyncio.to_thread(explain, rules, message)
-
-    async def _by_verdict(
-        self,
-        verdict: RecipientVerdict,
-        sender: Submitter,
-        recipient: LocalRecipient | RemoteRecipient,
-        *,
-        question: Question,
-    ) -> dict[str, Any]:
-        """Return the part of the document that follows from the verdict of the rules."""
-        match verdict.action:
-            case VerdictAction.REJECT:
-                reply = own_reply(verdict.status, verdict.text)
-                return {"state": "rejected", "reply": reply}
-            case VerdictAction.DISCARD:
-                return {"state": "discarded"}
-            case VerdictAction.REDIRECT | VerdictAction.QUARANTINE:
-                expand, addresses = self._expander(question), list[str]()
-                for successor in verdict.successors:
-                    expansion = expand(successor)
-                    expanded = expansion.addresses if expansion is not None else ()
-                    addresses += expanded or (successor,)
-                copies = set(addresses).difference(verdict.successors)
-                targets = [
-                    await self._target(
-                        AddedRecipient(to, verdict.rule), sender, question, is_copy=to in copies
-                    )
-                    | _held(verdict.hold)
-                    for to in dict.fromkeys(addresses)
-                ]
-                return {"state": _state_of_all(targets), "targets": targets}
-            case VerdictAction.DELIVER:
-                if verdict.next_hop:
-                    return await self._chosen(verdict, sender, recipient)
-                hold = verdict.held(in_mailbox=isinstance(recipient, LocalRecipient))
-                return await self._destination(verdict.address, recipient) | _held(hold)
-
-    async def _chosen(
-        self, verdict: RecipientVerdict, sender: Submitter, routed: LocalRecipient | RemoteRecipient
-    ) -> dict[str, Any]:
-        """Return where mail goes if a rule has chosen the next hop."""
-        path = sender.reverse_path
-        chosen = self.table.examine_chosen(
-            verdict.address, verdict.next_hop, routed, reverse_path=path
-        )
-        route = {"route": self._document(verdict.address, sender, chosen)["route"]}
-        hold = verdict.held(in_mailbox=isinstance(chosen, LocalRecipient))
-        return route | await self._destination(verdict.address, chosen) | _held(hold)
-
-    async def _target(
-        self, added: AddedRecipient, sender: Submitter, question: Question, *, is_copy: bool
-    ) -> dict[str, Any]:
-        """Explain an address that a rule put in place of another. No rule runs for it."""
-        asked = Verdict((), (), (ParsedContent.of(question.content or b""),), ())
-        recipient = self.forwarding.examiner_of_added(
-            lambda address, *_: self._examine(address, sender, question, is_copy=is_copy),
-            asked,
-            self.rules().tenants,
-            sender=sender,
-        )(added, added.address, "")
-        document = self._document(added.address, sender, recipient)
-        if isinstance(recipient, InvalidRecipient):
+            document |= {"state": document["state"] or "rejected", "reply": rejection}
+        if document["state"]:
             return document
-        return document | await self._destination(added.address, recipient)
+        message, is_known = self.stages.rule_input(examined), question.content is not None
+        try:
+            async with asyncio.timeout(POLICY_TIMEOUT_S):  # real time: a thread
+                explained = await asyncio.to_thread(explain, rules, message, has_content=is_known)
+        except TooManyPartsError:
+            return document | _rejected(arrival.TOO_MANY_PARTS.reply)
+        except UndecidedError:
+            return document | _rejected(arrival.NO_POLICY.reply)
+        document["rules"] = [_rule(rule) for rule in to_builtins(explained.rules)]
+        if (deferred := explained.verdict.deferred) is not None:
+            reply = arrival.deferral_reply(deferred)
+            return document | _rejected(reply.reply) | {"rule": reply.rule}
+        decided = self.stages.decided(examined, explained.verdict, rules)
+        [verdict], [route] = decided.verdict.recipients, decided.examined.routes
+        document["route"] = self._document(path.address, question, route)["route"]
+        return document | {"rule": verdict.rule} | await self._sorted(question, decided)
 
-    async def _destination(
-        self, address: str, recipient: LocalRecipient | RemoteRecipient
+    async def _sorted(self, question: Question, decided: DecidedMail) -> dict[str, Any]:
+        """Return where the copy of the one recipient goes, or the copies that replace it."""
+        verdict, examined = decided.verdict, decided.examined
+        [successors] = [recipient.successors for recipient in verdict.recipients]
+        additions = tuple([copy for copy in verdict.additions if copy.address in successors])
+        decided = replace(decided, verdict=replace(verdict, additions=additions))
+        fan_out = self.stages.fan_out(decided, HoldTimes())
+        copies: list[tuple[NewRecipient, NewEntry | None]] = [
+            (recipient, queued) for queued in fan_out.entries for recipient in queued.recipients
+        ]
+        ended = [final for final in fan_out.final_recipients if final not in fan_out.aliases]
+        copies += [(recipient, None) for recipient in ended]
+        targets = list[dict[str, Any]]()
+        for recipient, queued in copies:
+            address, route = recipient.path.address, examined.routes[0]
+            if recipient.added_by:
+                route = examined.examine(address, "", False)
+                document = self._document(address, question, route)
+                if not document["state"]:
+                    document |= await self._copy(recipient, queued, route)
+                targets.append(document)
+            elif queued or recipient.state in (RecipientState.FAILED, RecipientState.DISCARDED):
+                return await self._copy(recipient, queued, route)
+        return {"state": _state_of_all(targets), "targets": targets}
+
+    async def _copy(
+        self, recipient: NewRecipient, queued: NewEntry | None, route: RoutingResult
     ) -> dict[str, Any]:
-        """Return where accepted mail for this recipient goes."""
+        """Return where the copy of a recipient goes. `queued` is its entry, None if it has none."""
         document: dict[str, Any]
-        if isinstance(recipient, LocalRecipient):
-            document = {"state": "local", "mailbox": recipient.mailbox}
-        elif recipient.next_hop == CAPTURE:
+        if queued is None:
+            return _ended(recipient)
+        if isinstance(route, LocalRecipient):
+            document = {"state": "local", "mailbox": route.mailbox}
+        elif queued.next_hop == CAPTURE:
             document = {"state": "captured"}
         else:
-            document = await self._hosts_of(recipient.next_hop)
-        reason = recipient.held or (await self.why_held(address) if self.why_held else "")
-        return document | ({"state": "held", "reason": reason} if reason else {})
+            document = await self._hosts_of(queued.next_hop)
+        if queued.extra.folder:
+            document["folder"] = JUNK_EMAIL
+        reason = queued.extra.reason
+        if self.why_held is not None:
+            reason = reason or await self.why_held(recipient.path.address)
+        if reason:
+            document |= {"state": "held", "reason": reason}
+        return document | ({"rule": queued.extra.rule} if queued.extra.rule else {})
 
     async def _hosts_of(self, next_hop: NextHop) -> dict[str, Any]:
         """Return the hosts of a next hop, and how they are contacted."""
@@ -400,7 +332,8 @@ class Explainer:
         strict = isinstance(await usable(demand=REQUIRETLS), Hosts)
         document["tls"] = {"level": tls.policy.level, "policy": policy, "requiretls": strict}
         if self.state_of is not None:
-            document["site"] = _site(self.state_of(next_hop, resolution), self.clock)
+            site = self.state_of(next_hop, resolution)
+            document["site"] = _site(site, self.stages.preparation.clock)
         return document
 
     def _limits(self, via: HopOptions) -> dict[str, Any]:
@@ -412,14 +345,12 @@ class Explainer:
             "source_address": via.source_address,
         }
 
-    def _replaced(
-        self, address: str, sender: Submitter, targets: Sequence[Mapping[str, Any]]
-    ) -> dict[str, Any]:
+    def _replaced(self, question: Question, targets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return the document of an alias with several targets."""
-        document = self._document(address, sender, InvalidRecipient("", ""))
+        document = self._document(question.address, question, InvalidRecipient("", ""))
         return document | {"state": _state_of_all(targets), "targets": list(targets)}
 
-    def _document(self, address: str, sender: Submitter, result: RoutingResult) -> dict[str, Any]:
+    def _document(self, address: str, question: Question, result: RoutingResult) -> dict[str, Any]:
         """Return the document of an address with its route or rejection; the rest is empty."""
         next_hop = state = reply = ""
         way = login = None
@@ -435,7 +366,7 @@ class Explainer:
         place = self.places.get(result.route, _NO_PLACE)
         return {
             "address": address,
-            "from": sender.reverse_path,
+            "from": question.sender,
             "state": state,
             "reply": reply,
             "reason": "",
@@ -461,11 +392,21 @@ class Explainer:
         }
 
 
-def _held(hold: Hold | None) -> dict[str, Any]:
-    """Return the changes that the hold of a rule makes. A release ends the hold of the rule and
-    the hold of the route.
-    """
-    return {} if hold is None else {"state": "held", "reason": hold.reason, "rule": hold.rule}
+def _each_recipient(examined: ExaminedMail) -> Iterator[ExaminedMail]:
+    """Yield the message for each recipient that gets it, without those that milters added."""
+    every = examined.recipients
+    places = zip(every.paths, every.positions, every.forwarded_by, examined.routes, strict=True)
+    for path, position, by, route in places:
+        if path.address not in every.added_by:
+            recipient = ExpandedRecipients((path,), (position,), (by,), every.aliases)
+            yield replace(examined, recipients=recipient, routes=(route,))
+
+
+def _ended(recipient: NewRecipient) -> dict[str, Any]:
+    """Return the state of a recipient that gets nothing."""
+    if recipient.state is RecipientState.DISCARDED:
+        return {"state": "discarded"}
+    return _rejected(recipient.reply)
 
 
 def _rule(finding: dict[str, Any]) -> dict[str, Any]:
@@ -520,47 +461,29 @@ def _failure(outcome: Deferred | Failed | None, at: str) -> dict[str, str] | Non
     return {"at": at, "host": outcome.evidence.host, "reply": outcome.evidence.reply}
 
 
-def _strangers(
-    settings: Settings, checks: StrangerChecks | None
-) -> Callable[[str], Stranger] | None:
-    """Return the checks of the first listener of role relay."""
-    listener = _relay_listener(settings)
-    return partial(Stranger, checks, listener) if checks and listener else None
-
-
 def explainer_of(base: Foundation, transport: Transport) -> Explainer:
     """Return the explainer of a relay that runs."""
-    forwarding, schedule = transport.acceptance.stages.forwarding, retry_schedule(base.settings)
+    stages, schedule = transport.acceptance.stages, retry_schedule(base.settings)
     return Explainer(
-        forwarding=forwarding,
-        rules=base.sources.rules,
+        stages=stages,
         resolve=transport.policies.resolve,
         schedule=schedule,
         options=site_options(base.settings, schedule),
-        clock=base.clock,
         places=base.sources.route_places(),
         checks=RecipientChecks(
-            forwarding, base.store.room, transport.verifier.rejection, rules=base.sources.rules
+            stages.forwarding, base.store.room, transport.verifier.rejection, base.sources.rules
         ),
         trusts=partial(is_trusted, base.settings.smtp),
-        milters=base.milters,
-        strangers=_strangers(base.settings, transport.strangers),
+        listener=_relay_listener(base.settings),
+        strangers=transport.strangers,
         state_of=transport.scheduler.sites.state_of,
         why_held=base.spool.queue_admin.why_held,
         probe=transport.scheduler.probe,
-        checker=transport.acceptance.checker,
-        sender_checks=_sender_checks(base.settings),
-        hostname=base.settings.hostname,
     )
 
 
 def _relay_listener(settings: Settings) -> SmtpListener | None:
     return next((listener for listener in settings.smtp if listener.role == "relay"), None)
-
-
-def _sender_checks(settings: Settings) -> SenderChecks | None:
-    listener = _relay_listener(settings)
-    return SenderChecks.of(listener) if listener else None
 
 
 @contextmanager
@@ -582,27 +505,29 @@ def explainer_of_files(
         )
         schedule = retry_schedule(settings)
         rules = book_of(load_strictly(settings, file), settings)
+        preparation = arrival.Preparation(
+            settings.hostname,
+            accounts,
+            clock,
+            any_sender=False,
+            milters=MilterSet(settings.milter, hostname=settings.hostname),
+            new_body=_BodyInMemory,
+            checker=checker,
+            reads_auth=lambda: rules.reads_auth,
+        )
         explainer = Explainer(
-            forwarding=forwarding,
-            rules=lambda: rules,
+            stages=DecidingStages(preparation, forwarding),
             resolve=resolver.resolve,
             schedule=schedule,
             options=site_options(settings, schedule),
-            clock=clock,
             places=route_places(file, settings),
             checks=RecipientChecks(forwarding, _room_for_all, rules=lambda: rules),
             trusts=partial(is_trusted, settings.smtp),
-            milters=MilterSet(settings.milter, hostname=settings.hostname),
-            strangers=_strangers(
-                settings,
-                StrangerChecks(
-                    resolver.answers_for_clients, is_own=table.is_local_domain, clock=clock
-                ),
+            listener=_relay_listener(settings),
+            strangers=StrangerChecks(
+                resolver.answers_for_clients, is_own=table.is_local_domain, clock=clock
             ),
             state_of=None,
-            checker=checker,
-            sender_checks=_sender_checks(settings),
-            hostname=settings.hostname,
         )
         yield explainer, resolver.close
     finally:
@@ -630,58 +555,6 @@ class _BodyInMemory:
 
     def discard(self) -> None:
         """See IncomingBody."""
-
-
-class AskedMilters(Struct, frozen=True):
-    """The answers of the milters, and their changes to the document."""
-
-    question: Question  # with the message as they have changed it
-    said: tuple[MilterSaid, ...]
-    end: Mapping[str, Any] = {}  # the state of rejected or discarded mail
-    hold: Mapping[str, Any] = {}  # the state of quarantined mail
-
-    def added_to(self, document: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the document with these answers."""
-        hold = self.hold if document["state"] in GOES_ON else {}
-        return {**document, **self.end, **hold, "milters": to_builtins(self.said)}
-
-
-async def ask_milters(session: FilterSession, question: Question) -> AskedMilters:
-    """Ask the milters about a question with a message and a client, and end the session."""
-    steps = (
-        partial(session.connect, FilterClient(address=question.ip)),
-        partial(session.helo, f"[{question.ip}]"),
-        partial(session.mail, question.sender),
-        partial(session.rcpt, question.address),
-        session.data,
-    )
-    content = ParsedContent.of(question.content or b"")
-    try:
-        for step in steps:
-            if (answer := await step()).reply:
-                said = MilterSaid(answer.milter, "", answer.answer, answer.reply)
-                return AskedMilters(question, (said,), _rejected(answer.reply))
-        verdict = await session.message(content, NewBodies(MESSAGE_BYTES_MAX, _BodyInMemory))
-    finally:
-        session.close()
-    return _asked(question, verdict)
-
-
-def _asked(question: Question, verdict: FilterVerdict) -> AskedMilters:
-    if verdict.answer.reply:
-        return AskedMilters(question, verdict.said, _rejected(verdict.answer.reply))
-    if verdict.discarded_by or question.address in verdict.removed:
-        return AskedMilters(question, verdict.said, {"state": "discarded"})
-    content = verdict.content
-    changed = ParsedContent(content.header.prepend(verdict.top), content.rest)
-    question = replace(
-        question, content=read_all(changed.joined()), results=read_results(verdict.results)
-    )
-    hold = {}
-    if verdict.quarantine is not None:
-        rule = f"{OF_MILTER}{verdict.quarantined_by}"
-        hold = {"state": "held", "reason": verdict.quarantine or "quarantined", "rule": rule}
-    return AskedMilters(question, verdict.said, hold=hold)
 
 
 def _rejected(reply: str) -> dict[str, Any]:

@@ -31,7 +31,6 @@ from relay.transport.ingress.sender_checks import judge
 from relay.transport.milter.filtered_message import NewBodies
 from relay.transport.milter.filters import FilterSession, MilterSet
 from relay.transport.policy import engine
-from relay.transport.refusals.refusal import RefusalReason
 
 LOCAL_ERROR = data.DataReply(data.ContentRejection.LOCAL_ERROR)
 # RFC 3463 3.8
@@ -134,7 +133,8 @@ class Preparation(Struct, frozen=True):
     async def prepare(self, arrival: ArrivedMail) -> PreparedMail:
         """Return the message as the milters made it, with the results of our own checks.
 
-        The checks read the content as received, while the milters are asked. Raises RefusedError.
+        The checks read the content as received, while the milters are asked. If they refuse it,
+        `filtered` has the reply. Raises RefusedError.
         """
         origin, checker = arrival.origin, self.checker
         if origin.checks is None or checker is None or not origin.ip:
@@ -156,10 +156,10 @@ class Preparation(Struct, frozen=True):
                 ip=origin.ip,
                 hostname=self.hostname,
             )
-            if checked.reply:
-                raise data.RefusedError(data.DataReply(checked.reply, reason=RefusalReason.CHECKS))
             undo.pop_all()
-        filtered = replace(filtered, results=checked.results, in_junk=checked.in_junk)
+        filtered = replace(
+            filtered, results=checked.results, in_junk=checked.in_junk, refusal=checked.reply
+        )
         header = content.header.prepend(checked.field)
         return replace(
             prepared,

@@ -27,6 +27,7 @@ from relay.base.message.header import Header, fields_end, header_section
 from relay.base.pressure import MemoryBudget
 from relay.formats.encoded_words import decode_words
 from relay.formats.transfer_encoding import LINE_MAX, has_line_over
+from relay.store.journeys.details import MilterSaid
 from relay.store.spool.types import IncomingBody
 from relay.transport.ingress.listener_role import RELAY, ListenerRole
 from relay.transport.ingress.local_users import LocalUser
@@ -140,11 +141,11 @@ class DataReply(Struct, frozen=True):
 
 
 class RefusedError(Exception):
-    """A message is not accepted: `reply` is the reply to the final dot."""
+    """A message is not accepted: `reply` is the reply to the final dot, `said` what milters say."""
 
-    def __init__(self, reply: DataReply) -> None:
+    def __init__(self, reply: DataReply, said: Sequence[MilterSaid] = ()) -> None:
         super().__init__(reply.reply)
-        self.reply = reply
+        self.reply, self.said = reply, said
 
 
 @dataclass(frozen=True, slots=True)

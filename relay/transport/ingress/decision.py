@@ -24,6 +24,7 @@ from relay.transport.ingress.forwarding import (
 )
 from relay.transport.ingress.stages import DecidedMail, ExaminedMail
 from relay.transport.policy.rule_book import RuleBook
+from relay.transport.refusals.refusal import RefusalReason
 from relay.transport.routing.routing_result import InvalidRecipient
 
 
@@ -38,6 +39,8 @@ class DecidingStages(Struct, frozen=True):
         arrival, content = prepared.arrival, prepared.content
         origin, filtered, forwarding = arrival.origin, arrival.filtered, self.forwarding
         sender = arrival.envelope.reverse_path
+        if filtered.refusal:
+            raise RefusedError(DataReply(filtered.refusal, reason=RefusalReason.CHECKS))
         charges = forwarding.reports_to([path.address for path in arrival.paths], sender)
         if charges and size_of(arrival.content) > REPORT_BYTES_MAX:
             raise RefusedError(DataReply(LARGE_REPORT))
@@ -90,7 +93,7 @@ class DecidingStages(Struct, frozen=True):
 
     def decided(self, examined: ExaminedMail, verdict: Verdict, rules: RuleBook) -> DecidedMail:
         """Return the message with the verdict of these rules and that of the milters."""
-        filtered = examined.arrival.filtered
+        filtered, forwarding = examined.arrival.filtered, self.forwarding
         if filtered.in_junk:
             verdict = verdict.into_junk()
         if hold := filtered.hold:
@@ -98,7 +101,9 @@ class DecidingStages(Struct, frozen=True):
         sender = examined.arrival.envelope.reverse_path
         if verdict.sender and sender:
             examined = self._with_sender(examined, verdict.sender)
-        return DecidedMail(examined, verdict, rules, sender)
+        chosen = forwarding.examiner_of_chosen(examined.arrival.sender, examined.content.header)
+        routes = fanout.with_next_hops(examined.routes, verdict, chosen)
+        return DecidedMail(replace(examined, routes=routes), verdict, rules, sender)
 
     def _with_sender(self, examined: ExaminedMail, sender: str) -> ExaminedMail:
         """Return the message with the sender that a rule gave it, and with routes for this sender.
@@ -131,10 +136,9 @@ class DecidingStages(Struct, frozen=True):
                 forwarded_by = aliases.get(added.acted_for) or added.acted_for
             return forwarding.sender_of(forwarded_by, address, reverse_path, trusted=is_trusted)
 
-        chosen = forwarding.examiner_of_chosen(arrival.sender, examined.content.header)
         return fanout.fan_out(
             recipients,
-            fanout.with_next_hops(examined.routes, verdict, chosen),
+            examined.routes,
             verdict,
             expand=examined.expand,
             sender_of=sender_of,

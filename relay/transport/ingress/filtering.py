@@ -132,13 +132,14 @@ def _parameters(argument: str) -> list[str]:
 class FilteredMessage(Struct, frozen=True):
     """What the milters decided about a message that is accepted."""
 
-    said: tuple[MilterSaid, ...] = ()
+    said: tuple[MilterSaid, ...] = ()  # of each that was asked
     results: tuple[AuthResult, ...] = ()  # that they added, and of our own checks
     recipients: Mapping[int, NewRecipient] = {}  # in their final states, by their positions
     added: Mapping[str, str] = {}  # recipients by address, with "milter " and its name
-    hold: Hold | None = None
+    hold: Hold | None = None  # of a milter, for all copies
     refused_by: str = ""  # the milter that refused recipients
     in_junk: bool = False  # DMARC puts it into Junk Email
+    refusal: str = ""  # the reply by which our checks refuse it
 
     def noted(self, event: Event) -> Event:
         """Return the event of step 5 with what the milters said, and all results."""
@@ -168,7 +169,7 @@ async def decide(
     """
     is_simulated = account is not None
     refused = (
-        await _simulate(session, envelope, paths, account=account) if account is not None else {}
+        await simulate(session, envelope, paths, account=account) if account is not None else {}
     )
     verdict = FilterVerdict(content, store)
     by_name = {
@@ -189,7 +190,7 @@ async def decide(
         verdict = FilterVerdict(content, store)
     if of_all and (not is_simulated or of_all.reply.startswith("4")):
         reply = _line(of_all) if is_simulated else of_all.reply
-        raise RefusedError(DataReply(reply, milter=of_all.milter))
+        raise RefusedError(DataReply(reply, milter=of_all.milter), said)
     ended = {}
     for at, path in enumerate(paths, 1):
         if refusal := refused.get(at, of_all):
@@ -239,8 +240,14 @@ def _line(answer: FilterAnswer) -> str:
     return f"{'451' if answer.closes else text[:3]} {text[4:]}"
 
 
-async def _simulate(
-    session: FilterSession, envelope: Envelope, paths: Sequence[ForwardPath], *, account: str
+async def simulate(
+    session: FilterSession,
+    envelope: Envelope,
+    paths: Sequence[ForwardPath],
+    *,
+    account: str = "",
+    client: FilterClient = _LOCALHOST,
+    helo: str = "localhost",
 ) -> dict[int, FilterAnswer]:
     """Simulate the session up to DATA. Return the refusals by the positions of recipients.
 
@@ -248,9 +255,9 @@ async def _simulate(
     """
     sender, refused = envelope.reverse_path, dict[int, FilterAnswer]()
     macros = {"auth_authen": account, "mail_host": domain_of(sender)}
-    answer = await session.connect(_LOCALHOST)
+    answer = await session.connect(client)
     if not answer.reply:
-        answer = await session.helo("localhost")
+        answer = await session.helo(helo)
     if not answer.reply:
         answer = await session.mail(sender, (), macros)
     if answer.reply:

@@ -19,6 +19,8 @@ from relay.operation.app.configuration import RoutePlace
 from relay.operation.app.explain import Explainer
 from relay.operation.cli.explain import explanation_lines
 from relay.store.mailbox.usage import Room
+from relay.transport.ingress.arrival import Preparation
+from relay.transport.ingress.decision import DecidingStages
 from relay.transport.ingress.forwarding import Forwarder
 from relay.transport.ingress.message_limits import RateLimits
 from relay.transport.ingress.session_owner import RecipientChecks
@@ -108,19 +110,22 @@ async def explainer(dns: DnsThread, tmp_path: Path):
             "resolve": resolver.resolve,
             "schedule": RetrySchedule((60.0, 300.0), lambda: 0.0),
             "options": SiteOptions(connections_max=20, unreachable_s=30.0, rate=Rate(100, 60.0)),
-            "clock": clock,
             "accounts": PEOPLE,
             "places": {"checked": RoutePlace("relay.toml", 40)},
             "trusts": lambda ip: ip == "192.0.2.9",
             "state_of": lambda _hop, _hosts: SiteState(0, 0.0, None, 0.0),
-            "milters": MilterSet((), hostname="relay.example.test"),
         }
         parts |= changes
         accounts, given = parts.pop("accounts"), parts.pop("table")
         table = given or RouteTable(ROUTES, ["example.test"], accounts)
         forwarding = Forwarder(accounts, table, Srs(b"x" * 32), clock, RateLimits(clock))
-        checks = RecipientChecks(forwarding, Mailboxes().room)
-        return Explainer(forwarding=forwarding, checks=checks, **parts)
+        checks = RecipientChecks(forwarding, Mailboxes().room, rules=parts.pop("rules"))
+        milters = MilterSet((), hostname="relay.example.test")
+        preparation = Preparation(
+            "relay.example.test", accounts, clock, False, milters, pytest.fail
+        )
+        stages = DecidingStages(preparation, forwarding)
+        return Explainer(stages=stages, checks=checks, **parts)
 
     yield made
     await resolver.close()

@@ -15,17 +15,24 @@ from relay.base.message.envelope import Envelope, ForwardPath
 from relay.base.running_relay import ControlClient
 from relay.delivery.smtp import connect as connecting
 from relay.delivery.smtp.connect import Target
-from relay.operation.app.daemon import Daemon
 from relay.store.journeys.document import Recipient
 from relay.store.spool.types import Selector
 from relay.transport.ingress.data import Origin
 from tests.support.dns_server import DnsThread
 from tests.support.long_tests import sampled
 from tests.support.remote_mx import RemoteMx
+from tests.support.tables import each_row
 
 SENDER = "alice@example.test"
 TRUSTED = Origin(ip="127.0.0.1", helo="client.test", trusted=True)
+LOGIN = Origin(ip="127.0.0.1", helo="client.test", login=SENDER, trusted=True)
 CONTENT = b"From: alice@example.test\r\nSubject: hello\r\n\r\nbody\r\n"
+RULE = "[[rule]]\nname = '{0}'\nwhen = {{ recipient = '{0}@*' {1} }}\nthen = [ {2} ]\n"
+BY_RULE = (
+    ("printer", "", '{ set_sender = "carol@example.test" }'),
+    ("logged", ', login = "alice@example.test"', '{ reject = "5.7.1 of a login" }'),
+    ("any", ', login = "*"', "{ discard = true }"),
+)
 DOMAINS = ("one.test", "two.test", "gone.test", "null.test", "later.test", "silent.test")
 LOCAL_PARTS = ("bob", "moved", "dropped", "refused", "tagged")
 EACH = 5  # configurations in one test
@@ -138,7 +145,7 @@ async def test_explanation_and_delivery_agree(
                 explained = await explain(daemon, address)
                 report = await explain(daemon, SENDER, sender="<>")  # if the mail fails
                 targets.clear()
-                done = await deliver(daemon, address)
+                _, done = await deliver(daemon, address)
                 note = f"seed {seed}: {address}: {changes['route']} {rules} {explained} {done}"
                 assert done is None or address in [one.address for one in done], note
                 assert agrees(explained, done), note
@@ -147,20 +154,50 @@ async def test_explanation_and_delivery_agree(
             await daemon.stop()
 
 
-async def explain(daemon: Daemon, address: str, *, sender: str = SENDER) -> dict[str, Any]:
+@each_row(
+    "address, mail",
+    [
+        ("printer@one.test", {}),
+        ("bob@one.test", {}),
+        ("bob@one.test", {"content": b"Received: by b\r\n" * 101 + CONTENT}),
+        ("bob@one.test", {"content": CONTENT.replace(b"alice", b"carol"), "origin": LOGIN}),
+        ("logged@one.test", {"sender": "alice+tag@example.test", "origin": LOGIN}),
+        ("any@one.test", {"sender": "ann@away.test", "origin": Origin("", "", trusted=True)}),
+    ],
+)
+async def test_an_explanation_goes_through_the_stages_of_acceptance(
+    settings_with, composed, tmp_path, address, mail
+) -> None:
+    (tmp_path / "policies").mkdir(exist_ok=True)
+    (tmp_path / "policies" / "10.toml").write_text("".join(RULE.format(*row) for row in BY_RULE))
+    paper = {"domain": "one.test", "sender": "carol@example.test", "next_hop": "capture"}
+    daemon = composed(settings_with(route=[paper, {"domain": "*", "next_hop": "hold"}]))
+    await daemon.start()
+    try:
+        explained = await explain(daemon, address, **mail)
+        reply, done = await deliver(daemon, address, **mail)
+        assert agrees(explained, done), explained
+        assert done is not None or explained["reply"] == reply
+    finally:
+        await daemon.stop()
+
+
+async def explain(daemon, address, *, sender=SENDER, content=CONTENT, origin=TRUSTED):
     """Ask the relay on its control socket."""
     client = ControlClient(daemon.base.settings.control_socket)
-    query = {"address": address, "from": sender, "ip": TRUSTED.ip}
-    return await asyncio.to_thread(client.post_message, "/explain", query, CONTENT)
+    query = {"address": address, "from": sender, "ip": "" if origin.login else origin.ip}
+    return await asyncio.to_thread(client.post_message, "/explain", query, content)
 
 
-async def deliver(daemon: Daemon, address: str) -> Sequence[Recipient] | None:
-    """Accept a message and return its recipients after the first attempt; None: it was rejected."""
+async def deliver(daemon, address, *, sender=SENDER, content=CONTENT, origin=TRUSTED):
+    """Accept a message and return the reply, and its recipients after the first attempt; None: it
+    was rejected.
+    """
     reply = await daemon.transport.acceptance.accept(
-        Envelope(SENDER), [ForwardPath(address)], CONTENT, origin=TRUSTED
+        Envelope(sender), [ForwardPath(address)], content, origin=origin
     )
     if not reply.queue_id:
-        return None
+        return reply.reply, None
     selector = Selector(ids=(reply.queue_id,), state="queued")
     async with asyncio.timeout(120):
         while True:
@@ -168,7 +205,7 @@ async def deliver(daemon: Daemon, address: str) -> Sequence[Recipient] | None:
             if not await daemon.base.spool.queue_admin.list(selector, limit=1):
                 journey = await daemon.base.journeys.journey(reply.queue_id, account=None)
                 assert journey is not None
-                return journey.recipients
+                return reply.reply, journey.recipients
             await daemon.base.changes.wait_beyond(count)
 
 
