@@ -14,8 +14,6 @@ from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes
 
 GATE = True
-KIB = 1024
-BIG = b"Subject: big\r\n\r\n" + b"0123456789abcdef\r\n" * 20_000  # the spool keeps it as a file
 
 
 def half_written(relay: RelayProcess) -> list[Path]:
@@ -61,16 +59,6 @@ def refusal(relay: RelayProcess, content: bytes) -> tuple[int, bytes]:
         reply = session.data(content)
         assert session.noop()[0] == 250
     return reply
-
-
-def test_smtp_defers_while_the_content_directory_is_read_only(relay: RelayProcess) -> None:
-    (contents,) = [path for path in (relay.folder / "state").iterdir() if "content" in path.name]
-    with read_only(contents):
-        code, text = refusal(relay, BIG)
-        assert (code, text[:5]) == (451, b"4.3.0")
-        assert b"state" not in text
-    assert list(contents.iterdir()) == []
-    relay.until_final(relay.submit("alice@example.test", ["x@a.test"], BIG))
 
 
 def test_smtp_defers_while_another_process_locks_the_spool(relay: RelayProcess) -> None:

@@ -167,27 +167,6 @@ def test_a_damaged_spool_is_refused_and_saved_as_the_page_says(remotes, serve):
     assert relay.metric("relay_queue_unaccounted") == 0
 
 
-def test_verify_reports_a_lost_row_while_the_relay_runs(remotes, serve):
-    remotes.start("a.test", rcpt={"x@a.test": LATER})
-    relay = serve(remotes, config={"delivery": {"retry": ["1h"]}})
-    queue_id = deferred(relay, "lost")
-    connection = apsw.Connection(str(relay.folder / "state" / "spool.sqlite"))
-    connection.set_busy_timeout(5000)
-    connection.execute("DELETE FROM entry WHERE message_id = ?", (queue_id,))
-    connection.close()
-    until("the lost row is counted", lambda: relay.metric("relay_queue_unaccounted") == 1)
-    found = storage_json(relay, "verify", code=DATA)
-    kinds = {one["kind"] for one in found["findings"]}
-    assert kinds == {"lost-row", "unneeded-content", "counters"}
-    assert not any(one["repaired"] for one in found["findings"])
-    assert relay.stop() == OK
-    found = storage_json(relay, "verify", "--recount", code=DATA)
-    assert {one["action"] for one in found["findings"] if one["repaired"]} == {"corrected"}
-    relay.start()
-    assert storage_json(relay, "prune", "--older-than", "0s")["messages"] == 1
-    assert storage_json(relay, "verify")["findings"] == []
-
-
 def test_an_unreadable_page_rejects_new_mail_and_is_reported(remotes, serve):
     remotes.start("a.test", rcpt={"x@a.test": LATER})
     relay = serve(remotes, config={"delivery": {"retry": ["1h"]}})

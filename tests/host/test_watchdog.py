@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import smtplib
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -11,13 +12,12 @@ from typing import Any
 
 import pytest
 
-from relay.operation.app.daemon import serve
+from relay.operation.app.daemon import Daemon, serve
 from tests.support.disks import filled, small_disk
 from tests.support.relay_process import RelayProcess, until
 from tests.support.service_manager import ServiceManager
 from tests.support.vfs import FaultyDisk
 from tests.unit.operation.app.conftest import composed, settings_with  # noqa: F401 - fixtures
-from tests.unit.operation.app.test_failing_disk import Running
 
 GATE = True
 WATCHDOG_S = 1.5
@@ -33,6 +33,16 @@ def manager() -> Iterator[ServiceManager]:
 @pytest.fixture
 def relay(manager: ServiceManager, serve) -> RelayProcess:
     return serve(environment=manager.environment)
+
+
+def submit(daemon: Daemon, subject: str) -> tuple[int, bytes]:
+    """Send a message; return the reply to its final dot."""
+    address = daemon.transport.smtp_servers[0].address
+    with smtplib.SMTP(address.host, address.port, "client.test", 120) as session:
+        session.ehlo()
+        session.mail("x@remote.test")
+        session.rcpt("alice@example.test")
+        return session.data(f"Subject: {subject}\r\n\r\nHello.\r\n")
 
 
 def test_a_stopped_process_gives_no_sign_of_life(relay, manager) -> None:
@@ -124,7 +134,7 @@ async def test_a_blocked_writer_gives_no_sign(settings_with, composed, manager):
         assert await heard(manager.hears_life)
         disk.on_sync = lambda _suffix: may_end.wait()  # as a disk that does not answer
         try:
-            submitted = asyncio.create_task(Running(daemon).submit("waits"))
+            submitted = asyncio.create_task(asyncio.to_thread(submit, daemon, "waits"))
             assert await heard(manager.hears_no_life)
         finally:
             may_end.set()

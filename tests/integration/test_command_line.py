@@ -63,8 +63,6 @@ def test_send_by_smtp_from_standard_input(shared: SharedRelay) -> None:
     ("words", "code", "expected_text"),
     [
         (["nonsense"], USAGE, "nonsense"),
-        (["queue", "retry"], USAGE, "--all"),
-        (["queue", "list", "--older-than", "soon"], USAGE, "--older-than"),
         (["serve", "--role", "pickup"], USAGE, "--role"),
         (["trace", "0000000000000000"], DATA, "0000000000000000"),
         (["queue", "show", "0000000000000000"], DATA, "0000000000000000"),
@@ -72,7 +70,6 @@ def test_send_by_smtp_from_standard_input(shared: SharedRelay) -> None:
         (["send", "--token", "wrong", "--to", "x@a.test", "--body", "x"], NO_PERMISSION, "401"),
         (["send", "--from", "a@b.test", "--to", "nobody@example.test", "--body", "x"], DATA, "550"),
         (["serve"], UNAVAILABLE, "in use by process"),
-        (["queue", "hold", "--all", "--until", "yesterday"], USAGE, "found 'yesterday'"),
         (["import", ".", "--mailbox", "nobody@example.test"], USAGE, "A mailbox that moves"),
     ],
 )
@@ -83,37 +80,6 @@ def test_exit_codes(relay: RelayProcess, words: list[str], code: int, expected_t
     assert expected_text in done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
-
-
-def test_deferred_mail_is_listed_and_retried(remotes: Remotes, serve) -> None:
-    mx = remotes.start("a.test", rcpt={"later@a.test": ["450 4.2.1 not now", "250 2.1.5 Ok"]})
-    relay = serve(remotes, config={"delivery": {"retry": ["1h"]}})
-    queue_id = relay.submit("alice@example.test", ["later@a.test"])
-    relay.until_state(queue_id, "deferred")
-    (entry,) = relay.cli_json("queue", "list")
-    assert entry | {"due": "", "size": 0, "created": ""} == entry | {
-        "id": queue_id,
-        "sender": "alice@example.test",
-        "state": "deferred",
-        "attempts": 1,
-        "due": "",
-        "size": 0,
-        "created": "",
-    }
-    (recipient,) = entry["recipients"]
-    assert recipient["address"] == "later@a.test"
-    assert (recipient["state"], recipient["status"]) == ("deferred", "4.2.1")
-    assert "450 4.2.1 not now" in recipient["reply"]
-    for condition in (["--sender", "nobody*"], ["--domain", "b.test"], ["--state", "queued"]):
-        assert relay.cli_json("queue", "list", *condition) == []
-    waited = relay.cli("wait", queue_id, "--timeout", "0.1")
-    assert waited.returncode == TRY_LATER
-    assert "deferred" in waited.stderr
-    assert len(relay.cli_json("queue", "retry", "--all", "--dry-run")) == 1
-    assert mx.envelopes == []
-    assert len(relay.cli_json("queue", "retry", "--domain", "a.test")) == 1
-    assert relay.cli("wait", queue_id, "--state", "relayed").returncode == OK
-    received(mx, "later@a.test")
 
 
 def test_without_a_daemon_commands_read_the_files(remotes: Remotes, serve) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.ports import free_port
 from tests.support.relay_config import account
-from tests.support.relay_process import RelayProcess, until
+from tests.support.relay_process import RelayProcess
 from tests.support.remotes import Remotes
 from tests.support.tls import Authority, authority
 
@@ -109,31 +109,6 @@ def test_the_demand_goes_with_the_message_over_two_relays(pair: Pair, recipient:
     assert there["client"]["tls"] == "TLSv1.3"
     shown = pair.first.cli("queue", "show", journey["id"]).stdout
     assert "TLS demanded by the message: requiretls" in shown
-
-
-@pytest.mark.parametrize(
-    ("recipient", "reply"),
-    [
-        (
-            "x@clear.test",
-            "the host does not offer STARTTLS, and TLS is required; the message demands",
-        ),
-        ("x@other.test", "no DANE, MTA-STS policy or route vouches for 127.0.0."),
-    ],
-)
-def test_mail_that_no_host_may_have_fails_and_its_bounce_has_the_header_only(
-    pair: Pair, recipient: str, reply: str
-) -> None:
-    before = len(pair.bounces())
-    journey = pair.first.until_final(pair.submit(recipient))
-    attempt = last_attempt(journey)
-    assert (attempt["outcome"], attempt["status"]) == ("failed", "5.7.30")
-    assert reply in attempt["reply"]
-    assert not [one for one in pair.clear.commands if one.startswith("MAIL")]
-    bounce = until("a bounce", lambda: pair.bounces()[before:])[0]
-    assert b"5.7.30" in bounce
-    assert b"Subject: plans" in bounce
-    assert SECRET not in bounce
 
 
 def test_the_demand_holds_over_a_restart_and_a_reroute(pair: Pair) -> None:

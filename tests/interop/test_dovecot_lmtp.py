@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.dovecot import NoDovecotError
 from tests.support.dovecot_daemon import DovecotLmtp
-from tests.support.relay_config import DOMAIN, OPERATOR
+from tests.support.relay_config import DOMAIN
 from tests.support.relay_process import ROOT, RelayProcess, until
 from tests.support.tables import each_row
 
@@ -117,19 +117,6 @@ def test_a_success_is_reported_as_delivered(relay: RelayProcess, domain: str) ->
     )
     reports = [step["detail"] for step in journey["steps"] if step["step"] == 7]
     assert [one["kind"] for one in reports] == ["delivered"]
-
-
-def test_a_missing_socket_defers(relay: RelayProcess) -> None:
-    queue_id = relay.submit("carol@example.test", ["alice@nowhere.test"])
-    answer = relay.graph(
-        "POST",
-        "/relay/v1/queue/reroute",
-        {"ids": [queue_id], "to": f"lmtp:unix:{relay.folder}/missing"},
-        token=OPERATOR,
-    )
-    assert answer.status == 200, answer.body
-    found = relay.until_state(queue_id, "deferred")["recipients"][0]
-    assert f"{relay.folder}/missing: no such file or directory" in found["reply"]
 
 
 @pytest.mark.parametrize("by", ["tcp", "socket"])

@@ -52,28 +52,14 @@ BAD_CONDITIONS = (
     *("$orderby=id,subject,isRead,isDraft,importance,sentDateTime", "$filter=bodyPreview eq 'x'"),
     "$orderby=toRecipients/emailAddress/address",
 )
-BAD_EXPAND = tuple(
-    f"$expand={one}"
-    for one in (
-        *(
-            "colour",
-            "extensions",
-            "attachments($select=colour)",
-            "",
-            "singleValueExtendedProperties",
-        ),
-        *(
-            f"singleValueExtendedProperties({one})"
-            for one in (
-                "",
-                "$filter=id eq 'x'",
-                "$filter=value eq 'String 0x1045'",
-                "$filter=id eq 'String 0x1045' and id eq 'String 0x1044'",
-                "$filter=id eq 'String 0x1045' or ",
-            )
-        ),
-        "singleValueExtendedProperties($filter=id eq 'String 0x1045'),",
-    )
+EXTENDED = "$expand=singleValueExtendedProperties"
+BAD_EXPAND = (
+    *("$expand=colour", "$expand=extensions", "$expand=", "$expand=attachments($select=colour)"),
+    *(EXTENDED, f"{EXTENDED}()", f"{EXTENDED}($filter=id eq 'x')"),
+    f"{EXTENDED}($filter=value eq 'String 0x1045')",
+    f"{EXTENDED}($filter=id eq 'String 0x1045' and id eq 'String 0x1044')",
+    f"{EXTENDED}($filter=id eq 'String 0x1045' or )",
+    f"{EXTENDED}($filter=id eq 'String 0x1045'),",
 )
 _REQUIRED = "ErrorRequiredPropertyMissing"
 _TYPE = "RequestBodyRead"
@@ -100,15 +86,6 @@ _NEW_MESSAGE: tuple[Bad, ...] = (
     ({"attachments": [FILE | {"contentBytes": None}]}, _REQUIRED),
     ({"attachments": [FILE | {"name": ""}]}, _REQUIRED),
     ({"attachments": {}}, _TYPE),
-)
-_ANSWER: tuple[Bad, ...] = (
-    ({"colour": 1}, _TYPE),
-    ({"comment": 5}, _TYPE),
-    ({"message": 5}, _TYPE),
-    (
-        {"message": {"toRecipients": [{"emailAddress": {"address": "no"}}]}},
-        "ErrorInvalidRecipients",
-    ),
 )
 _DESTINATION: tuple[Bad, ...] = (
     ({}, _TYPE),
@@ -149,11 +126,6 @@ _SEND: tuple[Bad, ...] = (
     ({"message": {"subject": "s"}}, "ErrorInvalidRecipients"),
     ({"message": {"toRecipients": to("a@b.test")}, "saveToSentItems": "maybe"}, _TYPE),
     ({"message": {"toRecipients": to("a@b.test")}, "colour": 1}, _TYPE),
-    *(
-        ({"message": {"toRecipients": to("a@b.test"), **one}}, code)
-        for one, code in _NEW_MESSAGE
-        if "toRecipients" not in one
-    ),
 )
 _SETTINGS: tuple[Bad, ...] = (
     ({"timeZone": "Mars"}, "TimeZoneNotSupportedException"),
@@ -226,15 +198,12 @@ ROWS: dict[tuple[str, str], Row] = {
     ("messages/{message}/send", "POST"): Row(conditional=True),
     **{
         (f"messages/{{message}}/{name}", "POST"): Row(
-            {"comment": "c"}, _ANSWER, mime="also", may_be_empty=True
+            {"comment": "c"}, mime="also", may_be_empty=True
         )
         for name in ("reply", "replyall", "createreply", "createreplyall", "createforward")
     },
     ("messages/{message}/forward", "POST"): Row(
-        {"toRecipients": to("a@b.test")},
-        (*_ANSWER, ({}, "ErrorInvalidRecipients")),
-        mime="also",
-        may_be_empty=True,
+        {"toRecipients": to("a@b.test")}, mime="also", may_be_empty=True
     ),
     ("messages/{message}/move", "POST"): Row(
         {"destinationId": "archive"}, _DESTINATION, conditional=True

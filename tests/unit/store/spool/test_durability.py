@@ -100,28 +100,6 @@ async def test_a_message_whose_commit_failed_is_refused_and_not_stored(
     assert seen_after_a_crash(path, copy) == kept
 
 
-async def test_an_outcome_is_not_lost_with_a_failed_commit(disk, spool, make) -> None:
-    claim = (await spool.accept(make())).claims[0]
-    claim_result = ClaimResult(claim, 5, {1: OK})
-    disk.refuses("sync")
-    with pytest.raises(SpoolUnavailableError):
-        await spool.record(claim_result)
-    disk.is_well()
-    assert (await spool.record(claim_result))[0]
-    journey = await spool.journey(claim.message.id)
-    assert journey.state == "relayed"
-
-
-async def test_a_refused_submission_is_accepted_once_when_repeated(disk, spool, make) -> None:
-    disk.refuses("sync")
-    with pytest.raises(SpoolUnavailableError):
-        await spool.accept(make(), submission_key="draft.1")
-    disk.is_well()
-    accepted = await spool.accept(make(), submission_key="draft.1")
-    assert not accepted.repeated
-    assert (await spool.accept(make(), submission_key="draft.1")).queue_id == accepted.queue_id
-
-
 # -- power loss
 
 

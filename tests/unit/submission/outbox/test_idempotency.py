@@ -38,24 +38,6 @@ def refusing(root: Path) -> Iterator[None]:
     aside.rename(keys)
 
 
-async def test_keys_can_be_used_when_the_disk_works_again(place, store, draft):
-    """What could not be recorded is not sent, unless it is requested again."""
-    await store.submissions.submit_new(ALICE, draft(), with_key("before"))
-    with refusing(place.root):
-        with pytest.raises(OutcomeUnknownError):
-            await store.submissions.submit_new(ALICE, draft(), with_key("a"))
-        for slot in ("a", "b"):
-            with pytest.raises(StoreUnavailableError):
-                await store.submissions.find_keyed(ALICE, slot)
-        with pytest.raises(StoreUnavailableError):
-            await store.attend_root()
-    await store.attend_root()
-    assert await store.submissions.find_keyed(ALICE, "a") is None
-    assert (len(place.submissions()), place.left_over()) == (1, [])
-    await store.submissions.submit_new(ALICE, draft(), with_key("a"))
-    assert len(place.submissions()) == 2
-
-
 @pytest.mark.parametrize("at", ["stat", "read_bytes", "listdir", "link"])
 async def test_a_recorded_submission_is_finished_when_the_disk_works_again(
     tmp_path, draft, monkeypatch, at
