@@ -160,23 +160,23 @@ def selector_of_query(query: Mapping[str, str]) -> Selector:
 
     Commas separate IDs; a comma within an ID is percent-encoded, as in UNKNOWN_HEADER.
     """
-    given: dict[str, Any] = {_QUEUE_CONDITIONS.get(name, name): query[name] for name in query}
-    if "ids" in given:
-        given["ids"] = [unquote(text) for text in query["id"].split(",") if text]
+    conditions: dict[str, Any] = {_QUEUE_CONDITIONS.get(name, name): query[name] for name in query}
+    if "ids" in conditions:
+        conditions["ids"] = [unquote(text) for text in query["id"].split(",") if text]
     try:
-        selector = _checked(msgspec.convert(given, Selector, strict=False), given)
+        selector = _checked(msgspec.convert(conditions, Selector, strict=False), conditions)
     except msgspec.ValidationError as error:
         raise bad_request(f"The query: {error}.") from None
     return selector if selector.conditions else Selector(all=True)
 
 
-def _checked(selector: Selector, given: Mapping[str, Any]) -> Selector:
-    """Return a selector, or that of a command, whose fields were `given`.
+def _checked(selector: Selector, body: Mapping[str, Any]) -> Selector:
+    """Return a selector, or that of a command; `body` has the fields that were given.
 
     Raises ApiError 400, also for an empty text, which would select everything.
     """
     for name in TEXT_CONDITIONS:
-        _text_of(given, name)
+        _text_of(body, name)
     states = (*LIVE, WAITING, SubmissionState.SCHEDULED)
     if selector.state and selector.state not in states:
         raise bad_state(selector.state, states)

@@ -111,7 +111,7 @@ def _gate_words(settings: Settings, environment: Environment) -> tuple[str]:
     start = ChildStart(
         settings.observe.log,
         journal=environment.journal_stream,
-        color=not environment.no_color,
+        color="" if environment.no_color else "color",
         node=settings.node_of_many,
         crash_at=environment.crash_at,
     )

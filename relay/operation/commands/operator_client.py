@@ -315,8 +315,8 @@ async def _list(selector: Selector, files: "SpoolFiles") -> EntryList:
 def _query(selector: Selector) -> dict[str, str]:
     """Return a selector as the query parameters of a GET, which has no `all`."""
     texts = {
-        QUERY_NAMES.get(name, name): value if isinstance(value, str) else str(value).lower()
-        for name, value in selector.conditions.items()
+        QUERY_NAMES.get(name, name): sought if isinstance(sought, str) else str(sought).lower()
+        for name, sought in selector.conditions.items()
         if name != "all"
     }
     if selector.ids:  # a Message-ID may have commas

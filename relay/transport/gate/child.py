@@ -11,7 +11,6 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import msgspec
 import uvloop
@@ -168,13 +167,17 @@ def main(words: Sequence[str]) -> None:
     `words` are the number of this descriptor, and a ChildStart.
     """
     ignore_signals()
-    packets, *given = words
-    start = _start_of(given)
+    packets, *start_words = words
+    if len(start_words) > 1:  # an owner of 0.5.0, which runs on if its new version does not start
+        fields = dict(zip(wire.ChildStart.__struct_fields__, start_words, strict=True))
+        start = msgspec.convert(fields, wire.ChildStart)
+    else:
+        start = msgspec.json.decode(start_words[0], type=wire.ChildStart)
     logs.configure(
         start.log,
         clock=SystemClock(),
         environ_journal_stream=start.journal,
-        color=start.color,
+        color=bool(start.color),
         node=start.node,
     )
     load_codecs()
@@ -194,14 +197,6 @@ def main(words: Sequence[str]) -> None:
         os._exit(0)  # closing the loop makes sockets, which the sandbox refuses
 
     uvloop.run(serve())
-
-
-def _start_of(words: Sequence[str]) -> wire.ChildStart:
-    if len(words) == 1:
-        return msgspec.json.decode(words[0], type=wire.ChildStart)
-    # an owner of 0.5.0, which runs on if the new version does not start
-    log, journal, color, node, crash_at = words
-    return wire.ChildStart(cast("logs.Form", log), journal, bool(color), node, crash_at)
 
 
 def _memory_file(octets: bytes) -> Descriptor:

@@ -28,7 +28,7 @@ class ChildStart(Struct, frozen=True):
 
     log: Form
     journal: str = ""  # JOURNAL_STREAM
-    color: bool = False
+    color: str = ""  # "": none
     node: str = ""  # in each line
     crash_at: str = ""  # the crash point of a test
 

@@ -141,10 +141,10 @@ def _range(pattern: str) -> tuple[str, str]:
 
 def _condition(selector: Selector, now_us: int) -> Sql:
     conditions, values = ["", "e.state <> 'final'"], list[Any]()
-    for name, wanted in selector.conditions.items():
+    for name, condition in selector.conditions.items():
         if (sql_of := _SQL[name]) is not None:
-            condition, more = sql_of(wanted, now_us)
-            conditions.append(condition)
+            sql, more = sql_of(condition, now_us)
+            conditions.append(sql)
             values += more
     return " AND ".join(conditions), values
 

@@ -1,7 +1,6 @@
 """/relay/v1, health and metrics: roles, queue commands, and what is not there."""
 
 import asyncio
-from urllib.parse import quote, urlencode
 
 import pytest
 
@@ -37,14 +36,6 @@ async def test_a_list_names_the_ids_that_nothing_has_in_a_header(api: ApiClients
     assert answer.headers["x-relay-unknown"] == "%3Cx%40y%3E,%C3%BC%0A"
     assert "x-relay-unknown" not in (await api.get("/relay/v1/queue?id=q1", "watcher")).headers
     assert answer.headers["x-relay-before-queue"] == "scheduled=1, converting=0"
-
-
-async def test_an_id_of_a_list_may_have_a_comma(api: ApiClients) -> None:
-    ids = ("<a,b%2C@c>", "q1")
-    query = urlencode({"id": ",".join(quote(one, safe="") for one in ids)})
-    assert (await api.get(f"/relay/v1/queue?{query}", "watcher")).status_code == 200
-    ((selector, _),) = api.records.asked
-    assert selector == Selector(ids=ids)
 
 
 async def test_the_control_socket_is_an_operator(api: ApiClients) -> None:
