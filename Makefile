@@ -33,7 +33,7 @@ SYSTEM_PACKAGES ?=
 # Without compiled modules, each process that a test starts would compile all of Relay.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help run venv test test-suites test-long check quick quick-tests lint types layers unused rules subjects bench \
+.PHONY: help run venv test test-suites test-long check quick quick-tests lint types modules layers unused rules subjects bench \
 	bench-here simulate docs clients screenshots crash requirements release image deb clean
 
 help:
@@ -59,7 +59,7 @@ test-suites:
 test-long:
 	@$(MAKE) test TESTS="-m long"
 
-check: lint types layers unused rules subjects
+check: lint types modules layers unused rules subjects
 
 # Whole rooms where decisions are made, of each other room the tests of what it is for, and other people's
 # clients by HTTPS and STARTTLS, whose defaults change with the version of Python. Left out: real processes,
@@ -109,6 +109,13 @@ lint: $(VENV)/development
 
 types: $(VENV)/development
 	$(BIN)/mypy --strict relay
+
+# With the environment of another tree, mypy finds there what is missing here.
+modules: $(VENV)/development
+	@$(BIN)/python -P -c 'import importlib, pkgutil, sys, relay; \
+	    here, [there, *_] = "$(CURDIR)/relay", relay.__path__; \
+	    here == there or sys.exit(f"$(VENV) belongs to {there}, expected {here}"); \
+	    [importlib.import_module(one.name) for one in pkgutil.walk_packages([here], "relay.") if "__main__" not in one.name]'
 
 layers: $(VENV)/development
 	PYTHONPATH=. $(BIN)/lint-imports
