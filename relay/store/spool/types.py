@@ -15,7 +15,7 @@ from enum import IntEnum
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import Struct
@@ -33,7 +33,6 @@ from relay.formats.dsn import ReportedRecipient, ReportKind
 from relay.formats.read_report import RemoteReport
 from relay.store.journeys.events import Event
 
-T = TypeVar("T")
 ContentKey = Any  # of a content: hashable, of a type that only the engine knows
 Key = tuple[str, int]  # of an entry: the id of its message, and its number there
 FIRST_KEY: Key = ("", 0)  # before every entry
@@ -588,15 +587,6 @@ class Selector(Struct, frozen=True):
             return False
         is_general = self.all or self.older_than_s is not None or self == Selector()
         return self.state == "scheduled" or (self.state in ("", "held") and not is_general)
-
-
-def for_each_field(table: Mapping[str, T]) -> Mapping[str, T]:
-    """Return a table with a row for each field of Selector. Raises TypeError for another: without
-    its row, a field would select everything.
-    """
-    if wrong := table.keys() ^ set(Selector.__struct_fields__):
-        raise TypeError(f"no row for a field of Selector, or no field: {', '.join(sorted(wrong))}")
-    return table
 
 
 class SentReceipt(Struct, frozen=True):

@@ -15,7 +15,7 @@ from relay.store.spool.shared.columns import LOGIN, WAITS
 from relay.store.spool.shared.holds import is_of_route
 from relay.store.spool.shared.message_names import naming
 from relay.store.spool.shared.tables import Tables
-from relay.store.spool.types import FIRST_KEY, RESTORED_US, WAITING, Key, Selector, for_each_field
+from relay.store.spool.types import FIRST_KEY, RESTORED_US, WAITING, Key, Selector
 
 STEP = 2000  # keys whose conditions are checked in one query
 _NAMED_MAX = 10_000  # entries of one id
@@ -173,23 +173,24 @@ def _client_is(pattern: str, _now_us: int) -> Sql:  # the row has "HELO [ADDRESS
     return _is_like("m.client", [form.format(like(pattern)) for form in ("{} [%]", "% [{}]")])
 
 
-_SQL: Mapping[str, Callable[[Any, int], Sql] | None] = for_each_field(
-    {
-        "ids": None,  # _named() looks for them
-        "sender": _sender_is,
-        "recipient": _has_recipient,
-        "domain": lambda pattern, now_us: _has_recipient(f"*@{pattern}", now_us),
-        "next_hop": _next_hop_is,
-        "state": lambda state, _: _state_is(state),
-        "subject": None,  # step() compares it
-        "client": _client_is,
-        "login": lambda pattern, _: _is_like(LOGIN.format("m."), [like(with_a_labels(pattern))]),
-        "route": lambda _pattern, _: (_HAS_ROUTE, ()),  # step() decides on each of these
-        "older_than_s": lambda age_s, now_us: ("m.received_us < ?", [now_us - int(age_s * 1e6)]),
-        "restored": lambda _wanted, _: (_IS_RESTORED, (RESTORED_US, 2 * RESTORED_US)),
-        "all": None,  # no condition
-    }
-)
+_SQL: Mapping[str, Callable[[Any, int], Sql] | None] = {
+    "ids": None,  # _named() looks for them
+    "sender": _sender_is,
+    "recipient": _has_recipient,
+    "domain": lambda pattern, now_us: _has_recipient(f"*@{pattern}", now_us),
+    "next_hop": _next_hop_is,
+    "state": lambda state, _: _state_is(state),
+    "subject": None,  # step() compares it
+    "client": _client_is,
+    "login": lambda pattern, _: _is_like(LOGIN.format("m."), [like(with_a_labels(pattern))]),
+    "route": lambda *_: (_HAS_ROUTE, ()),  # step() decides on each of these
+    "older_than_s": lambda age_s, now_us: ("m.received_us < ?", [now_us - int(age_s * 1e6)]),
+    "restored": lambda *_: (_IS_RESTORED, (RESTORED_US, 2 * RESTORED_US)),
+    "all": None,  # no condition
+}
+# a field without SQL would select everything
+if _wrong := _SQL.keys() ^ set(Selector.__struct_fields__):
+    raise TypeError(f"no SQL for a field of Selector, or no field: {', '.join(sorted(_wrong))}")
 
 
 def _address_forms(pattern: str) -> list[str]:
