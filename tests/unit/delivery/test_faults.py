@@ -218,8 +218,8 @@ async def test_a_connection_that_sends_quit_counts_against_the_limit(delivery, m
             second = await delivery.send("2@a.test")
             busy.set()
             await delivery.done(third_id)
-            while third.open:  # from then on there is a connection for whoever wants one
-                await asyncio.sleep(0)
+            # from then on there is a connection for whoever wants one
+            await until(lambda: not third.open)
             for _ in range(200):
                 await asyncio.sleep(0)
             goodbye.set()

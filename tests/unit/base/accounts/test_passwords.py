@@ -20,6 +20,7 @@ from relay.base.accounts.passwords import (
     SuccessTable,
 )
 from relay.base.socket_address import client_of
+from tests.support.events import until
 from tests.support.manual_clock import ManualClock
 from tests.support.tables import each_row
 
@@ -225,8 +226,7 @@ async def test_who_logs_in_while_the_accounts_are_renewed_tries_again(checker, l
 async def test_who_waits_when_the_accounts_are_renewed_tries_again(checker, login, stored):
     stored.may_go.clear()
     checks = [asyncio.create_task(login("right", HOME, user=f"u{n}")) for n in range(5)]
-    while not stored.calls:  # one is checked, the others wait
-        await asyncio.sleep(0)
+    await until(lambda: stored.calls)  # one is checked, the others wait
     checker.close()
     stored.may_go.set()
     assert await asyncio.gather(*checks) == [True, SECOND, SECOND, SECOND, SECOND]

@@ -20,6 +20,7 @@ from relay.delivery.smtp import connection as connection_module
 from relay.delivery.smtp.client_protocol import REPLY_BYTES_MAX, TOO_LONG, ReplyParser
 from relay.delivery.smtp.connect import ConnectError, Target, connect
 from relay.delivery.smtp.connection import Timeouts
+from tests.support.events import until
 from tests.support.remote_mx import EXTENSIONS, RemoteMx
 
 STEP_BY_STEP = [word for word in EXTENSIONS if word != "PIPELINING"]
@@ -103,8 +104,7 @@ async def outcomes_of(host, message, *, lmtp, timeouts):
             result = await connection.transact(message("a@y.test", "b@y.test"))
             outcomes = [result.outcomes[0], result.outcomes[1]]
             await connection.quit()
-        while host.open:
-            await asyncio.sleep(0)
+        await until(lambda: not host.open)
     await asyncio.sleep(0)
     return outcomes
 

@@ -8,6 +8,7 @@ from relay.base.pressure import PressureLevel, PressureReason, PressureState
 from relay.store.spool.queue_commands import Operation, QueueCommand
 from relay.store.spool.types import Selector, SpoolUnavailableError
 from tests.support.api_clients import ApiClients, a_journey, code
+from tests.support.events import until
 from tests.support.tables import each_row
 
 
@@ -134,8 +135,7 @@ async def test_what_is_not_there(api: ApiClients, method: str, path: str, status
 async def test_an_order_that_a_stop_breaks_off_may_be_given_again(api: ApiClients) -> None:
     api.records.allowed.clear()
     asking = asyncio.create_task(api.control.post("/relay/v1/queue/hold", json={"all": True}))
-    while not api.records.asked:
-        await asyncio.sleep(0)
+    await until(lambda: api.records.asked)
     asking.cancel()  # as the server does with what is still in work when its grace time is over
     answer = await asking
     assert code(answer) == (503, "ResourceUnhealthy")

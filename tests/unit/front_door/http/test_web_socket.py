@@ -10,6 +10,7 @@ from wsproto.events import BytesMessage, CloseConnection, Ping, Pong, TextMessag
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.http.http_server import HttpServer
 from relay.front_door.http.web_socket import MESSAGE_BYTES_MAX, WebSocket
+from tests.support.events import until
 from tests.support.http_server import serving
 from tests.support.tables import each_row
 from tests.support.web_socket import WebSocketClient, web_socket
@@ -114,8 +115,7 @@ async def test_a_client_that_does_not_read_is_cut_off() -> None:
 
     async with serving(pour) as server, client_of(server) as client:
         client.writer.transport.pause_reading()
-        while server.state.tasks:
-            await asyncio.sleep(0)
+        await until(lambda: not server.state.tasks)
         assert not server.state.connections
     assert 1 << 20 < sum(sent) < 1 << 25
 

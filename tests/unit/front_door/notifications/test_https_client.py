@@ -15,6 +15,7 @@ from relay.front_door.notifications.https_client import (
     Destinations,
     HttpsClient,
 )
+from tests.support.events import until
 from tests.support.receiver import Receiver
 from tests.support.tables import each_row
 from tests.support.tls import Authority, self_signed
@@ -259,8 +260,7 @@ async def test_nothing_is_written_to_a_connection_that_the_host_has_closed() -> 
         connection = await http_connection.open_http(
             *place, authority="a", host="a", context=None, timeout_s=60
         )
-        while connection.is_open:
-            await asyncio.sleep(0)
+        await until(lambda: not connection.is_open)
         with pytest.raises(HttpError, match=r"the host closed the connection$") as failed:
             await connection.request("GET", "/", timeout_s=60, answer_bytes_max=0)
     assert not failed.value.may_have_arrived

@@ -29,6 +29,7 @@ from relay.front_door.sign_in.token_endpoint import (
     create_sign_in_app,
 )
 from tests.support.accounts import HOSTNAME
+from tests.support.events import until
 from tests.support.graph_fakes import graph_app, refused
 from tests.support.http_server import ANY_PORT
 from tests.support.manual_clock import ManualClock
@@ -319,8 +320,7 @@ async def test_slow_strangers_keep_nobody_from_signing_in(http, sign_in):
     async with asyncio.TaskGroup() as tasks:
         for _ in range(REQUESTS_MAX - 1):
             tasks.create_task(stalled())
-        while len(waiting) < REQUESTS_MAX - 1:
-            await asyncio.sleep(0)
+        await until(lambda: len(waiting) >= REQUESTS_MAX - 1)
         assert await token_of(http)
         stop.set()
 

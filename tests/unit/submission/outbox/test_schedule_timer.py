@@ -8,6 +8,7 @@ import pytest
 from relay.store.mailbox.errors import StoreUnavailableError
 from relay.store.mailbox.pending_submission import PendingSubmission, SendOptions
 from relay.submission.outbox.scheduled import DueSubmissions, ScheduleTimer
+from tests.support.events import until
 from tests.support.manual_clock import ManualClock
 
 SECOND_US = 1_000_000
@@ -97,8 +98,7 @@ async def run():
 async def test_a_clock_that_jumps_is_noticed(directory, run):
     directory.put("a", 86_400)
     timer = await run(directory.timer(wait_s_max=0.02))
-    while not directory.listings:
-        await asyncio.sleep(0)
+    await until(lambda: directory.listings)
     directory.clock.now_us += 86_400 * SECOND_US  # the wall clock alone
     assert await directory.until_ready(1) == ["a"]
     assert timer.count == 0
@@ -107,8 +107,7 @@ async def test_a_clock_that_jumps_is_noticed(directory, run):
 async def test_a_new_submission_that_is_earlier_wakes_the_timer(directory, run):
     directory.put("late", 1000)
     timer = await run(directory.timer(wait_s_max=3600))
-    while not directory.listings:
-        await asyncio.sleep(0)
+    await until(lambda: directory.listings)
     timer.add(directory.put("soon", 0.05))
     directory.clock.advance(0.05)
     timer.add(directory.put("now", 0))
@@ -120,8 +119,7 @@ async def test_memory_is_bounded_and_none_is_forgotten(directory, run):
     for number, name in enumerate(names[:40]):
         directory.put(name, number)
     timer = await run(directory.timer(names_max=4, wait_s_max=3600))
-    while not directory.listings:
-        await asyncio.sleep(0)
+    await until(lambda: directory.listings)
     for number, name in enumerate(names[40:]):
         timer.add(directory.put(name, 0.5 + number / 100))
         await asyncio.sleep(0)

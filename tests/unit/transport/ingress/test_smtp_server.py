@@ -357,8 +357,9 @@ async def test_what_is_sent_in_clear_late_after_starttls_is_discarded(
     async def slow_flush(session):
         is_last_in_clear = b"220 2.0.0" in b"".join(session._replies)
         await flush(session)
-        while is_last_in_clear and session._input.is_empty:
-            await asyncio.sleep(0)
+        async with asyncio.timeout(120):
+            while is_last_in_clear and session._input.is_empty:
+                await asyncio.sleep(0)
         if is_last_in_clear:
             discarded.set()
 

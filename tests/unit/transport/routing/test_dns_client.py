@@ -14,6 +14,7 @@ from relay.transport.routing.dns_client import StubResolver, look_up
 from relay.transport.routing.mx_hosts import NoAnswer, NoName, NoRecords, Records
 from relay.transport.routing.resolver import Resolver
 from tests.support.dns_server import DnsThread
+from tests.support.events import until
 from tests.support.manual_clock import ManualClock
 from tests.support.sender_checks import txt
 from tests.support.tables import each_row
@@ -41,8 +42,7 @@ async def test_dns_queries_in_progress_are_bounded():
     asking = DnsCache(server.ask, clock=ManualClock())
     wanted = [(f"{number}.test", "A") for number in range(2 * QUERIES_MAX)]
     waiting = asyncio.create_task(asking.answers(*wanted))
-    while server.now < QUERIES_MAX:
-        await asyncio.sleep(0)
+    await until(lambda: server.now >= QUERIES_MAX)
     server.open.set()
     assert await waiting == [Records((name,)) for name, _ in wanted]
     assert server.most == QUERIES_MAX

@@ -27,7 +27,7 @@ from relay.store.spool.types import (
     Selector,
     SpoolUnavailableError,
 )
-from tests.support.events import an_event
+from tests.support.events import an_event, until
 from tests.support.operator import HOUR_US, LATER, OK, FakeActiveClaims, command, reroute
 from tests.support.postgres import PostgresServer, database_of
 from tests.support.spool_nodes import Elapsed, beats
@@ -277,8 +277,7 @@ async def test_a_result_that_meets_a_takeover_is_not_recorded_and_one_that_meets
     claim_result = ClaimResult(claim, 5, {1: OK}, goes_on=goes_on)
     recording = asyncio.create_task(node.record(claim_result))
     waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-    while sql(waits) == "0":
-        await asyncio.sleep(0)
+    await until(lambda: sql(waits) != "0")
     await admin.execute("COMMIT")
     await admin.close()
     assert await recording == (change == ORDER, ())

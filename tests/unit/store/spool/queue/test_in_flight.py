@@ -7,6 +7,8 @@ import pytest
 from relay.store.spool.types import DueQuery, Selector, SpoolUnavailableError
 from tests.support.operator import ALL, command
 
+WAIT_S = 120.0  # real time: of what comes
+
 
 @pytest.mark.parametrize("fault", [SpoolUnavailableError("the disk is gone"), ValueError("ours")])
 async def test_a_failed_change_releases_its_claims(
@@ -41,8 +43,9 @@ async def test_a_large_command_runs_in_slices_and_mail_is_accepted_between_them(
     for _ in range(100):
         await spool.accept(make(), claim=False)
     queue_command = asyncio.ensure_future(spool.queue_admin.execute(command("hold")))
-    while not (await spool.queue_admin.list(Selector(state="held"), limit=1)):
-        await asyncio.sleep(0)  # its entries are selected with its first slice
+    async with asyncio.timeout(WAIT_S):
+        while not (await spool.queue_admin.list(Selector(state="held"), limit=1)):
+            await asyncio.sleep(0)  # its entries are selected with its first slice
     accepted = 0
     while not queue_command.done():
         await spool.accept(make(), claim=False)
@@ -60,13 +63,15 @@ async def test_a_command_whose_client_disconnects_finishes_its_slice(
     claims = [(await spool.accept(make(content=content))).claims[0] for _ in range(3)]
     active_claims.waiting |= {one.key for one in claims}
     queue_command = asyncio.ensure_future(spool.queue_admin.execute(command("cancel")))
-    while active_claims.waiting:
-        await asyncio.sleep(0)
+    async with asyncio.timeout(WAIT_S):
+        while active_claims.waiting:
+            await asyncio.sleep(0)
     queue_command.cancel()
     with pytest.raises(asyncio.CancelledError):
         await queue_command
-    while await spool.queue_admin.list(ALL, limit=10):
-        await asyncio.sleep(0)  # until the slice that was started has ended
+    async with asyncio.timeout(WAIT_S):
+        while await spool.queue_admin.list(ALL, limit=10):
+            await asyncio.sleep(0)  # until the slice that was started has ended
     await spool.accept(make())
     await asyncio.sleep(0)
     await spool._queries.read(lambda _: None)
