@@ -197,7 +197,7 @@ def fallback_us(
     """
     if fallback.to is None:
         return NEXT_ATTEMPT
-    if unanswered_s is None or not fallback.after_us or claim.may_have_left:
+    if unanswered_s is None or not fallback.after_us or claim.stays_at_graph:
         return 0
     by = [decision.by for decision in lookup.tls.values()] if lookup is not None else []
     needs_proof = claim.message.envelope.tls == tls_policy.REQUIRETLS

@@ -22,6 +22,7 @@ from itertools import islice
 
 from relay.base.clock import Clock
 from relay.base.message.address import own_mailbox
+from relay.base.message.envelope import OWN_REPORT
 from relay.base.message.nexthop import CAPTURE, Destination, HopKind, NextHop
 from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Failed, Outcome
 from relay.base.observe.logs import get_logger
@@ -61,7 +62,7 @@ class ClaimRerouter:
 
     def takes(self, claim: Claim) -> bool:
         """Take the claim if it must not be attempted at its next hop; return whether it was."""
-        hop, usual = claim.next_hop, claim.message.envelope.reverse_path
+        hop, usual = claim.next_hop, claim.message.routed_as
         # too large for Graph, or with a sender that does not log in: routing knows neither
         is_odd = hop.kind is HopKind.GRAPH or hop.mailbox
         if claim.is_fresh and claim.message.received_us > self.changed_us and not is_odd:
@@ -69,8 +70,10 @@ class ClaimRerouter:
         if claim.extra.in_doubt:
             return self._has_lost_route(claim)
         leaves_hop = self._leaves_hop(claim)
-        may_log_in = hop.mailbox in ("", own_mailbox(claim.extra.sender or usual))
-        must_stay = self.table.must_stay(hop, chosen=claim.extra.chosen) and may_log_in
+        is_report = usual == OWN_REPORT  # each recipient's mailbox logs in
+        may_log_in = is_report or hop.mailbox in ("", own_mailbox(claim.extra.sender or usual))
+        chosen = claim.extra.chosen
+        must_stay = self.table.must_stay(hop, chosen=chosen, is_report=is_report) and may_log_in
         if must_stay and not leaves_hop:
             return False
         senders = [
@@ -102,11 +105,11 @@ class ClaimRerouter:
 
     def _leaves_hop(self, claim: Claim) -> bool:
         """Whether a claim leaves its next hop because of a fallback: it is too large, or an attempt
-        has failed after the time of the route. What Graph may have sent stays.
+        has failed after the time of the route. What Graph may have sent stays, and a report.
         """
         if (fallback := self.table.fallback_for(claim.next_hop)) is None:  # nearly always
             return False
-        if claim.may_have_left:
+        if claim.stays_at_graph:
             return False
         if self.table.is_too_large(claim.next_hop, claim.content_size):
             return fallback.to is not None  # it does not go back
@@ -115,7 +118,7 @@ class ClaimRerouter:
 
     def _sender_for(self, claim: Claim, address: str) -> str:
         """Return the sender by which the routes decide: the address in MAIL where that logs in."""
-        usual, sender = claim.message.envelope.reverse_path, claim.extra.sender
+        usual, sender = claim.message.routed_as, claim.extra.sender
         to = self.table.destination_of(address, usual) if sender else None
         return sender if to is not None and to.next_hop.mailbox else usual
 

@@ -2,6 +2,7 @@
 
 from msgspec.structs import replace as replace_fields
 
+from relay.base.message.envelope import OWN_REPORT, MessageExtra
 from relay.base.message.nexthop import CAPTURE, Destination, NextHop
 from relay.delivery.graph.claim_requests import ClaimRequests
 from relay.store.spool.queue_commands import NO_REPORTS
@@ -102,13 +103,28 @@ async def test_a_message_id_belongs_to_one_request(spool, make, clock) -> None:
     assert not await spool.is_first_with(alone, "<1@a>"), "one behind it has it"
 
 
-async def test_no_reroute_sends_a_report_there(spool, make) -> None:
+async def test_a_reroute_sends_there_no_null_sender_but_a_report_on_trusted_mail(
+    spool, restart, make
+) -> None:
+    asked = []
+
     def to_cloud(_address: str, sender: str) -> Destination:
+        asked.append(sender)
         return Destination(NextHop.parse(HOP) if sender else CAPTURE, chosen=True)
 
     await spool.accept(make(reverse_path=""), claim=False)
     answer = await spool.queue_admin.execute(command("reroute", to=to_cloud))
     assert [(one["result"], one["note"]) for one in answer.entries] == [("unchanged", NO_REPORTS)]
+    report = make(reverse_path="")
+    facts = replace_fields(report.facts, extra=MessageExtra(of_trusted=True))
+    await spool.accept(replace_fields(report, facts=facts), claim=False)
+    spool, asked = await restart(), []
+    answer = await spool.queue_admin.execute(
+        command("reroute", selector=Selector(ids=(f"{facts.id}-1",)), to=to_cloud)
+    )
+    assert ([one["result"] for one in answer.entries], asked) == (["done"], [OWN_REPORT])
+    (claim,) = [one for one in await claims(spool) if one.message.id == facts.id]
+    assert (claim.next_hop.key, claim.message.routed_as) == (HOP, OWN_REPORT)
 
 
 async def test_the_mailbox_behind_a_route_is_not_part_of_its_name(spool, make) -> None:

@@ -70,6 +70,11 @@ class Source(StrEnum):
     REPORT = "report"
 
 
+# In place of a reverse-path where a route is looked up: a delivery report about mail of a trusted
+# client or a login. No reverse-path has brackets.
+OWN_REPORT = "<report>"
+
+
 class MessageExtra(Struct, frozen=True, omit_defaults=True):
     """Fields of a message that no query selects by: one JSON text in its row.
 
@@ -80,6 +85,8 @@ class MessageExtra(Struct, frozen=True, omit_defaults=True):
     by_sender: bool = False  # without a login: the account is that of the reverse-path
     hides_client: bool = False  # reports do not name the client
     verified: bool = False  # a check passed for the domain of a stranger's reverse-path
+    of_trusted: bool = False  # a delivery report about mail of a trusted client or a login
+    sent_report: bool = False  # a report that left as mail, and came back: nothing is reported
 
 
 NO_MESSAGE_EXTRA = MessageExtra()
@@ -104,6 +111,11 @@ class MessageFacts(Struct, frozen=True):
     message_id: str = ""  # of the header, with angle brackets
     subject: str = ""  # of the header, decoded
     extra: MessageExtra = NO_MESSAGE_EXTRA  # fields that no query selects by
+
+    @property
+    def routed_as(self) -> str:
+        """The reverse-path by which routes decide, or OWN_REPORT."""
+        return OWN_REPORT if self.extra.of_trusted else self.envelope.reverse_path
 
 
 class Client(Struct, frozen=True):

@@ -382,6 +382,7 @@ class Route:
     convert: Literal["", "signed"] = ""  # graph://: "signed": also what others have signed (DKIM)
     # graph://: hosts of upload URLs, with those below them, besides the next hop and Microsoft's
     upload_hosts: tuple[Annotated[str, values.parse_domain], ...] = ()
+    reports: bool = False  # graph://: also takes delivery reports about mail of trusted clients
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "domain", self.domain or self.recipient.rpartition("@")[2])

@@ -275,7 +275,7 @@ def as_fallback(route: tree.Route) -> tree.Route:
     tls = "verify" if verifies(route) and (route.ca or not auth) else route.tls
     other = replace(route, next_hop=route.fallback, fallback="", auth=auth, tls=tls)
     other = replace(other, fallback_auth=None, confirm=None, mime_max=None)
-    return replace(other, convert="", upload_hosts=())
+    return replace(other, convert="", upload_hosts=(), reports=False)
 
 
 def _fallback_login(
@@ -345,8 +345,11 @@ def _graph(path: KeyPath, route: tree.Route) -> Found:
             if getattr(route, key):
                 yield (*path, key), f"no {key}: graph:// is HTTPS, and HTTP at a loopback address"
         if route.sender == "<>":
-            yield (*path, "sender"), "addresses: Graph takes no mail with the null reverse-path"
+            expected = "addresses, or reports = true: no other mail with the null sender leaves so"
+            yield (*path, "sender"), expected
         return
+    if route.reports:
+        yield (*path, "reports"), "reports only with a graph:// next hop"
     for key in ("confirm", "mime_max", "convert", "upload_hosts", "fallback_auth"):
         if getattr(route, key) not in (None, "", ()):
             yield (*path, key), f"{key} only with a graph:// next hop"

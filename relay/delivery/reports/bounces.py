@@ -20,10 +20,18 @@ from msgspec.structs import replace
 from relay.base.accounts.account import Expansion
 from relay.base.clock import Clock, Ids, rfc3339, wall_offset_us
 from relay.base.message.content import Content, is_eight_bit, read_all, size_of
-from relay.base.message.envelope import Envelope, ForwardPath, MessageFacts, Notify, Source
+from relay.base.message.envelope import (
+    OWN_REPORT,
+    Envelope,
+    ForwardPath,
+    MessageExtra,
+    MessageFacts,
+    Notify,
+    Source,
+)
 from relay.base.message.header import Header, ParsedContent
 from relay.base.message.lifecycle import RecipientState
-from relay.base.message.nexthop import LOCAL, Destination
+from relay.base.message.nexthop import LOCAL, Destination, NextHop
 from relay.base.message.outcome import Evidence
 from relay.base.message.receipt import ReceiptKind, ReceiptRequest
 from relay.base.message.tls_policy import IF_OFFERED, REQUIRETLS, TlsDemand
@@ -156,12 +164,16 @@ class Reporter:
     hostname: str  # in their addresses and ids
     clock: Clock  # their dates
     ids: Ids  # of reports, and of the messages that they are
-    destination_of: Callable[[str], Destination | None]  # None for an address without a next hop
+    # of an address and the reverse-path; None for an address without a next hop
+    destination_of: Callable[[str, str], Destination | None]
     expire_after_s: float  # as other mail does
     metrics: Metrics  # count them by kind
     rate: str = ""  # of successes and delays to one sender, COUNT/SECONDS; "": no limit
     texts: TextSource = field(default_factory=TextSource)  # what people read
-    expand: Callable[[str], Expansion | None] = lambda _address: None  # of an alias: who gets it
+    # of an alias: who gets it
+    expand: Callable[[str, str], Expansion | None] = lambda _address, _reverse_path: None
+    # as which mail leaves by Microsoft Graph; "" elsewhere
+    graph_mailbox: Callable[[NextHop], str] = lambda _hop: ""
     signer: Signer | None = None  # None: they are not signed
     copies: Copies = field(default_factory=Copies)  # none at first
     strangers: Strangers = "verified"  # who gets a report if their mail fails
@@ -257,7 +269,8 @@ class Reporter:
         """
         if not self.copies.to or subject.kind not in self.copies.kinds:
             return
-        route = self._route_to(self.copies.to) or self._to_postmaster()
+        of_trusted = subject.message.trusted
+        route = self._route_to(self.copies.to, of_trusted=of_trusted) or self._to_postmaster()
         written = self._written(replace(subject, to=self.copies.to))
         yield self._message(written, route, about=subject.message)
 
@@ -332,7 +345,7 @@ class Reporter:
     def _report(self, subject: _Subject) -> tuple[NewMessage | None, Event]:
         """Return the report, None if it is left out, and its event."""
         kind, message = subject.kind, subject.message
-        return_route = self._route_to(message.envelope.reverse_path)
+        return_route = self._route_to(message.envelope.reverse_path, of_trusted=message.trusted)
         if kind not in dsn.FAILURES and (left_out := self._left_out(subject, return_route)):
             return None, self._without_report(subject, left_out)
         if return_route is None:  # the sender's own address has no next hop
@@ -455,6 +468,7 @@ class Reporter:
             account=account,
             message_id=decoded(header, "message-id"),
             subject=dsn.short_subject(header),
+            extra=MessageExtra(of_trusted=route.of_trusted),
         )
         return NewMessage(
             facts,
@@ -464,15 +478,20 @@ class Reporter:
             events=(Event(self.clock.time_us(), routed),),
         )
 
-    def _route_to(self, address: str) -> "_Route | None":
-        """Return where mail for an address goes, for an alias to whom it leads; None if nowhere."""
-        expansion = self.expand(address)
+    def _route_to(self, address: str, *, of_trusted: bool = False) -> "_Route | None":
+        """Return where mail for an address goes, for an alias to whom it leads; None if nowhere.
+        Only a delivery report about trusted mail is `of_trusted`.
+        """
+        reverse_path = OWN_REPORT if of_trusted else ""
+        expansion = self.expand(address, reverse_path)
         if expansion is None:
-            to = self.destination_of(address)
-            return None if to is None else _Route((_entry(to, (address,)),))
+            to = self.destination_of(address, reverse_path)
+            if to is None:
+                return None
+            return _Route((_entry(to, (address,)),), of_trusted=of_trusted)
         groups: dict[tuple[Destination, str], list[str]] = {}
         for target in expansion.targets:
-            to = self.destination_of(target.address)
+            to = self.destination_of(target.address, reverse_path)
             if to is not None:
                 by = "" if to.next_hop == LOCAL else target.forwarded_by
                 groups.setdefault((to, by), []).append(target.address)
@@ -485,13 +504,13 @@ class Reporter:
             state=RecipientState.REDIRECTED if is_one else RecipientState.EXPANDED,
         )
         entries = tuple(_entry(to, group, forwarded_by=by) for (to, by), group in groups.items())
-        return _Route(entries, (alias,))
+        return _Route(entries, (alias,), of_trusted)
 
     def _to_postmaster(self, failed: Sequence[dsn.ReportedRecipient] = ()) -> "_Route":
         """Return where a dead letter goes: to the postmaster's address if that has a route; into
         the mailbox here if `failed` has that address.
         """
-        expansion = self.expand(POSTMASTER)
+        expansion = self.expand(POSTMASTER, "")
         addresses = {recipient.path.address for recipient in failed}
         if expansion is None or addresses & set(expansion.addresses):
             return _TO_POSTMASTER
@@ -505,6 +524,7 @@ class Reporter:
 class _Route(Struct, frozen=True):
     entries: tuple[NewEntry, ...]
     aliases: tuple[NewRecipient, ...] = ()  # that lead there
+    of_trusted: bool = False  # found as OWN_REPORT, by which it is found again
 
     @property
     def needs_smtputf8(self) -> bool:

@@ -114,6 +114,7 @@ def build_transport(base: Foundation) -> Transport:
         rate=settings.reports.per_sender,
         texts=TextSource(sources.texts, partial(_language_of, sources.accounts)),
         expand=base.table.expand,
+        graph_mailbox=base.table.graph_mailbox,
         signer=base.signer,
         strangers=settings.reports.strangers,
     )

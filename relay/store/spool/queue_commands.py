@@ -30,7 +30,10 @@ UNKNOWN_HEADER = "x-relay-unknown"  # of a list over HTTP: percent-encoded, sepa
 BEFORE_QUEUE_HEADER = "x-relay-before-queue"  # of a list over HTTP: scheduled=1, converting=0
 DRAFT_STAYS = "its draft stays in Drafts"  # Microsoft Graph did not delete it
 # why a reroute leaves a report where it is
-NO_REPORTS = "a route to Microsoft Graph takes no mail with the null reverse-path"
+NO_REPORTS = (
+    "this route to Microsoft Graph takes no mail with the null reverse-path, except with reports ="
+    " true delivery reports about mail of trusted clients"
+)
 LIVE = tuple(state for state in RecipientState if TRANSITIONS[state])
 
 

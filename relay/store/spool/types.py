@@ -470,10 +470,11 @@ class Claim(Struct, frozen=True):
         return self.message.id, self.entry_id
 
     @property
-    def may_have_left(self) -> bool:
-        """Whether Microsoft Graph may have sent it: then it goes to no fallback."""
-        is_unanswered = self.next_hop.kind is HopKind.GRAPH and bool(self.extra.unanswered)
-        return is_unanswered or self.extra.in_doubt
+    def stays_at_graph(self) -> bool:
+        """Whether it goes to no fallback: Microsoft Graph may have sent it, or it is a report."""
+        is_at_graph = self.next_hop.kind is HopKind.GRAPH
+        is_unanswered = bool(self.extra.unanswered) or not self.message.envelope.reverse_path
+        return (is_at_graph and is_unanswered) or self.extra.in_doubt
 
     @property
     def expires_us(self) -> int:

@@ -31,7 +31,7 @@ from msgspec.structs import replace
 
 from relay.base.accounts.account import DEAD_LETTER, AccountDirectory, AliasTarget, Expansion
 from relay.base.message.address import literal_address, own_mailbox, untagged
-from relay.base.message.envelope import domain_of, main_address
+from relay.base.message.envelope import OWN_REPORT, domain_of, main_address
 from relay.base.message.nexthop import (
     BY_RULE,
     CAPTURE,
@@ -162,7 +162,7 @@ class RouteTable:
 
     def examine(self, address: str, reverse_path: str = "") -> RoutingResult:
         """Return where mail for `address` goes; its syntax has been checked. Without
-        `reverse_path` it is a report.
+        `reverse_path` it is a report; OWN_REPORT is one that a route to Graph may take.
         """
         if (leaving := self.leaving(address)) is not None:
             return leaving
@@ -177,7 +177,8 @@ class RouteTable:
             return LocalRecipient(self._postmaster, is_answer=True)
         if self._goes_to_simulator(address, domain):
             return RemoteRecipient(NextHop(HopKind.MX, domain))
-        if not reverse_path and self._is_of_host(domain, address):
+        is_report = reverse_path in ("", OWN_REPORT)
+        if is_report and self._is_of_host(domain, address):
             return LocalRecipient(self._postmaster, is_answer=True, is_local=False)
         result = self._examine_by_routes(address, domain, reverse_path)
         if _local_part(address) == "postmaster" and (mailbox := self._postmaster_of(domain)):
@@ -230,7 +231,7 @@ class RouteTable:
                 return self._examine_local(address, route=route.name)
         result = route.result or _examine_mx(address, domain, route=route.name)
         if isinstance(result, RemoteRecipient):
-            result = route.with_mailbox(result, reverse_path)
+            result = route.with_mailbox(result, reverse_path, address)
         if own is None:
             return result
         return self._passed_on(address, own, result, is_named=bool(route.recipient))
@@ -283,10 +284,10 @@ class RouteTable:
                 result = mx
             elif route.result is None:
                 raise LookupError(f"route {name!r} gives no next hop")
-            elif not self._may_take(route, reverse_path):
+            elif not self._may_take(route, route.sender_of(reverse_path, address)):
                 return usual
             else:
-                result = route.with_mailbox(route.result, reverse_path)
+                result = route.with_mailbox(route.result, reverse_path, address)
         if self._confinement is not None and self._confinement.captures(result.next_hop):
             result = RemoteRecipient(CAPTURE, result.route)
         return replace(result, held=usual.held, chosen=True)
@@ -424,6 +425,11 @@ class RouteTable:
             tls_of(next_hop, self._default_options.tls), mime_max=MIME_MAX if is_graph else 0
         )
 
+    def graph_mailbox(self, next_hop: NextHop) -> str:
+        """Return the mailbox as which mail leaves at a graph:// next hop, "" at any other."""
+        login = self.options_for(next_hop).login if next_hop.kind is HopKind.GRAPH else None
+        return login.user if login is not None else ""
+
     def names_of_login(self, next_hop: NextHop, *, whole_domain: bool) -> tuple[str, ...] | None:
         """Return the patterns of addresses that the login at a next hop stands for, `local@domain`
         or `*@domains`: its mailbox, the mailbox's domain and those below it if it is local or
@@ -467,9 +473,10 @@ class RouteTable:
         route = self.named.get(next_hop.route)
         return route is not None and 0 < route.options.mime_max < size
 
-    def must_stay(self, next_hop: NextHop, *, chosen: bool) -> bool:
+    def must_stay(self, next_hop: NextHop, *, chosen: bool, is_report: bool = False) -> bool:
         """Whether mail stays at a next hop wherever the routes lead. Captured mail stays. What a
-        rule or an operator has `chosen` stays, unless it is a route that no longer leads there.
+        rule or an operator has `chosen` stays, unless it is a route that no longer leads there, or
+        an OWN_REPORT (`is_report`) whose route takes none any more.
         """
         if next_hop == CAPTURE or not chosen:
             return next_hop == CAPTURE
@@ -477,11 +484,13 @@ class RouteTable:
         is_named = next_hop.route not in ("", BY_RULE)
         if not is_named or route is None:
             return not is_named
+        if is_report and route.is_graph and not route.takes_reports:
+            return False
         mailbox = next_hop.mailbox
         return route.leads_to(next_hop) and (not mailbox or self._may_take(route, mailbox))
 
-    def _may_take(self, route: TableRoute, reverse_path: str) -> bool:
-        return route.may_take(reverse_path) or route.may_take(self.target_of(reverse_path))
+    def _may_take(self, route: TableRoute, sender: str) -> bool:
+        return route.may_take(sender) or route.may_take(self.target_of(sender))
 
     def _route_behind(self, next_hop: NextHop) -> TableRoute | None:
         """Return the route that says how to contact a next hop."""

@@ -13,7 +13,8 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.base.message.address import own_mailbox
+from relay.base.message.address import own_mailbox, untagged
+from relay.base.message.envelope import OWN_REPORT
 from relay.base.message.nexthop import CAPTURE, LOCAL, HopKind, NextHop
 from relay.base.message.status import split_reply
 from relay.base.message.tls_policy import TlsLevel, TlsPolicy
@@ -212,23 +213,37 @@ class TableRoute:
     fallback: Fallback  # without `to`: it has none
     is_graph: bool  # Graph takes no mail with the null reverse-path
     logs_in_as_sender: bool  # its login is the address in MAIL
+    takes_reports: bool  # of Graph: except OWN_REPORT, as mail from who gets it
 
     def takes(self, address: str, reverse_path: str) -> bool:
         """Whether it takes mail with this reverse-path for an address of its domain."""
-        is_of_sender = not self.sender or validation.sender_matches(self.sender, reverse_path)
-        return is_of_sender and self.may_take(reverse_path) and self.takes_recipient(address)
+        sender = self.sender_of(reverse_path, address)
+        is_of_sender = not self.sender or validation.sender_matches(self.sender, sender)
+        return is_of_sender and self.may_take(sender) and self.takes_recipient(address)
 
-    def may_take(self, reverse_path: str) -> bool:
-        """Whether it can send mail with this reverse-path, also if a rule chooses it."""
+    def may_take(self, sender: str) -> bool:
+        """Whether it can send mail of this sender, also if a rule chooses it."""
         if self.logs_in_as_sender:
-            return validation.sender_matches(self.sender, reverse_path)
-        return bool(reverse_path) or not self.is_graph
+            return validation.sender_matches(self.sender, sender)
+        return bool(sender) or not self.is_graph
 
-    def with_mailbox(self, result: RemoteRecipient, reverse_path: str) -> RemoteRecipient:
-        """Return `result` with the mailbox that logs in at the next hop for this reverse-path."""
+    def sender_of(self, reverse_path: str, address: str) -> str:
+        """Return the address by which its `sender` decides: of an OWN_REPORT, if it takes such, who
+        gets it.
+        """
+        if reverse_path != OWN_REPORT:
+            return reverse_path
+        return address if self.takes_reports else ""
+
+    def with_mailbox(
+        self, result: RemoteRecipient, reverse_path: str, address: str
+    ) -> RemoteRecipient:
+        """Return `result` with the mailbox that logs in at the next hop: the reverse-path, of an
+        OWN_REPORT that of `address`.
+        """
         if not self.logs_in_as_sender:
             return result
-        mailbox = own_mailbox(reverse_path)
+        mailbox = own_mailbox(untagged(address) if reverse_path == OWN_REPORT else reverse_path)
         return replace(result, next_hop=result.next_hop._replace(mailbox=mailbox))
 
     def takes_recipient(self, address: str) -> bool:
@@ -275,6 +290,7 @@ def table_route(number: int, route: Route, default: TlsLevel) -> TableRoute:
         fallback,
         isinstance(action, NextHop) and action.kind is HopKind.GRAPH,
         options.login is not None and options.login.is_sender,
+        route.reports,
     )
 
 

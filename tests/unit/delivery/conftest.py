@@ -129,7 +129,7 @@ class Table:
         assert isinstance(hosts, Hosts)
         return hosts
 
-    def must_stay(self, _next_hop: NextHop, *, chosen: bool) -> bool:
+    def must_stay(self, _next_hop: NextHop, *, chosen: bool, is_report: bool) -> bool:
         return True
 
     def fallback_for(self, _next_hop: NextHop) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import uvloop
 from msgspec.structs import replace
 
-from relay.base.message.envelope import ForwardPath
+from relay.base.message.envelope import Envelope, ForwardPath, MessageExtra
 from relay.base.message.nexthop import NextHop
 from relay.base.message.outcome import Failed, Outcome
 from relay.base.settings.tree import OwnDomain, Route, RouteAuth
@@ -38,6 +38,8 @@ TOKEN = RouteAuth("p@s.test", oauth="o")
 SENT = CloudRequest("P@s.test", "<1@s.test>", (1,), 5, draft="d", sent_us=6)
 AWAITED = {"requests": (SENT,), "fallback_us": 1}
 DRAFT = {"requests": (replace(SENT, sent_us=0),), "fallback_us": 1}
+REPORTS = "graph://c.test:443 reports"
+OF_RECIPIENT = "graph://c.test:443 mine\t1@o.test"
 OWN = "smtps://w.test:465 own\ta@x.test"
 ROUTES = [
     Route("new.test", "capture"),
@@ -105,6 +107,43 @@ def test_what_waits_is_where_the_routes_of_now_send_it(address, key, extra, take
     claim = replace(claim, recipients=(replace(one, path=ForwardPath(address)),))
     assert rerouter.takes(claim) is taken
     assert bool(rerouter.ready) is taken
+
+
+@each_row(
+    "address, key, marked, extra, taken",
+    [
+        ("1@r.test", REPORTS, True, {}, False),
+        ("1@r.test", REPORTS, True, {"fallback_us": 1}, False),  # no report goes to a fallback
+        ("1@r.test", REPORTS, False, {}, True),
+        ("1@g.test", "graph://c.test:443 all", True, {}, True),  # of which the key is gone
+        ("1@g.test", "graph://c.test:443 all", True, {"chosen": True}, True),
+        ("1@g.test", REPORTS, True, {"chosen": True}, False),
+        ("1@o.test", OF_RECIPIENT, True, {}, False),
+        ("1@o.test", OF_RECIPIENT, True, {"chosen": True}, False),
+        ("1@r.test", "mx:r.test", True, {}, True),
+    ],
+)
+def test_a_report_is_where_the_routes_of_now_send_reports(address, key, marked, extra, taken):
+    routes = [
+        Route("r.test", "graph://c.test:443", TOKEN, name="reports", reports=True,
+              fallback="smtp://h.test:25", mime_max=5),
+        Route("*", "graph://c.test:443", RouteAuth("sender", oauth="o"), name="mine",
+              sender="*@o.test", reports=True),
+        *ROUTES,
+    ]  # fmt: skip
+    rerouter = ClaimRerouter(
+        SimpleNamespace(begin=not_run, claims=ClaimsInMemory()),
+        table=RouteTable(routes, [], Directory()),
+        admin=SimpleNamespace(),
+        clock=ManualClock(),
+    )
+    claim = a_claim(next_hop=NextHop.parse(key), extra=EntryExtra(**extra), content_size=9)
+    message = replace(claim.message, envelope=Envelope(""), extra=MessageExtra(of_trusted=marked))
+    (one,) = claim.recipients
+    claim = replace(
+        claim, message=message, recipients=(replace(one, path=ForwardPath(address)),), retry_us=5
+    )
+    assert rerouter.takes(claim) is taken
 
 
 def test_an_address_that_became_invalid_ends_and_the_others_of_its_entry_are_due(tmp_path: Path):

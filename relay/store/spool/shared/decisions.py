@@ -99,7 +99,7 @@ def _reroute_targets(
     onward: dict[Destination, list[int]] = {}
     extra, has_rejected = facts.extra, False
     for number, address in loaded.recipients.get(facts.key, ()):
-        destination = command.to(address, facts.reverse_path or "")
+        destination = command.to(address, facts.routed_as)
         if destination and destination.next_hop.mailbox and extra and extra.sender:
             # the sender of this copy logs in at the next hop
             destination = command.to(address, extra.sender)

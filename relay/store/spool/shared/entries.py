@@ -7,6 +7,7 @@ tables.
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.base.message.envelope import OWN_REPORT
 from relay.base.message.lifecycle import FINAL, RecipientState
 from relay.base.message.nexthop import Destination
 from relay.store.journeys.details import CommandDetail, read_detail
@@ -22,13 +24,20 @@ from relay.store.spool.queue_commands import Operation, QueueCommand, states_bef
 from relay.store.spool.shared.columns import ACCEPTED_COUNTER, LIVE_STATES
 from relay.store.spool.shared.holds import changed_extra, count_holds, note_extra
 from relay.store.spool.shared.tables import OpenTransaction, Tables
-from relay.store.spool.types import ContentKey, EntryExtra, Key, QueueOrder, readable_extra
+from relay.store.spool.types import (
+    ContentKey,
+    EntryExtra,
+    Key,
+    QueueOrder,
+    parse_message_extra,
+    readable_extra,
+)
 
 # The columns in the order of EntryFacts.
 ENTRY = (
     "SELECT e.message_id, e.number, e.state, e.claimed, e.epoch, e.content_id, e.priority,"
     " e.next_hop, e.retry_us, e.due_us, e.warn_us, e.lane, e.attempts, e.cause, e.cause_attempts,"
-    " e.extra, m.expires_us, m.reverse_path, m.subject, m.size, m.received_us"
+    " e.extra, m.expires_us, m.reverse_path, m.subject, m.size, m.received_us, m.extra"
     " FROM entry e LEFT JOIN message m ON m.id = e.message_id"
     " WHERE e.message_id = ? AND e.number = ?"
 )
@@ -97,6 +106,7 @@ class EntryFacts(Struct, frozen=True, gc=False):
     subject: str | None = None  # of its message
     size: int | None = None  # of its message, in octets
     received_us: int | None = None  # of its message
+    message_extra: str | None = None  # MessageExtra
 
     @property
     def key(self) -> Key:
@@ -107,6 +117,14 @@ class EntryFacts(Struct, frozen=True, gc=False):
     def extra(self) -> EntryExtra | None:
         """Its EntryExtra, None if that cannot be read."""
         return readable_extra(self.extra_text)
+
+    @property
+    def routed_as(self) -> str:
+        """The reverse-path by which routes decide, or OWN_REPORT."""
+        with suppress(ValueError):  # damaged
+            if parse_message_extra(self.message_extra or "").of_trusted:
+                return OWN_REPORT
+        return self.reverse_path or ""
 
     @property
     def ends_alone(self) -> bool:

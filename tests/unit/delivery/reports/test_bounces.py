@@ -13,6 +13,7 @@ from relay.base.accounts.account import AliasTarget, Expansion
 from relay.base.clock import Ids
 from relay.base.message.content import LargeContent, MemoryOctets
 from relay.base.message.envelope import (
+    OWN_REPORT,
     Envelope,
     ForwardPath,
     MessageExtra,
@@ -26,7 +27,7 @@ from relay.base.message.outcome import Evidence
 from relay.base.message.receipt import ReceiptKind, ReceiptRequest
 from relay.base.message.verdict import RuleMail
 from relay.base.observe.metrics import Metrics
-from relay.delivery.reports.bounces import NOTICES_MAX, Reporter, decide_reports
+from relay.delivery.reports.bounces import NOTICES_MAX, Copies, Reporter, decide_reports
 from relay.delivery.reports.texts import TextSource
 from relay.formats.dsn import ReportedRecipient, ReportKind
 from tests.support.manual_clock import ManualClock
@@ -62,12 +63,17 @@ class CountedReporter:
             hostname="relay.example.com",
             clock=self.clock,
             ids=Ids(self.clock, random_bytes=self._chance),
-            destination_of=self.hops.get,
+            destination_of=self._destination_of,
             expire_after_s=3600,
             metrics=self.metrics,
             **more,
         )
         self._made = 0
+        self.asked: list[str] = []  # the reverse-path of each look-up
+
+    def _destination_of(self, address, reverse_path):
+        self.asked.append(reverse_path)
+        return self.hops.get(address)
 
     def _chance(self, length):
         self._made += 1
@@ -126,7 +132,7 @@ def test_a_bounce_for_an_alias_goes_to_all_that_it_leads_to(reporter):
         {"bob@example.com": Destination(LOCAL)}
         | dict.fromkeys((to[1], to[3]), Destination(outside, held="route r"))
     )
-    reporter.reporter.expand = aliases.get
+    reporter.reporter.expand = lambda address, _: aliases.get(address)
     plan = reporter.failures([recipient()])
     (report,) = plan.messages
     found = [
@@ -148,6 +154,37 @@ def test_a_bounce_for_an_alias_goes_to_all_that_it_leads_to(reporter):
         "local": ["bob@example.com"],
         "mx:outside.test": ["carol@outside.test", "dave@outside.test"],
     }
+
+
+def own_mail(reporter, kind):
+    """The mail that this relay makes about trusted mail, which is no delivery report."""
+    if kind == "receipt":
+        request = ReceiptRequest("m", "alice@example.com", "r")
+        return reporter.receipt(ReceiptKind.READ, request, "q", is_manual=False).messages[0]
+    if kind == "dead letter":
+        about = replace(MESSAGE, source=Source.REPORT)
+        plan = reporter.reports(ReportKind.FAILED, about, [recipient()], content=CONTENT)
+        return plan.messages[0]
+    mail = RuleMail("alice@example.com", "a rule", (), "" if kind == "journal" else "text")
+    return reporter.rule_mail(mail, about=MESSAGE, write=lambda _: CONTENT)
+
+
+@each_row("trusted", [True, False])
+def test_only_delivery_reports_about_trusted_mail_may_leave_by_graph(trusted):
+    copies = Copies("älice@example.com", frozenset({"failure"}))
+    reporter = CountedReporter(copies=copies)
+    message = replace(MESSAGE, trusted=trusted, extra=MessageExtra(verified=True))
+    report, copy = reporter.failures([recipient()], message).messages
+    found = {report.facts.extra.of_trusted, copy.facts.extra.of_trusted}
+    assert found == {trusted}
+    assert reporter.asked[-2:] == [OWN_REPORT if trusted else ""] * 2, "as it is rerouted"
+    others = [
+        own_mail(reporter.reporter, kind) for kind in ("receipt", "dead letter", "journal", "")
+    ]
+    reporter.hops.clear()  # the postmaster gets the rest
+    reporter.reporter.copies = Copies()
+    others += reporter.failures([recipient()], message).messages
+    assert [other.facts.extra.of_trusted for other in others] == [False] * 5
 
 
 STRANGERS = replace(MESSAGE, envelope=Envelope("ann@sender.test"), trusted=False, account="")

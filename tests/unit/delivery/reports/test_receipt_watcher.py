@@ -66,7 +66,7 @@ class World:
             hostname="relay.example.test",
             clock=self.clock,
             ids=self.ids,
-            destination_of=lambda _: Destination(LOCAL),
+            destination_of=lambda *_: Destination(LOCAL),
             expire_after_s=3600,
             metrics=self.metrics,
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from relay.base.accounts.account import Account
+from relay.base.message.envelope import OWN_REPORT
 from relay.base.message.nexthop import BY_RULE, CAPTURE, LOCAL, Destination, HopKind, NextHop
 from relay.base.message.tls_policy import TlsPolicy
 from relay.base.settings.tree import SENDER, OwnDomain, Route, RouteAuth
@@ -497,6 +498,37 @@ GRAPH_ROUTES = [
     Route("b.test", "graph://g.test:443", CLOUD, name="cloud"),
     Route("*", "graph://g.test:443", AS_SENDER, sender="*@a.test", name="own"),
 ]
+
+
+WITH_REPORTS = [replace_route(route, reports=True) for route in GRAPH_ROUTES]
+
+
+@each_row(
+    "address, way, routes, key",
+    [
+        ("x@b.test", "", WITH_REPORTS, GRAPH),
+        ("x@b.test", "", GRAPH_ROUTES, "mx:b.test"),
+        ("x@b.test", "own", WITH_REPORTS, GRAPH),  # its sender is who gets the report
+        ("ann+x@a.test", "", WITH_REPORTS, OWN.replace("+x", "")),  # its mailbox has no tag
+        ("ann@a.test", "", GRAPH_ROUTES, "mx:a.test"),
+        ("x@c.test", "", WITH_REPORTS, REST),
+        ("x@c.test", "cloud", WITH_REPORTS, GRAPH),
+        ("x@c.test", "cloud", GRAPH_ROUTES, REST),
+        ("ann+x@a.test", "own", WITH_REPORTS, OWN.replace("+x", "")),
+    ],
+)
+def test_a_route_with_reports_takes_a_report_to_its_sender(address, way, routes, key):
+    made = RouteTable(routes, [], Accounts())
+    found = made.examine(address, OWN_REPORT)
+    if way:
+        found = made.examine_chosen(address, f"route:{way}", found, reverse_path=OWN_REPORT)
+        there = made.lookup_by_route(way)(address, OWN_REPORT)
+        assert (there and there.next_hop) == (found.next_hop if found.route == way else None)
+    assert found.next_hop.key == key
+    domain = address.partition("@")[2]
+    assert made.examine(address).next_hop.key == f"mx:{domain}", "no other null sender"
+    mailbox = made.graph_mailbox(found.next_hop)
+    assert mailbox == {GRAPH: "p@a.test", OWN.replace("+x", ""): "ann@a.test"}.get(key, "")
 
 
 @each_row(
