@@ -52,6 +52,7 @@ For Microsoft Graph (step 6):
 
 - `graph_copy`: To, Cc and Bcc are exactly the recipients of a request; what leaves these fields
 - `graph_draft`: a message as a draft in JSON and its files; which messages are not converted
+- `report_as_mail`: a bounce as mail of a mailbox: its author, attachments, X-Relay-Report
 
 Reports and disclaimers:
 

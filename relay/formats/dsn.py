@@ -161,7 +161,8 @@ def write_dsn(
     failed = [address for address in addresses if address.isascii()]
     if failed and report.kind is ReportKind.FAILED:
         head += field("X-Failed-Recipients", ", ".join(failed[:_NAMED_RECIPIENTS_MAX]))
-    return joined_report(head, "delivery-status", parts, boundary=f"=_dsn_{report_id}")
+    kind = "multipart/report; report-type=delivery-status"
+    return joined_report(head, kind, parts, boundary=f"=_dsn_{report_id}")
 
 
 def report_fields(
@@ -189,9 +190,9 @@ def report_fields(
 
 
 def joined_report(
-    head: bytes, report_type: str, parts: Sequence[ReportPart], *, boundary: str
+    head: bytes, media_type: str, parts: Sequence[ReportPart], *, boundary: str
 ) -> bytes:
-    """Return a multipart/report with the fields of `head`.
+    """Return a multipart of this type with the fields of `head`.
 
     A `boundary` that occurs in a part is extended.
     """
@@ -200,8 +201,7 @@ def joined_report(
     delimiter = f"\r\n--{boundary}\r\n".encode("ascii")
     label = b"" if all(map(bytes.isascii, written)) else b"Content-Transfer-Encoding: 8bit\r\n"
     content_type = (
-        f"MIME-Version: 1.0\r\nContent-Type: multipart/report; report-type={report_type};\r\n"
-        f' boundary="{boundary}"\r\n'
+        f'MIME-Version: 1.0\r\nContent-Type: {media_type};\r\n boundary="{boundary}"\r\n'
     ).encode("ascii")
     opening = head + content_type + label
     return opening + b"".join(delimiter + part for part in written) + delimiter[:-2] + b"--\r\n"

@@ -166,7 +166,8 @@ def write_mdn(receipt: Receipt, *, words: dsn.HumanPart, report_id: str) -> byte
         dsn.human_part(words, report_id),
         dsn.ReportPart(f"message/{subtype}", _disposition(receipt)),
     )
-    return dsn.joined_report(head, "disposition-notification", parts, boundary=f"=_mdn_{report_id}")
+    kind = "multipart/report; report-type=disposition-notification"
+    return dsn.joined_report(head, kind, parts, boundary=f"=_mdn_{report_id}")
 
 
 def _disposition(receipt: Receipt) -> bytes:

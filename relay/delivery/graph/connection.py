@@ -11,7 +11,8 @@ nothing is made or sent: a draft is sent again, or deleted, at the earliest SENT
 of the answer was noted. If the id is gone, a message with its Message-ID that is not older than the
 draft, by the clock of Graph, is the sent one; it is looked for until LOOKED_FOR_US have passed.
 
-What is larger than the route's mime_max is converted, and its files are added one by one
+A delivery report leaves as mail of the mailbox (relay.formats.report_as_mail), never converted.
+What else is larger than the route's mime_max is converted, and its files are added one by one
 (relay.delivery.graph.filling). Until /send such a draft stands in `uploads`, which no resumption
 sends: who finds it there deletes it, and makes another one.
 
@@ -72,6 +73,7 @@ from relay.delivery.smtp.transaction import (
 )
 from relay.formats.graph_copy import graph_copy, sole_message_id
 from relay.formats.graph_draft import NotConverted, graph_draft
+from relay.formats.report_as_mail import report_as_mail
 from relay.store.spool.types import UPLOADS_MAX, CloudRequest
 
 # limit: the answer of Microsoft Graph to a GET
@@ -378,6 +380,7 @@ class _GraphTransaction:
         elsewhere = [draft for draft in self._requests.noted.requests if draft not in self._open]
         self._uploads = [*self._requests.noted.uploads, *elsewhere]
         self._found: dict[str, Any] = {}  # about the copy, for the evidence
+        self._is_report = not transaction.envelope.reverse_path  # no other null sender comes here
 
     async def run(self) -> dict[int, Outcome]:
         """Ask what became of earlier requests, then make one for recipients that are in none.
@@ -468,7 +471,7 @@ class _GraphTransaction:
         """Make a request for these recipients."""
         requests, session, options = self._requests, self._session, self._session.options
         request = CloudRequest(session.login.user, "", tuple(numbers), 0)
-        if requests.size > options.mime_max:
+        if requests.size > options.mime_max and not self._is_report:
             if options.confirm:
                 return await self._convert(request)
             has, most = f"{requests.size} bytes", f"{options.mime_max} (mime_max)"
@@ -619,9 +622,14 @@ class _GraphTransaction:
     # -- what all of them use
     async def _body(self, request: CloudRequest) -> bytes:
         """Return the base64 of the copy for a request. Raises UnreadableError."""
-        content, addresses = self._transaction.content, self._addresses(request)
+        addresses, most = self._addresses(request), self._session.options.mime_max
+        as_mail = partial(
+            report_as_mail, mailbox=request.mailbox, recipients=addresses, octets_max=most
+        )
 
         def encoded() -> tuple[bytes, tuple[str, ...]]:
+            content = self._transaction.content
+            content = as_mail(content) if self._is_report else content
             copy = graph_copy(content, addresses, message_id=request.message_id)
             return b64encode(read_all(copy.content)), copy.left_out
 

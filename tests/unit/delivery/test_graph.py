@@ -1,7 +1,8 @@
 """Delivery by Microsoft Graph: once, whatever answers are lost; who gets it; what each answer means."""
 
 import asyncio
-from itertools import count
+import email
+from itertools import count, product
 from random import Random
 
 import pytest
@@ -31,6 +32,7 @@ from tests.support.fake_graph import OTHERS_ID, FakeGraph, Item, error
 from tests.support.journeys import states
 from tests.support.manual_clock import ManualClock
 from tests.support.receiver import Receiver
+from tests.support.sample_reports import report
 from tests.support.tables import each_row
 from tests.support.tls import authority, certificate
 
@@ -39,6 +41,8 @@ TIMEOUTS = Timeouts()
 LOGIN = Credentials("o'hara@a.test", oauth="m365")
 SECONDS_US = 1_000_000
 MESSAGE = b"Message-ID: <o'1@a.test>\r\nTo: r0@x.test, r1@x.test, eve@e.test\r\n\r\nbody\r\n"
+
+REPORT = report()
 
 
 async def get_token(_login, use, refused) -> str:
@@ -69,8 +73,8 @@ async def graph(clock):
 class Spooled:
     """A claim: its live recipients by number, and the requests that are durable."""
 
-    def __init__(self, clock, count, content=MESSAGE) -> None:
-        self.clock, self.content = clock, content
+    def __init__(self, clock, count, content=MESSAGE, sender="a@a.test") -> None:
+        self.clock, self.content, self.sender = clock, content, sender
         self.live = {number: f"r{number}@x.test" for number in range(count)}
         self.noted, self.recipients, self.only_ask = NO_EXTRA, (), False
         self.size, self.is_sending = len(content), False
@@ -107,7 +111,7 @@ class Spooled:
             self.recipients = left
             paths = tuple(ForwardPath(self.live[number]) for number in left)
             result = await session.transact(
-                Transaction(Envelope("a@a.test"), paths, self.content, graph=self)
+                Transaction(Envelope(self.sender), paths, self.content, graph=self)
             )
             self.outcomes |= {left[index]: one for index, one in result.outcomes.items()}
             for number, outcome in self.outcomes.items():
@@ -207,10 +211,10 @@ async def killed(graph, claim, moment: int) -> bool:
     ],
 )
 async def test_a_kill_at_any_moment_is_no_second_copy(before, moments) -> None:
-    for moment in range(moments + 1):
+    for moment, is_report in product(range(moments + 1), (False, True)):
         clock = ManualClock()
         async with FakeGraph(clock.queue_us) as graph:
-            claim = Spooled(clock, 1)
+            claim = Spooled(clock, 1, REPORT, "") if is_report else Spooled(clock, 1)
             if before is not None:
                 await attempt(graph, claim, faulty(*before))
                 clock.now_us += 150 * SECONDS_US
@@ -219,7 +223,35 @@ async def test_a_kill_at_any_moment_is_no_second_copy(before, moments) -> None:
                 clock.now_us += 150 * SECONDS_US
                 await attempt(graph, claim)
             assert len(graph.sent) == 1
+            assert (b"\r\nX-Relay-Report: " in graph.sent[0].mime) == is_report
             leaves_no_trace(graph, claim)
+
+
+@each_row(
+    "options, requests",
+    [
+        ({}, ["POST messages", "POST send"]),
+        ({"mime_max": 5}, ["POST messages", "POST send"]),  # never converted
+        ({"confirm": False}, ["POST sendMail"]),
+        ({"confirm": False, "mime_max": 5}, ["POST sendMail"]),
+    ],
+)
+async def test_a_report_leaves_as_mail_of_the_mailbox(options, requests) -> None:
+    clock = ManualClock()
+    async with FakeGraph(clock.queue_us) as graph:
+        claim = Spooled(clock, 1, REPORT, "")
+        (outcome,), asked = await attempt(graph, claim, **{"mime_max": 9000} | options)
+        assert (type(outcome), asked) == (Relayed, requests)
+        [sent] = graph.sent
+        found = email.message_from_bytes(sent.mime)
+        assert (found["From"], found["To"]) == (
+            "Mail Delivery System <o'hara@a.test>",
+            "r0@x.test",
+        )
+        assert found["Message-ID"] == "<01jd3q8zreport00.dsn@relay.example.com>"
+        last = "message.txt" if "mime_max" in options else "message.eml"
+        assert [part.get_filename() for part in found.get_payload()] == [None, "details.txt", last]
+        assert not outcome.evidence.left_out
 
 
 @each_row(
