@@ -8,13 +8,15 @@ import re
 from collections.abc import Iterator, Sequence
 
 from relay.base.message.content import Content, read_all
-from relay.base.message.header import ParsedContent
+from relay.base.message.header import Header, ParsedContent
 from relay.base.message.properties import EmailAddress
 from relay.formats.dsn import ReportPart, joined_report
 from relay.formats.headers import field
 from relay.formats.write_header import address_list_field
 
 REPORT_FIELD = "X-Relay-Report"  # the host that wrote the report
+# In what rules of an Inbox in Exchange have redirected, forwarded or answered.
+_BY_RULE = "X-MS-Exchange-Inbox-Rules-Loop"
 _REPLACED = ("From", "To", "MIME-Version", "Content-Type", "Content-Transfer-Encoding")
 _SIGNATURE = "DKIM-Signature"  # another From makes it wrong
 _AUTHORS = {b"de": "Mailzustellsystem"}
@@ -35,6 +37,14 @@ _ATTACHED = {
 }
 _boundary = re.compile(rb'boundary="([^"]++)"').search
 _language = re.compile(rb"\r\nContent-Language: ([a-z]++)").search
+
+
+def is_sent_report(header: Header) -> bool:
+    """Return whether a report that left as mail comes back: redirected, or forwarded by a rule of
+    an Inbox, which makes a new message. Mail of people who answer or forward one is none.
+    """
+    ids = b"".join((*header.values("References"), *header.values("In-Reply-To")))
+    return REPORT_FIELD in header or (_BY_RULE in header and b".dsn@" in ids)
 
 
 def report_as_mail(

@@ -42,10 +42,24 @@ class Cloud:
         content = base64.b64encode(text.encode())
         return self.client.post(path, content=content, headers={"Content-Type": "text/plain"})
 
+    def mime(self, address: str, folder: str) -> list[bytes]:
+        """The MIME of what this folder of a mailbox has."""
+        path = f"/v1.0/users/{address}/messages"
+        found = [one["id"] for one in self.messages(address, folder)]
+        return [self.client.get(f"{path}/{one}/$value").content for one in found]
+
     def messages(self, address: str, folder: str) -> list[dict[str, Any]]:
         """What this folder of a mailbox has."""
         path = f"/v1.0/users/{address}/mailFolders/{folder}/messages"
         return list(self.client.get(path).json()["value"])
+
+
+def through_cloud(relay: DevProcess, mailbox: str) -> dict[str, Any]:
+    """The tables of another relay whose mail and reports leave as this mailbox."""
+    found = tomllib.loads(relay.config_file.read_text())
+    auth = {"user": mailbox, "oauth": "cloud"}
+    route = {"domain": "*", "next_hop": found["route"][0]["next_hop"], "auth": auth}
+    return {"oauth": found["oauth"], "route": [{"name": "m365", "reports": True, **route}]}
 
 
 @pytest.fixture(scope="module")

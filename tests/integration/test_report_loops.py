@@ -1,7 +1,9 @@
 """Loops of reports: between relays, with a program that answers reports, and to unknown senders."""
 
+import email
 import mailbox
 
+from tests.integration.test_dev_cloud import Cloud, through_cloud
 from tests.support.ports import free_port
 from tests.support.relay_process import RelayProcess, until
 from tests.support.reports import reports_of
@@ -40,6 +42,41 @@ def test_what_answers_a_report_becomes_a_dead_letter_within_limits(serve) -> Non
     assert copy.recipients.keys() == report.recipients.keys()
     assert relay.queue() == []
     assert relay.faults() == []
+
+
+def test_what_a_rule_sends_of_a_report_on_causes_no_report(serve, dev) -> None:
+    """The rule is in the Inbox where the report arrived by Graph: it redirects, or forwards."""
+    beside = dev("--cloud", "--no-demo")
+    config = through_cloud(beside, "alice@example.test")
+    gone = {"domain": "gone.test", "next_hop": f"smtp://127.0.0.1:{free_port()}"}
+    config |= {"delivery": {"expire_after": "2s", "retry": [0.2]}}
+    config["route"].insert(0, gone)
+    cloud, printer = Cloud(beside), "printer@contoso.example"
+    first, second = serve(config=config), serve(config=config)
+    with cloud.client:
+
+        def arrived() -> list[bytes]:
+            return cloud.mime(printer, "inbox") if len(first.queue()) == 0 else []
+
+        first.until_final(first.submit(printer, ["x@gone.test"], b"Subject: scan\r\n\r\nx\r\n"))
+        [report] = until("its report", arrived)
+        assert b"\r\nX-Relay-Report: relay.example.test\r\n" in report
+        own_id = email.message_from_bytes(report)["Message-ID"]
+        by_rule = f"References: {own_id}\r\nX-MS-Exchange-Inbox-Rules-Loop: {printer}\r\n\r\nx\r\n"
+        by_person = f"References: {own_id}\r\n\r\nplease have a look\r\n"
+        for relay, content in (
+            (first, report),
+            (second, report.replace(b"Report: relay.example.test", b"Report:")),
+            (second, by_rule.encode()),
+        ):
+            key = relay.submit(printer, ["y@gone.test"], content)
+            assert relay.until_final(key)["state"] == "expired"
+            assert not [one for one in relay.journey(key)["steps"] if one["step"] == 7]
+        assert [first.metric("relay_reports_total", kind="failure"), len(arrived())] == [1, 1]
+        assert second.metric("relay_reports_total", kind="failure") == 0
+        second.until_final(second.submit(printer, ["z@gone.test"], by_person.encode()))
+        until("a report on mail of a person", lambda: len(arrived()) == 2)
+    assert first.faults() == second.faults() == []
 
 
 def test_a_report_to_an_unknown_sender_is_one_dead_letter(serve) -> None:

@@ -235,13 +235,16 @@ class Header:
                 break
         return Header((*fields[:place], *_split(octets), *fields[place:]))
 
-    def remove(self, names: Iterable[str], *, prefix: str = "") -> "Header":
-        """Return a header without the fields called one of `names`, and those with a prefix."""
+    def remove(self, names: Iterable[str], *, prefix: str = "", but: str = "") -> "Header":
+        """Return a header without the fields called one of `names`, and those with a prefix, except
+        `but`.
+        """
         keys = {_key(name) for name in names}
         unwanted = keys.intersection(self._by_name)
         if prefix:
             start = _key(prefix)
             unwanted.update(name for name in self._by_name if name.startswith(start))
+            unwanted.discard(_key(but))
         if not unwanted:
             return self
         return Header(tuple(field for field in self.fields if field[0] not in unwanted))

@@ -84,8 +84,8 @@ def decide_reports(
 
     The null sender gets no reports. A sender that is not trusted gets reports of failures only, and
     only if `strangers` says so: a reverse-path is easily forged (backscatter). There are no reports
-    about reports. A report that fails becomes a dead letter, except a report to a stranger, who may
-    cause many.
+    about reports, nor about what comes back of one that left as mail. A report that fails becomes a
+    dead letter, except a report to a stranger, who may cause many.
     """
     is_failure = kind in dsn.FAILURES
     if message.source is Source.REPORT:
@@ -94,11 +94,12 @@ def decide_reports(
             is_last = not message.trusted or recipient.path.address == POSTMASTER
             (dropped if is_last else dead_letters).append(recipient)
         return ReportDecision(dead_letters=tuple(dead_letters), dropped=tuple(dropped))
+    hears_any = message.envelope.reverse_path and not message.extra.sent_report
     reported, added = [], []
     for recipient in recipients:
         if recipient.added_by:
             added.append(recipient)
-        elif message.envelope.reverse_path and _is_wanted(kind, recipient.path.notify):
+        elif hears_any and _is_wanted(kind, recipient.path.notify):
             reported.append(recipient)
     hears = message.trusted or strangers == "sender"
     hears |= strangers == "verified" and message.extra.verified
@@ -235,11 +236,19 @@ class Reporter:
             self.count("dead-letter")
             if message.source is Source.REPORT:
                 events.append(_event(letter, "dead-letter", decision.dead_letters))
+                self._warn_of(message, decision.dead_letters)
         if decision.dropped:
             self.count("dropped")
             detail = ReportDetail(kind="dropped", recipients=_named(decision.dropped))
             events.append(Event(self.clock.time_us(), detail))
         return ReportPlan(tuple(messages), tuple(events))
+
+    def _warn_of(self, report: MessageFacts, recipients: Sequence[dsn.ReportedRecipient]) -> None:
+        """Log that a report which leaves as mail of a mailbox has failed."""
+        to, reason = recipients[0].path.address, recipients[0].evidence.reply
+        route = self._route_to(to, of_trusted=report.extra.of_trusted)
+        if route and (mailbox := self.graph_mailbox(route.entries[0].next_hop)):
+            _log.warning("a report is a dead letter", to=to, mailbox=mailbox, reason=reason)
 
     async def inbox_report(
         self,

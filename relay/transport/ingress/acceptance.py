@@ -39,6 +39,7 @@ from relay.base.observe.metrics import Metrics
 from relay.base.sliding_window import Reservation
 from relay.base.socket_address import client_of
 from relay.formats.dsn import ReportKind
+from relay.formats.report_as_mail import is_sent_report
 from relay.store.spool.engine import SpoolEngine
 from relay.store.spool.types import (
     Accepted,
@@ -426,6 +427,7 @@ class Acceptance:
                 hides_client=origin.is_hidden,
                 verified=not origin.trusted
                 and is_verified(arrival.filtered.results, envelope.reverse_path, header),
+                sent_report=is_sent_report(header),
             ),
         )
         return NewMessage(

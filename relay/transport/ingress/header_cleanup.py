@@ -23,6 +23,7 @@ from relay.formats import headers
 from relay.formats.address_list import address_entries
 from relay.formats.encoded_words import decode_words
 from relay.formats.headers import LINE_OCTETS_MAX, Priority, priority_of
+from relay.formats.report_as_mail import REPORT_FIELD
 from relay.formats.write_header import address_list_field
 from relay.store.spool.types import PriorityLevel
 from relay.transport.ingress.data import Origin
@@ -44,10 +45,11 @@ _IDEOGRAPHIC_STOPS = re.compile("[\u3002\uff0e\uff61]")  # dots between labels (
 
 def cleaned(header: Header, *, origin: Origin, hostname: str) -> Header:
     """Return a header without X-Relay-*, Bcc, Resent-Bcc, Return-Path and Content-Length fields.
+    X-Relay-Report stays: it ends loops, and a client that forges it hears of no failure.
 
     Mail from a client that is not trusted loses the Authentication-Results fields of `hostname`.
     """
-    header = header.remove(_DROPPED, prefix=_PRIVATE_PREFIX)
+    header = header.remove(_DROPPED, prefix=_PRIVATE_PREFIX, but=REPORT_FIELD)
     if _RESULTS in header and not origin.trusted:
         header = _without_results_of(hostname, header)
     return header

@@ -30,6 +30,7 @@ from relay.base.observe.metrics import Metrics
 from relay.delivery.reports.bounces import NOTICES_MAX, Copies, Reporter, decide_reports
 from relay.delivery.reports.texts import TextSource
 from relay.formats.dsn import ReportedRecipient, ReportKind
+from tests.support.logs import capture_logs
 from tests.support.manual_clock import ManualClock
 from tests.support.tables import each_row
 
@@ -185,6 +186,38 @@ def test_only_delivery_reports_about_trusted_mail_may_leave_by_graph(trusted):
     reporter.reporter.copies = Copies()
     others += reporter.failures([recipient()], message).messages
     assert [other.facts.extra.of_trusted for other in others] == [False] * 5
+
+
+@each_row("is_marked", [True, False])
+def test_a_report_that_cannot_leave_by_graph_is_a_dead_letter_with_one_warning(is_marked):
+    reporter = CountedReporter(graph_mailbox={MX: "printer@a.test"}.get)
+    reporter.hops |= {"bob@example.net": Destination(MX), "carol@example.net": Destination(MX)}
+    if not is_marked:
+        reporter.reporter.graph_mailbox = lambda _hop: ""
+    report = replace(
+        MESSAGE,
+        source=Source.REPORT,
+        envelope=Envelope(""),
+        extra=MessageExtra(of_trusted=is_marked),
+    )
+    with capture_logs() as logged:
+        failed = [recipient(), recipient("carol@example.net")]
+        (letter,) = reporter.failures(failed, report).messages
+    assert letter.entries[0].recipients[0].path.address == "postmaster"
+    expected = ("warning", "bob@example.net", "printer@a.test", "550 5.1.1 no")
+    found = [tuple(one[key] for key in ("log_level", "to", "mailbox", "reason")) for one in logged]
+    assert found == [expected] * is_marked
+
+
+@each_row("sent_report", [True, False])
+def test_there_is_no_report_about_a_report_that_left_as_mail(reporter, sent_report):
+    message = replace(MESSAGE, extra=MessageExtra(sent_report=sent_report))
+    for kind in (ReportKind.FAILED, ReportKind.DELAYED):
+        assert reporter.reporter.wants(kind, message, [recipient()]) is not sent_report
+    stranger = replace(message, trusted=False)
+    assert bool(reporter.failures([recipient()], stranger).messages) is not sent_report
+    added = recipient("copy@example.net", added_by="a rule")
+    assert len(reporter.failures([added], message).messages) == 1, "a dead letter"
 
 
 STRANGERS = replace(MESSAGE, envelope=Envelope("ann@sender.test"), trusted=False, account="")

@@ -76,6 +76,10 @@ def test_received_has_for_only_with_one_recipient():
             b"Subject: a\r\n\r\nb\r\n",
         ),
         (
+            b"X-Relay-Draft: 1\r\nx-relay-report: other.test\r\nX-Relay-Reports: b\r\n\r\nb\r\n",
+            b"x-relay-report: other.test\r\n\r\nb\r\n",  # it ends loops
+        ),
+        (
             b"Bcc: c@d.test\r\nSubject: a\r\nResent-Bcc: e@f.test\r\n\r\nb\r\n",
             b"Subject: a\r\n\r\nb\r\n",
         ),
