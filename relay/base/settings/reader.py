@@ -153,9 +153,7 @@ class DocumentReader:
             return self._tables_of_tls(hint, raw, path)
         if dataclasses.is_dataclass(hint) and hint is not Address:
             return self._table(hint, raw, path)
-        if raw == "" and empty_allowed:
-            return raw
-        return self._leaf(hint, raw, path)
+        return self._leaf(hint, raw, path, empty_allowed=empty_allowed)
 
     def _table(self, kind: Any, raw: Any, path: KeyPath) -> Any:
         if not isinstance(raw, dict):
@@ -194,7 +192,7 @@ class DocumentReader:
                 continue
         return tuple(items)
 
-    def _leaf(self, hint: Any, raw: Any, path: KeyPath) -> Any:
+    def _leaf(self, hint: Any, raw: Any, path: KeyPath, *, empty_allowed: bool = False) -> Any:
         marks = get_args(hint) if get_origin(hint) is Annotated else ()
         is_secret = tree.Secret in marks
         try:
@@ -208,6 +206,8 @@ class DocumentReader:
                 value = expand(raw, base=self._base, environ=self._environ)
                 if not _wants_text(hint):
                     value = _number_or_word(value)
+            if value == "" and empty_allowed:
+                return value
             return read_leaf(hint, value, self._base)
         except ValueError as error:
             is_shown = not is_secret or (has_reference(str(raw)) and not without_references(raw))
@@ -368,7 +368,7 @@ def _read(
     faults = [*reader.faults]
     if is_transport and getattr(values.get("spool"), "is_file", False):
         faults.append(document.fault(("spool", "url"), _TRANSPORT_EXPECTED))
-    for place, expected in check_together(reader.read, values):
+    for place, expected in check_together(reader.read, values, given=document.value):
         inside = (f"{dotted(place)}[", f"{dotted(place)}.")  # or the key itself
         if any(f"{fault.key}.".startswith(inside) for fault in reader.faults):
             continue  # its faults have been recorded

@@ -356,7 +356,7 @@ class Route:
 
     # of the recipients; required, unless `recipient` has it
     domain: Annotated[str, values.parse_domain_pattern] = ""
-    # required; as values.NEXT_HOP_EXPECTED says
+    # required; as values.NEXT_HOP_EXPECTED says; "" where sender is "<>": the route is left out
     next_hop: Annotated[str, values.parse_next_hop] = ""
     auth: RouteAuth | None = None  # the login
     # None: "verify" with `auth` to a host that is not loopback, else as in [delivery]

@@ -10,7 +10,7 @@ import ipaddress
 import re
 import ssl
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from os import R_OK, access
@@ -48,9 +48,14 @@ _CHECKS = {"dkim": "dkimpy", "nacl": "pynacl", "spf": "pyspf"}  # of the extra [
 _OR_DOMAIN = "or of a [[domain]] with"
 
 
-def check_together(read: Sequence[tuple[KeyPath, object]], top: Mapping[str, Any]) -> Found:
+def check_together(
+    read: Sequence[tuple[KeyPath, object]],
+    top: Mapping[str, Any],
+    *,
+    given: Callable[[KeyPath], object],
+) -> Found:
     """Yield the key path of every fault and what was expected; `read` is DocumentReader.read, `top`
-    has the keys that are in no table.
+    has the keys that are in no table, `given` returns the value in the file, None if there is none.
     """
     yield from _duplicate_listeners(read)
     if top.get("smtp_gate") == "on" and (top.get("milter") or sys.platform != "linux"):
@@ -84,6 +89,8 @@ def check_together(read: Sequence[tuple[KeyPath, object]], top: Mapping[str, Any
                 yield (*path, "shipped"), "the path of an existing directory"
             case tree.ReportsSettings(templates=Path() as folder) if not isdir(folder):  # noqa: PTH112 - of any name
                 yield (*path, "templates"), "the path of an existing directory"
+            case tree.Route(sender="<>", next_hop="") if given((*path, "next_hop")) is not None:
+                pass  # it is left out
             case tree.Route():
                 yield from _ways_of(path, made, dns)
                 yield from _credentials((*path, "auth"), made, clients)
@@ -525,17 +532,21 @@ def name_of(route: tree.Route) -> str:
 
 def next_hops_by_name(routes: Iterable[tree.Route]) -> dict[str, str]:
     """Return the next hop of each route by its name, for rules that send mail by a route."""
-    return {name_of(route): route.next_hop for route in routes}
+    return {name_of(route): route.next_hop for route in routes if route.next_hop}
 
 
 def hidden_routes(routes: Sequence[tree.Route], own: Collection[str]) -> Iterator[tuple[int, int]]:
     """Yield the number of each route that gets no mail, with the number of the earlier route that
     gets it. Mail that a route holds goes on to the routes that follow. "*" takes no mail of the
-    `own` domains.
+    `own` domains. A "reject:" of the null sender may be there for when the other is left out.
     """
     for number, route in enumerate(routes):
+        if route.sender == "<>" and route.next_hop.startswith("reject:"):
+            continue
         for earlier, other in enumerate(routes[:number]):
             if other.next_hop == "hold" != route.next_hop:
+                continue
+            if "" in (other.next_hop, route.next_hop):  # it is left out
                 continue
             if other.domain == "*" != route.domain and any(
                 domain_matches(route.domain, domain) for domain in own

@@ -67,7 +67,7 @@ class TokenServer:
             (way, way.auth)
             for route in settings.route
             for way in (route, as_fallback(route))
-            if way.auth and way.auth.oauth == name
+            if way.auth and way.auth.oauth == name and way.next_hop
         ]
         # the last of a mailbox decides: what may be read there counts where drafts are made
         routes = sorted(ways, key=lambda way: way[0].confirm is not False)

@@ -16,6 +16,7 @@ import uvloop
 
 from relay.base.clock import Clock
 from relay.base.files import open_to_others
+from relay.base.message.envelope import OWN_REPORT
 from relay.base.phrases import counted, named, shown
 from relay.base.settings.document import Document, KeyPath, SettingsError, dotted, read_document
 from relay.base.settings.reader import load, read_again
@@ -133,7 +134,7 @@ def _reach(settings: Settings, place: Document) -> Iterator[CheckFinding]:
         text = "found none, expected a domain: no mail is local, and no account can have an address"
         yield warning_of("configuration", place.fault(("mailboxes", "domains"), text))
     for number, route in enumerate(settings.route):
-        if route.next_hop == "hold":
+        if route.next_hop in ("", "hold"):
             continue  # the next routes decide
         if not route.next_hop.startswith(("local", "capture", "reject:")):
             return  # some mail leaves
@@ -287,9 +288,10 @@ def _accounts(
         yield CheckFinding("accounts", CheckResult.WARNING, warning)
     for number, text in auth_missing(settings, accounts.tables).items():
         yield warning_of("listeners", read_document(file).fault(("smtp", number, "auth"), text))
-    notified = {"limits.alert": settings.limits.alert, "reports.copy_to": settings.reports.copy_to}
-    for key, to in notified.items():
-        if to and table and isinstance(table.expand(to) or table.examine(to), InvalidRecipient):
+    copy_to = ("reports.copy_to", settings.reports.copy_to, OWN_REPORT)
+    for key, to, sender in (("limits.alert", settings.limits.alert, ""), copy_to):
+        found = table and (table.expand(to, sender) or table.examine(to, sender))
+        if to and isinstance(found, InvalidRecipient):
             yield CheckFinding("accounts", CheckResult.WARNING, f"{key}: {shown(to)} gets no mail")
     root = f"root@{settings.own_domains[0]}" if settings.sendmail and settings.own_domains else ""
     if root and table and isinstance(table.expand(root) or table.examine(root), InvalidRecipient):

@@ -133,6 +133,8 @@ class RouteTable:
         self.named: dict[str, TableRoute] = {}
         self._routes_to: dict[NextHop, list[TableRoute]] = {}  # each host, in their order
         for number, setting in enumerate(routes):
+            if not setting.next_hop:  # it is left out
+                continue
             route = table_route(number, setting, tls)
             self._by_pattern.setdefault(route.domain, []).append(route)
             self.named[route.name] = route
