@@ -1,9 +1,9 @@
 """conf/cloud.toml, the configuration of the container image: its variables complete it, for a user without rights."""
 
+import email
 import os
 import re
 import shlex
-import shutil
 import smtplib
 import tomllib
 from collections.abc import Iterator
@@ -15,7 +15,9 @@ import pytest
 
 from relay.base.settings.document import SettingsError, parse_document
 from relay.base.settings.reader import load
+from tests.integration.test_dev_cloud import Cloud
 from tests.support import relay_starts
+from tests.support.dev_process import DevProcess
 from tests.support.ports import free_port
 from tests.support.relay_process import ROOT, RelayProcess, until
 from tests.support.tables import each_row
@@ -31,6 +33,7 @@ GIVEN = {
     "M365_CLIENT_SECRET": "s3cret",
     "M365_MAILBOX": "alice@example.test",
 }
+ALICE, SCANNER, OPS = GIVEN["M365_MAILBOX"], "scanner@contoso.example", "ops@contoso.example"
 REPORTS = "route[0].next_hop: found"
 
 
@@ -49,13 +52,16 @@ def set_to(**changes: str | None) -> dict[str, str]:
         ({"RELAY_TRUSTED": None, "RELAY_TRUSTED_FILE": "/"}, "the file / to be readable (no regul"),
         ({"M365_TENANT_FILE": "x"}, "one of the environment variables M365_TENANT and M365_"),
         ({"RELAY_REPORTS": "mx", "RELAY_REPORTS_FILE": "x"}, f"{REPORTS}"),
-        ({"RELAY_REPORTS": ""}, f"{REPORTS}"),
+        ({"RELAY_REPORTS": "ops@contoso.example"}, f"{REPORTS}"),
+        ({"RELAY_REPORTS": "smtp://u:p4ss@h.example"}, f"{REPORTS}"),
+        ({"RELAY_COPY_TO": "ops"}, "reports.copy_to: found"),
     ],
 )
 def test_what_is_missing_or_wrong_is_named(changes: dict[str, str | None], fault: str) -> None:
     with pytest.raises(SettingsError, match=re.escape(fault)) as error:
         load(parse_document(ROOT / "conf/cloud.toml", TEXT), set_to(**changes))
     assert len(error.value.faults) == 1
+    assert "p4ss" not in str(error.value)
 
 
 def test_the_file_of_a_variable_goes_before_what_the_image_sets(tmp_path: Path) -> None:
@@ -66,24 +72,53 @@ def test_the_file_of_a_variable_goes_before_what_the_image_sets(tmp_path: Path) 
     hops = [settings.route[0].next_hop, settings.oauth[0].client_secret]
     assert hops == ["smtp://smarthost.example:587"] * 2
     assert settings.smtp[0].trusted_networks == ("127.0.0.2/32", "2001:db8::/64")
-    assert load(document, set_to()).route[0].next_hop == IMAGE["RELAY_REPORTS"]
+    for changes in ({}, {"RELAY_REPORTS": "", "RELAY_COPY_TO": ""}):
+        settings = load(document, set_to(**changes))
+        assert (settings.route[0].next_hop, settings.reports.copy_to) == ("", "")
+    for rest in ("sender = '*@a.example'\nnext_hop = ''", "sender = '<>'"):
+        text = f"{TEXT}[[route]]\ndomain = '*'\n{rest}\n"
+        with pytest.raises(SettingsError, match=r"route\[3\]\.next_hop: .*this key is required"):
+            load(parse_document(tmp_path / "relay.toml", text), set_to())
+
+
+RULE = """
+[[rule]]
+name = "offers"
+when = { subject = "offer" }
+then = [{ hold = "the manager reads it first" }]
+notice = "It waits."
+"""
+
+
+def subjects(cloud: Cloud, address: str) -> list[str]:
+    """What is in the Inbox of a mailbox in the cloud."""
+    return sorted(one["subject"] for one in cloud.messages(address, "inbox"))
 
 
 @pytest.fixture
-def service(dev) -> Iterator[RelayProcess]:
+def beside(dev) -> DevProcess:
+    """A relay beside the one that plays the cloud."""
+    return dev("--cloud", "--no-demo")
+
+
+@pytest.fixture
+def service(beside) -> Iterator[RelayProcess]:
     """`relay serve` with this file and what the image gives, beside a Graph of this machine."""
-    cloud = tomllib.loads(dev("--cloud", "--no-demo").config_file.read_text())
+    cloud = tomllib.loads(beside.config_file.read_text())
     [client] = cloud["oauth"]
     [graph] = [one["next_hop"] for one in cloud["route"] if one["next_hop"].startswith("graph:")]
     secrets = {"M365_CLIENT_ID": client["client_id"], "M365_CLIENT_SECRET": client["client_secret"]}
+    secrets["RELAY_COPY_TO"] = OPS
     given = {name: text for name, text in set_to(**secrets).items() if name[:4] in ("RELA", "M365")}
     relay = RelayProcess(environment=given)
-    shutil.rmtree(relay.folder / "policies")
+    (relay.folder / "policies").chmod(0o755)
+    (relay.folder / "policies" / "10.toml").write_text(RULE)
     (relay.folder / "accounts.toml").unlink()
     text = re.sub("provider = .*\ntenant = .*", f'scope = "{client["scope"]}"', TEXT)
     for old, new in (
         ("[[oauth]]", f'[[oauth]]\ntoken_url = "{client["token_url"]}"'),
         ("graph://graph.microsoft.com", graph),
+        ("shutdown_grace", 'expire_after = "10s"\nretry = ["1s"]\nshutdown_grace'),
         ("0.0.0.0:2525", f"127.0.0.1:{free_port()}"),
         ("0.0.0.0:8025", f"127.0.0.1:{free_port()}"),
         ("/var/lib/relay", f"{relay.folder}/state"),
@@ -98,7 +133,9 @@ def service(dev) -> Iterator[RelayProcess]:
         relay.close()
 
 
-def test_a_printer_s_mail_leaves_and_reports_stay_in_the_volume(service: RelayProcess) -> None:
+def test_who_sent_it_reads_by_graph_that_it_failed(
+    service: RelayProcess, beside: DevProcess
+) -> None:
     state, words = service.folder / "state", [*relay_starts.RELAY, "serve", "--config"]
     words.append(str(service.config_file))
     run = partial(relay_starts.run, words, cwd=service.folder, env=service.environment)
@@ -117,8 +154,8 @@ def test_a_printer_s_mail_leaves_and_reports_stay_in_the_volume(service: RelayPr
     answers = [httpx.get(f"http://127.0.0.1:{health}{one}", trust_env=False) for one in paths]
     assert [one.status_code for one in answers] == [200, 200, 404, 404]
 
-    def mail(sender: str, client: str = "127.0.0.2") -> None:
-        text = f"From: {sender}\r\nTo: ann@customer.example\r\nSubject: scan\r\n\r\nx"
+    def mail(sender: str, client: str = "127.0.0.2", subject: str = "scan") -> None:
+        text = f"From: {sender}\r\nTo: ann@customer.example\r\nSubject: {subject}\r\n\r\nx"
         with smtplib.SMTP("127.0.0.1", smtp, source_address=(client, 0)) as printer:
             printer.sendmail(sender, "ann@customer.example", text)
 
@@ -126,7 +163,33 @@ def test_a_printer_s_mail_leaves_and_reports_stay_in_the_volume(service: RelayPr
         mail("alice@example.test", "127.0.0.3")
     mail("alice@example.test")
     until("it has left", lambda: '"status":"relayed"' in service.log)
-    mail("scanner@contoso.example")
+    cloud = Cloud(beside)
+    with cloud.client:
+        for sender, subject, fault, report in (
+            (SCANNER, "scan", "", "Undeliverable: scan"),  # which the mailbox may not send
+            (ALICE, "large", "status = 413\ntimes = 1", "Undeliverable: large"),
+            (ALICE, "late", "status = 503\nretry_after = 1", "Undeliverable: late"),  # it expires
+            (ALICE, "offer", "", "Held: offer"),
+        ):
+            cloud.use(f"[[graph]]\nmethod = 'POST'\n{fault}\n" if fault else "")
+            mail(sender, subject=subject)
+            if subject == "late":
+                until("it expires", lambda: '"status":"expired"' in service.log)
+                cloud.use("")
+            readers = (sender, OPS) if report[0] == "U" else (sender,)
+            for reader in readers:
+                until(report, lambda: report in subjects(cloud, reader))  # noqa: B023 - at once
+            assert not [*state.glob("dead-letter/new/*")], report
+        assert "Held: offer" not in subjects(cloud, OPS)
+        [read] = cloud.messages(SCANNER, "inbox")
+        assert read["from"]["emailAddress"]["address"] == ALICE
+        assert "ann@customer.example" in read["bodyPreview"]
+        [octets] = cloud.mime(SCANNER, "inbox")
+        names = [one.get_filename() for one in email.message_from_bytes(octets).walk()]
+        assert [one for one in names if one] == ["details.txt", "message.eml"]
+    service._environment["RELAY_REPORTS"] = "reject:5.7.1 no way for reports"  # as in 0.5.0
+    service.restart()
+    mail(SCANNER)
     until("its report is kept", lambda: [*state.glob("dead-letter/new/*")])
     assert service.faults() == []
     assert service.stop() == 0

@@ -376,6 +376,10 @@ def test_what_is_doubtful_causes_a_warning(files, changed, expected):
         (route("*", sender="me@s.test"), route("a.test", sender="*@s.test"), False),
         (route("*", next_hop=GRAPH) + AUTH, route("a.test", sender="<>") + CLIENT, False),
         (route("*", next_hop=GRAPH) + AUTH, route("a.test", sender="*@s.test") + CLIENT, True),
+        (route("*", sender="<>"), route("a.test", sender="<>"), True),
+        (route("*", sender="<>", next_hop=""), route("a.test", sender="<>"), False),  # left out
+        (route("*", sender="<>"), route("*", sender="<>", next_hop=""), False),
+        (route("*", sender="<>"), route("*", sender="<>", next_hop="reject:5.7.1 No"), False),
         (route("*", next_hop="hold"), route("a.test"), False),  # says where a release sends it
         (route("*", next_hop="hold"), route("a.test", next_hop="hold"), True),
         (route("*"), route("*.test"), False),  # below which is an own domain
