@@ -58,8 +58,11 @@ def test_what_a_rule_sends_of_a_report_on_causes_no_report(serve, dev) -> None:
         def arrived() -> list[bytes]:
             return cloud.mime(printer, "inbox") if len(first.queue()) == 0 else []
 
-        first.until_final(first.submit(printer, ["x@gone.test"], b"Subject: scan\r\n\r\nx\r\n"))
+        scan = first.submit(printer, ["x@gone.test"], b"Subject: scan\r\n\r\nx\r\n")
+        first.until_final(scan)
         [report] = until("its report", arrived)
+        told = f"The report was sent to {printer} by Graph as alice@example.test."
+        assert told in first.cli("trace", scan).stdout
         assert b"\r\nX-Relay-Report: relay.example.test\r\n" in report
         own_id = email.message_from_bytes(report)["Message-ID"]
         by_rule = f"References: {own_id}\r\nX-MS-Exchange-Inbox-Rules-Loop: {printer}\r\n\r\nx\r\n"

@@ -247,7 +247,7 @@ class Reporter:
         """Log that a report which leaves as mail of a mailbox has failed."""
         to, reason = recipients[0].path.address, recipients[0].evidence.reply
         route = self._route_to(to, of_trusted=report.extra.of_trusted)
-        if route and (mailbox := self.graph_mailbox(route.entries[0].next_hop)):
+        if mailbox := self._mailbox_of(route):
             _log.warning("a report is a dead letter", to=to, mailbox=mailbox, reason=reason)
 
     async def inbox_report(
@@ -365,7 +365,15 @@ class Reporter:
         report = self._message(
             self._written(subject), route, about=message, account=account, trusted=message.trusted
         )
-        return report, _event(report, label, subject.recipients)
+        event = _event(report, label, subject.recipients)
+        if mailbox := self._mailbox_of(route):
+            event = replace(event, detail=replace(event.detail, by_graph_as=mailbox))
+        return report, event
+
+    def _mailbox_of(self, route: "_Route | None") -> str:
+        """Return the mailbox as which mail leaves by Microsoft Graph, "" if it does not."""
+        hops = (entry.next_hop for entry in route.entries) if route is not None else ()
+        return next(filter(None, map(self.graph_mailbox, hops)), "")
 
     def _without_report(self, subject: _Subject, left_out: LeftOut) -> Event:
         """Count a report that is not sent, and return its event."""

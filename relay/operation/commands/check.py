@@ -159,6 +159,7 @@ def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
     for number, earlier in hidden_routes(settings.route, settings.own_domains):
         text = f"found a route that gets no mail: {dotted(('route', earlier))} takes all of it"
         yield warning_of("routes", place.fault(("route", number, "domain"), text))
+    yield from _way_of_reports(settings, place)
     for number, route in enumerate(settings.route):
         if route.source_address and not has_address(route.source_address):
             text = f"found {route.source_address}, expected an address of this machine"
@@ -189,6 +190,23 @@ def _routes(settings: Settings, place: Document) -> Iterator[CheckFinding]:
     if alone:
         text = f"their tls goes before what a domain publishes: {', '.join(alone)}"
         yield CheckFinding("routes", CheckResult.OK, text)
+
+
+def _way_of_reports(settings: Settings, place: Document) -> Iterator[CheckFinding]:
+    """Yield a warning if all mail goes to Microsoft Graph, and no route for all takes reports."""
+    routes = [(n, route) for n, route in enumerate(settings.route) if route.domain == "*"]
+    graph = [number for number, route in routes if route.next_hop.startswith("graph://")]
+    takes_reports = any(
+        route.reports if number in graph else route.sender in ("", "<>")
+        for number, route in routes
+        if route.next_hop not in ("", "hold")
+    )
+    if graph and not takes_reports:
+        text = (
+            f'found "{settings.route[graph[0]].next_hop}" for all domains, expected reports = true,'
+            ' or another route with sender = "<>": reports go to MX hosts'
+        )
+        yield warning_of("routes", place.fault(("route", graph[0], "next_hop"), text))
 
 
 def _permissions(

@@ -224,6 +224,7 @@ class ReportDetail(Detail, frozen=True):
     to: str = ""
     kind: str = ""  # also `held`, `reply`, `delayed`
     recipients: list[str] = []  # the recipients that it is about
+    by_graph_as: str = ""  # the mailbox as whose mail it leaves by Microsoft Graph
     since: str = ""  # of a delay
     until: str = ""  # of a delay
     left_out: str = ""  # why it is not sent; then without `report_id` and `to`

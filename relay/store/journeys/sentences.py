@@ -325,14 +325,15 @@ class _Writer(Struct, frozen=True):
     def _whereabouts(self, detail: ReportDetail) -> str:
         what = "dead letter" if detail.kind == "dead-letter" else "report"
         to, report = detail.to, self.reports.get(detail.report_id)
+        by = f" by Graph as {detail.by_graph_as}" if detail.by_graph_as else ""
         # pickup writes its report into the mailbox itself
         if not detail.report_id or (report and report.state in ("delivered", "captured")):
             place = "STATE/dead-letter" if to == "postmaster" else f"the Inbox of {to}"
             return f"The {what} is in {place}."
         if report is None:
-            return f"A {what} went to {to}."
+            return f"A {what} went to {to}{by}."
         if report.state == "relayed":
-            return f"The {what} was sent to {to}."
+            return f"The {what} was sent to {to}{by}."
         return f"The {what} to {to} is {report.state}."
 
 

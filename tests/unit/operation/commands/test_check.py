@@ -131,6 +131,7 @@ def test_name_servers_that_do_not_answer_are_no_fault_of_the_files(files):
 ALL = '[[route]]\ndomain = "*"\nnext_hop = "{}"\n'
 GRAPH = "graph://127.0.0.9"
 AUTH = 'auth = { user = "p@a.test", oauth = "o" }\n'
+REPORTS = f"reports = true\n{AUTH}"
 CLIENT = '[[oauth]]\nname = "o"\nprovider = "microsoft"\ntenant = "t.test"\nclient_id = "c"\nclient_secret = "s"\n'
 MX_LOST = "mail that needs an MX record is deferred for that"
 
@@ -365,6 +366,28 @@ def test_what_is_doubtful_causes_a_warning(files, changed, expected):
 
 
 @each_row(
+    "more, warned",
+    [
+        ("", True),
+        ("reports = true\n", False),
+        (route("a.test", next_hop="mx", sender="<>"), True),
+        (route("*", next_hop="reject:5.7.1 No", sender="<>"), False),
+        (route("*", next_hop="", sender="<>"), True),  # left out
+        (route("*", next_hop="smtp://127.0.0.1:9"), False),
+    ],
+)
+def test_reports_without_a_way_out_cause_a_warning(files, more, warned):
+    reports = more if more.startswith("reports") else ""
+    graph = route("*", next_hop=GRAPH) + reports + AUTH
+    warnings = of(
+        files(relay=CONFIG + graph + more.removeprefix(reports) + CLIENT), CheckResult.WARNING
+    )
+    assert [place for place in places(warnings) if "route" in place] == [
+        "route[0].next_hop"
+    ] * warned
+
+
+@each_row(
     "first, second, hidden",
     [
         (route("*"), route("a.test", sender="<>"), True),
@@ -374,8 +397,8 @@ def test_what_is_doubtful_causes_a_warning(files, changed, expected):
         (route("*", sender="*@*.s.test"), route("a.test", sender="*@x.s.test"), True),
         (route("*", sender="*@s.test"), route("a.test", sender="<>"), False),
         (route("*", sender="me@s.test"), route("a.test", sender="*@s.test"), False),
-        (route("*", next_hop=GRAPH) + AUTH, route("a.test", sender="<>") + CLIENT, False),
-        (route("*", next_hop=GRAPH) + AUTH, route("a.test", sender="*@s.test") + CLIENT, True),
+        (route("*", next_hop=GRAPH) + REPORTS, route("a.test", sender="<>") + CLIENT, False),
+        (route("*", next_hop=GRAPH) + REPORTS, route("a.test", sender="*@s.test") + CLIENT, True),
         (route("*", sender="<>"), route("a.test", sender="<>"), True),
         (route("*", sender="<>", next_hop=""), route("a.test", sender="<>"), False),  # left out
         (route("*", sender="<>"), route("*", sender="<>", next_hop=""), False),
