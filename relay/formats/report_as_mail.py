@@ -20,22 +20,16 @@ _BY_RULE = "X-MS-Exchange-Inbox-Rules-Loop"
 _REPLACED = ("From", "To", "MIME-Version", "Content-Type", "Content-Transfer-Encoding")
 _SIGNATURE = "DKIM-Signature"  # another From makes it wrong
 _AUTHORS = {b"de": "Mailzustellsystem"}
-_TEXT = "text/plain; charset=utf-8"
-_MESSAGE = "message/rfc822"
-_DETAILS, _WHOLE, _HEADER = (
-    (_TEXT, "details.txt"),
-    (_MESSAGE, "message.eml"),
-    (_TEXT, "message.txt"),
-)
+_TEXT, _MESSAGE = "message.txt", "message.eml"
 _ATTACHED = {
-    "message/delivery-status": _DETAILS,
-    "message/global-delivery-status": _DETAILS,
-    _MESSAGE: _WHOLE,
-    "message/global": _WHOLE,
-    "text/rfc822-headers": _HEADER,
-    "message/global-headers": _HEADER,
+    "message/delivery-status": "details.txt",
+    "message/global-delivery-status": "details.txt",
+    "message/rfc822": _MESSAGE,
+    "message/global": _MESSAGE,
+    "text/rfc822-headers": _TEXT,
+    "message/global-headers": _TEXT,
 }
-_boundary = re.compile(rb'boundary="([^"]++)"').search
+_boundary = re.compile(rb'boundary="([!#-~]++)"').search
 _language = re.compile(rb"\r\nContent-Language: ([a-z]++)").search
 
 
@@ -55,8 +49,8 @@ def report_as_mail(
     """
     report = ParsedContent.of(read_all(content))
     kept, body = report.header.remove((*_REPLACED, _SIGNATURE)), read_all(report.rest)
-    found = _boundary(report.header.first("Content-Type") or b"")
-    boundary = found[1] if found else b""
+    label = _boundary(report.header.first("Content-Type") or b"")
+    boundary = label[1] if label else b""
     ids = (kept.first("Message-ID") or b"").decode("ascii", "replace")
     language = _language(body)
     author = _AUTHORS.get(language[1] if language else b"", "Mail Delivery System")
@@ -87,14 +81,14 @@ def _parts(body: bytes, boundary: bytes, *, whole: bool) -> Iterator[ReportPart]
         head, _, octets = part.partition(b"\r\n\r\n")
         fields = head.removeprefix(b"Content-Type: ").partition(b"\r\nContent-Transfer-Encoding:")
         kind = fields[0].decode("ascii", "replace")
-        if kind not in _ATTACHED:
+        name = _ATTACHED.get(kind, "")
+        if name == _MESSAGE and not whole:
+            name, octets = _TEXT, octets.partition(b"\r\n\r\n")[0] + b"\r\n"
+        if not name:
             yield ReportPart(kind, octets)
             continue
-        kind, name = _ATTACHED[kind]
-        if name == _WHOLE[1] and not whole:
-            octets = octets.partition(b"\r\n\r\n")[0] + b"\r\n"
-            kind, name = _HEADER
-        if kind == _TEXT:
-            octets = octets.decode("utf-8", "replace").encode()
+        kind = "message/rfc822"
+        if name != _MESSAGE:
+            kind, octets = "text/plain; charset=utf-8", octets.decode("utf-8", "replace").encode()
         disposition = f'Content-Disposition: attachment; filename="{name}"\r\n'.encode("ascii")
         yield ReportPart(f'{kind}; name="{name}"', octets, disposition)

@@ -19,16 +19,9 @@ from msgspec.structs import replace
 
 from relay.base.accounts.account import Expansion
 from relay.base.clock import Clock, Ids, rfc3339, wall_offset_us
+from relay.base.message import envelope as envelopes
 from relay.base.message.content import Content, is_eight_bit, read_all, size_of
-from relay.base.message.envelope import (
-    OWN_REPORT,
-    Envelope,
-    ForwardPath,
-    MessageExtra,
-    MessageFacts,
-    Notify,
-    Source,
-)
+from relay.base.message.envelope import Envelope, ForwardPath, MessageFacts, Notify, Source
 from relay.base.message.header import Header, ParsedContent
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import LOCAL, Destination, NextHop
@@ -485,7 +478,7 @@ class Reporter:
             account=account,
             message_id=decoded(header, "message-id"),
             subject=dsn.short_subject(header),
-            extra=MessageExtra(of_trusted=route.of_trusted),
+            extra=envelopes.MessageExtra(of_trusted=route.of_trusted),
         )
         return NewMessage(
             facts,
@@ -499,7 +492,7 @@ class Reporter:
         """Return where mail for an address goes, for an alias to whom it leads; None if nowhere.
         Only a delivery report about trusted mail is `of_trusted`.
         """
-        reverse_path = OWN_REPORT if of_trusted else ""
+        reverse_path = envelopes.OWN_REPORT if of_trusted else ""
         expansion = self.expand(address, reverse_path)
         if expansion is None:
             to = self.destination_of(address, reverse_path)

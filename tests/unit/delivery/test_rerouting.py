@@ -57,7 +57,25 @@ ROUTES = [
         name="own",
     ),
     Route("here.test", "local"),
+    Route(
+        "r.test",
+        "graph://c.test:443",
+        TOKEN,
+        name="reports",
+        reports=True,
+        mime_max=5,
+        fallback="smtp://h.test:25",
+    ),
+    Route(
+        "*",
+        "graph://c.test:443",
+        RouteAuth("sender", oauth="o"),
+        name="mine",
+        sender="*@o.test",
+        reports=True,
+    ),
 ]
+REPORT = Envelope(""), MessageExtra(of_trusted=True)
 
 
 @each_row(
@@ -93,6 +111,15 @@ ROUTES = [
         ("1@x.test", OWN, {"sender": "SRS0=a@s.test"}, True),  # the address in MAIL
         ("1@x.test", OWN, {"sender": "SRS0=a@s.test", "chosen": True}, True),
         ("1@x.test", f"{OWN}.org", {"chosen": True}, True),
+        ("1@r.test", REPORTS, {"report": REPORT}, False),  # too large, and in no fallback
+        ("1@r.test", REPORTS, {"report": REPORT, "fallback_us": 1}, False),
+        ("1@r.test", REPORTS, {"report": (Envelope(""), MessageExtra())}, True),
+        ("1@r.test", "mx:r.test", {"report": REPORT}, True),
+        ("1@g.test", "graph://c.test:443 all", {"report": REPORT}, True),  # its key is gone
+        ("1@g.test", "graph://c.test:443 all", {"report": REPORT, "chosen": True}, True),
+        ("1@g.test", REPORTS, {"report": REPORT, "chosen": True}, False),
+        ("1@o.test", OF_RECIPIENT, {"report": REPORT}, False),
+        ("1@o.test", OF_RECIPIENT, {"report": REPORT, "chosen": True}, False),
     ],
 )
 def test_what_waits_is_where_the_routes_of_now_send_it(address, key, extra, taken):
@@ -102,48 +129,15 @@ def test_what_waits_is_where_the_routes_of_now_send_it(address, key, extra, take
         admin=SimpleNamespace(),
         clock=ManualClock(),
     )
-    claim = a_claim(next_hop=NextHop.parse(key), epoch=2, extra=EntryExtra(**extra), retry_us=5)
+    envelope, of_message = extra.get("report", (Envelope("a@x.test"), MessageExtra()))
+    of_entry = EntryExtra(**{name: value for name, value in extra.items() if name != "report"})
+    claim = a_claim(next_hop=NextHop.parse(key), epoch=2, extra=of_entry, retry_us=5)
+    message = replace(claim.message, envelope=envelope, extra=of_message)
+    claim = replace(claim, message=message)
     (one,) = claim.recipients
     claim = replace(claim, recipients=(replace(one, path=ForwardPath(address)),))
     assert rerouter.takes(claim) is taken
     assert bool(rerouter.ready) is taken
-
-
-@each_row(
-    "address, key, marked, extra, taken",
-    [
-        ("1@r.test", REPORTS, True, {}, False),
-        ("1@r.test", REPORTS, True, {"fallback_us": 1}, False),  # no report goes to a fallback
-        ("1@r.test", REPORTS, False, {}, True),
-        ("1@g.test", "graph://c.test:443 all", True, {}, True),  # of which the key is gone
-        ("1@g.test", "graph://c.test:443 all", True, {"chosen": True}, True),
-        ("1@g.test", REPORTS, True, {"chosen": True}, False),
-        ("1@o.test", OF_RECIPIENT, True, {}, False),
-        ("1@o.test", OF_RECIPIENT, True, {"chosen": True}, False),
-        ("1@r.test", "mx:r.test", True, {}, True),
-    ],
-)
-def test_a_report_is_where_the_routes_of_now_send_reports(address, key, marked, extra, taken):
-    routes = [
-        Route("r.test", "graph://c.test:443", TOKEN, name="reports", reports=True,
-              fallback="smtp://h.test:25", mime_max=5),
-        Route("*", "graph://c.test:443", RouteAuth("sender", oauth="o"), name="mine",
-              sender="*@o.test", reports=True),
-        *ROUTES,
-    ]  # fmt: skip
-    rerouter = ClaimRerouter(
-        SimpleNamespace(begin=not_run, claims=ClaimsInMemory()),
-        table=RouteTable(routes, [], Directory()),
-        admin=SimpleNamespace(),
-        clock=ManualClock(),
-    )
-    claim = a_claim(next_hop=NextHop.parse(key), extra=EntryExtra(**extra), content_size=9)
-    message = replace(claim.message, envelope=Envelope(""), extra=MessageExtra(of_trusted=marked))
-    (one,) = claim.recipients
-    claim = replace(
-        claim, message=message, recipients=(replace(one, path=ForwardPath(address)),), retry_us=5
-    )
-    assert rerouter.takes(claim) is taken
 
 
 def test_an_address_that_became_invalid_ends_and_the_others_of_its_entry_are_due(tmp_path: Path):

@@ -7,30 +7,23 @@ from msgspec import structs
 
 from relay.formats.dsn import ReportKind
 from relay.formats.report_as_mail import report_as_mail
-from tests.support.sample_reports import (
-    CASES,
-    DELAYED,
-    FULL,
-    HEADER_ONLY,
-    INTERNATIONAL,
-    MESSAGE,
-    ORIGINAL,
-    UNICODE,
-    UNKNOWN,
-    UTF8,
-    report,
-)
+from tests.support import sample_reports as sample
+from tests.support.sample_reports import ORIGINAL, UNICODE, UTF8, report
 from tests.support.tables import each_row
 
 RETURNED = ORIGINAL.replace(b"Bcc: eve@example.org,\r\n mallory@example.org\r\n", b"")
-RET_FULL = structs.replace(MESSAGE, envelope=structs.replace(MESSAGE.envelope, ret="FULL"))
 LARGE = ORIGINAL + b"\r\n" + (b"x" * 76 + b"\r\n") * 1000
-IN_UTF8 = structs.replace(
-    INTERNATIONAL, envelope=structs.replace(INTERNATIONAL.envelope, ret="HDRS")
-)
 ENDS = b"Subject: a\r\n\r\n--=_dsn_01jd3q8zreport00\r\n\r\n--=_dsn_01jd3q8zreport00--\r\n"
 SIGNED = b"DKIM-Signature: v=1; d=example.com;\r\n b=abc=\r\n"
 WHOLE, HEADER = ("message/rfc822", "message.eml"), ("text/plain", "message.txt")
+
+
+def with_ret(message, ret):
+    return structs.replace(message, envelope=structs.replace(message.envelope, ret=ret))
+
+
+def header_of(content):
+    return content.partition(b"\r\n\r\n")[0] + b"\r\n"
 
 
 def parsed(octets):
@@ -75,17 +68,27 @@ def test_the_header_as_it_is_sent():
     "written, most, last, returned",
     [
         (report(), 2_200_000, WHOLE, RETURNED),
-        (report(HEADER_ONLY), 2_200_000, HEADER, RETURNED.partition(b"\r\n\r\n")[0] + b"\r\n"),
-        (report(RET_FULL, LARGE), 60_000, HEADER, RETURNED.partition(b"\r\n\r\n")[0] + b"\r\n"),
-        (report(), 5, HEADER, RETURNED.partition(b"\r\n\r\n")[0] + b"\r\n"),  # too small a limit
-        (report(*CASES["eight-bit"]), 2_200_000, WHOLE, CASES["eight-bit"][1]),
-        (report(INTERNATIONAL, UTF8, [UNICODE]), 2_200_000, WHOLE, UTF8),
-        (report(IN_UTF8, UTF8, [UNICODE]), 2_200_000, HEADER, UTF8.partition(b"\r\n\r\n")[0] + b"\r\n"),
+        (report(sample.HEADER_ONLY), 2_200_000, HEADER, header_of(RETURNED)),
+        (report(with_ret(sample.MESSAGE, "FULL"), LARGE), 60_000, HEADER, header_of(RETURNED)),
+        (report(), 5, HEADER, header_of(RETURNED)),  # too small a limit
+        (report(*sample.CASES["eight-bit"]), 2_200_000, WHOLE, sample.CASES["eight-bit"][1]),
+        (report(sample.INTERNATIONAL, UTF8, [UNICODE]), 2_200_000, WHOLE, UTF8),
+        (
+            report(with_ret(sample.INTERNATIONAL, "HDRS"), UTF8, [UNICODE]),
+            2_200_000,
+            HEADER,
+            header_of(UTF8),
+        ),
         (report(content=ENDS), 2_200_000, WHOLE, ENDS),
-        (report(recipients=[DELAYED], kind=ReportKind.DELAYED), 2_200_000, HEADER, None),
-        (report(recipients=[UNKNOWN, FULL], language="de"), 2_200_000, WHOLE, RETURNED),
+        (report(recipients=[sample.DELAYED], kind=ReportKind.DELAYED), 2_200_000, HEADER, None),
+        (
+            report(recipients=[sample.UNKNOWN, sample.FULL], language="de"),
+            2_200_000,
+            WHOLE,
+            RETURNED,
+        ),
     ],
-)  # fmt: skip
+)
 def test_its_parts_are_the_text_and_attachments(written, most, last, returned):
     made = as_mail(written, most=most)
     found = parsed(made)
@@ -101,8 +104,6 @@ def test_its_parts_are_the_text_and_attachments(written, most, last, returned):
     assert found["From"].addresses[0].display_name == author
 
 
-@each_row(
-    "octets", [b"", b"\r\n\r\n", b'Content-Type: x; boundary="b"\r\n\r\n\r\n--b\r\n', b"\xff"]
-)
+@each_row("octets", [b"", b'Content-Type: x; boundary="b"\r\n\r\n\r\n--b\r\n', b"\xff"])
 def test_what_is_no_report_is_mail_all_the_same(octets):
     assert as_mail(octets).startswith(b"From: Mail Delivery System <printer@a.test>\r\n")

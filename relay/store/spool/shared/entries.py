@@ -20,18 +20,12 @@ from relay.base.message.lifecycle import FINAL, RecipientState
 from relay.base.message.nexthop import Destination
 from relay.store.journeys.details import CommandDetail, read_detail
 from relay.store.journeys.events import Event, Step
+from relay.store.spool import types
 from relay.store.spool.queue_commands import Operation, QueueCommand, states_before
 from relay.store.spool.shared.columns import ACCEPTED_COUNTER, LIVE_STATES
 from relay.store.spool.shared.holds import changed_extra, count_holds, note_extra
 from relay.store.spool.shared.tables import OpenTransaction, Tables
-from relay.store.spool.types import (
-    ContentKey,
-    EntryExtra,
-    Key,
-    QueueOrder,
-    parse_message_extra,
-    readable_extra,
-)
+from relay.store.spool.types import ContentKey, EntryExtra, Key, QueueOrder, readable_extra
 
 # The columns in the order of EntryFacts.
 ENTRY = (
@@ -122,7 +116,7 @@ class EntryFacts(Struct, frozen=True, gc=False):
     def routed_as(self) -> str:
         """The reverse-path by which routes decide, or OWN_REPORT."""
         with suppress(ValueError):  # damaged
-            if parse_message_extra(self.message_extra or "").of_trusted:
+            if types.parse_message_extra(self.message_extra or "").of_trusted:
                 return OWN_REPORT
         return self.reverse_path or ""
 

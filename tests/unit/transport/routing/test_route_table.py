@@ -531,15 +531,6 @@ def test_a_route_with_reports_takes_a_report_to_its_sender(address, way, routes,
     assert mailbox == {GRAPH: "p@a.test", OWN.replace("+x", ""): "ann@a.test"}.get(key, "")
 
 
-def test_a_route_of_the_null_sender_without_a_next_hop_is_left_out():
-    routes = [Route("*", "", sender="<>", name="empty"), Route("*", "smtp://h.test:25", name="hub")]
-    made = RouteTable(routes, [], Accounts())
-    assert (made.examine("x@b.test").next_hop.key, [*made.named]) == (
-        "smtp://h.test:25 hub",
-        ["hub"],
-    )
-
-
 @each_row(
     "address, way, sender, key",
     [
