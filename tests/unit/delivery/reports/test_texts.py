@@ -279,8 +279,8 @@ def test_a_text_for_a_status_goes_before_that_of_its_subject(load, files, expect
             "en/failure.txt:3: 'relay.delivery.reports.wording.RecipientFields object' has no attribute 'adress'",
         ),
         (
-            {"de/notread.html": "{{ 1 // (message_id | length) }}"},
-            "de/notread.html:1: integer division or modulo by zero",
+            {"de/notread.html": "{{ 1 / (message_id | length) }}"},
+            "de/notread.html:1: division by zero",
         ),
         (
             {"en/failure.txt": "{{ ''.__class__.__mro__ }}"},

@@ -45,7 +45,8 @@ secret = "whsec_{secret}"
 def secrets_of(kind: Any) -> Iterator[str]:
     """The keys that the tree marks as secret."""
     for name, hint in get_type_hints(kind, include_extras=True).items():
-        tables = [table for table in (hint, *get_args(hint)) if dataclasses.is_dataclass(table)]
+        types = [one for one in (hint, *get_args(hint)) if isinstance(one, type)]
+        tables = [one for one in types if dataclasses.is_dataclass(one)]
         for table in tables:
             yield from secrets_of(table)
         if tree.Secret in get_args(hint):
