@@ -14,7 +14,8 @@
 
 SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
-PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
+# 3.15 last: google-re2 has no wheel for it, and would be compiled.
+PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11 python3.15; do \
 	$$each -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$each && break; done)
 VENV := .venv
 BIN := $(VENV)/bin

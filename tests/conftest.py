@@ -18,6 +18,7 @@ import certifi
 import pytest
 import uvloop
 from hypothesis import HealthCheck, settings
+from hypothesis.internal import entropy
 from hypothesis.internal.conjecture import providers
 
 from relay.store.mailbox.maildir import SYNC_FAILURES
@@ -38,6 +39,9 @@ settings.register_profile("search", deadline=None, max_examples=5000)
 settings.load_profile("same")
 # Each process would look for constants in all modules, and another one would change the examples.
 providers._get_local_constants = lambda: providers._local_constants
+# The first use registers random numbers, and warns if what refers to them is frozen: pytest_collection_finish().
+with entropy.deterministic_PRNG():
+    pass
 
 collect_ignore = ["sample_project"]  # a project of its own: tests/clients/test_sample_project.py
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from tests.support import relay_starts
 from tests.support.disks import short_place
 from tests.support.dns_server import DnsThread
 from tests.support.relay_config import account, to_toml
+from tests.support.terminals import open_terminal
 from tests.support.tls import Authority, authority
 
 __all__ = ["authority"]
@@ -163,7 +163,7 @@ def tree(folder: Path) -> dict[str, str]:
 def test_a_terminal_is_asked(service: Service, answer: str, code: int) -> None:
     service.back_up()
     service.go()
-    ours, theirs = pty.openpty()
+    ours, theirs = open_terminal()
     command = [*relay_starts.RELAY, "restore", str(service.copy)]
     process = relay_starts.start(
         command, cwd=service.copy.parent, env=service.environment, stdin=theirs

@@ -73,8 +73,9 @@ def test_without_http_listeners_commands_and_metrics_work(serve):
     assert relay.cli("trace", "last").returncode == 0
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         assert b"relay_messages_accepted_total" in answer.read()
-    with pytest.raises(urllib.error.HTTPError, match="404"):
+    with pytest.raises(urllib.error.HTTPError, match="404") as refused:
         urllib.request.urlopen(f"http://127.0.0.1:{port}/v1.0/me")
+    refused.value.close()
     assert relay.stop() == 0
 
 

@@ -1,6 +1,7 @@
 """The MIME of a message, as the API and `relay show` give it: from the queue, or from a mailbox."""
 
 import email.policy
+import os
 import subprocess
 from email.message import EmailMessage
 
@@ -8,6 +9,7 @@ import pytest
 
 from tests.support.relay_process import OPERATOR, RelayProcess, until
 from tests.support.tables import each_row
+from tests.support.terminals import open_terminal, read_to_end
 
 USAGE, DATA = 64, 65
 BOB = "bob@example.test"
@@ -145,18 +147,16 @@ def test_show_never_writes_control_characters_to_a_terminal(relay: RelayProcess)
     content = b"Subject: x\r\n\r\n\x1b]0;title\x07 \x9b31m tab\there\r\n"
     queue_id = relay.submit("app@example.test", [BOB], content)
     relay.until_final(queue_id)
-    command = " ".join(relay.command("show", queue_id, "--source"))
-    done = subprocess.run(
-        ["script", "-qec", command, "/dev/null"],
-        cwd=relay.folder,
-        env=relay.environment,
-        capture_output=True,
-        timeout=120,
-        check=False,
+    ours, terminal = open_terminal()
+    command = relay.command("show", queue_id, "--source")
+    subprocess.run(
+        command, cwd=relay.folder, env=relay.environment, stdout=terminal, timeout=120, check=True
     )
-    assert b"?]0;title? ?31m tab" in done.stdout.replace(b"\xef\xbf\xbd", b"?")
-    assert b"\x1b" not in done.stdout
-    assert b"\x07" not in done.stdout
+    os.close(terminal)
+    shown = read_to_end(ours)
+    assert b"?]0;title? ?31m tab" in shown.replace(b"\xef\xbf\xbd", b"?")
+    assert b"\x1b" not in shown
+    assert b"\x07" not in shown
 
 
 def test_captured_mail_of_a_development_relay(dev) -> None:

@@ -1,12 +1,12 @@
 """Run mutt on a Maildir: press keys, and read what its pager shows."""
 
 import os
-import pty
 import subprocess
 import termios
 import threading
-from contextlib import suppress
 from pathlib import Path
+
+from tests.support.terminals import open_terminal, read_to_end
 
 _SETTINGS = """\
 set folder="{home}" spoolfile="{home}" mbox_type=Maildir header_cache="" charset=utf-8
@@ -25,7 +25,7 @@ def run_mutt(command: str, keys: str, *, home: Path, folder: str = "", work: Pat
     """
     settings, shown_file = work / "muttrc", work / "shown"
     settings.write_text(_SETTINGS.format(home=home, keys=keys, shown=shown_file))
-    controller, terminal = pty.openpty()
+    controller, terminal = open_terminal()
     termios.tcsetwinsize(terminal, (24, 80))  # ncurses 6.5 opens no terminal without a size
     process = subprocess.Popen(
         [command, "-n", "-F", str(settings), "-f", str(home / folder)],
@@ -38,11 +38,7 @@ def run_mutt(command: str, keys: str, *, home: Path, folder: str = "", work: Pat
     os.close(terminal)
     watchdog = threading.Timer(_SECONDS_MAX, process.kill)
     watchdog.start()
-    shown = b""
-    with suppress(OSError):  # the end of a terminal
-        while block := os.read(controller, 65536):
-            shown += block
-    os.close(controller)
+    shown = read_to_end(controller)
     code = process.wait(_SECONDS_MAX)
     watchdog.cancel()
     assert code == 0, shown[-2000:].decode(errors="replace")

@@ -20,6 +20,7 @@ from relay.base.observe import logs
 from relay.base.observe.logs import RepeatedError
 from tests.support.manual_clock import ManualClock
 from tests.support.tables import each_row
+from tests.support.terminals import open_terminal
 
 log = logs.get_logger("ingress")
 NOW = "2023-11-14T22:13:20.000000Z"  # ManualClock's
@@ -161,7 +162,7 @@ def test_auto_is_logfmt_for_a_pipe_and_pretty_in_color_on_a_terminal(reader):
     reader.configure("auto")
     log.info("here")
     assert reader.line().startswith("at=")
-    ours, terminal = os.openpty()
+    ours, terminal = open_terminal()
     logs.configure("auto", clock=ManualClock(), descriptor=terminal)
     log.error("there")
     logs.configure("auto", clock=ManualClock(), descriptor=terminal, color=False)
