@@ -1,6 +1,7 @@
 """The development CA: its files, its name constraints, its renewal, and clients that trust it."""
 
 import multiprocessing
+import os
 import shutil
 import socket
 import ssl
@@ -19,6 +20,7 @@ from relay.base.clock import SystemClock
 from relay.base.settings.tree import CertificateFiles
 from relay.development.authority import LEAF_DAYS, DevelopmentCertificate, open_authority
 from relay.development.issuer import Issuer, pem_of
+from tests.support.disks import MEMORY
 from tests.support.tables import each_row
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -71,6 +73,7 @@ def test_files_are_private_and_made_once(directory):
     assert sorted(one.name for one in directory.iterdir()) == ["ca.key", "ca.pem"]
 
 
+@pytest.mark.skipif(not os.access(MEMORY, os.W_OK), reason="/dev/shm, of locks, is not writable")
 def test_processes_that_start_at_once_share_one_authority(directory):
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=context) as pool:
