@@ -27,9 +27,11 @@ RUN_TESTS = """
 mount --make-rprivate /
 mount -t proc none "$0/proc"
 mount --rbind /dev "$0/dev"
+mount -t tmpfs none "$0/dev/shm"
 chown -R 1000:1000 "$0/home/ann"
 exec chroot --userspec=1000:1000 "$0" env -C /home/ann/relay HOME=/home/ann make quick-tests
 """
+FIXED = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "PIP_NO_COMPILE": "1"}
 PASSED_ON = ("PIP_", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
 
 
@@ -37,7 +39,7 @@ def run(script: str, root: Path, *before: str) -> "subprocess.CompletedProcess[s
     variables = {name: text for name, text in os.environ.items() if name.startswith(PASSED_ON)}
     return subprocess.run(
         [*before, "bash", "-ec", script, root],
-        env=variables | {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
+        env=variables | FIXED,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
