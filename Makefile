@@ -164,9 +164,11 @@ crash: $(VENV)/development
 
 # The wheel is made of the sdist, so that this holds all that is needed; a dirty tree is no release. All of dist/ is the release,
 # which .github/workflows/release.yml makes of a tag on each processor, and publishes.
+VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
+
 release: $(VENV)/development
-	@version=v$$(sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml); [ "$${TAG:-$$version}" = "$$version" ] || \
-	    { echo "release: found the tag $$TAG, expected $$version, as in pyproject.toml" >&2; exit 65; }
+	@[ "$${TAG:-v$(VERSION)}" = v$(VERSION) ] || \
+	    { echo "release: found the tag $$TAG, expected v$(VERSION), as in pyproject.toml" >&2; exit 65; }
 	@test -z "$$(git status --porcelain)" || { echo "release: the tree has changes that are not committed" >&2; exit 65; }
 	rm -rf dist
 	$(BIN)/python $(PIP_INSTALL) build
@@ -174,6 +176,10 @@ release: $(VENV)/development
 	$(BIN)/python -m build --outdir dist clients/pytest
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python packaging/manual.py dist/share
 	tar -C dist/share -czf dist/graph_relay-manual.tar.gz . && rm -rf dist/share
+	@command -v npm >/dev/null || { echo "release: npm is not installed: no package for Node" >&2; exit 0; }; set -e; \
+	cp -r clients/node dist/node; cp LICENSE dist/node; \
+	npm pkg set "version=$(subst .dev,-dev.,$(VERSION))" --prefix dist/node; \
+	npm pack --silent --pack-destination dist ./dist/node; rm -rf dist/node
 	$(PYTHON) -m venv dist/venv
 	dist/venv/bin/python $(PIP_INSTALL) dist/*.whl
 	dist/venv/bin/relay --version

@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import secrets
 import shlex
 import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from relay.development.verbs.dev import dev as command
 from relay.development.verbs.dev_options import check_together
 from relay.operation.cli.root import cli
 from tests.support import relay_starts
+from tests.support.containers import PODMAN, container_program
+from tests.support.long_tests import long
 from tests.support.ports import free_port
 from tests.support.relay_process import ROOT, until
 from tests.support.tables import each_row
@@ -43,9 +47,16 @@ COMPOSE_KEYS = {
     "volumes",
 }
 IMAGE = "relay-dev-test"
-BASE = "python:3.13-slim"
 COMMIT = "0123456789ab"
 TOKEN = "a-token-of-a-good-length"
+SERVICE = {
+    "RELAY_HOSTNAME": "relay.contoso.example",
+    "RELAY_TRUSTED": "127.0.0.1",
+    "M365_TENANT": "contoso.example",
+    "M365_CLIENT_ID": "relay",
+    "M365_CLIENT_SECRET": "s3cret",
+    "M365_MAILBOX": "printer@contoso.example",
+}
 VARIABLES = {one.envvar for one in command.params if one.envvar}
 
 
@@ -241,66 +252,232 @@ def test_the_workflow_example_finds_the_mail(dev) -> None:
 
 # -- the image
 
+CHECK = json.loads(of("HEALTHCHECK")[0].partition(" CMD ")[2])
+SEND = [
+    "relay",
+    "send",
+    "--from",
+    "printer@contoso.example",
+    "--to",
+    "ann@partner.example",
+    "--body",
+    "x",
+]
+READ = """
+import imaplib, os, ssl
+from urllib.request import Request, urlopen
 
-def builder() -> str:
-    """A program that builds images here; skips the test if there is none, or if it does not run."""
-    reasons = []
-    for name in ("podman", "docker"):
-        if shutil.which(name) is None:
-            reasons.append(f"{name} is not installed")
-            continue
-        done = subprocess.run([name, "info"], capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            return name
-        reasons.append(f"{name}: {(done.stderr.splitlines() or ['it does not run'])[-1]}")
-    pytest.skip("; ".join(reasons))
+token = os.environ["RELAY_DEV_TOKEN"]
+page = urlopen(Request("http://127.0.0.1:8025/", headers={"Authorization": "Bearer " + token}))
+imap = imaplib.IMAP4_SSL("127.0.0.1", 1993, ssl_context=ssl._create_unverified_context())
+imap.login("zoe@example.test", token)
+print(page.status, int(imap.select()[1][0]))
+"""
+LOAD = """
+import smtplib
+
+with smtplib.SMTP("127.0.0.1", 2525) as relay:
+    while True:
+        relay.sendmail("printer@contoso.example", "ann@partner.example", "Subject: x\\n\\nx")
+        print("accepted", flush=True)
+"""
+PROBE = "import sys, urllib.request as r; print(r.urlopen('http://127.0.0.1:8025' + sys.argv[1]).status)"
+
+
+class Container:
+    """A container of this tree's image, without a network, and its volume. Both are removed at the end."""
+
+    def __init__(self, program: str):
+        self.program = program
+        self.name = f"relay-test-{secrets.token_hex(4)}"
+        self.options = ["--detach", "--name", self.name, "--network", "none"]
+
+    def do(self, *words: str | Path, code: int = 0) -> str:
+        """Return what a command of the program prints; of one that fails, as it should, its errors."""
+        return output([self.program, *map(str, words)], code)
+
+    def printed(self, text: str, code: int = 0) -> str:
+        """Do the same for commands of a page, on this container and its volume."""
+        options = " ".join(["docker run", *self.options])
+        text = re.sub(r"docker run\b( --rm| -d --name relay)?", options, text)
+        text = re.sub(r" -p \S+", "", text).replace("RELAY_DEV_TOKEN=…", f"RELAY_DEV_TOKEN={TOKEN}")
+        text = re.sub(r"ghcr\.io/\S+", IMAGE, text).replace("-v queue:", f"-v {self.name}:")
+        text = re.sub(r"\b(exec|stop|rm) relay\b", rf"\1 {self.name}", text)
+        return output(["bash", "-ec", text.replace("docker", self.program)], code)
+
+    def serve(
+        self, *options: str, names: Mapping[str, str] = SERVICE, image: str = IMAGE, code: int = 0
+    ) -> str:
+        """Start the service with options of `run`; return its errors, if it ends with a code."""
+        how = self.options if code == 0 else ["--rm"]
+        volume = [] if "-v" in options else ["-v", f"{self.name}:/var/lib/relay"]
+        values = [f"--env={name}={value}" for name, value in names.items()]
+        words = [*how, "--read-only", *volume, *values, *options, image, "serve"]
+        return self.do("run", *words, code=code)
+
+    def inside(self, *words: str, code: int = 0) -> str:
+        return self.do("exec", self.name, *words, code=code)
+
+    def recipients(self) -> int:
+        """Return how many recipients the queue has."""
+        return int(re.search(r"recipients +(\d+)", self.inside("relay", "queue", "stats"))[1])
+
+    def until_ready(self) -> None:
+        def is_ready() -> bool:
+            with suppress(AssertionError):
+                return self.inside(*CHECK) == "ready\n"
+            return False
+
+        until("it is ready", is_ready, timeout_s=60)
+
+    def stop(self) -> None:
+        """Stop it in order: it ends with 0, before it is killed."""
+        self.do("stop", self.name)
+        assert self.do("inspect", "--format", "{{.State.ExitCode}}", self.name) == "0\n"
+
+
+def output(command: Sequence[str], code: int) -> str:
+    done = subprocess.run(
+        command, input="s3cret\n", capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == code, f"{command}: {done.returncode} {done.stdout}{done.stderr}"
+    return done.stderr if code else done.stdout
+
+
+@pytest.fixture(scope="module", params=["installed", pytest.param("podman.sh", marks=long)])
+def program(request) -> str:
+    """A program that runs containers here, with the image of this tree."""
+    own = request.param == "podman.sh"
+    program = container_program(*([PODMAN] if own else ["docker", "podman"]))
+    output([program, "build", "--tag", IMAGE, "--file", str(FILE), str(ROOT)], 0)
+    return program
 
 
 @pytest.fixture
-def container() -> Iterator[tuple[str, str]]:
-    program = builder()
-    start = [program, "run", "--rm", BASE, "true"]  # pulls what is not there
-    started = subprocess.run(start, capture_output=True, text=True, check=False)
-    if started.returncode:
-        pytest.skip(f"{program} cannot run {BASE}: {started.stderr.strip().splitlines()[-1]}")
-    build = [program, "build", "--tag", IMAGE, "--file", str(FILE), str(ROOT)]
-    subprocess.run(build, check=True, timeout=900)
-    run = [
-        program,
-        "run",
-        "--detach",
-        "--rm",
-        "--read-only",
-        "--tmpfs",
-        "/tmp:size=512m,mode=1777",
-        "--env",
-        f"RELAY_DEV_TOKEN={TOKEN}",
-        IMAGE,
-    ]
-    done = subprocess.run(run, check=True, capture_output=True, text=True, timeout=60)
-    name = done.stdout.strip()
-    yield program, name
-    subprocess.run([program, "stop", name], check=True, capture_output=True, timeout=60)
+def container(program: str) -> Iterator[Container]:
+    made = Container(program)
+    yield made
+    for words in (
+        ("rm", made.name),
+        ("volume", "rm", made.name),
+        ("volume", "rm", f"{made.name}-secret"),
+    ):
+        with suppress(AssertionError):  # there is none
+            made.do(*words[:-1], "--force", words[-1])
 
 
-def test_the_image_runs_read_only_as_a_user(container: tuple[str, str]) -> None:
-    program, name = container
+@pytest.mark.parametrize("place", ["docs/development.md", "Containerfile"])
+def test_the_development_relay_runs_as_printed(container: Container, place: str) -> None:
+    """With its pages, and with Dovecot for IMAP, also on a read-only root."""
+    text = re.sub("^# *", "", (ROOT / place).read_text(), flags=re.MULTILINE)
+    command = r"^(export RELAY_DEV_TOKEN.*\n)?docker run .*RELAY_DEV_TOKEN(.*\\\n)*.*"
+    container.printed(re.search(command, text, re.MULTILINE)[0])
+    container.until_ready()
+    assert container.inside("id", "-u").strip() == of("USER")[-1].partition(":")[0]
+    container.inside("relay", "send", "--to", "zoe@example.test", "--body", "x")
+    until("it is delivered", lambda: "delivered" in container.inside("relay", "trace", "last"))
+    assert container.inside("python", "-c", READ) == "200 1\n"
 
-    def inside(*words: str) -> str:
-        done = subprocess.run(
-            [program, "exec", name, *words], capture_output=True, text=True, timeout=60, check=False
-        )
-        return done.stdout.strip() if done.returncode == 0 else ""
 
-    check = json.loads(of("HEALTHCHECK")[0].partition(" CMD ")[2])
-    until("it is healthy", lambda: inside(*check) == "ready", timeout_s=60)
-    assert inside("id", "-u") == of("USER")[-1].partition(":")[0]
-    assert inside("relay", "send", "--to", "bob@example.test", "--body", "x")
-    until("it is delivered", lambda: "delivered" in inside("relay", "trace", "last"))
+def test_the_first_message_in_ten_minutes(container: Container) -> None:
+    """Each printed command: without a network the message waits, and the next container has it."""
+    page = (ROOT / "docs/cloud.md").read_text()
+    blocks = re.findall(r"^ *```\n(.*?)^ *```$", page, re.MULTILINE | re.DOTALL)
+    start, commands = (textwrap.dedent(one) for one in blocks if "docker " in one)
+    test, send, trace = commands.splitlines()
+    container.printed(start)
+    container.until_ready()
+    errors = container.printed(test, code=75)
+    assert "login.microsoftonline.com: temporary failure in name resolution" in errors
+    sent = container.printed(send).strip()
+    waits = ("DEFERRED", "graph.microsoft.com")
+    until("it waits", lambda: all(word in container.printed(trace) for word in waits))
+    assert container.printed("docker exec relay relay list --state failed") == ""
+    container.stop()
+    container.printed(re.search(r"`(docker stop relay && docker rm relay)`", page)[1])
+    container.printed(start)
+    container.until_ready()
+    assert sent in container.inside("relay", "queue", "list")
+
+
+def test_the_service_runs_as_in_kubernetes(container: Container) -> None:
+    """With its security context, a volume and a secret that belong to root and the group, its probes."""
+    text = (COMPOSE.parent / "kubernetes-cloud.yaml").read_text()
+    pod = [*yaml.safe_load_all(text)][-1]["spec"]["template"]["spec"]
+    [manifest], who = pod["containers"], pod["securityContext"]
+    names = {one["name"]: one["value"] for one in manifest["env"]}
+    queue, secret = (one["mountPath"] for one in manifest["volumeMounts"])
+    volumes = ["-v", f"{container.name}:{queue}", "-v", f"{container.name}-secret:{secret}"]
+    file, group = names["M365_CLIENT_SECRET_FILE"], who["fsGroup"]
+    made = f"echo s3cret >{file}; chown 0:{group} {queue} {secret} {file}; chmod 2775 {queue}; chmod 440 {file}"
+    container.do("run", "--rm", "--user=0", "--entrypoint=sh", *volumes, IMAGE, "-ec", made)
+    user = f"--user={who['runAsUser']}:{who['runAsGroup']}"
+    limits = [user, "--cap-drop=ALL", "--security-opt=no-new-privileges"]
+    container.serve(*limits, *volumes, names=names)
+    for _ in range(2):
+        container.until_ready()
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            path = manifest[probe]["httpGet"]["path"]
+            assert container.inside("python", "-c", PROBE, path) == "200\n"
+        container.inside(*SEND)
+        container.stop()
+        container.do("start", container.name)
+
+
+def test_the_service_runs_as_another_user_of_group_0_without_capabilities(
+    container: Container,
+) -> None:
+    container.serve("--user=12345:0", "--cap-drop=ALL", "--security-opt=no-new-privileges")
+    container.until_ready()
+    container.inside(*SEND)
+    assert container.recipients() == 1
+
+
+def test_a_start_names_what_it_cannot_use(container: Container, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    errors = container.serve("-v", f"{tmp_path}:/var/lib/relay", code=77)
+    assert "/var/lib/relay is not a directory that this user can write" in errors
+    names = {name: value for name, value in SERVICE.items() if name != "M365_CLIENT_SECRET"}
+    names["M365_CLIENT_SECRET_FILE"] = "/etc/shadow"
+    errors = container.serve(names=names, code=78)
+    assert "/etc/shadow" in errors
+
+
+def test_a_stop_under_load_loses_no_message(container: Container) -> None:
+    container.serve()
+    container.until_ready()
+    command = [container.program, "exec", container.name, "python", "-c", LOAD]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as load:
+        accepted = [load.stdout.readline() for _ in range(50)]
+        container.stop()
+        accepted += load.stdout.readlines()
+    container.do("start", container.name)
+    container.until_ready()
+    assert len(accepted) <= container.recipients() <= len(accepted) + 1
+
+
+def test_the_volume_of_the_image_of_0_5_0_is_used_on(container: Container, tmp_path: Path) -> None:
+    find = ["git", "log", "-1", "--format=%H", "--fixed-strings", "--grep=release: 0.5.0"]
+    commit = subprocess.run(find, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    if not commit:
+        pytest.skip("the history of Git has no release 0.5.0")
+    output(["sh", "-c", f"git -C {ROOT} archive {commit.strip()} | tar -x -C {tmp_path}"], 0)
+    older = f"{IMAGE}:0.5.0"
+    container.do("build", "--tag", older, "--file", tmp_path / FILE.name, tmp_path)
+    container.serve(image=older)
+    container.until_ready()
+    sent = container.inside(*SEND).strip()
+    container.stop()
+    container.do("rm", container.name)
+    container.serve()
+    container.until_ready()
+    container.inside(*SEND)
+    assert container.recipients() == 2
+    assert sent in container.inside("relay", "trace", sent)
 
 
 def test_the_compose_file_of_the_service_runs(tmp_path: Path) -> None:
-    compose = [builder(), "compose"]
+    compose = [container_program("docker", "podman"), "compose"]
     if subprocess.run([*compose, "version"], capture_output=True, check=False).returncode:
         pytest.skip(f"{compose[0]} has no compose")
     file, names = tmp_path / "compose.yaml", ("M365_TENANT", "M365_CLIENT_ID", "RELAY_HOSTNAME")
@@ -312,13 +489,7 @@ def test_the_compose_file_of_the_service_runs(tmp_path: Path) -> None:
     compose += ["--file", str(file)]
     try:
         run([*compose, "up", "--build", "--detach"], check=True, timeout=900)
-        ready = [
-            *compose,
-            "exec",
-            "-T",
-            "relay",
-            *json.loads(of("HEALTHCHECK")[0].split(" CMD ")[1]),
-        ]
+        ready = [*compose, "exec", "-T", "relay", *CHECK]
         until("it is ready", lambda: run(ready, check=False).returncode == 0, timeout_s=60)
         words = [*compose, "exec", "-T", "relay", "relay", "queue", "stats"]
         assert b"0 queued" in run(words, check=True).stdout

@@ -619,7 +619,8 @@ def reason(error: BaseException) -> str:
         said = getattr(error, "verify_message", "") or (error.reason or "failed").replace("_", " ")
         return f"TLS: {said.lower()}"
     if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno).lower()
+        # Those of getaddrinfo() are negative and have texts of their own (RFC 3493, section 6.1).
+        return (os.strerror(error.errno) if error.errno > 0 else error.strerror).lower()
     return str(error) or type(error).__name__
 
 
