@@ -2,7 +2,9 @@
 the service.
 """
 
+import os
 import re
+import subprocess
 import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
@@ -45,6 +47,30 @@ def test_only_jobs_that_publish_what_was_built_get_rights() -> None:
         assert first["uses"].startswith("actions/download-artifact@")
         assert not re.search(r"checkout|pip |make |\$\{\{", str([one.get("run") for one in others]))
     assert BUILT in jobs["build"]["steps"]
+
+
+def test_the_workflow_takes_what_the_recipe_makes() -> None:
+    command = ["make", "--dry-run", "release", "PROCESSOR=arm64", "ENGINE=docker", "PYTHON=python3"]
+    environment = {
+        "PATH": os.environ["PATH"]
+    }  # without the variables of a make that runs this test
+    made = subprocess.run(
+        command, cwd=TOP, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    jobs = yaml.safe_load(WORKFLOWS["release"])["jobs"]
+    taken = str([one.get("run") for job in jobs.values() for one in job.get("steps", ())])
+    taken = taken.replace("$processor", "arm64")
+    [tag], [archive] = (
+        re.findall(r" tag=(\S+);", made),
+        re.findall(r">dist/(\S+)$", made, re.MULTILINE),
+    )
+    for used in (f'docker tag "{tag}"', f"/built-arm64/{archive} ", f'--input "release/{archive}"'):
+        assert used in taken
+    assert "release/*.* release/SHA256SUMS" in taken
+    steps = ("-m build", "clients/pytest", "manual.py", "npm pack", "dev --once", "debian/build.sh")
+    places = [made.find(step) for step in (*steps, "$engine build", "$engine run", "$engine save")]
+    assert -1 not in places
+    assert places == sorted(places)
 
 
 def test_the_image_has_one_name() -> None:
