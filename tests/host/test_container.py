@@ -318,17 +318,18 @@ class Container:
     def inside(self, *words: str, code: int = 0) -> str:
         return self.do("exec", self.name, *words, code=code)
 
+    def answer(self, *words: str) -> str:
+        """Return what a command inside prints, and nothing if it fails."""
+        with suppress(AssertionError):
+            return self.inside(*words)
+        return ""
+
     def recipients(self) -> int:
         """Return how many recipients the queue has."""
         return int(re.search(r"recipients +(\d+)", self.inside("relay", "queue", "stats"))[1])
 
     def until_ready(self) -> None:
-        def is_ready() -> bool:
-            with suppress(AssertionError):
-                return self.inside(*CHECK) == "ready\n"
-            return False
-
-        until("it is ready", is_ready, timeout_s=60)
+        until("it is ready", lambda: self.answer(*CHECK) == "ready\n", timeout_s=60)
 
     def stop(self) -> None:
         """Stop it in order: it ends with 0, before it is killed."""
@@ -357,13 +358,10 @@ def program(request) -> str:
 def container(program: str) -> Iterator[Container]:
     made = Container(program)
     yield made
-    for words in (
-        ("rm", made.name),
-        ("volume", "rm", made.name),
-        ("volume", "rm", f"{made.name}-secret"),
-    ):
+    volumes = [("volume", "rm", f"{made.name}{end}") for end in ("", "-secret")]
+    for words in (("rm", "--volumes", made.name), *volumes):
         with suppress(AssertionError):  # there is none
-            made.do(*words[:-1], "--force", words[-1])
+            made.do(*words, "--force")
 
 
 @pytest.mark.parametrize("place", ["docs/development.md", "Containerfile"])
@@ -465,8 +463,8 @@ def test_the_volume_of_the_image_of_0_5_0_is_used_on(container: Container, tmp_p
     older = f"{IMAGE}:0.5.0"
     container.do("build", "--tag", older, "--file", tmp_path / FILE.name, tmp_path)
     container.serve(image=older)
-    container.until_ready()
-    sent = container.inside(*SEND).strip()
+    send = partial(container.answer, *SEND)
+    sent = until("it takes a message", send, timeout_s=60).strip()
     container.stop()
     container.do("rm", container.name)
     container.serve()
