@@ -51,19 +51,14 @@ def test_only_jobs_that_publish_what_was_built_get_rights() -> None:
 
 def test_the_workflow_takes_what_the_recipe_makes() -> None:
     command = ["make", "--dry-run", "release", "PROCESSOR=arm64", "ENGINE=docker", "PYTHON=python3"]
-    environment = {
-        "PATH": os.environ["PATH"]
-    }  # without the variables of a make that runs this test
+    path = {"PATH": os.environ["PATH"]}  # not the variables of a make that runs this test
     made = subprocess.run(
-        command, cwd=TOP, env=environment, capture_output=True, text=True, check=True
+        command, cwd=TOP, env=path, capture_output=True, text=True, check=True
     ).stdout
     jobs = yaml.safe_load(WORKFLOWS["release"])["jobs"]
     taken = str([one.get("run") for job in jobs.values() for one in job.get("steps", ())])
     taken = taken.replace("$processor", "arm64")
-    [tag], [archive] = (
-        re.findall(r" tag=(\S+);", made),
-        re.findall(r">dist/(\S+)$", made, re.MULTILINE),
-    )
+    [(tag, archive)] = re.findall(r" tag=(\S+);[\s\S]*>dist/(\S+)\n", made)
     for used in (f'docker tag "{tag}"', f"/built-arm64/{archive} ", f'--input "release/{archive}"'):
         assert used in taken
     assert "release/*.* release/SHA256SUMS" in taken

@@ -620,7 +620,7 @@ def reason(error: BaseException) -> str:
         return f"TLS: {said.lower()}"
     if isinstance(error, OSError) and error.errno:
         # Those of getaddrinfo() are negative and have texts of their own (RFC 3493, section 6.1).
-        return (os.strerror(error.errno) if error.errno > 0 else error.strerror).lower()
+        return str(os.strerror(error.errno) if error.errno > 0 else error.strerror).lower()
     return str(error) or type(error).__name__
 
 
