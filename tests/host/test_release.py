@@ -20,8 +20,8 @@ VERSION = re.compile(r"\d+\.\d+\.\d+([.~-]dev\.?\d+)?(\+git\d+\.\w+)?")
 FILES = """
 graph_relay-VERSION-py3-none-any.whl graph_relay-VERSION.tar.gz graph_relay-manual.tar.gz graph-relay-VERSION.tgz
 pytest_graph_relay-VERSION-py3-none-any.whl pytest_graph_relay-VERSION.tar.gz relay-image-MACHINE.tar.gz
-graph-relay_VERSION+deb12_MACHINE.deb graph-relay-mta_VERSION+deb12_MACHINE.deb
-graph-relay_VERSION+deb13_MACHINE.deb graph-relay-mta_VERSION+deb13_MACHINE.deb
+graph-relay_VERSION+deb12_MACHINE.deb graph-relay-mta_VERSION+deb12_all.deb
+graph-relay_VERSION+deb13_MACHINE.deb graph-relay-mta_VERSION+deb13_all.deb
 """
 
 
