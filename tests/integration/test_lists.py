@@ -1,4 +1,4 @@
-"""Lists over HTTP: counts, skips, and pages while mail comes in and goes."""
+"""Lists over HTTP: times before 1970, and pages while mail comes in and goes."""
 
 import os
 from collections.abc import Callable
@@ -19,7 +19,6 @@ class Mailbox:
     """Dave's: delivered mail, drafts, and files that a mail client left, each a day apart."""
 
     relay: RelayProcess
-    shown: list[dict[str, Any]]
 
     def get(self, url: str) -> dict[str, Any]:
         path = urlsplit(url)
@@ -69,14 +68,12 @@ def mailbox(serve_module) -> Mailbox:
         )
     total = DELIVERED + DRAFTS + FOREIGN
 
-    def everything() -> list[dict[str, Any]]:
+    def listed() -> int:
         answer = relay.graph("GET", "/me/messages?$top=1000", token="dave")
-        found = list(answer.json()["value"])
-        return found if len(found) >= total else []
+        return len(answer.json()["value"])
 
-    shown = until("all are listed", everything)
-    assert len(shown) == total
-    return Mailbox(relay, shown)
+    until("all are listed", lambda: listed() == total)
+    return Mailbox(relay)
 
 
 @pytest.mark.parametrize("named", ["sentDateTime", "lastModifiedDateTime", "receivedDateTime"])
@@ -95,23 +92,6 @@ def test_pages_of_times_before_1970(mailbox: Mailbox, named: str) -> None:
         seen += [one["id"] for one in answer.json()["value"]]
         url = answer.json().get("@odata.nextLink", "").partition("/v1.0")[2]
     assert len(seen) == len(set(seen)) == 4
-
-
-@pytest.mark.parametrize("folder", ["", "mailFolders/drafts/", "mailFolders/Archive/"])
-def test_counts_and_skips(mailbox: Mailbox, folder: str) -> None:
-    folder_id = folder.split("/")[1].lower() if folder else ""
-    inside = [one for one in mailbox.shown if one["parentFolderId"] == folder_id or not folder]
-    unread = sum(not one["isRead"] for one in inside)
-    query = urlencode({"$filter": "isRead eq false"}, quote_via=quote)
-    counted = mailbox.relay.graph("GET", f"/me/{folder}messages/$count?{query}", token="dave")
-    assert (counted.status, counted.body) == (200, str(unread).encode())
-    page = mailbox.get(f"/me/{folder}messages?{query}&$count=true&$top=2")
-    assert (page["@odata.count"], len(page["value"])) == (unread, 2)
-    whole = mailbox.get(f"/me/{folder}messages?{query}&$top=1000")["value"]
-    behind = mailbox.get(f"/me/{folder}messages?{query}&$skip=3&$top=2")
-    assert behind["value"] == whole[3:5]
-    assert mailbox.get(behind["@odata.nextLink"])["value"] == whole[5:7]
-    assert mailbox.get(f"/me/{folder}messages?{query}&$skip=1000")["value"] == []
 
 
 # -- the last ones: they change the mailbox

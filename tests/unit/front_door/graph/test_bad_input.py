@@ -422,7 +422,7 @@ def test_query_options(world: World, path: str, method: str) -> None:
 def test_malformed_if_match(world: World, path: str, method: str) -> None:
     body = body_of(row_of(path, method))
     headers = body.get("headers", {})
-    for tag in ('"', "a b", '"\x01"', ","):
+    for tag in ('"', "a b", '"\x01"', ",", "", 'W/"no end', 'W/""', '"a" "b"', "W/*,"):
         body["headers"] = headers | {"if-match": tag}
         answer = world.refused(method, world.path(path), 400, "BadRequest", **body)
         assert "If-Match" in answer.json()["error"]["message"]
