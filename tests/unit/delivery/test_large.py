@@ -8,7 +8,7 @@ import pytest
 from relay.base.files import FileOctets
 from relay.base.message.content import LARGE_BYTES, LargeContent, blocks
 from relay.delivery import content_cache as contents_module
-from relay.store.spool.types import EntryExtra, Selector
+from relay.store.spool.types import EntryExtra
 from tests.support.events import until
 from tests.support.journeys import outcomes, states
 from tests.support.remote_mx import RemoteMx
@@ -59,25 +59,6 @@ async def test_one_body_goes_to_hosts_and_mailboxes(delivery, large) -> None:
     assert delivered.header == head + content.header
     assert delivered.body[0].size == content.body[0].size
     assert not delivery.scheduler.recorder.contents._held
-
-
-@pytest.mark.parametrize("claim", [True, False], ids=["accepted", "due"])
-async def test_a_body_lost_midway_defers_and_no_host_gets_a_part(delivery, large, claim) -> None:
-    gate = asyncio.Event()
-    delivery.retry_s = (60.0,)
-    async with delivery.host(gates={"CONTENT": gate}) as mx:
-        queue_id = await delivery.send("x@a.test", contents=(large(50_000),), claim=claim)
-        await mx.reached("DATA")
-        for path in body_files(delivery):
-            path.unlink()
-        gate.set()
-        async with asyncio.timeout(120):
-            assert await delivery.changed.get() == queue_id
-        journey = await delivery.spool.journey(queue_id)
-        assert states(journey) == {"x@a.test": "deferred"}
-        assert mx.envelopes == []
-        [listed] = await delivery.spool.queue_admin.list(Selector(ids=(queue_id,)), limit=1)
-        assert "451 4.3.0 the message cannot be read: No such file" in str(listed)
 
 
 @pytest.mark.parametrize("lost", [False, True])

@@ -21,6 +21,7 @@ state_dir = "state"
 listen = ["127.0.0.1:0"]
 [mailboxes]
 domains = ["example.test"]
+root = "mail"
 accounts = "accounts.toml"
 [policy]
 directory = "rules"

@@ -10,23 +10,11 @@ import pytest
 from tests.support import relay_starts
 from tests.support.postgres import PASSWORD, database_of
 from tests.support.spools import new_message, spool_on
+from tests.unit.operation.cli.test_unusable_state import CONFIG as SERVICE
 
-CONFIG = """\
-hostname = "relay.example.test"
-state_dir = "state"
-[http]
-listen = ["127.0.0.1:0"]
-[mailboxes]
-domains = ["example.test"]
-root = "mail"
-accounts = "accounts.toml"
-[policy]
-directory = "rules"
-[dns]
-nameservers = ["127.0.0.1:1"]
-timeout = "0.1s"
-[spool]
-url = "postgresql://relay:${file:pw}@127.0.0.1:PORT/DATABASE"
+CONFIG = f"""\
+{SERVICE}[spool]
+url = "postgresql://relay:${{file:pw}}@127.0.0.1:PORT/DATABASE"
 """
 
 
