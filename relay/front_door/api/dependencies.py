@@ -161,6 +161,11 @@ class Question(Struct, frozen=True):
     content: bytes | None = None
     probe: bool = False  # connect to the hosts, and stop before MAIL
 
+    @property
+    def is_report(self) -> bool:
+        """Whether the mail is a delivery report about mail of a trusted client."""
+        return not (self.sender or self.ip or self.content is not None)
+
 
 Explain = Callable[[Question], Awaitable[Mapping[str, Any]]]
 

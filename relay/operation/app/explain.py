@@ -24,7 +24,7 @@ from msgspec.structs import replace
 from relay.base.clock import Clock, rfc3339
 from relay.base.message.authentication_results import checks_of
 from relay.base.message.content import MemoryOctets, size_of
-from relay.base.message.envelope import Envelope, ForwardPath
+from relay.base.message.envelope import OWN_REPORT, Envelope, ForwardPath
 from relay.base.message.header import ParsedContent
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import CAPTURE, LOCAL, NextHop
@@ -65,6 +65,7 @@ from relay.transport.milter.filters import FilterClient, MilterSet
 from relay.transport.policy.explanation import explain
 from relay.transport.policy.message_parts import TooManyPartsError
 from relay.transport.policy.message_view import UndecidedError
+from relay.transport.policy.rule_book import RuleBook
 from relay.transport.routing.mx_hosts import Hosts, Resolution, outcome_of
 from relay.transport.routing.route_table import RouteTable
 from relay.transport.routing.routes import HopOptions
@@ -84,6 +85,7 @@ from relay.transport.routing.usable_hosts import (
 )
 
 _NO_PLACE = RoutePlace("", 0)
+_NO_RULES = RuleBook()
 
 
 async def _room_for_all(_account: str, _size: int) -> Room:
@@ -119,7 +121,7 @@ class Explainer:
     async def explain(self, question: Question) -> dict[str, Any]:
         """Return what would become of the mail. Raises TimeoutError if the rules take too long."""
         arrived = self._arrived(question)
-        rejection = await self._rejection_at_rcpt(arrived)
+        rejection = "" if question.is_report else await self._rejection_at_rcpt(arrived)
         prepared = arrival.PreparedMail(arrived, ParsedContent.of(arrived.content))
         said: Sequence[MilterSaid] = ()
         try:
@@ -240,7 +242,13 @@ class Explainer:
     ) -> dict[str, Any]:
         """Explain the one recipient of a message. `rejection` is the reply at RCPT, or ""."""
         [path], [route] = examined.recipients.paths, examined.routes
-        document, rules = self._document(path.address, question, route), self.checks.rules()
+        rules, other_null = self.checks.rules(), {}
+        if question.is_report:  # its maker asks neither RCPT nor rules
+            other = self._document(path.address, question, self.table.examine(path.address))
+            other_null = {"other_null": other["route"]}
+            route, rules = self.table.examine(path.address, OWN_REPORT), _NO_RULES
+            examined = replace(examined, routes=(route,))
+        document = self._document(path.address, question, route) | other_null
         if rejection:
             document |= {"state": document["state"] or "rejected", "reply": rejection}
         if document["state"]:

@@ -44,7 +44,7 @@ _WIDTH = 8
     "sender",
     metavar="ADDRESS",
     default="",
-    help="The reverse-path. [default: <>, as a report has]",
+    help="The reverse-path. [default: <>, a report about trusted mail]",
 )
 @click.option(
     "--message",
@@ -105,7 +105,9 @@ def explanation_lines(document: Mapping[str, Any], why_files: str = "") -> list[
     lines = [_answer(document)]
     if why_files:
         lines.append(_line("relay", f"{why_files}; this is from the configuration"))
-    lines.append(_line("from", document["from"] or "<>, as a report; --from names another"))
+    lines.append(
+        _line("from", document["from"] or "<>, a report about trusted mail; --from names another")
+    )
     milters = convert(document.get("milters", ()), list[MilterSaid])
     lines += [_line("said", milter_words(milter)) for milter in milters]
     if checks := document.get("checks"):
@@ -115,19 +117,18 @@ def explanation_lines(document: Mapping[str, Any], why_files: str = "") -> list[
     lines += [_line("alias", alias) for alias in document["aliases"]]
     lines += _cut([_line("rule", text) for text in _rules(document["rules"])], "rule")
     route = document["route"]
-    if route["name"] == BY_RULE:
-        lines.append(_line("route", f"a rule chose {route['next_hop']}"))
-    elif route["name"]:
-        place = f" ({route['file']}:{route['line']})" if route["file"] else ""
-        lines.append(_line("route", f'"{route["name"]}"{place}'))
-    elif route["next_hop"]:
-        lines.append(_line("route", f"none matches, so it is {route['next_hop']}"))
+    if way := _way(route):
+        lines.append(_line("route", way))
     if "mailbox" in route:
         lines[-1] += f"; logs in as {route['mailbox']}"
     if "fallback" in route:
         after_s = route["fallback_after"]
         after = f"after {time_span(after_s)} without an answer" if after_s else "for larger mail"
         lines[-1] += f"; fallback {after}: {route['fallback']}"
+    if (
+        other := document.get("other_null", route)
+    ) != route:  # mail that is no report of this relay
+        lines.append(_line("others", f"from <>: {_way(other)}"))
     lines += _cut([_line("host", _host(host)) for host in document["hosts"]], "host")
     if (tls := document["tls"]) is not None:
         who, *notes = tls["policy"].split("; ")
@@ -160,6 +161,16 @@ def _answer(document: Mapping[str, Any]) -> str:
     )
     state += f", folder {folder}" if (folder := document.get("folder")) else ""
     return f"{address} {state}: {reply}" if reply else f"{address} {state}"
+
+
+def _way(route: Mapping[str, Any]) -> str:
+    """Return by which route the mail goes, and where the route is."""
+    if route["name"] == BY_RULE:
+        return f"a rule chose {route['next_hop']}"
+    if route["name"]:
+        place = f" ({route['file']}:{route['line']})" if route["file"] else ""
+        return f'"{route["name"]}"{place}'
+    return f"none matches, so it is {route['next_hop']}" if route["next_hop"] else ""
 
 
 def _line(name: str, text: str) -> str:

@@ -41,6 +41,14 @@ ROUTES = (
     Route("own.test", "mx", tls="verify", name="checked", max_connections=2, max_rate="10/60.0"),
     Route("host.test", "smtps://localhost:4650", name="paid"),
     Route("cloud.test", "graph://localhost:4430", RouteAuth("p@a.test", oauth="o"), name="cloud"),
+    Route(
+        "told.test",
+        "graph://localhost:4430",
+        RouteAuth("p@a.test", oauth="o"),
+        name="told",
+        reports=True,
+    ),
+    Route("told.test", "reject:5.7.1 no way", sender="<>", name="others"),
     Route("six.test", "smtp://localhost:2525", source_address="::1"),
     Route("paper.test", "smtp://localhost:2526", sender="*@paper.test"),
 )
@@ -137,6 +145,15 @@ async def test_what_goes_to_graph_names_the_mailbox_and_its_limits(explainer) ->
     assert '"cloud"; logs in as p@a.test' in str(explanation_lines(found))
     report = await explainer().explain(Question("x@cloud.test", ""))
     assert report["route"]["next_hop"] == "mx:cloud.test"
+
+
+async def test_a_report_has_a_route_of_its_own(explainer) -> None:
+    report = await explainer().explain(Question("x@told.test", ""))
+    assert (report["route"]["name"], report["other_null"]["name"]) == ("told", "others")
+    assert (report["state"], report["rules"]) == ("remote", [])
+    assert any('others  from <>: "others"' in line for line in explanation_lines(report))
+    other = await explainer().explain(Question("x@told.test", "", ip="192.0.2.9"))
+    assert (other["state"], "other_null" in other) == ("rejected", False)
 
 
 async def test_the_whole_document_of_a_remote_recipient(explainer) -> None:

@@ -62,7 +62,8 @@ def explained(settings, tmp_path: Path):
         (["x@host.test", "--from", "alice@example.test"], 0, "remote"),
         (["nobody@example.test"], 65, "invalid"),
         (["x@closed.test"], 65, "rejected"),
-        (["held@kept.test"], 0, "held"),
+        (["held@kept.test"], 0, "captured"),
+        (["held@kept.test", "--from", "alice@example.test"], 0, "held"),
         (["x@host.test", "--ip", "192.0.2.1"], 65, "rejected"),
     ],
 )
@@ -103,7 +104,7 @@ def test_a_person_reads_the_answer_first(explained, tmp_path: Path) -> None:
     code, out, _ = explained("x@host.test", "--message", str(tmp_path / "one.eml"))
     assert (code, out.splitlines()[0]) == (65, "x@host.test is rejected: 550 5.7.1 No spam")
     assert '"no spam" matches and does reject: subject "spam again"' in out
-    _, out, _ = explained("held@kept.test")
+    _, out, _ = explained("held@kept.test", "--from", "alice@example.test")
     assert out.splitlines()[0] == (
         'held@kept.test is queued for capture, and held: first mail (rule "a look")'
     )
