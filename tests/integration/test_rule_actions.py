@@ -88,7 +88,7 @@ def test_a_rule_sends_mail_elsewhere_over_restarts_and_lends_no_login(
         route = explained["route"]
         assert (explained["state"], route["name"], route["next_hop"]) == ("remote", name, url)
         assert [one["name"] for one in explained["hosts"]] == [hub.host]
-    assert f"a rule chose {url}" in relay.cli("explain", "y@named.test").stdout
+    assert f"a rule chose {url}" in relay.cli("explain", "y@named.test", "--from", ALICE).stdout
     # Neither the rules nor the routes send this mail there any more.
     relay.stop()
     (relay.folder / "policies" / "10.toml").write_text("")
