@@ -101,9 +101,10 @@ class Deferred(Struct, frozen=True):
 
 
 class Failed(Struct, frozen=True):
-    """Permanent failure."""
+    """Permanent failure. `at_rcpt`: the reply of the host to RCPT, and nothing else, decided."""
 
     evidence: Evidence
+    at_rcpt: bool = False
 
 
 class Indeterminate(Struct, frozen=True):
@@ -275,7 +276,8 @@ def classify(stage: SmtpStage, reply: Reply, peer: Peer) -> Outcome | None:
         return Deferred(_evidence(status_of(stage, reply), reply, peer), kind)
     too_many = stage is SmtpStage.RCPT and _says_too_many(reply)
     if severity == 5 and row.final and not too_many:
-        return Failed(_evidence(status_of(stage, reply), reply, peer))
+        evidence = _evidence(status_of(stage, reply), reply, peer)
+        return Failed(evidence, at_rcpt=stage is SmtpStage.RCPT)
     status = row.status or "4" + status_of(stage, reply)[1:]
     return Deferred(_evidence(status, reply, peer), row.kind)
 

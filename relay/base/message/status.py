@@ -22,6 +22,9 @@ SPAM_WORDS = re.compile(
     re.IGNORECASE,
 )
 
+# How the reply begins for a recipient on the list of dead addresses; the date follows.
+SUPPRESSED = "550 5.1.1 suppressed since "  # RFC 3463 3.2
+
 # The basic code that the registry gives for a status; otherwise the class decides.
 _BASIC_CODES = {
     "4.2.2": 452,

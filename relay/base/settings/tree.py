@@ -283,6 +283,14 @@ class SpoolSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SuppressionSettings:
+    """The list of dead addresses. `keep` is how long an address that Relay found stays there."""
+
+    after: Annotated[int, Between(1, 10)] = 2
+    keep: PositiveSeconds = 30 * 86400.0
+
+
+@dataclass(frozen=True, slots=True)
 class PressureSettings:
     """The limits above which new mail is refused.
 
@@ -591,6 +599,7 @@ class Settings:
     mailboxes: MailboxSettings = field(default_factory=MailboxSettings)  # [mailboxes]
     domain: tuple[OwnDomain, ...] = field(default=(), metadata=RELOADED)  # each [[domain]]
     spool: SpoolSettings = field(default_factory=SpoolSettings)  # [spool]
+    suppression: SuppressionSettings | None = None  # [suppression]; None: there is no list
     pressure: PressureSettings = field(default_factory=PressureSettings)  # [pressure]
     dns: DnsSettings = field(default_factory=DnsSettings, metadata=RELOADED)  # [dns]
     # the table [delivery]

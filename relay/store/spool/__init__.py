@@ -67,7 +67,7 @@ def open(  # noqa: A001 - called as spool.open()
             raise SpoolFormatError(text)
         from relay.store.spool.postgres.spool import open_engine as open_on_server  # noqa: PLC0415
 
-        return open_on_server(
+        engine: SpoolEngine = open_on_server(
             settings,
             clock=clock,
             crash=crash,
@@ -76,11 +76,14 @@ def open(  # noqa: A001 - called as spool.open()
             holds_store=holds_store,
             alone=alone,
         )
-    from relay.store.spool.sqlite.spool import open_engine  # noqa: PLC0415 - see above
+    else:
+        from relay.store.spool.sqlite.spool import open_engine  # noqa: PLC0415 - see above
 
-    return open_engine(
-        settings, clock=clock, crash=crash, metrics=metrics, delivers_captured=delivers_captured
-    )
+        engine = open_engine(
+            settings, clock=clock, crash=crash, metrics=metrics, delivers_captured=delivers_captured
+        )
+    engine.suppression.settings = settings.suppression
+    return engine
 
 
 def load_engine(settings: "Settings") -> None:

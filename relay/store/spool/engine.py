@@ -38,6 +38,7 @@ from msgspec.structs import replace
 
 from relay.base.clock import Clock, advanced_us, rfc3339, wall_offset_us
 from relay.base.message.content import Content
+from relay.base.observe.logs import get_logger
 from relay.base.observe.metrics import Metrics
 from relay.base.pressure import Disk
 from relay.store.journeys.document import Journey
@@ -51,13 +52,14 @@ from relay.store.spool.shared import (
     message_rows,
     recent_messages,
 )
-from relay.store.spool.shared.accepted import CapturedMail, NewMail, accepted_as
+from relay.store.spool.shared.accepted import CapturedMail, NewMail, NotAccepted, accepted_as
 from relay.store.spool.shared.claimed import late_recipients
 from relay.store.spool.shared.group_commit import WAITING_MAX, GroupWriter
 from relay.store.spool.shared.maintenance import SpoolMaintenance
 from relay.store.spool.shared.queue_admin import QueueAdmin
 from relay.store.spool.shared.receipts import ReceiptLedger
 from relay.store.spool.shared.results import NewResult, Recorded, is_first_with, note_requests
+from relay.store.spool.shared.suppression import RELAY, SuppressionList
 from relay.store.spool.shared.tables import (
     OpenTransaction,
     QueueEngine,
@@ -82,8 +84,10 @@ from relay.store.spool.types import (
     SentReceipt,
     SpoolError,
     SpoolLoad,
+    SuppressedError,
 )
 
+_log = get_logger("spool")
 T = TypeVar("T")
 SUBMISSION_KEEP_S = 8 * 86400.0  # a week longer than pickup tries to submit
 _RENEW = "UPDATE submission SET expires_us = ? WHERE key = ? RETURNING key"
@@ -183,6 +187,7 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         # LOCAL_DOMAINS has the domains as text.
         self.agreed: Callable[[], Mapping[str, str]] = dict
         self.receipts = ReceiptLedger(self, store=store)
+        self.suppression = SuppressionList(self, clock)
         self.queue_admin = QueueAdmin(
             self, follow=self._follow, clock=clock, metrics=metrics, shown_times=self.shown_times
         )
@@ -211,13 +216,15 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         submission_key: str = "",
         claim: bool = True,
         receipt: SentReceipt | None = None,
+        sought: Sequence[str] = (),
     ) -> Accepted:
         """Make a message, and reports that are already due, durable; with `claim`, return its
         entries claimed. If it is a read receipt, `receipt` is recorded in the same transaction.
 
         The same `submission_key` again changes nothing and returns the first queue id. Raises
         HoldsFullError where rules would hold more than its `held_max` entries, together with those
-        accepted at the same time; SpoolFullError, SpoolUnavailableError.
+        accepted at the same time; SuppressedError where addresses that are `sought` are on the list
+        of dead addresses; SpoolFullError, SpoolUnavailableError.
         """
         messages = (message, *reports)
         stored = await self._store_new(messages)
@@ -225,7 +232,15 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         try:
             accepted = await self._accept(
                 NewMail(
-                    messages, stored, self._captured, submission_key, expires_us, claim, receipt
+                    messages,
+                    stored,
+                    self._captured,
+                    submission_key,
+                    expires_us,
+                    claim,
+                    receipt,
+                    sought,
+                    self.suppression.ended_us if sought else 0,
                 )
             )
         except Exception:
@@ -234,6 +249,9 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         if isinstance(accepted, HoldsFullError):
             await self.discard(stored)
             raise HoldsFullError(accepted.tenant)
+        if isinstance(accepted, SuppressedError):
+            await self.discard(stored)
+            raise accepted
         if receipt is not None:
             self.receipts.version += 1
         if accepted.repeated:
@@ -251,7 +269,7 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         """
 
     @abstractmethod
-    async def _accept(self, new: NewMail) -> Accepted | HoldsFullError:
+    async def _accept(self, new: NewMail) -> Accepted | NotAccepted:
         """Make a message, and the reports that follow it, durable."""
 
     async def record(
@@ -262,7 +280,8 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         """
         stored = await self.store_contents(claim_result.reports)
         now_us = self._clock.queue_us() if self.receipts.has_room else NEVER_US
-        new = NewResult(claim_result, stored, self._captured, claim_reports, now_us)
+        said = self.suppression.heard(claim_result)
+        new = NewResult(claim_result, stored, self._captured, claim_reports, now_us, heard=said)
         admin, order = self.queue_admin, None
         try:
             if admin.may_be_ordered(claim_result.claim):  # rarely
@@ -285,6 +304,9 @@ class SpoolEngine(QueueEngine, SpoolHistory):
                 self.receipts.replies_owed.set()
         if recorded.complaint:
             self._metrics.complaints.labels(recorded.complaint).inc()
+        for address, reply in recorded.suppressed.items():
+            qid = claim_result.claim.message.id
+            _log.info("address suppressed", to=address, who=RELAY, qid=qid, reply=reply)
         self.committed(stored)
         self._count_accepted(claim_result.reports)
         self._tell(News.RECORDED)

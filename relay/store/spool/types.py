@@ -144,6 +144,14 @@ class HoldsFullError(SpoolError):
         self.tenant = tenant
 
 
+class SuppressedError(SpoolError):
+    """Recipients are on the list of dead addresses: nothing was accepted."""
+
+    def __init__(self, since_us: Mapping[str, int]) -> None:
+        super().__init__("recipients are on the list of dead addresses")
+        self.since_us = since_us  # own_mailbox() of each, and the wall time
+
+
 @contextmanager
 def translate_os_errors(place: Path) -> Iterator[None]:
     """Turn an OSError into a SpoolError that names the place."""

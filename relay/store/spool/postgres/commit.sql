@@ -180,6 +180,10 @@ WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS id), new_event AS (
 ), dropped AS (
     DELETE FROM content c USING unneeded k WHERE c.ctid = k.place RETURNING c.body
 )
+-- alive:
+, alive AS (
+    DELETE FROM suppressed WHERE address = ANY ($94::text[]) AND who = ''
+)
 -- noted:
 , noted AS (
     INSERT INTO clock SELECT $93, * FROM unnest(

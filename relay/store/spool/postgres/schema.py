@@ -1,6 +1,7 @@
 """The tables of the spool: which there are, of which schema, and whether the role may use them."""
 
 from relay.store.spool.postgres.tables import ConnectionTables, statement
+from relay.store.spool.shared import suppression
 from relay.store.spool.shared.columns import schema_difference
 from relay.store.spool.types import SpoolFormatError, SpoolInUseError
 
@@ -37,6 +38,9 @@ _THERE = (
     "SELECT CAST(tablename AS text) FROM pg_tables"
     " WHERE schemaname = current_schema() AND tablename = ANY(?)"
 )
+_HAS_SUPPRESSED = (
+    "SELECT 1 FROM pg_tables WHERE schemaname = current_schema() AND tablename = 'suppressed'"
+)
 _MAY_CREATE = (
     "SELECT CAST(current_schema() AS text), CAST(current_user AS text),"
     " coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)"
@@ -65,6 +69,8 @@ def bring_to_schema(tables: ConnectionTables, *, now_us: int) -> None:
         row = f"INSERT INTO schema_version VALUES ({SCHEMA}, {int(now_us)}) ON CONFLICT DO NOTHING;"
         tables.wait(tables.connection.execute(f"BEGIN;\n{script}\n{row}\nCOMMIT;"))
     check_schema(tables)
+    if tables.fetch_one(_HAS_SUPPRESSED) is None and tables.fetch_one(_MAY_CREATE)[2]:
+        tables.execute(suppression.TABLE)
     tables.execute("SELECT pg_advisory_unlock(?)", (_MIGRATION_LOCK,))
 
 

@@ -39,7 +39,7 @@ from relay.store.spool.postgres.transactions import KnownKeyError, StaleClaimErr
 from relay.store.spool.postgres.writer import WriteConnection
 from relay.store.spool.queue_commands import ShownTimes
 from relay.store.spool.shared import event_log
-from relay.store.spool.shared.accepted import CapturedMail, NewMail
+from relay.store.spool.shared.accepted import CapturedMail, NewMail, NotAccepted
 from relay.store.spool.shared.columns import NO_EVENTS
 from relay.store.spool.shared.receipts import count_receipts
 from relay.store.spool.shared.results import NewResult, Recorded
@@ -50,7 +50,6 @@ from relay.store.spool.types import (
     ContentKey,
     DueBatch,
     DueQuery,
-    HoldsFullError,
     Key,
     NewMessage,
     SpoolError,
@@ -266,7 +265,7 @@ class PostgresSpool(SpoolEngine):
             return root_id, was_used
         return "", False  # other mail roots were used
 
-    async def _accept(self, new: NewMail) -> Accepted | HoldsFullError:
+    async def _accept(self, new: NewMail) -> Accepted | NotAccepted:
         reads = transactions.reads_first(new) or any(new.stored)
         try:
             return await self._writer.submit(
@@ -290,7 +289,7 @@ class PostgresSpool(SpoolEngine):
     async def _record(self, new: NewResult) -> Recorded | None:
         self._check_usable()
         reports = new.claim_result.reports
-        is_alone = transactions.runs_statements(new.claim_result) or any(new.stored)
+        is_alone = transactions.runs_statements(new.claim_result, new.heard) or any(new.stored)
         is_alone = is_alone or new.order is not None
         record = partial(transactions.record, new=new)
         try:  # with is_order: another node may note an order on the same entry

@@ -27,19 +27,21 @@ from relay.store.spool.shared.accepted import (
     AcceptedRows,
     CapturedMail,
     NewMail,
+    NotAccepted,
     accepted,
     accepted_rows,
     decided_before,
+    suppressed_of,
     used_contents,
 )
 from relay.store.spool.shared.columns import json_text, message_row
 from relay.store.spool.shared.holds import HoldRule, as_held_now, count_holds, hold_rules
+from relay.store.spool.shared.suppression import Heard
 from relay.store.spool.shared.tables import StoredBodies, StoredBody
 from relay.store.spool.types import (
     Accepted,
     Claim,
     ClaimResult,
-    HoldsFullError,
     NewMessage,
     SpoolError,
     SpoolUnavailableError,
@@ -92,6 +94,7 @@ class CommitRows:
         self.results: list[tuple[Any, ...]] = []  # see _RECORDED
         self.outcomes: list[tuple[Any, ...]] = []
         self.hops: list[str] = []  # the next hop of each outcome: a command may have changed it
+        self.alive: list[str] = []  # addresses that are not dead
         self.counts: Counter[str] = Counter()
 
     def made_by(self, node: str) -> None:
@@ -128,12 +131,14 @@ class CommitRows:
             incarnation,
             number,
             name,
+            self.alive,
         ]
         sql, used = _parts(
             "always",
             "accepted" if self.messages else "",
             "submitted" if self.submissions else "",
             "results" if self.results else "",
+            "alive" if self.alive else "",
             "noted" if anchor is not None else "",
         )
         return sql, [values[number - 1] for number in used]
@@ -174,6 +179,10 @@ class WriteTransaction(ConnectionTables):
     def append_events(self, message_id: str, events: Sequence[Event]) -> None:
         """OpenTransaction.append_events."""
         self.rows.events += [(message_id, event) for event in events]
+
+    def forget_dead(self, addresses: Sequence[str]) -> None:
+        """OpenTransaction.forget_dead."""
+        self.rows.alive += addresses
 
     def rules_met(self, message: NewMessage) -> Sequence[HoldRule]:
         """Return the hold rules that a new message meets; they stay until the commit."""
@@ -229,11 +238,13 @@ def reads_first(new: NewMail) -> bool:
     return new.receipt is not None or (first.held_max is not None and bool(first.held_by_rules))
 
 
-def accept(transaction: WriteTransaction, new: NewMail) -> Accepted | HoldsFullError:
+def accept(transaction: WriteTransaction, new: NewMail) -> Accepted | NotAccepted:
     """Write a message and the reports that follow it. Where rules would hold more entries than
-    they may, write nothing and return the error. The commit raises KnownKeyError for a known key.
+    they may, or recipients are on the list of dead addresses, write nothing and return the error.
+    The commit raises KnownKeyError for a known key.
     """
-    answer = decided_before(transaction, new) if reads_first(new) else None
+    before = decided_before(transaction, new) if reads_first(new) else None
+    answer = before or suppressed_of(transaction, new)
     if answer is not None:
         return answer
     first, key = new.messages[0], new.submission_key
@@ -339,7 +350,7 @@ def record(transaction: WriteTransaction, new: results.NewResult) -> results.Rec
         transaction.execute(_SENT_TO, (claim.next_hop.key, *claim.key))
     else:
         raise StaleClaimError("the claim has ended")
-    complaint = results.record_effects(transaction, new, changed, store=claim.store)
+    complaint, suppressed = results.record_effects(transaction, new, changed, store=claim.store)
     ordered = new.order(transaction) if new.order is not None else None
     claims: list[Claim] = []
     for message, bodies in zip(claim_result.reports, new.stored, strict=True):
@@ -352,11 +363,15 @@ def record(transaction: WriteTransaction, new: results.NewResult) -> results.Rec
             store=claim.store,
         ).claims
     return results.Recorded(
-        tuple(claims), owes=bool(changed.receipts), ordered=ordered, complaint=complaint
+        tuple(claims),
+        owes=bool(changed.receipts),
+        ordered=ordered,
+        complaint=complaint,
+        suppressed=suppressed,
     )
 
 
-def runs_statements(claim_result: ClaimResult) -> bool:
+def runs_statements(claim_result: ClaimResult, said: Heard | None) -> bool:
     """Whether a result has to run alone, because it does more than add rows."""
     evidence = [outcome.evidence for outcome in claim_result.outcomes.values()]
     return bool(
@@ -367,6 +382,7 @@ def runs_statements(claim_result: ClaimResult) -> bool:
         or claim_result.pays
         or claim_result.ends_warning
         or claim_result.remote_report is not None
+        or (said is not None and said.dead)
         or any(known.receipt or known.owed_reply for known in evidence)
     )
 

@@ -9,6 +9,8 @@ What acceptance and delivery write:
 - `results`: what the result of an attempt writes: states, next attempt, owed reports; which message
   a DSN or MDN from outside is about, and what is recorded of it
 - `receipts`: read receipts and automatic replies that are owed
+- `suppression`: the list of dead addresses: which replies of hosts count, when an address enters
+  and ends, what an operator adds and removes
 - `holds`: why entries are held, when a hold ends, damaged entries, how many rules hold (held_max);
   the domains for which mail is held as it comes (hold --new)
 
@@ -39,8 +41,8 @@ What all of these stand on:
 - `columns`: columns and values of rows, checksums of contents
 - `tables`: what an engine supplies for all of these; which SQL works on both databases
 
-Other rooms get `QueueAdmin`, `SpoolMaintenance` and `ReceiptLedger` from an engine, and name them
-in annotations only.
+Other rooms get `QueueAdmin`, `SpoolMaintenance`, `ReceiptLedger` and `SuppressionList` from an
+engine, and name them in annotations only.
 
 Elsewhere: in which state a command is possible: `relay/store/spool/queue_commands.py`; when an
 entry is tried again: `relay/delivery/retry.py`; what a journey and its events are:

@@ -15,6 +15,7 @@ from relay.base.phrases import words_in
 from relay.store.spool.shared.columns import ACCEPTED_COUNTER, recipient_row
 from relay.store.spool.shared.holds import lack_of_room
 from relay.store.spool.shared.receipts import note_receipt, record_sent
+from relay.store.spool.shared.suppression import since_of
 from relay.store.spool.shared.tables import OpenTransaction, StoredContents, Tables
 from relay.store.spool.types import (
     FIRST_EPOCH,
@@ -27,6 +28,7 @@ from relay.store.spool.types import (
     NewEntry,
     NewMessage,
     SentReceipt,
+    SuppressedError,
     extra_text,
 )
 
@@ -80,6 +82,9 @@ def accepted_as(tables: Tables, submission_key: str) -> str:
     return str(known[0]) if known else ""
 
 
+NotAccepted = HoldsFullError | SuppressedError
+
+
 class NewMail(Struct, frozen=True):
     """A message to accept, and the reports that follow it."""
 
@@ -90,6 +95,8 @@ class NewMail(Struct, frozen=True):
     key_expires_us: int  # in queue time
     claim: bool  # whether the queued entries are claimed
     receipt: SentReceipt | None  # what is recorded if the message is a read receipt
+    sought: Sequence[str] = ()  # addresses that must not be on the list of dead addresses
+    ended_us: int = 0  # SuppressionList.ended_us
 
 
 def decided_before(transaction: OpenTransaction, new: NewMail) -> Accepted | HoldsFullError | None:
@@ -106,6 +113,12 @@ def decided_before(transaction: OpenTransaction, new: NewMail) -> Accepted | Hol
     if full is None and new.receipt is not None:
         note_receipt(transaction, new.receipt)
     return full
+
+
+def suppressed_of(tables: Tables, new: NewMail) -> SuppressedError | None:
+    """Return the error if addresses that are sought are on the list of dead addresses."""
+    since_us = since_of(tables, new.sought, new.ended_us) if new.sought else {}
+    return SuppressedError(since_us) if since_us else None
 
 
 def accepted(message: NewMessage, added: Sequence[AcceptedRows]) -> Accepted:

@@ -49,6 +49,7 @@ from relay.store.spool.shared.holds import (
     note_hold,
 )
 from relay.store.spool.shared.receipts import add_receipts
+from relay.store.spool.shared.suppression import Heard, note_dead
 from relay.store.spool.shared.tables import OpenTransaction, StoredContents, Tables
 from relay.store.spool.types import (
     NEVER_US,
@@ -159,6 +160,7 @@ class NewResult(Struct, frozen=True):
     # carries out the order that waited for this result: QueueAdmin.order_of
     order: Callable[[OpenTransaction], ChangeResult | None] | None = None
     may_be_ordered: bool = False  # an order may wait for this result
+    heard: Heard | None = None  # for the list of dead addresses
 
 
 class Recorded(Struct, frozen=True):
@@ -171,6 +173,7 @@ class Recorded(Struct, frozen=True):
     owes: bool = False
     ordered: ChangeResult | None = None  # what an order has changed
     complaint: str = ""  # the type of one that was joined
+    suppressed: Mapping[str, str] = {}  # addresses that are now on the list, with the reply
 
 
 def result_rows(new: NewResult) -> ResultRows:
@@ -250,10 +253,10 @@ def leave_entry(transaction: OpenTransaction, claim_result: ClaimResult, rows: R
 
 def record_effects(
     transaction: OpenTransaction, new: NewResult, rows: ResultRows, *, store: int
-) -> str:
+) -> tuple[str, Mapping[str, str]]:
     """Record counts and events. Most mail has nothing else: reports and read receipts that are
     owed, a hold, attempts without an answer, what a report from outside says. `store` is
-    Claim.store. Return Recorded.complaint.
+    Claim.store. Return Recorded.complaint and Recorded.suppressed.
     """
     claim_result, claim = new.claim_result, new.claim_result.claim
     transaction.counts.update(rows.final)
@@ -277,12 +280,16 @@ def record_effects(
             left = command_event("leave drafts", number, drafts=drafts, at_us=at_us)
             transaction.append_events(claim.message.id, [left])
     add_receipts(transaction, claim.message.id, rows.receipts, now_us=new.now_us, store=store)
+    suppressed: Mapping[str, str] = {}
+    if new.heard is not None:
+        transaction.forget_dead(new.heard.alive)
+        suppressed = note_dead(transaction, new.heard)
     if claim_result.remote_report is not None:
         report, to = claim_result.remote_report
         if report.feedback:
-            return _join_feedback(transaction, claim_result, report, to=to)
+            return _join_feedback(transaction, claim_result, report, to=to), suppressed
         join_report(transaction, claim_result, report, to=to)
-    return ""
+    return "", suppressed
 
 
 def _end_order(transaction: OpenTransaction, claim_result: ClaimResult, rows: ResultRows) -> None:

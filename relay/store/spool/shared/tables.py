@@ -111,6 +111,9 @@ class OpenTransaction(Tables, Protocol):
     def append_events(self, message_id: str, events: Sequence[Event]) -> None:
         """Append events to those of a message."""
 
+    def forget_dead(self, addresses: Sequence[str]) -> None:
+        """Remove what Relay found from the list of dead addresses: they have taken mail."""
+
 
 class QueueEngine(Protocol):
     """Runs queries and transactions of an engine, and stores contents. All other rows are read and

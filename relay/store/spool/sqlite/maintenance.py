@@ -45,7 +45,7 @@ def clear(batch: Batch) -> tuple[int, list[str]]:
     (messages,) = batch.fetch_one("SELECT count(*) FROM message WHERE source <> 'report'")
     files = batch.fetch("SELECT file FROM content WHERE file IS NOT NULL")
     note_removed_events(batch, last_sequence(batch))
-    for table in (*_TABLES, "content", "submission", "owed_receipt"):
+    for table in (*_TABLES, "content", "submission", "owed_receipt", "suppressed"):
         batch.execute(f"DELETE FROM {table}")
     kept = (COMMITS_COUNTER, REMOVED_EVENTS)
     batch.execute("DELETE FROM counter WHERE name NOT IN (?,?)", kept)

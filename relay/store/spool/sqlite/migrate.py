@@ -17,6 +17,7 @@ from re import fullmatch
 import apsw
 
 from relay.base.observe.logs import get_logger
+from relay.store.spool.shared import suppression
 from relay.store.spool.shared.columns import schema_difference
 from relay.store.spool.sqlite import spool_files
 from relay.store.spool.sqlite.disk_space import check_free_space
@@ -119,6 +120,7 @@ def bring_to_version(connection: apsw.Connection, path: Path) -> None:
         _copy_before(connection, path, version=version)
         _apply(connection, *(migration for migration in migrations() if migration[0] > version))
         _log.info("spool migrated", file=path.name, schema=SCHEMA_VERSION)
+    connection.execute(suppression.TABLE)
     check_version(connection, path)
 
 

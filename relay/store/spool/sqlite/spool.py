@@ -24,7 +24,7 @@ from relay.base.observe.metrics import Metrics
 from relay.base.pressure import Disk
 from relay.base.settings.tree import Settings
 from relay.store.spool.engine import SUBMISSION_KEEP_S, SpoolEngine
-from relay.store.spool.shared.accepted import CapturedMail, NewMail
+from relay.store.spool.shared.accepted import CapturedMail, NewMail, NotAccepted
 from relay.store.spool.shared.columns import inline_content
 from relay.store.spool.shared.receipts import count_receipts
 from relay.store.spool.shared.results import NewResult, Recorded
@@ -56,7 +56,6 @@ from relay.store.spool.types import (
     ContentKey,
     DueBatch,
     DueQuery,
-    HoldsFullError,
     Key,
     NewMessage,
     SpoolDamagedError,
@@ -226,17 +225,17 @@ class SqliteSpool(SpoolEngine):
         self._last_commit.forget()
         self._crash.reached(CrashPoint.SPOOL_COMMIT_FORGOTTEN)
 
-    async def _accept(self, new: NewMail) -> Accepted | HoldsFullError:
+    async def _accept(self, new: NewMail) -> Accepted | NotAccepted:
         inline_bytes = sum(
             len(memory_part(content))
             for index, content in enumerate(new.messages[0].contents)
             if index not in new.stored[0] or isinstance(content, LargeContent)
         )
 
-        def write(batch: Batch) -> Accepted | HoldsFullError:
+        def write(batch: Batch) -> Accepted | NotAccepted:
             accepted = transactions.accept(batch, new)
             # a repetition needs no room
-            if not isinstance(accepted, HoldsFullError) and not accepted.repeated:
+            if not isinstance(accepted, NotAccepted) and not accepted.repeated:
                 batch.new_bytes.append(inline_bytes)
             return accepted
 

@@ -29,9 +29,11 @@ from relay.store.spool.shared.accepted import (
     AcceptedRows,
     CapturedMail,
     NewMail,
+    NotAccepted,
     accepted,
     accepted_rows,
     decided_before,
+    suppressed_of,
     used_contents,
 )
 from relay.store.spool.shared.claimed import (
@@ -56,7 +58,6 @@ from relay.store.spool.types import (
     ContentKey,
     DueBatch,
     DueQuery,
-    HoldsFullError,
     Key,
     NewMessage,
     PriorityLevel,
@@ -110,11 +111,11 @@ _TAKE = (
 )
 
 
-def accept(batch: Batch, new: NewMail) -> Accepted | HoldsFullError:
+def accept(batch: Batch, new: NewMail) -> Accepted | NotAccepted:
     """Write a message and the reports that follow it. Where rules would hold more entries than
-    they may, write nothing and return the error.
+    they may, or recipients are on the list of dead addresses, write nothing and return the error.
     """
-    answer = decided_before(batch, new)
+    answer = decided_before(batch, new) or suppressed_of(batch, new)
     if answer is not None:
         return answer
     first = new.messages[0]
@@ -145,14 +146,16 @@ def record(batch: Batch, new: results.NewResult) -> results.Recorded | None:
     unneeded = ""
     if rows.is_finished:
         unneeded = drop_content(batch, claim.message.id, claim.content_id)
-    complaint = results.record_effects(batch, new, rows, store=0)
+    complaint, suppressed = results.record_effects(batch, new, rows, store=0)
     ordered = new.order(batch) if new.order is not None else None
     claims: list[Claim] = []
     for message, files in zip(claim_result.reports, new.stored, strict=True):
         claims += add_message(
             batch, message, files, claim=new.claim_reports, captured=new.captured
         ).claims
-    return results.Recorded(tuple(claims), unneeded, bool(rows.receipts), ordered, complaint)
+    return results.Recorded(
+        tuple(claims), unneeded, bool(rows.receipts), ordered, complaint, suppressed
+    )
 
 
 def note_removed_events(batch: Batch, last: int | None) -> None:

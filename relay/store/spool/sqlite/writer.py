@@ -31,6 +31,7 @@ from relay.store.spool.shared.group_commit import (
     WaitingOperation,
     answer_futures,
 )
+from relay.store.spool.shared.suppression import FORGET
 from relay.store.spool.sqlite.damage import Damage
 from relay.store.spool.sqlite.database import SqliteTables, write_anchor
 from relay.store.spool.sqlite.disk_space import ReserveFile
@@ -84,6 +85,10 @@ class Batch(SqliteTables):
             for event in events
         ]
         self.cursor.executemany(_EVENT, rows)
+
+    def forget_dead(self, addresses: Sequence[str]) -> None:
+        """OpenTransaction.forget_dead."""
+        self.cursor.executemany(FORGET, [(address,) for address in addresses])
 
     def write_counts(self) -> None:
         """Write the counters, and the number of this commit; called last before the commit."""

@@ -18,11 +18,11 @@ from msgspec.structs import replace
 from relay.base.crashpoints import CrashPoints
 from relay.base.message.envelope import ForwardPath, Notify
 from relay.base.message.nexthop import NextHop
-from relay.base.message.outcome import Delivered, Evidence, Relayed
+from relay.base.message.outcome import Delivered, Evidence, Failed, Relayed
 from relay.base.message.receipt import ReceiptRequest
 from relay.base.observe.metrics import Metrics
 from relay.base.settings.postgres_url import parse_postgres_url
-from relay.base.settings.tree import Settings, SpoolSettings
+from relay.base.settings.tree import Settings, SpoolSettings, SuppressionSettings
 from relay.formats.read_report import RemoteClaim, RemoteReport
 from relay.store import spool as spools
 from relay.store.journeys.events import Step
@@ -57,10 +57,14 @@ KEYS = {
     "submission": {"key"},
     "body": {"id", "part"},
     "owed_receipt": {"message_id", "number"},
+    "suppressed": {"address"},
 }
 # At most 50,000 rows, which the relay goes through once a day, and after commands on what a restore
-# has held; and at most 1,000 hold rules.
-WHOLE_TABLE = re.compile(r"owed_receipt.* WHERE (owed_us <|state =)|standing_hold WHERE until_us")
+# has held; at most 1,000 hold rules; and dead addresses, counted for each that is new, at most 100,000.
+WHOLE_TABLE = re.compile(
+    r"owed_receipt.* WHERE (owed_us <|state =)|standing_hold WHERE until_us"
+    r"|suppressed WHERE who = '' AND last_us|count\(\*\) FROM suppressed$"
+)
 SYSTEM = re.compile(r"pg_|set_config|^(BEGIN|COMMIT|ROLLBACK|SET|CREATE|LOCK)\b")
 ON_KEYS = re.compile(
     r"\b(id|message_id|number|entry|content_id|ctid|sequence) =|= \S+\.(id|message_id|number|entry|ctid)\b"
@@ -81,6 +85,7 @@ INSERT INTO event SELECT 'm' || n, n, 5, n, '' FROM generate_series(1, {ROWS}) n
 INSERT INTO submission SELECT 'k' || n, 'm' || n, n FROM generate_series(1, {ROWS}) n;
 INSERT INTO owed_receipt SELECT 'm' || n, 1, 'b', 'c' || n, '', n, 'owed', ''
     FROM generate_series(1, {ROWS}) n;
+INSERT INTO suppressed SELECT n || '@a', 1, 1, '[]', '', '', '', 'm' || n FROM generate_series(1, {ROWS}) n;
 """
 STATES = {
     "not analyzed": "TRUNCATE {tables}; {fill}",
@@ -158,6 +163,13 @@ async def run_all(spool: SpoolEngine, make, clock, hop: str = "mx:a.test") -> No
         (claim,) = (await spool.accept(carrier)).claims
         about = (report, ("alice@example.test",))
         await spool.record(ClaimResult(claim, 9, {1: DELIVERED}, remote_report=about))
+    dead = Failed(Evidence("5.1.1", "550 5.1.1 no such user", remote=True), at_rcpt=True)
+    for outcome in (dead, Relayed(reached)):
+        (claim,) = (await spool.accept(make(), sought=["x@a.test"])).claims
+        await spool.record(ClaimResult(claim, 5, {1: outcome}))
+    await spool.suppression.add(["x@a.test"], who="olga", reason="")
+    await spool.suppression.remove("x@a.test")
+    await spool.suppression.prune()
     await run_commands(spool, make)
     clock.advance(100 * 86400)
     await spool.maintenance.prune(1.0)
@@ -254,7 +266,12 @@ async def ran(tmp_path, make, clock, reporter, postgres_server, postgres_url) ->
     sql, database = postgres_server.sql, database_of(postgres_url)
     sql(f"ALTER DATABASE {database} SET log_statement = 'all'")
     seen = len(postgres_server.log)
-    settings = Settings("relay.test", tmp_path, spool=SpoolSettings(postgres_url))
+    settings = Settings(
+        "relay.test",
+        tmp_path,
+        spool=SpoolSettings(postgres_url),
+        suppression=SuppressionSettings(),
+    )
     for _ in range(2):  # the second takes over what the first has claimed
         spool = spools.open(settings, clock=clock, crash=CrashPoints(), metrics=Metrics())
         await spool.start()
