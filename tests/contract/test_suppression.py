@@ -11,7 +11,7 @@ from relay.base.observe.metrics import Metrics
 from relay.base.settings.tree import SuppressionSettings
 from relay.store import spool as spools
 from relay.store.spool.shared import suppression
-from relay.store.spool.types import ClaimResult, SpoolError, SuppressedError
+from relay.store.spool.types import ClaimResult, SuppressedError
 
 HOUR_S, DAY_S = 3600, 86400
 DEAD = Failed(Evidence("5.1.1", "550 5.1.1 no such user", remote=True), at_rcpt=True)
@@ -152,7 +152,7 @@ async def test_counts_go_first_then_the_oldest_found_and_never_what_was_added(
     assert await listed(spool) == ["added@a.test", "new@a.test", "old@a.test"]
     assert await spool.suppression.add(["b@a.test", "c@a.test"], who="olga", reason="") == 2
     assert await listed(spool) == ["added@a.test", "b@a.test", "c@a.test", "new@a.test"]
-    with pytest.raises(SpoolError, match="at most 4 addresses"):
+    with pytest.raises(ValueError, match="at most"):
         await spool.suppression.add(["d@a.test", "e@a.test"], who="olga", reason="")
     assert await listed(spool) == ["added@a.test", "b@a.test", "c@a.test", "new@a.test"]
 
@@ -160,12 +160,12 @@ async def test_counts_go_first_then_the_oldest_found_and_never_what_was_added(
 async def test_many_addresses_are_added_in_several_commits_or_none(spool, monkeypatch) -> None:
     monkeypatch.setattr(suppression, "LISTED_MAX", 2500)
     names = [f"{number}@a.test" for number in range(suppression.LISTED_MAX)]
-    with pytest.raises(SpoolError):
+    with pytest.raises(ValueError, match="at most"):
         await spool.suppression.add([*names, X], who="olga", reason="")
     assert await listed(spool) == []
     assert await spool.suppression.add(names, who="olga", reason="import") == len(names)
     assert await spool.suppression.add(names[:2], who="olga", reason="again") == 0
-    with pytest.raises(SpoolError):
+    with pytest.raises(ValueError, match="at most"):
         await spool.suppression.add([X], who="olga", reason="")
     assert await listed(spool) == sorted(names)
 

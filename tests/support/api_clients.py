@@ -198,6 +198,8 @@ async def api(tmp_path: Path) -> AsyncIterator[ApiClients]:
         impaired=lambda: "",
         pauses=Pauses(tmp_path / "paused.json", SystemClock()),
         webhooks=None,
+        suppression=None,
+        is_own=None,
     )
     app = create_app(dependencies, authentication_of(TokenAccounts(ACCOUNTS)))
     outside, inside = (

@@ -59,6 +59,7 @@ class Metrics:
             "relay_messages_accepted", "Messages accepted into the spool.", ["via"]
         )
         # `outcome`: delivered, relayed, failed, expired, cancelled, discarded, redirected, expanded
+        # and suppressed: failed at acceptance, by the list of dead addresses
         self.recipients = counter(
             "relay_recipients", "Recipients that reached a final state.", ["outcome"]
         )

@@ -534,6 +534,7 @@ WebhookEvent = Literal[
     "delivery",
     "reported",
     "complaint",
+    "suppressed",
     "queued",
     "deferred",
     "held",

@@ -23,6 +23,9 @@ from starlette.responses import Response
 from relay.base.accounts.account import UnknownUserError
 from relay.base.advanceable_clock import AdvanceError
 from relay.base.clock import rfc3339
+from relay.base.message.address import own_mailbox, parse_mailbox
+from relay.base.message.envelope import domain_of
+from relay.base.message.status import one_line
 from relay.base.observe.metrics import CONTENT_TYPE
 from relay.base.pressure import PressureState
 from relay.base.settings.document import SettingsError
@@ -39,6 +42,7 @@ from relay.front_door.api.request_parameters import (
     LOG_PARAMETERS,
     QUEUE_PARAMETERS,
     REFUSED_PARAMETERS,
+    number_of,
     read_body,
     require_method,
     single_values,
@@ -47,6 +51,7 @@ from relay.front_door.api.search_text import list_search_of
 from relay.front_door.http.browsers import is_from_here
 from relay.front_door.http.errors import (
     ApiError,
+    bad_request,
     quoted,
     service_unavailable,
     unsupported_media_type,
@@ -62,6 +67,8 @@ from relay.store.spool.types import SpoolError
 _BYTES_MAX = 256 * 1024
 _FAULTS_MAX = 20
 _ACCOUNTS_NAMED = 10  # in /metrics
+_ADDRESSES_NAMED = 10  # in the log
+_AGE_S_MAX = 1e9
 _TOML = "application/toml"
 _JSON = "application/json"
 if TYPE_CHECKING:  # imports libraries that the control socket does not need
@@ -256,6 +263,11 @@ def _application(
             # mail sent before counts no longer
             if request.segments[2:] == ("usage",):
                 return json_response(_usage(request, principal, dependencies))
+            # `GET suppressed?domain=&since=`: `{suppressed: [{address, since, last, count, reply,
+            # by, reason}]}`, and `off` without a list; `POST suppressed` `{addresses, reason}`:
+            # `{added}`; `DELETE suppressed?address=`: `{}`
+            if request.segments[2:] == ("suppressed",):
+                return json_response(await _suppressed(request, principal, dependencies))
             # `GET configuration`: `{text, text_at_start}`; over the control socket of a service
             # only
             if request.segments[2:] == ("configuration",) and principal.is_at_socket:
@@ -360,6 +372,51 @@ def _usage(request: HttpRequest, principal: Principal, needed: ApiDependencies) 
     except UnknownUserError:
         message = f"There is no account {quoted(account)}."
         raise ApiError(404, "ErrorItemNotFound", message) from None
+
+
+class _SuppressedBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    addresses: list[str]
+    reason: Annotated[str, msgspec.Meta(max_length=1000)] = ""
+
+
+async def _suppressed(
+    request: HttpRequest, principal: Principal, needed: ApiDependencies
+) -> dict[str, Any]:
+    """GET, POST and DELETE /suppressed: the list of dead addresses, and what operators change."""
+    principal.check_may_operate()
+    require_method(request, "GET", "POST", "DELETE")
+    suppression = needed.suppression
+    if request.method == "GET":
+        query = single_values(request.query, ("domain", "since"))
+        since_s = number_of(query, "since", default=0, limits=(0, _AGE_S_MAX))
+        domain = domain_of(f"@{query.get('domain', '')}")
+        rows = await suppression.listed(domain=domain, since_s=since_s)
+        return {"suppressed": rows} | ({} if suppression.settings else {"off": True})
+    if suppression.settings is None:
+        raise ApiError(409, "ErrorIrresolvableConflict", "relay.toml has no [suppression].")
+    if request.method == "DELETE":
+        address = single_values(request.query, ("address",)).get("address", "")
+        if not await suppression.remove(address):
+            raise ApiError(404, "ErrorItemNotFound", f"{quoted(address)} is not on the list.")
+        principal.log("suppression removed", to=own_mailbox(address))
+        return {}
+    single_values(request.query, ())
+    body = read_body(await request.body(), _SuppressedBody)
+    reason = one_line(body.reason)
+    try:
+        names = [parse_mailbox(address, smtputf8=True) for address in body.addresses]
+        own = next((name for name in names if needed.is_own(domain_of(name))), "")
+        fault = f"{own} is in an own domain, which is never looked up" if own else ""
+        added = 0 if own else await suppression.add(names, who=principal.name, reason=reason)
+    except ValueError as error:
+        fault = str(error)
+    if fault:
+        raise bad_request(f"Nothing was added: {fault}.")
+    if added:
+        principal.log(
+            "addresses suppressed", to=names[:_ADDRESSES_NAMED], added=added, reason=reason
+        )
+    return {"added": added}
 
 
 async def _relay_v1(

@@ -34,6 +34,7 @@ from relay.store.journeys.event_feed import ChangeNotifier
 from relay.store.journeys.journey import Journeys
 from relay.store.spool.queue_commands import RouteLookup
 from relay.store.spool.shared.queue_admin import QueueAdmin
+from relay.store.spool.shared.suppression import SuppressionList
 from relay.submission.outbox.ready_submissions import ReadySubmissions
 from relay.submission.outbox.restored import RestoredSubmissions
 from relay.transport.ingress.local_users import LocalUsers
@@ -201,6 +202,8 @@ class ApiDependencies:
     explain: Explain  # where mail for an address goes
     pauses: Pauses  # what an operator has paused
     webhooks: Webhooks  # where events are posted
+    suppression: SuppressionList  # the list of dead addresses
+    is_own: Callable[[str], bool]  # RouteTable.is_own_anywhere
     development: DevelopmentControls | None = None  # None in a service
     # reads the configuration again, returns the outcome; None in a development relay
     reload: Callable[[], Awaitable[Any]] | None = None

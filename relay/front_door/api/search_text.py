@@ -153,8 +153,9 @@ def _with(search: MessageSearch, token: _Token) -> MessageSearch:
 
 
 def _has(value: str) -> dict[str, Any]:
-    if (what := value.lower().removesuffix("s")) not in ("attachment", "complaint"):
-        raise SearchTextError(f"has: found {quoted(value)}, expected attachment or complaint.")
+    if (what := value.lower().removesuffix("s")) not in ("attachment", "complaint", "suppressed"):
+        expected = "expected attachment, complaint or suppressed"
+        raise SearchTextError(f"has: found {quoted(value)}, {expected}.")
     return {f"has_{what}": True}
 
 

@@ -28,6 +28,7 @@ from msgspec import Struct
 
 from relay.base.clock import Clock, SystemClock, rfc3339
 from relay.base.files import replace_file
+from relay.base.message.status import SUPPRESSED
 from relay.base.message.web_url import read_url
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.observe.metrics import Metrics
@@ -94,6 +95,8 @@ def event_names(recorded: RecordedEvent) -> set[str]:
             names.update(["accepted"] if not recorded.submission_id else ())
             names.update(["held"] if routed.held else ())
             names.update(["failed"] if routed.refused else ())
+            replies = [refused.reply for refused in routed.refused]
+            names.update("suppressed" for reply in replies if reply.startswith(SUPPRESSED))
             names.update(["delivered"] if routed.quarantined else ())
             names.update(["expanded"] if routed.aliases else ())
             outcomes = [rule.outcome for rule in routed.rules if rule.mode == "enforce"]

@@ -246,6 +246,8 @@ def _means(
         explain=lambda question: explainer_of(base, transport).explain(question),
         pauses=base.pauses,
         webhooks=webhooks,
+        suppression=base.spool.suppression,
+        is_own=base.table.is_own_anywhere,
     )
 
 

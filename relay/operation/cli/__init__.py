@@ -24,6 +24,7 @@ A service:
 - `oauth`: `relay oauth login | test`: device code, pasted address; the account of a token
 - `dns`: `relay dns`, `relay dkim keygen | show`
 - `policy`: `relay policy check | test | try`
+- `suppressed`: `relay suppressed list | add | remove`
 - `backup`: `relay backup`, `relay restore`, `relay check`
 - `storage`: `relay storage verify | backup | prune | adopt`; the text of findings
 

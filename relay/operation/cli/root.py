@@ -50,6 +50,7 @@ _GROUPS = {
     },
     "Repair": {
         "queue": "List the queue and change it.",
+        "suppressed": "List dead addresses; add and remove some.",
         "storage": "Check, copy and prune the stored data.",
         "backup": "Copy everything of a service into a directory.",
         "restore": "Restore a backup into an empty place; what waits is held.",

@@ -120,8 +120,9 @@ def search(context: CommandContext, *, words: tuple[str, ...], limit: int | None
     """List the messages that the search of the pages finds, the newest first.
 
     WORDS are parts of the subject or an address, or begin a word of the text; from:, to:, subject:,
-    state:, id:, client:, login:, has:attachment, larger:, after:, before: and is:unread are others.
-    In a service, which searches no texts here, only these with a prefix, but is:unread.
+    state:, id:, client:, login:, has:attachment, has:suppressed, larger:, after:, before: and
+    is:unread are others. In a service, which searches no texts here, only these with a prefix, but
+    is:unread.
     """
     shown_max = limit or (None if context.json else _SHOWN)
     found = islice(operator_client(context).search(" ".join(words)), shown_max)

@@ -58,6 +58,7 @@ class MessageSearch(Struct, frozen=True):
     words: tuple[str, ...] = ()  # each is in the subject, in one of these addresses, or in the text
     has_attachment: bool = False  # one that is not shown in the text
     has_complaint: bool = False  # a recipient has complained about it
+    has_suppressed: bool = False  # a recipient was on the list of dead addresses
     is_unread: bool = False  # a copy that a recipient has not read
     tags: tuple[SearchedTag, ...] = ()  # only an index knows them
     larger_than_bytes: int = 0  # 0: any size
@@ -96,8 +97,13 @@ class MessageSearch(Struct, frozen=True):
     @property
     def needs_more_than_journey(self) -> bool:
         """Whether a journey cannot decide alone whether it matches."""
-        of_row = self.larger_than_bytes or self.from_us or self.until_us or self.has_complaint
+        of_row = self.larger_than_bytes or self.from_us or self.until_us or self.is_of_history
         return self.needs_content or bool(of_row or self.client or self.login)
+
+    @property
+    def is_of_history(self) -> bool:
+        """Whether only what happened after acceptance can match."""
+        return self.has_complaint or self.has_suppressed
 
     def without_content(self) -> "MessageSearch":
         """Return the conditions on the history of a message."""
@@ -393,7 +399,7 @@ class OpenSubmission(Struct, frozen=True):
         strict = search.without_content()
         return (
             search.kind != REPORT
-            and not (search.larger_than_bytes or search.has_complaint or search.after_id)
+            and not (search.larger_than_bytes or search.is_of_history or search.after_id)
             and search.matches_origin(self.account, "", self.submission_id)
             and strict.matches_all(self.sender, self.subject, pairs)
         )

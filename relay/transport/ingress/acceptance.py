@@ -20,7 +20,7 @@ internal one, 5yz for a fault of the message. A reply never contains the text of
 RFC 5321 4.2.5, 6.1, 6.3 (loops); RFC 3461 5; RFC 6409 8.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -29,10 +29,12 @@ from msgspec.structs import replace
 from relay.base.accounts.account import AccountDirectory
 from relay.base.accounts.usage import BeyondLimit, UsageCounter
 from relay.base.clock import Clock, Ids
+from relay.base.message.address import own_mailbox
 from relay.base.message.content import Content, size_of
-from relay.base.message.envelope import Envelope, ForwardPath, MessageExtra, MessageFacts
-from relay.base.message.nexthop import NextHop
+from relay.base.message.envelope import Envelope, ForwardPath, MessageExtra, MessageFacts, domain_of
+from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.message.srs import Srs
+from relay.base.message.status import SUPPRESSED
 from relay.base.message.verdict import ExaminedMessage, RateCharge, Verdict, tenant_of_rule
 from relay.base.observe.logs import ContainedErrors, get_logger
 from relay.base.observe.metrics import Metrics
@@ -51,6 +53,7 @@ from relay.store.spool.types import (
     SpoolError,
     SpoolFullError,
     SpoolUnavailableError,
+    SuppressedError,
 )
 from relay.transport.checks.checker import SenderChecker
 from relay.transport.ingress import header_cleanup
@@ -89,11 +92,13 @@ from relay.transport.policy.message_view import UndecidedError
 from relay.transport.policy.rule_book import DEFERRED, RuleBook
 from relay.transport.refusals.refusal import RefusalReason
 from relay.transport.routing.route_table import RouteTable
+from relay.transport.routing.routing_result import InvalidRecipient, RoutingResult, suppressed
 from relay.transport.signing.signer import Signer, SigningError
 
 _log = get_logger("ingress")
 _QUICK_HEADER_BYTES = 16384  # the time to read its fields is a few milliseconds
 POLICY_TIMEOUT_S = 10.0
+_LEAVES = frozenset({HopKind.MX, HopKind.SMTP, HopKind.SMTPS, HopKind.GRAPH})
 _CLAIMED_MAX = 100  # entries of one message: has_room() is called for each of them
 
 
@@ -289,6 +294,9 @@ class Acceptance:
                     verdict = self._beyond_holds(signed, message, error.tenant)
                     decided = replace(decided, verdict=verdict)
                     continue
+                except SuppressedError as error:
+                    decided = _without(decided, error.since_us)
+                    continue
                 if not accepted.repeated:
                     reserved.keep()
                     counted.keep()
@@ -466,13 +474,27 @@ class Acceptance:
             reports=reports,
             submission_key=origin.key or message.facts.submission_id,
             claim=claim,
+            sought=self._sought(message) if self.spool.suppression.settings is not None else (),
         )
         if not accepted.repeated:
             log_accepted(message, origin.client)
-            for recipient in message.final_recipients:
-                self.metrics.recipients_by(recipient.state).inc()
+            for to in message.final_recipients:
+                is_suppressed = to.reply.startswith(SUPPRESSED)
+                self.metrics.recipients_by("suppressed" if is_suppressed else to.state).inc()
         self._pass_on_claims(accepted, () if claim or accepted.repeated else (message, *reports))
         return accepted
+
+    def _sought(self, message: NewMessage) -> Sequence[str]:
+        """Return the addresses that are looked up in the list of dead addresses: those to which
+        mail would leave now, and of no own domain.
+        """
+        return [
+            own_mailbox(to.path.address)
+            for entry in message.entries
+            if entry.next_hop.kind in _LEAVES and not entry.extra.reason
+            for to in entry.recipients
+            if not self.router.is_own_anywhere(domain_of(to.path.address))
+        ]
 
     def _with_priorities(self, message: NewMessage) -> NewMessage:
         """Return the message; entries whose priority level differs from the usual one have it."""
@@ -505,3 +527,22 @@ class Acceptance:
             if hit.error:
                 _log.warning("rule skipped", rule=hit.rule, error=hit.error)
             self.metrics.policy_rules.labels(rule=hit.rule, outcome=hit.outcome).inc()
+
+
+def _without(decided: DecidedMail, since_us: Mapping[str, int]) -> DecidedMail:
+    """Return the message where addresses on the list of dead addresses, also those that rules add,
+    are rejected.
+    """
+    examined = decided.examined
+    rejections = {address: suppressed(at_us) for address, at_us in since_us.items()}
+
+    def examine(address: str, alias: str, is_copy: bool) -> RoutingResult:
+        return rejections.get(own_mailbox(address)) or examined.examine(address, alias, is_copy)
+
+    routes = [
+        route if isinstance(route, InvalidRecipient) else rejections.get(own_mailbox(to), route)
+        for to, route in zip(
+            [path.address for path in examined.recipients.paths], examined.routes, strict=True
+        )
+    ]
+    return replace(decided, examined=replace(examined, routes=routes, examine=examine))

@@ -6,8 +6,9 @@ RouteTable.examine() returns these values. The replies to invalid recipients are
 
 from msgspec import Struct
 
+from relay.base.clock import rfc3339
 from relay.base.message.nexthop import NextHop
-from relay.base.message.status import own_reply
+from relay.base.message.status import SUPPRESSED, own_reply
 
 UNKNOWN = "5.1.1"  # RFC 3463 3.2
 REJECT_STATUS = "5.7.1"  # X.7.1: delivery not authorised
@@ -53,6 +54,13 @@ def unknown_user(address: str) -> InvalidRecipient:
     # RFC 3463 3.2
     """Return the rejection of an unknown user."""
     return rejected(UNKNOWN, address, "no such user here; check the spelling")
+
+
+def suppressed(since_us: int) -> InvalidRecipient:
+    """Return the rejection of an address that is on the list of dead addresses since a wall time.
+    The sender learns the day and no more: the rest is what a host told other senders.
+    """
+    return InvalidRecipient(UNKNOWN, f"{SUPPRESSED}{rfc3339(since_us)[:10]}", is_late=True)
 
 
 def rejected(status: str, address: str, text: str, *, route: str = "") -> InvalidRecipient:

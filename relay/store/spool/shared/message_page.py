@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from relay.base.clock import ID_LENGTH, first_id_after, id_time_us
+from relay.base.message.status import SUPPRESSED
 from relay.store.journeys.message_list import (
     FINAL_STATE,
     LISTED_MAX,
@@ -75,6 +76,8 @@ class _Matching:
         ]
         if strict.has_complaint and rows:
             rows = self._among(rows, "event", IS_COMPLAINT)
+        if strict.has_suppressed and rows:
+            rows = self._among(rows, "recipient", f"entry = 0 AND reply LIKE '{SUPPRESSED}%'")
         if not rows or not (strict.needs_recipients or self._search.needs_content):
             return [FoundMessage(row[0], row[4]) for row in rows]
         if strict.state not in ("", FINAL_STATE) and not strict.to:

@@ -27,7 +27,7 @@ from relay.base.phrases import words_in
 from relay.base.settings.tree import SuppressionSettings
 from relay.store.spool.shared.columns import in_chunks
 from relay.store.spool.shared.tables import OpenTransaction, QueueEngine, Tables
-from relay.store.spool.types import ClaimResult, SpoolError
+from relay.store.spool.types import ClaimResult
 
 # limit: addresses on the list of dead addresses, with those that may enter; then the oldest goes
 LISTED_MAX = 100_000
@@ -68,6 +68,7 @@ _PUSH_OUT = (
     "DELETE FROM suppressed WHERE address IN (SELECT address FROM suppressed WHERE who = ''"
     " ORDER BY CASE WHEN since_us > 0 THEN 1 ELSE 0 END, last_us, address LIMIT ?)"
 )
+_FULL = f"the list has at most {LISTED_MAX:,} addresses"
 _COUNT = "SELECT count(*) FROM suppressed"
 _ADDED = f"{_COUNT} WHERE who <> ''"
 _TIMES_MAX = 10  # as many as `after` may ask for
@@ -197,7 +198,7 @@ class SuppressionList:
 
     async def add(self, addresses: Iterable[str], *, who: str, reason: str) -> int:
         """Put addresses on the list, until they are removed; return how many an operator had not
-        added before. Raises SpoolError, and changes nothing, where they would be too many.
+        added before. Raises ValueError, and changes nothing, where they would be too many.
         """
         names = sorted(set(map(own_mailbox, addresses)))
         chunks = list(in_chunks(iter(names), _AT_ONCE))
@@ -208,7 +209,7 @@ class SuppressionList:
             return added + len(names) - known - LISTED_MAX
 
         if await self._engine.read(lacking) > 0:
-            raise SpoolError(f"expected at most {LISTED_MAX:,} addresses that operators have added")
+            raise ValueError(_FULL)
         now_us, at_us = self._clock.confirmed_us(), self._clock.time_us()
         count = 0
         for chunk in chunks:
@@ -217,7 +218,7 @@ class SuppressionList:
             def write(transaction: OpenTransaction, rows: Sequence[tuple[Any, ...]] = rows) -> int:
                 listed = [row[0] for row in rows]
                 if not _make_room(transaction, len(rows) - _known(transaction, listed)):
-                    raise SpoolError(f"expected at most {LISTED_MAX:,} addresses")
+                    raise ValueError(_FULL)
                 new = len(rows) - _known(transaction, listed, "who <> ''")
                 transaction.execute_each(_ADD, rows)
                 return new

@@ -105,6 +105,8 @@ class Relay:
             pauses=None,
             explain=None,
             webhooks=None,
+            suppression=None,
+            is_own=None,
         )
         self.accounts = dict(ACCOUNTS)
         app = create_app(dependencies, authentication_of(TokenAccounts(self.accounts)))
