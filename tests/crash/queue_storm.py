@@ -100,7 +100,8 @@ class QueueStorm:
             remotes.start("knows-nobody.test", replies={"RCPT": "550 5.1.1 no such user"}),
             remotes.start("refuses.test", replies={"DOT": "554 5.7.1 not this"}),
         ]
-        self.relays = [remotes.relay(config=PATIENT)] if make is None else list(make())
+        config = PATIENT | {"suppression": {"after": 1}}
+        self.relays = [remotes.relay(config=config)] if make is None else list(make())
         self.silent: set[RelayProcess] = set()  # of these, those that answer nobody
         self.letters: list[Letter] = []
         self.unaccounted: list[float] = []  # one for each look at the figures

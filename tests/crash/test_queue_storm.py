@@ -102,7 +102,9 @@ def live(storm: QueueStorm, letters: int) -> None:
 
 
 def check_files(relay: RelayProcess) -> None:
-    """The spool by itself: all is final, counted, and nothing is left of the contents."""
+    """The spool by itself: all is final, counted, nothing is left of the contents, and each reply that
+    an address is dead put it on the list.
+    """
     path = relay.folder / "state/spool.sqlite"
     with closing(sqlite3.connect(path)) as spool:
         assert spool.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -111,6 +113,9 @@ def check_files(relay: RelayProcess) -> None:
         left = spool.execute("SELECT count(*) FROM entry WHERE state <> 'final' OR claimed")
         assert left.fetchone() == (0,)
         assert spool.execute("SELECT count(*) FROM content").fetchone() == (0,)
+        dead = "SELECT address FROM recipient WHERE reply = '550 5.1.1 no such user'"
+        listed = "SELECT address FROM suppressed WHERE since_us > 0"
+        assert {*spool.execute(listed)} == {*spool.execute(dead)} != set()
     assert counters.pop("accepted") == sum(rows.values())
     assert {name: value for name, value in counters.items() if name in rows} == rows
     assert not rows.keys() & set(LIVE)

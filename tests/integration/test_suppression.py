@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from tests.support.relay_config import OPERATOR
-from tests.support.relay_process import RelayProcess
+from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes
 from tests.support.webhooks import WebhookReceiver, hook
 
@@ -50,6 +50,7 @@ def test_a_dead_address_stops_the_next_mail_until_it_is_removed(remotes: Remotes
             ]
             assert relay.metric("relay_recipients_total", outcome="suppressed") == 1
             receiver.until(lambda events: len(events) == 1)
+            until("the list is counted", lambda: relay.metric("relay_suppressed_addresses") == 1)
             assert relay.cli("suppressed", "remove", "gone@THERE.test").returncode == 0
             assert relay.cli("suppressed", "remove", "gone@there.test").returncode == 65
             third = relay.submit(ALICE, ["gone@there.test"])

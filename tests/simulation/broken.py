@@ -45,6 +45,7 @@ from relay.store.spool.shared import (
     entries,
     maintenance,
     results,
+    suppression,
 )
 from relay.store.spool.shared.queue_admin import QueueAdmin
 from relay.store.spool.sqlite import spool as spool_module
@@ -720,6 +721,18 @@ BROKEN = (
         _instead(Srs, "rewritten", _for_the_victim),
         "left with the sender",
         where=conditions.forwards_for_others,
+    ),
+    Broken(
+        "nobody is looked up",
+        _instead(transactions, "suppressed_of", lambda _: lambda *_args: None),
+        "which is dead",
+        where=conditions.suppresses,
+    ),
+    Broken(
+        "each failure is that of a dead address",
+        _instead(suppression, "says_dead", lambda _: lambda outcome: isinstance(outcome, Failed)),
+        "it is not dead",
+        where=conditions.suppresses,
     ),
     Broken("events are lost", _instead(Batch, "append_events", _nothing), "invariant 9"),
 )

@@ -157,3 +157,7 @@ def in_versions(plan: scenario.Scenario) -> bool:
 
 def short(plan: scenario.Scenario) -> bool:
     return bool(plan.lives)
+
+
+def suppresses(plan: scenario.Scenario) -> bool:
+    return plan.suppresses

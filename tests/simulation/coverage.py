@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from relay.base.message.lifecycle import FINAL, RecipientState
 from relay.base.message.outcome import DeferralClass
+from relay.base.message.status import SUPPRESSED
 from relay.base.pressure import PressureLevel
 from relay.store.journeys.events import Step
 from relay.store.spool.queue_commands import CommandResult, Operation
@@ -79,6 +80,7 @@ WANTED = (
     "released by its time: as answered",
     "settled: fenced",
     "settled: some",
+    "on the list of dead addresses",
     "silent: NOTIFY=NEVER",
     "silent: null reverse-path",
     "not told: a stranger",
@@ -98,6 +100,8 @@ def _of_message(message: Message) -> Iterator[str]:
         yield f"state: {one.state}"
         if one.added_by:
             yield "added by a rule"
+        if not one.entry and one.reply.startswith(SUPPRESSED):
+            yield "on the list of dead addresses"
         if one.state in (RecipientState.FAILED, RecipientState.EXPIRED) and not one.added_by:
             failed = failed or one.notify != "NEVER"
             if one.notify == "NEVER":

@@ -18,6 +18,7 @@ from relay.base.message.lifecycle import FINAL, TRANSITIONS, RecipientState
 from relay.base.message.outcome import Evidence as Words
 from relay.base.message.outcome import Relayed
 from relay.base.message.srs import Srs, SrsError
+from relay.base.message.status import SUPPRESSED
 from relay.delivery.site_limits import parse_rate
 from relay.store.journeys.events import Step
 from relay.store.spool.shared.holds import HELD_BY_RULES
@@ -28,7 +29,7 @@ from tests.simulation.ledger import Ledger
 from tests.simulation.neighbours import MARK, MARKED
 from tests.simulation.rows import Message, Recipient, Rows
 from tests.simulation.senders import content as content_of
-from tests.simulation.sites import TOKEN, Site, Taken, name_of
+from tests.simulation.sites import NO_SUCH_USER, TOKEN, Site, Taken, name_of
 
 _UNANSWERED = "it is not known whether the message arrived"
 _ATTEMPT_S_MAX = 1500.0  # three hosts, each answering as late as it may
@@ -81,6 +82,7 @@ def violations(evidence: Evidence) -> list[str]:
         ends_are_true,
         contents_are_right,
         failures_are_justified,
+        dead_addresses_get_nothing,
         no_second_delivery,
         reports_are_made,
         no_backscatter,
@@ -302,7 +304,57 @@ def _is_refused_here(evidence: Evidence, message: Message, address: str) -> bool
     letter = next((one.letter for one in evidence.ledger.tries if one.token == message.token), None)
     if letter is not None and letter.words == "forbidden" and address.startswith(("u1", "bob@")):
         return True
-    return domain == scenario.HOME and local_part not in scenario.PEOPLE
+    return _is_suppressed(message, address) or (
+        domain == scenario.HOME and local_part not in scenario.PEOPLE
+    )
+
+
+def _is_suppressed(message: Message, address: str) -> bool:
+    """Whether the list of dead addresses has failed it; dead_addresses_get_nothing() judges that."""
+    return any(
+        one.address == address and not one.entry and one.reply.startswith(SUPPRESSED)
+        for one in message.recipients
+    )
+
+
+def dead_addresses_get_nothing(evidence: Evidence) -> Iterator[str]:
+    """The list of dead addresses fails those of which a host has said so, and only those: all that is
+    accepted after such a reply is recorded, until a delivery is.
+    """
+    if not evidence.plan.suppresses:
+        return
+    dead: set[str] = set()
+    for _, message, step, detail in sorted(_sequence_of_events(evidence.rows)):
+        if step == Step.POLICY_AND_ROUTING:
+            held = {to for names in detail.get("held", {}).values() for to in names}
+            for address in {one.address for one in message.recipients if not one.added_by} - held:
+                is_leaving = address in detail["next_hops"].get(_own_hop(address), ())
+                if is_leaving and address in dead:
+                    yield f"1: {message.id} ({message.token}) left for {address}, which is dead"
+                if _is_suppressed(message, address) and address not in dead:
+                    yield f"1: {message.id} ({message.token}) to {address}: it is not dead"
+        elif step == Step.DELIVERY:
+            for one in detail.get("recipients", ()):
+                if detail["next_hop"] != _own_hop(one["address"]):
+                    continue
+                if one["outcome"] == "relayed":
+                    dead.discard(one["address"])
+                if one["outcome"] == "failed" and one["reply"] == NO_SUCH_USER:
+                    dead.add(one["address"])
+
+
+def _own_hop(address: str) -> str:
+    return f"mx:{address.partition('@')[2]}"
+
+
+def _sequence_of_events(rows: Rows) -> list[tuple[int, Message, int, dict[str, Any]]]:
+    """The events of all messages but reports, with their sequences."""
+    return [
+        (sequence, message, step, detail)
+        for message in rows.messages.values()
+        if message.source != "report"
+        for sequence, step, detail in message.events
+    ]
 
 
 def no_second_delivery(evidence: Evidence) -> Iterator[str]:

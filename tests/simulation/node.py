@@ -19,7 +19,7 @@ from relay.base.clock import Ids
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.base.message.srs import Srs
 from relay.base.observe.metrics import Metrics
-from relay.base.settings.tree import Route, RouteAuth, SmtpListener
+from relay.base.settings.tree import Route, RouteAuth, SmtpListener, SuppressionSettings
 from relay.base.socket_address import Address
 from relay.delivery.active_queue import ActiveQueue
 from relay.delivery.attempt_recorder import AttemptRecorder
@@ -217,6 +217,7 @@ class Node:
             inline=True,
             reserve_file=SimulatedReserveFile(home / "ballast", around.disk),
         )
+        self.spool.suppression.settings = SuppressionSettings(1) if scenario.suppresses else None
         self.witness = Witness(self.spool, around.ledger, life, around.disk)
         self.maintenance = SimulatedMaintenance(world, life, scenario, spool=self.spool)
         reporter = Reporter(

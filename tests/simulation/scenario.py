@@ -166,6 +166,7 @@ class Scenario:
     holds: tuple[str, ...] = ()  # domains whose mail a route holds
     published: tuple[Published, ...] = ()  # in worlds with mail to STRICT
     tlsa: str = ""  # records of the hosts of STRICT_MX: one of TLSA
+    suppresses: bool = False  # a first reply puts an address on the list of dead addresses
 
     @property
     def patience_s(self) -> float:
@@ -242,7 +243,8 @@ def make(seed: int) -> Scenario:
     plan = _with_boxes(Random(f"LMTP {seed}"), plan)
     plan = _with_holds(Random(f"holds {seed}"), plan)
     plan = _with_rule_holds(Random(f"holds of rules {seed}"), plan)
-    return _with_policies(Random(f"policies {seed}"), plan)
+    plan = _with_policies(Random(f"policies {seed}"), plan)
+    return _with_suppression(Random(f"suppression {seed}"), plan)
 
 
 def _with_aliases(rng: Random, plan: Scenario) -> Scenario:
@@ -314,6 +316,22 @@ def _with_policies(rng: Random, plan: Scenario) -> Scenario:
     domains = {**plan.domains, STRICT_MX: hosts}
     tlsa = rng.choice(("", "", *TLSA))
     return replace(plan, letters=letters, domains=domains, published=tuple(published), tlsa=tlsa)
+
+
+def _with_suppression(rng: Random, plan: Scenario) -> Scenario:
+    """In some worlds, keep a list of dead addresses, and write to few addresses."""
+    if rng.random() < 0.9:
+        return plan
+    letters = tuple(
+        replace(one, recipients=tuple({_one_of_few(to): how for to, how in one.recipients}.items()))
+        for one in plan.letters
+    )
+    return replace(plan, letters=letters, suppresses=True)
+
+
+def _one_of_few(address: str) -> str:
+    name, _, domain = address.partition("@")
+    return f"{name[0]}{int(name[1:]) % 5}@{domain}" if name[1:].isdigit() else address
 
 
 def _decisions(rng: Random, plan: Scenario) -> tuple[Trouble, ...]:

@@ -25,6 +25,7 @@ _MESSAGE_ID = re.compile(rb"^Message-ID: *(\S+)", re.MULTILINE | re.IGNORECASE)
 _HEADER_BYTES = 4000
 LAX_FIELD = b"TLS-Required: No"
 NEVER = float("inf")
+NO_SUCH_USER = "550 5.1.1 no such user"
 _TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # which offers it; the network's is another
 
 
@@ -235,7 +236,7 @@ class Site:
         """The reply to a RCPT."""
         manner = self.manner
         if _is_among(address, manner.rejects):
-            return "550 5.1.1 no such user"
+            return NO_SUCH_USER
         if manner.greylists_s:
             first = self._first_seen.setdefault((reverse_path, address), self._world.time())
             if self._world.time() - first < manner.greylists_s:

@@ -63,6 +63,8 @@ class Metrics:
         self.recipients = counter(
             "relay_recipients", "Recipients that reached a final state.", ["outcome"]
         )
+        # Of the whole spool. Counted after changes on this node, and each hour
+        self.suppressed = gauge("relay_suppressed_addresses", "Addresses on the list of dead ones.")
         # `state`: queued, deferred, held, captured; counted each second, a long queue less often
         self.queue_entries = gauge("relay_queue_entries", "Entries in the queue.", ["state"])
         # Or of the oldest deferred one

@@ -90,6 +90,7 @@ async def count_queue(spool: SpoolEngine, metrics: Metrics, clock: Clock) -> Non
     age_us = clock.queue_us() - counts.oldest_us if counts.oldest_us is not None else 0
     metrics.queue_oldest.set(max(0, age_us) / 1_000_000)
     metrics.queue_unaccounted.set(counts.unaccounted)
+    metrics.suppressed.set(await spool.suppression.count())
 
 
 class PrunedHistory(Struct, frozen=True):
@@ -115,6 +116,7 @@ async def prune_history(history: PrunedHistory, clock: Clock, *, keep_s: float) 
         before_us = now_at_least_us(clock) - keep_days * DAY_US
         await prune_log(history.spool, history.submissions, before_us=before_us)
         await history.usage.prune()
+        await history.spool.suppression.prune()
         await history.refusals.prune(before_us)
         if removed := await asyncio.to_thread(prune_answers, history.dead_letters):
             _log.info("answers to reports removed", answers=removed)

@@ -490,9 +490,9 @@ class Acceptance:
         """
         return [
             own_mailbox(to.path.address)
-            for entry in message.entries
-            if entry.next_hop.kind in _LEAVES and not entry.extra.reason
-            for to in entry.recipients
+            for copy in message.entries
+            if copy.next_hop.kind in _LEAVES and not copy.extra.reason
+            for to in copy.recipients
             if not self.router.is_own_anywhere(domain_of(to.path.address))
         ]
 

@@ -88,10 +88,10 @@ NotAccepted = HoldsFullError | SuppressedError
 class NewMail(Struct, frozen=True):
     """A message to accept, and the reports that follow it."""
 
-    messages: Sequence[NewMessage]
+    messages: Sequence[NewMessage]  # the message first
     stored: StoredContents  # of each message
-    captured: CapturedMail
-    submission_key: str
+    captured: CapturedMail  # what happens to it
+    submission_key: str  # "": none
     key_expires_us: int  # in queue time
     claim: bool  # whether the queued entries are claimed
     receipt: SentReceipt | None  # what is recorded if the message is a read receipt

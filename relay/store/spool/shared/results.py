@@ -152,10 +152,10 @@ class ResultRows(Struct, frozen=True):
 class NewResult(Struct, frozen=True):
     """The result of a claim that is to be recorded."""
 
-    claim_result: ClaimResult
+    claim_result: ClaimResult  # what becomes of the recipients
     stored: StoredContents  # of its reports
-    captured: CapturedMail
-    claim_reports: bool
+    captured: CapturedMail  # what happens to it
+    claim_reports: bool  # whether its reports are claimed
     now_us: int  # queue time, or NEVER_US if no read receipts are to be recorded
     # carries out the order that waited for this result: QueueAdmin.order_of
     order: Callable[[OpenTransaction], ChangeResult | None] | None = None

@@ -59,7 +59,7 @@ _LIST = (
     "SELECT address, since_us, last_us, times, reply, who, reason FROM suppressed"
     f" WHERE {_IS_LISTED} AND since_us >= ? AND address LIKE ? ESCAPE '\\'"
 )
-_REMOVE = f"DELETE FROM suppressed WHERE address = ? AND {_IS_LISTED} RETURNING address"
+_REMOVE = "DELETE FROM suppressed WHERE address = ? RETURNING address"
 _PRUNE = (
     "DELETE FROM suppressed WHERE who = '' AND last_us <= CASE WHEN since_us > 0"
     " THEN CAST(? AS BIGINT) ELSE CAST(? AS BIGINT) END"
@@ -166,6 +166,7 @@ class SuppressionList:
     def __init__(self, engine: QueueEngine, clock: Clock) -> None:
         self.settings: SuppressionSettings | None = None
         self._engine, self._clock = engine, clock
+        self._count: int | None = None  # None: it may have changed
 
     def heard(self, claim_result: ClaimResult) -> Heard | None:
         """Return what is to be recorded with a result, None for nothing."""
@@ -224,14 +225,16 @@ class SuppressionList:
                 return new
 
             count += await self._engine.change(write)
+        self.changed()
         return count
 
     async def remove(self, address: str) -> bool:
-        """Remove an address; return False if it is not on the list."""
-        values = [(own_mailbox(address), self.ended_us)]
+        """Remove all that is known of an address; return False if that is nothing."""
+        values = [(own_mailbox(address),)]
         rows = await self._engine.change(
             lambda transaction: transaction.fetch_each(_REMOVE, values)
         )
+        self.changed()
         return bool(rows)
 
     async def prune(self) -> None:
@@ -239,6 +242,21 @@ class SuppressionList:
         if self.settings is not None:
             values = (self.ended_us, self._clock.confirmed_us() - WINDOW_US)
             await self._engine.change(lambda transaction: transaction.execute(_PRUNE, values))
+            self.changed()
+
+    def changed(self) -> None:
+        """Have the next count() count."""
+        self._count = None
+
+    async def count(self) -> int:
+        """Return how many addresses are on the list, since changed()."""
+        if self.settings is None:
+            return 0
+        if self._count is None:
+            sql, values = f"{_COUNT} WHERE {_IS_LISTED}", (self.ended_us,)
+            row = await self._engine.count(lambda tables: tables.fetch_one(sql, values))
+            self._count = int(row[0])
+        return self._count
 
 
 def since_of(tables: Tables, addresses: Sequence[str], ended_us: int) -> dict[str, int]:
