@@ -319,14 +319,15 @@ def _with_policies(rng: Random, plan: Scenario) -> Scenario:
 
 
 def _with_suppression(rng: Random, plan: Scenario) -> Scenario:
-    """In some worlds, keep a list of dead addresses, and write to few addresses."""
+    """In some worlds, keep a list of dead addresses, and write to few, of which some are dead."""
     if rng.random() < 0.9:
         return plan
     letters = tuple(
         replace(one, recipients=tuple({_one_of_few(to): how for to, how in one.recipients}.items()))
         for one in plan.letters
     )
-    return replace(plan, letters=letters, suppresses=True)
+    domains = {**plan.domains, ROUTED: (Manner("rejecting some", rejects=0.4),)}
+    return replace(plan, letters=letters, domains=domains, suppresses=True)
 
 
 def _one_of_few(address: str) -> str:

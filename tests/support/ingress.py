@@ -99,6 +99,7 @@ class MemorySpool:
     gate: asyncio.Event | None = None
     committing: asyncio.Event = field(default_factory=asyncio.Event)
     arrivals: list["MemoryArrival"] = field(default_factory=list)
+    suppression = SimpleNamespace(settings=None)
 
     def incoming_body(self) -> "MemoryArrival":
         self.arrivals.append(MemoryArrival(fault=self.fault))
@@ -111,6 +112,7 @@ class MemorySpool:
         reports: Sequence[NewMessage] = (),
         submission_key: str = "",
         claim: bool = True,
+        sought: Sequence[str] = (),
     ) -> Accepted:
         self.committing.set()
         if self.gate:
