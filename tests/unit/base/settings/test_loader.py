@@ -129,7 +129,7 @@ max_connections = 0
         (
             ":1: hostnme: found an unknown key, expected one of delivery, dkim, dns, domain, hostname, http,"
             " limits, mailboxes, milter, oauth, observe, policy, pressure, reports, route, sendmail, smtp, smtp_gate, spool,"
-            ' state_dir, tenant, webhook (did you mean "hostname"?)'
+            ' state_dir, suppression, tenant, webhook (did you mean "hostname"?)'
         ),
         (
             ':6: smtp[0].listen: found "127.0.0.1:80", expected an address that no other'

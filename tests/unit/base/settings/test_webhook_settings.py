@@ -30,7 +30,7 @@ def read(folder: Path, *tables: str) -> Settings:
 
 
 def test_every_state_has_a_name() -> None:
-    steps = {"*", "accepted", "policy", "delivery", "reported", "complaint", "limit"}
+    steps = {"*", "accepted", "policy", "delivery", "reported", "complaint", "suppressed", "limit"}
     assert set(get_args(WebhookEvent)) == steps | {str(state) for state in RecipientState}
 
 

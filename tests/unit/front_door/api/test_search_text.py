@@ -61,7 +61,7 @@ def test_a_text_has_conditions(text, wanted):
             "form:alice",
             "'form:' is not known; there are from:, to:, subject:, state:, id:, tag:, has:, larger:",
         ),
-        ("has:link", "has: found 'link', expected attachment or complaint."),
+        ("has:link", "has: found 'link', expected attachment, complaint or suppressed."),
         ("is:read", "is: found 'read', expected unread or tagged."),
         ("larger:big", "larger: found 'big', expected a size such as 100k or 2M"),
         ("larger:-1", "larger: found '-1', expected a size"),

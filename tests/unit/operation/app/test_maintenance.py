@@ -10,6 +10,7 @@ from relay.base.clock import SystemClock, rfc3339
 from relay.base.observe.metrics import Metrics
 from relay.operation.app import maintenance
 from relay.store.mailbox.errors import StoreUnavailableError
+from relay.store.spool.shared.suppression import SuppressionList
 from relay.store.spool.types import QueueCounts, SpoolError
 from relay.transport.refusals.day_files import RefusalFiles
 from relay.transport.refusals.refusal import Refusal, RefusalReason, RefusalSearch
@@ -28,6 +29,7 @@ class Spool:
     answers: list
     asked: list = field(default_factory=list)
     over: asyncio.Event = field(default_factory=asyncio.Event)
+    suppression = SuppressionList(None, ManualClock())  # off
 
     async def _next(self, *asked):
         self.asked.append(asked)
