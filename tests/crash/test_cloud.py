@@ -12,9 +12,11 @@ import httpx
 import pytest
 
 from tests.crash.test_storm import live
+from tests.integration.test_dev_cloud import through_cloud
 from tests.support.dev_process import DevProcess
 from tests.support.long_tests import long
 from tests.support.ports import free_port
+from tests.support.relay_process import RelayProcess, until
 from tests.support.scans import scanned
 
 pytestmark = pytest.mark.crash
@@ -24,6 +26,7 @@ STATUSES = ("429", "503", "504", '"expired-token"')
 SENDERS = [f"s{number}@example.test" for number in range(6)]
 ANN, BEN = "ann@partner.example", "ben@partner.example"
 SCANNER, SCAN_BYTES = "scanner@example.test", (200_000, 3_100_000)  # a POST, and an upload session
+PRINTER = "printer@contoso.example"
 OTHERS = "others@partner.example"
 ADVANCE_S, ADVANCES_MAX = 150, 30  # a draft is sent again after two minutes, made anew after ten
 
@@ -66,6 +69,26 @@ def test_nothing_is_lost_and_nothing_arrives_twice(seed: int) -> None:
         for sender in SENDERS:
             drafts = found(relay, sender, "drafts")
             assert drafts.count("of others") == KILLS, "what Relay did not make, stays"
+
+
+def test_each_failure_has_its_report() -> None:
+    """Only the relay is killed, where it sends reports by Graph."""
+    rng = random.Random(5)
+    with DevProcess("--cloud", "--no-demo") as beside:
+        config = through_cloud(beside, SENDERS[0])  # which may not send as the printer
+        with RelayProcess(config=config) as relay:
+            subjects = [f"{kill} {number}" for kill in range(KILLS) for number in range(3)]
+            for kill in range(KILLS):
+                for subject in subjects[3 * kill :][:3]:
+                    text = f"From: {PRINTER}\r\nSubject: {subject}\r\n\r\nx\r\n"
+                    relay.submit(PRINTER, [ANN], text.encode())
+                live(relay, rng.uniform(0, 0.6))
+                relay.restart()
+            until("all ends", lambda: not relay.queue(), timeout_s=300)
+            ask(beside, "POST", "/relay/v1/quiet", json={"timeout_s": 60})
+            reports = found(beside, PRINTER, "inbox")
+    assert set(reports) == {f"Undeliverable: {subject}" for subject in subjects}
+    assert max(map(reports.count, reports)) <= 2, "after a lost answer"
 
 
 def others(relay: DevProcess, kill: str, sender: str) -> None:
