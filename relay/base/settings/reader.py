@@ -206,8 +206,8 @@ class DocumentReader:
                 value = expand(raw, base=self._base, environ=self._environ)
                 if not _wants_text(hint):
                     value = _number_or_word(value)
-            if value == "" and empty_allowed:
-                return value
+            if empty_allowed and value == "":
+                return ""
             return read_leaf(hint, value, self._base)
         except ValueError as error:
             is_shown = not is_secret or (has_reference(str(raw)) and not without_references(raw))

@@ -38,6 +38,8 @@ TOKEN = RouteAuth("p@s.test", oauth="o")
 SENT = CloudRequest("P@s.test", "<1@s.test>", (1,), 5, draft="d", sent_us=6)
 AWAITED = {"requests": (SENT,), "fallback_us": 1}
 DRAFT = {"requests": (replace(SENT, sent_us=0),), "fallback_us": 1}
+CLOUD, SMTP = "graph://c.test:443", "smtp://h.test:25"
+OF_SENDER = RouteAuth("sender", oauth="o")
 REPORTS = "graph://c.test:443 reports"
 OF_RECIPIENT = "graph://c.test:443 mine\t1@o.test"
 OWN = "smtps://w.test:465 own\ta@x.test"
@@ -57,23 +59,8 @@ ROUTES = [
         name="own",
     ),
     Route("here.test", "local"),
-    Route(
-        "r.test",
-        "graph://c.test:443",
-        TOKEN,
-        name="reports",
-        reports=True,
-        mime_max=5,
-        fallback="smtp://h.test:25",
-    ),
-    Route(
-        "*",
-        "graph://c.test:443",
-        RouteAuth("sender", oauth="o"),
-        name="mine",
-        sender="*@o.test",
-        reports=True,
-    ),
+    Route("r.test", CLOUD, TOKEN, name="reports", reports=True, mime_max=5, fallback=SMTP),
+    Route("*", CLOUD, OF_SENDER, name="mine", sender="*@o.test", reports=True),
 ]
 REPORT = Envelope(""), MessageExtra(of_trusted=True)
 
