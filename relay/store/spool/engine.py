@@ -251,7 +251,7 @@ class SpoolEngine(QueueEngine, SpoolHistory):
             raise HoldsFullError(accepted.tenant)
         if isinstance(accepted, SuppressedError):
             await self.discard(stored)
-            raise accepted
+            raise SuppressedError(accepted.since_us)
         if receipt is not None:
             self.receipts.version += 1
         if accepted.repeated:

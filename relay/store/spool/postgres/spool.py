@@ -38,7 +38,7 @@ from relay.store.spool.postgres.tables import ConnectionTables, ReadConnection
 from relay.store.spool.postgres.transactions import KnownKeyError, StaleClaimError, WriteTransaction
 from relay.store.spool.postgres.writer import WriteConnection
 from relay.store.spool.queue_commands import ShownTimes
-from relay.store.spool.shared import event_log
+from relay.store.spool.shared import event_log, suppression
 from relay.store.spool.shared.accepted import CapturedMail, NewMail, NotAccepted
 from relay.store.spool.shared.columns import NO_EVENTS
 from relay.store.spool.shared.receipts import count_receipts
@@ -206,6 +206,8 @@ class PostgresSpool(SpoolEngine):
         )
         for fault in faults:
             _log.warning("the database of the spool is not safe for mail", error=fault)
+        if self.suppression.settings is not None:  # a role that may create no table has none
+            await self._queries.read(lambda tables: tables.fetch_one(suppression.COUNT))
         self._crash.reached(CrashPoint.SPOOL_OPENED)
         taken_over = await self.maintenance.take_over()
         self.keeper.start()

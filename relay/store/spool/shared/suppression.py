@@ -69,8 +69,8 @@ _PUSH_OUT = (
     " ORDER BY CASE WHEN since_us > 0 THEN 1 ELSE 0 END, last_us, address LIMIT ?)"
 )
 _FULL = f"the list has at most {LISTED_MAX:,} addresses"
-_COUNT = "SELECT count(*) FROM suppressed"
-_ADDED = f"{_COUNT} WHERE who <> ''"
+COUNT = "SELECT count(*) FROM suppressed"
+_ADDED = f"{COUNT} WHERE who <> ''"
 _TIMES_MAX = 10  # as many as `after` may ask for
 _REPLY_MAX = 400
 _AT_ONCE = 1000  # addresses that one transaction adds
@@ -253,7 +253,7 @@ class SuppressionList:
         if self.settings is None:
             return 0
         if self._count is None:
-            sql, values = f"{_COUNT} WHERE {_IS_LISTED}", (self.ended_us,)
+            sql, values = f"{COUNT} WHERE {_IS_LISTED}", (self.ended_us,)
             row = await self._engine.count(lambda tables: tables.fetch_one(sql, values))
             self._count = int(row[0])
         return self._count
@@ -296,7 +296,7 @@ def _make_room(transaction: OpenTransaction, new: int) -> bool:
     """Push out what must go for new rows: first addresses that have not entered, then the oldest
     that Relay found. Return False if there is no room: operators have added the others.
     """
-    excess = int(transaction.fetch_one(_COUNT)[0]) + new - LISTED_MAX if new else 0
+    excess = int(transaction.fetch_one(COUNT)[0]) + new - LISTED_MAX if new else 0
     if excess <= 0:
         return True
     removed = transaction.execute(_PUSH_OUT, (excess,))
@@ -306,7 +306,7 @@ def _make_room(transaction: OpenTransaction, new: int) -> bool:
 
 def _known(tables: Tables, addresses: Sequence[str], condition: str = "1 = 1") -> int:
     where, values = tables.among("address", addresses)
-    return int(tables.fetch_one(f"{_COUNT} WHERE {where} AND {condition}", values)[0])
+    return int(tables.fetch_one(f"{COUNT} WHERE {where} AND {condition}", values)[0])
 
 
 def _listed(row: Sequence[Any], offset_us: int) -> ListedAddress:
