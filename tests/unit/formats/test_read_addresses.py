@@ -227,7 +227,7 @@ DEAREST = {text: b"".join(folded(name, text) for name in FIELDS) for text in DEA
 
 @each_row("header", DEAREST.values())
 def test_no_stored_header_takes_long(tmp_path: Path, header: bytes) -> None:
-    """At most 50 ms where a header with 1,000 recipients as programs write them takes 2 ms."""
+    """At most 100 ms where a header with 1,000 recipients as programs write them takes 2 ms."""
     people = ",\r\n ".join(f"Ann Bar <ann{n}.bar@example{n}.test>" for n in range(1000))
 
     def took_s(read: Callable[[], object]) -> float:
@@ -242,7 +242,7 @@ def test_no_stored_header_takes_long(tmp_path: Path, header: bytes) -> None:
         lambda: read_mime(header + b"\r\nx"),
         lambda: read_header_data(file, message_id="x"),  # for a search
     ):
-        assert any(took_s(read) < 32 * usual_s for _ in range(5))
+        assert any(took_s(read) < 64 * usual_s for _ in range(5))
 
 
 def test_what_select_does_not_name_is_not_read() -> None:
