@@ -77,9 +77,9 @@ QUICK := tests/dialogue \
 	$(call of,front_door/graph,endpoint_table graph_authorization graph_listing graph_messages graph_send_mail \
 	    graph_send_options odata_filter query_options serializer) \
 	$(call of,front_door/http,connection_limits event_stream http_server) \
-	$(call of,transport/ingress,acceptance data early_talkers esmtp_parameters fanout header_cleanup send_as session_counts smtp_server) \
+	$(call of,transport/ingress,acceptance data early_talkers fanout header_cleanup send_as session_counts smtp_server) \
 	$(call of,development/internet,scenario_file scenario_state test_recipients) \
-	$(call of,store/journeys,journey message_search) \
+	$(call of,store/journeys,journey) \
 	$(call of,store/mailbox,messages folders inbox maildir message_file quota old_files) \
 	$(call of,submission/outbox,scheduled_sends submissions) \
 	$(call of,formats,convert draft dsn headers read_mime write_header) \
