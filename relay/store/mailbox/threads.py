@@ -232,7 +232,8 @@ class AccountQueues:
 
         running = asyncio.ensure_future(self._threads.run(function, *args, **kwargs))
         running.add_done_callback(ended)
-        return await asyncio.shield(running)
+        await asyncio.wait([running])  # since 3.14, shield() reports what a left query raises
+        return running.result()
 
 
 class _AccountQueue:
