@@ -21,15 +21,15 @@ mirror=$({MIRRORS} | head -n 1)
 mmdebstrap --variant=minbase --include=ca-certificates,git,make,passwd,python3,python3-venv \
     --aptopt='Acquire::Check-Valid-Until "false"' testing "$0" "${{mirror:-http://deb.debian.org/debian}}"
 for each in /etc/pip.conf /etc/ssl/certs/ca-certificates.crt; do [ ! -e $each ] || cp $each "$0$each"; done
-chroot "$0" useradd --create-home --uid 1000 ann
+chroot "$0" useradd --create-home --home-dir /srv/ann --uid 1000 ann
 """
 RUN_TESTS = """
 mount --make-rprivate /
 mount -t proc none "$0/proc"
 mount --rbind /dev "$0/dev"
 mount -t tmpfs none "$0/dev/shm"
-chown -R 1000:1000 "$0/home/ann"
-exec chroot --userspec=1000:1000 "$0" env -C /home/ann/relay HOME=/home/ann make quick-tests
+chown -R 1000:1000 "$0/srv/ann"
+exec chroot --userspec=1000:1000 "$0" env -C /srv/ann/relay HOME=/srv/ann make quick-tests
 """
 FIXED = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "PIP_NO_COMPILE": "1"}
 PASSED_ON = ("PIP_", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
@@ -57,7 +57,7 @@ def test_quick_tests_pass_on_debian_testing():
         made = run(MAKE_ROOT, root)
         if made.returncode:
             pytest.skip(f"no root of Debian testing: {made.stdout[-300:]}")
-        checkout(root / "home/ann/relay")
+        checkout(root / "srv/ann/relay")
         done = run(RUN_TESTS, root, "unshare", "--mount", "--pid", "--fork", "--kill-child")
         if "(from versions: none)" in done.stdout:
             pytest.skip("no package index answers")
