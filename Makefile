@@ -8,7 +8,7 @@
 #   make bench       Relay and Postfix side by side; ARGS="NAME ...": another bench (docs/performance.md)
 #   make simulate    SEEDS=10000 worlds from SEED0; SEED=123 TRACE=1 shows one of them
 #   make docs        writes the tables of docs/ that are made from the code
-#   make release     in dist/: sdists, wheels, manual pages and completions, Debian packages, the image; starts wheel and image
+#   make release     in dist/: sdists, wheels, manual pages, the kit for Node, Debian packages, the image; starts wheel and image
 #   make clean       removes what the others have made
 # docs/recipes.md describes the rest: test-long, crash, clients, deb, screenshots, requirements.
 
