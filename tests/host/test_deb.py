@@ -225,7 +225,9 @@ def test_the_file_of_an_older_package_starts_after_two_upgrades_and_a_boot(machi
     again = 'apt-get install -y --reinstall -o DPkg::Path="$PATH" ./dist/*.deb'
     assert "without a result" in machine.run(f"{dying}; {again}; rm /usr/local/bin/relay")
     machine.run("systemctl is-active relay")
-    machine.run("sed -i /nonsense/d /etc/relay/relay.toml && systemctl reload relay")
+    # the commands that follow do not have the variable of the unit
+    corrected = "sed -i '/nonsense/d; s/${env:MYHOST}/mail.example.org/' /etc/relay/relay.toml"
+    machine.run(f"{corrected} && systemctl reload relay")
     assert "=reloaded" in machine.run(status)
     if edited:
         mail_arrives(machine)
