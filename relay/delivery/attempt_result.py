@@ -35,15 +35,7 @@ from relay.delivery.retry import DeferralCause, RetrySchedule
 from relay.formats.dsn import ReportedRecipient, ReportKind
 from relay.store.journeys.details import AttemptDetail, AttemptedRecipient
 from relay.store.journeys.events import Event
-from relay.store.spool.types import (
-    NEXT_ATTEMPT,
-    Claim,
-    ClaimedRecipient,
-    ClaimResult,
-    EntrySchedule,
-    PriorityLevel,
-    Unanswered,
-)
+from relay.store.spool import types
 from relay.transport.routing.routes import Fallback
 
 _NO_REPLY = Evidence("", "")
@@ -103,7 +95,7 @@ class AttemptResult(Struct, frozen=True):
     success is one that no other host makes.
     """
 
-    commit: ClaimResult
+    commit: types.ClaimResult
     time: AttemptTime  # of the attempt
     reported: Mapping[ReportKind, tuple[ReportedRecipient, ...]] = {}
     # of this entry, for the delay report; None if none is due
@@ -111,7 +103,7 @@ class AttemptResult(Struct, frozen=True):
 
 
 def result_of_attempt(
-    claim: Claim,
+    claim: types.Claim,
     outcomes: Mapping[int, Outcome],
     *,
     time: AttemptTime,
@@ -159,10 +151,10 @@ def result_of_attempt(
             cause, next(iter(names), ""), now_us=time.now_us, expires_us=claim.expires_us
         )
     warned, late = _warning(claim, left, outcomes, time=time)
-    waiting = EntrySchedule(
+    waiting = types.EntrySchedule(
         retry_us=None if held else retry_us,
         due_us=time.now_us,
-        level=claim.priority if reached else PriorityLevel.UNREACHABLE,
+        level=claim.priority if reached else types.PriorityLevel.UNREACHABLE,
         cause=cause.name,
         cause_attempts=cause.attempts,
         warn_us=warned,
@@ -185,7 +177,7 @@ def result_of_attempt(
 
 
 def fallback_us(
-    claim: Claim,
+    claim: types.Claim,
     fallback: Fallback,
     lookup: Lookup | None,
     *,
@@ -196,7 +188,7 @@ def fallback_us(
     domain publishes, or that REQUIRETLS demands, unless a route says so.
     """
     if fallback.to is None:
-        return NEXT_ATTEMPT
+        return types.NEXT_ATTEMPT
     if unanswered_s is None or not fallback.after_us or claim.stays_at_graph:
         return 0
     by = [decision.by for decision in lookup.tls.values()] if lookup is not None else []
@@ -209,14 +201,14 @@ def fallback_us(
 
 
 def _commit(
-    claim: Claim,
+    claim: types.Claim,
     time: AttemptTime,
     outcomes: Mapping[int, Outcome],
     *,
     event: Event | None = None,
-    waiting: EntrySchedule | None = None,
-) -> ClaimResult:
-    return ClaimResult(
+    waiting: types.EntrySchedule | None = None,
+) -> types.ClaimResult:
+    return types.ClaimResult(
         claim,
         time.at_us,
         outcomes,
@@ -228,8 +220,8 @@ def _commit(
 
 
 def _unanswered(
-    claim: Claim, outcomes: Mapping[int, Outcome], *, most: int
-) -> tuple[dict[int, Failed], Unanswered]:
+    claim: types.Claim, outcomes: Mapping[int, Outcome], *, most: int
+) -> tuple[dict[int, Failed], types.Unanswered]:
     """Return the recipients that fail because `most` attempts got no answer to the final dot. Also
     return the counts of the others, () if this attempt has no such outcome.
     """
@@ -260,7 +252,7 @@ def _no_answer(evidence: Evidence, *, attempts: int) -> Evidence:
 
 
 def partial_result(
-    claim: Claim, outcomes: Mapping[int, Outcome], *, time: AttemptTime
+    claim: types.Claim, outcomes: Mapping[int, Outcome], *, time: AttemptTime
 ) -> AttemptResult:
     """The result for recipients that are done while the attempt goes on with the others."""
     event = _attempt_event(claim, outcomes, time)
@@ -274,7 +266,7 @@ def partial_result(
     return AttemptResult(commit, time, reported)
 
 
-def requeue_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
+def requeue_result(claim: types.Claim, *, time: AttemptTime) -> AttemptResult:
     """Requeue a claim without an attempt; report its delay if that is due."""
     warned, late = _warning(claim, claim.recipients, {}, time=time)
     waiting = _as_before(claim, warn_us=warned, now_us=time.now_us)
@@ -291,19 +283,19 @@ def requeue_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
     return AttemptResult(replace(commit, ends_warning=late is not None), time, late=late)
 
 
-def same_outcome(claim: Claim, outcome: Outcome) -> dict[int, Outcome]:
+def same_outcome(claim: types.Claim, outcome: Outcome) -> dict[int, Outcome]:
     """The same outcome for all recipients."""
     return {recipient.id: outcome for recipient in claim.recipients}
 
 
-def internal_error_outcomes(claim: Claim) -> dict[int, Outcome]:
+def internal_error_outcomes(claim: types.Claim) -> dict[int, Outcome]:
     """Return the outcomes of an attempt that ended with an internal error; the log has it."""
     evidence = Evidence("4.3.0", f"451 4.3.0 {INTERNAL_ERROR}")  # RFC 3463 3.4
     return same_outcome(claim, Deferred(evidence, DeferralClass.INTERNAL))
 
 
 def unrecorded_result(
-    claim: Claim, outcomes: Mapping[int, Outcome], *, time: AttemptTime
+    claim: types.Claim, outcomes: Mapping[int, Outcome], *, time: AttemptTime
 ) -> AttemptResult:
     """The result for a claim whose result was not recorded, by an internal error.
 
@@ -325,7 +317,7 @@ def unrecorded_result(
     if may_be_delivered:
         text = f"451 4.3.0 {INTERNAL_ERROR}; the attempt's outcome was not recorded"  # RFC 3463 3.4
         concluded = same_outcome(claim, Indeterminate(Evidence("4.3.0", text)))
-    waiting = EntrySchedule(
+    waiting = types.EntrySchedule(
         retry_us=None if may_be_delivered else again_us,
         level=claim.level,
         warn_us=claim.warn_us,
@@ -339,7 +331,7 @@ def unrecorded_result(
     return AttemptResult(replace(commit, held=may_be_delivered), time)
 
 
-def expiry_result(claim: Claim, *, time: AttemptTime) -> AttemptResult:
+def expiry_result(claim: types.Claim, *, time: AttemptTime) -> AttemptResult:
     """Expire every recipient of the claim, with the last reply that it got.
 
     Captured mail gets no reports, because it was not meant to be sent; nor does mail that a rule
@@ -402,7 +394,7 @@ def _as_deferred(outcome: Outcome) -> Outcome:
     return outcome
 
 
-def _waiting(claim: Claim, schedule: EntrySchedule) -> EntrySchedule:
+def _waiting(claim: types.Claim, schedule: types.EntrySchedule) -> types.EntrySchedule:
     """Return the schedule with its due time, at the earliest the one that it has: an expired
     recipient ends at the next check.
     """
@@ -412,9 +404,9 @@ def _waiting(claim: Claim, schedule: EntrySchedule) -> EntrySchedule:
     return replace(schedule, due_us=max(schedule.due_us, due_us))
 
 
-def _as_before(claim: Claim, *, warn_us: int | None, now_us: int) -> EntrySchedule:
+def _as_before(claim: types.Claim, *, warn_us: int | None, now_us: int) -> types.EntrySchedule:
     """The schedule of a claim that was not attempted."""
-    before = EntrySchedule(
+    before = types.EntrySchedule(
         retry_us=claim.retry_us,
         due_us=now_us,
         level=claim.level,
@@ -429,7 +421,7 @@ def _as_before(claim: Claim, *, warn_us: int | None, now_us: int) -> EntrySchedu
 
 
 def late_elsewhere(
-    claim: Claim, waiting: Mapping[int, Sequence[ClaimedRecipient]]
+    claim: types.Claim, waiting: Mapping[int, Sequence[types.ClaimedRecipient]]
 ) -> tuple[ReportedRecipient, ...]:
     """The recipients of other entries of the message for its delay report, by `waiting`."""
     return tuple(
@@ -451,8 +443,8 @@ def postponed_warning(result: AttemptResult) -> AttemptResult:
 
 
 def _warning(
-    claim: Claim,
-    waiting: Iterable[ClaimedRecipient],
+    claim: types.Claim,
+    waiting: Iterable[types.ClaimedRecipient],
     outcomes: Mapping[int, Outcome],
     *,
     time: AttemptTime,
@@ -469,7 +461,7 @@ def _warning(
     )
 
 
-def _hears_of_delay(recipient: ClaimedRecipient) -> bool:
+def _hears_of_delay(recipient: types.ClaimedRecipient) -> bool:
     """Whether a delay report may name the recipient (RFC 3461 4.1). The sender knows of none that a
     rule added.
     """
@@ -478,7 +470,7 @@ def _hears_of_delay(recipient: ClaimedRecipient) -> bool:
 
 
 def _late(
-    claim: Claim, recipient: ClaimedRecipient, outcome: Outcome | None, *, at_us: int
+    claim: types.Claim, recipient: types.ClaimedRecipient, outcome: Outcome | None, *, at_us: int
 ) -> ReportedRecipient:
     """`outcome` comes from the attempt at `at_us`; None if this did not attempt the recipient."""
     if outcome is not None:
@@ -489,7 +481,7 @@ def _late(
 
 
 def _successes(
-    claim: Claim, outcomes: Mapping[int, Outcome], *, at_us: int
+    claim: types.Claim, outcomes: Mapping[int, Outcome], *, at_us: int
 ) -> dict[ReportKind, tuple[ReportedRecipient, ...]]:
     """Return the recipients that are delivered or relayed and whose sender asked for a report of
     success that the next host does not make (RFC 3461 4.1, 5.2.2 and 5.2.3).
@@ -508,7 +500,7 @@ def _successes(
     return {ReportKind.DELIVERED: tuple(delivered), ReportKind.RELAYED: tuple(relayed)}
 
 
-def _expiry_evidence(claim: Claim, recipient: ClaimedRecipient) -> Evidence:
+def _expiry_evidence(claim: types.Claim, recipient: types.ClaimedRecipient) -> Evidence:
     if claim.state is RecipientState.CAPTURED:
         return Evidence("5.4.7", "captured; its retention time is over")
     if claim.is_held_by_rule:
@@ -518,7 +510,7 @@ def _expiry_evidence(claim: Claim, recipient: ClaimedRecipient) -> Evidence:
 
 
 def _attempt_event(
-    claim: Claim,
+    claim: types.Claim,
     outcomes: Mapping[int, Outcome],
     time: AttemptTime,
     *,
@@ -587,7 +579,7 @@ def _durations(
 
 
 def _recipient_detail(
-    recipient: ClaimedRecipient, outcome: str, evidence: Evidence
+    recipient: types.ClaimedRecipient, outcome: str, evidence: Evidence
 ) -> AttemptedRecipient:
     return AttemptedRecipient(
         recipient.id,
@@ -601,7 +593,7 @@ def _recipient_detail(
 
 
 def _reported(
-    claim: Claim, recipient: ClaimedRecipient, evidence: Evidence, *, at_us: int
+    claim: types.Claim, recipient: types.ClaimedRecipient, evidence: Evidence, *, at_us: int
 ) -> ReportedRecipient:
     return ReportedRecipient(
         recipient.path,

@@ -16,15 +16,7 @@ from relay.base.settings.document import SettingsError
 from relay.operation.app.development_folder import ForeignFolderError
 from relay.operation.app.state_dir import AlreadyRunningError
 from relay.operation.cli.output import printable
-from relay.store.spool.types import (
-    NodeNameError,
-    SpoolDamagedError,
-    SpoolError,
-    SpoolFormatError,
-    SpoolInUseError,
-    SpoolNotEmptyError,
-    SpoolUnsupportedError,
-)
+from relay.store.spool import types
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -63,13 +55,13 @@ _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (  # the first match 
     (running_relay.NotAllowedError, ExitCode.NO_PERMISSION),
     (running_relay.TryLaterError, ExitCode.TRY_LATER),
     (running_relay.RejectedError, ExitCode.DATA),
-    (SpoolDamagedError, ExitCode.DATA),
-    (SpoolFormatError, ExitCode.CONFIGURATION),
-    (SpoolUnsupportedError, ExitCode.UNAVAILABLE),
-    (NodeNameError, ExitCode.CONFIGURATION),
-    (SpoolInUseError, ExitCode.UNAVAILABLE),
-    (SpoolNotEmptyError, ExitCode.USAGE),
-    (SpoolError, ExitCode.TRY_LATER),
+    (types.SpoolDamagedError, ExitCode.DATA),
+    (types.SpoolFormatError, ExitCode.CONFIGURATION),
+    (types.SpoolUnsupportedError, ExitCode.UNAVAILABLE),
+    (types.NodeNameError, ExitCode.CONFIGURATION),
+    (types.SpoolInUseError, ExitCode.UNAVAILABLE),
+    (types.SpoolNotEmptyError, ExitCode.USAGE),
+    (types.SpoolError, ExitCode.TRY_LATER),
     (TimeoutError, ExitCode.TRY_LATER),
     (PermissionError, ExitCode.NO_PERMISSION),
     (OSError, ExitCode.UNAVAILABLE),
@@ -109,7 +101,7 @@ def report_error(error: BaseException) -> int:
             if kind is OSError:  # stdout itself may be the file that failed
                 _discard_output()
             _say(f"relay: {_text_of(error)}")
-            if kind is SpoolDamagedError:
+            if kind is types.SpoolDamagedError:
                 _say("relay: `relay restore` puts a backup back; see docs/operation-backup.md")
             return code
     _say(f"relay: internal error: {type(error).__name__}: {error}")

@@ -44,6 +44,7 @@ from relay.base.pressure import Disk
 from relay.store.journeys.document import Journey
 from relay.store.journeys.message_list import ListedRecipient
 from relay.store.journeys.spool_history import KeptMessage, SpoolEvents, SpoolHistory
+from relay.store.spool import types
 from relay.store.spool.queue_commands import QueueCommand, ShownTimes
 from relay.store.spool.shared import (
     event_log,
@@ -66,25 +67,6 @@ from relay.store.spool.shared.tables import (
     StoredContents,
     Tables,
     reads,
-)
-from relay.store.spool.types import (
-    NEVER_US,
-    Accepted,
-    Claim,
-    ClaimedRecipient,
-    ClaimResult,
-    DueBatch,
-    DueQuery,
-    EntryExtra,
-    HoldsFullError,
-    Key,
-    LendableBody,
-    NewMessage,
-    QueueCounts,
-    SentReceipt,
-    SpoolError,
-    SpoolLoad,
-    SuppressedError,
 )
 
 _log = get_logger("spool")
@@ -180,7 +162,7 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         self._captured = captured
         self._submission_keep_us = int(submission_keep_s * 1_000_000)
         # Called when the spool cannot be used any more: the node must end.
-        self.on_lost: Callable[[SpoolError], None] = lambda _: None
+        self.on_lost: Callable[[types.SpoolError], None] = lambda _: None
         # Called with what other nodes may have done.
         self.on_news: Callable[[News], None] = lambda _: None
         # Returns, by name, a digest of each part that must be equal on all nodes. The part
@@ -210,14 +192,14 @@ class SpoolEngine(QueueEngine, SpoolHistory):
 
     async def accept(
         self,
-        message: NewMessage,
+        message: types.NewMessage,
         *,
-        reports: Sequence[NewMessage] = (),
+        reports: Sequence[types.NewMessage] = (),
         submission_key: str = "",
         claim: bool = True,
-        receipt: SentReceipt | None = None,
+        receipt: types.SentReceipt | None = None,
         sought: Sequence[str] = (),
-    ) -> Accepted:
+    ) -> types.Accepted:
         """Make a message, and reports that are already due, durable; with `claim`, return its
         entries claimed. If it is a read receipt, `receipt` is recorded in the same transaction.
 
@@ -246,12 +228,12 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         except Exception:
             await self.discard(stored)
             raise
-        if isinstance(accepted, HoldsFullError):
+        if isinstance(accepted, types.HoldsFullError):
             await self.discard(stored)
-            raise HoldsFullError(accepted.tenant)
-        if isinstance(accepted, SuppressedError):
+            raise types.HoldsFullError(accepted.tenant)
+        if isinstance(accepted, types.SuppressedError):
             await self.discard(stored)
-            raise SuppressedError(accepted.since_us)
+            raise types.SuppressedError(accepted.since_us)
         if receipt is not None:
             self.receipts.version += 1
         if accepted.repeated:
@@ -263,23 +245,23 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         return accepted
 
     @abstractmethod
-    async def _store_new(self, messages: Sequence[NewMessage]) -> StoredContents:
+    async def _store_new(self, messages: Sequence[types.NewMessage]) -> StoredContents:
         """Store the contents of new messages that must be there before the transaction. Raises
         SpoolUnavailableError while no new mail is accepted.
         """
 
     @abstractmethod
-    async def _accept(self, new: NewMail) -> Accepted | NotAccepted:
+    async def _accept(self, new: NewMail) -> types.Accepted | NotAccepted:
         """Make a message, and the reports that follow it, durable."""
 
     async def record(
-        self, claim_result: ClaimResult, *, claim_reports: bool = True
-    ) -> tuple[bool, tuple[Claim, ...]]:
+        self, claim_result: types.ClaimResult, *, claim_reports: bool = True
+    ) -> tuple[bool, tuple[types.Claim, ...]]:
         """Record the result of a claim and return claims of its reports; (False, ()) if the claim's
         epoch has ended.
         """
         stored = await self.store_contents(claim_result.reports)
-        now_us = self._clock.queue_us() if self.receipts.has_room else NEVER_US
+        now_us = self._clock.queue_us() if self.receipts.has_room else types.NEVER_US
         said = self.suppression.heard(claim_result)
         new = NewResult(claim_result, stored, self._captured, claim_reports, now_us, heard=said)
         admin, order = self.queue_admin, None
@@ -317,26 +299,26 @@ class SpoolEngine(QueueEngine, SpoolHistory):
     async def _record(self, new: NewResult) -> Recorded | None:
         """Make a result durable; None if the claim's epoch has ended."""
 
-    async def note_requests(self, claim: Claim, noted: EntryExtra) -> bool:
+    async def note_requests(self, claim: types.Claim, noted: types.EntryExtra) -> bool:
         """Make what `noted` says of requests of a claim to Microsoft Graph durable; False if the
         claim's epoch has ended.
         """
         return await self.change(lambda transaction: note_requests(transaction, claim, noted))
 
-    async def is_first_with(self, claim: Claim, message_id: str) -> bool:
+    async def is_first_with(self, claim: types.Claim, message_id: str) -> bool:
         """Return whether a request of this claim may use this Message-ID: no other request to
         Microsoft Graph uses it.
         """
         return await self.ask(lambda tables: is_first_with(tables, claim, message_id))
 
     @abstractmethod
-    def may_finish(self, claim: Claim) -> bool:
+    def may_finish(self, claim: types.Claim) -> bool:
         """Whether an attempt may still send the message. It may not once another node may have
         taken the claim over.
         """
 
     @abstractmethod
-    async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
+    async def claim_due(self, now_us: int, limit: int, look: types.DueQuery) -> types.DueBatch:
         """Claim up to `limit` due and unclaimed entries.
 
         One call reads a bounded part of the queue: DueBatch says where to continue.
@@ -347,21 +329,21 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         """Return when the first unclaimed entry after `after_us` is due, None if there is none."""
 
     @abstractmethod
-    async def release(self, claims: Sequence[Claim]) -> None:
+    async def release(self, claims: Sequence[types.Claim]) -> None:
         """Release untried claims; the entries are due as before."""
 
     @abstractmethod
-    def incoming_body(self) -> LendableBody:
+    def incoming_body(self) -> types.LendableBody:
         """Return a file for the body of a large message, which accept() then links."""
 
     def _tell(self, news: News) -> None:
         """Tell other nodes what this one has done."""
 
-    def load(self) -> SpoolLoad:
+    def load(self) -> types.SpoolLoad:
         """Return the load, without a disk access. An unreachable server is no pressure: programs
         can still submit mail.
         """
-        return SpoolLoad(
+        return types.SpoolLoad(
             entries=self.maintenance.entries,
             backlog=self._writer.waiting / WAITING_MAX,
             commit_s=self._writer.commit_s(),
@@ -439,7 +421,7 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         """SpoolHistory.accepted_after."""
 
         def query(tables: Tables) -> SpoolEvents:
-            until = self._last_event(tables) if is_settled else NEVER_US
+            until = self._last_event(tables) if is_settled else types.NEVER_US
             return event_log.accepted_after(tables, after, until, limit=limit)
 
         return await self.read(query)
@@ -495,18 +477,20 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         """Return the queue id of the message that was accepted with this key, "" for none."""
         return await self.ask(lambda tables: accepted_as(tables, submission_key))
 
-    async def late_recipients(self, key: Key) -> Mapping[int, Sequence[ClaimedRecipient]]:
+    async def late_recipients(
+        self, key: types.Key
+    ) -> Mapping[int, Sequence[types.ClaimedRecipient]]:
         """Return the recipients that a delay report about this message names, by entry: those of
         this entry, of queued and deferred entries, and of entries that the relay holds and that
         have a delay warning. Empty if the warning of this entry was reported already.
         """
         return await self.ask(lambda tables: late_recipients(tables, key))
 
-    def _count_accepted(self, messages: Iterable[NewMessage]) -> None:
+    def _count_accepted(self, messages: Iterable[types.NewMessage]) -> None:
         for message in messages:
             self._metrics.accepted_by(message.facts.source).inc()
 
-    async def counts(self) -> QueueCounts:
+    async def counts(self) -> types.QueueCounts:
         """Count the queue, for the metrics."""
         return await self.maintenance.counts()
 

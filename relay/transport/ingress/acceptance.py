@@ -42,21 +42,10 @@ from relay.base.sliding_window import Reservation
 from relay.base.socket_address import client_of
 from relay.formats.dsn import ReportKind
 from relay.formats.report_as_mail import is_sent_report
+from relay.store.spool import types
 from relay.store.spool.engine import SpoolEngine
-from relay.store.spool.types import (
-    Accepted,
-    Claim,
-    HoldsFullError,
-    NewMessage,
-    PriorityLevel,
-    ReportWriter,
-    SpoolError,
-    SpoolFullError,
-    SpoolUnavailableError,
-    SuppressedError,
-)
 from relay.transport.checks.checker import SenderChecker
-from relay.transport.ingress import header_cleanup
+from relay.transport.ingress import fanout, header_cleanup
 from relay.transport.ingress.arrival import (
     HOLDS_FULL_OF_TENANT,
     LOCAL_ERROR,
@@ -72,14 +61,6 @@ from relay.transport.ingress.arrival import (
 )
 from relay.transport.ingress.data import DataReply, Origin, RefusedError, subject_of
 from relay.transport.ingress.decision import DecidingStages
-from relay.transport.ingress.fanout import (
-    HoldTimes,
-    SignedMail,
-    has_answers,
-    notices_of,
-    reported_recipient,
-    routing_event,
-)
 from relay.transport.ingress.filtering import SessionFilters, is_verified
 from relay.transport.ingress.forwarding import MANY_REPORTS, UNPROVEN, Forwarder
 from relay.transport.ingress.message_limits import AnswerLimit, HoldLimit, RateLimits
@@ -109,7 +90,7 @@ class Acceptance:
     hostname: str  # in Received fields and reports
     router: RouteTable  # where the mail for an address goes
     policy: Callable[[], RuleBook]  # returns the active rules
-    reporter: ReportWriter  # writes the reports of rejected recipients
+    reporter: types.ReportWriter  # writes the reports of rejected recipients
     signer: Signer  # signs the mail of Relay's own users
     spool: SpoolEngine  # where messages become durable
     accounts: AccountDirectory  # what aliases lead to, and whose addresses a sender may use
@@ -119,22 +100,24 @@ class Acceptance:
     srs: Srs  # the senders of copies that leave by an alias
     milters: MilterSet  # that see mail before the rules
     usage: UsageCounter  # counts what accounts send to the outside
-    on_accepted: Callable[[Sequence[Claim]], None]  # gets the claims of a message after the commit
+    on_accepted: Callable[
+        [Sequence[types.Claim]], None
+    ]  # gets the claims of a message after the commit
     expire_after_s: float  # from acceptance
     delay_warning_after_s: float = 0.0  # from acceptance; 0: no warning
     any_sender: bool = False  # a login may send from any address
     forward_own_from: bool = False  # strangers' mail in the name of local domains may leave
     # gets messages that were committed without claims and are due in the spool
-    on_waiting: Callable[[Sequence[NewMessage]], None] = lambda _messages: None
+    on_waiting: Callable[[Sequence[types.NewMessage]], None] = lambda _messages: None
     # gets when held and captured mail ends: nothing looks at it before
     on_first_end: Callable[[int], None] = lambda _due_us: None
     # the priority level for a next hop and sender, which may be unreachable
-    level_of: Callable[[NextHop, int, PriorityLevel], PriorityLevel] = (
+    level_of: Callable[[NextHop, int, types.PriorityLevel], types.PriorityLevel] = (
         lambda _next_hop, _sender, level: level
     )
     # whether delivery can take a claim now, for a next hop, sender and level
-    has_room: Callable[[NextHop, int, PriorityLevel], bool] = lambda _next_hop, _sender, _level: (
-        True
+    has_room: Callable[[NextHop, int, types.PriorityLevel], bool] = (
+        lambda _next_hop, _sender, _level: True
     )
     checker: SenderChecker | None = None  # finds SPF, DKIM and DMARC results of strangers' mail
     policy_timeout_s: float = POLICY_TIMEOUT_S  # for all rules of one message; then 451
@@ -201,7 +184,7 @@ class Acceptance:
         # report it as failed in the end.
         try:
             known = await self.spool.accepted_as(origin.key or envelope.envid)
-        except SpoolError as error:
+        except types.SpoolError as error:
             _log.warning("spool unavailable", error=error)
             return reply
         return accepted_reply(known) if known else reply
@@ -210,9 +193,9 @@ class Acceptance:
         match error:
             case RefusedError():
                 return error.reply
-            case SpoolFullError():
+            case types.SpoolFullError():
                 return NO_ROOM
-            case SpoolUnavailableError():
+            case types.SpoolUnavailableError():
                 _log.warning("spool unavailable", error=error)
             case SigningError():
                 _log.error("signing failed", error=str(error))
@@ -242,19 +225,19 @@ class Acceptance:
             rules, stages.rule_input(examined), is_trusted=arrival.origin.trusted
         )
         decided = stages.decided(examined, verdict, rules)
-        if has_answers(decided.examined.routes):
+        if fanout.has_answers(decided.examined.routes):
             envelope, size = decided.arrival.envelope, size_of(arrival.content)
             reason = self.answers.why_discarded(envelope, size)
             decided = replace(decided, answers_discarded=reason)
         return decided
 
-    async def _fan_out(self, decided: DecidedMail) -> SignedMail:
+    async def _fan_out(self, decided: DecidedMail) -> fanout.SignedMail:
         """Sort the recipients into queue entries, and sign each content.
 
         Raises RefusedError if all recipients are rejected and the client hears it, SigningError.
         """
         arrival = decided.arrival
-        times = HoldTimes(arrival.received_us, int(self.expire_after_s * 1_000_000))
+        times = fanout.HoldTimes(arrival.received_us, int(self.expire_after_s * 1_000_000))
         fan_out = self.stages.fan_out(decided, times)
         if any(recipient.reply == UNPROVEN.text for recipient in fan_out.rejected):
             raise RefusedError(DataReply(UNPROVEN.text, reason=RefusalReason.CHECKS))
@@ -265,7 +248,7 @@ class Acceptance:
             rule = decided.verdict.rule_of(first.path.address)
             raise RefusedError(DataReply(first.reply, rule=rule, milter=milter))
         signed = await self.signer.sign(fan_out.contents, trusted=arrival.origin.trusted)
-        return SignedMail(decided, replace(fan_out, contents=signed.contents), signed)
+        return fanout.SignedMail(decided, replace(fan_out, contents=signed.contents), signed)
 
     async def _commit(self, decided: DecidedMail, counted: Reservation) -> str:
         """Fan the message out, commit it within its limits, and return its queue id.
@@ -290,11 +273,11 @@ class Acceptance:
                     )
                 try:
                     accepted = await self._store(message, reports, decided.arrival.origin)
-                except HoldsFullError as error:
+                except types.HoldsFullError as error:
                     verdict = self._beyond_holds(signed, message, error.tenant)
                     decided = replace(decided, verdict=verdict)
                     continue
-                except SuppressedError as error:
+                except types.SuppressedError as error:
                     decided = _without(decided, error.since_us)
                     continue
                 if not accepted.repeated:
@@ -314,7 +297,9 @@ class Acceptance:
         self.metrics.policy_rules.labels(rule=charge.rule, outcome=DEFERRED).inc()
         raise RefusedError(deferral_reply(charge.deferral))
 
-    def _beyond_holds(self, signed: SignedMail, message: NewMessage, tenant: str) -> Verdict:
+    def _beyond_holds(
+        self, signed: fanout.SignedMail, message: types.NewMessage, tenant: str
+    ) -> Verdict:
         """Return the verdict on a message that needs more held copies than the rules of `tenant`
         may have: the copies that they hold are rejected. Raises RefusedError if it is no tenant of
         recipients ("" is the operator), or no other recipient is left.
@@ -332,22 +317,24 @@ class Acceptance:
         raise RefusedError(reply)
 
     def _with_reports(
-        self, signed: SignedMail, message: NewMessage
-    ) -> tuple[NewMessage, Sequence[NewMessage]]:
+        self, signed: fanout.SignedMail, message: types.NewMessage
+    ) -> tuple[types.NewMessage, Sequence[types.NewMessage]]:
         """Return the message with the events of the reports that are due now, and the reports."""
         verdict, fan_out, examined = signed.decided.verdict, signed.fan_out, signed.decided.examined
         expanded, quarantined = examined.recipients.reported, fan_out.quarantined
-        notices = notices_of(verdict, fan_out) if message.held_by_rules else {}
+        notices = fanout.notices_of(verdict, fan_out) if message.held_by_rules else {}
         if not (expanded or fan_out.rejected or notices or quarantined):  # nearly always
             return message, ()
         rules = {recipient.address: recipient.rule for recipient in verdict.recipients}
         due = {
             ReportKind.FAILED: [
-                reported_recipient(recipient, rules.get(recipient.path.address, ""))
+                fanout.reported_recipient(recipient, rules.get(recipient.path.address, ""))
                 for recipient in fan_out.rejected
             ],
             ReportKind.EXPANDED: expanded,
-            ReportKind.DELIVERED: [reported_recipient(recipient, "") for recipient in quarantined],
+            ReportKind.DELIVERED: [
+                fanout.reported_recipient(recipient, "") for recipient in quarantined
+            ],
         }
         groups = [*due.items(), *((ReportKind.HELD, recipients) for recipients in notices.values())]
         plans = [
@@ -402,13 +389,13 @@ class Acceptance:
             )
         return evaluation.verdict()
 
-    def _message(self, signed: SignedMail) -> NewMessage:
+    def _message(self, signed: fanout.SignedMail) -> types.NewMessage:
         """Return the message for the spool, with the event of step 5."""
         arrival, examined, fan_out = signed.decided.arrival, signed.decided.examined, signed.fan_out
         envelope, origin, received_us = arrival.envelope, arrival.origin, arrival.received_us
         header, account = examined.content.header, examined.account
         address = f" [{origin.ip}]" if origin.ip else ""
-        event = arrival.filtered.noted(routing_event(signed, self.clock.time_us()))
+        event = arrival.filtered.noted(fanout.routing_event(signed, self.clock.time_us()))
         if envelope.tls:
             event = replace(event, detail=replace(event.detail, tls=envelope.tls))
         contents = tuple([content.joined() for content in fan_out.contents])
@@ -438,7 +425,7 @@ class Acceptance:
                 sent_report=is_sent_report(header),
             ),
         )
-        return NewMessage(
+        return types.NewMessage(
             facts,
             contents=contents,
             entries=entries,
@@ -458,8 +445,8 @@ class Acceptance:
         return arrival.received_us + int(after_s * 1_000_000)
 
     async def _store(
-        self, message: NewMessage, reports: Sequence[NewMessage], origin: Origin
-    ) -> Accepted:
+        self, message: types.NewMessage, reports: Sequence[types.NewMessage], origin: Origin
+    ) -> types.Accepted:
         """Commit the message, and pass on its claims. Raises SpoolError.
 
         The spool counts messages in the metrics; recipients are counted here.
@@ -484,7 +471,7 @@ class Acceptance:
         self._pass_on_claims(accepted, () if claim or accepted.repeated else (message, *reports))
         return accepted
 
-    def _sought(self, message: NewMessage) -> Sequence[str]:
+    def _sought(self, message: types.NewMessage) -> Sequence[str]:
         """Return the addresses that are looked up in the list of dead addresses: those to which
         mail would leave now, and of no own domain.
         """
@@ -496,7 +483,7 @@ class Acceptance:
             if not self.router.is_own_anywhere(domain_of(to.path.address))
         ]
 
-    def _with_priorities(self, message: NewMessage) -> NewMessage:
+    def _with_priorities(self, message: types.NewMessage) -> types.NewMessage:
         """Return the message; entries whose priority level differs from the usual one have it."""
         usual, sender = (
             [message.priority_of(entry) for entry in message.entries],
@@ -513,7 +500,9 @@ class Acceptance:
             message, entries=tuple(replace(entry, level=level) for entry, level in pairs)
         )
 
-    def _pass_on_claims(self, accepted: Accepted, waiting: Sequence[NewMessage]) -> None:
+    def _pass_on_claims(
+        self, accepted: types.Accepted, waiting: Sequence[types.NewMessage]
+    ) -> None:
         # the message is durable, so the reply must be 250
         with ContainedErrors(_log, "claims not passed to delivery", qid=accepted.queue_id):
             self.on_accepted(accepted.claims)

@@ -22,6 +22,7 @@ from relay.base.pressure import UNKNOWN_DISK, Disk
 from relay.base.settings.postgres_url import ServerOptions, parse_postgres_url
 from relay.base.settings.tree import Settings
 from relay.store.journeys.document import Journey
+from relay.store.spool import types
 from relay.store.spool.engine import SUBMISSION_KEEP_S, News, SpoolEngine
 from relay.store.spool.postgres import transactions
 from relay.store.spool.postgres.bodies import BodyStore, IncomingParts
@@ -44,17 +45,6 @@ from relay.store.spool.shared.columns import NO_EVENTS
 from relay.store.spool.shared.receipts import count_receipts
 from relay.store.spool.shared.results import NewResult, Recorded
 from relay.store.spool.shared.tables import StoredBodies, StoredContents, StoredReports, Tables
-from relay.store.spool.types import (
-    Accepted,
-    Claim,
-    ContentKey,
-    DueBatch,
-    DueQuery,
-    Key,
-    NewMessage,
-    SpoolError,
-    SpoolUnavailableError,
-)
 
 _HOME_FILE = "spool-owner"
 _BODIES = "bodies"
@@ -183,7 +173,7 @@ class PostgresSpool(SpoolEngine):
         # the next such number, and the transaction id before which all transactions must end first
         self._final_next: tuple[int, int] | None = None
 
-    def _lost(self, error: SpoolError) -> None:
+    def _lost(self, error: types.SpoolError) -> None:
         self._fault = str(error)
         self.on_lost(error)
 
@@ -191,7 +181,7 @@ class PostgresSpool(SpoolEngine):
         """SpoolEngine.start."""
         try:
             return await self._start()
-        except SpoolUnavailableError as error:
+        except types.SpoolUnavailableError as error:
             if not may_wait:
                 raise
             self._fault = str(error)
@@ -238,11 +228,11 @@ class PostgresSpool(SpoolEngine):
             await self._clock.sleep(_AGAIN_S)  # sleeps: a new try each second
             try:
                 await self._start()
-            except SpoolUnavailableError as error:
+            except types.SpoolUnavailableError as error:
                 self._fault = str(error)
                 if fault.is_new(error):
                     _log.error("the database of the spool cannot be used", error=self._fault)
-            except SpoolError as error:
+            except types.SpoolError as error:
                 self._lost(error)
                 return
         _log.info("the database of the spool can be used")
@@ -267,7 +257,7 @@ class PostgresSpool(SpoolEngine):
             return root_id, was_used
         return "", False  # other mail roots were used
 
-    async def _accept(self, new: NewMail) -> Accepted | NotAccepted:
+    async def _accept(self, new: NewMail) -> types.Accepted | NotAccepted:
         reads = transactions.reads_first(new) or any(new.stored)
         try:
             return await self._writer.submit(
@@ -282,11 +272,11 @@ class PostgresSpool(SpoolEngine):
             await self.discard(new.stored)
             raise
 
-    async def _known(self, submission_key: str) -> Accepted:
+    async def _known(self, submission_key: str) -> types.Accepted:
         queue_id = await self.accepted_as(submission_key)
         if not queue_id:
-            raise SpoolUnavailableError("the submission key is being removed")
-        return Accepted(queue_id, repeated=True)
+            raise types.SpoolUnavailableError("the submission key is being removed")
+        return types.Accepted(queue_id, repeated=True)
 
     async def _record(self, new: NewResult) -> Recorded | None:
         self._check_usable()
@@ -307,11 +297,11 @@ class PostgresSpool(SpoolEngine):
     def _tell(self, news: News) -> None:
         self.keeper.tell(news)
 
-    def may_finish(self, claim: Claim) -> bool:
+    def may_finish(self, claim: types.Claim) -> bool:
         """SpoolEngine.may_finish."""
         return claim.owner == self._writer.incarnation and self._writer.may_finish()
 
-    async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
+    async def claim_due(self, now_us: int, limit: int, look: types.DueQuery) -> types.DueBatch:
         """SpoolEngine.claim_due."""
         at_us = self._clock.time_us()
         return await self._writer.submit(
@@ -325,7 +315,7 @@ class PostgresSpool(SpoolEngine):
         stores = self._writer.stores
         return await self.ask(lambda tables: next_due_us(tables, after_us, stores))
 
-    async def release(self, claims: Sequence[Claim]) -> None:
+    async def release(self, claims: Sequence[types.Claim]) -> None:
         """SpoolEngine.release."""
         await self.change(lambda transaction: release_claims(transaction, claims))
         self._tell(News.RELEASED)
@@ -336,7 +326,7 @@ class PostgresSpool(SpoolEngine):
 
     async def read_content(
         self,
-        content_id: ContentKey,
+        content_id: types.ContentKey,
         *,
         check: bool = True,  # noqa: ARG002 - it always is
     ) -> Content:
@@ -403,7 +393,7 @@ class PostgresSpool(SpoolEngine):
 
     def _check_usable(self) -> None:
         if fault := self.health():
-            raise SpoolUnavailableError(fault)
+            raise types.SpoolUnavailableError(fault)
 
     async def read(self, query: Callable[[ConnectionTables], T]) -> T:
         """QueueEngine.read."""
@@ -431,22 +421,22 @@ class PostgresSpool(SpoolEngine):
         return await self._bodies.reader.read(query)
 
     def read_claims(
-        self, tables: Any, keys: Collection[Key]
-    ) -> tuple[Sequence[Claim], Mapping[Key, str]]:
+        self, tables: Any, keys: Collection[types.Key]
+    ) -> tuple[Sequence[types.Claim], Mapping[types.Key, str]]:
         """QueueEngine.read_claims."""
         return read_claims(tables, tuple(keys))
 
-    def elsewhere(self, tables: Tables, keys: Collection[Key]) -> Mapping[Key, str]:
+    def elsewhere(self, tables: Tables, keys: Collection[types.Key]) -> Mapping[types.Key, str]:
         """QueueEngine.elsewhere."""
         own = self._writer.incarnation
         rows = tables.fetch_each(_ELSEWHERE, [(*key, own) for key in keys])
         return {(row[0], row[1]): row[2] for row in rows}
 
-    async def _store_new(self, messages: Sequence[NewMessage]) -> StoredContents:
+    async def _store_new(self, messages: Sequence[types.NewMessage]) -> StoredContents:
         self._check_usable()
         return await self.store_contents(messages)
 
-    async def store_contents(self, reports: Sequence[NewMessage]) -> StoredContents:
+    async def store_contents(self, reports: Sequence[types.NewMessage]) -> StoredContents:
         """QueueEngine.store_contents. If one cannot be written, all are removed."""
         stored: list[StoredBodies] = []
         try:
@@ -473,7 +463,9 @@ class PostgresSpool(SpoolEngine):
         """QueueEngine.discard."""
         await self._bodies.discard(stored)
 
-    def entries_ended(self, transaction: Any, ended: Mapping[Key, ContentKey]) -> Sequence[str]:
+    def entries_ended(
+        self, transaction: Any, ended: Mapping[types.Key, types.ContentKey]
+    ) -> Sequence[str]:
         """QueueEngine.entries_ended: delete the entries, copy the next hop to their recipients, and
         return the bodies that may not be needed any more.
         """
@@ -488,7 +480,7 @@ class PostgresSpool(SpoolEngine):
         self._bodies.remove_later(left)
 
 
-def _size_of(messages: Sequence[NewMessage]) -> int:
+def _size_of(messages: Sequence[types.NewMessage]) -> int:
     return sum(len(memory_part(content)) for message in messages for content in message.contents)
 
 
@@ -500,7 +492,7 @@ def _home(path: Path) -> str:
         home = secrets.token_hex(8)
         replace_file(path, home.encode() + b"\n", mode=0o600)
     except OSError as error:
-        raise SpoolUnavailableError(f"{path}: {error.strerror or error}") from error
+        raise types.SpoolUnavailableError(f"{path}: {error.strerror or error}") from error
     return home
 
 

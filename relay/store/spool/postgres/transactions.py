@@ -20,6 +20,7 @@ from relay.base.message.content import Content
 from relay.base.message.envelope import domain_of
 from relay.base.message.nexthop import HopKind
 from relay.store.journeys.events import Event
+from relay.store.spool import types
 from relay.store.spool.postgres.nodes import Stores
 from relay.store.spool.postgres.tables import ConnectionTables, statement
 from relay.store.spool.shared import results
@@ -38,14 +39,6 @@ from relay.store.spool.shared.columns import json_text, message_row
 from relay.store.spool.shared.holds import HoldRule, as_held_now, count_holds, hold_rules
 from relay.store.spool.shared.suppression import Heard
 from relay.store.spool.shared.tables import StoredBodies, StoredBody
-from relay.store.spool.types import (
-    Accepted,
-    Claim,
-    ClaimResult,
-    NewMessage,
-    SpoolError,
-    SpoolUnavailableError,
-)
 
 _ENDS, _WAITS, _GOES_ON = 1, 0, 2  # what a result does to its entry; see commit.sql
 # A release, or another hold of the domain, waits for acceptances, and then finds their entries.
@@ -184,7 +177,7 @@ class WriteTransaction(ConnectionTables):
         """OpenTransaction.forget_dead."""
         self.rows.alive += addresses
 
-    def rules_met(self, message: NewMessage) -> Sequence[HoldRule]:
+    def rules_met(self, message: types.NewMessage) -> Sequence[HoldRule]:
         """Return the hold rules that a new message meets; they stay until the commit."""
         now_us = message.facts.received_us
         if self.hold_rules is None:
@@ -205,11 +198,11 @@ class WriteTransaction(ConnectionTables):
 Operation = Callable[[WriteTransaction], T]
 
 
-class StaleClaimError(SpoolError):
+class StaleClaimError(types.SpoolError):
     """A result is of a claim that has ended."""
 
 
-class KnownKeyError(SpoolError):
+class KnownKeyError(types.SpoolError):
     """A message was accepted with this submission key before."""
 
 
@@ -238,7 +231,7 @@ def reads_first(new: NewMail) -> bool:
     return new.receipt is not None or (first.held_max is not None and bool(first.held_by_rules))
 
 
-def accept(transaction: WriteTransaction, new: NewMail) -> Accepted | NotAccepted:
+def accept(transaction: WriteTransaction, new: NewMail) -> types.Accepted | NotAccepted:
     """Write a message and the reports that follow it. Where rules would hold more entries than
     they may, or recipients are on the list of dead addresses, write nothing and return the error.
     The commit raises KnownKeyError for a known key.
@@ -261,7 +254,7 @@ def accept(transaction: WriteTransaction, new: NewMail) -> Accepted | NotAccepte
 
 def add_message(
     transaction: WriteTransaction,
-    message: NewMessage,
+    message: types.NewMessage,
     bodies: StoredBodies,
     *,
     claim: bool,
@@ -305,7 +298,7 @@ def add_message(
     return added
 
 
-def _is_local(message: NewMessage) -> bool:
+def _is_local(message: types.NewMessage) -> bool:
     return any(entry.next_hop.kind is HopKind.LOCAL for entry in message.entries)
 
 
@@ -318,7 +311,7 @@ def _check_parts(transaction: WriteTransaction, bodies: StoredBodies) -> None:
     expected = {(body.name, body.parts) for body in bodies.values()}
     ids = [(body_id,) for body_id, _ in expected]
     if {tuple(row) for row in transaction.fetch_each(_PARTS, ids)} != expected:
-        raise SpoolUnavailableError("the server has lost a part of the message")
+        raise types.SpoolUnavailableError("the server has lost a part of the message")
 
 
 def record(transaction: WriteTransaction, new: results.NewResult) -> results.Recorded:
@@ -352,7 +345,7 @@ def record(transaction: WriteTransaction, new: results.NewResult) -> results.Rec
         raise StaleClaimError("the claim has ended")
     complaint, suppressed = results.record_effects(transaction, new, changed, store=claim.store)
     ordered = new.order(transaction) if new.order is not None else None
-    claims: list[Claim] = []
+    claims: list[types.Claim] = []
     for message, bodies in zip(claim_result.reports, new.stored, strict=True):
         claims += add_message(
             transaction,
@@ -371,7 +364,7 @@ def record(transaction: WriteTransaction, new: results.NewResult) -> results.Rec
     )
 
 
-def runs_statements(claim_result: ClaimResult, said: Heard | None) -> bool:
+def runs_statements(claim_result: types.ClaimResult, said: Heard | None) -> bool:
     """Whether a result has to run alone, because it does more than add rows."""
     evidence = [outcome.evidence for outcome in claim_result.outcomes.values()]
     return bool(

@@ -12,25 +12,12 @@ from relay.base.message.content import size_of
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.phrases import words_in
+from relay.store.spool import types
 from relay.store.spool.shared.columns import ACCEPTED_COUNTER, recipient_row
 from relay.store.spool.shared.holds import lack_of_room
 from relay.store.spool.shared.receipts import note_receipt, record_sent
 from relay.store.spool.shared.suppression import since_of
 from relay.store.spool.shared.tables import OpenTransaction, StoredContents, Tables
-from relay.store.spool.types import (
-    FIRST_EPOCH,
-    NEVER_US,
-    Accepted,
-    Claim,
-    ClaimedRecipient,
-    ContentKey,
-    HoldsFullError,
-    NewEntry,
-    NewMessage,
-    SentReceipt,
-    SuppressedError,
-    extra_text,
-)
 
 # The columns of a new entry, in the order of AcceptedRows.entries. The others: no attempts, the
 # first epoch, no cause.
@@ -59,7 +46,7 @@ class CapturedMail(Struct, frozen=True):
 
     def due_us(self, received_us: int) -> int:
         """Return when captured mail expires, in queue time."""
-        return NEVER_US if self.is_delivered else received_us + self.keep_us
+        return types.NEVER_US if self.is_delivered else received_us + self.keep_us
 
     def ends_at_acceptance(self, next_hop: NextHop) -> bool:
         """Whether mail for `next_hop` is captured when it is accepted."""
@@ -72,7 +59,7 @@ class AcceptedRows(Struct, frozen=True):
     entries: Sequence[tuple[Any, ...]]  # ENTRY_COLUMNS
     recipients: Sequence[tuple[Any, ...]]  # recipient_row()
     counts: Counter[str]  # by how much counters change, without those of holds
-    claims: Sequence[Claim]  # of the entries that are claimed
+    claims: Sequence[types.Claim]  # of the entries that are claimed
     first_end_us: Sequence[int]  # when entries end that are held or captured from the beginning
 
 
@@ -82,24 +69,26 @@ def accepted_as(tables: Tables, submission_key: str) -> str:
     return str(known[0]) if known else ""
 
 
-NotAccepted = HoldsFullError | SuppressedError
+NotAccepted = types.HoldsFullError | types.SuppressedError
 
 
 class NewMail(Struct, frozen=True):
     """A message to accept, and the reports that follow it."""
 
-    messages: Sequence[NewMessage]  # the message first
+    messages: Sequence[types.NewMessage]  # the message first
     stored: StoredContents  # of each message
     captured: CapturedMail  # what happens to it
     submission_key: str  # "": none
     key_expires_us: int  # in queue time
     claim: bool  # whether the queued entries are claimed
-    receipt: SentReceipt | None  # what is recorded if the message is a read receipt
+    receipt: types.SentReceipt | None  # what is recorded if the message is a read receipt
     sought: Sequence[str] = ()  # addresses that must not be on the list of dead addresses
     ended_us: int = 0  # SuppressionList.ended_us
 
 
-def decided_before(transaction: OpenTransaction, new: NewMail) -> Accepted | HoldsFullError | None:
+def decided_before(
+    transaction: OpenTransaction, new: NewMail
+) -> types.Accepted | types.HoldsFullError | None:
     """Return the answer of an acceptance that adds nothing: the submission key is known, or rules
     would hold more entries than they may. None: the message is to be added. A read receipt is
     recorded as sent.
@@ -108,34 +97,34 @@ def decided_before(transaction: OpenTransaction, new: NewMail) -> Accepted | Hol
         record_sent(transaction, new.receipt)
     queue_id = accepted_as(transaction, new.submission_key) if new.submission_key else ""
     if queue_id:
-        return Accepted(queue_id, repeated=True)
+        return types.Accepted(queue_id, repeated=True)
     full = lack_of_room(transaction, new.messages[0])
     if full is None and new.receipt is not None:
         note_receipt(transaction, new.receipt)
     return full
 
 
-def suppressed_of(tables: Tables, new: NewMail) -> SuppressedError | None:
+def suppressed_of(tables: Tables, new: NewMail) -> types.SuppressedError | None:
     """Return the error if addresses that are sought are on the list of dead addresses."""
     since_us = since_of(tables, new.sought, new.ended_us) if new.sought else {}
-    return SuppressedError(since_us) if since_us else None
+    return types.SuppressedError(since_us) if since_us else None
 
 
-def accepted(message: NewMessage, added: Sequence[AcceptedRows]) -> Accepted:
+def accepted(message: types.NewMessage, added: Sequence[AcceptedRows]) -> types.Accepted:
     """Return the answer for a message. `added` are its rows, and the rows of its reports."""
     claims = tuple(claim for rows in added for claim in rows.claims)
     ends = (end_us for rows in added for end_us in rows.first_end_us)
-    return Accepted(message.facts.id, claims, first_end_us=min(ends, default=None))
+    return types.Accepted(message.facts.id, claims, first_end_us=min(ends, default=None))
 
 
-def used_contents(message: NewMessage) -> set[int]:
+def used_contents(message: types.NewMessage) -> set[int]:
     """Return the contents that an entry has; the others are not stored."""
     return {entry.content for entry in message.entries}
 
 
 def accepted_rows(
-    message: NewMessage,
-    content_keys: Mapping[int, ContentKey],
+    message: types.NewMessage,
+    content_keys: Mapping[int, types.ContentKey],
     *,
     kept: Collection[int],
     claim: bool,
@@ -181,16 +170,16 @@ def accepted_rows(
                 message.sender_key,
                 warn_us,
                 priority,
-                extra_text(entry.extra),
+                types.extra_text(entry.extra),
             )
         )
-        claimed: list[ClaimedRecipient] = []
+        claimed: list[types.ClaimedRecipient] = []
         for recipient in entry.recipients:
             number = recipient.position or next(numbers)
             if not is_queued:
                 recipient = replace(recipient, state=state)  # noqa: PLW2901
             recipients.append(recipient_row(facts.id, recipient, entry=position, number=number))
-            claimed.append(ClaimedRecipient(number, recipient.path, recipient.added_by))
+            claimed.append(types.ClaimedRecipient(number, recipient.path, recipient.added_by))
         if claim and is_queued:
             claims.append(
                 _first_claim(
@@ -208,20 +197,20 @@ def accepted_rows(
 
 
 def _first_claim(
-    message: NewMessage,
-    entry: NewEntry,
-    content_keys: Mapping[int, ContentKey],
+    message: types.NewMessage,
+    entry: types.NewEntry,
+    content_keys: Mapping[int, types.ContentKey],
     *,
     position: int,
-    recipients: Sequence[ClaimedRecipient],
+    recipients: Sequence[types.ClaimedRecipient],
     has_content: bool,
     claimed_by: tuple[int, int],
-) -> Claim:
+) -> types.Claim:
     """Return the claim of an entry that is due at once; with its content, if that is in memory."""
     content, (owner, store) = message.contents[entry.content], claimed_by
-    return Claim(
+    return types.Claim(
         entry_id=position,
-        epoch=FIRST_EPOCH,
+        epoch=types.FIRST_EPOCH,
         message=message.facts,
         next_hop=entry.next_hop,
         recipients=tuple(recipients),
@@ -241,13 +230,13 @@ def _first_claim(
     )
 
 
-def _numbers(message: NewMessage) -> Iterator[int]:
+def _numbers(message: types.NewMessage) -> Iterator[int]:
     """Return the numbers after the last position, for recipients without a position."""
     recipients = chain(message.final_recipients, *[entry.recipients for entry in message.entries])
     return count(1 + max([recipient.position for recipient in recipients], default=0))
 
 
-def _first_state(entry: NewEntry, captured: CapturedMail) -> RecipientState:
+def _first_state(entry: types.NewEntry, captured: CapturedMail) -> RecipientState:
     if entry.extra.reason:
         return RecipientState.HELD
     ends_here = captured.ends_at_acceptance(entry.next_hop)
@@ -255,7 +244,7 @@ def _first_state(entry: NewEntry, captured: CapturedMail) -> RecipientState:
 
 
 def _times_unattempted(
-    message: NewMessage, entry: NewEntry, captured: CapturedMail
+    message: types.NewMessage, entry: types.NewEntry, captured: CapturedMail
 ) -> tuple[int | None, int]:
     """Return the times of an entry that is held or captured when it is accepted: when its hold
     ends by itself (None: it does not), and when it is due, which is then or at its expiry.

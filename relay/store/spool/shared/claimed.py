@@ -15,18 +15,9 @@ from relay.base.message.outcome import Evidence
 from relay.formats.dsn import ReportedRecipient
 from relay.store.journeys.details import AttemptDetail, AttemptedRecipient
 from relay.store.journeys.events import Event
+from relay.store.spool import types
 from relay.store.spool.shared.columns import LIVE_STATES, MESSAGE_COLUMNS, WAITS, read_facts
 from relay.store.spool.shared.tables import OpenTransaction, Tables
-from relay.store.spool.types import (
-    Claim,
-    ClaimedRecipient,
-    ContentKey,
-    DueBatch,
-    DueQuery,
-    Key,
-    PriorityLevel,
-    parse_entry_extra,
-)
 
 ROWS_MAX = 2000  # of an index, in one query
 SENDERS_MAX = 500  # in one query for a next hop
@@ -88,8 +79,8 @@ HAS_ENDED = (
 
 
 def scan_level(
-    rows: Iterable[Sequence[Any]], look: DueQuery, *, limit: int
-) -> tuple[list[Key], DueBatch]:
+    rows: Iterable[Sequence[Any]], look: types.DueQuery, *, limit: int
+) -> tuple[list[types.Key], types.DueBatch]:
     """Choose up to `limit` entries of a priority level, or of one sender in it.
 
     `rows` are the due time, the key, the next hop and the sender of due entries after look.after,
@@ -99,7 +90,7 @@ def scan_level(
     full_hops = {hop.key: hop for hop in look.without_hops}
     full_pairs = {(hop.key, sender): hop for hop, sender in look.without_pairs}
     full_senders = frozenset(look.without_senders) if look.sender is None else frozenset()
-    keys: list[Key] = []
+    keys: list[types.Key] = []
     left_hops, left_senders = set(), set()
     rows_read, stopped, last = 0, False, None
     for row in rows:
@@ -120,7 +111,7 @@ def scan_level(
         else:
             keys.append((message_id, number))
     reached = look.after if last is None else (last[0], last[1], last[2])
-    seen = DueBatch(
+    seen = types.DueBatch(
         ended=not stopped and rows_read < ROWS_MAX,
         reached=reached,
         left_hops=frozenset(left_hops),
@@ -131,12 +122,12 @@ def scan_level(
 
 def scan_next_hop(
     tables: Tables,
-    look: DueQuery,
+    look: types.DueQuery,
     level: tuple[str, int],
     *,
     now_us: int,
     limit: int,
-) -> tuple[list[Key], DueBatch]:
+) -> tuple[list[types.Key], types.DueBatch]:
     """Choose the same number of entries from each sender of a next hop, round robin. The round
     continues after the sender look.after_sender. `level` is the column of the priority level, and
     the value of the level in it.
@@ -150,7 +141,7 @@ def scan_next_hop(
     left = [sender for sender in with_due if sender in look.without_senders]
     asked = [sender for sender in with_due if sender not in look.without_senders]
     share = max(1, limit // max(1, len(asked)))
-    keys: list[Key] = []
+    keys: list[types.Key] = []
     last = senders[-1][0] if senders else -1
     reached, more = look.after_sender, False
     for sender in asked:
@@ -162,10 +153,12 @@ def scan_next_hop(
         more = more or len(rows) > count
         reached = sender
     if len(keys) == limit and asked and reached != asked[-1]:
-        return keys, DueBatch(ended=False, reached_sender=reached, left_senders=frozenset(left))
+        return keys, types.DueBatch(
+            ended=False, reached_sender=reached, left_senders=frozenset(left)
+        )
     if len(senders) == SENDERS_MAX:
-        return keys, DueBatch(ended=False, reached_sender=last, left_senders=frozenset(left))
-    return keys, DueBatch(ended=not more, left_senders=frozenset(left))
+        return keys, types.DueBatch(ended=False, reached_sender=last, left_senders=frozenset(left))
+    return keys, types.DueBatch(ended=not more, left_senders=frozenset(left))
 
 
 def claims_of(
@@ -173,17 +166,17 @@ def claims_of(
     recipients: Iterable[Sequence[Any]],
     *,
     by_message: bool = False,
-) -> tuple[tuple[Claim, ...], dict[Key, str]]:
+) -> tuple[tuple[types.Claim, ...], dict[types.Key, str]]:
     """Return the claims of entries, and by key what is wrong with the entries that cannot be read.
 
     `rows` are CLAIM_COLUMNS, content id, owner and store. `recipients` are the key of the entry,
     OWED and RECIPIENT_COLUMNS. With `by_message` a content id is a number in its message.
     """
-    by_entry: dict[Key, list[Sequence[Any]]] = {}
+    by_entry: dict[types.Key, list[Sequence[Any]]] = {}
     for row in recipients:
         by_entry.setdefault((row[0], row[1]), []).append(row[2:])
-    claims: list[Claim] = []
-    damaged: dict[Key, str] = {}
+    claims: list[types.Claim] = []
+    damaged: dict[types.Key, str] = {}
     for row in rows:
         key = (row[0], row[1])
         content_id = (row[0], row[-3]) if by_message else row[-3]
@@ -195,8 +188,8 @@ def claims_of(
 
 
 def _claim_of(
-    row: Sequence[Any], recipients: Sequence[Sequence[Any]], content_id: ContentKey
-) -> Claim:
+    row: Sequence[Any], recipients: Sequence[Sequence[Any]], content_id: types.ContentKey
+) -> types.Claim:
     """Raises TypeError or ValueError for inconsistent rows."""
     facts = row[_FACTS:-3]
     if facts[0] is None:
@@ -204,7 +197,7 @@ def _claim_of(
     live = tuple(recipient_of(recipient[1:]) for recipient in recipients if not recipient[0])
     if not live:
         raise ValueError("its recipients are missing")
-    return Claim(
+    return types.Claim(
         entry_id=row[1],
         epoch=row[2],
         message=read_facts(facts),
@@ -216,23 +209,23 @@ def _claim_of(
         state=RecipientState(row[6]),
         retry_us=row[7],
         due_us=row[8],
-        level=PriorityLevel(row[9]),
+        level=types.PriorityLevel(row[9]),
         sender=row[10],
         cause=row[11],
         cause_attempts=row[12],
         warn_us=row[13],
-        priority=PriorityLevel(row[14]),
+        priority=types.PriorityLevel(row[14]),
         owed=tuple(_owed(row, recipient) for recipient in recipients if recipient[0]),
-        extra=parse_entry_extra(row[15]),
+        extra=types.parse_entry_extra(row[15]),
         owner=row[-2],
         store=row[-1],
     )
 
 
-def recipient_of(row: Sequence[Any]) -> ClaimedRecipient:
+def recipient_of(row: Sequence[Any]) -> types.ClaimedRecipient:
     """Return the recipient in a row of RECIPIENT_COLUMNS. Raises ValueError."""
     path = ForwardPath(ascii_address(row[1]), _parse_notify(row[2]), row[3])
-    return ClaimedRecipient(row[0], path, *row[4:])
+    return types.ClaimedRecipient(row[0], path, *row[4:])
 
 
 def _owed(entry: Sequence[Any], row: Sequence[Any]) -> ReportedRecipient:
@@ -255,9 +248,9 @@ def _parse_notify(text: str) -> frozenset[Notify]:
     return frozenset(Notify(word) for word in text.split(",")) if text else frozenset()
 
 
-def late_recipients(tables: Tables, key: Key) -> dict[int, list[ClaimedRecipient]]:
+def late_recipients(tables: Tables, key: types.Key) -> dict[int, list[types.ClaimedRecipient]]:
     """SpoolEngine.late_recipients."""
-    late: dict[int, list[ClaimedRecipient]] = {}
+    late: dict[int, list[types.ClaimedRecipient]] = {}
     for entry, *row in tables.fetch(_LATE, (*key, *key)):
         late.setdefault(entry, []).append(recipient_of(row))
     return late

@@ -30,17 +30,8 @@ from relay.base.observe.logs import get_logger
 from relay.store.journeys.details import CommandDetail, RoutedDetail
 from relay.store.journeys.events import Event
 from relay.store.journeys.message_list import matches_pattern
+from relay.store.spool import types
 from relay.store.spool.shared.tables import OpenTransaction, Tables
-from relay.store.spool.types import (
-    Claim,
-    HoldsFullError,
-    Key,
-    NewEntry,
-    NewMessage,
-    NewRecipient,
-    SpoolError,
-    readable_extra,
-)
 
 HELD_BY_RULES = "held_by_rules"  # the counter
 # Fields of EntryExtra
@@ -111,14 +102,14 @@ def held_extra(text: str, reason: str, *, since_us: int) -> str:
 
 def is_of_route(pattern: str, next_hop: str, extra_text: str) -> bool:
     """Whether a route whose name matches leads to the next hop, or holds the entry there."""
-    extra = readable_extra(extra_text)
+    extra = types.readable_extra(extra_text)
     reason = extra.reason if extra is not None else ""
     holder = reason.removeprefix("route ") if reason.startswith("route ") else ""
     names = (text_and_route(next_hop)[1], holder)
     return any(name and matches_pattern(pattern, name) for name in names)
 
 
-def note_hold(transaction: OpenTransaction, key: Key, reason: str, *, since_us: int) -> None:
+def note_hold(transaction: OpenTransaction, key: types.Key, reason: str, *, since_us: int) -> None:
     """Record why an entry is held, and since when, in wall clock time. If a rule held it before, it
     is not counted as held by a rule any more.
     """
@@ -126,13 +117,13 @@ def note_hold(transaction: OpenTransaction, key: Key, reason: str, *, since_us: 
     transaction.execute(_CHANGE, (held_extra(text, reason, since_us=since_us), *key))
 
 
-def note_release(transaction: OpenTransaction, key: Key) -> None:
+def note_release(transaction: OpenTransaction, key: types.Key) -> None:
     """Record that the hold of an entry has ended. Call it before the state changes."""
     text = _end_rule(transaction, key)
     transaction.execute(_CHANGE, (changed_extra(text, **RELEASED), *key))
 
 
-def note_extra(transaction: OpenTransaction, key: Key, **fields: Any) -> None:
+def note_extra(transaction: OpenTransaction, key: types.Key, **fields: Any) -> None:
     """Record what an attempt changes of an EntryExtra."""
     for _, text in transaction.fetch(_EXTRA, key):
         transaction.execute(_CHANGE, (changed_extra(text, **fields), *key))
@@ -168,7 +159,9 @@ def count_removed(transaction: OpenTransaction, message_ids: Collection[str]) ->
         count_holds(transaction, removed)
 
 
-def lack_of_room(transaction: OpenTransaction, message: NewMessage) -> HoldsFullError | None:
+def lack_of_room(
+    transaction: OpenTransaction, message: types.NewMessage
+) -> types.HoldsFullError | None:
     """Return the error if, with this message, the rules of the operator or of a tenant would hold
     more than `held_max` entries. Other operations of the same transaction are counted too.
     """
@@ -177,7 +170,7 @@ def lack_of_room(transaction: OpenTransaction, message: NewMessage) -> HoldsFull
     for name, number in _by_counter(Counter(message.held_by_rules)).items():
         known = int(transaction.fetch_one(_COUNTED, (name,))[0]) + transaction.counts[name]
         if max(0, known) + number > message.held_max:
-            return HoldsFullError(name.removeprefix(HELD_BY_RULES).removeprefix("/"))
+            return types.HoldsFullError(name.removeprefix(HELD_BY_RULES).removeprefix("/"))
     return None
 
 
@@ -203,7 +196,7 @@ def _by_counter(rules: Counter[str]) -> Counter[str]:
     return counts
 
 
-def _end_rule(transaction: OpenTransaction, key: Key) -> str:
+def _end_rule(transaction: OpenTransaction, key: types.Key) -> str:
     """Count an entry as no longer held by a rule, and return the text of its EntryExtra."""
     row = transaction.fetch_one(_EXTRA, key)
     if row is None:
@@ -227,7 +220,9 @@ def _rule_of(text: str) -> str:
         return ""
 
 
-def end_hold(transaction: OpenTransaction, claim: Claim, *, now_us: int, at_us: int) -> Claim:
+def end_hold(
+    transaction: OpenTransaction, claim: types.Claim, *, now_us: int, at_us: int
+) -> types.Claim:
     """Return the claim. If the hold of its entry has ended, release the entry: it is queued.
     `now_us` is queue time, `at_us` wall time.
     """
@@ -244,7 +239,7 @@ def end_hold(transaction: OpenTransaction, claim: Claim, *, now_us: int, at_us: 
 
 
 def hold_damaged(
-    transaction: OpenTransaction, key: Key, text: str, *, at_us: int, is_claimed: bool
+    transaction: OpenTransaction, key: types.Key, text: str, *, at_us: int, is_claimed: bool
 ) -> None:
     """Hold an entry that cannot be read, so that others continue. The log, the journey and the
     queue list say so.
@@ -284,7 +279,7 @@ def hold_new(transaction: OpenTransaction, hold: HoldRule, *, now_us: int) -> Se
     rules = hold_rules(transaction, now_us=now_us)
     others = [rule for rule in rules if rule.domain != hold.domain]
     if len(others) >= HOLD_RULES_MAX:
-        raise SpoolError(f"{HOLD_RULES_MAX:,} domains are held already: release one of them")
+        raise types.SpoolError(f"{HOLD_RULES_MAX:,} domains are held already: release one of them")
     transaction.execute(_HOLD, (hold.domain, hold.reason, hold.since_us, hold.until_us))
     return [hold.domain]
 
@@ -295,8 +290,8 @@ def end_new(transaction: OpenTransaction, pattern: str) -> Sequence[str]:
 
 
 def as_held_now(
-    tables: Tables, message: NewMessage, *, rules: Sequence[HoldRule] | None = None
-) -> NewMessage:
+    tables: Tables, message: types.NewMessage, *, rules: Sequence[HoldRule] | None = None
+) -> types.NewMessage:
     """Return a new message as the hold rules hold it; `rules` are those that it may meet, if they
     were read. An entry that a mail-flow rule or a route holds stays as it is; others are divided by
     what holds their recipients, as step 5 says.
@@ -305,10 +300,10 @@ def as_held_now(
         rules = hold_rules(tables, now_us=message.facts.received_us)
     if not rules:  # nearly always
         return message
-    entries: list[NewEntry] = []
+    entries: list[types.NewEntry] = []
     held: dict[str, list[str]] = {}
     for entry in message.entries:
-        by_rule: dict[HoldRule | None, list[NewRecipient]] = {}
+        by_rule: dict[HoldRule | None, list[types.NewRecipient]] = {}
         for to in entry.recipients:
             rule = None if entry.extra.reason else rule_for(to.path.address, rules)
             by_rule.setdefault(rule, []).append(to)

@@ -39,6 +39,7 @@ from relay.base.observe.metrics import Metrics
 from relay.base.task_set import TaskSet
 from relay.formats.dsn import UNREADABLE, ReportedRecipient, ReportKind
 from relay.store.journeys.message_list import matches_pattern
+from relay.store.spool import types
 from relay.store.spool.queue_commands import (
     DRAFT_STAYS,
     LISTED_MAX,
@@ -66,18 +67,6 @@ from relay.store.spool.shared.entries import (
 from relay.store.spool.shared.entry_list import EntryListBuilder
 from relay.store.spool.shared.entry_selection import EntrySelection, like
 from relay.store.spool.shared.tables import OpenTransaction, QueueEngine, StoredReports, Tables
-from relay.store.spool.types import (
-    FIRST_KEY,
-    Claim,
-    ClaimResult,
-    Key,
-    NewMessage,
-    QueueOrder,
-    ReportPlan,
-    ReportWriter,
-    Selector,
-    SpoolError,
-)
 
 KEYS_AT_ONCE = 20_000  # keys of one scan, in memory
 _AT_ONCE = 200  # entries of one transaction, so that the writer is free soon
@@ -109,7 +98,7 @@ _log = get_logger("spool")
 
 # The reports about cancelled entries: the epoch of each entry that was planned for, None if it is
 # damaged; and by message the plan, with the stored contents of its reports.
-PlannedReports = tuple[Mapping[Key, int | None], Mapping[str, StoredReports]]
+PlannedReports = tuple[Mapping[types.Key, int | None], Mapping[str, StoredReports]]
 NOTHING_PLANNED: PlannedReports = ({}, {})
 
 
@@ -117,11 +106,11 @@ class CancelReports:
     """Plans the reports of a cancel. Without a writer there are none."""
 
     def __init__(self, engine: QueueEngine) -> None:
-        self.writer: ReportWriter | None = None  # of the reports of a cancel
+        self.writer: types.ReportWriter | None = None  # of the reports of a cancel
         self._engine = engine
 
     async def plan(
-        self, keys: Sequence[Key], command: QueueCommand, *, taken: Collection[Key]
+        self, keys: Sequence[types.Key], command: QueueCommand, *, taken: Collection[types.Key]
     ) -> PlannedReports:
         """Write the reports about the entries that need a plan. Entries that are being delivered
         are left out, unless they are in `taken`. Raises SpoolError.
@@ -134,13 +123,13 @@ class CancelReports:
             by_message |= await self.about(tuple(group), command)
         return epochs, by_message
 
-    async def count(self, keys: Sequence[Key], *, taken: Collection[Key]) -> int:
+    async def count(self, keys: Sequence[types.Key], *, taken: Collection[types.Key]) -> int:
         """Return how many reports there would be."""
         claims, _ = await self._engine.read(lambda tables: self._entries(tables, keys, taken))
         groups = (tuple(group) for _, group in groupby(claims, lambda claim: claim.message.id))
         return sum(bool(self._reported(group, "")) for group in groups)
 
-    def _reported(self, claims: Sequence[Claim], text: str) -> tuple[ReportedRecipient, ...]:
+    def _reported(self, claims: Sequence[types.Claim], text: str) -> tuple[ReportedRecipient, ...]:
         """Return the recipients that the report is about; none if there is no report. Captured mail
         was not to be sent, and no report is written about a report.
         """
@@ -160,7 +149,7 @@ class CancelReports:
         return recipients if is_wanted else ()
 
     async def about(
-        self, claims: Sequence[Claim], command: QueueCommand
+        self, claims: Sequence[types.Claim], command: QueueCommand
     ) -> Mapping[str, StoredReports]:
         """Write the reports about entries of a message. Raises SpoolError."""
         failed = self._reported(claims, command.text) if command.bounce else ()
@@ -170,7 +159,7 @@ class CancelReports:
         message = claims[0].message
         try:
             content = await self._engine.read_content(claims[0].content_id)
-        except SpoolError as error:
+        except types.SpoolError as error:
             _log.error("content unreadable for a report", qid=message.id, error=str(error))
             content = UNREADABLE
         by_kind = {
@@ -183,7 +172,7 @@ class CancelReports:
             for kind, recipients in by_kind.items()
             if recipients
         ]
-        plan = ReportPlan(
+        plan = types.ReportPlan(
             tuple(report for plan in plans for report in plan.messages),
             tuple(event for plan in plans for event in plan.events),
         )
@@ -191,8 +180,8 @@ class CancelReports:
         return {message.id: StoredReports(message.id, plan, stored)}
 
     def _entries(
-        self, tables: Tables, keys: Collection[Key], taken: Collection[Key]
-    ) -> tuple[Sequence[Claim], Mapping[Key, int | None]]:
+        self, tables: Tables, keys: Collection[types.Key], taken: Collection[types.Key]
+    ) -> tuple[Sequence[types.Claim], Mapping[types.Key, int | None]]:
         """Return the entries that can be cancelled, in order, and their epochs."""
         rows = tables.fetch_each(_CLAIMED, keys) if keys else ()
         free = [
@@ -202,7 +191,7 @@ class CancelReports:
         ]
         read, damaged = self._engine.read_claims(tables, free)
         claims = [claim for claim in read if not claim.extra.in_doubt]  # these wait
-        epochs: dict[Key, int | None] = {claim.key: claim.epoch for claim in claims}
+        epochs: dict[types.Key, int | None] = {claim.key: claim.epoch for claim in claims}
         epochs |= dict.fromkeys(damaged)
         return sorted(claims, key=lambda claim: claim.key), epochs
 
@@ -221,7 +210,9 @@ class QueueAdmin:
         self.reports = CancelReports(self.engine)
         self.delivery: ActiveClaims | None = None  # has claims in memory; None: none runs
         self._releasing = TaskSet()
-        self._noted = BoundedDict[Key, None](LISTED_MAX)  # whose attempt ran when it was ordered
+        self._noted = BoundedDict[types.Key, None](
+            LISTED_MAX
+        )  # whose attempt ran when it was ordered
         self.give_back: Callable[[CancelledMail], None] = lambda _mail: None  # what was counted
         # parses QueueCommand.to_text, or raises ValueError
         self.way_to: Callable[[str], RouteLookup] = lambda _text: lambda *_: None
@@ -236,9 +227,9 @@ class QueueAdmin:
         rule = holds.rule_for(address, await self.hold_rules())
         return rule.reason if rule is not None else ""
 
-    async def _ends_hold_rule(self, selector: Selector) -> bool:
+    async def _ends_hold_rule(self, selector: types.Selector) -> bool:
         """Whether a release with this selector ends a hold rule."""
-        if selector != Selector(domain=selector.domain):
+        if selector != types.Selector(domain=selector.domain):
             return False
         domain = with_a_labels(f"@{selector.domain}")[1:].lower()
         rules = await self.hold_rules()
@@ -259,7 +250,9 @@ class QueueAdmin:
             return ()
         return await self.engine.change_hold_rules(change)
 
-    async def list(self, selector: Selector, *, limit: int, after: Key = FIRST_KEY) -> EntryList:
+    async def list(
+        self, selector: types.Selector, *, limit: int, after: types.Key = types.FIRST_KEY
+    ) -> EntryList:
         """Return live entries, oldest first. Without ids, begin after the entry `after`."""
         selection = EntrySelection(
             selector, now_us=self.clock.queue_us(), keys_at_once=2 * limit, after=after
@@ -291,7 +284,7 @@ class QueueAdmin:
         answer = _ReportBuilder(command, listing)
         if not command.dry_run:  # first the rules: mail that is accepted meanwhile is held too
             answer.report.new = await asyncio.shield(self._change_hold_rules(command))
-        left: list[Key] = []
+        left: list[types.Key] = []
         while not selection.has_ended:
             keys = left + await self.engine.read(selection.step)
             left = []
@@ -309,7 +302,7 @@ class QueueAdmin:
         answer.report.unknown = tuple(selection.unknown)
         return answer.report
 
-    async def _dry_run(self, keys: Sequence[Key], answer: "_ReportBuilder") -> None:
+    async def _dry_run(self, keys: Sequence[types.Key], answer: "_ReportBuilder") -> None:
         waiting = self._take(answer.command, keys)
         now_us, at_us = self.clock.queue_us(), self.clock.time_us()
         part = Slice(answer, keys, waiting, self.engine, now_us, at_us)
@@ -317,9 +310,9 @@ class QueueAdmin:
         reports = await self.reports.count(keys, taken=waiting) if answer.command.bounce else 0
         answer.add(results, listed, reports=reports)
 
-    async def _do(self, keys: Sequence[Key], answer: "_ReportBuilder") -> None:
+    async def _do(self, keys: Sequence[types.Key], answer: "_ReportBuilder") -> None:
         """Change one slice. Entries that are claimed meanwhile are withdrawn in another round."""
-        left, running = keys, dict[Key, tuple[CommandResult, str]]()
+        left, running = keys, dict[types.Key, tuple[CommandResult, str]]()
         for _ in range(_ROUNDS):
             taken = self._take(answer.command, left)
             if running:
@@ -351,7 +344,7 @@ class QueueAdmin:
         await self.engine.read(show)
         answer.add((outcome for outcome, _ in running.values()), listed)
 
-    async def _discard(self, planned: PlannedReports, made: Sequence[NewMessage]) -> None:
+    async def _discard(self, planned: PlannedReports, made: Sequence[types.NewMessage]) -> None:
         """Keep the files of the reports that were committed, and remove the files of the others."""
         ids = {report.facts.id for report in made}
         for reports in planned[1].values():
@@ -362,7 +355,7 @@ class QueueAdmin:
             else:
                 await self.engine.discard(reports.stored)
 
-    def _take(self, command: QueueCommand, keys: Sequence[Key]) -> frozenset[Key]:
+    def _take(self, command: QueueCommand, keys: Sequence[types.Key]) -> frozenset[types.Key]:
         """Withdraw the claims that wait for an attempt, and return them; with --dry-run only return
         them.
         """
@@ -405,7 +398,7 @@ class QueueAdmin:
                 gone = await self.delivery.drafts.delete_drafts(NextHop.parse(hop), known)
                 known.difference_update(gone)
                 silent |= set() if gone else {hop}
-        stay = set[Key]()
+        stay = set[types.Key]()
         for key, (hop, drafts, _) in result.drafts.items():
             if not by_hop[hop].isdisjoint(drafts):
                 stay.add(key)
@@ -414,7 +407,7 @@ class QueueAdmin:
             if (row["id"], row["entry"]) in stay:
                 row["note"] = DRAFT_STAYS
 
-    async def note_deleted(self, key: Key, drafts: Collection[tuple[str, str]]) -> None:
+    async def note_deleted(self, key: types.Key, drafts: Collection[tuple[str, str]]) -> None:
         """Record in the journey which drafts of an entry have been deleted, if the spool can."""
         if not drafts:
             return
@@ -422,14 +415,14 @@ class QueueAdmin:
         events = [holds.command_event("delete drafts", key[1], drafts=names, at_us=at_us)]
         try:
             await self.engine.change(lambda transaction: transaction.append_events(key[0], events))
-        except SpoolError as error:
+        except types.SpoolError as error:
             _log.warning("deleted drafts not recorded", qid=key[0], drafts=names, error=str(error))
 
-    def may_be_ordered(self, claim: Claim) -> bool:
+    def may_be_ordered(self, claim: types.Claim) -> bool:
         """Whether there may be an order on the entry of this claim."""
         return claim.key in self._noted or claim.extra.order is not None
 
-    async def order_of(self, claim_result: ClaimResult) -> "Slice | None":
+    async def order_of(self, claim_result: types.ClaimResult) -> "Slice | None":
         """Return the order on the entry of this result, to be carried out with it; None: there is
         none. Raises SpoolError.
         """
@@ -450,7 +443,7 @@ class QueueAdmin:
         planned = ({claim.key: None}, reports)
         return Slice(answer, (claim.key,), (), self.engine, now_us, at_us, planned, order)
 
-    def _ordered(self, order: QueueOrder, key: Key) -> QueueCommand:
+    def _ordered(self, order: types.QueueOrder, key: types.Key) -> QueueCommand:
         """Return the command of an order, as it is now: a hold if its route is gone."""
         fields = asdict(order) | {"operation": Operation(order.operation)}
         try:
@@ -458,9 +451,9 @@ class QueueAdmin:
         except ValueError as error:
             fields |= {"operation": Operation.HOLD, "why": str(error)[:WHY_CHARACTERS_MAX]}
             fields["to_text"], to = "", None
-        return QueueCommand(selector=Selector(ids=("{}-{}".format(*key),)), to=to, **fields)
+        return QueueCommand(selector=types.Selector(ids=("{}-{}".format(*key),)), to=to, **fields)
 
-    def wake_for_order(self, claim_result: ClaimResult) -> None:
+    def wake_for_order(self, claim_result: types.ClaimResult) -> None:
         """Have the order that came during an attempt carried out: its entry is still due."""
         key = claim_result.claim.key
         if key in self._noted and not claim_result.goes_on:
@@ -478,12 +471,12 @@ class QueueAdmin:
             await self._delete_drafts(done, part.answer.listing(), set())
             await self.follow(part.answer.command)
 
-    def _release_later(self, taken: Collection[Key]) -> None:
+    def _release_later(self, taken: Collection[types.Key]) -> None:
         """Release withdrawn claims in the background after an operation failed."""
         if taken:
             self._releasing.start(self._release_until_done(taken))
 
-    async def _release_until_done(self, taken: Collection[Key]) -> None:
+    async def _release_until_done(self, taken: Collection[types.Key]) -> None:
         pause_s = _PAUSE_S_FIRST
         while True:
             try:
@@ -536,13 +529,13 @@ class Slice(Struct, frozen=True):
     """Some entries of a command, which one transaction changes."""
 
     answer: _ReportBuilder  # of the command
-    keys: Sequence[Key]  # of the entries
-    taken: Collection[Key]  # whose claims were withdrawn, or in a dry run could be
+    keys: Sequence[types.Key]  # of the entries
+    taken: Collection[types.Key]  # whose claims were withdrawn, or in a dry run could be
     engine: QueueEngine  # has the entries
     now_us: int  # queue time
     at_us: int  # wall time
     planned: PlannedReports = NOTHING_PLANNED  # of a cancel
-    order: QueueOrder | None = None  # the command, if it was one
+    order: types.QueueOrder | None = None  # the command, if it was one
 
     def write(self, transaction: OpenTransaction) -> tuple[ChangeResult, EntryListBuilder]:
         """Change the entries, and list them as they are then.
@@ -630,7 +623,7 @@ class Slice(Struct, frozen=True):
 
 
 def _cancelled_mail(
-    tables: Tables, ended: Collection[Key], *, offset_us: int
+    tables: Tables, ended: Collection[types.Key], *, offset_us: int
 ) -> Iterator[CancelledMail]:
     """Yield, by message, what is subtracted from the counts of accounts when these entries end."""
     ids = [(message_id,) for message_id in dict.fromkeys(message_id for message_id, _ in ended)]
@@ -659,7 +652,7 @@ def _cancelled_mail(
 def _show_running(
     tables: Tables,
     *,
-    results: Mapping[Key, tuple[CommandResult, str]],
+    results: Mapping[types.Key, tuple[CommandResult, str]],
     listed: EntryListBuilder,
     engine: QueueEngine,
 ) -> None:
@@ -673,18 +666,20 @@ def _fields(result: CommandResult, note: str, node: str = "") -> dict[str, str]:
     return {"result": str(result), "note": note} | ({"node": node} if node else {})
 
 
-def _put_back(transaction: OpenTransaction, *, keys: Collection[Key], engine: QueueEngine) -> None:
+def _put_back(
+    transaction: OpenTransaction, *, keys: Collection[types.Key], engine: QueueEngine
+) -> None:
     """Release claims that were withdrawn for an operation that failed."""
     elsewhere = engine.elsewhere(transaction, keys)  # other nodes have taken these over
     transaction.execute_each(_PUT_BACK, [key for key in keys if key not in elsewhere])
 
 
-def _slices(keys: Sequence[Key], *, whole_messages: bool) -> Iterator[Sequence[Key]]:
+def _slices(keys: Sequence[types.Key], *, whole_messages: bool) -> Iterator[Sequence[types.Key]]:
     """Yield the entries of each transaction; with `whole_messages` all of a message together."""
     if not whole_messages:
         yield from (keys[start : start + _AT_ONCE] for start in range(0, len(keys), _AT_ONCE))
         return
-    chunk: list[Key] = []
+    chunk: list[types.Key] = []
     for _, entries in groupby(keys, lambda key: key[0]):
         chunk += entries
         if len(chunk) >= _REPORTED_AT_ONCE:

@@ -23,6 +23,7 @@ from relay.base.observe.logs import get_logger, inherit
 from relay.base.observe.metrics import Metrics
 from relay.base.pressure import Disk
 from relay.base.settings.tree import Settings
+from relay.store.spool import types
 from relay.store.spool.engine import SUBMISSION_KEEP_S, SpoolEngine
 from relay.store.spool.shared.accepted import CapturedMail, NewMail, NotAccepted
 from relay.store.spool.shared.columns import inline_content
@@ -50,20 +51,6 @@ from relay.store.spool.sqlite.transactions import (
     take_claims,
 )
 from relay.store.spool.sqlite.writer import Batch, Writer
-from relay.store.spool.types import (
-    Accepted,
-    Claim,
-    ContentKey,
-    DueBatch,
-    DueQuery,
-    Key,
-    NewMessage,
-    SpoolDamagedError,
-    SpoolError,
-    SpoolFullError,
-    SpoolLoad,
-    SpoolUnavailableError,
-)
 
 T = TypeVar("T")
 _CONTENT = "c.size, c.data, c.file, c.header, c.eight_bit, c.crc32"
@@ -166,13 +153,13 @@ class SqliteSpool(SpoolEngine):
         try:
             write_ahead_log.rewrite_log(self._path)
             return open_database(self._path)
-        except SpoolError as error:  # the start needs room, to deliver the mail in the queue
+        except types.SpoolError as error:  # the start needs room, to deliver the mail in the queue
             if not self.reserve_file.release_for(error):
                 raise
             write_ahead_log.rewrite_log(self._path)
             return open_database(self._path)
 
-    def _found_damage(self, error: SpoolDamagedError, repeat: Callable[[], object]) -> None:
+    def _found_damage(self, error: types.SpoolDamagedError, repeat: Callable[[], object]) -> None:
         self.damage.found(error, repeat)
         self._writer.wake()
 
@@ -225,14 +212,14 @@ class SqliteSpool(SpoolEngine):
         self._last_commit.forget()
         self._crash.reached(CrashPoint.SPOOL_COMMIT_FORGOTTEN)
 
-    async def _accept(self, new: NewMail) -> Accepted | NotAccepted:
+    async def _accept(self, new: NewMail) -> types.Accepted | NotAccepted:
         inline_bytes = sum(
             len(memory_part(content))
             for index, content in enumerate(new.messages[0].contents)
             if index not in new.stored[0] or isinstance(content, LargeContent)
         )
 
-        def write(batch: Batch) -> Accepted | NotAccepted:
+        def write(batch: Batch) -> types.Accepted | NotAccepted:
             accepted = transactions.accept(batch, new)
             # a repetition needs no room
             if not isinstance(accepted, NotAccepted) and not accepted.repeated:
@@ -241,8 +228,8 @@ class SqliteSpool(SpoolEngine):
 
         try:
             return await self._writer.submit(write, accepts=True)
-        except SpoolDamagedError as error:
-            raise SpoolUnavailableError(str(error)) from error
+        except types.SpoolDamagedError as error:
+            raise types.SpoolUnavailableError(str(error)) from error
 
     async def _record(self, new: NewResult) -> Recorded | None:
         recorded = await self._writer.submit(partial(transactions.record, new=new))
@@ -250,11 +237,11 @@ class SqliteSpool(SpoolEngine):
             self._delivery.later(partial(self._files.remove, (recorded.unneeded,)))
         return recorded
 
-    def may_finish(self, claim: Claim) -> bool:  # noqa: ARG002 - each claim
+    def may_finish(self, claim: types.Claim) -> bool:  # noqa: ARG002 - each claim
         """SpoolEngine.may_finish: no other process has the file."""
         return True
 
-    async def claim_due(self, now_us: int, limit: int, look: DueQuery) -> DueBatch:
+    async def claim_due(self, now_us: int, limit: int, look: types.DueQuery) -> types.DueBatch:
         """SpoolEngine.claim_due."""
         find = partial(find_due, look=look, now_us=now_us, limit=limit)
         seen, damaged = await self.ask(find)
@@ -270,7 +257,7 @@ class SqliteSpool(SpoolEngine):
         """SpoolEngine.next_due_us."""
         return await self.ask(lambda tables: next_due_us(tables, after_us))
 
-    async def release(self, claims: Sequence[Claim]) -> None:
+    async def release(self, claims: Sequence[types.Claim]) -> None:
         """SpoolEngine.release."""
         await self._writer.submit(lambda batch: release_claims(batch, claims))
 
@@ -283,7 +270,7 @@ class SqliteSpool(SpoolEngine):
         sql = f"SELECT {_CONTENT} FROM content c WHERE id = ?"
         row = await self.ask(lambda tables: tables.fetch_one(sql, (content_id,)))
         if row is None:
-            raise SpoolError(f"content {content_id} is not in the spool")
+            raise types.SpoolError(f"content {content_id} is not in the spool")
         size, data, file, header, flags, crc32 = row
         if file:
             in_file = ContentRow(file, size, header, flags, crc32)
@@ -302,7 +289,7 @@ class SqliteSpool(SpoolEngine):
             return self._files.opened(ContentRow(file, size, header, flags, crc32))
         return inline_content(name, data, size=size, crc32=crc32)
 
-    def load(self) -> SpoolLoad:
+    def load(self) -> types.SpoolLoad:
         """SpoolEngine.load."""
         failing, kept_bytes = self._writer.log.is_failing, self.reserve_file.missing_bytes
         return replace(super().load(), is_failing=failing, kept_bytes=kept_bytes)
@@ -316,11 +303,11 @@ class SqliteSpool(SpoolEngine):
         self.reserve_file.make()
         return disk_of(self.reserve_file.directory)
 
-    async def _store_new(self, messages: Sequence[NewMessage]) -> StoredContents:
+    async def _store_new(self, messages: Sequence[types.NewMessage]) -> StoredContents:
         self.damage.check()
         return await self._store_large(messages)
 
-    async def _store_large(self, messages: Iterable[NewMessage]) -> StoredContents:
+    async def _store_large(self, messages: Iterable[types.NewMessage]) -> StoredContents:
         """Write the contents that need a file. If one cannot be written, all are removed."""
         files: list[StoredBodies] = []
         try:
@@ -332,18 +319,18 @@ class SqliteSpool(SpoolEngine):
                     write = partial(self._files.write, message.facts.id, message.contents)
                     stored = await asyncio.to_thread(write, only=large)
                 files.append(stored)
-        except SpoolError:
+        except types.SpoolError:
             await self.discard(files)
             raise
         return files
 
-    async def store_contents(self, reports: Sequence[NewMessage]) -> StoredContents:
+    async def store_contents(self, reports: Sequence[types.NewMessage]) -> StoredContents:
         """QueueEngine.store_contents, which releases the reserve file if the disk is full."""
         if not reports:
             return ()
         try:
             return await self._store_large(reports)
-        except SpoolFullError:
+        except types.SpoolFullError:
             if not await asyncio.to_thread(self.reserve_file.release):
                 raise
             return await self._store_large(reports)
@@ -384,8 +371,8 @@ class SqliteSpool(SpoolEngine):
         return await self._delivery.read(query)
 
     def read_claims(
-        self, tables: Any, keys: Collection[Key]
-    ) -> tuple[Sequence[Claim], Mapping[Key, str]]:
+        self, tables: Any, keys: Collection[types.Key]
+    ) -> tuple[Sequence[types.Claim], Mapping[types.Key, str]]:
         """QueueEngine.read_claims."""
         return read_claims(tables, keys)
 
@@ -396,7 +383,9 @@ class SqliteSpool(SpoolEngine):
                 transaction, report, files, claim=False, captured=self._captured
             )
 
-    def entries_ended(self, transaction: Any, ended: Mapping[Key, ContentKey]) -> Sequence[str]:
+    def entries_ended(
+        self, transaction: Any, ended: Mapping[types.Key, types.ContentKey]
+    ) -> Sequence[str]:
         """QueueEngine.entries_ended: return the files of contents that were removed. The entries
         stay, as history.
         """

@@ -18,14 +18,7 @@ from shutil import copyfile
 import apsw
 
 from relay.base.files import fsync_path
-from relay.store.spool.types import (
-    SpoolDamagedError,
-    SpoolError,
-    SpoolFormatError,
-    SpoolFullError,
-    SpoolUnavailableError,
-    translate_os_errors,
-)
+from relay.store.spool import types
 
 ARRIVING = "arriving-"  # the prefix of files that no message names
 _PAGES_AT_ONCE = 1000
@@ -38,17 +31,17 @@ def translate_sqlite_errors(path: Path | str = "the spool") -> Iterator[None]:
     try:
         yield
     except apsw.NotADBError as error:
-        raise SpoolDamagedError(f"{path}: not a spool, nor any SQLite file") from error
+        raise types.SpoolDamagedError(f"{path}: not a spool, nor any SQLite file") from error
     except apsw.CorruptError as error:
-        raise SpoolDamagedError(f"{path} is damaged: {error}") from error
+        raise types.SpoolDamagedError(f"{path} is damaged: {error}") from error
     except apsw.FullError as error:
-        raise SpoolFullError(f"{path}: the disk is full") from error
+        raise types.SpoolFullError(f"{path}: the disk is full") from error
     except apsw.ConnectionClosedError as error:
-        raise SpoolUnavailableError(f"{path} is closed") from error
+        raise types.SpoolUnavailableError(f"{path} is closed") from error
     except (apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError, apsw.BusyError) as error:
-        raise SpoolUnavailableError(f"{path}: {error}") from error
+        raise types.SpoolUnavailableError(f"{path}: {error}") from error
     except apsw.Error as error:
-        raise SpoolError(f"{path}: {error}") from error
+        raise types.SpoolError(f"{path}: {error}") from error
 
 
 def integrity_errors(connection: apsw.Connection, *, full: bool) -> list[str]:
@@ -104,21 +97,21 @@ def check_presence(database: Path) -> None:
     """Raise SpoolDamagedError for a file that was lost, SpoolFormatError for no file."""
     if not database.exists():
         if _has_contents(database):
-            raise SpoolDamagedError(
+            raise types.SpoolDamagedError(
                 f"{database} is missing, but {contents_of(database)} has contents of its messages"
             )
         if log_bytes(database):  # SQLite would remove it
-            raise SpoolDamagedError(f"{database} is missing, but its write-ahead log is not")
+            raise types.SpoolDamagedError(f"{database} is missing, but its write-ahead log is not")
         if last_commit_of(database).exists():
-            raise SpoolDamagedError(f"{database} is missing, but it was not closed")
+            raise types.SpoolDamagedError(f"{database} is missing, but it was not closed")
     elif not database.is_file():
         kind = "a directory" if database.is_dir() else "no regular file"
-        raise SpoolFormatError(f"{database}: found {kind}, expected the spool's file")
+        raise types.SpoolFormatError(f"{database}: found {kind}, expected the spool's file")
     elif not is_openable(database) and (
         contents_of(database).exists() or last_commit_of(database).exists() or log_bytes(database)
     ):
         # All three are created after the file's first commit.
-        raise SpoolDamagedError(f"{database} is damaged: it is empty")
+        raise types.SpoolDamagedError(f"{database} is damaged: it is empty")
 
 
 def _has_contents(database: Path) -> bool:
@@ -151,7 +144,7 @@ def copy_database(source: apsw.Connection, target: Path) -> None:
     """
     part = target.with_name(target.name + ".part")
     try:
-        with translate_os_errors(target.parent):
+        with types.translate_os_errors(target.parent):
             part.unlink(missing_ok=True)
             part.touch(0o600)
         with translate_sqlite_errors(target), closing(apsw.Connection(str(part))) as copy:
@@ -160,7 +153,7 @@ def copy_database(source: apsw.Connection, target: Path) -> None:
             with copy.backup("main", source, "main") as backup:
                 while not backup.done:
                     backup.step(_PAGES_AT_ONCE)
-        with translate_os_errors(target.parent):
+        with types.translate_os_errors(target.parent):
             fsync_path(part)
             part.rename(target)
             fsync_path(target.parent)

@@ -23,6 +23,7 @@ import msgspec
 from msgspec.structs import replace
 
 from relay.base.message.content import Content
+from relay.store.spool import types
 from relay.store.spool.shared import claimed, results
 from relay.store.spool.shared.accepted import (
     ENTRY_COLUMNS,
@@ -50,18 +51,6 @@ from relay.store.spool.shared.holds import as_held_now, count_holds, end_hold, h
 from relay.store.spool.shared.tables import StoredBodies, StoredBody
 from relay.store.spool.sqlite.database import SqliteTables
 from relay.store.spool.sqlite.writer import Batch
-from relay.store.spool.types import (
-    FIRST_EPOCH,
-    FIRST_POSITION,
-    Accepted,
-    Claim,
-    ContentKey,
-    DueBatch,
-    DueQuery,
-    Key,
-    NewMessage,
-    PriorityLevel,
-)
 
 _MESSAGE = (
     f"INSERT INTO message ({','.join(MESSAGE_COLUMNS)})"
@@ -70,7 +59,7 @@ _MESSAGE = (
 _CONTENT = "INSERT INTO content (size, data, file, header, eight_bit, crc32) VALUES (?,?,?,?,?,?)"
 _ENTRY = (
     f"INSERT INTO entry ({','.join(ENTRY_COLUMNS)}, attempts, epoch)"
-    f" VALUES ({','.join('?' * len(ENTRY_COLUMNS))}, 0, {FIRST_EPOCH})"
+    f" VALUES ({','.join('?' * len(ENTRY_COLUMNS))}, 0, {types.FIRST_EPOCH})"
 )
 _RECIPIENT = "INSERT INTO recipient VALUES (?,?,?,?,?,?,?,?,?,?,?,'','')"
 _RELEASE = (
@@ -90,7 +79,7 @@ _NEXT = (
     + " UNION ALL ".join(
         "SELECT (SELECT due_us FROM entry INDEXED BY entry_due"
         f" WHERE {WAITS} AND lane = {int(level)} AND due_us > ?1 ORDER BY due_us LIMIT 1) AS due_us"
-        for level in PriorityLevel
+        for level in types.PriorityLevel
     )
     + ")"
 )
@@ -111,7 +100,7 @@ _TAKE = (
 )
 
 
-def accept(batch: Batch, new: NewMail) -> Accepted | NotAccepted:
+def accept(batch: Batch, new: NewMail) -> types.Accepted | NotAccepted:
     """Write a message and the reports that follow it. Where rules would hold more entries than
     they may, or recipients are on the list of dead addresses, write nothing and return the error.
     """
@@ -148,7 +137,7 @@ def record(batch: Batch, new: results.NewResult) -> results.Recorded | None:
         unneeded = drop_content(batch, claim.message.id, claim.content_id)
     complaint, suppressed = results.record_effects(batch, new, rows, store=0)
     ordered = new.order(batch) if new.order is not None else None
-    claims: list[Claim] = []
+    claims: list[types.Claim] = []
     for message, files in zip(claim_result.reports, new.stored, strict=True):
         claims += add_message(
             batch, message, files, claim=new.claim_reports, captured=new.captured
@@ -172,7 +161,7 @@ def note_removed_events(batch: Batch, last: int | None) -> None:
 
 def add_message(
     batch: Batch,
-    message: NewMessage,
+    message: types.NewMessage,
     files: StoredBodies,
     *,
     claim: bool,
@@ -197,13 +186,13 @@ def add_message(
     return rows
 
 
-def _is_in_time(batch: Batch, claim: Claim) -> bool:
+def _is_in_time(batch: Batch, claim: types.Claim) -> bool:
     """Whether the claim is still valid."""
     sql = "SELECT 1 FROM entry WHERE message_id = ? AND number = ? AND epoch = ? AND claimed = 1"
     return batch.fetch_one(sql, (*claim.key, claim.epoch)) is not None
 
 
-def drop_content(batch: Batch, message_id: str, content_id: ContentKey) -> str:
+def drop_content(batch: Batch, message_id: str, content_id: types.ContentKey) -> str:
     """Remove the content unless another entry needs it; return its file if no content has it."""
     removed = batch.fetch_one(
         "DELETE FROM content WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM entry"
@@ -232,8 +221,8 @@ def _content_row(content: Content, file: StoredBody | None) -> tuple[Any, ...]:
 
 
 def find_due(
-    tables: SqliteTables, look: DueQuery, *, now_us: int, limit: int
-) -> tuple[DueBatch, dict[Key, str]]:
+    tables: SqliteTables, look: types.DueQuery, *, now_us: int, limit: int
+) -> tuple[types.DueBatch, dict[types.Key, str]]:
     """Find up to `limit` due entries, and change nothing. Return claims with the epochs before they
     are claimed, and by key what is wrong with entries that cannot be read.
     """
@@ -255,8 +244,8 @@ def next_due_us(tables: SqliteTables, after_us: int) -> int | None:
 
 
 def read_claims(
-    tables: SqliteTables, keys: Collection[Key]
-) -> tuple[tuple[Claim, ...], dict[Key, str]]:
+    tables: SqliteTables, keys: Collection[types.Key]
+) -> tuple[tuple[types.Claim, ...], dict[types.Key, str]]:
     """Return claims of these entries as they are, and what is wrong with the others."""
     if not keys:
         return (), {}
@@ -266,24 +255,29 @@ def read_claims(
 
 
 def _scan_level(
-    tables: SqliteTables, look: DueQuery, *, now_us: int, limit: int
-) -> tuple[list[Key], DueBatch]:
+    tables: SqliteTables, look: types.DueQuery, *, now_us: int, limit: int
+) -> tuple[list[types.Key], types.DueBatch]:
     whose = (int(look.level),) if look.sender is None else (look.sender, int(look.level))
     sql = _OF_LEVEL if look.sender is None else _OF_SENDER
     if look.only_ended:
         sql, whose = _ENDED_OF_LEVEL, (now_us, now_us, *whose)
-    rest = (now_us, *(look.after or FIRST_POSITION), claimed.ROWS_MAX)
+    rest = (now_us, *(look.after or types.FIRST_POSITION), claimed.ROWS_MAX)
     return scan_level(tables.cursor.execute(sql, (*whose, *rest)), look, limit=limit)
 
 
-def release_claims(batch: Batch, claims: Iterable[Claim]) -> None:
+def release_claims(batch: Batch, claims: Iterable[types.Claim]) -> None:
     """Release untried claims, unless their epoch has ended."""
     batch.execute_each(_RELEASE, [(*claim.key, claim.epoch) for claim in claims])
 
 
 def take_claims(
-    batch: Batch, claims: Sequence[Claim], damaged: Mapping[Key, str], *, now_us: int, at_us: int
-) -> tuple[Claim, ...]:
+    batch: Batch,
+    claims: Sequence[types.Claim],
+    damaged: Mapping[types.Key, str],
+    *,
+    now_us: int,
+    at_us: int,
+) -> tuple[types.Claim, ...]:
     """Take these claims, except those of entries that were claimed since; `at_us` is wall time.
 
     A held entry that is due becomes queued. An entry that cannot be read is held, so that others
