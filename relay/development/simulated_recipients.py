@@ -12,19 +12,9 @@ from functools import partial
 from msgspec import Struct
 
 from relay.base.clock import Clock, Ids, Timer
+from relay.base.message import envelope as envelopes
 from relay.base.message.address import own_mailbox
 from relay.base.message.content import edit_header
-from relay.base.message.envelope import (
-    Envelope,
-    ForwardPath,
-    MessageFacts,
-    Notify,
-    Source,
-    parse_envid,
-    parse_notify,
-    parse_orcpt,
-    parse_ret,
-)
 from relay.base.message.outcome import Evidence, Relayed
 from relay.base.message.status import split_reply
 from relay.base.message.tls_policy import TlsPolicy
@@ -126,8 +116,8 @@ class SimulatedRecipients:
         target = Target("localhost", address=smtp.host, port=smtp.port, tls=TlsPolicy("none"))
         is_ascii = report.content.isascii()
         transaction = Transaction(
-            Envelope("", smtputf8=not is_ascii, eight_bit=not is_ascii),
-            (ForwardPath(report.to, frozenset({Notify.NEVER})),),
+            envelopes.Envelope("", smtputf8=not is_ascii, eight_bit=not is_ascii),
+            (envelopes.ForwardPath(report.to, frozenset({envelopes.Notify.NEVER})),),
             report.content,
         )
         try:
@@ -145,25 +135,27 @@ class SimulatedRecipients:
     def _report(self, mail: ReceivedMail, recipient: ForwardedTo, reply: str) -> bytes:
         """Return the DSN about one recipient, b"" if the sender wants none."""
         try:
-            notify = parse_notify(recipient.parameters.get("NOTIFY", "FAILURE"))
-            path = ForwardPath(
-                recipient.address, notify, _parsed(parse_orcpt, recipient.parameters, "ORCPT")
+            notify = envelopes.parse_notify(recipient.parameters.get("NOTIFY", "FAILURE"))
+            path = envelopes.ForwardPath(
+                recipient.address,
+                notify,
+                _parsed(envelopes.parse_orcpt, recipient.parameters, "ORCPT"),
             )
-            envelope = Envelope(
+            envelope = envelopes.Envelope(
                 mail.sender,
-                ret=_parsed(parse_ret, mail.parameters, "RET"),
-                envid=_parsed(parse_envid, mail.parameters, "ENVID"),
+                ret=_parsed(envelopes.parse_ret, mail.parameters, "RET"),
+                envid=_parsed(envelopes.parse_envid, mail.parameters, "ENVID"),
                 smtputf8="SMTPUTF8" in mail.parameters,
             )
         except ValueError:
             return b""
-        if Notify.FAILURE not in notify:
+        if envelopes.Notify.FAILURE not in notify:
             return b""
         now_us, queue_id = self._clock.time_us(), self._ids.new()
-        facts = MessageFacts(
+        facts = envelopes.MessageFacts(
             queue_id,
             envelope,
-            Source.SMTP,
+            envelopes.Source.SMTP,
             trusted=False,
             received_us=mail.received_us,
             client=f"{mail.helo} [127.0.0.1]",

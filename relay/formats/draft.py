@@ -20,16 +20,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.base.message.content import (
-    LARGE_BYTES,
-    Content,
-    LargeContent,
-    Octets,
-    as_bytes,
-    as_octets,
-    contains,
-    join_octets,
-)
+from relay.base.message import content as contents
 from relay.base.message.properties import (
     Attachment,
     EmailAddress,
@@ -65,7 +56,7 @@ _NO_LETTER = re.compile(r"[^A-Za-z0-9]")
 _BOUNDARY_CHARACTERS = 60
 _BINARY = "application/octet-stream"
 _MESSAGE = "message/rfc822"
-_Pieces = Sequence[bytes | Octets]
+_Pieces = Sequence[bytes | contents.Octets]
 
 
 class DraftOrigin(Struct, frozen=True):
@@ -152,7 +143,7 @@ def private_block_length(head: bytes) -> int:
     return int(match[1]) if match else 0
 
 
-def read_private_block(octets: Octets) -> tuple[PrivateBlock | None, int]:
+def read_private_block(octets: contents.Octets) -> tuple[PrivateBlock | None, int]:
     """Return the block and its length, (None, 0) if the octets do not begin with a valid block.
 
     Only the block is read. Raises OSError.
@@ -216,21 +207,21 @@ class DraftAttachment(Struct, frozen=True):
     """
 
     part: StoredPart
-    octets: Octets
+    octets: contents.Octets
 
 
 def draft_attachment(attachment: Attachment, *, identity: str) -> DraftAttachment:
     """Return an attachment to be added to a draft with this id."""
     part, pieces = _stored(attachment)
-    return DraftAttachment(replace(part, id=identity), join_octets(pieces))
+    return DraftAttachment(replace(part, id=identity), contents.join_octets(pieces))
 
 
-def new_attachment(facts: AttachmentFacts, octets: Octets) -> DraftAttachment:
+def new_attachment(facts: AttachmentFacts, octets: contents.Octets) -> DraftAttachment:
     """Return a file as a new attachment; it is encoded while it is read."""
     return DraftAttachment(replace(_new_part(facts), id=facts.id), base64_octets(octets))
 
 
-def stored_attachments(stored: Octets) -> tuple[DraftAttachment, ...]:
+def stored_attachments(stored: contents.Octets) -> tuple[DraftAttachment, ...]:
     """Return the attachments of a draft with properties for a new file; each gets a stored id.
 
     They are read in blocks while the new file is written. Reading blocks; raises OSError.
@@ -247,7 +238,7 @@ def stored_attachments(stored: Octets) -> tuple[DraftAttachment, ...]:
 
 def draft_content(
     properties: MessageProperties, origin: DraftOrigin, kept: Sequence[DraftAttachment] = ()
-) -> Content:
+) -> contents.Content:
     """Return the file of a draft with these properties, and `kept` after their attachments.
 
     `from_` and the message id must be set. A file over LARGE_BYTES is not copied into memory.
@@ -262,11 +253,11 @@ def draft_content(
     written = _write_entity(properties, header, attachments, mark=origin.base_name, seven_bit=False)
     described = replace(properties, body="", attachments=())
     block = block_bytes(PrivateBlock(origin, described, written.body, written.attachments))
-    if sum(map(_size, written.pieces)) <= LARGE_BYTES:
-        return b"".join((block, *map(as_bytes, written.pieces)))
-    top, _, rest = as_bytes(written.pieces[0]).partition(b"\r\n\r\n")
-    body = join_octets((b"\r\n" + rest, *written.pieces[1:]))
-    return LargeContent(block + top + b"\r\n", body.pieces, eight_bit=True)
+    if sum(map(_size, written.pieces)) <= contents.LARGE_BYTES:
+        return b"".join((block, *map(contents.as_bytes, written.pieces)))
+    top, _, rest = contents.as_bytes(written.pieces[0]).partition(b"\r\n\r\n")
+    body = contents.join_octets((b"\r\n" + rest, *written.pieces[1:]))
+    return contents.LargeContent(block + top + b"\r\n", body.pieces, eight_bit=True)
 
 
 def write_message(properties: MessageProperties, *, mark: str, date_us: int | None) -> bytes:
@@ -278,7 +269,7 @@ def write_message(properties: MessageProperties, *, mark: str, date_us: int | No
     header = header_fields(_without_smtputf8(properties), message_id=message_id, date_us=date_us)
     attachments = list(map(_stored, properties.attachments))
     entity = _write_entity(properties, header, attachments, mark=mark, seven_bit=True)
-    return b"".join(map(as_bytes, entity.pieces))
+    return b"".join(map(contents.as_bytes, entity.pieces))
 
 
 def _without_smtputf8(properties: MessageProperties) -> MessageProperties:
@@ -318,13 +309,13 @@ def _write_entity(
 ) -> _Entity:
     """Write the template: the body, or multipart/mixed of the body and each attachment."""
     body = properties.body.encode("utf-8", "replace")
-    items = [as_octets(pieces[0]) for part, pieces in attachments if part.item]
+    items = [contents.as_octets(pieces[0]) for part, pieces in attachments if part.item]
     boundary = free_boundary(mark[:_BOUNDARY_CHARACTERS], items)
     base64_body = _needs_base64(body, boundary.encode()) or (seven_bit and not body.isascii())
     body_fields = _body_fields(properties.body_type, base64_body=base64_body)
     if base64_body:
         body = base64_lines(b64encode(body))
-    pieces: list[bytes | Octets]
+    pieces: list[bytes | contents.Octets]
     if not attachments:
         pieces = [(header + body_fields + CRLF).encode(), body, b"\r\n"]
     else:
@@ -349,16 +340,16 @@ def _write_entity(
     return _Entity(pieces, body_part, tuple(parts))
 
 
-def free_boundary(mark: str, items: Iterable[Octets]) -> str:
+def free_boundary(mark: str, items: Iterable[contents.Octets]) -> str:
     """Return a boundary, or the beginning of several, that occurs in no attached message."""
     boundary = f"=_{_NO_LETTER.sub('_', mark)}"
     for item in items:
-        while contains(item, boundary.encode()):
+        while contents.contains(item, boundary.encode()):
             boundary += "_"
     return boundary
 
 
-def _size(piece: bytes | Octets) -> int:
+def _size(piece: bytes | contents.Octets) -> int:
     return len(piece) if isinstance(piece, bytes) else piece.size
 
 
@@ -407,12 +398,12 @@ def mime_draft_block(origin: DraftOrigin, beside: MimeDraftProperties | None = N
     return block_bytes(PrivateBlock(origin, beside=beside))
 
 
-def read_properties(raw: bytes | Octets) -> MessageProperties:
+def read_properties(raw: bytes | contents.Octets) -> MessageProperties:
     """Return a draft's properties with its body, without the content of attachments.
 
     Raises ValueError if `raw` is not a draft that was written from properties, and OSError.
     """
-    octets = as_octets(raw)
+    octets = contents.as_octets(raw)
     block, length = read_private_block(octets)
     if block is None or block.properties is None or block.body is None:
         raise ValueError("expected a draft that was written from properties")

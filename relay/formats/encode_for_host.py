@@ -27,21 +27,8 @@ from urllib.parse import quote_from_bytes
 
 from msgspec import Struct
 
+from relay.base.message import content as contents
 from relay.base.message.address import ascii_address
-from relay.base.message.content import (
-    Content,
-    LargeContent,
-    Octets,
-    Splice,
-    blocks,
-    contains,
-    is_eight_bit,
-    join_octets,
-    memory_part,
-    octets_in_blocks,
-    octets_of,
-    spliced,
-)
 from relay.base.message.header import Header
 from relay.formats.encoded_words import encode_text, with_ascii_words
 from relay.formats.structure import LINE_OCTETS_MAX, Entity, Structure, structure_of
@@ -292,16 +279,16 @@ class Need(Struct, frozen=True):
         return self.header or self.eight_bit or self.long_lines
 
 
-def need_of(content: Content, *, eight_bit: bool, smtputf8: bool) -> Need:
+def need_of(content: contents.Content, *, eight_bit: bool, smtputf8: bool) -> Need:
     """Return what a host does not take of a content, by the extensions that it offers."""
-    begin = memory_part(content)
+    begin = contents.memory_part(content)
     has_long_lines = has_line_over(begin, LINE_MAX)
-    if isinstance(content, LargeContent):
+    if isinstance(content, contents.LargeContent):
         has_long_lines = has_long_lines or content.long_lines
     elif begin.isascii():  # most messages
         return Need(long_lines=True) if has_long_lines else _NOTHING
     is_header = not smtputf8 and not begin.partition(_CRLF + _CRLF)[0].isascii()
-    return Need(is_header, not eight_bit and is_eight_bit(content), has_long_lines)
+    return Need(is_header, not eight_bit and contents.is_eight_bit(content), has_long_lines)
 
 
 _NOTHING = Need()
@@ -322,25 +309,25 @@ class CannotEncodeError(Exception):
 class EncodedForHost(Struct, frozen=True):
     """A content for a host. `why` is "8 bit" or "long lines", "" if nothing had to change."""
 
-    content: Content
+    content: contents.Content
     why: str = ""
 
 
-def encode_for_host(content: Content, need: Need) -> EncodedForHost:
+def encode_for_host(content: contents.Content, need: Need) -> EncodedForHost:
     """Return a content without what a host does not take. Raises CannotEncodeError."""
-    return _Encoding(content, structure_of(blocks(content)), need).done()
+    return _Encoding(content, structure_of(contents.blocks(content)), need).done()
 
 
 class _Encoding:
     """The changes of one message."""
 
-    def __init__(self, content: Content, structure: Structure, need: Need) -> None:
+    def __init__(self, content: contents.Content, structure: Structure, need: Need) -> None:
         self._content = content
-        self._octets = octets_of(content)
+        self._octets = contents.octets_of(content)
         self._structure = structure
         self._need = need
         self._signed: set[int] = set()  # numbers of entities that a signature covers
-        self._splices: list[Splice] = []
+        self._splices: list[contents.Splice] = []
         self._why = ""
 
     def done(self) -> EncodedForHost:
@@ -362,19 +349,21 @@ class _Encoding:
                 self._put(entity.body_start, entity.end, blank, body)
         return EncodedForHost(self._joined(header) if self._why else self._content, self._why)
 
-    def _joined(self, header: bytes) -> Content:
+    def _joined(self, header: bytes) -> contents.Content:
         message = self._structure.message
         self._put(0, len(message.header))
-        body = join_octets([b"" if message.blank else _CRLF, spliced(self._octets, self._splices)])
+        body = contents.join_octets(
+            [b"" if message.blank else _CRLF, contents.spliced(self._octets, self._splices)]
+        )
         if body.read(max(body.size - len(_CRLF), 0), len(_CRLF)) != _CRLF:
-            body = join_octets([body, _CRLF])
+            body = contents.join_octets([body, _CRLF])
         if len(header) + body.size <= _IN_MEMORY_OCTETS_MAX:
             return header + body.read(0, body.size)
-        eight_bit = not self._need.eight_bit and is_eight_bit(self._content)
-        return LargeContent(header, body.pieces, eight_bit)
+        eight_bit = not self._need.eight_bit and contents.is_eight_bit(self._content)
+        return contents.LargeContent(header, body.pieces, eight_bit)
 
-    def _put(self, start: int, end: int, *replacement: bytes | Octets) -> None:
-        self._splices.append(Splice(start, end, replacement))
+    def _put(self, start: int, end: int, *replacement: bytes | contents.Octets) -> None:
+        self._splices.append(contents.Splice(start, end, replacement))
 
     def _must_change(self, entity: Entity, *, eight_bit: bool, where: str = "") -> None:
         """Record that an entity changes. Raises CannotEncodeError, whose text names `where`."""
@@ -421,7 +410,7 @@ class _Encoding:
         octets = self._octets.part(entity.body_start, entity.end - entity.body_start)
         decoder = getincrementaldecoder("utf-8")()
         try:
-            for block in octets_in_blocks([octets]):
+            for block in contents.octets_in_blocks([octets]):
                 decoder.decode(block)
             return decoder.decode(b"", final=True) == ""
         except UnicodeDecodeError:
@@ -429,7 +418,7 @@ class _Encoding:
 
     # -- bodies
 
-    def _body(self, entity: Entity) -> tuple[Octets | None, str]:
+    def _body(self, entity: Entity) -> tuple[contents.Octets | None, str]:
         """Return the encoded body of an entity and its new transfer encoding.
 
         The body is None, and the encoding is "", if the old one stays.
@@ -458,7 +447,7 @@ class _Encoding:
             if end := line.find(b"\n", len(_CRLF)) + 1:
                 self._put(place + end, entity.end)
 
-    def _coded(self, entity: Entity, octets: Octets) -> tuple[Octets, str]:
+    def _coded(self, entity: Entity, octets: contents.Octets) -> tuple[contents.Octets, str]:
         """Return a body in 7 bits, and its transfer encoding if it changes.
 
         A soft line break never comes before two dashes that might begin a delimiter.
@@ -472,7 +461,7 @@ class _Encoding:
             is_quoted = entity.encoding == "quoted-printable"
             coding = SevenBitQuotedPrintable() if is_quoted else QuotedPrintableCoding()
             quoted = recode(octets, coding)
-            if not entity.depth or not contains(quoted, b"=\r\n--"):
+            if not entity.depth or not contents.contains(quoted, b"=\r\n--"):
                 return quoted, "" if is_quoted else "quoted-printable"
         return base64_octets(decoded_octets(octets, entity.encoding)), "base64"
 

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from relay.base.phrases import shown
 from relay.base.settings import tree
+from relay.base.settings import values as texts
 from relay.base.settings.document import (
     Document,
     Fault,
@@ -32,21 +33,6 @@ from relay.base.settings.document import (
 from relay.base.settings.postgres_url import check_no_password
 from relay.base.settings.removed_keys import REMOVED_KEYS
 from relay.base.settings.validation import check_together
-from relay.base.settings.values import (
-    DURATION_EXPECTED,
-    SIZE_EXPECTED,
-    expand,
-    has_reference,
-    parse_address,
-    parse_duration,
-    parse_http_listener,
-    parse_listener,
-    parse_recipients,
-    parse_size,
-    parse_spool_url,
-    referenced_files,
-    without_references,
-)
 from relay.base.socket_address import Address
 
 _SECONDS_MAX = 10 * 366 * 86400.0
@@ -56,7 +42,7 @@ _WORDS = {"true": True, "false": False}
 _NOT_OF_TRANSPORT: Mapping[str, Any] = {"http": {"listen": []}}
 
 # what may contain a path
-_RELATIVE = (parse_listener, parse_http_listener, parse_recipients)
+_RELATIVE = (texts.parse_listener, texts.parse_http_listener, texts.parse_recipients)
 
 
 class _InvalidValueError(Exception):
@@ -197,20 +183,22 @@ class DocumentReader:
         is_secret = tree.Secret in marks
         try:
             value = raw
-            if parse_spool_url in marks and isinstance(raw, str):
-                check_no_password(without_references(raw))
-            if self._environ is not None and isinstance(raw, str) and has_reference(raw):
+            if texts.parse_spool_url in marks and isinstance(raw, str):
+                check_no_password(texts.without_references(raw))
+            if self._environ is not None and isinstance(raw, str) and texts.has_reference(raw):
                 if is_secret:
-                    files = referenced_files(raw, base=self._base)
+                    files = texts.referenced_files(raw, base=self._base)
                     self.secret_files += [(path, file) for file in files]
-                value = expand(raw, base=self._base, environ=self._environ)
+                value = texts.expand(raw, base=self._base, environ=self._environ)
                 if not _wants_text(hint):
                     value = _number_or_word(value)
             if empty_allowed and value == "":
                 return ""
             return read_leaf(hint, value, self._base)
         except ValueError as error:
-            is_shown = not is_secret or (has_reference(str(raw)) and not without_references(raw))
+            is_shown = not is_secret or (
+                texts.has_reference(str(raw)) and not texts.without_references(raw)
+            )
             text = shown(raw) if is_shown else "something else"
             self._add_fault(path, f"found {text}, expected {error}")
             if self.keeps_faulty:
@@ -236,7 +224,7 @@ def read_leaf(hint: Any, value: object, base: Path) -> Any:
     if "\0" in value:
         raise ValueError("a text without NUL")
     if hint is Address:
-        return parse_address(value, base)
+        return texts.parse_address(value, base)
     if marker is not None:
         return marker(value, base)
     if hint is Path:
@@ -255,18 +243,20 @@ def _read_marked(marker: object, value: object) -> Any:
             raise ValueError("a text in quotes")
         case tree.Duration():
             if not is_number and not isinstance(value, str):
-                raise ValueError(DURATION_EXPECTED)
+                raise ValueError(texts.DURATION_EXPECTED)
             try:
-                seconds = parse_duration(value) if isinstance(value, str) else float(str(value))
+                seconds = (
+                    texts.parse_duration(value) if isinstance(value, str) else float(str(value))
+                )
             except ValueError:
-                raise ValueError(DURATION_EXPECTED) from None
+                raise ValueError(texts.DURATION_EXPECTED) from None
             if not marker.at_least <= seconds <= _SECONDS_MAX:
                 raise ValueError(f"a duration of {marker.at_least:g} s to 10 years")
             return seconds
         case tree.Size():
             if not isinstance(value, str) and not (is_number and isinstance(value, int)):
-                raise ValueError(SIZE_EXPECTED)
-            size = parse_size(value) if isinstance(value, str) else int(str(value))
+                raise ValueError(texts.SIZE_EXPECTED)
+            size = texts.parse_size(value) if isinstance(value, str) else int(str(value))
             if marker.or_zero and not size:
                 return size
             if not marker.at_least <= size <= _SIZE_MAX:

@@ -18,17 +18,7 @@ from relay.front_door.graph.json_values import (
     FILE_PROPERTIES,
     PROPERTIES_OF_TYPES,
 )
-from relay.front_door.graph.odata.expression import (
-    And,
-    Comparison,
-    Expression,
-    FunctionCall,
-    Lambda,
-    Not,
-    Or,
-    Path,
-    parse_expression,
-)
+from relay.front_door.graph.odata import expression as expressions
 from relay.front_door.graph.query_options import preferences
 from relay.front_door.http.errors import quoted
 from relay.front_door.http.http_request import HttpRequest
@@ -108,7 +98,7 @@ def _check_message_list(options: Mapping[str, str]) -> None:
     if "filter" not in options or "orderby" not in options:
         return
     ordered = [part.split()[0].lower() for part in options["orderby"].split(",") if part.strip()]
-    filtered = list(dict.fromkeys(_properties(parse_expression(options["filter"]))))
+    filtered = list(dict.fromkeys(_properties(expressions.parse_expression(options["filter"]))))
     slow = [
         path
         for path in filtered
@@ -119,25 +109,25 @@ def _check_message_list(options: Mapping[str, str]) -> None:
         raise errors.TOO_COMPLEX(f"$filter: found {slow[0]}, {expected}.")
 
 
-def _properties(expression: Expression) -> Iterable[str]:
+def _properties(expression: expressions.Expression) -> Iterable[str]:
     """Yield the paths of the properties in an expression, in lower case, in their order.
 
     The path of a property in contains() has the function's name in front.
     """
     match expression:
-        case Path(token):
+        case expressions.Path(token):
             yield token.text.lower()
-        case Lambda(_, path):
+        case expressions.Lambda(_, path):
             yield path.lower()
-        case Comparison(_, left, right):
+        case expressions.Comparison(_, left, right):
             yield from _properties(left)
             yield from _properties(right)
-        case Not(part):
+        case expressions.Not(part):
             yield from _properties(part)
-        case FunctionCall(_, "contains", parts):
+        case expressions.FunctionCall(_, "contains", parts):
             for part in parts:
                 yield from (f"contains {path}" for path in _properties(part))
-        case And(parts) | Or(parts) | FunctionCall(_, _, parts):
+        case expressions.And(parts) | expressions.Or(parts) | expressions.FunctionCall(_, _, parts):
             for part in parts:
                 yield from _properties(part)
 

@@ -45,20 +45,8 @@ from relay.formats.report_as_mail import is_sent_report
 from relay.store.spool import types
 from relay.store.spool.engine import SpoolEngine
 from relay.transport.checks.checker import SenderChecker
+from relay.transport.ingress import arrival as arrivals
 from relay.transport.ingress import fanout, header_cleanup
-from relay.transport.ingress.arrival import (
-    HOLDS_FULL_OF_TENANT,
-    LOCAL_ERROR,
-    NO_POLICY,
-    NO_ROOM,
-    TOO_MANY_PARTS,
-    ArrivedMail,
-    Preparation,
-    accepted_reply,
-    deferral_reply,
-    limit_reply,
-    log_accepted,
-)
 from relay.transport.ingress.data import DataReply, Origin, RefusedError, subject_of
 from relay.transport.ingress.decision import DecidingStages
 from relay.transport.ingress.filtering import SessionFilters, is_verified
@@ -132,7 +120,7 @@ class Acceptance:
         )
         self.holds = HoldLimit(self.clock)
         self.rule_mails = RuleMails(self.hostname, self.reporter, self.clock)
-        preparation = Preparation(
+        preparation = arrivals.Preparation(
             self.hostname,
             self.accounts,
             self.clock,
@@ -170,11 +158,11 @@ class Acceptance:
         `filters` are the milters that heard the session.
         """
         queue_id, now_us = self.ids.new(), self.clock.queue_us()
-        arrival = ArrivedMail(
+        arrival = arrivals.ArrivedMail(
             envelope, paths, content, origin, queue_id, now_us, envelope.reverse_path, filters
         )
         try:
-            return accepted_reply(await self._accept(arrival))
+            return arrivals.accepted_reply(await self._accept(arrival))
         except Exception as error:  # noqa: BLE001 -- after any error, the client keeps the message
             reply = self._reply_to(error, arrival)
         if reply.queue_id or not origin.is_promised:
@@ -187,23 +175,23 @@ class Acceptance:
         except types.SpoolError as error:
             _log.warning("spool unavailable", error=error)
             return reply
-        return accepted_reply(known) if known else reply
+        return arrivals.accepted_reply(known) if known else reply
 
-    def _reply_to(self, error: Exception, arrival: ArrivedMail) -> DataReply:
+    def _reply_to(self, error: Exception, arrival: arrivals.ArrivedMail) -> DataReply:
         match error:
             case RefusedError():
                 return error.reply
             case types.SpoolFullError():
-                return NO_ROOM
+                return arrivals.NO_ROOM
             case types.SpoolUnavailableError():
                 _log.warning("spool unavailable", error=error)
             case SigningError():
                 _log.error("signing failed", error=str(error))
             case _:
                 _log.exception("acceptance failed", client=arrival.origin.ip)
-        return LOCAL_ERROR
+        return arrivals.LOCAL_ERROR
 
-    async def _accept(self, arrival: ArrivedMail) -> str:
+    async def _accept(self, arrival: arrivals.ArrivedMail) -> str:
         """Take a message through the stages, and return its queue id.
 
         Raises RefusedError, SpoolError, SigningError.
@@ -211,7 +199,7 @@ class Acceptance:
         to = [path.address for path in arrival.paths]
         counted = self.usage.reserve(arrival.origin.counted_for, to)
         if isinstance(counted, BeyondLimit):
-            raise RefusedError(limit_reply(counted))
+            raise RefusedError(arrivals.limit_reply(counted))
         with counted, ExitStack() as undo:
             prepared = await self.stages.preparation.prepare(arrival)
             undo.callback(prepared.release)
@@ -295,7 +283,7 @@ class Acceptance:
         if not charge.rule:
             raise RefusedError(DataReply(MANY_REPORTS))
         self.metrics.policy_rules.labels(rule=charge.rule, outcome=DEFERRED).inc()
-        raise RefusedError(deferral_reply(charge.deferral))
+        raise RefusedError(arrivals.deferral_reply(charge.deferral))
 
     def _beyond_holds(
         self, signed: fanout.SignedMail, message: types.NewMessage, tenant: str
@@ -308,7 +296,7 @@ class Acceptance:
         rule = next(rule for rule in message.held_by_rules if tenant_of_rule(rule) == tenant)
         reply = self.holds.rejection(rule, self.held_max)
         rejecting = verdict.without_holds_of(
-            tenant, *HOLDS_FULL_OF_TENANT, in_mailboxes=signed.fan_out.in_mailboxes
+            tenant, *arrivals.HOLDS_FULL_OF_TENANT, in_mailboxes=signed.fan_out.in_mailboxes
         )
         is_of_recipients = tenant in verdict.recipient_tenants
         if is_of_recipients and rejecting != verdict and not rejecting.rejects_all:
@@ -359,20 +347,20 @@ class Acceptance:
         try:
             verdict = await self._verdict(rules, message, is_trusted=is_trusted)
         except TooManyPartsError:
-            raise RefusedError(TOO_MANY_PARTS) from None
+            raise RefusedError(arrivals.TOO_MANY_PARTS) from None
         except TimeoutError:
             _log.error("policy timed out", size_bytes=message.content.size)
-            raise RefusedError(NO_POLICY) from None
+            raise RefusedError(arrivals.NO_POLICY) from None
         except UndecidedError as error:
             _log.error("policy failed", rule=error.rule, client=message.client, error=str(error))
             self.metrics.policy_rules.labels(rule=error.rule, outcome="error").inc()
-            raise RefusedError(NO_POLICY) from None
+            raise RefusedError(arrivals.NO_POLICY) from None
         except Exception:  # noqa: BLE001 -- the reply has no text of an exception
             _log.exception("policy failed")
-            raise RefusedError(NO_POLICY) from None
+            raise RefusedError(arrivals.NO_POLICY) from None
         if verdict.deferred:
             self._count_rules(verdict)
-            raise RefusedError(deferral_reply(verdict.deferred))
+            raise RefusedError(arrivals.deferral_reply(verdict.deferred))
         return verdict
 
     async def _verdict(
@@ -436,7 +424,7 @@ class Acceptance:
             held_max=self.held_max,
         )
 
-    def _warn_us(self, arrival: ArrivedMail) -> int | None:
+    def _warn_us(self, arrival: arrivals.ArrivedMail) -> int | None:
         """Return when a delay report is due, None if the sender gets no reports."""
         after_s = self.delay_warning_after_s
         hears = arrival.origin.trusted and bool(arrival.envelope.reverse_path)
@@ -464,7 +452,7 @@ class Acceptance:
             sought=self._sought(message) if self.spool.suppression.settings is not None else (),
         )
         if not accepted.repeated:
-            log_accepted(message, origin.client)
+            arrivals.log_accepted(message, origin.client)
             for to in message.final_recipients:
                 is_suppressed = to.reply.startswith(SUPPRESSED)
                 self.metrics.recipients_by("suppressed" if is_suppressed else to.state).inc()

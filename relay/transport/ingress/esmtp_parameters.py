@@ -11,24 +11,14 @@ import re
 
 from msgspec import Struct
 
+from relay.base.message import envelope as envelopes
 from relay.base.message.address import NEEDS_SMTPUTF8, AddressError, excerpt, parse_path
-from relay.base.message.envelope import (
-    KEY_PARAMETER,
-    Envelope,
-    ForwardPath,
-    decode_xtext,
-    is_key,
-    parse_envid,
-    parse_notify,
-    parse_orcpt,
-    parse_ret,
-)
 from relay.base.message.tls_policy import IF_OFFERED, REQUIRETLS, TlsDemand
 
 _KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*").fullmatch
 _SIZE = re.compile(r"[0-9]{1,20}").fullmatch
 _MAIL_KEYWORDS = frozenset({"SIZE", "BODY", "SMTPUTF8", "RET", "ENVID", "AUTH", "REQUIRETLS"})
-_OF_PROGRAM = _MAIL_KEYWORDS | {KEY_PARAMETER}
+_OF_PROGRAM = _MAIL_KEYWORDS | {envelopes.KEY_PARAMETER}
 _FLAGS = ("SMTPUTF8", "REQUIRETLS")  # without a value
 _RCPT_KEYWORDS = frozenset({"NOTIFY", "ORCPT"})
 
@@ -65,7 +55,7 @@ def check_utf8(argument: str) -> None:
 class MailArgument(Struct, frozen=True):
     """The argument of MAIL; `size_bytes` is 0 if SIZE was not given, `key` is KEY_PARAMETER."""
 
-    envelope: Envelope
+    envelope: envelopes.Envelope
     size_bytes: int = 0
     key: str = ""
 
@@ -96,7 +86,7 @@ def parse_mail(
         )
     if not rest:
         _check_ascii(reverse_path, smtputf8=False)
-        return MailArgument(Envelope(reverse_path))
+        return MailArgument(envelopes.Envelope(reverse_path))
     known = _OF_PROGRAM if of_program else _MAIL_KEYWORDS
     parameters = _parameters(rest, known=known if extended else frozenset())
     smtputf8 = "SMTPUTF8" in parameters
@@ -113,17 +103,17 @@ def parse_mail(
     if not _SIZE(size):
         # RFC 1870 3
         raise SmtpRejection("501 5.5.4 SIZE: expected a number of octets, at most 20 digits")
-    key = parameters.get(KEY_PARAMETER, "")
-    if key and not is_key(key):
+    key = parameters.get(envelopes.KEY_PARAMETER, "")
+    if key and not envelopes.is_key(key):
         # RFC 5321 4.1.1.11
-        raise SmtpRejection(f"501 5.5.4 {KEY_PARAMETER}: expected 32 hexadecimal digits")
+        raise SmtpRejection(f"501 5.5.4 {envelopes.KEY_PARAMETER}: expected 32 hexadecimal digits")
     try:
-        if parameters.get("AUTH", "<>") != "<>" and not decode_xtext(parameters["AUTH"]):
+        if parameters.get("AUTH", "<>") != "<>" and not envelopes.decode_xtext(parameters["AUTH"]):
             raise SmtpRejection("501 5.5.4 AUTH: expected a mailbox as xtext, or <>")  # RFC 4954 5
-        envelope = Envelope(
+        envelope = envelopes.Envelope(
             reverse_path,
-            ret=parse_ret(parameters["RET"]) if "RET" in parameters else "",
-            envid=parse_envid(parameters["ENVID"]) if "ENVID" in parameters else "",
+            ret=envelopes.parse_ret(parameters["RET"]) if "RET" in parameters else "",
+            envid=envelopes.parse_envid(parameters["ENVID"]) if "ENVID" in parameters else "",
             smtputf8=smtputf8,
             eight_bit=body == "8BITMIME",
             tls=demand,
@@ -135,7 +125,7 @@ def parse_mail(
 
 def parse_rcpt(
     argument: str, *, extended: bool, smtputf8: bool, odd_domain: str = ""
-) -> ForwardPath:
+) -> envelopes.ForwardPath:
     """Parse `TO:<forward-path> [parameters]`; `odd_domain` as in parse_path().
 
     Raises SmtpRejection.
@@ -150,13 +140,15 @@ def parse_rcpt(
         # RFC 5321 4.1.1.3; RFC 3463 3.2
         raise SmtpRejection("501 5.1.3 RCPT TO: a recipient needs an address, <> is none")
     if not rest:
-        return ForwardPath(address)
+        return envelopes.ForwardPath(address)
     parameters = _parameters(rest, known=_RCPT_KEYWORDS if extended else frozenset())
     try:
-        return ForwardPath(
+        return envelopes.ForwardPath(
             address,
-            notify=parse_notify(parameters["NOTIFY"]) if "NOTIFY" in parameters else frozenset(),
-            orcpt=parse_orcpt(parameters["ORCPT"]) if "ORCPT" in parameters else "",
+            notify=envelopes.parse_notify(parameters["NOTIFY"])
+            if "NOTIFY" in parameters
+            else frozenset(),
+            orcpt=envelopes.parse_orcpt(parameters["ORCPT"]) if "ORCPT" in parameters else "",
         )
     except ValueError as error:
         raise SmtpRejection(f"501 5.5.4 {error}") from error  # RFC 3461 4.1, 4.2

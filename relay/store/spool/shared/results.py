@@ -20,19 +20,11 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from relay.base.message import outcome as outcomes
 from relay.base.message.address import own_mailbox
 from relay.base.message.envelope import MessageFacts
 from relay.base.message.lifecycle import FINAL, RecipientState, check_transition
 from relay.base.message.nexthop import HopKind
-from relay.base.message.outcome import (
-    Captured,
-    Deferred,
-    Delivered,
-    Failed,
-    Indeterminate,
-    Outcome,
-    Relayed,
-)
 from relay.base.message.receipt import ReceiptRequest
 from relay.formats.read_report import COMPLAINTS, RemoteClaim, RemoteReport
 from relay.store.journeys import details
@@ -83,13 +75,13 @@ RECORD_ALL = (
 RECORD = f"{RECORD_ALL} AND number = ?"
 _OWE = "UPDATE recipient SET owed_report = ? WHERE message_id = ? AND entry = ? AND number = ?"
 _END_WARNING = "UPDATE entry SET warn_us = NULL WHERE message_id = ? AND warn_us IS NOT NULL"
-_STATES: Mapping[type[Outcome], RecipientState] = {  # after an attempt
-    Delivered: RecipientState.DELIVERED,
-    Relayed: RecipientState.RELAYED,
-    Captured: RecipientState.CAPTURED,
-    Failed: RecipientState.FAILED,
-    Deferred: RecipientState.DEFERRED,
-    Indeterminate: RecipientState.DEFERRED,
+_STATES: Mapping[type[outcomes.Outcome], RecipientState] = {  # after an attempt
+    outcomes.Delivered: RecipientState.DELIVERED,
+    outcomes.Relayed: RecipientState.RELAYED,
+    outcomes.Captured: RecipientState.CAPTURED,
+    outcomes.Failed: RecipientState.FAILED,
+    outcomes.Deferred: RecipientState.DEFERRED,
+    outcomes.Indeterminate: RecipientState.DEFERRED,
 }
 _CLAIMS_MAX = 20  # of a recipient; the rest are counted in the last one
 _COMPLAINTS_MAX = 20  # of a message, beside those that name recipients of whom no other is
@@ -226,7 +218,7 @@ def _waiting(
 ) -> tuple[RecipientState, EntrySchedule | None]:
     """Return the state of an entry that goes on, and when it is tried next."""
     claim, waiting = claim_result.claim, claim_result.waiting
-    if Captured in map(type, claim_result.outcomes.values()):
+    if outcomes.Captured in map(type, claim_result.outcomes.values()):
         due_us = captured.due_us(claim.message.received_us)
         return RecipientState.CAPTURED, EntrySchedule(None, due_us, claim.priority)
     if claim_result.held or claim.state is RecipientState.HELD:
