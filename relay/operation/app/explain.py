@@ -75,6 +75,7 @@ from relay.transport.routing.routing_result import (
     LocalRecipient,
     RemoteRecipient,
     RoutingResult,
+    suppressed,
 )
 from relay.transport.routing.usable_hosts import (
     OTHER_FAMILY,
@@ -110,6 +111,8 @@ class Explainer:
     state_of: Callable[[NextHop, Hosts], SiteState] | None
     # returns why an operator holds what comes for an address, or ""; None: no relay runs
     why_held: Callable[[str], Awaitable[str]] | None = None
+    # returns since when dead addresses are on the list, in wall time; None: no relay runs
+    suppressed_us: Callable[[Sequence[str]], Awaitable[Mapping[str, int]]] | None = None
     # opens an SMTP session with these hosts, and ends it before MAIL; None: no relay runs
     probe: Callable[[NextHop, Hosts], Awaitable[SiteProbe]] | None = None
 
@@ -289,19 +292,27 @@ class Explainer:
                 route = examined.examine(address, "", False)
                 document = self._document(address, question, route)
                 if not document["state"]:
-                    document |= await self._copy(recipient, queued, route)
+                    document |= await self._copy(question, recipient, queued, route)
                 targets.append(document)
             elif queued or recipient.state in (RecipientState.FAILED, RecipientState.DISCARDED):
-                return await self._copy(recipient, queued, route)
+                return await self._copy(question, recipient, queued, route)
         return {"state": _state_of_all(targets), "targets": targets}
 
     async def _copy(
-        self, recipient: NewRecipient, queued: NewEntry | None, route: RoutingResult
+        self,
+        question: Question,
+        recipient: NewRecipient,
+        queued: NewEntry | None,
+        route: RoutingResult,
     ) -> dict[str, Any]:
         """Return where the copy of a recipient goes. `queued` is its entry, None if it has none."""
         document: dict[str, Any]
         if queued is None:
             return _ended(recipient)
+        if self.suppressed_us is not None and not question.is_report:
+            looked_up = self.stages.looked_up(queued)
+            for since_us in (await self.suppressed_us(looked_up)).values():
+                return _rejected(suppressed(since_us).text)
         if isinstance(route, LocalRecipient):
             document = {"state": "local", "mailbox": route.mailbox}
         elif queued.next_hop == CAPTURE:
@@ -486,6 +497,7 @@ def explainer_of(base: Foundation, transport: Transport) -> Explainer:
         strangers=transport.strangers,
         state_of=transport.scheduler.sites.state_of,
         why_held=base.spool.queue_admin.why_held,
+        suppressed_us=base.spool.suppression.since_us,
         probe=transport.scheduler.probe,
     )
 

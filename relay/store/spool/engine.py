@@ -288,7 +288,6 @@ class SpoolEngine(QueueEngine, SpoolHistory):
             self._metrics.complaints.labels(recorded.complaint).inc()
         for address, reply in recorded.suppressed.items():
             qid = claim_result.claim.message.id
-            self.suppression.changed()
             _log.info("address suppressed", to=address, who=RELAY, qid=qid, reply=reply)
         self.committed(stored)
         self._count_accepted(claim_result.reports)

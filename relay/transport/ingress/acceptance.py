@@ -31,8 +31,8 @@ from relay.base.accounts.usage import BeyondLimit, UsageCounter
 from relay.base.clock import Clock, Ids
 from relay.base.message.address import own_mailbox
 from relay.base.message.content import Content, size_of
-from relay.base.message.envelope import Envelope, ForwardPath, MessageExtra, MessageFacts, domain_of
-from relay.base.message.nexthop import HopKind, NextHop
+from relay.base.message.envelope import Envelope, ForwardPath, MessageExtra, MessageFacts
+from relay.base.message.nexthop import NextHop
 from relay.base.message.srs import Srs
 from relay.base.message.status import SUPPRESSED
 from relay.base.message.verdict import ExaminedMessage, RateCharge, Verdict, tenant_of_rule
@@ -67,7 +67,6 @@ from relay.transport.signing.signer import Signer, SigningError
 _log = get_logger("ingress")
 _QUICK_HEADER_BYTES = 16384  # the time to read its fields is a few milliseconds
 POLICY_TIMEOUT_S = 10.0
-_LEAVES = frozenset({HopKind.MX, HopKind.SMTP, HopKind.SMTPS, HopKind.GRAPH})
 _CLAIMED_MAX = 100  # entries of one message: has_room() is called for each of them
 
 
@@ -444,12 +443,15 @@ class Acceptance:
             entry.extra.reason or self.has_room(entry.next_hop, sender, message.level_of(entry))
             for entry in message.entries
         )
+        sought = list[str]()
+        if self.spool.suppression.settings is not None:
+            sought = [to for entry in message.entries for to in self.stages.looked_up(entry)]
         accepted = await self.spool.accept(
             message,
             reports=reports,
             submission_key=origin.key or message.facts.submission_id,
             claim=claim,
-            sought=self._sought(message) if self.spool.suppression.settings is not None else (),
+            sought=sought,
         )
         if not accepted.repeated:
             arrivals.log_accepted(message, origin.client)
@@ -458,18 +460,6 @@ class Acceptance:
                 self.metrics.recipients_by("suppressed" if is_suppressed else to.state).inc()
         self._pass_on_claims(accepted, () if claim or accepted.repeated else (message, *reports))
         return accepted
-
-    def _sought(self, message: types.NewMessage) -> Sequence[str]:
-        """Return the addresses that are looked up in the list of dead addresses: those to which
-        mail would leave now, and of no own domain.
-        """
-        return [
-            own_mailbox(to.path.address)
-            for copy in message.entries
-            if copy.next_hop.kind in _LEAVES and not copy.extra.reason
-            for to in copy.recipients
-            if not self.router.is_own_anywhere(domain_of(to.path.address))
-        ]
 
     def _with_priorities(self, message: types.NewMessage) -> types.NewMessage:
         """Return the message; entries whose priority level differs from the usual one have it."""

@@ -9,9 +9,12 @@ from functools import partial
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.base.message.address import own_mailbox
 from relay.base.message.content import size_of
 from relay.base.message.envelope import domain_of
+from relay.base.message.nexthop import HopKind
 from relay.base.message.verdict import AddedRecipient, ExaminedMessage, Verdict
+from relay.store.spool.types import NewEntry
 from relay.transport.ingress import fanout
 from relay.transport.ingress.arrival import Preparation, PreparedMail
 from relay.transport.ingress.data import DataReply, RefusedError
@@ -26,6 +29,8 @@ from relay.transport.ingress.stages import DecidedMail, ExaminedMail
 from relay.transport.policy.rule_book import RuleBook
 from relay.transport.refusals.refusal import RefusalReason
 from relay.transport.routing.routing_result import InvalidRecipient
+
+_LEAVES = frozenset({HopKind.MX, HopKind.SMTP, HopKind.SMTPS, HopKind.GRAPH})
 
 
 class DecidingStages(Struct, frozen=True):
@@ -121,6 +126,16 @@ class DecidingStages(Struct, frozen=True):
             examine=examine,
             routes=fanout.later_routes(examined.routes, routes),
         )
+
+    def looked_up(self, queued: NewEntry) -> list[str]:
+        """Return the addresses that are looked up in the list of dead addresses: those to which
+        mail would leave now, and of no own domain.
+        """
+        if queued.next_hop.kind not in _LEAVES or queued.extra.reason:
+            return []
+        addresses = [recipient.path.address for recipient in queued.recipients]
+        is_own = self.forwarding.router.is_own_anywhere
+        return [own_mailbox(address) for address in addresses if not is_own(domain_of(address))]
 
     def fan_out(self, decided: DecidedMail, times: fanout.HoldTimes) -> fanout.FanOut:
         """Sort the recipients into queue entries; `times` are for holds."""

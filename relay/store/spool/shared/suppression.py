@@ -166,7 +166,6 @@ class SuppressionList:
     def __init__(self, engine: QueueEngine, clock: Clock) -> None:
         self.settings: SuppressionSettings | None = None
         self._engine, self._clock = engine, clock
-        self._count: int | None = None  # None: it may have changed
 
     def heard(self, claim_result: ClaimResult) -> Heard | None:
         """Return what is to be recorded with a result, None for nothing."""
@@ -225,7 +224,6 @@ class SuppressionList:
                 return new
 
             count += await self._engine.change(write)
-        self.changed()
         return count
 
     async def remove(self, address: str) -> bool:
@@ -234,7 +232,6 @@ class SuppressionList:
         rows = await self._engine.change(
             lambda transaction: transaction.fetch_each(_REMOVE, values)
         )
-        self.changed()
         return bool(rows)
 
     async def prune(self) -> None:
@@ -242,21 +239,21 @@ class SuppressionList:
         if self.settings is not None:
             values = (self.ended_us, self._clock.confirmed_us() - WINDOW_US)
             await self._engine.change(lambda transaction: transaction.execute(_PRUNE, values))
-            self.changed()
 
-    def changed(self) -> None:
-        """Have the next count() count."""
-        self._count = None
+    async def since_us(self, addresses: Sequence[str]) -> Mapping[str, int]:
+        """Return since when those of the addresses that are on the list are there, in wall time."""
+        if self.settings is None or not addresses:
+            return {}
+        ended_us = self.ended_us
+        return await self._engine.read(lambda tables: since_of(tables, addresses, ended_us))
 
     async def count(self) -> int:
-        """Return how many addresses are on the list, since changed()."""
+        """Return how many addresses are on the list."""
         if self.settings is None:
             return 0
-        if self._count is None:
-            sql, values = f"{COUNT} WHERE {_IS_LISTED}", (self.ended_us,)
-            row = await self._engine.count(lambda tables: tables.fetch_one(sql, values))
-            self._count = int(row[0])
-        return self._count
+        sql, values = f"{COUNT} WHERE {_IS_LISTED}", (self.ended_us,)
+        row = await self._engine.count(lambda tables: tables.fetch_one(sql, values))
+        return int(row[0])
 
 
 def since_of(tables: Tables, addresses: Sequence[str], ended_us: int) -> dict[str, int]:
