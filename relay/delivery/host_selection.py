@@ -31,7 +31,7 @@ from relay.base.message.outcome import (
 )
 from relay.base.message.tls_policy import CONFIGURATION, TlsPolicy
 from relay.delivery.site_limits import SiteOptions
-from relay.delivery.smtp.connect import ConnectError, GraphOptions, Target
+from relay.delivery.smtp.connect import ConnectError, Target
 from relay.delivery.smtp.connection import BeforeDot, OnReplies
 from relay.delivery.smtp.transaction import Extensions, Transaction, TransactionResult
 from relay.store.spool.types import Claim
@@ -157,7 +157,6 @@ class HostStatusCache:
 
 def target_of(host: Host, address: str, via: HopOptions) -> Target:
     """Return where to connect, and how; the host has its TLS."""
-    login = via.login
     return Target(
         host=host.name,
         address=address if host.port else "",
@@ -166,12 +165,10 @@ def target_of(host: Host, address: str, via: HopOptions) -> Target:
         lmtp=host.lmtp,
         tls=policy_of(host),
         tls_by=host.tls.by if host.tls is not None else CONFIGURATION,
-        login=login,
+        login=via.login,
         source_address=via.source_address,
         is_mx=via.is_mx,
-        graph=GraphOptions(via.confirm, via.mime_max, via.convert, via.upload_hosts)
-        if via.mime_max
-        else None,
+        graph=via.graph,
     )
 
 

@@ -8,9 +8,8 @@ from msgspec.structs import replace
 
 from relay.base.message.outcome import Relayed
 from relay.base.socket_address import Address
-from relay.delivery.smtp.connect import GraphOptions
 from relay.store.spool.types import CloudRequest
-from relay.transport.routing.routes import Credentials
+from relay.transport.routing.routes import Credentials, GraphOptions
 from tests.integration.test_dev_cloud import ANN, Cloud
 from tests.support.dev_process import DevProcess
 from tests.support.long_tests import long

@@ -30,7 +30,8 @@ class FillingTurns:
 
     def begin(self, claim: Claim, via: HopOptions) -> bool:
         """Return whether a claim may be attempted now; else it waits here."""
-        is_large = via.confirm and 0 < via.mime_max < claim.content_size
+        graph, size = via.graph, claim.content_size
+        is_large = graph is not None and graph.confirm and graph.mime_max < size
         if not is_large or via.login is None or claim.extra.order is not None:  # nearly always
             return True
         mailbox = claim.next_hop.host, own_mailbox(via.login.user)

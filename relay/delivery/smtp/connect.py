@@ -22,7 +22,7 @@ from typing import Any, Self, cast
 import aiosmtplib
 import msgspec
 from aiosmtplib.protocol import SMTPProtocol
-from msgspec import Struct, structs
+from msgspec import structs
 
 from relay.base.message.nexthop import HopKind
 from relay.base.message.outcome import (
@@ -65,18 +65,7 @@ from relay.delivery.smtp.tls import (
     verifying_context,
 )
 from relay.delivery.smtp.transaction import Extensions
-from relay.transport.routing.routes import Credentials
-
-
-class GraphOptions(Struct, frozen=True):
-    """How mail leaves by Microsoft Graph: whether a lost answer is looked for, and how many octets
-    of content it takes as MIME; the others as in a [[route]].
-    """
-
-    confirm: bool
-    mime_max: int
-    convert: str = ""
-    upload_hosts: tuple[str, ...] = ()
+from relay.transport.routing.routes import Credentials, GraphOptions
 
 
 class TokenError(Exception):

@@ -13,7 +13,6 @@ import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Coroutine
 from contextlib import closing, suppress
-from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -29,7 +28,7 @@ from relay.delivery.graph.connection import GraphConnection, GraphItems
 from relay.delivery.http_connection import HttpError
 from relay.delivery.oauth.grants import SIGN_IN, TokenAnswer, is_delegated, scope_of, token_url
 from relay.delivery.oauth.tokens import TokenServer
-from relay.delivery.smtp.connect import ConnectError, GraphOptions, Target, TokenError
+from relay.delivery.smtp.connect import ConnectError, Target, TokenError
 from relay.delivery.smtp.connection import Timeouts
 from relay.operation.app.state_dir import as_owner
 from relay.operation.cli.errors import CommandError, ExitCode
@@ -121,8 +120,8 @@ async def _look(server: TokenServer, route: Route, token: str) -> str:
     async def get_token(*_: object) -> str:
         return token
 
-    target = Target(place.host, place.host, place.port, tls=via.tls, login=via.login)
-    target = replace(target, graph=GraphOptions(confirm=True, mime_max=0))
+    host, port = place.host, place.port
+    target = Target(host, host, port, tls=via.tls, login=via.login, graph=via.graph)
     times: dict[str, Any] = {"timeouts": Timeouts(), "real_s": SystemClock().real_s}
     with closing(GraphConnection(target, get_token, server.proxy, **times)) as session:
         try:

@@ -42,11 +42,12 @@ from relay.base.message.nexthop import (
     NextHop,
 )
 from relay.base.message.tls_policy import CONFIGURATION, TlsLevel, TlsPolicy
-from relay.base.settings.tree import MIME_MAX, OwnDomain, Route
+from relay.base.settings.tree import OwnDomain, Route
 from relay.base.settings.validation import sender_matches
 from relay.transport.routing.own_domains import OwnDomains, catch_alls_elsewhere
 from relay.transport.routing.routes import (
     Fallback,
+    GraphOptions,
     HoldMail,
     HopOptions,
     RejectRoute,
@@ -203,7 +204,7 @@ class RouteTable:
         if is_own or not domain.isascii() or self._confinement is not None:
             return None
         routes = self._routes_for(domain)
-        if any(route.sender or route.recipient or route.is_graph for route in routes):
+        if any(route.sender or route.recipient or route.options.graph for route in routes):
             return None
         result = self._examine_by_routes("", domain, "")
         return result if isinstance(result, RemoteRecipient) else None
@@ -422,10 +423,9 @@ class RouteTable:
             return options
         if next_hop.kind is HopKind.MX:
             return self._default_options
+        tls = tls_of(next_hop, self._default_options.tls)
         is_graph = next_hop.kind is HopKind.GRAPH  # of a route that is gone: there is no login
-        return HopOptions(
-            tls_of(next_hop, self._default_options.tls), mime_max=MIME_MAX if is_graph else 0
-        )
+        return HopOptions(tls, graph=GraphOptions() if is_graph else None)
 
     def graph_mailbox(self, next_hop: NextHop) -> str:
         """Return the mailbox as which mail leaves at a graph:// next hop, "" at any other."""
@@ -473,7 +473,8 @@ class RouteTable:
     def is_too_large(self, next_hop: NextHop, size: int) -> bool:
         """Whether the route that led to a next hop takes no content of `size` octets."""
         route = self.named.get(next_hop.route)
-        return route is not None and 0 < route.options.mime_max < size
+        graph = route.options.graph if route is not None else None
+        return graph is not None and graph.mime_max < size
 
     def must_stay(self, next_hop: NextHop, *, chosen: bool, is_report: bool = False) -> bool:
         """Whether mail stays at a next hop wherever the routes lead. Captured mail stays. What a
@@ -486,7 +487,7 @@ class RouteTable:
         is_named = next_hop.route not in ("", BY_RULE)
         if not is_named or route is None:
             return not is_named
-        if is_report and route.is_graph and not route.takes_reports:
+        if is_report and route.options.graph and not route.takes_reports:
             return False
         mailbox = next_hop.mailbox
         return route.leads_to(next_hop) and (not mailbox or self._may_take(route, mailbox))

@@ -59,6 +59,15 @@ class Credentials:
         return bool(self.oauth) and self.user == SENDER
 
 
+class GraphOptions(Struct, frozen=True):
+    """How mail leaves by Microsoft Graph, as in a [[route]]."""
+
+    confirm: bool = True  # a lost answer is looked for
+    mime_max: int = MIME_MAX  # octets of content
+    convert: str = ""  # which content is converted beyond the usual
+    upload_hosts: tuple[str, ...] = ()  # to which files may go besides the usual
+
+
 class HopOptions(Struct, frozen=True):
     """How the hosts of a next hop are contacted, as its route says. Next hops whose options differ
     share no connection. The limits of [delivery] apply as well.
@@ -71,10 +80,7 @@ class HopOptions(Struct, frozen=True):
     source_address: str = ""  # "": the system chooses
     requiretls: bool = False  # a verified name is enough for mail with REQUIRETLS
     is_mx: bool = False  # the DNS, not a route, names the host: one with our own name is a loop
-    confirm: bool = True  # of Graph: a lost answer is looked for
-    mime_max: int = 0  # of Graph: octets of content
-    convert: str = ""  # of Graph: which content is converted beyond the usual
-    upload_hosts: tuple[str, ...] = ()  # of Graph: to which files may go besides the usual
+    graph: GraphOptions | None = None  # None: SMTP or LMTP
 
 
 class Fallback(Struct, frozen=True):
@@ -139,6 +145,8 @@ def _options_of(route: Route, action: RouteAction, default: TlsLevel) -> HopOpti
     is_graph = hop is not None and hop.kind is HopKind.GRAPH
     if is_graph and level != "verify":
         level = "none"
+    confirm, mime_max = route.confirm is not False, route.mime_max or MIME_MAX
+    graph = GraphOptions(confirm, mime_max, route.convert, route.upload_hosts)
     return HopOptions(
         tls=tls_of(hop, TlsPolicy(level, ca=route.ca, ca_digest=_digest(route.ca))),
         login=_login(validation.name_of(route), route.auth) if route.auth else None,
@@ -147,10 +155,7 @@ def _options_of(route: Route, action: RouteAction, default: TlsLevel) -> HopOpti
         source_address=route.source_address,
         requiretls=route.requiretls == "verified",
         is_mx=isinstance(action, UseMx),
-        confirm=route.confirm is not False,
-        mime_max=(route.mime_max or MIME_MAX) if is_graph else 0,
-        convert=route.convert,
-        upload_hosts=route.upload_hosts,
+        graph=graph if is_graph else None,
     )
 
 
@@ -211,7 +216,6 @@ class TableRoute:
     result: RemoteRecipient | None  # for all mail that it takes; None: it depends on the address
     demands_tls: bool  # whether it says the TLS level itself
     fallback: Fallback  # without `to`: it has none
-    is_graph: bool  # Graph takes no mail with the null reverse-path
     logs_in_as_sender: bool  # its login is the address in MAIL
     takes_reports: bool  # of Graph: except OWN_REPORT, as mail from who gets it
 
@@ -225,7 +229,7 @@ class TableRoute:
         """Whether it can send mail of this sender, also if a rule chooses it."""
         if self.logs_in_as_sender:
             return validation.sender_matches(self.sender, sender)
-        return bool(sender) or not self.is_graph
+        return bool(sender) or self.options.graph is None  # Graph takes no null reverse-path
 
     def sender_of(self, reverse_path: str, address: str) -> str:
         """Return the address by which its `sender` decides: of an OWN_REPORT, if it takes such, who
@@ -274,7 +278,7 @@ def table_route(number: int, route: Route, default: TlsLevel) -> TableRoute:
     if route.fallback:
         to = NextHop.parse(route.fallback)._replace(route=name)
         via = _options_of(validation.as_fallback(route), to, default)
-        only_large = route.fallback_auth is not None and not options.confirm
+        only_large = route.fallback_auth is not None and route.confirm is False
         after_s = 0 if only_large else route.fallback_after  # Graph may have sent the others
         fallback = Fallback(to, int(after_s * 1_000_000), via)
     return TableRoute(
@@ -288,7 +292,6 @@ def table_route(number: int, route: Route, default: TlsLevel) -> TableRoute:
         result,
         route.tls is not None or validation.verifies(route) or options.tls.implicit,
         fallback,
-        isinstance(action, NextHop) and action.kind is HopKind.GRAPH,
         options.login is not None and options.login.is_sender,
         route.reports,
     )

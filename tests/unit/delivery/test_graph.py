@@ -18,13 +18,13 @@ from relay.delivery.graph import connection as graph_connection
 from relay.delivery.graph.connection import open_graph
 from relay.delivery.graph.outcomes import outcome_of
 from relay.delivery.http_connection import HttpResponse
-from relay.delivery.smtp.connect import ConnectError, GraphOptions, Target, TokenError
+from relay.delivery.smtp.connect import ConnectError, Target, TokenError
 from relay.delivery.smtp.connection import Timeouts
 from relay.delivery.smtp.transaction import Transaction
 from relay.store.journeys.wording import describe
 from relay.store.spool.types import NO_EXTRA, CloudRequest
 from relay.transport.routing.mx_hosts import Host, Hosts, Unprotected
-from relay.transport.routing.routes import Credentials, HopOptions
+from relay.transport.routing.routes import Credentials, GraphOptions, HopOptions
 from relay.transport.routing.usable_hosts import with_tls
 from relay.transport.signing.signer import Signer
 from tests.support.dkim import DkimKeys
@@ -586,11 +586,11 @@ async def test_a_token_goes_to_the_host_of_a_verified_name_alone(authority, cert
     assert not graph.asked
 
 
-def routed(delivery, graph, **options) -> None:
+def routed(delivery, graph, *, mime_max=2_000_000) -> None:
     """All mail goes to this Graph."""
     host = Host(graph.host, 0, (graph.host,), graph.port)
     delivery.table.hosts[graph.host] = Hosts((host,))
-    delivery.table.limits[graph.host] = {"login": LOGIN, "mime_max": 2_000_000} | options
+    delivery.table.limits[graph.host] = {"login": LOGIN, "graph": GraphOptions(mime_max=mime_max)}
     delivery.table.hop = lambda _address, _domain: f"graph://{graph.host}:{graph.port}"
 
     async def connect(target, *, ehlo_name, timeouts, real_s):
@@ -668,7 +668,9 @@ async def test_retry_after_pauses_the_mailbox(delivery) -> None:
 @each_row("vouched", [True, False])
 def test_requiretls_leaves_where_the_route_vouches_for_the_name(vouched) -> None:
     host = Hosts((Host("graph.microsoft.com", 0, ("192.0.2.1",), 443),))
-    via = HopOptions(TlsPolicy("verify", implicit=True), LOGIN, requiretls=vouched, mime_max=1)
+    via = HopOptions(
+        TlsPolicy("verify", implicit=True), LOGIN, requiretls=vouched, graph=GraphOptions()
+    )
     resolved = with_tls(host, via, "route x", demand="requiretls")
     assert isinstance(resolved, Hosts if vouched else Unprotected)
 

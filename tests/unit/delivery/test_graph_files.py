@@ -12,8 +12,9 @@ from relay.base.message.tls_policy import TlsPolicy
 from relay.base.message.web_url import UrlError
 from relay.delivery.graph import filling
 from relay.delivery.graph.upload import upload_url
-from relay.delivery.smtp.connect import GraphOptions, Target
+from relay.delivery.smtp.connect import Target
 from relay.store.spool.types import DueQuery
+from relay.transport.routing.routes import GraphOptions
 from tests.support.fake_graph import SECRET, FakeGraph, error
 from tests.support.journeys import states
 from tests.support.manual_clock import ManualClock
