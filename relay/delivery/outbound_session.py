@@ -47,7 +47,8 @@ from relay.delivery.smtp.transaction import (
     Extensions,
     Transaction,
     TransactionResult,
-    wrong_address,
+    Unsupported,
+    plan,
 )
 from relay.formats.encode_for_host import CannotEncodeError, need_of
 from relay.store.spool.types import Claim, ClaimedRecipient, OrderedError, SpoolError
@@ -260,8 +261,6 @@ class OutboundSession(SessionState):
             requests = attempt.requests = ClaimRequests(
                 recorder.spool, claim, clock, recorder.hostname, only_ask=only_ask
             )
-        else:  # a host without SMTPUTF8 gets those in ASCII, who come first
-            left = tuple(sorted(left, key=lambda recipient: not recipient.path.address.isascii()))
         for _ in range(_AGAIN_MAX):
             paths = tuple([recipient.path for recipient in left])
             if requests is not None:
@@ -330,10 +329,8 @@ class OutboundSession(SessionState):
             try:
                 sent = await self._for_host(claim, transaction, connection.extensions)
             except CannotEncodeError as error:
-                reply = f"{error.status} {error}"
-                failed = Failed(connection.peer.evidence(error.status, reply))
-                outcomes = dict.fromkeys(everyone, failed)
-                result = TransactionResult(outcomes, reusable=True, lacking=error.by_host)
+                refused = Unsupported(error.status, str(error), lacking=error.by_host)
+                result = refused.result(len(everyone), connection.peer)
             else:
                 result = await connection.transact(
                     sent, before_dot=partial(self._before_dot, claim), on_replies=on_replies
@@ -354,7 +351,7 @@ class OutboundSession(SessionState):
     ) -> Transaction:
         """Return the transaction with what the host takes. Raises CannotEncodeError, SpoolError."""
         need = need_of(transaction.content, eight_bit=offered.eight_bit, smtputf8=offered.smtputf8)
-        if not need or wrong_address(transaction, offered):
+        if not need or isinstance(plan(transaction, offered), Unsupported):
             return transaction
         made = await self._contents.encoded(claim, need)
         _, content = _as_forwarded(claim, made.content)

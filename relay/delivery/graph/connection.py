@@ -69,7 +69,8 @@ from relay.delivery.smtp.transaction import (
     Extensions,
     Transaction,
     TransactionResult,
-    wrong_address,
+    Unsupported,
+    plan,
 )
 from relay.formats.graph_copy import graph_copy, sole_message_id
 from relay.formats.graph_draft import NotConverted, graph_draft
@@ -160,7 +161,7 @@ class GraphConnection:
         self.login, self.options = target.login, target.graph
         evidence = SessionEvidence(level=target.tls.level)
         self.peer = Peer(target.host, address=str(target), session=evidence)
-        self.extensions = Extensions(eight_bit=True, smtputf8=True, recipients_max=RECIPIENTS_MAX)
+        self.extensions = Extensions(eight_bit=True, smtputf8=True)
         self._token = self._former = ""
         self._is_new, self._secrets = False, tuple[str, ...]()
         self._http: http_connection.ClientConnection | None = None
@@ -251,9 +252,8 @@ class GraphConnection:
         """
         assert not self._busy, "one transaction at a time"
         everyone = range(len(transaction.recipients))
-        if wrong := wrong_address(transaction, self.extensions):
-            failed = Failed(self.peer.evidence(wrong.status, f"{wrong.status} {wrong.text}"))
-            return TransactionResult(dict.fromkeys(everyone, failed), reusable=True)
+        if isinstance(refused := plan(transaction, self.extensions), Unsupported):
+            return refused.result(len(everyone), self.peer)
         if not self._is_new:
             await self.renew_token()
         self._busy = True

@@ -26,10 +26,11 @@ from relay.delivery.smtp.transaction import (
     Transaction,
     TransactionProgress,
     TransactionResult,
+    Unsupported,
     dot_stuffed,
     mail_command,
+    plan,
     rcpt_command,
-    unsupported,
 )
 
 BeforeDot = Callable[[], Awaitable[None]]
@@ -103,16 +104,15 @@ class Connection:
         peer, count = self.peer, len(transaction.recipients)
         if transaction.encoded:
             peer = structs.replace(peer, encoded=transaction.encoded)
-        asked = count if transaction.whole else self.extensions.fitting(transaction.recipients)
-        progress = TransactionProgress(count, peer, whole=transaction.whole, asked=asked)
-        reason = unsupported(transaction, self.extensions)
-        if reason is not None:
-            progress.reject(reason.status, reason.text)
-            return structs.replace(progress.result(), lacking=reason.lacking)
-        if asked < count:
-            transaction = replace(transaction, recipients=transaction.recipients[:asked])
+        asked = plan(transaction, self.extensions)
+        if isinstance(asked, Unsupported):
+            return asked.result(count, peer)
+        progress = TransactionProgress(count, asked, peer, whole=transaction.whole)
+        if len(asked) < count:
+            paths = tuple(transaction.recipients[index] for index in asked)
+            transaction = replace(transaction, recipients=paths)
         self._busy = True
-        more_s = asked * RCPT_S + size_of(transaction.content) / SLOWEST_BYTES_S
+        more_s = len(asked) * RCPT_S + size_of(transaction.content) / SLOWEST_BYTES_S
         self.protocol.limit(round(self.timeouts.transaction_s + more_s, 1))
         try:
             if await self._envelope(transaction, progress):
@@ -194,7 +194,7 @@ class Connection:
         if reset:
             await self.protocol.reply(command_s)
         progress.mail(await self.protocol.reply(command_s))
-        for index in range(len(transaction.recipients)):
+        for index in progress.asked:
             if progress.closing:
                 return False
             replies = self.protocol.replies  # nearly always all of them have come
@@ -215,7 +215,7 @@ class Connection:
         mail = mail_command(transaction, self.extensions)
         if not progress.mail(await self._exchange(mail, command_s)):
             return False
-        for index, recipient in enumerate(transaction.recipients):
+        for index, recipient in zip(progress.asked, transaction.recipients, strict=True):
             command = rcpt_command(recipient, self.extensions)
             progress.rcpt(index, await self._exchange(command, command_s))
             if progress.closing:

@@ -116,18 +116,19 @@ class TransactionProgress:
     """
 
     def __init__(
-        self, count: int, peer: Peer, *, whole: bool = False, asked: int | None = None
+        self, count: int, asked: Sequence[int], peer: Peer, *, whole: bool = False
     ) -> None:
-        """`count` is the number of recipients, of which the first `asked` get RCPT in this
-        transaction, None for all; `whole` as in Transaction.
+        """`count` is the number of recipients, of which those `asked`, by index, get RCPT in this
+        transaction; `whole` as in Transaction.
         """
+        self.asked = asked
         self.outcomes: dict[int, Outcome] = {}
         self.accepted: list[int] = []
         self.stage = SmtpStage.MAIL
         self.closing = False
         self.never_begun = self.mail_deferred = True
         self._all = range(count)
-        self._again = [] if asked is None else list(self._all[asked:])
+        self._again = sorted(set(self._all).difference(asked))
         self._whole = whole
         self._peer = peer
         self._answered = 0  # replies to the final dot
@@ -136,10 +137,6 @@ class TransactionProgress:
     def replies_to_dot(self) -> int:
         """How many replies follow the final dot."""
         return len(self.accepted) if self._peer.lmtp else 1
-
-    def reject(self, status: str, text: str) -> None:
-        """Fail all recipients: the message cannot be sent to this peer."""
-        self._set(self._all, Failed(self._peer.evidence(status, f"{status} {text}")))
 
     def mail(self, reply: Reply) -> bool:
         """Take the reply to MAIL; return whether recipients may follow."""
@@ -297,22 +294,6 @@ class Extensions(Struct, frozen=True):
             requiretls=in_tls and "requiretls" in keyparts,
         )
 
-    def fitting(self, recipients: Sequence[ForwardPath]) -> int:
-        """Return how many of the first recipients one transaction may have (RFC 9422); without
-        SMTPUTF8 those in ASCII, if there are any.
-        """
-        count = min(self.recipients_max or len(recipients), len(recipients))
-        if not self.smtputf8:
-            in_ascii = [path.address.isascii() for path in recipients[:count]]
-            count = [*in_ascii, False].index(False) or count
-        if self.domains_max:
-            domains: set[str] = set()
-            for index, path in enumerate(recipients[:count]):
-                domains.add(domain_of(path.address))
-                if len(domains) > self.domains_max:
-                    return index
-        return count
-
 
 def _limits(text: str) -> dict[str, int]:
     """Parse the parameters of LIMITS; what has no number of 1 to 6 digits, or is 0, is ignored."""
@@ -333,28 +314,39 @@ class Unsupported(Struct, frozen=True):
     text: str
     lacking: bool = True
 
-
-def unsupported(transaction: Transaction, offered: Extensions) -> Unsupported | None:
-    """Return why the message cannot be sent to this peer, or None."""
-    if wrong := wrong_address(transaction, offered):
-        return wrong
-    size = size_of(transaction.content)
-    if offered.size_max and size > offered.size_max:
-        text = f"the message has {size} bytes, the host accepts at most {offered.size_max}"
-        return Unsupported("5.3.4", text)
-    return None
+    def result(self, count: int, peer: Peer) -> TransactionResult:
+        """Return the result of a transaction with `count` recipients: all have failed."""
+        failed = Failed(peer.evidence(self.status, f"{self.status} {self.text}"))
+        outcomes = dict.fromkeys(range(count), failed)
+        return TransactionResult(outcomes, reusable=True, never_begun=True, lacking=self.lacking)
 
 
-def wrong_address(transaction: Transaction, offered: Extensions) -> Unsupported | None:
-    """Return why an address cannot be sent to this peer, or None."""
-    if not all(map(str.isprintable, _addresses(transaction))):
+def plan(transaction: Transaction, offered: Extensions) -> Sequence[int] | Unsupported:
+    """Return which recipients get RCPT at this peer, by index; the others are `again`.
+
+    Without SMTPUTF8 those in ASCII are asked, if there are any; of these, as many as LIMITS allows
+    (RFC 9422). With `whole` all or none are asked.
+    """
+    sender, *recipients = _addresses(transaction)
+    if not all(map(str.isprintable, [sender, *recipients])):
         return Unsupported("5.1.3", "an address has a control character", lacking=False)
-    if offered.smtputf8:
-        return None
-    asked = None if transaction.whole else 1 + offered.fitting(transaction.recipients)
-    if all(map(str.isascii, _addresses(transaction)[:asked])):
-        return None
-    return Unsupported("5.6.7", "an address needs SMTPUTF8, which the host does not offer")
+    asked: Sequence[int] = range(len(recipients))
+    if not offered.smtputf8:
+        asked = [index for index in asked if recipients[index].isascii()]
+        needed = len(recipients) if transaction.whole else 1
+        if len(asked) < needed or not sender.isascii():
+            return Unsupported("5.6.7", "an address needs SMTPUTF8, which the host does not offer")
+    size, size_max = size_of(transaction.content), offered.size_max
+    if 0 < size_max < size:
+        text = f"the message has {size} bytes, the host accepts at most {size_max}"
+        return Unsupported("5.3.4", text)
+    if transaction.whole:
+        return asked
+    if offered.domains_max:
+        domains = dict.fromkeys(domain_of(recipients[index]) for index in asked)
+        first = set([*domains][: offered.domains_max])
+        asked = [index for index in asked if domain_of(recipients[index]) in first]
+    return asked[: offered.recipients_max or None]
 
 
 def needs_smtputf8(transaction: Transaction) -> bool:

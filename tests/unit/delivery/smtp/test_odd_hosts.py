@@ -282,13 +282,13 @@ async def test_the_limits_of_the_host_split_a_transaction(connected, message, ex
         connection = await connected(mx)
         first = await connection.transact(message("a@y.test", "b@y.test", "c@y.test"))
         assert ([*first.outcomes], first.again) == ([0, 1], (2,))
-        second = await connection.transact(message("a@y.test", "b@z.test"))
+        second = await connection.transact(message("a@y.test", "b@z.test", "c@y.test"))
         assert (second.again, connection.is_worn) == ((1,), False)
         third = await connection.transact(message("a@y.test", "b@y.test", "c@y.test", whole=True))
         assert (len(third.outcomes), third.again, connection.is_worn) == (3, (), True)
         assert [one.addresses for one in mx.envelopes][:2] == [
             ["a@y.test", "b@y.test"],
-            ["a@y.test"],
+            ["a@y.test", "c@y.test"],
         ]
 
 
