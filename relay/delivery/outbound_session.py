@@ -36,7 +36,7 @@ from relay.base.observe.logs import get_logger
 from relay.delivery.attempt_result import internal_error_outcomes, same_outcome
 from relay.delivery.connection_slots import SiteStatus, Slot
 from relay.delivery.content_cache import unreadable
-from relay.delivery.graph.claim_requests import ClaimRequests
+from relay.delivery.graph.claim_requests import ClaimRequests, GraphTransaction
 from relay.delivery.host_selection import HostSession, SessionState
 from relay.delivery.site import Site
 from relay.delivery.site_limits import is_pushback
@@ -263,9 +263,10 @@ class OutboundSession(SessionState):
             )
         for _ in range(_AGAIN_MAX):
             paths = tuple([recipient.path for recipient in left])
+            transaction = Transaction(envelope, paths, content)
             if requests is not None:
                 requests.recipients = tuple(recipient.id for recipient in left)
-            transaction = Transaction(envelope, paths, content, graph=requests)
+                transaction = GraphTransaction(envelope, paths, content, requests=requests)
             try:
                 on_replies = self._on_replies_for(attempt, left)
                 result = await self._transact_once(claim, transaction, on_replies)

@@ -51,6 +51,7 @@ from relay.base.message.outcome import (
 from relay.base.phrases import hiding
 from relay.delivery import http_connection
 from relay.delivery.graph import filling
+from relay.delivery.graph.claim_requests import GraphTransaction
 from relay.delivery.graph.outcomes import (
     TAKEN,
     is_missing,
@@ -251,6 +252,7 @@ class GraphConnection:
         Raises ConnectError if there is no token any more.
         """
         assert not self._busy, "one transaction at a time"
+        assert isinstance(transaction, GraphTransaction)
         everyone = range(len(transaction.recipients))
         if isinstance(refused := plan(transaction, self.extensions), Unsupported):
             return refused.result(len(everyone), self.peer)
@@ -262,7 +264,7 @@ class GraphConnection:
         finally:
             self._busy = self._is_new = False
         self.transactions += 1
-        left = () if transaction.graph and transaction.graph.only_ask else everyone
+        left = () if transaction.requests.only_ask else everyone
         again = tuple(index for index in left if index not in outcomes)
         return TransactionResult(outcomes, again, reusable=self.is_open)
 
@@ -365,11 +367,10 @@ class _GraphTransaction:
     """One transaction."""
 
     def __init__(
-        self, session: GraphConnection, transaction: Transaction, before_post: BeforeDot
+        self, session: GraphConnection, transaction: GraphTransaction, before_post: BeforeDot
     ) -> None:
-        assert transaction.graph is not None
         self._session, self._transaction = session, transaction
-        self._requests, self._before_post = transaction.graph, before_post
+        self._requests, self._before_post = transaction.requests, before_post
         user = own_mailbox(session.login.user)  # the route may have another login now
         self._open = [
             request

@@ -13,11 +13,10 @@ See RFC 5321 3.3, 4.5.2 and 4.5.3.1.10, RFC 1870 (SIZE), RFC 6152 (8BITMIME), RF
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Self
 
 from msgspec import Struct
 
-from relay.base.clock import Clock
 from relay.base.message.content import Content, is_eight_bit, memory_part, size_of
 from relay.base.message.envelope import Envelope, ForwardPath, domain_of, encode_orcpt, encode_xtext
 from relay.base.message.outcome import (
@@ -37,7 +36,6 @@ from relay.base.message.outcome import (
     closes_connection,
     is_recipient_limit,
 )
-from relay.store.spool.types import EntryExtra
 
 BLOCK_BYTES = 128 * 1024
 FINAL_DOT = b".\r\n"
@@ -61,32 +59,6 @@ class Transaction:
     content: Content = field(repr=False)
     whole: bool = False
     encoded: str = ""
-    graph: "CloudRequests | None" = None  # what a transaction by Microsoft Graph needs as well
-
-
-class CloudRequests(Protocol):
-    """The requests of a claim to Microsoft Graph that have no known result."""
-
-    # `requests`, `requests_before`, `lost_posts` and `uploads` are as they are in the spool
-    noted: EntryExtra
-    recipients: tuple[int, ...]  # the numbers of Transaction.recipients, in their order
-    # Nothing is made or sent, because an order waits: what became of the requests is asked, and
-    # drafts are deleted. Recipients in no request that may have been sent have no outcome then.
-    only_ask: bool
-    is_sending: bool  # what may send the message is asked for, and has no answer
-    clock: Clock  # for queue time
-
-    @property
-    def size(self) -> int:
-        """Octets of the content, as the routes count them."""
-
-    async def note(self, noted: EntryExtra) -> None:
-        """Make these four durable. Raises SpoolError."""
-
-    async def message_id(self, own_id: str) -> str:
-        """Return the internetMessageId of a new request. It is `own_id`, the Message-ID of the
-        content ("" for none or several), if no other request has it; else another one.
-        """
 
 
 class TransactionResult(Struct, frozen=True):

@@ -15,12 +15,12 @@ from relay.base.message.tls_policy import TlsPolicy
 from relay.base.observe.metrics import Metrics
 from relay.delivery.content_cache import ContentCache
 from relay.delivery.graph import connection as graph_connection
+from relay.delivery.graph.claim_requests import GraphTransaction
 from relay.delivery.graph.connection import open_graph
 from relay.delivery.graph.outcomes import outcome_of
 from relay.delivery.http_connection import HttpResponse
 from relay.delivery.smtp.connect import ConnectError, Target, TokenError
 from relay.delivery.smtp.connection import Timeouts
-from relay.delivery.smtp.transaction import Transaction
 from relay.store.journeys.wording import describe
 from relay.store.spool.types import NO_EXTRA, CloudRequest
 from relay.transport.routing.mx_hosts import Host, Hosts, Unprotected
@@ -111,7 +111,7 @@ class Spooled:
             self.recipients = left
             paths = tuple(ForwardPath(self.live[number]) for number in left)
             result = await session.transact(
-                Transaction(Envelope(self.sender), paths, self.content, graph=self)
+                GraphTransaction(Envelope(self.sender), paths, self.content, requests=self)
             )
             self.outcomes |= {left[index]: one for index, one in result.outcomes.items()}
             for number, outcome in self.outcomes.items():
