@@ -41,7 +41,7 @@ def reporter(clock: ManualClock) -> Reporter:
         hostname="relay.test",
         clock=clock,
         ids=Ids(clock),
-        destination_of=lambda _: Destination(LOCAL),
+        destination_of=lambda *_: Destination(LOCAL),
         expire_after_s=3600,
         metrics=Metrics(),
     )
