@@ -292,10 +292,10 @@ class Explainer:
                 route = examined.examine(address, "", False)
                 document = self._document(address, question, route)
                 if not document["state"]:
-                    document |= await self._copy(question, recipient, queued, route)
+                    document |= await self._copy(question, recipient, queued, route=route)
                 targets.append(document)
             elif queued or recipient.state in (RecipientState.FAILED, RecipientState.DISCARDED):
-                return await self._copy(question, recipient, queued, route)
+                return await self._copy(question, recipient, queued, route=route)
         return {"state": _state_of_all(targets), "targets": targets}
 
     async def _copy(
@@ -303,6 +303,7 @@ class Explainer:
         question: Question,
         recipient: NewRecipient,
         queued: NewEntry | None,
+        *,
         route: RoutingResult,
     ) -> dict[str, Any]:
         """Return where the copy of a recipient goes. `queued` is its entry, None if it has none."""

@@ -445,7 +445,7 @@ class Acceptance:
         )
         sought = list[str]()
         if self.spool.suppression.settings is not None:
-            sought = [to for entry in message.entries for to in self.stages.looked_up(entry)]
+            sought = [to for copy in message.entries for to in self.stages.looked_up(copy)]
         accepted = await self.spool.accept(
             message,
             reports=reports,
