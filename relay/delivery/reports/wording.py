@@ -24,7 +24,7 @@ _CANCELLED = "5.0.0"  # of this relay: no other status says that an operator end
 _LAST = "; last: "  # in the reply of an expired recipient, before what the last attempt gave
 # An answer of Microsoft Graph, or what it is not asked to take: no host of the recipient replied.
 _of_own_way = re.compile(r"HTTP (\d+) ?(\w*)|5\.3\.4 ").match
-_sizes = re.compile(r"\d+(?:[.,]\d+)? ?[KMG]B\b").findall
+_sizes = re.compile(r"\b\d++(?:[.,]\d++)?+ ?[KMG]B\b").findall
 
 
 class FailureClass(StrEnum):
