@@ -7,7 +7,7 @@ start reads preparing/. A file that cannot be sent is moved to corrupt/ and neve
 A held submission is in deferred/, and its name has a time that no clock reaches. One that an
 operator has released into ready/ has a zero in front of its time.
 
-The functions raise OSError. docs/design.md 1 has the order of the operations.
+The functions raise OSError. docs/flow.md has the order of the operations.
 """
 
 import os

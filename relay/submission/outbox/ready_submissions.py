@@ -1,6 +1,6 @@
 """The submissions that are ready: hand them out to pickup, and end them (steps 2 to 4).
 
-The order of renames and fsyncs is that of docs/design.md 1, and each has a crash point. After a
+The order of renames and fsyncs is that of docs/flow.md, and each has a crash point. After a
 crash at any of them the step is repeated.
 """
 

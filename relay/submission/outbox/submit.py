@@ -1,6 +1,6 @@
 """Submit drafts: steps 1 and 2.
 
-The order of fsyncs, links and renames is that of docs/design.md 1, and each has a crash point. All
+The order of fsyncs, links and renames is that of docs/flow.md, and each has a crash point. All
 of it can be repeated after a crash at any of them.
 
 Submitting raises StoreError's children and OSError. After an error neither the draft nor the
