@@ -105,7 +105,8 @@ def test_a_key_that_is_commented_out_shows_its_default(tmp_path):
         text
         for text in sections
         if not re.search(
-            r"\[\[(domain|route|oauth|dkim|tenant|webhook|milter)\]\]|For mail clients", text
+            r"\[\[(domain|route|oauth|dkim|tenant|webhook|milter)\]\]|\[suppression\]|For mail clients",
+            text,
         )
     ]
     text = re.sub(
