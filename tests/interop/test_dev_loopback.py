@@ -10,6 +10,7 @@ import pytest
 from tests.integration import test_simulated_internet as internet
 from tests.integration.test_dev_https import CURL
 from tests.integration.test_dev_proxy import ME, bare, run
+from tests.support.recipients_by_client import EXPECTED
 from tests.support.reports import report_about
 
 FULL_GMAIL = b"""
@@ -27,9 +28,9 @@ def test_no_connection_goes_beyond_loopback(tmp_path: Path, dev) -> None:
     scenario = relay.graph("PUT", "/relay/v1/dev/internet", FULL_GMAIL, headers=toml)
     assert scenario.status == 200, scenario.body
     further = ("x@gmail.com", "x+later550@b.test")
-    known = (*internet.BOUNCES, *internet.DEFERRALS, *internet.DELIVERIES)
-    internet.send(relay, "graph", *known, *further)
-    internet.send(relay, "smtp", *further)
+    known = [expected.address for expected in EXPECTED]
+    internet.by_graph(relay, "alice@example.test", [*known, *further])
+    internet.by_smtp(relay, "bob@example.test", further)
     held = relay.submit("alice@example.test", ["someone@elsewhere.test"])
     relay.until_state(held, "captured")
     for hop in ("192.0.2.1", "smtp.elsewhere.test", "[2001:db8::1]"):
@@ -39,7 +40,7 @@ def test_no_connection_goes_beyond_loopback(tmp_path: Path, dev) -> None:
     done = relay.cli("queue", "reroute", held, "--to", "mx")
     assert done.returncode == 0, done.stderr
     relay.until_state(held, "relayed")
-    for sender in internet.SENDERS.values():
+    for sender in internet.CLIENTS:
         report_about(relay, "x+later550@b.test", person=sender)
     relay.advance(600)
     assert relay.metric("relay_attempts_total", outcome="deferred") > 15

@@ -192,7 +192,7 @@ class DocumentReader:
                 value = texts.expand(raw, base=self._base, environ=self._environ)
                 if not _wants_text(hint):
                     value = _number_or_word(value)
-            if empty_allowed and value == "":
+            if empty_allowed and value == "" and (raw == "" or not is_secret):
                 return ""
             return read_leaf(hint, value, self._base)
         except ValueError as error:

@@ -83,9 +83,10 @@ def test_all_keys_are_shown_and_no_secret(tmp_path: Path) -> None:
         assert keys["state_dir"] == "${env:STATE}"
         missing = set(keys_of()) - {key.replace("[0]", "") for key in keys}
         tables = (
-            "http.tls",  # has no value, as sendmail and observe.metrics
+            "http.tls",  # has no value, as sendmail, suppression and observe.metrics
             "observe.metrics",
             "sendmail",
+            "suppression.",
             "smtp.",
             "domain.",
             "route.",
