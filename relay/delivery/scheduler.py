@@ -59,6 +59,7 @@ class DeliveryScheduler:
     queue_admin: QueueAdmin  # reroutes entries whose route has changed
 
     def __post_init__(self) -> None:
+        self.recorder.ended, self.recorder.lookup_of = self.ended, self.sites.lookup_of
         self._rerouter = ClaimRerouter(
             self.recorder,
             table=self.table,

@@ -311,7 +311,7 @@ class Node:
                 )
             ),
         )
-        scheduler = DeliveryScheduler(
+        return DeliveryScheduler(
             recorder,
             sites=sites,
             local=LocalDelivery(recorder, around.store, self.table),
@@ -320,8 +320,6 @@ class Node:
             active_queue=ActiveQueue(claims_max=scenario.window_claims),
             queue_admin=_RerouterDesk(self.spool.queue_admin, around.ledger, around.world),
         )
-        recorder.ended, recorder.lookup_of = scheduler.ended, sites.lookup_of
-        return scheduler
 
     async def start(self) -> None:
         await self.spool.start()

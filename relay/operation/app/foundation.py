@@ -227,13 +227,12 @@ def _shown(lines: Sequence[object], kind: str) -> tuple[str, ...]:
 
 class Readiness:
     """Why the relay is not ready: `reason`, "" when it is. `impaired` says what fails in a relay
-    that is ready; `queue` returns why the queue cannot be read.
+    that is ready.
     """
 
     def __init__(self) -> None:
         self.reason = "starting"
         self.impaired = ""
-        self.queue: Callable[[], str] = str
 
     def __call__(self) -> str:
         """The reason for a 503."""
@@ -464,6 +463,7 @@ def open_foundation(
         holds_store=sources.holds_root,
     )
     undo.callback(engine.close)
+    table.is_of_other_store = engine.is_of_other_store
     on_refusal = changes.notify if sources.development is not None else lambda: None
     metrics.reload_success_time.set(clock.time_us() / 1_000_000)
     active = sources.active

@@ -195,9 +195,8 @@ def _means(
 
     def unready() -> str:
         """Return the reason for a 503 of /readyz, "" if there is none."""
-        ready = base.readiness
-        reason = ready() or transport.smtp_fault or base.spool.health() or ready.queue()
-        reason = reason or base.pressure.paused()
+        reason = base.readiness() or transport.smtp_fault or base.spool.health()
+        reason = reason or transport.scheduler.unreadable() or base.pressure.paused()
         trouble = base.root.trouble if base.holds_root else ""
         if reason or not trouble:
             return reason

@@ -212,16 +212,12 @@ def connect_parts(
     cannot pass them all.
     """
     scheduler, reporter, admin = transport.scheduler, transport.reporter, base.spool.queue_admin
-    recorder = scheduler.recorder
-    recorder.ended, recorder.lookup_of = scheduler.ended, scheduler.sites.lookup_of
     scheduler.local.reply_of = transport.replies.owed
     reporter.copies = _copies(base, scheduler)
     admin.delivery, admin.reports.writer = scheduler, reporter
     admin.give_back = base.usage.give_back
-    base.table.is_of_other_store = base.spool.is_of_other_store
     base.store.messages.on_read = transport.receipts.sender.read
     base.usage.on_near = on_near
-    base.readiness.queue = scheduler.unreadable
     base.metrics.crowded.set_function(lambda: len(transport.full))
     if transport.gate is not None:
         transport.gate.accept = [server.accept for server in transport.smtp_servers]

@@ -249,7 +249,6 @@ class RunningDelivery:
             active_queue=self.active_queue,
             queue_admin=self.spool.queue_admin,
         )
-        recorder.ended, recorder.lookup_of = self.scheduler.ended, sites.lookup_of
 
     def run(self) -> None:
         self.running = asyncio.create_task(self.scheduler.run())
