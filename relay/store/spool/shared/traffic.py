@@ -37,11 +37,10 @@ COUNTS = ("accepted", "delivered", "deferred", "failed")  # of a group
 _DELIVERED, _FAILED = ("delivered", "relayed", "captured"), ("failed", "expired")
 _LOGIN = f"(SELECT {LOGIN.format('m.')} FROM message m WHERE m.id = event.message_id)"
 _ATTEMPTS = (
-    "SELECT message_id, sequence, at_us, detail, {login}"
+    "SELECT message_id, sequence, at_us, step, detail, {login}"
     f" FROM event WHERE (message_id, sequence) > (?, ?) AND (step = {Step.DELIVERY:d}{{more}})"
     " ORDER BY message_id, sequence LIMIT ?"
 )
-_COMPLAINT = '{"kind":"complaint"'  # the beginning of such an event
 _HARD = frozenset(("5.1.1", "5.1.2", "5.1.3", "5.1.6", "5.1.10", "5.2.1"))
 _RATE = re.compile(r"\brate\b|\btoo (?:fast|many|much|often|quickly)|limit|throttl", re.IGNORECASE)
 _AT_ONCE = 2000
@@ -91,11 +90,11 @@ class TrafficCounter:
     def step(self, tables: Tables) -> bool:
         """Count some attempts; return False when all are counted."""
         rows = tables.fetch(self._attempts, (*self._reached, _AT_ONCE))
-        for queue_id, sequence, at_us, text, login in rows:
+        for queue_id, sequence, at_us, step, text, login in rows:
             if queue_id != self._reached[0]:
                 self._hosts, self._delivered, self._complained = {}, {}, set()
             self._reached = (queue_id, sequence)
-            if text.startswith(_COMPLAINT):
+            if step == Step.REPORT:  # a complaint
                 self._count_complaint(_decode_complaint(text).recipients)
                 continue
             attempt = _decode(text)
