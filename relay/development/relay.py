@@ -9,7 +9,7 @@ import asyncio
 import dataclasses
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -143,7 +143,6 @@ class DevelopmentRelay:
         self._tasks = TaskSet()
         self._mail_access = self._mail_access_of(base)
         self._mailboxes: dict[str, list[Address]] = {name: [] for name in MAIL}
-        self._sockets = ExitStack()  # of the mailboxes
         self._reset = Reset(
             self.daemon, folder.path / "trash", quiet=self._quiet, forget=self._forget
         )
@@ -316,9 +315,8 @@ class DevelopmentRelay:
             tls = None if name in IN_CLEAR else self.certificate.server.context
             for place in self._options.everywhere(address) if name in MAIL else ():
                 listener = open_listener(place, backlog=64)
-                self._sockets.callback(listener.close)
                 self._mailboxes[name].append(listener.address)
-                await self._mail_access.serve(name.removesuffix("s"), listener.sockets, tls)
+                await self._mail_access.serve(name.removesuffix("s"), listener, tls)
 
     async def stop(self) -> None:
         """Stop it; mail in delivery has a few seconds to end."""
@@ -326,7 +324,6 @@ class DevelopmentRelay:
         await self._advances.stop()
         await self._reset.end()
         await self._mail_access.stop()
-        self._sockets.close()
         await self.simulated_recipients.stop()
         try:
             await self.daemon.stop()

@@ -4,7 +4,7 @@ import asyncio
 import socket
 import ssl
 from asyncio import to_thread
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from relay.base.files import replace_file
 from relay.base.observe.logs import get_logger
-from relay.base.sockets import Acceptor
+from relay.base.sockets import Acceptor, Listener
 from relay.base.task_set import TaskSet
 from relay.development.mail_access.dovecot import Dovecot, launcher
 from relay.development.mail_access.imap_login import ImapLogin
@@ -50,25 +50,23 @@ class MailAccess:
 
     def __post_init__(self) -> None:
         self._configuration = self.run / "dovecot-session.conf"
-        self._acceptors: list[Acceptor] = []
+        self._listening = ExitStack()
         self._connecting, self._sessions = TaskSet(), TaskSet()  # without and with a login
         self._turn = asyncio.Lock()  # held while mailboxes are moved
         self._uid_lead = 0  # of UIDVALIDITY, a time in seconds, so that a reset uses none again
 
-    async def serve(
-        self, protocol: str, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None
-    ) -> None:
-        """Accept connections by "imap" or "pop3"; `tls` is from the first octet. Raises OSError.
-
-        The sockets stay the caller's.
+    async def serve(self, protocol: str, listener: Listener, tls: ssl.SSLContext | None) -> None:
+        """Accept connections by "imap" or "pop3"; `tls` is from the first octet. stop() closes the
+        listener. Raises OSError.
         """
+        self._listening.callback(listener.close)
         text = Path(__file__).with_name(f"dovecot-{self.dovecot.version}.conf").read_text()
         text = text.replace("RUN_DIRECTORY", str(self.run))
         replace_file(self._configuration, text.encode(), mode=0o600)
         port = _Port(ImapLogin if protocol == "imap" else Pop3Login, tls)
-        acceptor = Acceptor(sockets, partial(self._take, port))
+        acceptor = Acceptor(listener.sockets, partial(self._take, port))
         acceptor.accept(goes_on=True)
-        self._acceptors.append(acceptor)
+        self._listening.callback(acceptor.close)
 
     @asynccontextmanager
     async def emptied(self) -> AsyncIterator[None]:
@@ -84,8 +82,7 @@ class MailAccess:
 
     async def stop(self) -> None:
         """Accept no more, and end all sessions."""
-        for acceptor in self._acceptors:
-            acceptor.close()
+        self._listening.close()
         await self._connecting.end()
         await self._sessions.end()
 

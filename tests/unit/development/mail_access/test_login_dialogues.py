@@ -74,13 +74,12 @@ async def listening(
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(early)
     await writer.drain()
-    await access.serve(protocol, listener.sockets, None)
+    await access.serve(protocol, listener, None)
     try:
         yield reader, writer, port
     finally:
         writer.close()
         await access.stop()
-        listener.close()
 
 
 async def said(folder: Path, protocol: str, sent: bytes) -> bytes:
