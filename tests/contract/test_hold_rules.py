@@ -119,7 +119,7 @@ async def test_a_hold_replaces_that_of_the_same_domain(spool) -> None:
 
 
 async def test_there_are_not_too_many(spool, monkeypatch) -> None:
-    monkeypatch.setattr("relay.store.spool.shared.holds.HOLD_RULES_MAX", 1)
+    monkeypatch.setattr("relay.store.spool.shared.hold_rules.HOLD_RULES_MAX", 1)
     await hold(spool)
     await hold(spool)
     with pytest.raises(SpoolError, match="release one of them"):

@@ -21,7 +21,7 @@ from relay.base.message.srs import Srs, SrsError
 from relay.base.message.status import SUPPRESSED
 from relay.delivery.site_limits import parse_rate
 from relay.store.journeys.events import Step
-from relay.store.spool.shared.holds import HELD_BY_RULES
+from relay.store.spool.shared.hold_counters import HELD_BY_RULES
 from relay.store.spool.types import Claim, ClaimResult
 from tests.simulation import scenario
 from tests.simulation.clock import BEGINNING_US

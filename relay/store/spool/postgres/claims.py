@@ -26,7 +26,8 @@ from relay.store.spool.shared.claimed import (
     scan_next_hop,
 )
 from relay.store.spool.shared.columns import WAITS
-from relay.store.spool.shared.holds import end_hold, hold_damaged
+from relay.store.spool.shared.damaged_entries import hold_damaged
+from relay.store.spool.shared.entry_notes import end_hold
 from relay.store.spool.types import (
     FIRST_POSITION,
     Claim,

@@ -26,7 +26,7 @@ from relay.store.spool.postgres.maintenance import PostgresMaintenance, stores_w
 from relay.store.spool.postgres.server import DatabaseHosts, translate_postgres_errors
 from relay.store.spool.postgres.transactions import WriteTransaction
 from relay.store.spool.postgres.writer import WriteConnection
-from relay.store.spool.shared.holds import hold_rules
+from relay.store.spool.shared.hold_rules import hold_rules
 from relay.store.spool.types import NodeNameError, SpoolError
 
 POLL_S = 5.0

@@ -36,7 +36,8 @@ from relay.store.spool.shared.accepted import (
     used_contents,
 )
 from relay.store.spool.shared.columns import json_text, message_row
-from relay.store.spool.shared.holds import HoldRule, as_held_now, count_holds, hold_rules
+from relay.store.spool.shared.hold_counters import count_holds
+from relay.store.spool.shared.hold_rules import HoldRule, as_held_now, hold_rules
 from relay.store.spool.shared.suppression import Heard
 from relay.store.spool.shared.tables import StoredBodies, StoredBody
 

@@ -11,8 +11,10 @@ What acceptance and delivery write:
 - `receipts`: read receipts and automatic replies that are owed
 - `suppression`: the list of dead addresses: which replies of hosts count, when an address enters
   and ends, what an operator adds and removes
-- `holds`: why entries are held, when a hold ends, damaged entries, how many rules hold (held_max);
-  the domains for which mail is held as it comes (hold --new)
+- `entry_notes`: why an entry is held, and when its hold ends; what attempts note of it
+- `hold_counters`: how many entries rules hold (held_max)
+- `hold_rules`: the domains for which mail is held as it comes (hold --new)
+- `damaged_entries`: entries that cannot be read are held
 
 Queue commands and counts:
 

@@ -14,7 +14,7 @@ from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.phrases import words_in
 from relay.store.spool import types
 from relay.store.spool.shared.columns import ACCEPTED_COUNTER, recipient_row
-from relay.store.spool.shared.holds import lack_of_room
+from relay.store.spool.shared.hold_counters import lack_of_room
 from relay.store.spool.shared.receipts import note_receipt, record_sent
 from relay.store.spool.shared.suppression import since_of
 from relay.store.spool.shared.tables import OpenTransaction, StoredContents, Tables

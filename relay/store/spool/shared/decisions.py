@@ -33,7 +33,7 @@ from relay.store.spool.queue_commands import (
 )
 from relay.store.spool.shared.columns import recipient_row
 from relay.store.spool.shared.entries import EntryChanges, EntryFacts, LoadedEntries, load_entries
-from relay.store.spool.shared.holds import RELEASED, held_extra
+from relay.store.spool.shared.entry_notes import RELEASED, held_extra
 from relay.store.spool.shared.tables import Leftovers, Tables
 from relay.store.spool.types import RESTORED_US, ContentKey, Key, NewMessage, NewRecipient, Selector
 

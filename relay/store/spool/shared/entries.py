@@ -23,7 +23,8 @@ from relay.store.journeys.events import Event, Step
 from relay.store.spool import types
 from relay.store.spool.queue_commands import Operation, QueueCommand, states_before
 from relay.store.spool.shared.columns import ACCEPTED_COUNTER, LIVE_STATES
-from relay.store.spool.shared.holds import changed_extra, count_holds, note_extra
+from relay.store.spool.shared.entry_notes import changed_extra, note_extra
+from relay.store.spool.shared.hold_counters import count_holds
 from relay.store.spool.shared.tables import OpenTransaction, Tables
 from relay.store.spool.types import ContentKey, EntryExtra, Key, QueueOrder, readable_extra
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from relay.base.clock import ID_LENGTH, id_time_us
 from relay.base.message.address import pattern_forms, with_a_labels, with_u_labels
+from relay.base.message.nexthop import text_and_route
 from relay.store.journeys.message_list import matches_pattern
 from relay.store.spool.shared.columns import LOGIN, WAITS
-from relay.store.spool.shared.holds import is_of_route
 from relay.store.spool.shared.message_names import naming
 from relay.store.spool.shared.tables import Tables
-from relay.store.spool.types import FIRST_KEY, RESTORED_US, WAITING, Key, Selector
+from relay.store.spool.types import FIRST_KEY, RESTORED_US, WAITING, Key, Selector, readable_extra
 
 STEP = 2000  # keys whose conditions are checked in one query
 _NAMED_MAX = 10_000  # entries of one id
@@ -63,7 +63,7 @@ class EntrySelection:
                 [(*key, *self._values) for key in keys],
             )
             if matches_pattern(self.selector.subject, row[2] or "")  # SQL's lower() is for ASCII
-            and (not self.selector.route or is_of_route(self.selector.route, *row[3:]))
+            and (not self.selector.route or _is_of_route(self.selector.route, *row[3:]))
         ]
 
     def _fetch_keys(self, tables: Tables) -> None:
@@ -211,3 +211,12 @@ def like(pattern: str) -> str:
     for character in "\\%_":
         text = text.replace(character, f"\\{character}")
     return text.replace("*", "%").replace("?", "_")
+
+
+def _is_of_route(pattern: str, next_hop: str, extra_text: str) -> bool:
+    """Whether a route whose name matches leads to the next hop, or holds the entry there."""
+    extra = readable_extra(extra_text)
+    reason = extra.reason if extra is not None else ""
+    holder = reason.removeprefix("route ") if reason.startswith("route ") else ""
+    names = (text_and_route(next_hop)[1], holder)
+    return any(name and matches_pattern(pattern, name) for name in names)

@@ -54,7 +54,7 @@ from relay.store.spool.queue_commands import (
     RouteLookup,
     ShownTimes,
 )
-from relay.store.spool.shared import holds
+from relay.store.spool.shared import entry_notes, hold_rules
 from relay.store.spool.shared.columns import LOGIN, PAY_REPORTS
 from relay.store.spool.shared.decisions import ChangeResult, decide, held_by_restore
 from relay.store.spool.shared.entries import (
@@ -217,14 +217,14 @@ class QueueAdmin:
         # parses QueueCommand.to_text, or raises ValueError
         self.way_to: Callable[[str], RouteLookup] = lambda _text: lambda *_: None
 
-    async def hold_rules(self) -> Sequence[holds.HoldRule]:
+    async def hold_rules(self) -> Sequence[hold_rules.HoldRule]:
         """Return for which domains new mail is held. Raises SpoolError."""
         now_us = self.clock.queue_us()
-        return await self.engine.read(lambda tables: holds.hold_rules(tables, now_us=now_us))
+        return await self.engine.read(lambda tables: hold_rules.hold_rules(tables, now_us=now_us))
 
     async def why_held(self, address: str) -> str:
         """Return why new mail for an address is held, "" if it is not. Raises SpoolError."""
-        rule = holds.rule_for(address, await self.hold_rules())
+        rule = hold_rules.rule_for(address, await self.hold_rules())
         return rule.reason if rule is not None else ""
 
     async def _ends_hold_rule(self, selector: types.Selector) -> bool:
@@ -242,10 +242,10 @@ class QueueAdmin:
         change: Callable[[OpenTransaction], Sequence[str]]
         if command.operation is Operation.HOLD and command.new:
             reason = f"{command.who}: {command.why or f'all mail for {domain}'}"
-            hold = holds.HoldRule(domain, reason, self.clock.time_us(), command.until_us)
-            change = partial(holds.hold_new, hold=hold, now_us=now_us)
+            hold = hold_rules.HoldRule(domain, reason, self.clock.time_us(), command.until_us)
+            change = partial(hold_rules.hold_new, hold=hold, now_us=now_us)
         elif command.new:
-            change = partial(holds.end_new, pattern=like(domain))
+            change = partial(hold_rules.end_new, pattern=like(domain))
         else:
             return ()
         return await self.engine.change_hold_rules(change)
@@ -412,7 +412,7 @@ class QueueAdmin:
         if not drafts:
             return
         names, at_us = [*map(" ".join, drafts)], self.clock.time_us()
-        events = [holds.command_event("delete drafts", key[1], drafts=names, at_us=at_us)]
+        events = [entry_notes.command_event("delete drafts", key[1], drafts=names, at_us=at_us)]
         try:
             await self.engine.change(lambda transaction: transaction.append_events(key[0], events))
         except types.SpoolError as error:
@@ -572,7 +572,7 @@ class Slice(Struct, frozen=True):
             return None
         if extra.in_doubt and not order.restarts:
             return None
-        holds.note_extra(transaction, key, order=None)
+        entry_notes.note_extra(transaction, key, order=None)
         result, _ = self.write(transaction)
         result.due_us = self.now_us  # it may have changed nothing, and the entry is due
         return result

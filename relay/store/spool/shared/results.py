@@ -33,13 +33,8 @@ from relay.store.journeys.events import Event, Step
 from relay.store.spool.shared.accepted import CapturedMail
 from relay.store.spool.shared.columns import IS_FEEDBACK, LIVE_STATES, PAY_REPORTS, json_text
 from relay.store.spool.shared.decisions import ChangeResult
-from relay.store.spool.shared.holds import (
-    changed_extra,
-    command_event,
-    count_holds,
-    note_extra,
-    note_hold,
-)
+from relay.store.spool.shared.entry_notes import changed_extra, command_event, note_extra, note_hold
+from relay.store.spool.shared.hold_counters import count_holds
 from relay.store.spool.shared.receipts import add_receipts
 from relay.store.spool.shared.suppression import Heard, note_dead
 from relay.store.spool.shared.tables import OpenTransaction, StoredContents, Tables

@@ -16,7 +16,7 @@ from relay.store.journeys.message_list import ListedRecipient
 from relay.store.spool.shared.claimed import CLAIMS_AT_ONCE, release_abandoned
 from relay.store.spool.shared.columns import LIVE_STATES, REMOVED_EVENTS
 from relay.store.spool.shared.event_log import last_sequence
-from relay.store.spool.shared.holds import count_removed
+from relay.store.spool.shared.hold_counters import count_removed
 from relay.store.spool.shared.maintenance import AT_ONCE, IS_IN_QUEUE, SpoolMaintenance
 from relay.store.spool.shared.tables import OpenTransaction, QueueEngine
 from relay.store.spool.sqlite.content_files import ContentFiles

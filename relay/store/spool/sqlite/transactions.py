@@ -47,7 +47,10 @@ from relay.store.spool.shared.claimed import (
     scan_next_hop,
 )
 from relay.store.spool.shared.columns import MESSAGE_COLUMNS, REMOVED_EVENTS, WAITS, message_row
-from relay.store.spool.shared.holds import as_held_now, count_holds, end_hold, hold_damaged
+from relay.store.spool.shared.damaged_entries import hold_damaged
+from relay.store.spool.shared.entry_notes import end_hold
+from relay.store.spool.shared.hold_counters import count_holds
+from relay.store.spool.shared.hold_rules import as_held_now
 from relay.store.spool.shared.tables import StoredBodies, StoredBody
 from relay.store.spool.sqlite.database import SqliteTables
 from relay.store.spool.sqlite.writer import Batch

@@ -21,8 +21,8 @@ from relay.base.message.content import octets_in_blocks
 from relay.store.spool.engine import SpoolFinding, VerifyRequest
 from relay.store.spool.shared import stats
 from relay.store.spool.shared.columns import ACCEPTED_COUNTER, LIVE_STATES
-from relay.store.spool.shared.holds import counted
-from relay.store.spool.shared.holds import recount as recount_holds
+from relay.store.spool.shared.hold_counters import counted
+from relay.store.spool.shared.hold_counters import recount as recount_holds
 from relay.store.spool.sqlite.content_files import checksum_of
 from relay.store.spool.sqlite.database import open_database
 from relay.store.spool.sqlite.spool_files import (

@@ -5,7 +5,7 @@ import pytest
 
 from relay.base.message.nexthop import NextHop
 from relay.store.spool.shared import claimed
-from relay.store.spool.shared.holds import DAMAGED_DUE_US
+from relay.store.spool.shared.damaged_entries import DAMAGED_DUE_US
 from relay.store.spool.types import DueQuery, Selector
 from tests.support.operator import command, reroute
 from tests.support.spools import ids_of

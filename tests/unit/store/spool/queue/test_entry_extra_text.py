@@ -1,6 +1,6 @@
 """The JSON text of EntryExtra in a row, as a change of some of its fields leaves it."""
 
-from relay.store.spool.shared.holds import RELEASED, changed_extra
+from relay.store.spool.shared.entry_notes import RELEASED, changed_extra
 from tests.support.tables import each_row
 
 
