@@ -34,11 +34,11 @@ _language = re.compile(rb"\r\nContent-Language: ([a-z]++)").search
 
 
 def is_sent_report(header: Header) -> bool:
-    """Return whether a report that left as mail comes back: redirected, or forwarded by a rule of
-    an Inbox, which makes a new message. Mail of people who answer or forward one is none.
+    """Return whether a report that left as mail comes back, or may be in mail that a rule of an
+    Inbox has sent on: of a report forwarded as an attachment, no other field tells. Mail of people
+    who answer or forward a report is none.
     """
-    ids = b"".join((*header.values("References"), *header.values("In-Reply-To")))
-    return REPORT_FIELD in header or (_BY_RULE in header and b".dsn@" in ids)
+    return REPORT_FIELD in header or _BY_RULE in header
 
 
 def report_as_mail(

@@ -65,7 +65,7 @@ def test_what_a_rule_sends_of_a_report_on_causes_no_report(serve, dev) -> None:
         assert told in first.cli("trace", scan).stdout
         assert b"\r\nX-Relay-Report: relay.example.test\r\n" in report
         own_id = email.message_from_bytes(report)["Message-ID"]
-        by_rule = f"References: {own_id}\r\nX-MS-Exchange-Inbox-Rules-Loop: {printer}\r\n\r\nx\r\n"
+        by_rule = f"X-MS-Exchange-Inbox-Rules-Loop: {printer}\r\n\r\nx\r\n"  # as an attachment
         by_person = f"References: {own_id}\r\n\r\nplease have a look\r\n"
         for relay, content in (
             (first, report),
