@@ -187,9 +187,15 @@ def test_who_sent_it_reads_by_graph_that_it_failed(
         [octets] = cloud.mime(SCANNER, "inbox")
         names = [one.get_filename() for one in email.message_from_bytes(octets).walk()]
         assert [one for one in names if one] == ["details.txt", "message.eml"]
+        post = "[[graph]]\nmethod = 'POST'\nstatus = "
+        cloud.use(f"{post}413\ntimes = 1\n{post}503\nretry_after = 1\n")
+        mail(SCANNER)
+        until("its report waits", lambda: f'"to":"{SCANNER}","status":"deferred"' in service.log)
     service._environment["RELAY_REPORTS"] = "reject:5.7.1 no way for reports"  # as in 0.5.0
     service.restart()
     mail(SCANNER)
-    until("its report is kept", lambda: [*state.glob("dead-letter/new/*")])
+    until("each report is kept", lambda: len([*state.glob("dead-letter/new/*")]) == 4)
+    told = re.findall(r'"a report is a dead letter".*"to":"(.*?)".*no way for reports', service.log)
+    assert sorted(told) == [OPS, SCANNER]
     assert service.faults() == []
     assert service.stop() == 0

@@ -219,7 +219,8 @@ class Reporter:
                 since, until = rfc3339(facts.received_us), rfc3339(facts.expires_us)
                 event = replace(event, detail=replace(event.detail, since=since, until=until))
             if report is not None:
-                messages += [report, *self._copy(subject)]
+                is_reader = self.copies.to == message.envelope.reverse_path
+                messages += [report, *(() if is_reader else self._copy(subject))]
             events.append(event)
         if decision.dead_letters:
             unsigned = SignedContents((ParsedContent.of(content),))
@@ -237,11 +238,14 @@ class Reporter:
         return ReportPlan(tuple(messages), tuple(events))
 
     def _warn_of(self, report: MessageFacts, recipients: Sequence[dsn.ReportedRecipient]) -> None:
-        """Log that a report which leaves as mail of a mailbox has failed."""
-        to, reason = recipients[0].path.address, recipients[0].evidence.reply
-        route = self._route_to(to, of_trusted=report.extra.of_trusted)
-        if mailbox := self._mailbox_of(route):
-            _log.warning("a report is a dead letter", to=to, mailbox=mailbox, reason=reason)
+        """Log that a delivery report about trusted mail has failed, and as which mailbox it would
+        leave now.
+        """
+        if report.extra.of_trusted:
+            to, reason = recipients[0].path.address, recipients[0].evidence.reply
+            mailbox = self._mailbox_of(self._route_to(to, of_trusted=True))
+            by_graph = {"mailbox": mailbox} if mailbox else {}
+            _log.warning("a report is a dead letter", to=to, reason=reason, **by_graph)
 
     async def inbox_report(
         self,

@@ -99,6 +99,7 @@ def reporter():
 
 
 def test_one_bounce_for_all_failed_recipients(reporter):
+    reporter.reporter.copies = Copies("alice@example.com", frozenset({"failure"}))  # the sender
     plan = reporter.failures([recipient(), recipient("carol@example.net")])
     (report,) = plan.messages
     found = scan_message(email.message_from_bytes(report.contents[0]))
@@ -184,18 +185,20 @@ def test_only_delivery_reports_about_trusted_mail_may_leave_by_graph(trusted):
     assert [other.facts.extra.of_trusted for other in others] == [False] * 5
 
 
-def test_a_report_that_cannot_leave_by_graph_is_a_dead_letter_with_one_warning():
+def test_a_report_on_trusted_mail_that_fails_is_a_dead_letter_with_one_warning():
     reporter = CountedReporter(graph_mailbox=lambda hop: "printer@a.test" if hop == MX else "")
     reporter.hops |= {"bob@example.net": Destination(MX), "carol@example.net": Destination(LOCAL)}
     marked = MessageExtra(of_trusted=True)
     report = replace(MESSAGE, source=Source.REPORT, envelope=Envelope(""), extra=marked)
     with capture_logs() as logged:
-        reporter.failures([recipient("carol@example.net")], report)
+        reporter.failures([recipient("carol@example.net")], report)  # its route takes none now
+        reporter.failures([recipient()], replace(report, extra=MessageExtra()))  # a receipt
         (letter,) = reporter.failures([recipient(), recipient("dave@x.test")], report).messages
     assert letter.entries[0].recipients[0].path.address == "postmaster"
     keys = ("log_level", "to", "mailbox", "reason")
-    assert [[one[key] for key in keys] for one in logged] == [
-        ["warning", "bob@example.net", "printer@a.test", "550 5.1.1 no"]
+    assert [[one.get(key) for key in keys] for one in logged] == [
+        ["warning", "carol@example.net", None, "550 5.1.1 no"],
+        ["warning", "bob@example.net", "printer@a.test", "550 5.1.1 no"],
     ]
 
 
