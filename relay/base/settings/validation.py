@@ -352,8 +352,7 @@ def _graph(path: KeyPath, route: tree.Route) -> Found:
             if getattr(route, key):
                 yield (*path, key), f"no {key}: graph:// is HTTPS, and HTTP at a loopback address"
         if route.sender == "<>":
-            expected = "addresses, or reports = true: no other mail with the null sender leaves so"
-            yield (*path, "sender"), expected
+            yield (*path, "sender"), "addresses, or no sender, with reports = true for reports"
         return
     if route.reports:
         yield (*path, "reports"), "reports only with a graph:// next hop"

@@ -245,6 +245,7 @@ max_connections = 0
         ),
         (f"{TO_H}fallback_auth = {LOGIN}", "fallback_auth only with a graph:// next hop"),
         (f"{TO_H}reports = true", "reports only with a graph:// next hop"),
+        (f"{CLOUD}sender = '<>'\nreports = true", "expected addresses, or no sender"),
         (f"{CLOUD}fallback_auth = {LOGIN}", "expected fallback_auth only with a fallback"),
         (f"{CLOUD}{AT}'x'}}", 'fallback_auth.oauth: found "x", expected the name of an [[oau'),
         (f"{CLOUD}{AT}'m'}}".replace("ten", "scope = 'x'\nten", 1), "[[oauth]] without scope"),
