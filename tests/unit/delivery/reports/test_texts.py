@@ -159,6 +159,9 @@ def test_the_first_sentence_is_about_a_failure_of_all_recipients():
     one, other = refused("413  "), refused("403 ErrorSendAsDenied ")
     several = written([one, one], header=Header.parse(b"")).text
     assert several.startswith("Your message was not sent to these recipients: Microsoft 365 found")
+    for language, plural in (("en", "take these addresses."), ("de", "nimmt diese Adressen nicht")):
+        several = written([refused("400 ErrorInvalidRecipients ")] * 2, language=language).text
+        assert plural in several.partition("\n")[0]
     assert "is delayed for" in written([one], ReportKind.DELAYED).text.partition("\n")[0]
     for mixed in (written([one, FULL]).text, written([one, other]).text):
         assert mixed.startswith("Your message was not delivered to these recipients:\n")
