@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
+from msgspec.structs import replace
 from starlette.responses import Response
 
 from relay.base.accounts.account import UnknownUserError
@@ -67,7 +68,7 @@ from relay.store.spool.types import SpoolError
 _BYTES_MAX = 256 * 1024
 _FAULTS_MAX = 20
 _ACCOUNTS_NAMED = 10  # in /metrics
-_ADDRESSES_NAMED = 10  # in the log
+_ADDRESSES_BYTES_MAX = 30_000_000  # 100,000 addresses of 254 octets, in JSON
 _AGE_S_MAX = 1e9
 _TOML = "application/toml"
 _JSON = "application/json"
@@ -76,7 +77,7 @@ if TYPE_CHECKING:  # imports libraries that the control socket does not need
 
 PREFIXES = ("relay", "healthz", "livez", "readyz", "metrics")  # the first segments of all paths
 _BODY_BYTES_MAX = 1 << 20
-_HELD_BYTES_MAX = 16 << 20
+_HELD_BYTES_MAX = 32 << 20
 
 _FOR_OPERATORS = {(("dev",), "POST"), (("dev",), "PUT"), (("messages",), "DELETE")}
 
@@ -392,8 +393,6 @@ async def _suppressed(
         domain = domain_of(f"@{query.get('domain', '')}")
         rows = await suppression.listed(domain=domain, since_s=since_s)
         return {"suppressed": rows} | ({} if suppression.settings else {"off": True})
-    if suppression.settings is None:
-        raise ApiError(409, "ErrorIrresolvableConflict", "relay.toml has no [suppression].")
     if request.method == "DELETE":
         address = single_values(request.query, ("address",)).get("address", "")
         if not await suppression.remove(address):
@@ -401,22 +400,23 @@ async def _suppressed(
         principal.log("suppression removed", to=own_mailbox(address))
         return {}
     single_values(request.query, ())
+    if suppression.settings is None:
+        raise ApiError(409, "ErrorIrresolvableConflict", "relay.toml has no [suppression].")
+    request.limits = replace(request.limits, body_bytes=_ADDRESSES_BYTES_MAX)
     body = read_body(await request.body(), _SuppressedBody)
+    names = (_suppressible(address, needed.is_own) for address in body.addresses)
     reason = one_line(body.reason)
     try:
-        names = [parse_mailbox(address, smtputf8=True) for address in body.addresses]
-        own = next((name for name in names if needed.is_own(domain_of(name))), "")
-        fault = f"{own} is in an own domain, which is never looked up" if own else ""
-        added = 0 if own else await suppression.add(names, who=principal.name, reason=reason)
+        return {"added": await suppression.add(names, who=principal.name, reason=reason)}
     except ValueError as error:
-        fault = str(error)
-    if fault:
-        raise bad_request(f"Nothing was added: {fault}.")
-    if added:
-        principal.log(
-            "addresses suppressed", to=names[:_ADDRESSES_NAMED], added=added, reason=reason
-        )
-    return {"added": added}
+        raise bad_request(f"{error}.") from None
+
+
+def _suppressible(address: str, is_own: Callable[[str], bool]) -> str:
+    name = parse_mailbox(address, smtputf8=True)
+    if is_own(domain_of(name)):
+        raise ValueError(f"{name} is in an own domain, which is never looked up")
+    return name
 
 
 async def _relay_v1(

@@ -9,8 +9,10 @@ Times are Clock.confirmed_us(): a gap in time that may be an error of the clock 
 `since_us` is wall time: it is shown. Addresses are own_mailbox(). RFC 3463 3.2, RFC 5321 4.2.3.
 """
 
+import asyncio
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -23,11 +25,11 @@ from relay.base.message.nexthop import HopKind
 from relay.base.message.outcome import Failed, Outcome, Relayed
 from relay.base.message.status import find_statuses, split_reply
 from relay.base.observe.logs import get_logger
-from relay.base.phrases import words_in
+from relay.base.phrases import counted, words_in
 from relay.base.settings.tree import SuppressionSettings
 from relay.store.spool.shared.columns import in_chunks
 from relay.store.spool.shared.tables import OpenTransaction, QueueEngine, Tables
-from relay.store.spool.types import ClaimResult
+from relay.store.spool.types import ClaimResult, SpoolError
 
 # limit: addresses on the list of dead addresses, with those that may enter; then the oldest goes
 LISTED_MAX = 100_000
@@ -74,6 +76,7 @@ _ADDED = f"{COUNT} WHERE who <> ''"
 _TIMES_MAX = 10  # as many as `after` may ask for
 _REPLY_MAX = 400
 _AT_ONCE = 1000  # addresses that one transaction adds
+_NAMED = 10  # in the log
 _DEAD = frozenset({"5.1.1", "5.1.6", "5.1.10"})
 # Without an enhanced status, one of these texts in a reply with one of these codes.
 _DEAD_CODES = frozenset({550, 551, 553})
@@ -95,7 +98,7 @@ _OTHER_REASONS = frozenset(
         "rate quickly quota full reputation spam policy block list sender spf dkim dmarc suppressed"
     )
 )
-_word = re.compile(r"[a-z0-9_]++")
+_word = re.compile(r"[a-z0-9]++")
 _times = msgspec.json.Decoder(list[int])
 _log = get_logger("spool")
 
@@ -166,6 +169,7 @@ class SuppressionList:
     def __init__(self, engine: QueueEngine, clock: Clock) -> None:
         self.settings: SuppressionSettings | None = None
         self._engine, self._clock = engine, clock
+        self._adding = asyncio.Lock()
 
     def heard(self, claim_result: ClaimResult) -> Heard | None:
         """Return what is to be recorded with a result, None for nothing."""
@@ -198,32 +202,41 @@ class SuppressionList:
 
     async def add(self, addresses: Iterable[str], *, who: str, reason: str) -> int:
         """Put addresses on the list, until they are removed; return how many an operator had not
-        added before. Raises ValueError, and changes nothing, where they would be too many.
+        added before. They are read in a thread, and may raise ValueError, which they also do where
+        they are too many. The error says how many it has added: nothing, unless another node adds
+        at once.
         """
-        names = sorted(set(map(own_mailbox, addresses)))
-        chunks = list(in_chunks(iter(names), _AT_ONCE))
-
-        def lacking(tables: Tables) -> int:
-            known = sum(_known(tables, chunk, "who <> ''") for chunk in chunks)
-            added = int(tables.fetch_one(_ADDED)[0])
-            return added + len(names) - known - LISTED_MAX
-
-        if await self._engine.read(lacking) > 0:
-            raise ValueError(_FULL)
         now_us, at_us = self._clock.confirmed_us(), self._clock.time_us()
-        count = 0
-        for chunk in chunks:
-            rows = [(address, at_us, now_us, who, reason) for address in chunk]
+        names, count = list[str](), 0
 
-            def write(transaction: OpenTransaction, rows: Sequence[tuple[Any, ...]] = rows) -> int:
-                listed = [row[0] for row in rows]
-                if not _make_room(transaction, len(rows) - _known(transaction, listed)):
-                    raise ValueError(_FULL)
-                new = len(rows) - _known(transaction, listed, "who <> ''")
-                transaction.execute_each(_ADD, rows)
-                return new
+        def check_room(tables: Tables) -> None:
+            known = sum(
+                _known(tables, chunk, "who <> ''") for chunk in in_chunks(iter(names), _AT_ONCE)
+            )
+            if int(tables.fetch_one(_ADDED)[0]) + len(names) - known > LISTED_MAX:
+                raise ValueError(_FULL)
 
-            count += await self._engine.change(write)
+        def write(transaction: OpenTransaction, chunk: Sequence[str]) -> int:
+            transaction.lock_dead()
+            new = len(chunk) - _known(transaction, chunk, "who <> ''")
+            transaction.execute_each(_ADD, [(name, at_us, now_us, who, reason) for name in chunk])
+            if not _make_room(transaction, 0):
+                raise ValueError(_FULL)
+            return new
+
+        try:
+            names = await asyncio.to_thread(lambda: sorted(set(map(own_mailbox, addresses))))
+            async with self._adding:
+                await self._engine.read(check_room)
+                for chunk in in_chunks(iter(names), _AT_ONCE):
+                    count += await self._engine.change(partial(write, chunk=chunk))
+        except (SpoolError, ValueError) as error:
+            added = counted(count, "address") if count else "nothing"
+            raise type(error)(f"Added {added}: {error}") from error
+        finally:
+            if count:
+                to = names[:_NAMED]
+                _log.info("addresses suppressed", who=who, to=to, added=count, reason=reason)
         return count
 
     async def remove(self, address: str) -> bool:
@@ -270,6 +283,8 @@ def note_dead(transaction: OpenTransaction, said: Heard) -> dict[str, str]:
     entered.
     """
     entered = {}
+    if said.dead:
+        transaction.lock_dead()
     for address, reply in said.dead.items():
         row = transaction.fetch_one(_ROW, (address,))
         since_us, last_us, times, who, message_id = row or (0, 0, "[]", "", "")
@@ -290,10 +305,10 @@ def note_dead(transaction: OpenTransaction, said: Heard) -> dict[str, str]:
 
 
 def _make_room(transaction: OpenTransaction, new: int) -> bool:
-    """Push out what must go for new rows: first addresses that have not entered, then the oldest
-    that Relay found. Return False if there is no room: operators have added the others.
+    """Push out what must go for new rows that follow: first addresses that have not entered, then
+    the oldest that Relay found. Return False if there is no room: operators have added the others.
     """
-    excess = int(transaction.fetch_one(COUNT)[0]) + new - LISTED_MAX if new else 0
+    excess = int(transaction.fetch_one(COUNT)[0]) + new - LISTED_MAX
     if excess <= 0:
         return True
     removed = transaction.execute(_PUSH_OUT, (excess,))

@@ -114,6 +114,11 @@ class OpenTransaction(Tables, Protocol):
     def forget_dead(self, addresses: Sequence[str]) -> None:
         """Remove what Relay found from the list of dead addresses: they have taken mail."""
 
+    def lock_dead(self) -> None:
+        """Have other transactions add to the list of dead addresses before this one reads it, or
+        after its commit. Goes before the first query.
+        """
+
 
 class QueueEngine(Protocol):
     """Runs queries and transactions of an engine, and stores contents. All other rows are read and

@@ -90,6 +90,9 @@ class Batch(SqliteTables):
         """OpenTransaction.forget_dead."""
         self.cursor.executemany(FORGET, [(address,) for address in addresses])
 
+    def lock_dead(self) -> None:
+        """OpenTransaction.lock_dead. Nobody else writes."""
+
     def write_counts(self) -> None:
         """Write the counters, and the number of this commit; called last before the commit."""
         self.counts[COMMITS_COUNTER] += 1

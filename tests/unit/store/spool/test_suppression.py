@@ -35,11 +35,12 @@ OTHERS = """
 550 5.4.1 Recipient address rejected: Access denied. [x.prod.protection.outlook.com]
 550 5.1.1 The sender 192.0.2.1 is on our block list
 550 5.1.1 Message refused as spam
-550 5.1.1 Rejected by local policy
+550 5.1.1 policy_reject
 550 5.1.1 Mailbox is over quota
 550 5.1.1 The mailbox is full
 550 5.1.1 You are sending too quickly
-550 5.1.1 SPF fail: no such user
+550 5.1.1 SPF_FAIL: no such user
+550 5.1.1 rate_limited
 550 5.1.1 No DKIM signature
 550 5.1.1 DMARC: no such user
 550 5.1.1 suppressed since 2026-11-28

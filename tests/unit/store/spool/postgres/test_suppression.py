@@ -6,6 +6,7 @@ import pytest
 
 from relay.base.message.outcome import Evidence, Failed, Relayed
 from relay.base.settings.tree import SuppressionSettings
+from relay.store.spool.shared import suppression
 from relay.store.spool.types import ClaimResult, SuppressedError
 from tests.support.spools import new_message
 
@@ -32,6 +33,15 @@ async def test_nodes_that_record_at_once_count_an_address_once_and_both_refuse_i
         with pytest.raises(SuppressedError):
             await node.accept(new_message([("mx:a.test", X)]), sought=[X])
         assert [row.count for row in await node.suppression.listed()] == [1]
+
+
+async def test_nodes_that_add_at_once_never_exceed_the_limit(at, monkeypatch) -> None:
+    monkeypatch.setattr(suppression, "LISTED_MAX", 3500)
+    lists = [(await at(name)).suppression for name in ("one.test", "two.test")]
+    names = [[f"{count}@{domain}.test" for count in range(2000)] for domain in "ab"]
+    adding = (one.add(some, who="olga", reason="") for one, some in zip(lists, names, strict=True))
+    ends = set(map(str, await asyncio.gather(*adding, return_exceptions=True)))
+    assert ends == {"2000", "Added 1000 addresses: the list has at most 100,000 addresses"}
 
 
 async def _record(node, result) -> None:
