@@ -51,7 +51,9 @@ def list_suppressed(context: CommandContext, *, domain: str | None, since: float
 @click.option("--reason", default="", help="Why, for the list and the log.")
 @common_options
 def add(context: CommandContext, *, addresses: tuple[str, ...], reason: str) -> None:
-    """Add addresses, until they are removed: mail to them fails when it is accepted.
+    """Add addresses: later mail to them fails.
+
+    Each stays until it is removed. Mail fails when it is accepted.
 
     "-" alone reads addresses from standard input, one a line.
     """
