@@ -224,10 +224,14 @@ class QueueStorm:
 
     def settle(self) -> None:
         """Let everything come to its end; the relays run."""
-        operation(self.relay, "release", {"state": "held"})
+
+        def is_empty() -> bool:
+            operation(self.relay, "release", {"state": "held"})  # an ordered hold comes later
+            return not self.relay.queue()
+
         for one in self.relays:
             until("no submission is pending", lambda one=one: not one.pending_submissions())
-        until("the queue is empty", lambda: not self.relay.queue(), timeout_s=90)
+        until("the queue is empty", is_empty, timeout_s=90)
 
     def check(self) -> None:
         """Nothing that was accepted is lost, nothing that was refused came, nobody got too much."""
