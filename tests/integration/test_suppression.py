@@ -45,6 +45,9 @@ def test_a_dead_address_stops_the_next_mail_until_it_is_removed(remotes: Remotes
             traced = relay.cli("trace", second).stdout
             assert "suppressed since" in traced
             assert DEAD not in traced
+            explained = relay.cli("explain", "gone@there.test", "--from", ALICE)
+            assert (explained.returncode, failed[1] in explained.stdout) == (65, True)
+            assert failed[1] not in relay.cli("explain", "gone@there.test").stdout  # a report
             assert [one["id"] for one in relay.cli_json("search", "has:suppressed")] == [
                 relay.journey(second)["id"]
             ]
