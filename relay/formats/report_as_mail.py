@@ -34,9 +34,9 @@ _language = re.compile(rb"\r\nContent-Language: ([a-z]++)").search
 
 
 def is_sent_report(header: Header) -> bool:
-    """Return whether a report that left as mail comes back, or may be in mail that a rule of an
-    Inbox has sent on: of a report forwarded as an attachment, no other field tells. Mail of people
-    who answer or forward a report is none.
+    """Return whether mail is a report that left as mail and comes back, or mail that a rule of an
+    Inbox has sent on. Such mail may have a report as its attachment, and no other field shows that.
+    Mail of people who answer or forward a report has neither field.
     """
     return REPORT_FIELD in header or _BY_RULE in header
 

@@ -358,7 +358,7 @@ def _read(
     faults = [*reader.faults]
     if is_transport and getattr(values.get("spool"), "is_file", False):
         faults.append(document.fault(("spool", "url"), _TRANSPORT_EXPECTED))
-    for place, expected in check_together(reader.read, values, given=document.value):
+    for place, expected in check_together(reader.read, values, value_in_file=document.value):
         inside = (f"{dotted(place)}[", f"{dotted(place)}.")  # or the key itself
         if any(f"{fault.key}.".startswith(inside) for fault in reader.faults):
             continue  # its faults have been recorded

@@ -52,10 +52,10 @@ def check_together(
     read: Sequence[tuple[KeyPath, object]],
     top: Mapping[str, Any],
     *,
-    given: Callable[[KeyPath], object],
+    value_in_file: Callable[[KeyPath], object],
 ) -> Found:
     """Yield the key path of every fault and what was expected; `read` is DocumentReader.read, `top`
-    has the keys that are in no table, `given` returns the value in the file, None if there is none.
+    has the keys that are in no table, `value_in_file` returns that of a key, None if there is none.
     """
     yield from _duplicate_listeners(read)
     if top.get("smtp_gate") == "on" and (top.get("milter") or sys.platform != "linux"):
@@ -89,7 +89,9 @@ def check_together(
                 yield (*path, "shipped"), "the path of an existing directory"
             case tree.ReportsSettings(templates=Path() as folder) if not isdir(folder):  # noqa: PTH112 - of any name
                 yield (*path, "templates"), "the path of an existing directory"
-            case tree.Route(sender="<>", next_hop="") if given((*path, "next_hop")) is not None:
+            case tree.Route(sender="<>", next_hop="") if (
+                value_in_file((*path, "next_hop")) is not None
+            ):
                 pass  # it is left out
             case tree.Route():
                 yield from _ways_of(path, made, dns)

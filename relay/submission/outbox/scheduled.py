@@ -273,7 +273,7 @@ class ScheduledSends(OutboxPart):
         """Return the draft's newest file in Drafts, None if there is none.
 
         A mail client that changes a draft writes it under another name. Raises OSError if Drafts
-        cannot be read, but a mailbox that was removed beside others has no drafts.
+        cannot be read. A mailbox that was removed has no drafts, if others of its domain are there.
         """
         draft_id = submission.draft_id
         mailbox = self.folders.directory(submission.account)

@@ -58,7 +58,7 @@ def unknown_user(address: str) -> InvalidRecipient:
 
 def suppressed(since_us: int) -> InvalidRecipient:
     """Return the rejection of an address that is on the list of dead addresses since a wall time.
-    The sender learns the day and no more: the rest is what a host told other senders.
+    The reply has the day alone: the reply of the host and the reason come from other senders.
     """
     return InvalidRecipient(UNKNOWN, f"{SUPPRESSED}{rfc3339(since_us)[:10]}", is_late=True)
 

@@ -91,7 +91,7 @@ class Batch(SqliteTables):
         self.cursor.executemany(FORGET, [(address,) for address in addresses])
 
     def lock_dead(self) -> None:
-        """OpenTransaction.lock_dead. Nobody else writes."""
+        """OpenTransaction.lock_dead: nothing to do, because the spool has one writer."""
 
     def write_counts(self) -> None:
         """Write the counters, and the number of this commit; called last before the commit."""
