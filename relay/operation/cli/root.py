@@ -88,11 +88,6 @@ _INSTEAD = {name: f"queue {name}" for name in ("retry", "hold", "release", "canc
     "status": "queue stats",
     "tail": "list",
 }
-# Removed in 0.5.0, and what to do instead; 0.6.0 knows these names no longer.
-_REMOVED = {
-    "policy diff": "`relay policy try` says what the rules do with a message",
-    "import": "docs/operation-routes.md, A mailbox that moves; docs/examples/send_mailbox.py",
-}
 
 
 class _Verbs(click.Group):
@@ -114,9 +109,7 @@ class _Verbs(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = " ".join(args[:2]) if args[0] in ("queue", "policy") else args[0]
-        if name in _REMOVED:
-            ctx.fail(f"relay {name} is no longer there: {_REMOVED[name]}")
+        name = " ".join(args[:2]) if args[0] == "queue" else args[0]
         if name in _INSTEAD or args[0] not in _VERBS:
             from difflib import get_close_matches  # noqa: PLC0415 - slow
 

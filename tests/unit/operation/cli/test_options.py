@@ -104,13 +104,6 @@ def test_wrong_usage_says_what_is_expected(arguments, text, config):
     assert done.stdout == ""
 
 
-@each_row(
-    "words, text",
-    [
-        (["queue", "delete", "x"], 'Did you mean "relay queue cancel"?'),  # never release
-        (["policy", "diff", "--mail", "x"], "no longer there: `relay policy try`"),
-    ],
-)
-def test_a_verb_of_two_words_that_is_not_there_leads_to_another(words, text):
-    done = CliRunner().invoke(cli, words)
-    assert (done.exit_code, text in done.stderr) == (2, True)
+def test_a_verb_of_two_words_that_is_not_there_leads_to_another():
+    done = CliRunner().invoke(cli, ["queue", "delete", "x"])
+    assert (done.exit_code, 'Did you mean "relay queue cancel"?' in done.stderr) == (2, True)
