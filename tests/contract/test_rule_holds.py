@@ -267,3 +267,14 @@ async def test_what_is_not_held_is_not_removed_from_the_count(spool, make) -> No
     await spool.accept(by_rule(make({"mx:a.test": ["x@a.test"]}), held_max=1))
     with pytest.raises(HoldsFullError):
         await spool.accept(by_rule(make(), held_max=1))
+
+
+async def test_mail_that_cannot_be_read_takes_no_room_of_its_rule(spool, make) -> None:
+    for _ in range(2):
+        await spool.accept(message := by_rule(make(), ends_us=DAY_US))
+    assert await full(spool, make)
+    damage = "UPDATE entry SET next_hop = 'carrier://x:1'"
+    await spool.change(lambda transaction: transaction.execute(damage))
+    assert await due(spool, message.facts.received_us + 2 * DAY_US) == ()
+    assert {one["rule"] for one in await listed(spool)} == {""}
+    assert not await full(spool, make)
