@@ -55,6 +55,7 @@ package() {
     install -D -m 0644 systemd/relay.tmpfiles.conf "$root/usr/lib/tmpfiles.d/relay.conf"
     install -D -m 0644 -t "$root/usr/lib/systemd/system" systemd/relay.service systemd/relay@.socket
     install -m 0644 -t "$share/examples" systemd/relay-sockets.conf docs/examples/alerts.yaml
+    install -m 0755 -t "$share/examples" docs/examples/{to_mbox,send_mailbox}.py
     install -D -m 0644 -t "$share/examples/fail2ban" docs/examples/fail2ban/{filter,jail}.conf
     install -m 0644 "$files/copyright" "$share"
     install -D -m 0644 "$files/lintian-overrides" "$root/usr/share/lintian/overrides/graph-relay"
@@ -65,7 +66,7 @@ package() {
     gzip -9n <"$files/NEWS" >"$share/NEWS.Debian.gz"
     cp -r "$work/share/." "$root/usr/share"
     gzip -9n "$root"/usr/share/man/man?/*
-    install -m 0644 conf/relay.toml "$share/relay.toml"
+    install -m 0644 -t "$share" conf/{relay,providers}.toml
     install -D -m 0644 "$files/relay.toml" "$root/usr/share/graph-relay/relay.toml"
     install -D -m 0644 -t "$root/usr/share/graph-relay/policies" policies/*.toml
     install -D -m 0644 -t "$root/usr/share/graph-relay/policies/groups" policies/groups/*.txt

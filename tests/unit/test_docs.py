@@ -15,6 +15,7 @@ from tests.support.docs_tables import without_tables
 from tests.support.tables import each_row
 
 TOP = Path(__file__).parents[2]
+PACKAGED = TOP / "packaging/debian/relay.toml"
 FLOW = TOP / "docs/flow.md"
 PAGES = sorted([TOP / "README.md", TOP / "CONTRIBUTING.md", *(TOP / "docs").glob("*.md")])
 WINGS = "|".join(one.parent.name for one in (TOP / "relay").glob("*/__init__.py"))
@@ -197,6 +198,8 @@ def test_alerts_name_metrics_that_exist():
         for one in Metrics().registry.collect()
     }
     rules = (TOP / "docs/examples/alerts.yaml").read_text()
+    listens = re.findall(r"^\[http\]\nlisten = (.*)$", PACKAGED.read_text(), re.MULTILINE)
+    assert re.findall(r"- targets: (\[.*?\])", rules) == listens
     alerts = METRIC.findall("".join(re.findall(r"expr: .*\n(?: {10}.*\n)*", rules)))
     assert 10 < len({*alerts} & exposed) == len({*alerts})
 
