@@ -1,7 +1,9 @@
-"""A set that keeps background tasks alive: the event loop keeps only weak references to tasks."""
+"""A set that keeps background tasks alive: the event loop keeps only weak references to tasks.
+shielded() waits for work that goes on without its caller.
+"""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -30,3 +32,13 @@ class TaskSet(dict[asyncio.Task[Any], None]):
         """Cancel all, and wait until they have ended."""
         self.cancel()
         await asyncio.gather(*self, return_exceptions=True)
+
+
+async def shielded(work: Awaitable[T]) -> T:
+    """Return what `work` returns, or raise what it raises. It goes on when the caller is cancelled,
+    and what it raises then is dropped: asyncio.shield() logs that as an error.
+    """
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    await asyncio.wait([task])
+    return task.result()

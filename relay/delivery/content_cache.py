@@ -18,6 +18,7 @@ from relay.base.message.header import Header, ParsedContent
 from relay.base.message.nexthop import NextHop
 from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Outcome
 from relay.base.observe.logs import get_logger
+from relay.base.task_set import shielded
 from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.attempt_result import same_outcome
 from relay.delivery.fair_queue import ClaimQueue
@@ -91,7 +92,7 @@ class ContentCache:
         if need not in made:
             made[need] = asyncio.ensure_future(self._encode(claim, content, need))
         try:
-            return await asyncio.shield(made[need])
+            return await shielded(made[need])
         except OSError as error:
             made.pop(need, None)
             raise SpoolError(error.strerror or str(error)) from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from msgspec import Struct
 
 from relay.base.advanceable_clock import AdvanceableClock, AdvanceError
-from relay.base.task_set import TaskSet
+from relay.base.task_set import TaskSet, shielded
 from relay.operation.app.development_folder import DevelopmentFolder
 from relay.operation.app.settling import UnsettledError
 
@@ -59,7 +59,7 @@ class ClockAdvances:
         self.clock.check_advance(seconds)
         if len(self._tasks) >= _WAITING_MAX:
             raise AdvanceError(f"{_WAITING_MAX} requests to advance the clock wait already")
-        await asyncio.shield(self._tasks.start(self._advance(seconds), name="advance"))
+        await shielded(self._tasks.start(self._advance(seconds), name="advance"))
 
     async def stop(self) -> None:
         """Cancel all advances. The clock keeps the time that it has reached."""

@@ -33,7 +33,7 @@ from relay.base.message.header import with_first_fields
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.properties import EmailAddress
 from relay.base.observe.logs import get_logger, inherit
-from relay.base.task_set import TaskSet
+from relay.base.task_set import TaskSet, shielded
 from relay.development.removal import development_spool
 from relay.formats.html_text import without_tags
 from relay.formats.read_mime import read_mime
@@ -268,8 +268,7 @@ class SearchIndex:
         """
         if self._next is None:
             self._next = self._passes.start(self._pass(), name="search index")
-            self._next.add_done_callback(lambda task: task.cancelled() or task.exception())
-        await asyncio.shield(self._next)
+        await shielded(self._next)
 
     async def _pass(self) -> None:
         async with self._turn:

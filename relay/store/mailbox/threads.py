@@ -20,6 +20,7 @@ from typing import Any, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 from relay.base.clock import Clock
+from relay.base.task_set import shielded
 from relay.store.mailbox.errors import QueryTooLongError, TooManyQueriesError
 from relay.store.mailbox.maildir import begin_work, storage_errors
 
@@ -224,16 +225,13 @@ class AccountQueues:
             queue.count -= 1
             raise
 
-        def ended(call: asyncio.Future[_Result]) -> None:
+        def ended(_: object) -> None:
             queue.semaphore.release()
             queue.count -= 1
-            if not call.cancelled():
-                call.exception()  # of a caller that has left
 
         running = asyncio.ensure_future(self._threads.run(function, *args, **kwargs))
         running.add_done_callback(ended)
-        await asyncio.wait([running])  # since 3.14, shield() reports what a left query raises
-        return running.result()
+        return await shielded(running)
 
 
 class _AccountQueue:

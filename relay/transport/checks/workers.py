@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from relay.base.child_process import ChildProcess
 from relay.base.observe.logs import get_logger
-from relay.base.task_set import TaskSet
+from relay.base.task_set import TaskSet, shielded
 from relay.base.turns import Turns
 
 WORKERS_MAX = 2
@@ -40,7 +40,7 @@ class CheckWorkers:
         exchange = self._requests.start(self._reply(make_request))
         exchange.add_done_callback(lambda _: self._turns.give_back(client))
         # if the caller stops waiting, a worker that has just started stays for the next one
-        reply = await asyncio.shield(exchange)
+        reply = await shielded(exchange)
         if isinstance(reply, str):
             raise OSError(reply)
         return reply

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
+from relay.base.task_set import shielded
 from relay.transport.policy.archives import reader
 
 T = TypeVar("T")
@@ -83,7 +84,7 @@ class PolicyThreads:
             try:
                 await begun.wait()
                 limit.reschedule(loop.time() + timeout_s)  # real time: as above
-                return await asyncio.shield(call)
+                return await shielded(call)
             finally:
                 given_up.set()
                 job.cancel()  # nothing happens if it has begun
@@ -105,15 +106,11 @@ class PolicyThreads:
             return []
         return [call for other, call in alike.items() if self._used.get(other, 0) > slow_s]
 
-    def _ended(
-        self, key: str, begun: asyncio.Event, call: asyncio.Future[Any], *, taken_s: list[float]
-    ) -> None:
+    def _ended(self, key: str, begun: asyncio.Event, _: object, *, taken_s: list[float]) -> None:
         begun.set()  # also if it was cancelled before it began
-        now_s = call.get_loop().time()  # real time: as above
+        now_s = asyncio.get_running_loop().time()  # real time: as above
         self._used = {user: until_s for user, until_s in self._used.items() if until_s > now_s}
         self._used[key] = self._used.get(key, now_s) + sum(taken_s) * _FORGOTTEN
-        if not call.cancelled():
-            call.exception()  # asyncio logs what no caller has seen
         del self._running[key]
         self._strangers.discard(key)
         if not self._running:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.settings.tree import Milter
+from relay.base.task_set import shielded
 from relay.transport.milter import codec, dialogue
 from relay.transport.milter.codec import MilterFaultError, MilterPacket, PacketReader
 
@@ -82,8 +83,7 @@ class ConfiguredMilter:
         if self._lookup is None or self._lookup.done():  # a slow name server takes one thread
             lookup = loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
             self._lookup = asyncio.ensure_future(lookup)
-            self._lookup.add_done_callback(lambda lookup: lookup.cancelled() or lookup.exception())
-        *others, last = await asyncio.shield(self._lookup)
+        *others, last = await shielded(self._lookup)
         for info in others:
             with contextlib.suppress(OSError):
                 return await _connected(info[0], info[4])

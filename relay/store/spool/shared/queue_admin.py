@@ -15,7 +15,6 @@ its message is cancelled, and the command plans again.
 See docs/design.md 4; docs/names.md (Commands).
 """
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +35,7 @@ from relay.base.message.nexthop import NextHop
 from relay.base.message.outcome import Evidence, Failed, Success
 from relay.base.observe.logs import get_logger
 from relay.base.observe.metrics import Metrics
-from relay.base.task_set import TaskSet
+from relay.base.task_set import TaskSet, shielded
 from relay.formats.dsn import UNREADABLE, ReportedRecipient, ReportKind
 from relay.store.journeys.message_list import matches_pattern
 from relay.store.spool import types
@@ -283,7 +282,7 @@ class QueueAdmin:
             command = replace(command, new=await self._ends_hold_rule(command.selector))
         answer = _ReportBuilder(command, listing)
         if not command.dry_run:  # first the rules: mail that is accepted meanwhile is held too
-            answer.report.new = await asyncio.shield(self._change_hold_rules(command))
+            answer.report.new = await shielded(self._change_hold_rules(command))
         left: list[types.Key] = []
         while not selection.has_ended:
             keys = left + await self.engine.read(selection.step)
@@ -297,7 +296,7 @@ class QueueAdmin:
                     await self._dry_run(chunk, answer)
                 else:
                     # a cancelled request must not lose withdrawn claims
-                    await asyncio.shield(self._do(chunk, answer))
+                    await shielded(self._do(chunk, answer))
         await self.follow(command)
         answer.report.unknown = tuple(selection.unknown)
         return answer.report
