@@ -70,7 +70,6 @@ def test_send_by_smtp_from_standard_input(shared: SharedRelay) -> None:
         (["send", "--token", "wrong", "--to", "x@a.test", "--body", "x"], NO_PERMISSION, "401"),
         (["send", "--from", "a@b.test", "--to", "nobody@example.test", "--body", "x"], DATA, "550"),
         (["serve"], UNAVAILABLE, "in use by process"),
-        (["import", ".", "--mailbox", "nobody@example.test"], USAGE, "A mailbox that moves"),
     ],
 )
 def test_exit_codes(relay: RelayProcess, words: list[str], code: int, expected_text: str) -> None:

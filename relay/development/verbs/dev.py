@@ -60,7 +60,7 @@ def dev(context: CommandContext, **values: Any) -> None:
 
     It shows one message in all seven steps and one that bounces, then a line for each of yours.
     It writes its own configuration and reads none. The other commands find it, unless
-    /etc/relay/relay.toml exists. If several run, they ask for --config.
+    the user can read /etc/relay/relay.toml. If several run, they ask for --config.
     """
     if context.config is not None:
         _warn("--config is ignored, a configuration is not read")

@@ -68,14 +68,14 @@ class CommandContext(Struct, frozen=True):
         return file if self.names_config and file.exists() else self.config
 
     def found_config_file(self, *, takes_first: bool = False) -> Path:
-        """Return config_file(). If neither --config nor RELAY_CONFIG is given and the default file
-        does not exist, or is that of the container image, return the file of this user's running
-        `relay dev`. Of several, the first is taken if the command `takes_first`; else raises
-        CommandError (64).
+        """Return config_file(). If neither --config nor RELAY_CONFIG is given and this user cannot
+        read the default file, or it is that of the container image, return the file of this user's
+        running `relay dev`. Of several, the first is taken if the command `takes_first`; else
+        raises CommandError (64).
         """
         file = self.config_file()
         is_image = "RELAY_IMAGE" in read_environment().variables  # where one relay runs
-        if self.names_config or (file.exists() and not is_image):
+        if self.names_config or (os.access(file, os.R_OK) and not is_image):
             return file
         running = running_configs()
         if len(running) > 1 and not takes_first:

@@ -228,6 +228,28 @@ def test_of_several_relays_a_command_asks_which_one_is_meant(short_path):
     assert "`relay dev` does not run" in shell("list").stderr
 
 
+def test_a_service_whose_file_the_user_cannot_read_hides_no_relay_dev(short_path):
+    service = short_path / "relay.toml"
+    service.write_text('hostname = "relay.example.org"')
+    service.chmod(0)
+    rights = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]  # root reads all files
+    default = f"environment.DEFAULT_CONFIG = pathlib.Path({str(service)!r})\n"
+    program = FROM_SHELL.replace(
+        "runpy.", f"from relay.base.settings import environment; {default}runpy.", 1
+    )
+    with running_dev(short_path, "--no-demo", HOME=str(short_path)):
+        words = ("send", "--token", "alice", "--to", "bob@example.test", "--body", "x")
+        done = subprocess.run(
+            [*([] if os.geteuid() else rights), sys.executable, "-c", program, *words],
+            env=Shell(short_path).environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIMEOUT_S,
+        )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_closed_output_is_no_error(shell, sent):
     command = f"{shlex.join(RELAY)} trace {sent} "
     for closed, code in ((">&-", 0), (">/dev/full", 69), ("| true; exit ${PIPESTATUS[0]}", 0)):
