@@ -187,6 +187,18 @@ def test_the_sandbox_of_the_unit_is_tight(unit):
     assert rated.returncode == 0, rated.stdout
 
 
+def test_needrestart_leaves_an_old_relay_that_runs_on(tmp_path):
+    if not shutil.which("perl"):
+        pytest.skip("perl is not installed")
+    conf, mark = (TOP / "packaging/debian/needrestart.conf").read_text(), tmp_path / "mark"
+    conf = conf.replace("/run/graph-relay-old", str(mark))
+    matching = "print grep { 'relay.service' =~ $_ } @{$nrconf{blacklist_rc}}"
+    command = ["perl", "-we", f"our %nrconf;\n{conf}\n{matching}"]
+    assert subprocess.check_output(command) == b""
+    mark.touch()
+    assert b"relay" in subprocess.check_output(command)
+
+
 def test_a_reload_of_the_unit_waits_for_its_outcome():
     unit = (TOP / "systemd/relay.service").read_text()
     start, reload = (

@@ -67,24 +67,27 @@ async def execute(
     ready: ReadySubmissions,
 ) -> dict[str, Any]:
     """Execute a queue command, first on submissions: one that becomes due meanwhile is an entry.
+    A release begins with the entries: a submission that it makes due may be one at once.
 
     Return the JSON of POST /queue/{operation}; a release says how many submissions a restore still
     holds. Raises SpoolError; ApiError for a retry or reroute of a submission.
     """
     counts, listed, named = Counter[str](), list[dict[str, Any]](), set[str]()
+    is_release = command.operation is Operation.RELEASE
+    report = await queue_admin.execute(command) if is_release else None
     async for batch in _selected(submissions, command.selector, named):
         changes = (_changed(ready, row, path, command=command) for row, path in batch)
         results = await asyncio.gather(*changes)
         done = [row | done for (row, _), done in zip(batch, results, strict=True) if done]
         counts.update(row["result"] for row in done)
         listed += done[: LISTED_MAX - len(listed)]
-    answer = (await queue_admin.execute(command)).as_json()
+    answer = (report or await queue_admin.execute(command)).as_json()
     for result, number in counts.items():
         answer[result] += number
     answer["matched"] += counts.total()
     answer["entries"] += listed[: LISTED_MAX - len(answer["entries"])]
     answer["unknown"] = [name for name in answer["unknown"] if _id_in(name) not in named]
-    if command.operation is Operation.RELEASE and (left := await _count(submissions.count)):
+    if is_release and (left := await _count(submissions.count)):
         answer["still_held"] = left
     return answer
 
