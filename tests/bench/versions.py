@@ -8,8 +8,10 @@ The commit is checked out into a temporary directory. It runs with the packages 
 an environment of its own if its pyproject.toml asks for other ones. For each pair both versions start
 with empty spools, are warmed up, and get slices of the messages in turn (old new, new old, ...; the
 next pair begins with new), so that one works at a time and other load of the machine meets both. The
-processor time of a slice is that of the whole process tree. Each version has its own `policies`; the
-configuration is that of this tree.
+processor time of a slice is that of the whole process tree. Two processes of one version differ by up
+to 7 %, and a tick is 10 ms, so a few pairs decide nothing below that: compare HEAD with itself first,
+and `python -m tests.bench calls` of both. Each version has its own `policies`; the configuration is
+that of this tree.
 
 Exit codes: 0, 1 if a workload's median is over 1.03 and its lower quartile over 1.00, 64 for wrong
 arguments, 69 if something could not be measured.
