@@ -212,12 +212,12 @@ async def test_a_cursor_of_another_node_whose_reader_is_ahead(relay: Relay) -> N
     async with relay.stream() as first:
         await relay.mail()
         await first.events(EVENTS_OF_MAIL)
-        relay.feed.gate = asyncio.Event()
+        relay.feed.gate, before = asyncio.Event(), relay.feed.reads
         await relay.mail()
+        await until(lambda: relay.feed.reads > before)
         ahead = EventCursor((await relay.feed.now()).sequence)
         async with relay.stream(query={"after": str(ahead)}) as second:
             await relay.mail()
-            await until(lambda: relay.feed.reads > 2)
             relay.feed.gate.set()
             found = [one.data async for one in spool_events(second, 2)]
             await relay.mail()
