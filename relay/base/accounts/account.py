@@ -32,6 +32,18 @@ class Scope(StrEnum):
 
 
 ALL_SCOPES = frozenset(Scope)
+_INCLUDED = {  # what each gives as well
+    Scope.MAIL_READ_WRITE: Scope.MAIL_READ,
+    Scope.MAIL_SEND: Scope.SMTP_SEND,
+    Scope.MAILBOX_SETTINGS_READ_WRITE: Scope.MAILBOX_SETTINGS_READ,
+}
+
+
+def with_included(scopes: frozenset[Scope]) -> frozenset[Scope]:
+    """Return the scopes with those whose rights they include, such as Mail.Read in
+    Mail.ReadWrite.
+    """
+    return scopes.union(_INCLUDED[scope] for scope in scopes if scope in _INCLUDED)
 
 
 class AccountError(Exception):

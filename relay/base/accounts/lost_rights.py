@@ -8,7 +8,14 @@ that is gone becomes a disabled one.
 
 from dataclasses import replace
 
-from relay.base.accounts.account import Account, RegisteredClient, Role, is_listed
+from relay.base.accounts.account import (
+    Account,
+    RegisteredClient,
+    Role,
+    Scope,
+    is_listed,
+    with_included,
+)
 from relay.base.accounts.directory import AccountTables
 
 _ROLES = tuple(Role)  # each has the rights of those before it
@@ -35,7 +42,7 @@ def without_lost_rights(
         less = replace(
             account,
             role=min(account.role, now.role, key=_ROLES.index),
-            scopes=account.scopes & now.scopes,
+            scopes=_common_scopes(account.scopes, now.scopes),
             acts_for=_intersection(account.acts_for, now.acts_for),
             send_as=_intersection(account.send_as, now.send_as),
             credentials=now.credentials,  # ends the sessions if it is another one
@@ -65,6 +72,12 @@ def without_lost_rights(
         if len(kept) < len(client.digests):
             lost[address] = None
     return left, [*lost]
+
+
+def _common_scopes(running: frozenset[Scope], read: frozenset[Scope]) -> frozenset[Scope]:
+    """Return the scopes with the rights that both give; `running` itself if it loses none."""
+    left = with_included(running) & with_included(read)
+    return running if left == with_included(running) else left
 
 
 def _intersection(running: tuple[str, ...], read: tuple[str, ...]) -> tuple[str, ...]:

@@ -55,7 +55,18 @@ def held(tables: AccountTables) -> Any:
         (keys(0, 1), keys(1, 2), keys(1)),
         ({"role": "operate"}, {"role": "read"}, {"role": "read"}),
         ({"role": "read"}, {"role": "operate"}, {"role": "read"}),
-        ({}, {"scopes": ["Mail.Send"]}, {"scopes": ["Mail.Send"]}),
+        ({}, {"scopes": ["Mail.Send"]}, {"scopes": ["Mail.Send", "SMTP.Send"]}),
+        (
+            {"scopes": ["Mail.ReadWrite", "Mail.Send"]},
+            {"scopes": ["Mail.Read", "SMTP.Send"]},
+            {"scopes": ["Mail.Read", "SMTP.Send"]},
+        ),
+        ({"scopes": ["Mail.Read"]}, {"scopes": ["Mail.ReadWrite"]}, {"scopes": ["Mail.Read"]}),
+        (
+            {"scopes": ["Mail.ReadWrite"]},
+            {"scopes": ["Mail.ReadWrite", "Mail.Read"]},
+            {"scopes": ["Mail.ReadWrite"]},
+        ),
         (
             {"send_as": ["a@x.test", "*@y.test"]},
             {"send_as": ["*@y.test"]},
