@@ -80,19 +80,22 @@ def test_what_operators_add_and_what_they_may_not(serve) -> None:
     body = {"addresses": ["z@a.test"], "reason": "abuse"}
     assert relay.graph("POST", "/relay/v1/suppressed", body).status == 403
     assert relay.graph("POST", "/relay/v1/suppressed", body, token=OPERATOR).json() == {"added": 1}
-    fits = "".join(f"{number}@many.test\n" for number in range(99_995))
+    fits = "\n" + "".join(f"{number}@many.test\n" for number in range(99_995))
     command = relay.command("suppressed", "add", "-", "--reason", "import")
-    for more in ("one@more.test", "no address", BOB, " " * 26_000_000, ""):
-        octets = b'\xef\xbb\xbf"0"@many.test\n' + (fits + more).encode()
+    at_line = ("no address", BOB, "\udcff")
+    for more in (*at_line, "one@more.test", " " * 26_000_000, ""):
+        octets = b'\xef\xbb\xbf"0"@many.test\n' + (fits + more).encode(errors="surrogateescape")
         done = subprocess.run(command, input=octets, check=False, capture_output=True)
         assert done.returncode == (65 if more else 0), done.stderr
+        assert (b"standard input, line 99998: " in done.stderr) == (more in at_line)
         assert len(listed(relay)) == (5 if more else 100_000)
     assert relay.cli("suppressed", "add", "one@more.test").returncode == 65
     del relay.config["suppression"]
     relay.write_config(relay.config)
     relay.restart()
     assert relay.cli_json("suppressed", "list") == {"suppressed": [], "off": True}
-    assert "off" in relay.cli("suppressed", "list").stdout
+    off = "off: the configuration has no [suppression]\n"
+    assert relay.cli("suppressed", "list").stdout == off
     for verb, code in (("add", 64), ("remove", 0), ("remove", 65)):
         assert relay.cli("suppressed", verb, "x@a.test").returncode == code
 

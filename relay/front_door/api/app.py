@@ -13,7 +13,7 @@ of the simulated internet is TOML or JSON, and only for clients on loopback; a f
 nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -401,10 +401,10 @@ async def _suppressed(
         return {}
     single_values(request.query, ())
     if suppression.settings is None:
-        raise ApiError(409, "ErrorIrresolvableConflict", "relay.toml has no [suppression].")
+        raise ApiError(409, "ErrorIrresolvableConflict", "The configuration has no [suppression].")
     request.limits = replace(request.limits, body_bytes=_ADDRESSES_BYTES_MAX)
     body = read_body(await request.body(), _SuppressedBody)
-    names = (_suppressible(address, needed.is_own) for address in body.addresses)
+    names = _suppressible(body.addresses, needed.is_own)
     reason = one_line(body.reason)
     try:
         return {"added": await suppression.add(names, who=principal.name, reason=reason)}
@@ -412,11 +412,17 @@ async def _suppressed(
         raise bad_request(f"{error}.") from None
 
 
-def _suppressible(address: str, is_own: Callable[[str], bool]) -> str:
-    name = parse_mailbox(address, smtputf8=True)
-    if is_own(domain_of(name)):
-        raise ValueError(f"{name} is in an own domain, which is never looked up")
-    return name
+def _suppressible(addresses: Sequence[str], is_own: Callable[[str], bool]) -> Iterator[str]:
+    """Yield addresses as they are compared. Raises ValueError with the place of a faulty one."""
+    for number, address in enumerate(addresses):
+        try:
+            name = parse_mailbox(address, smtputf8=True)
+        except ValueError as error:
+            raise ValueError(f"addresses[{number}]: {error}") from None
+        if is_own(domain_of(name)):
+            fault = f"{name} is in an own domain, which is never looked up"
+            raise ValueError(f"addresses[{number}]: {fault}")
+        yield name
 
 
 async def _relay_v1(

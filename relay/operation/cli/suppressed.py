@@ -5,13 +5,14 @@ of an own domain, or not on the list, and for more addresses than the list may h
 running relay.
 """
 
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 import click
 
-from relay.base.phrases import counted, table_lines
+from relay.base.phrases import counted, shown, table_lines
 from relay.base.running_relay import ControlClient, ControlError
 from relay.base.settings.values import parse_domain, parse_duration
 from relay.operation.cli.errors import CommandError, ExitCode
@@ -22,6 +23,8 @@ from relay.operation.cli.relay_client import valid_settings
 _ANSWER_S_MAX = 120.0
 _INPUT_BYTES_MAX = 25_600_000  # 100,000 addresses of 254 octets, one a line
 _OFF = 409
+_INPUT = "standard input"
+_PLACE = re.compile(r"addresses\[(\d+)\]")  # in an error of POST suppressed
 _DOMAIN, _DURATION = Parsed("DOMAIN", parse_domain), Parsed("DURATION", parse_duration)
 
 
@@ -41,7 +44,7 @@ def list_suppressed(context: CommandContext, *, domain: str | None, since: float
     answer = _client(context).get("/suppressed", query | ({"since": f"{since}"} if since else {}))
     head = ["ADDRESS", "SINCE", "COUNT", "BY", "WHY"]
     lines = table_lines([head, *map(_cells, answer["suppressed"])])
-    off = ["off: relay.toml has no [suppression]"]
+    off = ["off: the configuration has no [suppression]"]
     # `relay suppressed list`: as `GET suppressed`; `add`: `{added}`; `remove`: `{}`
     context.show(answer, lambda: off if answer.get("off") else lines)
 
@@ -57,13 +60,15 @@ def add(context: CommandContext, *, addresses: tuple[str, ...], reason: str) -> 
 
     "-" alone reads addresses from standard input, one a line.
     """
-    names = _lines() if addresses == ("-",) else addresses
+    named = _lines() if addresses == ("-",) else [(shown(name), name) for name in addresses]
+    names = [name for _, name in named]
     try:
         answer = _client(context).post("/suppressed", {"addresses": names, "reason": reason})
     except ControlError as error:
-        if error.status != _OFF:
-            raise
-        raise CommandError(ExitCode.USAGE, f"relay suppressed: {error}") from None
+        if error.status == _OFF:
+            raise CommandError(ExitCode.USAGE, f"relay suppressed: {error}") from None
+        text = _PLACE.sub(lambda found: named[int(found[1])][0], str(error), count=1)
+        raise ControlError(error.status, error.code, text) from None
     context.show(answer, lambda: [f"{counted(answer['added'], 'address')} added"])
 
 
@@ -85,13 +90,15 @@ def _client(context: CommandContext) -> ControlClient:
     return ControlClient(valid_settings(context)[0].control_socket, timeout_s=_ANSWER_S_MAX)
 
 
-def _lines() -> list[str]:
+def _lines() -> list[tuple[str, str]]:
+    """Return the lines of standard input that are not empty, each with its place."""
     octets = sys.stdin.buffer.read(_INPUT_BYTES_MAX + 1)
-    fault = f"found more than {_INPUT_BYTES_MAX:,} bytes, expected fewer"
+    place, fault = _INPUT, f"found more than {_INPUT_BYTES_MAX:,} bytes, expected fewer"
     if len(octets) <= _INPUT_BYTES_MAX:
         try:
             lines = map(str.strip, octets.decode("utf-8-sig").splitlines())
-            return list(filter(None, lines))
+            return [(f"{_INPUT}, line {at}", line) for at, line in enumerate(lines, 1) if line]
         except UnicodeDecodeError as error:
-            fault = str(error)
-    raise CommandError(ExitCode.DATA, f"relay suppressed: standard input: {fault}")
+            number = error.object.count(b"\n", 0, error.start) + 1
+            place, fault = f"{_INPUT}, line {number}", str(error)
+    raise CommandError(ExitCode.DATA, f"relay suppressed: {place}: {fault}")
