@@ -151,6 +151,14 @@ def test_default_ports_of_tls_in_use_are_left_out(dev) -> None:
     assert other.ready["submission"] == []
 
 
+def test_a_port_in_use_is_an_error_that_says_how_to_pass_others(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        smtp = f"--smtp={taken.getsockname()[1]}"
+        for variables, others in (({}, "--http 0"), ({"MAKELEVEL": "1"}, 'make run ARGS="--http 0')):
+            done = run_dev(tmp_path, "--no-demo", smtp, **variables)
+            assert (done.returncode, f"; try {others}" in done.stderr) == (69, True)
+
+
 def test_of_relays_that_start_at_once_each_binds_a_default_port_or_does_without(dev) -> None:
     relays = [dev("--no-demo", ports=OTHER_PORTS, start=False) for _ in range(2)]
     with ThreadPoolExecutor() as threads:

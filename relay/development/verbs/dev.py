@@ -177,8 +177,10 @@ def _port_in_use(error: OSError, values: Mapping[str, Any]) -> Exception:
     if error.errno != errno.EADDRINUSE:
         return error
     names = (*PORTS, *(name for name in IN_CLEAR if values[name]))
-    text = f"relay dev: {error.strerror}; try " + " ".join(f"--{name} 0" for name in names)
-    return CommandError(ExitCode.UNAVAILABLE, text)
+    others = " ".join(f"--{name} 0" for name in names)
+    if "MAKELEVEL" in read_environment().variables:  # of make(1)
+        others = f'make run ARGS="{others}"'
+    return CommandError(ExitCode.UNAVAILABLE, f"relay dev: {error.strerror}; try {others}")
 
 
 class _WarningView(DevelopmentView):
