@@ -58,10 +58,15 @@ def test_without_a_configuration_that_can_be_read(relay: RelayProcess) -> None:
     config, state = relay.folder / "relay.toml", str(relay.folder / "state")
     config.write_text(f"{config.read_text()}\n[delivery\n")
     assert relay.cli("queue", "hold", "--login", ALICE).returncode == 0  # state_dir is above
-    config.write_text(f'hostname = "\n{config.read_text()}')
+    before = config.read_text()
+    config.write_text(f'hostname = "\n{before}')
+    assert relay.cli("queue", "list").returncode == 0  # its line is TOML
+    assert "stays active" in relay.cli("reload").stderr
+    config.write_text(before.replace("state_dir = ", "state_dir = ["))
     remove = ("account", "password", ALICE, "--remove")
     for words in (("queue", "list"), ("pause", "delivery"), ("reload",), remove):
         assert relay.cli(*words).returncode == CONFIGURATION
+    assert relay.cli("reload").stderr.endswith("no relay was asked: add --state-dir DIR\n")
     assert relay.cli(*remove, "--accounts", str(relay.folder / "accounts.toml")).returncode == 0
     for words in (("queue", "hold", "--login", ALICE), ("pause", "delivery")):
         assert relay.cli(*words, "--state-dir", state).returncode == 0

@@ -8,6 +8,7 @@ accounts.toml is read with the same class.
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from enum import StrEnum
@@ -35,6 +36,7 @@ from relay.base.settings.removed_keys import REMOVED_KEYS
 from relay.base.settings.validation import check_together
 from relay.base.socket_address import Address
 
+_STATE_DIR = re.compile(r"^state_dir\b.*", re.MULTILINE)
 _SECONDS_MAX = 10 * 366 * 86400.0
 _SIZE_MAX = 1 << 50
 _WORDS = {"true": True, "false": False}
@@ -323,7 +325,8 @@ def load_valid(
     path: Path, environ: Mapping[str, str], *, state_dir: Path | None = None
 ) -> tuple[tree.Settings, Sequence[Fault]]:
     """Return the settings in a file, with the default in place of what has a fault ("" for the
-    hostname), and the faults. Of a file that is no TOML, only what is above its first table counts.
+    hostname), and the faults. Of a file that is no TOML, only what is above its first table counts,
+    or the line of state_dir there.
 
     Raises SettingsError for a file without a state_dir if there is no default for it.
     """
@@ -333,7 +336,9 @@ def load_valid(
     except SettingsError as error:
         broken = error.faults
         with suppress(SettingsError):
-            document = parse_document(path, read_text(path).partition("\n[")[0])
+            head = read_text(path).partition("\n[")[0]
+            document = parse_document(path, "\n".join(_STATE_DIR.findall(head)))
+            document = parse_document(path, head)
     values, faults = _read(document, environ, tree.NodeRole.ALL)
     if "state_dir" not in values and state_dir is None:
         raise SettingsError(broken or faults)

@@ -11,6 +11,7 @@ import click
 
 from relay.base.phrases import counted
 from relay.base.running_relay import ControlClient
+from relay.base.settings.document import SettingsError
 from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.options import CommandContext, common_options, once, relay_options
 from relay.operation.cli.relay_client import valid_settings
@@ -30,7 +31,11 @@ def reload(context: CommandContext) -> None:
     tenant have one, all else is reloaded, and its rules in force stay: exit 78 too. Without a
     running service: exit 69.
     """
-    socket = valid_settings(context, is_quiet=True)[0].control_socket
+    try:
+        socket = valid_settings(context, is_quiet=True)[0].control_socket
+    except SettingsError as error:
+        unasked = "relay reload: no relay was asked: add --state-dir DIR"
+        raise CommandError(ExitCode.CONFIGURATION, f"{error}\n{unasked}") from None
     client = ControlClient(socket, timeout_s=_RELOAD_S_MAX)
     result = client.post("/reload", {})
     # `relay reload`: as `POST reload`
