@@ -150,3 +150,15 @@ def test_a_test_describes_a_cloud() -> None:
         relay.clock.advance(minutes=2)
         assert sent.state == "relayed"
         assert [one.subject for one in cloud.mailbox(ANN).messages()] == ["Invoice"]
+
+
+def test_mail_above_the_rate_of_a_route_waits_for_the_clock() -> None:
+    with Relay() as cloud:
+        config = cloud.as_cloud
+        config["route"][0]["max_rate"] = "1/1h"
+        with Relay(config=config) as relay:
+            sent = [relay.send("alice@example.test", ANN, f"{number}") for number in range(2)]
+            relay.settle()
+            assert [one.state for one in sent] == ["relayed", "queued"]
+            relay.clock.advance(hours=1)
+            assert [one.state for one in sent] == ["relayed"] * 2

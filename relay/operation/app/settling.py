@@ -1,8 +1,9 @@
 """Wait until a relay is idle: nothing is queued and due, and nothing is in progress.
 
-Mail that waits for a later time, is held or is captured does not count. A part passes a submission,
-an acceptance or a claim on before it is idle, so one check of all parts misses none. The check is
-repeated for some iterations of the event loop, because threads may just have passed work to it.
+Mail that waits for a later time or for max_rate, is held or is captured does not count. A part
+passes a submission, an acceptance or a claim on before it is idle, so one check of all parts misses
+none. The check is repeated for some iterations of the event loop, because threads may just have
+passed work to it.
 """
 
 import asyncio
