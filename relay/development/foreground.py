@@ -11,7 +11,7 @@ import math
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,13 +134,25 @@ async def develop(
     raise_open_files_limit()
     if run.ready_file is not None:
         remove_ready_file(run.ready_file)
-    async with AsyncExitStack() as around:
-        cloud = ""
-        if options.cloud:
-            second = await around.enter_async_context(cloud_for(folder, options))
+    async with _cloud_of(folder, options) as (second, options):
+        if second is not None:
             second.daemon.on_fault = stop.set
-            cloud, options = second.addresses.pages, sent_through(second.addresses.http, options)
+        cloud = second.addresses.pages if second is not None else ""
         return await _develop(folder, options, view, run=run, stop=stop, cloud=cloud)
+
+
+@asynccontextmanager
+async def _cloud_of(
+    folder: DevelopmentFolder, options: DevelopmentOptions
+) -> AsyncIterator[tuple[DevelopmentRelay | None, DevelopmentOptions]]:
+    """Run the cloud of a relay with these options if they have one; provide it, and the options
+    with which mail goes out through it.
+    """
+    if not options.cloud:
+        yield None, options
+        return
+    async with cloud_for(folder, options) as cloud:
+        yield cloud, sent_through(cloud.addresses.http, options)
 
 
 async def _develop(
@@ -209,7 +221,7 @@ async def _show(
     follower = Follower(relay.daemon, view)
     await follower.update(quietly=True)  # with --dir there may be mail of earlier runs
     if not run.no_demo:
-        async with _relay_for_demonstration() as other:
+        async with _relay_for_demonstration(with_cloud=bool(cloud)) as other:
             await demonstrate(other.daemon, view.demonstrated)
     if run.once:
         return
@@ -230,18 +242,21 @@ async def _show(
 
 
 @asynccontextmanager
-async def _relay_for_demonstration() -> AsyncIterator[DevelopmentRelay]:
+async def _relay_for_demonstration(*, with_cloud: bool) -> AsyncIterator[DevelopmentRelay]:
     """Provide a relay with the default options, on free ports, in a temporary directory."""
     folder = open_new_folder()
+    options = DevelopmentOptions(
+        http=_FREE_PORT, https=_FREE_PORT, smtp=_FREE_PORT, cloud=with_cloud
+    )
     try:
-        options = DevelopmentOptions(http=_FREE_PORT, https=_FREE_PORT, smtp=_FREE_PORT)
-        # Blocks: a thread would continue when this is cancelled and the directory is removed.
-        relay = DevelopmentRelay(folder, options)
-        try:
-            await relay.start()
-            yield relay
-        finally:
-            await relay.stop()
+        async with _cloud_of(folder, options) as (_, sending):
+            # Blocks: a thread would continue when this is cancelled and the directory is removed.
+            relay = DevelopmentRelay(folder, sending)
+            try:
+                await relay.start()
+                yield relay
+            finally:
+                await relay.stop()
     finally:
         folder.remove()
 

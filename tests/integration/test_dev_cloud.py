@@ -6,13 +6,14 @@ The second relay is asked here as Graph is: by plain HTTP requests, with a token
 import base64
 import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from relay.testing import Relay
-from tests.support.dev_process import DevProcess
+from tests.support.dev_process import DevProcess, run_dev
 from tests.support.tables import each_row
 
 ANN = "ann@customer.example"
@@ -139,6 +140,13 @@ def test_an_order_on_mail_that_the_cloud_may_have_sent(relay: DevProcess, cloud:
         author = f"order{status}@example.test"
         assert [len(cloud.messages(author, one)) for one in ("sentitems", "drafts")] == [sent, 0]
         assert len(relay.messages("inbox", token=author)) == 1 - sent, "its report"
+
+
+# with a token, the demonstration has a relay of its own
+@each_row("words", [[], ["--token=0123456789abcdef"]])
+def test_the_demonstration_goes_out_through_a_cloud(tmp_path: Path, words) -> None:
+    done = run_dev(tmp_path, "--cloud", "--once", *words)
+    assert (done.returncode, "friend@elsewhere.test relayed by" in done.stdout) == (0, True)
 
 
 def test_a_test_describes_a_cloud() -> None:
