@@ -134,11 +134,11 @@ async def develop(
     raise_open_files_limit()
     if run.ready_file is not None:
         remove_ready_file(run.ready_file)
-    async with _cloud_of(folder, options) as (second, options):
+    async with _cloud_of(folder, options) as (second, sending):
         if second is not None:
             second.daemon.on_fault = stop.set
         cloud = second.addresses.pages if second is not None else ""
-        return await _develop(folder, options, view, run=run, stop=stop, cloud=cloud)
+        return await _develop(folder, sending, view, run=run, stop=stop, cloud=cloud)
 
 
 @asynccontextmanager
