@@ -43,12 +43,20 @@ SCHEDULE = """curl -sSf http://127.0.0.1:8025/v1.0/me/sendMail -H 'Authorization
 "singleValueExtendedProperties": [{"id": "SystemTime 0x3FEF", "value": "2099-01-01T00:00:00Z"}]}}'"""
 IN_BACKGROUND = "systemd-run --same-dir -p StandardError=journal -p StandardOutput=file"
 SINK = f"{IN_BACKGROUND}:/dev/null /opt/relay/bin/python -m aiosmtpd -n -l 127.0.0.1:2526 -c aiosmtpd.handlers.Mailbox sink"
-LOAD = r"""until [ -e enough ]; do sleep 0.05
-    number=$((number + 1)) by="curl -sS smtp://127.0.0.1 --mail-from x@y.test --mail-rcpt ann@example.org --crlf -T -"
-    [ $((number % 4)) != 0 ] || by="relay sendmail ann@example.org"
-    ! printf 'Subject: load %s\n\n' $number | $by >&2 || echo load $number
-done"""
+LOAD = r"""send() { until [ -e enough ]; do sleep 0.05; number=$((number + 1)) subject="$1 $number"
+    ! printf 'Subject: %s\n\n' "$subject" | "${@:2}" >&2 || echo "$subject"
+done; }
+send program relay sendmail ann@example.org &
+send smtp curl -sS smtp://127.0.0.1 --mail-from x@y.test --mail-rcpt ann@example.org --crlf -T - &
+wait"""
 RULES = "relay policy check | sed '$d'"
+# The postrm of the old version runs when all files are replaced, and before dpkg is done.
+WHILE_REPLACED = """[ "$1" != upgrade ] || (
+    cd /opt/relay/lib/python3*/site-packages/relay; mv base x
+    (sendmail root </dev/null; echo $?) >"$HOME/meanwhile" 2>&1 &
+    until [ -s "$HOME/meanwhile" ]; do sleep 0.1; done; mv x base
+)
+"""
 
 
 def build(folder: Path, day: int) -> Path:
@@ -328,6 +336,10 @@ def test_on_a_machine_without_mail_the_page_leads_to_the_first_one(machine):
     machine.run("mailq && newaliases && /usr/lib/sendmail root </dev/null")
     upgrading = "cd /opt/relay/lib/python3*/site-packages/relay; mv base x; code=0; mailq || code=$?; mv x base; exit $code"
     assert "or being upgraded: No module" in machine.run(upgrading, code=75)
+    postrm = machine.files / "var/lib/dpkg/info/graph-relay.postrm"
+    postrm.write_text(postrm.read_text().replace("set -e\n", WHILE_REPLACED, 1))
+    machine.run("apt-get install -y --reinstall ./dist/graph-relay_*.deb")
+    until("sendmail has waited, and sent", lambda: "\n0\n" in machine.run("cat meanwhile"))
     pages = machine.run("cd /usr/share/man && gzip -dc man5/relay.toml.5.gz man1/sendmail.1.gz")
     assert all(name in pages for name in (r"relay\-check", r"relay\-sendmail"))
     completed = "COMP_WORDS='relay que' COMP_CWORD=1 _RELAY_COMPLETE=bash_complete relay"
