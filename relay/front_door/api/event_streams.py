@@ -31,6 +31,8 @@ from relay.store.spool.types import SpoolError
 
 # limit: event streams; then 503
 STREAMS_MAX = 200
+# limit: the last of these, only for the roles `read` and `operate`, and the control socket
+STREAMS_RESERVED = 20
 # limit: event streams of one account; then 429
 STREAMS_OF_ACCOUNT_MAX = 20  # streams of the role user
 _EVENTS_MAX = 500  # events in a block
@@ -165,7 +167,8 @@ class EventStreams:
         return EventStreamResponse(stream, headers={"x-relay-cursor": str(begins)})
 
     def _check_number(self, view: EventView) -> None:
-        if self._is_closed or self._open.total >= STREAMS_MAX:
+        most = STREAMS_MAX if view.account is None else STREAMS_MAX - STREAMS_RESERVED
+        if self._is_closed or self._open.total >= most:
             raise service_unavailable("Too many event streams are open already.", retry_after_s=5)
         if self._open.count(view.account) >= STREAMS_OF_ACCOUNT_MAX:
             message = f"This account has {STREAMS_OF_ACCOUNT_MAX} event streams open already."

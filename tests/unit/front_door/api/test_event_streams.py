@@ -534,6 +534,12 @@ async def test_all_streams_are_limited(relay: Relay, monkeypatch) -> None:
         assert (source.status, source.headers["retry-after"]) == (503, "5")
 
 
+async def test_the_last_streams_are_for_operators(relay: Relay, monkeypatch) -> None:
+    monkeypatch.setattr(event_streams, "STREAMS_MAX", event_streams.STREAMS_RESERVED + 1)
+    async with relay.stream("alice"), relay.stream("bob") as user, relay.stream() as operator:
+        assert (user.status, operator.status) == (503, 200)
+
+
 async def test_streams_that_come_at_once_do_not_exceed_the_limit(relay: Relay, monkeypatch) -> None:
     monkeypatch.setattr(event_streams, "STREAMS_OF_ACCOUNT_MAX", 2)
     streams = [(await relay.streams.response(EventView(ALICE))).blocks for _ in range(4)]
