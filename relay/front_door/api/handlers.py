@@ -67,7 +67,12 @@ WAIT_S = 30.0
 _LOOKUP_S = 5.0  # for conditions on contents
 REPORTED = "reported"  # each failed recipient has its report
 THERE = "there"  # all recipients are captured or final
-_WAITING_MAX = 200
+# limit: waits of `wait=`, `/wait` and `/quiet`; then 503
+WAITING_MAX = 200
+# limit: the last of these, only for the roles `read` and `operate`, and the control socket
+WAITING_RESERVED = 20
+# limit: such waits of one account; then 503
+WAITING_OF_ACCOUNT_MAX = 100  # of the role user
 _COMPARED_MAX = 30  # messages that a wait without result is compared with
 _LOOKED_AT_MAX = 100  # seconds for messages on their way
 _NEAR_MAX = 10
@@ -153,7 +158,10 @@ class Handlers:
             )
 
         page = await self._wait_until(
-            search, lambda listed: bool(listed.messages), timeout_s=wait_s
+            search,
+            lambda listed: bool(listed.messages),
+            account=principal.account,
+            timeout_s=wait_s,
         )
         older = None if page.older is None else str(page.older)
         missed = (
@@ -348,7 +356,9 @@ class Handlers:
                 return False
             return journey.reached is True or (journey.is_final and state != REPORTED)
 
-        journey = await self._wait_until(read, is_enough, timeout_s=timeout_s)
+        journey = await self._wait_until(
+            read, is_enough, account=principal.account, timeout_s=timeout_s
+        )
         if journey is None:
             raise _unknown(key)
         return journey
@@ -358,6 +368,7 @@ class Handlers:
         read: Callable[[], Awaitable[Found]],
         is_enough: Callable[[Found], bool],
         *,
+        account: str | None,
         timeout_s: float,
     ) -> Found:
         """Return the result of `read` when it is enough or the time is up."""
@@ -365,7 +376,7 @@ class Handlers:
             return await read()
         clock, loop = self._dependencies.clock, asyncio.get_running_loop()
         deadline = loop.time() + timeout_s  # real time: a client waits
-        with self.counted_wait():
+        with self.counted_wait(account):
             while True:
                 seen = self._dependencies.changes.count
                 began = clock.real_s()
@@ -379,11 +390,14 @@ class Handlers:
                         await self._dependencies.changes.wait_beyond(seen)
                         await asyncio.sleep(pause_s)  # real time: collects a burst of events
 
-    def counted_wait(self) -> contextlib.AbstractContextManager[None]:
-        """Count one more wait inside the with block. Raises ApiError 503 for too many."""
-        if self._waiting.total >= _WAITING_MAX:
+    def counted_wait(self, account: str | None) -> contextlib.AbstractContextManager[None]:
+        """Count one more wait inside the with block, of an account with the role `user` or None.
+        Raises ApiError 503 for too many.
+        """
+        in_all = WAITING_MAX if account is None else WAITING_MAX - WAITING_RESERVED
+        if not self._waiting.has_room(account, per_key=WAITING_OF_ACCOUNT_MAX, in_all=in_all):
             raise service_unavailable("Too many requests are waiting already.", retry_after_s=5)
-        return self._waiting.counted(None)
+        return self._waiting.counted(account)
 
     async def _find(self, key: str, principal: Principal) -> Journey | None:
         if not key or len(key) > _KEY_CHARACTERS:
