@@ -13,6 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from msgspec.structs import replace
+
 from relay.base.clock import id_time_us, rfc3339
 from relay.base.message.address import with_a_labels
 from relay.base.message.lifecycle import RecipientState, SubmissionState
@@ -76,9 +78,7 @@ async def execute(
     is_release = command.operation is Operation.RELEASE
     report = await queue_admin.execute(command) if is_release else None
     async for batch in _selected(submissions, command.selector, named):
-        changes = (_changed(ready, row, path, command=command) for row, path in batch)
-        results = await asyncio.gather(*changes)
-        done = [row | done for (row, _), done in zip(batch, results, strict=True) if done]
+        done = await _all_changed(ready, submissions, batch, command=command)
         counts.update(row["result"] for row in done)
         listed += done[: LISTED_MAX - len(listed)]
     answer = (report or await queue_admin.execute(command)).as_json()
@@ -164,10 +164,40 @@ async def _selected(
         ]
 
 
+async def _all_changed(
+    ready: ReadySubmissions,
+    submissions: RestoredSubmissions,
+    batch: list[tuple[dict[str, Any], Path]],
+    *,
+    command: QueueCommand,
+) -> list[dict[str, Any]]:
+    """Change submissions; return their entries with result and note.
+
+    If another change came first, its outcome is what is selected and changed.
+    """
+    done: list[dict[str, Any]] = []
+    is_restored = command.selector.restored
+    note = "it was released or cancelled" if is_restored else "it is being sent, or was cancelled"
+    while batch:
+        changes = (_changed(ready, row, path, command=command) for row, path in batch)
+        results = [*zip(batch, await asyncio.gather(*changes), strict=True)]
+        done += [row | result for (row, _), result in results if result]
+        moved = {row["id"]: row for (row, _), result in results if result is None}
+        selector, waiting = replace(command.selector, ids=tuple(moved)), set[str]()
+        found = _selected(submissions, selector, waiting)
+        batch = [row async for rows in found for row in rows] if moved else []
+        unchanged = {"result": str(CommandResult.UNCHANGED), "note": note}
+        done += [moved[name] | unchanged for name in moved.keys() - waiting]
+    return done
+
+
 async def _changed(
     ready: ReadySubmissions, row: Mapping[str, Any], path: Path, *, command: QueueCommand
-) -> dict[str, str]:
-    """Change a submission; return its result and note, nothing if the command means entries."""
+) -> dict[str, str] | None:
+    """Change a submission; return its result and note, nothing if the command means entries.
+
+    None if the submission has left `path`.
+    """
     operation, selector = command.operation, command.selector
     match operation:
         case Operation.RETRY | Operation.REROUTE:
@@ -184,7 +214,7 @@ async def _changed(
             if command.dry_run or await change():
                 note = DRAFT_STAYS if operation is Operation.CANCEL else ""
                 return {"result": str(CommandResult.DONE), "note": note}
-            note = "it is being sent, or was cancelled"
+            return None
     return {"result": str(CommandResult.UNCHANGED), "note": note}
 
 

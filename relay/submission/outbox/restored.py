@@ -114,11 +114,21 @@ class RestoredSubmissions:
             yield from _listed(path, {})
 
     def waiting(self, drafts: Collection[str] = ()) -> Iterator[ListedSubmission]:
-        """Yield scheduled sends and other held submissions, of these drafts or of all."""
-        reasons = self.log.hold_reasons()
-        for name in _names(self.directory.scheduled):
-            if not drafts or on_disk.draft_of(name) in drafts:
-                yield from _listed(self.directory.scheduled / name, reasons)
+        """Yield scheduled sends and other held submissions, of these drafts or of all, each once.
+
+        The file of one that is held, released or rescheduled meanwhile has another name.
+        """
+        directory, seen, is_complete = self.directory.scheduled, set[str](), False
+        while not is_complete:
+            is_complete, reasons = True, self.log.hold_reasons()
+            # one listing may miss a file that is renamed during it
+            for name in sorted({*_names(directory), *_names(directory)}):
+                is_wanted = not drafts or on_disk.draft_of(name) in drafts
+                if is_wanted and _id_of(name) not in seen:
+                    found = [*_listed(directory / name, reasons)]
+                    is_complete &= bool(found)
+                    seen.update(_id_of(name) for _ in found)
+                    yield from found
 
     def count_held(self) -> int:
         """Return the number of submissions that are held, but not by a restore."""
