@@ -1,5 +1,6 @@
 """Deferred sends on disk: they wait, are cancelled or changed, and come to their time."""
 
+import asyncio
 import errno
 import os
 import shutil
@@ -7,18 +8,23 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from relay.base.message import extended_properties
 from relay.base.message.properties import ExtendedProperty
 from relay.formats.draft import read_properties
+from relay.front_door.api import submissions
 from relay.store.mailbox import maildir
 from relay.store.mailbox.errors import BeingSentError, StoreUnavailableError
 from relay.store.mailbox.pending_submission import SendOptions
 from relay.store.mailbox.stored_message import MessageChange
-from relay.store.spool.queue_commands import Operation
+from relay.store.spool.queue_commands import CommandReport, Operation, QueueCommand
+from relay.store.spool.types import Selector
+from tests.support.tables import each_row
 
 ALICE = "alice@example.test"
 BOB = "bob@other.test"
@@ -266,3 +272,46 @@ async def test_a_released_send_has_the_time_of_a_later_copy_of_its_draft(
     held.write_bytes(copied)
     await store.ready.change_waiting(waiting.submission_id, Operation.RELEASE, who="root")
     assert deferred(place) == [f"{waiting.submission_id}@{due_us - 1}"]
+
+
+@each_row(
+    "first, second, state, note, left",
+    [
+        ("hold", Operation.CANCEL, "", ["its draft stays in Drafts"], []),
+        ("release", Operation.CANCEL, "", ["its draft stays in Drafts"], []),
+        ("release", Operation.CANCEL, "held", [], [""]),
+        ("cancel", Operation.RELEASE, "", ["it is being sent, or was cancelled"], []),
+        ("PATCH", Operation.HOLD, "", [""], ["second"]),
+    ],
+)
+async def test_a_queue_command_changes_a_send_as_the_change_before_it_left_it(
+    store, draft, due_us, first, second, state, note, left
+):
+    """Although it has selected the send before that change; its answer is true."""
+    content, later = (draft(extended=until(at_us)) for at_us in (due_us, due_us + 1))
+    send = await store.submissions.submit_new(ALICE, content, SendOptions(scheduled_us=due_us))
+    by_first = partial(store.ready.change_waiting, send.submission_id, who="first")
+    if first in ("release", "cancel"):
+        await by_first(Operation.HOLD)
+    turns = [change(store, send, later) if first == "PATCH" else by_first(Operation(first))]
+
+    async def change_second(*args, **fields):
+        while turns:
+            await turns.pop()
+        return await store.ready.change_waiting(*args, **fields)
+
+    queue = SimpleNamespace(execute=lambda _: asyncio.sleep(0, CommandReport()))
+    ready = SimpleNamespace(change_waiting=change_second)
+    command = QueueCommand(second, Selector(ids=(send.draft_id,), state=state), who="second")
+    answer = await submissions.execute(queue, store.restored, command, ready=ready)
+    assert [entry["note"] for entry in answer["entries"]] == note
+    assert [listed.reason for listed in store.restored.waiting([send.draft_id])] == left
+
+
+async def test_a_list_has_a_submission_that_is_held_while_it_is_read(store, draft, due_us):
+    content, options = draft(extended=until(due_us)), SendOptions(scheduled_us=due_us)
+    sends = [await store.submissions.submit_new(ALICE, content, options) for _ in "12"]
+    listed = store.restored.waiting()
+    (other,) = {send.submission_id for send in sends} - {next(listed).facts.submission_id}
+    await store.ready.change_waiting(other, Operation.HOLD, who="olga")
+    assert [(second.facts.submission_id, second.reason) for second in listed] == [(other, "olga")]
