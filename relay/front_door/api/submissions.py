@@ -180,14 +180,14 @@ async def _all_changed(
     note = "it was released or cancelled" if is_restored else "it is being sent, or was cancelled"
     while batch:
         changes = (_changed(ready, row, path, command=command) for row, path in batch)
-        results = [*zip(batch, await asyncio.gather(*changes), strict=True)]
-        done += [row | result for (row, _), result in results if result]
-        moved = {row["id"]: row for (row, _), result in results if result is None}
+        outcomes = [*zip(batch, await asyncio.gather(*changes), strict=True)]
+        done += [row | outcome for (row, _), outcome in outcomes if outcome]
+        moved = {row["id"]: row for (row, _), outcome in outcomes if outcome is None}
         selector, waiting = replace(command.selector, ids=tuple(moved)), set[str]()
-        found = _selected(submissions, selector, waiting)
-        batch = [row async for rows in found for row in rows] if moved else []
+        again = _selected(submissions, selector, waiting)
+        batch = [pair async for pairs in again for pair in pairs] if moved else []
         unchanged = {"result": str(CommandResult.UNCHANGED), "note": note}
-        done += [moved[name] | unchanged for name in moved.keys() - waiting]
+        done += [row | unchanged for name, row in moved.items() if name not in waiting]
     return done
 
 

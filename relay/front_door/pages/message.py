@@ -284,7 +284,7 @@ async def change_scheduled(request: PageRequest) -> Response:
     cancel = partial(submissions.change_waiting, operation=Operation.CANCEL)
     change = cancel if did == _CANCELLED else submissions.send_scheduled_now
     if not await change(name, who=request.principal.name):
-        message = "It does not wait for its time any more: it is being sent, or was cancelled."
+        message = "It does not wait for its time any more: it is held, being sent, or cancelled."
         raise ApiError(409, "Conflict", message)
     request.principal.log("queue command", operation=did, done=1, ids=name)
     return request.redirect(f"messages/{journey.key}", did=did)

@@ -125,10 +125,10 @@ class RestoredSubmissions:
             for name in sorted({*_names(directory), *_names(directory)}):
                 is_wanted = not drafts or on_disk.draft_of(name) in drafts
                 if is_wanted and _id_of(name) not in seen:
-                    found = [*_listed(directory / name, reasons)]
-                    is_complete &= bool(found)
-                    seen.update(_id_of(name) for _ in found)
-                    yield from found
+                    read = [*_listed(directory / name, reasons)]
+                    is_complete &= bool(read)
+                    seen.update(_id_of(name) for _ in read)
+                    yield from read
 
     def count_held(self) -> int:
         """Return the number of submissions that are held, but not by a restore."""
