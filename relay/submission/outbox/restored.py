@@ -27,6 +27,8 @@ from relay.store.mailbox.maildir import (
 )
 from relay.submission.outbox import on_disk
 
+_LISTINGS_MAX = 5  # while files get other names
+
 
 class NotHeldError(Exception):
     """A submission would be sent although it was restored: an internal error."""
@@ -118,8 +120,8 @@ class RestoredSubmissions:
 
         The file of one that is held, released or rescheduled meanwhile has another name.
         """
-        directory, seen, is_complete = self.directory.scheduled, set[str](), False
-        while not is_complete:
+        directory, seen = self.directory.scheduled, set[str]()
+        for _ in range(_LISTINGS_MAX):
             is_complete, reasons = True, self.log.hold_reasons()
             # one listing may miss a file that is renamed during it
             for name in sorted({*_names(directory), *_names(directory)}):
@@ -129,6 +131,8 @@ class RestoredSubmissions:
                     is_complete &= bool(read)
                     seen.update(_id_of(name) for _ in read)
                     yield from read
+            if is_complete:
+                return
 
     def count_held(self) -> int:
         """Return the number of submissions that are held, but not by a restore."""
