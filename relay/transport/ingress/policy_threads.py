@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from relay.base.task_set import shielded
 from relay.transport.policy.archives import reader
 
 T = TypeVar("T")
@@ -77,14 +76,16 @@ class PolicyThreads:
             if not self._running:
                 sys.setswitchinterval(_BESIDE_A_CALL_S)
             job = self._executor.submit(work)
-            call = self._running[key] = asyncio.wrap_future(job)
+            call: asyncio.Future[T] = asyncio.wrap_future(job)
+            self._running[key] = call
             if not is_trusted:
                 self._strangers.add(key)
             call.add_done_callback(partial(self._ended, key, begun, taken_s=taken_s))
             try:
                 await begun.wait()
                 limit.reschedule(loop.time() + timeout_s)  # real time: as above
-                return await shielded(call)
+                await asyncio.wait([call])  # it goes on if the caller is cancelled
+                return call.result()
             finally:
                 given_up.set()
                 job.cancel()  # nothing happens if it has begun
@@ -106,7 +107,11 @@ class PolicyThreads:
             return []
         return [call for other, call in alike.items() if self._used.get(other, 0) > slow_s]
 
-    def _ended(self, key: str, begun: asyncio.Event, _: object, *, taken_s: list[float]) -> None:
+    def _ended(
+        self, key: str, begun: asyncio.Event, call: asyncio.Future[Any], *, taken_s: list[float]
+    ) -> None:
+        if not call.cancelled():
+            call.exception()  # if the caller has left, nobody else does, and asyncio logs it
         begun.set()  # also if it was cancelled before it began
         now_s = asyncio.get_running_loop().time()  # real time: as above
         self._used = {user: until_s for user, until_s in self._used.items() if until_s > now_s}

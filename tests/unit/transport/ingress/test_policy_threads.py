@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import threading
 from functools import partial
 
@@ -87,3 +88,21 @@ async def test_a_call_that_is_given_up_before_it_begins_never_runs(threads, monk
     release.set()
     await asyncio.gather(*running, again)
     assert order == ["again"]
+
+
+async def test_nothing_is_logged_about_a_call_that_fails_after_its_caller_left(threads, caplog):
+    running = threading.Event()
+
+    def fail(_):
+        running.set()
+        raise LookupError
+
+    caller = asyncio.create_task(threads.run("a", fail, timeout_s=10))
+    await asyncio.sleep(0)
+    assert running.wait(10)  # the loop does not know yet that the call has begun
+    caller.cancel()
+    await asyncio.wait([caller])
+    del caller
+    assert await threads.run("a", lambda _: "next", timeout_s=10) == "next"
+    gc.collect()
+    assert caplog.messages == []
