@@ -1,11 +1,14 @@
 """Which entries a selector matches, and how they are listed."""
 
+import asyncio
+
 import pytest
 from msgspec.structs import asdict
 
 from relay.base.message.envelope import MessageExtra
-from relay.store.spool.types import Selector
-from tests.support.operator import ALL, HOUR_US, command
+from relay.store.spool.shared.entry_list import EntryListBuilder
+from relay.store.spool.types import ClaimResult, EntrySchedule, Selector
+from tests.support.operator import ALL, HOUR_US, LATER, command
 from tests.support.tables import each_row
 
 
@@ -112,6 +115,32 @@ async def test_ids_as_the_list_shows_them(spool, defer) -> None:
     assert answer.unknown == (f"{queue_id}-3", "x-2")
     listed = await spool.queue_admin.list(Selector(ids=(f"{queue_id}-3", queue_id, "x-2")), limit=1)
     assert ([one["entry"] for one in listed], listed.unknown) == ([1], answer.unknown)
+
+
+async def test_an_entry_and_its_recipients_are_of_one_moment(spool, make, monkeypatch) -> None:
+    (claim,) = (await spool.accept(make())).claims
+    outcomes = {one.id: LATER for one in claim.recipients}
+    result = ClaimResult(claim, 5, outcomes, EntrySchedule(HOUR_US, HOUR_US))
+    loop, add = asyncio.get_running_loop(), EntryListBuilder.add
+
+    def add_while_an_attempt_ends(listing, tables, keys) -> None:
+        kind, fetch_each = type(tables), type(tables).fetch_each
+
+        def fetch_then_record(self, *query):
+            rows = fetch_each(self, *query)
+            monkeypatch.setattr(kind, "fetch_each", fetch_each)
+            asyncio.run_coroutine_threadsafe(spool.record(result), loop).result(10)
+            return rows
+
+        monkeypatch.setattr(kind, "fetch_each", fetch_then_record)
+        add(listing, tables, keys)
+
+    monkeypatch.setattr(EntryListBuilder, "add", add_while_an_attempt_ends)
+    (listed,) = await spool.queue_admin.list(ALL, limit=1)
+    monkeypatch.setattr(EntryListBuilder, "add", add)
+    (later,) = await spool.queue_admin.list(ALL, limit=1)
+    found = [(one["attempts"], one["recipients"][0]["reply"]) for one in (listed, later)]
+    assert found == [(0, ""), (1, "451 4.7.1 greylisted")]
 
 
 async def test_listed_times_are_wall_clock_times(spool, defer, clock) -> None:

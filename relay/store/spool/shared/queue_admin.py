@@ -264,7 +264,8 @@ class QueueAdmin:
             keys = selection.step(tables)
             if selector.restored:  # without entries that were held before the backup
                 keys = held_by_restore(tables, keys)
-            listing.add(tables, keys)
+            with tables.snapshot():  # an attempt changes an entry and its recipients
+                listing.add(tables, keys)
             # SQLite scans the whole queue for each batch of keys
             selection.keys_at_once = min(8 * selection.keys_at_once, KEYS_AT_ONCE)
 
