@@ -161,7 +161,8 @@ def test_imap_and_graph_agree(relay: DevProcess) -> None:
         session.noop()
         for subject, flags in (("one", {b"\\Seen", b"\\Answered"}), ("two", {b"\\Seen"})):
             fetched = session.fetch(number(subject), "(FLAGS)")[1][-1]
-            assert {*imaplib.ParseFlags(fetched)} - {b"\\Recent"} == flags
+            found = {flag for flag in imaplib.ParseFlags(fetched) if flag[:1] == b"\\"}
+            assert found - {b"\\Recent"} == flags  # Dovecot 2.4 has keywords of its own
         session.store(number("one"), "+FLAGS", r"(\Deleted)")
         session.expunge()
         assert subjects("inbox") == ["two"]
