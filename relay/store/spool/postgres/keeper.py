@@ -174,7 +174,8 @@ class NodeKeeper:
         connection.add_termination_listener(lambda _: ended.set())
         try:
             with translate_postgres_errors(self.hosts):
-                await connection.add_listener(_CHANNEL, self._heard)
+                own_pid = connection.get_server_pid()
+                await connection.add_listener(_CHANNEL, partial(self._heard, own_pid))
             fault.clear()
         except SpoolError as error:
             if connection.is_closed():
@@ -195,9 +196,9 @@ class NodeKeeper:
                 await connection.execute("SELECT pg_notify($1, $2)", _CHANNEL, str(news.value))
             await asyncio.sleep(1 / NOTIFY_PER_S)  # real time: so often at most
 
-    def _heard(self, *message: Any) -> None:
-        connection, pid, _, text = message
-        if pid != connection.get_server_pid():
+    def _heard(self, own_pid: int, *message: Any) -> None:
+        _, pid, _, text = message  # of a connection that may be closed by now
+        if pid != own_pid:
             self.on_news(News(int(text)))
 
 
