@@ -159,7 +159,7 @@ def _regular(name: str) -> str:
 
 
 def _python_codec(name: str) -> str:
-    plain = normalize_encoding(name)
+    plain = normalize_encoding(name.encode("ascii", "replace").decode())
     for label in (plain, plain.replace("_", "")):
         codec = aliases.get(label, label)
         codec = _CODECS.get(codec) or _CODECS.get(codec.replace("_", "-")) or codec
