@@ -173,9 +173,7 @@ def test_imap_and_graph_agree(relay: DevProcess) -> None:
         delivered_s = time.monotonic()
         while not session.readline().endswith(b"EXISTS\r\n"):
             pass
-        assert (
-            time.monotonic() - delivered_s < 10
-        )  # half a second, if the machine has nothing else to do
+        assert time.monotonic() - delivered_s < 10  # half a second, if the machine is idle
         session.send(b"DONE\r\n")
         while not session.readline().startswith(b"x OK"):
             pass

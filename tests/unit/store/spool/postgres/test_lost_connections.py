@@ -302,27 +302,3 @@ async def test_an_internal_error_ends_the_node(spool, monkeypatch) -> None:
     assert "ZeroDivisionError" in str(await asyncio.wait_for(ended.get(), SOON_S))
     with pytest.raises(SpoolUnavailableError):
         await spool.accept(new_message(TO_A))
-
-
-async def test_a_notification_at_the_end_of_its_connection_logs_nothing(
-    at, sql, caplog, monkeypatch
-) -> None:
-    node = at()
-    connect, opened = node.keeper.hosts.connect, []
-
-    async def connect_and_end_on_request(**options) -> asyncpg.Connection:
-        opened.append(await connect(**options))
-        await opened[-1].add_listener("end", lambda connection, *_: connection.terminate())
-        return opened[-1]
-
-    await node.start()
-    try:
-        await node.keeper.stop()
-        monkeypatch.setattr(node.keeper.hosts, "connect", connect_and_end_on_request)
-        node.keeper.start()
-        await until(lambda: opened and "relay_spool" in opened[0]._listeners)
-        sql("SELECT pg_notify('end', ''), pg_notify('relay_spool', '1')")
-        await until(opened[0].is_closed)
-    finally:
-        await node.stop()
-    assert [one.getMessage() for one in caplog.records if one.name == "asyncio"] == []

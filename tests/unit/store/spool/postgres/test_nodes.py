@@ -318,3 +318,20 @@ async def test_a_cursor_of_another_node_holds_while_an_earlier_event_is_not_comm
     assert await two.last_event() < cursor.sequence
     assert await EventFeed(two, LogReader(tmp_path)).place_of(cursor) == cursor
     await admin.close()
+
+
+async def test_news_logs_nothing_if_its_connection_ends(at, sql, caplog, monkeypatch) -> None:
+    keeper, opened = (await at("one.test")).keeper, []
+    connect = keeper.hosts.connect
+
+    async def connect_until_told(**options):
+        opened.append(await connect(**options))
+        await opened[-1].add_listener("end", lambda connection, *_: connection.terminate())
+        return opened[-1]
+
+    monkeypatch.setattr(keeper.hosts, "connect", connect_until_told)
+    keeper.start()
+    await until(lambda: opened and "relay_spool" in opened[0]._listeners)
+    sql("SELECT pg_notify('end', ''), pg_notify('relay_spool', '1')")
+    await until(opened[0].is_closed)
+    assert not [one for one in caplog.records if one.name == "asyncio"]
