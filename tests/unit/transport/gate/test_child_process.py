@@ -77,7 +77,8 @@ async def test_an_owner_of_0_5_0_that_runs_on_starts_the_child(tmp_path, monkeyp
 def has_only_sockets(process: Path) -> None:
     """It has no other files, and no secret of its owner's."""
     try:
-        opened = [str(one.readlink()) for one in (process / "fd").iterdir()]
+        links = [str(one.readlink()) for one in (process / "fd").iterdir()]
+        opened = [one for one in links if "/libffi.so" not in one]  # which keeps itself open
         known = {"/dev/null", str((Path("/proc") / str(os.getpid()) / "fd/2").readlink())}
         assert {one.partition(":")[0] for one in opened if one not in known} <= {
             "socket",
