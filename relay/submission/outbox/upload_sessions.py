@@ -25,6 +25,7 @@ from relay.formats.draft import AttachmentFacts, new_attachment
 from relay.formats.transfer_encoding import base64_size
 from relay.store.mailbox import errors
 from relay.store.mailbox.attachments import Attachments
+from relay.store.mailbox.folders import is_deleted
 from relay.store.mailbox.maildir import (
     list_names,
     make_directory,
@@ -115,7 +116,8 @@ class Uploads(OutboxPart):
     ) -> NewUpload:
         """Create a session for a draft, for the account `caller`.
 
-        Raises TooManyUploadsError, and the errors of Attachments.check().
+        Raises TooManyUploadsError, NotADraftError for a draft in Deleted Items, and the errors of
+        Attachments.check().
         """
         self._remove_abandoned(account)
         token = secrets.token_urlsafe()
@@ -129,6 +131,8 @@ class Uploads(OutboxPart):
         expires_us = self.clock.queue_us() + int(EXPIRE_S * 1_000_000)
         attachment = replace(attachment_facts, id=self.names.ids.new())
         facts = _Facts(account, message.id, attachment, expires_us, caller=caller)
+        if self._is_abandoned(facts):
+            raise errors.NotADraftError("A draft in Deleted Items takes no upload.")
         with self._all() as sessions:
             incomplete = [
                 session
@@ -206,33 +210,33 @@ class Uploads(OutboxPart):
 
     @in_thread
     def remove_expired(self) -> None:
-        """Remove sessions that have expired, and those of drafts that are gone."""
+        """Remove sessions that have expired, and those of drafts that are sent or deleted."""
         self._remove_abandoned()
 
     def _remove_abandoned(self, account: str = "") -> None:
-        """Remove the sessions of an account, or of all, whose draft is gone."""
+        """Remove the sessions of an account, or of all, whose draft is sent or deleted."""
         with self._all() as sessions:
             incomplete = [
                 session
                 for session in sessions.values()
                 if not session.facts.is_attached and account in ("", session.facts.account)
             ]
-        gone = [session for session in incomplete if self._is_gone(session)]  # may read a mailbox
+        # may read a mailbox
+        abandoned = [session for session in incomplete if self._is_abandoned(session.facts)]
         with self._all() as sessions:
-            for session in gone:
+            for session in abandoned:
                 if session.digest in sessions and session.lock.acquire(blocking=False):
                     self._remove(sessions, session)
 
-    def _is_gone(self, session: _UploadSession) -> bool:
-        """Whether the mailbox says that it has no such draft; an error does not say so."""
-        facts = session.facts
+    def _is_abandoned(self, facts: _Facts) -> bool:
+        """Whether the mailbox says that the draft is sent or deleted; an error does not say so."""
         try:
-            self.index.get(self.folders.mailbox(facts.account), facts.message_id)
+            located = self.index.get(self.folders.mailbox(facts.account), facts.message_id)
         except errors.NoSuchItemError:
             return self.root.is_there()  # otherwise it may only be missing with the root
         except (errors.StoreError, OSError):
             return False
-        return False
+        return not located.is_draft or is_deleted(located.folder)
 
     def clear(self) -> None:
         """Remove all sessions."""
@@ -308,9 +312,9 @@ class Uploads(OutboxPart):
 
     def count_received(self, session: _UploadSession, received: int) -> Upload:
         """Record durably how many bytes were received; the bytes are on the disk already. Raises
-        NoSuchItemError if the draft is gone: the session ends.
+        NoSuchItemError if the draft is sent or deleted: the session ends.
         """
-        if self._is_gone(session):
+        if self._is_abandoned(session.facts):
             with self._all() as sessions:
                 self._remove(sessions, session)
             raise _unknown()
