@@ -2,11 +2,14 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import smtplib
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +89,26 @@ def test_a_port_in_use_is_waited_for_before_anything_is_opened(manager) -> None:
             assert (relay.folder / "relay.log").read_text().count(in_use) == 1
         finally:
             relay.close()
+
+
+def test_sigterm_before_it_listens_ends_the_first_process_of_a_container(manager) -> None:
+    """The kernel ignores it there unless the process has a handler."""
+    container = ["unshare", "--map-root-user", "--pid", "--fork", "--kill-child"]
+    if not shutil.which("unshare") or subprocess.run([*container, "true"], check=False).returncode:
+        pytest.skip("this user makes no namespace")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        listens = {"observe": {"metrics": f"127.0.0.1:{other.getsockname()[1]}"}}
+        with closing(RelayProcess(config=listens, environment=manager.environment)) as relay:
+            command = [*container, *relay.start_command()]
+            process = subprocess.Popen(command, cwd=relay.folder, env=relay.environment)
+            try:
+                assert "is in use" in manager.listen()[0]
+                children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+                os.kill(int(children.read_text()), signal.SIGTERM)
+                assert process.wait(30) == 143
+            finally:
+                process.kill()
+                process.wait()
 
 
 def test_a_full_disk_is_no_reason_for_a_restart(manager) -> None:

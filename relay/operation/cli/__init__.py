@@ -44,14 +44,19 @@ Elsewhere: `relay dev`, `relay clock` and `relay reset`: `relay/development/verb
 """
 
 import gc
+import os
+import signal
 import sys
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+_TERMINATED = 143  # 128 + SIGTERM
 _COLLECT_AFTER = 50_000  # objects: importing modules creates many and little garbage
 
 
 def main() -> None:
     """Run the command line and exit."""
+    if os.getpid() == 1:  # of a container: SIGTERM without a handler is ignored (pid_namespaces(7))
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(_TERMINATED))
     gc.set_threshold(_COLLECT_AFTER)
     try:
         from relay.operation.cli.root import run  # noqa: PLC0415 - inside the try
