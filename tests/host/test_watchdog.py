@@ -99,8 +99,7 @@ def test_sigterm_before_it_listens_ends_the_first_process_of_a_container(manager
     with socket.create_server(("127.0.0.1", 0)) as other:
         listens = {"observe": {"metrics": f"127.0.0.1:{other.getsockname()[1]}"}}
         with closing(RelayProcess(config=listens, environment=manager.environment)) as relay:
-            command = [*container, *relay.start_command()]
-            process = subprocess.Popen(command, cwd=relay.folder, env=relay.environment)
+            process = subprocess.Popen([*container, *relay.start_command()], env=relay.environment)
             try:
                 assert "is in use" in manager.listen()[0]
                 children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
