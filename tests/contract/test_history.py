@@ -150,7 +150,7 @@ def with_added(message, address: str):
 async def test_what_is_accepted_behind_a_sequence_is_found_but_submissions(spool, add) -> None:
     await add()
     after = await spool.last_event()
-    await add(submission_id="06gzy78nhccc7r9c.1")
+    submitted = await add(submission_id="06gzy78nhccc7r9c.1")
     second, third = await add(), await add()
     for is_settled in (True, False):
         found = await spool.accepted_after(after, limit=10, is_settled=is_settled)
@@ -158,6 +158,8 @@ async def test_what_is_accepted_behind_a_sequence_is_found_but_submissions(spool
         assert found.is_complete
         some = await spool.accepted_after(after, limit=1, is_settled=is_settled)
         assert ([one.queue_id for _, one in some.events], some.is_complete) == ([second], False)
+        found = await spool.accepted_after(after, limit=10, is_settled=is_settled, own=True)
+        assert [one.queue_id for _, one in found.events if one] == [submitted, second, third]
     end, _ = found.events[-1]
     assert list((await spool.accepted_after(end, limit=10, is_settled=False)).events) == []
 

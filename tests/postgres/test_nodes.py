@@ -1,11 +1,15 @@
 """Several relays on one spool: each takes and delivers mail, and one may end at any time."""
 
+import asyncio
 import json
 import signal
+from collections import Counter
+from typing import Any
 
 import pytest
 
 from tests.postgres.conftest import StartNode
+from tests.support.event_source import ReceivedEvent, event_source
 from tests.support.graph_client import message
 from tests.support.long_tests import long
 from tests.support.relay_process import RelayProcess, until
@@ -63,6 +67,44 @@ def test_nodes_share_one_queue(remotes: Remotes, node: StartNode) -> None:
     assert states_of_nodes(two) == {"one": "stopped", "two": "alive"}
     assert states_of_nodes(one) == {"one": "stopped", "two": "alive"}
     assert two.stop() == 0
+
+
+def test_a_list_after_a_cursor_has_each_mail_of_all_nodes(node: StartNode) -> None:
+    one, two = node("n_1"), node("n-1")  # in a pattern of SQL, "_" is any character
+
+    def listed(at: RelayProcess, query: str) -> dict[str, Any]:
+        path = f"/relay/v1/messages?kind=mail&{query}"
+        answer: dict[str, Any] = at.graph("GET", path, token="operator").json()
+        return answer
+
+    cursor, found = listed(one, "limit=1")["cursor"], []
+    for place, sender in ((one, two), (one, one), (one, two), (two, one), (two, two), (one, two)):
+        sender.until_final(sender.send_mail(to=["bob@example.test"], subject=f"{len(found)}"))
+        page = listed(place, f"after={cursor}&wait=20")
+        cursor = page["cursor"]
+        found += [mail["subject"] for mail in page["messages"]]
+    assert found == ["0", "1", "2", "3", "4", "5"]
+
+
+async def test_a_reader_of_events_goes_from_node_to_node(node: StartNode) -> None:
+    one, two = node("one"), node("two")
+
+    def send(sender: RelayProcess) -> None:
+        sender.until_final(sender.send_mail(to=["bob@example.test"], subject="x"))
+
+    await asyncio.to_thread(send, two)
+    async with event_source(*one.http) as source:
+        cursor = source.headers["x-relay-cursor"]
+    found: list[ReceivedEvent] = []
+    for place, sender in ((one, one), (two, one), (one, two), (two, two), (one, one)):
+        await asyncio.to_thread(send, sender)
+        async with event_source(*place.http, query={"after": cursor}) as source:
+            found += await source.until_step(6)
+        cursor = found[-1].id
+    assert Counter(event.type for event in found)["gap"] == 1  # earlier steps of the second node
+    told = [event.data for event in found if event.type == "message" and event.data["step"] != 4]
+    assert Counter(data["step"] for data in told) == dict.fromkeys((1, 2, 3, 5, 6), 5)
+    assert len({(data["submission_id"], data["step"]) for data in told}) == len(told)
 
 
 def states_of_nodes(relay: RelayProcess) -> dict[str, str]:

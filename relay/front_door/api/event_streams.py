@@ -44,7 +44,7 @@ _SEND_S = 0.0002  # the least cost of a block for a stream, and the cost of each
 _SEND_S_PER_BYTE = 2e-9
 # Without an empty line: some clients would report an event without data there.
 _RETRY = b"retry: 2000\n"
-_GAP = "Events between this cursor and the next event are not kept any more."
+_GAP = "Events between this cursor and the next event are missing."
 _EXPECTED = 'the id of an event, or "0" for the beginning'
 _log = get_logger("api")
 
@@ -186,7 +186,7 @@ class EventStreams:
             yield _RETRY
             reported_to = 0
             if view.after is not None:
-                place = await self._first_place(view.after)
+                place = await self._feed.first_place(view.after)
                 if place != view.after:
                     yield _gap_at(place)
             while not self._is_closed:
@@ -218,17 +218,6 @@ class EventStreams:
             self._open.end(view.account)
             if not self._open.total:
                 self._recent.clear()
-
-    async def _first_place(self, after: EventCursor) -> EventCursor:
-        """Return the cursor at which a stream begins.
-
-        It differs from `after` if events were removed. For a cursor of another node's log, the
-        stream begins with the present.
-        """
-        place = await self._feed.place_of(after)
-        logs = (await self._feed.now()).logs
-        is_of_here = not after.logs or after.logs.keys() & logs.keys()
-        return place if is_of_here else EventCursor(place.sequence, logs)
 
     async def _block_after(self, place: EventCursor) -> _Block | None:
         """Return the events after a cursor; None if there are none yet.

@@ -26,6 +26,7 @@ from relay.store.journeys.spool_history import SpoolEvents, SpoolHistory
 
 _CURSOR_CHARACTERS_MAX = 1000
 _NEW_AT_ONCE = 5000
+_OTHER_LOGS_MAX = 8  # whose places a cursor keeps: those of the latest days
 _LOG = re.compile(
     r"([a-z]{1,20}(?:-[0-9a-f]{8})?)~(\d{4}-\d\d-\d\d)~(\d{1,18})~(\d{1,9})~([0-9a-f]{8})", re.ASCII
 )
@@ -123,6 +124,17 @@ class EventFeed:
             return cursor
         return EventCursor(await self._spool.last_event(), cursor.logs)
 
+    async def first_place(self, cursor: EventCursor) -> EventCursor:
+        """Return where a reader of all events begins: place_of(), and if the cursor has no place in
+        the log of this node, at the end of it. The places in the logs of other nodes are kept.
+        """
+        place = await self.place_of(cursor)
+        if not self._log.is_new_to(place.logs):
+            return place
+        logs = sorted(place.logs.items(), key=lambda log: log[1].day)[-_OTHER_LOGS_MAX:]
+        ends = await asyncio.to_thread(self._log.ends)
+        return EventCursor(place.sequence, {**dict(logs), **ends})
+
     async def read(self, after: EventCursor, *, limit: int) -> EventBatch:
         """Return the first events after a cursor.
 
@@ -133,12 +145,21 @@ class EventFeed:
         return _merged(after, spool, logs)
 
     async def read_new(self, after: EventCursor, *, is_settled: bool = True) -> EventBatch:
-        """Return what read() does, but of the spool only step 5 of messages that are not
-        submissions.
+        """Return what read() does, but of the spool only step 5 of messages whose earlier steps are
+        not in the log.
 
-        These events have no details. Unless `is_settled`, some may be returned again later.
+        These events have no details. Unless `is_settled`, some may be returned again later. After a
+        cursor of another node, the log begins at its end, and all messages in the spool are new.
         """
         limit = _NEW_AT_ONCE
+        if self._log.is_new_to(after.logs):
+            ends = await asyncio.to_thread(self._log.ends)
+            spool = await self._spool.accepted_after(
+                after.sequence, limit=limit, is_settled=is_settled, own=True
+            )
+            batch = _merged(after, spool, {})
+            here = EventCursor(batch.cursor.sequence, ends)
+            return batch._replace(cursor=here) if batch.is_complete else batch
         spool = await self._spool.accepted_after(after.sequence, limit=limit, is_settled=is_settled)
         logs = await asyncio.to_thread(self._log.read, after.logs, limit=limit)
         return _merged(after, spool, logs)

@@ -24,6 +24,7 @@ _BLOCK_BYTES = 256 * 1024
 _LINE_BYTES_MAX = 1 << 20
 _BATCH_BYTES_MAX = 1 << 20  # in one answer, and one line more
 _ROLES_MAX = 8
+_BEFORE_LOG = LogPosition("0000-00-00", 0)  # while there is no file
 
 
 class LogEvents(Struct, frozen=True):
@@ -52,8 +53,14 @@ class LogReader:
         self._part = "" if store == "main" else f"-{crc32(store.encode()):08x}"
 
     def ends(self) -> dict[str, LogPosition]:
-        """Return the end of each role's log."""
-        return {files.role + self._part: files.end() for files in self._roles()}
+        """Return the end of each role's log: at least one, so that the cursor names this log."""
+        ends = {files.role + self._part: files.end() for files in self._roles()}
+        return ends or {f"relay{self._part}": _BEFORE_LOG}
+
+    def is_new_to(self, positions: Mapping[str, LogPosition]) -> bool:
+        """Whether positions are all in the logs of other mail roots."""
+        parts = {"".join(role.partition("-")[1:]) for role in positions}
+        return bool(parts) and self._part not in parts
 
     def read(self, after: Mapping[str, LogPosition], *, limit: int) -> dict[str, LogEvents]:
         """Return the first events of each role after its position.
@@ -100,7 +107,9 @@ class _RoleFiles:
 
     def read(self, after: LogPosition | None, *, limit: int) -> LogEvents:
         """Return the first events after a position, or from the beginning."""
-        position = after or LogPosition(self._days[0], 0)
+        position = after or _BEFORE_LOG
+        if position == _BEFORE_LOG:
+            position = LogPosition(self._days[0], 0)
         days = [day for day in self._days if day >= position.day]
         is_missing = not self._is_there(position)
         if is_missing:

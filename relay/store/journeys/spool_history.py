@@ -104,9 +104,11 @@ class SpoolHistory(Protocol):
         If they are large, there may be fewer than `limit` although more exist.
         """
 
-    async def accepted_after(self, after: int, *, limit: int, is_settled: bool) -> SpoolEvents:
-        """Return step 5 of messages that are not submissions, as events_after() does, without
-        details.
+    async def accepted_after(
+        self, after: int, *, limit: int, is_settled: bool, own: bool = False
+    ) -> SpoolEvents:
+        """Return step 5 of messages, as events_after() does, without details. Unless `own`, the
+        submissions of this node are left out.
 
         Unless `is_settled`, include events that may be after last_event().
         """

@@ -135,6 +135,7 @@ class SpoolEngine(QueueEngine, SpoolHistory):
     """
 
     maintenance: SpoolMaintenance  # its periodic work
+    details_of_here = "%"  # a pattern of LIKE: the details of events that this node has recorded
     # what a development relay does with it; None for an engine that it does not use
     development: DevelopmentSpool | None = None
     _writer: GroupWriter
@@ -416,12 +417,16 @@ class SpoolEngine(QueueEngine, SpoolHistory):
 
         return await self.read(query)
 
-    async def accepted_after(self, after: int, *, limit: int, is_settled: bool) -> SpoolEvents:
+    async def accepted_after(
+        self, after: int, *, limit: int, is_settled: bool, own: bool = False
+    ) -> SpoolEvents:
         """SpoolHistory.accepted_after."""
 
         def query(tables: Tables) -> SpoolEvents:
             until = self._last_event(tables) if is_settled else types.NEVER_US
-            return event_log.accepted_after(tables, after, until, limit=limit)
+            return event_log.accepted_after(
+                tables, after, until, limit=limit, of_here="" if own else self.details_of_here
+            )
 
         return await self.read(query)
 

@@ -138,6 +138,8 @@ class PostgresSpool(SpoolEngine):
             captured=captured,
             store=lambda: self._writer.stores.own,
         )
+        name = identity.name.replace("_", r"\_")  # any character, in LIKE
+        self.details_of_here = f'%"node":"{name}"%'
         self._hosts = hosts = DatabaseHosts(options)
         self._crash = crash
         self._fault = "the spool was not started yet"

@@ -49,9 +49,10 @@ _EVENTS = (
     " ORDER BY e.sequence LIMIT ?"
 )
 _ACCEPTED = (
-    "SELECT e.sequence, e.message_id, e.at_us, m.account"
+    "SELECT e.sequence, e.message_id, e.at_us, m.account, m.submission_id"
     " FROM event e INDEXED BY event_sequence JOIN message m ON m.id = e.message_id"
-    " WHERE e.sequence > ? AND e.sequence <= ? AND e.step = ? AND m.submission_id = ''"
+    " WHERE e.sequence > ? AND e.sequence <= ? AND e.step = ?"
+    " AND (m.submission_id = '' OR e.detail NOT LIKE ?)"
     " ORDER BY e.sequence LIMIT ?"
 )
 _CHARACTERS_MAX = 1 << 20  # of details in one answer; the event that exceeds it is the last
@@ -262,13 +263,17 @@ def events_after(
     return SpoolEvents(events, removed_to(tables), True)
 
 
-def accepted_after(tables: Tables, after: int, until: int, *, limit: int) -> SpoolEvents:
-    """SpoolHistory.accepted_after, up to the sequence `until`."""
+def accepted_after(
+    tables: Tables, after: int, until: int, *, limit: int, of_here: str
+) -> SpoolEvents:
+    """SpoolHistory.accepted_after, up to the sequence `until`. Submissions whose detail is LIKE
+    `of_here` are left out.
+    """
     step, nothing = Step.POLICY_AND_ROUTING, details.RoutedDetail()
-    rows = tables.fetch(_ACCEPTED, (after, until, int(step), limit))
+    rows = tables.fetch(_ACCEPTED, (after, until, int(step), of_here, limit))
     events: list[tuple[int, RecordedEvent | None]] = [
-        (sequence, RecordedEvent(queue_id, None, account, step, at_us, {}, nothing, None))
-        for sequence, queue_id, at_us, account in rows
+        (sequence, RecordedEvent(queue_id, name or None, account, step, at_us, {}, nothing, None))
+        for sequence, queue_id, at_us, account, name in rows
     ]
     is_complete = len(events) < limit
     if is_complete and until > after:
