@@ -212,7 +212,7 @@ class _RunningWebhook:
     async def begin(self) -> EventCursor:
         """Begin with the present, unless there is a cursor that this spool may have issued."""
         feed = self._owner.feed
-        self.cursor = await (feed.first_place(self.cursor) if self.cursor else feed.now())
+        self.cursor = await (feed.place_of(self.cursor) if self.cursor else feed.now())
         self._block_end = self.cursor
         return self.cursor
 
