@@ -28,6 +28,7 @@ from relay.base.settings.tree import CertificateFiles
 from relay.base.settings.values import is_ip
 from relay.development.issuer import ANY_ADDRESS, Issuer, general_name, pem_of, self_signed
 from relay.front_door.http.tunnels import TunnelHosts
+from relay.operation.app.development_folder import OwnEntry
 
 _log = get_logger("development")
 _MADE_AGAIN = "the CA was made again: programs that have read it, or a copy, need the new file"
@@ -219,7 +220,7 @@ class DevelopmentCertificate:
         `folder`/ca. Without `proxy_names` the relay is not a proxy, and `bundle` is `ca`.
         """
         self._clock = clock
-        for directory in filter(None, (ca_dir, folder / "ca")):
+        for directory in filter(None, (ca_dir, folder / OwnEntry.CA)):
             try:
                 authority = open_authority(directory, hosts, now=self._now())
                 break
@@ -227,10 +228,10 @@ class DevelopmentCertificate:
                 if directory != ca_dir:
                     raise
         self.ca = authority.certificate
-        self.files = authority.issue(folder / "tls", hosts, now=self._now())
+        self.files = authority.issue(folder / OwnEntry.TLS, hosts, now=self._now())
         self.server = ServerCertificate(self.files.certificate, self.files.key)
         self.proxy = (
-            ProxyAuthority(folder / "tls", proxy_names, ca=self.ca, now=self._now())
+            ProxyAuthority(folder / OwnEntry.TLS, proxy_names, ca=self.ca, now=self._now())
             if proxy_names
             else None
         )

@@ -18,9 +18,13 @@ from relay.base.settings.tree import SENDER
 from relay.base.socket_address import Address
 from relay.development.options import DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
-from relay.operation.app.development_folder import DevelopmentFolder, open_inner_folder
+from relay.operation.app.development_folder import (
+    DevelopmentFolder,
+    OwnEntry,
+    open_inner_folder,
+)
 
-_NAME = "cloud"  # of its folder, of the [[oauth]]
+_NAME = "cloud"  # of the [[oauth]]
 _CLIENT_ID = "relay-dev"
 _LOOPBACK = "127.0.0.1"
 _PORT_MAX = 65_535
@@ -35,7 +39,7 @@ async def cloud_for(
     Raises OSError for a port in use.
     """
     port = options.http.port
-    inner = open_inner_folder(folder, _NAME)
+    inner = open_inner_folder(folder, OwnEntry.CLOUD)
     try:
         cloud = DevelopmentRelay(
             inner,

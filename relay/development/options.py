@@ -34,7 +34,7 @@ from relay.development.internet.simulator import SimulatedInternet
 from relay.development.option_fields import MAIL, PORTS, Separated, flag, items, listener, option
 from relay.development.removal import KeepLimits
 from relay.front_door.notifications.https_client import LOOPBACK, PRIVATE
-from relay.operation.app.development_folder import DevelopmentFolder
+from relay.operation.app.development_folder import ACCOUNTS, DevelopmentFolder, OwnEntry
 from relay.operation.cli.option_types import Parsed
 from relay.transport.policy.globs import Globs
 
@@ -46,12 +46,12 @@ PROXY_HOSTS = words_in(
 )
 # known to everybody: a receiver can try its verification
 WEBHOOK_KEY = "whsec_cmVsYXktZGV2ZWxvcG1lbnQtc2VjcmV0"
-CA_OF_INTERNET = "tls/internet-ca.pem"  # the authority of the simulated hosts
+CA_OF_INTERNET = f"{OwnEntry.TLS}/internet-ca.pem"  # the authority of the simulated hosts
 EXPECTED = "smtp://HOST:PORT or smtps://HOST:PORT, with USER:PASSWORD@ before HOST for a login"
 _PORTS = {HopKind.SMTP: 25, HopKind.SMTPS: 465}
 _NO_DOMAIN = ""  # of no recipient: the route is there for its TLS policy and its login
 
-_TLS = {"certificate": "tls/relay.pem", "key": "tls/relay.key"}
+_TLS = {"certificate": f"{OwnEntry.TLS}/relay.pem", "key": f"{OwnEntry.TLS}/relay.key"}
 # mail arrives, and its page says that the milter is down
 _UNFILTERED = {"when_down": "accept"}
 _NAME_CHARACTERS_MAX = 63
@@ -91,7 +91,7 @@ class ReleaseTarget:
         """Return a route that no recipient matches. Writes the password into `folder`."""
         auth = None
         if self.user:
-            file = folder / "release-password"
+            file = folder / OwnEntry.RELEASE_LOGIN
             file.touch(mode=0o600)
             file.write_text(f"{self.password}\n", encoding="utf-8")
             auth = RouteAuth(self.user, file)
@@ -347,7 +347,7 @@ def write_config(
         for name in NAMES
     ]
     text = ": the accounts that always exist; others are created when they log in.\n"
-    folder.write("accounts.toml", text + tomlkit.dumps({"account": accounts}))
+    folder.write(ACCOUNTS, text + tomlkit.dumps({"account": accounts}))
     authority = internet.certificates.authority
     folder.write(CA_OF_INTERNET, f": the authority of the simulated hosts.\n{authority}")
     config = overridden(_config(options, internet), options.overrides)
@@ -361,7 +361,7 @@ def _config(options: DevelopmentOptions, internet: SimulatedInternet) -> dict[st
     https = [str(address) for address in options.everywhere(options.https)] if options.https else []
     return {
         "hostname": f"relay.{options.domains[0]}",
-        "state_dir": "state",
+        "state_dir": OwnEntry.STATE.value,
         "http": {
             "listen": [*http, *https],
             "tls": _TLS,
@@ -371,8 +371,8 @@ def _config(options: DevelopmentOptions, internet: SimulatedInternet) -> dict[st
         "smtp": list(_listeners(options)),
         "mailboxes": {
             "domains": list(options.domains),
-            "root": "mail",
-            "accounts": "accounts.toml",
+            "root": OwnEntry.MAIL.value,
+            "accounts": ACCOUNTS,
         },
         "dns": {"nameservers": [str(internet.nameserver)], "validating": True},
         "delivery": {

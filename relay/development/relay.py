@@ -68,7 +68,7 @@ from relay.front_door.http.tunnels import TunnelHosts
 from relay.operation.app.compose import compose
 from relay.operation.app.configuration import ListenerCertificates, route_places, warn_of_rules
 from relay.operation.app.daemon import Daemon
-from relay.operation.app.development_folder import DevelopmentFolder
+from relay.operation.app.development_folder import DevelopmentFolder, OwnEntry
 from relay.operation.app.foundation import Foundation, RelayDependencies
 from relay.operation.app.settling import SETTLE_S, UnsettledError
 from relay.store.journeys.document import Journey
@@ -137,14 +137,14 @@ class DevelopmentRelay:
             counts=lambda: self.daemon.base.samples.sample().counts,
         )
         base = self.daemon.base
-        self._index = SearchIndex(folder.path / "search-index", base, self._sources)
+        self._index = SearchIndex(folder.path / OwnEntry.SEARCH_INDEX, base, self._sources)
         base.journeys.places.index = self._index
         base.store.messages.on_state = self._index.note_state
         self._tasks = TaskSet()
         self._mail_access = self._mail_access_of(base)
         self._mailboxes: dict[str, list[Address]] = {name: [] for name in MAIL}
         self._reset = Reset(
-            self.daemon, folder.path / "trash", quiet=self._quiet, forget=self._forget
+            self.daemon, folder.path / OwnEntry.TRASH, quiet=self._quiet, forget=self._forget
         )
 
     def _mail_access_of(self, base: Foundation) -> MailAccess:

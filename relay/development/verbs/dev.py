@@ -37,7 +37,7 @@ from relay.development.verbs.dev_options import (
     unknown_variables,
     visible_secrets,
 )
-from relay.operation.app.development_folder import DevelopmentFolder, open_folder
+from relay.operation.app.development_folder import DevelopmentFolder, OwnEntry, open_folder
 from relay.operation.cli.errors import INTERRUPTED, CommandError, ExitCode
 from relay.operation.cli.options import CommandContext, common_options
 from relay.operation.cli.output import print_json_line, printable, step_lines
@@ -113,7 +113,7 @@ def _plan(
     mail = _mail_access(values, once=run.once)
     given = values | {name: values[name] or address for name, address in usual.items()} | mail
     if run.no_rules:
-        given["rules"] = place.path / "no-rules"
+        given["rules"] = place.path / OwnEntry.NO_RULES
         given["rules"].mkdir(exist_ok=True)
     data_home = environment.data_home
     plan = made_of(
@@ -232,7 +232,7 @@ class _TextView(_WarningView):
 
     def listening(self, addresses: DevelopmentAddresses) -> None:
         ca = shlex.quote(str(addresses.bundle))
-        mail = self._place.path / "mail" / self._domain
+        mail = self._place.path / OwnEntry.MAIL / self._domain
         kept = "" if not self._place.temporary else "; removed at the end, --dir keeps it"
         here = addresses.for_this_machine()
         password = "TOKEN" if self._plan.token else "alice"

@@ -2,8 +2,9 @@
 
 Each user has one temporary directory; a second development relay gets a new one. If enough memory
 is free, the directory is in /dev/shm, where its removal is quick. A directory given by --dir is
-kept, and its files that do not begin with MARK are never overwritten. The other commands find a
-relay by a symbolic link in two directories that only this user can write, whatever TMPDIR is.
+kept. It is refused if its configuration does not begin with MARK, or if it has an OwnEntry and no
+configuration: resets and starts remove or overwrite these. The other commands find a relay by a
+symbolic link in two directories that only this user can write, whatever TMPDIR is.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import struct
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
+from enum import StrEnum
 from pathlib import Path
 
 from msgspec import Struct
@@ -24,8 +26,8 @@ from relay.base.clock import ADVANCED_S_MAX
 from relay.base.files import disk_of, replace_file
 from relay.operation.app.state_dir import AlreadyRunningError, OwnerLock
 
-_CLOCK = "clock.toml"
 MARK = "# Written by `relay dev`"
+ACCOUNTS = "accounts.toml"
 _PLACE_BYTES_MAX = 50  # macOS, where names of sockets are shorter, has 48
 _DISK = Path("/tmp")  # noqa: S108 - what is in it belongs to this user
 _MEMORY = Path("/dev/shm")  # noqa: S108 - as above
@@ -37,8 +39,26 @@ _ANSWER_S_MAX = 1.0
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
+class OwnEntry(StrEnum):
+    """What a development relay makes in its directory, besides its configuration and `run`.
+
+    `run` has only a lock: it is made before the configuration, and harms nothing.
+    """
+
+    CA = "ca"
+    CLOCK = "clock.toml"
+    CLOUD = "cloud"
+    MAIL = "mail"
+    NO_RULES = "no-rules"
+    RELEASE_LOGIN = "release-password"
+    SEARCH_INDEX = "search-index"
+    STATE = "state"
+    TLS = "tls"
+    TRASH = "trash"
+
+
 class ForeignFolderError(Exception):
-    """`relay dev` did not write the configuration in the directory, or cannot write one there."""
+    """`relay dev` did not write the files in the directory, or cannot write there."""
 
 
 class DevelopmentFolder(Struct, frozen=True):
@@ -70,7 +90,7 @@ class DevelopmentFolder(Struct, frozen=True):
 
         Raises OSError, and ForeignFolderError for a file that `relay dev` did not write.
         """
-        path = self.path / _CLOCK
+        path = self.path / OwnEntry.CLOCK
         try:
             advanced_s = float(tomllib.loads(path.read_text("utf-8"))["advanced_s"])
         except FileNotFoundError:
@@ -86,7 +106,7 @@ class DevelopmentFolder(Struct, frozen=True):
     def write_advanced(self, advanced_s: float) -> None:
         """Write by how much the clock was advanced, durably. Raises OSError."""
         text = f"{MARK}: its clock is ahead of that of the machine.\nadvanced_s = {advanced_s!r}\n"
-        replace_file(self.path / _CLOCK, text.encode(), mode=0o600)
+        replace_file(self.path / OwnEntry.CLOCK, text.encode(), mode=0o600)
 
     def remove(self) -> None:
         """Remove a temporary directory, and release the lock."""
@@ -107,25 +127,23 @@ def open_folder(path: Path | None) -> DevelopmentFolder:
         own.mkdir(mode=0o700)
     if _is_own(own):
         with contextlib.suppress(AlreadyRunningError):
-            lock = _locked(own)
-            _empty(own)  # a killed relay leaves its files
-            return DevelopmentFolder(own, temporary=True, lock=lock)
+            return _open(own, temporary=True)
     return open_new_folder()
 
 
 def open_new_folder() -> DevelopmentFolder:
     """Return a new temporary directory. Raises OSError."""
     new = Path(tempfile.mkdtemp(prefix="relay-dev-", dir=short_place(_new_place())))
-    return DevelopmentFolder(new, temporary=True, lock=_locked(new))
+    return _open(new, temporary=True)
 
 
-def open_inner_folder(outer: DevelopmentFolder, name: str) -> DevelopmentFolder:
+def open_inner_folder(outer: DevelopmentFolder, name: OwnEntry) -> DevelopmentFolder:
     """Return a directory inside `outer`, which is removed with `outer`. Raises OSError,
     AlreadyRunningError.
     """
     path = outer.path / name
     path.mkdir(mode=0o700, exist_ok=True)
-    return DevelopmentFolder(path, temporary=False, lock=_locked(path))
+    return _open(path, temporary=False)
 
 
 def short_place(place: Path) -> Path:
@@ -135,12 +153,23 @@ def short_place(place: Path) -> Path:
 
 def _open_given(path: Path) -> DevelopmentFolder:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for file in (path / "relay.toml", path / "accounts.toml"):
-        if file.exists() and not file.read_bytes().startswith(MARK.encode()):
-            raise ForeignFolderError(
-                f"{file} was not written by `relay dev`; name another directory"
-            )
-    return DevelopmentFolder(path, temporary=False, lock=_locked(path))
+    # before the configuration: a start in progress makes the entries after it
+    entries = [path / name for name in OwnEntry if os.path.lexists(path / name)]
+    files = [file for file in (path / "relay.toml", path / ACCOUNTS) if file.exists()]
+    foreign = [file for file in files if not file.read_bytes().startswith(MARK.encode())]
+    for entry in foreign or ([] if files else entries):
+        raise ForeignFolderError(f"{entry} was not written by `relay dev`; name another directory")
+    return _open(path, temporary=False)
+
+
+def _open(path: Path, *, temporary: bool) -> DevelopmentFolder:
+    """Lock the directory, and write a file with MARK before any OwnEntry: a start may be killed."""
+    folder = DevelopmentFolder(path, temporary=temporary, lock=_locked(path))
+    if temporary:
+        _empty(path)  # a killed relay leaves its files
+    if not (path / ACCOUNTS).exists():
+        folder.write(ACCOUNTS, ", which uses this directory.\n")
+    return folder
 
 
 @contextlib.contextmanager
@@ -250,7 +279,7 @@ def _listens(folder: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(_ANSWER_S_MAX)  # real time: a peer
         try:
-            client.connect(str(folder / "state/run/control.sock"))
+            client.connect(str(folder / OwnEntry.STATE / "run/control.sock"))
         except (FileNotFoundError, ConnectionRefusedError):
             return False
         if not hasattr(socket, "SO_PEERCRED"):  # only Linux has it

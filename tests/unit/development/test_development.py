@@ -30,6 +30,7 @@ from relay.development.internet.simulator import SimulatedInternet
 from relay.operation.app import development_folder
 from relay.operation.app.development_folder import (
     ForeignFolderError,
+    OwnEntry,
     link_places,
     linked,
     open_folder,
@@ -38,6 +39,7 @@ from relay.operation.app.development_folder import (
 from relay.operation.app.state_dir import AlreadyRunningError
 from relay.operation.commands.check import check_file
 from relay.operation.commands.check_network import CheckResult
+from tests.support.development_relay import development_relay
 from tests.support.events import until
 from tests.support.manual_clock import ManualClock
 from tests.support.ports import free_port
@@ -165,12 +167,29 @@ def test_a_given_folder_stays_and_has_one_relay_at_a_time(temporary):
     again.remove()
 
 
-@pytest.mark.parametrize("name", ["relay.toml", "accounts.toml"])
-def test_foreign_configuration_files_are_not_touched(temporary, name):
+@pytest.mark.parametrize("name", ["relay.toml", "accounts.toml", *OwnEntry])
+def test_a_directory_with_foreign_files_is_not_touched(temporary, name):
     (temporary / name).write_text("hostname = 'mine'\n")
-    with pytest.raises(ForeignFolderError, match=name):
+    with pytest.raises(ForeignFolderError, match=f"{name} was not written by `relay dev`; name"):
         open_folder(temporary)
     assert [one.name for one in temporary.iterdir()] == [name]
+
+
+async def test_a_relay_makes_only_what_it_refuses_in_a_directory_of_others(temporary):
+    target = development.ReleaseTarget.parse("smtps://user:secret@relay.example.org:465")
+    async with development_relay(temporary / "dev", release_to=target) as relay:
+        await relay.advance_clock(1.0)
+        await relay.reset()
+        made = {one.name for one in relay.folder.path.iterdir()}
+    others = {"run", "relay.toml", "accounts.toml", "search-index-wal", "search-index-shm"}
+    assert made == {*OwnEntry, *others} - {"cloud", "no-rules"}
+
+
+def test_a_start_that_is_killed_before_the_configuration_is_known_at_the_next(temporary):
+    killed = open_folder(temporary / "dev")
+    (killed.path / "tls").mkdir()
+    killed.remove()
+    open_folder(killed.path).remove()
 
 
 def test_the_configuration_is_valid_and_captures_all_mail(temporary):
