@@ -28,7 +28,7 @@ from relay.base.settings.tree import CertificateFiles
 from relay.base.settings.values import is_ip
 from relay.development.issuer import ANY_ADDRESS, Issuer, general_name, pem_of, self_signed
 from relay.front_door.http.tunnels import TunnelHosts
-from relay.operation.app.development_folder import OwnEntry
+from relay.operation.app.development_folder import ForeignFolderError, OwnEntry
 
 _log = get_logger("development")
 _MADE_AGAIN = "the CA was made again: programs that have read it, or a copy, need the new file"
@@ -72,17 +72,19 @@ def open_authority(
 ) -> DevelopmentAuthority:
     """Return the authority in `directory`; create or renew it as needed.
 
-    Processes that do this at the same time wait for each other.
+    Processes that do this at the same time wait for each other. Raises ForeignFolderError, with
+    nothing changed, for a key or a certificate that Relay did not make.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    directory.chmod(0o700)
     key_file, file = directory / "ca.key", directory / "ca.pem"
     with locked_directory(directory):
-        key = _read_key(key_file)
-        if key is None:
-            key = ec.generate_private_key(ec.SECP256R1())
-            replace_file(key_file, pem_of(key), mode=0o600)
+        known_key = _read_key(key_file)
+        key = known_key or ec.generate_private_key(ec.SECP256R1())
         certificate = _read_certificate(file, key, now=now)
+        directory.chmod(0o700)
+        if known_key is None:
+            replace_file(key_file, pem_of(key), mode=0o600)
+        key_file.chmod(0o600)
         allowed = _allowed_by(certificate) if certificate is not None else set()
         needed = _DEFAULT_CONSTRAINTS | {
             general_name(host, is_constraint=True)
@@ -108,13 +110,16 @@ def open_authority(
 
 
 def _read_key(file: Path) -> ec.EllipticCurvePrivateKey | None:
-    """Return the key, None if there is none or it is damaged."""
+    """Return the key, None if there is none or it is damaged. Raises ForeignFolderError."""
     try:
         key = load_pem_private_key(file.read_bytes(), password=None)
-    except (FileNotFoundError, ValueError, TypeError):
+    except (FileNotFoundError, ValueError):
         return None
-    file.chmod(0o600)
-    return key if isinstance(key, ec.EllipticCurvePrivateKey) else None
+    except TypeError:  # it is encrypted
+        raise _foreign(file) from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise _foreign(file)
+    return key
 
 
 def _read_certificate(
@@ -122,15 +127,21 @@ def _read_certificate(
 ) -> x509.Certificate | None:
     """Return the certificate.
 
-    None if it expires soon, or is not of this key.
+    None if it expires soon, or is not of this key. Raises ForeignFolderError.
     """
     try:
         certificate = x509.load_pem_x509_certificate(file.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
+    if certificate.subject.rfc4514_string() != f"CN={_CA_NAME}":
+        raise _foreign(file)
     last = certificate.not_valid_after_utc - timedelta(days=LEAF_DAYS)
     is_valid = certificate.not_valid_before_utc <= now < last
     return certificate if is_valid and certificate.public_key() == key.public_key() else None
+
+
+def _foreign(file: Path) -> ForeignFolderError:
+    return ForeignFolderError(f"{file} was not made by Relay; name another directory")
 
 
 def _allowed_by(certificate: x509.Certificate) -> set[x509.GeneralName]:

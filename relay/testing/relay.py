@@ -33,17 +33,20 @@ class Relay(RelayPlaces):
         config: Mapping[str, Any] | None = None,
         policies: Path | str | Mapping[str, str] | None = None,
         domains: str | Sequence[str] = (),
-        ca_dir: Path | None = None,
+        ca_dir: Path | str | None = None,
     ) -> None:
         """`config` changes the development configuration, with the keys of relay.toml.
 
         `policies` is a directory of mail-flow rules, or their texts by file name; by default there
         are no rules. `domains` are the local domains, by default example.test. The certificate
-        authority is stored in `ca_dir`; by default this relay has its own authority.
+        authority is stored in `ca_dir`, which must have no other; by default this relay has its
+        own authority.
         """
         super().__init__(None)
         names = (domains,) if isinstance(domains, str) else tuple(domains)
-        self._options = RelayOptions(config or {}, policies or {}, names, ca_dir)
+        self._options = RelayOptions(
+            config or {}, policies or {}, names, Path(ca_dir) if ca_dir else None
+        )
 
     def __enter__(self) -> Self:
         self._started = InternetScenario(RunningRelay(self._options))

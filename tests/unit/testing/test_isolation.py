@@ -19,6 +19,7 @@ import pytest
 
 from relay.base.settings.document import SettingsError
 from relay.operation.app import development_folder
+from relay.operation.app.development_folder import ForeignFolderError
 from relay.testing import Relay
 from tests.support.process_tree import child_processes
 
@@ -117,6 +118,19 @@ def test_a_failing_start_leaves_nothing(fault, port_in_use, memory):
         raise AssertionError
     assert threading.active_count() == threads
     assert list(memory.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "kind", [("rsa:2048",), ("ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")], ids=["RSA", "EC"]
+)
+def test_the_authority_of_others_is_not_overwritten(tmp_path, kind):
+    key, file = tmp_path / "ca.key", tmp_path / "ca.pem"
+    made = ["openssl", "req", "-x509", "-nodes", "-subj", "/CN=Ours", "-keyout", key, "-out", file]
+    subprocess.run([*made, "-newkey", *kind], check=True, capture_output=True)
+    before = key.read_bytes(), file.read_bytes()
+    with pytest.raises(ForeignFolderError, match="not made by Relay"), Relay(ca_dir=str(tmp_path)):
+        raise AssertionError
+    assert (key.read_bytes(), file.read_bytes()) == before
 
 
 def test_ctrl_c_ends_a_wait_and_stops_the_relay():
