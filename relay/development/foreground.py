@@ -182,7 +182,7 @@ async def _develop(
             view.stopping(folder)
     finally:
         if run.ready_file is not None:
-            remove_ready_file(run.ready_file)
+            remove_ready_file(run.ready_file, is_end=True)
         for task in tasks:
             task.cancel()
         await relay.stop()

@@ -7,6 +7,7 @@ import signal
 import smtplib
 import threading
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -222,3 +223,23 @@ def test_a_ready_file_of_an_earlier_run_is_removed_first_and_the_own_one_at_the_
         session.sendmail("a@b.test", ["c@d.test"], "Subject: x\n\nx")
     assert process.wait(30) == 0
     assert not ready_file.exists()
+
+
+def test_a_ready_file_that_another_relay_has_written_stays(dev) -> None:
+    first, second = dev("--no-demo"), dev("--no-demo", start=False)
+    ready_file = first.folder / "ready.json"
+    command = [*second.start_command(), "--ready-file", str(ready_file)]
+    process = relay_starts.start(command, cwd=second.folder, env=second.environment)
+    until("the file is that of the second", lambda: ready_pid(ready_file) == process.pid)
+    assert first.stop() == 0
+    assert ready_pid(ready_file) == process.pid
+    process.terminate()
+    assert process.wait(30) == 0
+    assert not ready_file.exists()
+
+
+def ready_pid(file: Path) -> int:
+    try:
+        return json.loads(file.read_text())["pid"]
+    except FileNotFoundError:  # a start removes it
+        return 0

@@ -350,7 +350,7 @@ async def serve(
         notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={grace_us}")
     finally:
         if ready_file is not None:
-            remove_ready_file(ready_file)
+            remove_ready_file(ready_file, is_end=True)
         if reloader is not None:
             await reloader.end()
         await daemon.stop()
@@ -390,10 +390,15 @@ def addresses(daemon: Daemon) -> dict[str, str]:
     }
 
 
-def remove_ready_file(path: Path) -> None:
-    """Remove the file of an ended or killed run, so that no program uses its ports."""
-    if path.is_file() and path.stat().st_size:  # mktemp creates an empty one
-        path.unlink()
+def remove_ready_file(path: Path, *, is_end: bool = False) -> None:
+    """Remove the file of an ended or killed run, so that no program uses its ports. At the end of
+    this run, remove only its own file: a later relay may have written another there.
+    """
+    own = b'{"pid":%d,' % os.getpid() if is_end else b""
+    with suppress(FileNotFoundError):
+        content = path.read_bytes() if path.is_file() else b""
+        if content and content.startswith(own):  # mktemp creates an empty one
+            path.unlink()
 
 
 def write_ready_file(path: Path, daemon: Daemon, more: Mapping[str, Any] | None = None) -> None:
