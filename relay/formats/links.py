@@ -128,7 +128,7 @@ def placed_links_of_html(html: str) -> Iterator[tuple[int, BodyLink]]:
         if token.is_end:
             continue
         if (href := html_tokens.tag_attributes(token.text).get("href")) is not None:
-            target = html_tokens.attribute_value(href)
+            target = html_tokens.attribute_value(href).strip()
         if target is not None and token.name == "area":
             yield place, BodyLink("", target)
             target = None
@@ -148,8 +148,20 @@ def links_of_text(text: str) -> Iterator[BodyLink]:
 def placed_links_of_text(text: str) -> Iterator[tuple[int, BodyLink]]:
     """Yield the place and the link of each link; see links_of_text()."""
     for match in _IN_TEXT.finditer(text):
-        target = match[0].rstrip(_AFTER_LINK)
+        target = _without_punctuation(match[0])
         yield match.start(), BodyLink(target, target)
+
+
+def _without_punctuation(url: str) -> str:
+    """Return the URL without the punctuation after it; a ")" with a "(" in it is no such."""
+    end, unopened = len(url), url.count(")") - url.count("(")
+    while url[end - 1] in _AFTER_LINK:
+        if url[end - 1] == ")":
+            if unopened <= 0:
+                break
+            unopened -= 1
+        end -= 1
+    return url[:end]
 
 
 def text_of_html(html: str) -> str:
@@ -201,7 +213,7 @@ def other_host(link: BodyLink) -> str:
     match = _HOST_IN_TEXT.search(link.text[:_TEXT_CHARACTERS_MAX].strip())
     if match is None:
         return ""
-    name, url = match[1].lower(), _split(link.target.strip())
+    name, url = match[1].lower(), _split(link.target)
     host = (_host_of(url) or url.path.rpartition("@")[2]).lower() if url else ""
     return "" if host.removeprefix("www.") == name.removeprefix("www.") else name
 
@@ -218,7 +230,6 @@ def _host_of(url: SplitResult) -> str:
 
 
 def _problems(target: str) -> Iterator[str]:
-    target = target.strip()
     if target in ("", "#"):
         yield "empty"
     if any(map(str.isspace, target)):

@@ -247,10 +247,9 @@ def _links(html: str, text: str) -> Iterator[ShownLink]:
 def _body_links(html: str, text: str) -> Iterator[BodyLink]:
     targets = set()
     for link in links_of_html(html):
-        target = link.target.strip()
-        if target and not target.startswith("#"):
-            targets.add(target)
-            yield BodyLink(link.text, target)
+        if not link.target.startswith("#"):
+            targets.add(link.target)
+            yield link
     for link in links_of_text(text):
         if link.target not in targets:
             yield link

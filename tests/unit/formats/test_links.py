@@ -1,6 +1,6 @@
 """Links and codes in bodies."""
 
-from relay.formats.links import BodyLink, links_of_html, links_of_text, text_of_html
+from relay.formats.links import BodyLink, link_targets, links_of_html, links_of_text, text_of_html
 
 
 def test_links_of_html_have_their_text_and_their_true_target():
@@ -20,6 +20,12 @@ def test_links_of_a_text_end_before_punctuation():
     assert [
         one.target for one in links_of_text("(see https://a.test/b?c=d), <mailto:x@y.test>.")
     ] == ["https://a.test/b?c=d", "mailto:x@y.test"]
+
+
+def test_blanks_around_a_target_and_punctuation_make_no_other_link():
+    html = '<a href=" https://a.test/w_(x)\n">here</a>'
+    text = "(https://a.test/w_(x)), see https://a.test/w_(x). [or](https://a.test/y_)"
+    assert link_targets(html, text) == ["https://a.test/w_(x)", "https://a.test/y_"]
 
 
 def test_the_text_of_html_has_no_styles_and_no_comments():
