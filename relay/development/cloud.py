@@ -18,11 +18,7 @@ from relay.base.settings.tree import SENDER
 from relay.base.socket_address import Address
 from relay.development.options import DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
-from relay.operation.app.development_folder import (
-    DevelopmentFolder,
-    OwnEntry,
-    open_inner_folder,
-)
+from relay.operation.app.development_folder import DevelopmentFolder, OwnEntry, open_inner_folder
 
 _NAME = "cloud"  # of the [[oauth]]
 _CLIENT_ID = "relay-dev"

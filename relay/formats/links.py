@@ -155,11 +155,8 @@ def placed_links_of_text(text: str) -> Iterator[tuple[int, BodyLink]]:
 def _without_punctuation(url: str) -> str:
     """Return the URL without the punctuation after it; a ")" with a "(" in it is no such."""
     end, unopened = len(url), url.count(")") - url.count("(")
-    while url[end - 1] in _AFTER_LINK:
-        if url[end - 1] == ")":
-            if unopened <= 0:
-                break
-            unopened -= 1
+    while (last := url[end - 1]) in _AFTER_LINK and (last != ")" or unopened > 0):
+        unopened -= last == ")"
         end -= 1
     return url[:end]
 

@@ -246,6 +246,11 @@ def _faults_of_domain(domain: RemoteDomain) -> Iterator[tuple[KeyPath, str]]:
         if domain.null_mx and setting:
             expected = "expected one of them: mail has no host"
             yield (key,), f"found {shown(setting)} and null_mx, {expected}"
+    hosts = [host.host for host in domain.hosts]
+    for number, reply in enumerate(domain.reply):
+        if reply.verb == "DNS" and reply.host in domain.names and reply.host not in hosts:
+            expected = "expected a mail host, or no host for a fault of the domain"
+            yield ("reply", number, "host"), f"found {shown(reply.host)}, {expected}"
     yield from _delays(domain, "latency", "greylist")
 
 

@@ -157,8 +157,8 @@ def _open_given(path: Path) -> DevelopmentFolder:
     entries = [path / name for name in OwnEntry if os.path.lexists(path / name)]
     files = [file for file in (path / "relay.toml", path / ACCOUNTS) if file.exists()]
     foreign = [file for file in files if not file.read_bytes().startswith(MARK.encode())]
-    for entry in foreign or ([] if files else entries):
-        raise ForeignFolderError(f"{entry} was not written by `relay dev`; name another directory")
+    for file in foreign or ([] if files else entries):
+        raise ForeignFolderError(f"{file} was not written by `relay dev`; name another directory")
     return _open(path, temporary=False)
 
 

@@ -107,6 +107,7 @@ AT = "domain[0].reply[0]"
             f'{REPLY}verb = "DNS"\nreply = "550 x"\n',
             "expected the action servfail, nxdomain or stall",
         ),
+        (f'{REPLY}verb = "DNS"\nhost = "example.org"\naction = "stall"\n', "expected a mail host"),
         (
             f'{MAIL}recipient = "x"\nreply = "550 x"\n',
             f'net.toml:5: {AT}.recipient: found "x", expected it only with DATA, DOT, RCPT',
