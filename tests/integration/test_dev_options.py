@@ -151,14 +151,14 @@ def test_default_ports_of_tls_in_use_are_left_out(dev) -> None:
     assert other.ready["submission"] == []
 
 
-def test_a_port_in_use_is_an_error_that_says_how_to_pass_others(tmp_path: Path) -> None:
+def test_a_port_in_use_is_an_error_that_says_how_to_pass_others(short_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         smtp = f"--smtp={taken.getsockname()[1]}"
         for variables, others in (
             ({}, "--http 0"),
             ({"MAKELEVEL": "1"}, 'make run ARGS="--http 0'),
         ):
-            done = run_dev(tmp_path, "--no-demo", smtp, **variables)
+            done = run_dev(short_path, "--no-demo", smtp, **variables)
             assert (done.returncode, f"; try {others}" in done.stderr) == (69, True)
 
 
