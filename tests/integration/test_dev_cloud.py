@@ -144,8 +144,8 @@ def test_an_order_on_mail_that_the_cloud_may_have_sent(relay: DevProcess, cloud:
 
 # with a token, the demonstration has a relay of its own
 @each_row("words", [[], ["--token=0123456789abcdef"]])
-def test_the_demonstration_goes_out_through_a_cloud(tmp_path: Path, words) -> None:
-    done = run_dev(tmp_path, "--cloud", "--once", *words)
+def test_the_demonstration_goes_out_through_a_cloud(short_path: Path, words) -> None:
+    done = run_dev(short_path, "--cloud", "--once", *words)
     assert (done.returncode, "friend@elsewhere.test relayed by" in done.stdout) == (0, True)
 
 
