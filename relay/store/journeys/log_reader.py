@@ -68,7 +68,9 @@ class LogReader:
         The log of a role without a position is read from its beginning.
         """
         roles = {files.role + self._part: files for files in self._roles()}
-        return {name: files.read(after.get(name), limit=limit) for name, files in roles.items()}
+        nothing = LogEvents((), _BEFORE_LOG, is_missing=False, is_complete=True)
+        read = {name: files.read(after.get(name), limit=limit) for name, files in roles.items()}
+        return read or {f"relay{self._part}": nothing}  # as ends()
 
     def _roles(self) -> list["_RoleFiles"]:
         try:

@@ -97,7 +97,7 @@ def test_a_log_that_was_cleared_is_read_from_its_beginning_with_a_note(logs: Log
         logs.write()
     before = logs.reader.ends()
     logs.roles["graph"].clear()
-    assert logs.reader.read(before, limit=9) == {}
+    assert logs.reader.read(before, limit=9)["relay"].events == ()
     for _ in range(9):  # the new file is longer than the old one was
         logs.write()
     numbers, found = logs.read(before)
