@@ -68,9 +68,10 @@ class LogReader:
         The log of a role without a position is read from its beginning.
         """
         roles = {files.role + self._part: files for files in self._roles()}
-        nothing = LogEvents((), _BEFORE_LOG, is_missing=False, is_complete=True)
         read = {name: files.read(after.get(name), limit=limit) for name, files in roles.items()}
-        return read or {f"relay{self._part}": nothing}  # as ends()
+        own = f"relay{self._part}"  # as in ends()
+        place = after.get(own, _BEFORE_LOG)
+        return read or {own: LogEvents((), place, is_missing=False, is_complete=True)}
 
     def _roles(self) -> list["_RoleFiles"]:
         try:
