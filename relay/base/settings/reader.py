@@ -338,7 +338,7 @@ def load_valid(
         with suppress(SettingsError):
             head = read_text(path).partition("\n[")[0]
             document = parse_document(path, "\n".join(_STATE_DIR.findall(head)))
-            document = parse_document(path, head)
+            document = parse_document(path, head)  # else the line of state_dir counts
     values, faults = _read(document, environ, tree.NodeRole.ALL)
     if "state_dir" not in values and state_dir is None:
         raise SettingsError(broken or faults)

@@ -67,7 +67,7 @@ def add(context: CommandContext, *, addresses: tuple[str, ...], reason: str) -> 
     except ControlError as error:
         if error.status == _OFF:
             raise CommandError(ExitCode.USAGE, f"relay suppressed: {error}") from None
-        text = _PLACE.sub(lambda found: named[int(found[1])][0], str(error), count=1)
+        text = _PLACE.sub(lambda match: named[int(match[1])][0], str(error), count=1)
         raise ControlError(error.status, error.code, text) from None
     context.show(answer, lambda: [f"{counted(answer['added'], 'address')} added"])
 
