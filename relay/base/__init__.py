@@ -23,7 +23,8 @@ files and open sockets. None of the seven steps of a message is here.
 - `pauses`: whether an operator has paused delivery or acceptance on this node, and until when
 - `crashpoints`: the points at which a crash test kills the process
 - `round_robin`: a queue that is fair among keys
-- `turns`: places that clients share, each in its turn
+- `shares`: bounds that all share, and how much one account or client may have; what they refused
+- `turns`: places for which accounts and clients wait, each in its turn
 - `bounded_dict`: a dictionary that forgets its oldest entry
 - `sliding_window`: how much is counted in a period; what a message reserves until it is accepted
 - `task_set`: background tasks: kept until they end, cancelled, awaited

@@ -1,14 +1,18 @@
-"""Places that clients share, so that a client that asks for many delays no other.
+"""Places for which keys wait in turn, so that a key that asks for many delays no other.
 
-A free place goes to the client whose turn it is: round robin among IPv4 addresses and IPv6 networks
-of 48 bits, and within such a network among those of 64 bits. Each of these has at most a share,
-which leaves places for a newcomer as long as there are more places than clients.
+A key is an account, or the client as client_of() returns it. A free place goes to the key whose
+turn it is: round robin among accounts, IPv4 addresses and IPv6 networks of 48 bits, and within such
+a network among those of 64 bits. Each has the share of Shares: it gets a second place only while as
+many stay free as it then has.
 """
 
 import asyncio
-from collections import Counter, OrderedDict
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from relay.base.round_robin import RoundRobinQueue
+from relay.base.shares import NoPlaceError, Shares
 from relay.base.socket_address import client_of
 
 _NETWORK_BITS = 48  # of IPv6: one customer may have as many networks of 64 bits
@@ -17,10 +21,11 @@ _NETWORK_BITS = 48  # of IPv6: one customer may have as many networks of 64 bits
 class Turns:
     """The places, and those that wait for one."""
 
-    def __init__(self, places: int, *, share: int, waiting_max: int) -> None:
-        """If more than `waiting_max` wait, the last one of the longest line gets no place."""
-        self._places, self._share, self._waiting_max = places, share, waiting_max
-        self._held = Counter[str]()  # by network
+    def __init__(self, bound: str, places: int, *, waiting_max: int) -> None:
+        """If more than `waiting_max` wait, the last one of the longest line gets no place. `bound`
+        is the name of the places in Shares.
+        """
+        self._held, self._waiting_max = Shares(bound, places), waiting_max
         # by network, the next one first; then by client
         self._lines = OrderedDict[str, RoundRobinQueue[str, asyncio.Future[bool]]]()
         self._waiting = 0
@@ -28,7 +33,7 @@ class Turns:
     async def take(self, client: str, *, wait_s: float) -> bool:
         """Return whether there was a place in time, which the caller then gives back.
 
-        `client` is what client_of() returns.
+        With `wait_s` 0 the caller asks elsewhere: that there is no place is no refusal.
         """
         place, network = asyncio.get_running_loop().create_future(), _network_of(client)
         self._lines.setdefault(network, RoundRobinQueue()).push(client, place)
@@ -46,31 +51,34 @@ class Turns:
         finally:
             if not place.done():
                 self._remove(network, client, place)
-                self._serve()  # fewer clients have larger shares
-        return place.done() and place.result()
+        has_place: bool = place.done() and place.result()
+        if wait_s and not has_place:
+            self._held.refuse()
+        return has_place
+
+    @asynccontextmanager
+    async def turn(self, client: str, *, wait_s: float) -> AsyncIterator[None]:
+        """Hold a place inside the with block. Raises NoPlaceError."""
+        if not await self.take(client, wait_s=wait_s):
+            raise NoPlaceError(self._held.bound)
+        try:
+            yield
+        finally:
+            self.give_back(client)
 
     def give_back(self, client: str) -> None:
         """End the use of a place of the client."""
-        network = _network_of(client)
-        self._held[network] -= 1
-        if not self._held[network]:
-            del self._held[network]
+        self._held.give_back(_network_of(client))
         self._serve()
 
     def _serve(self) -> None:
         """Give the free places away."""
-        free, clients = self._places - self._held.total(), len(self._held.keys() | self._lines)
-        share = max(1, min(self._share, self._places // (clients + 1)))
-        while free:
-            network = next((name for name in self._lines if self._held[name] < share), None)
-            if network is None:
-                break
+        while (network := next(filter(self._held.has_room, self._lines), None)) is not None:
             line = self._lines[network]
             line.pop(next(iter(line))).set_result(True)
             self._lines.move_to_end(network)
             self._has_left(network)
-            self._held[network] += 1
-            free -= 1
+            self._held.take(network)
 
     def _send_one_away(self) -> None:
         """Give no place to the last one of the longest line."""
@@ -92,4 +100,4 @@ class Turns:
 
 
 def _network_of(client: str) -> str:
-    return client_of(client.partition("/")[0], bits=_NETWORK_BITS)
+    return client_of(client.partition("/")[0], bits=_NETWORK_BITS) or client

@@ -170,6 +170,14 @@ class Metrics:
         self.pressure_reasons = gauge(
             "relay_pressure_reason", "The level that each reason requires.", ["reason"]
         )
+        self._refused: Mapping[str, int] = {}  # as last exposed
+        # `bound`: /readyz names those that refused something in the last minute
+        self.shares_refused = Counter(
+            "relay_shares_refused",
+            "Refused: a client or account has its share.",
+            ["bound"],
+            registry=self.registry,
+        )
         # `what`: delivery, accept
         self.paused = gauge("relay_paused", "1 while an operator has stopped it.", ["what"])
 
@@ -253,8 +261,13 @@ class Metrics:
         self.attempts_by = cache(self.attempts.labels)
         self.dkim_signatures_by = cache(self.dkim_signatures.labels)
 
-    def exposition(self, sent: Mapping[str, int]) -> bytes:
-        """Return the text of /metrics, with the messages that these accounts have sent."""
+    def exposition(self, sent: Mapping[str, int], refused: Mapping[str, int]) -> bytes:
+        """Return the text of /metrics, with the messages that these accounts have sent, and what
+        the bounds of Shares have refused since the start.
+        """
+        for bound, count in refused.items():
+            self.shares_refused.labels(bound).inc(count - self._refused.get(bound, 0))
+        self._refused = dict(refused)
         self.account_messages.clear()
         for account, messages in sent.items():
             self.account_messages.labels(account).set(messages)

@@ -30,6 +30,7 @@ from relay.base.message.status import one_line
 from relay.base.observe.metrics import CONTENT_TYPE
 from relay.base.pressure import PressureState
 from relay.base.settings.document import SettingsError
+from relay.base.shares import REFUSALS
 from relay.front_door.api.dependencies import (
     ApiDependencies,
     DevelopmentControls,
@@ -304,7 +305,7 @@ def _public_response(
             require_method(request, "GET")
             busiest = dependencies.usage("", False)[:_ACCOUNTS_NAMED] if names_accounts else ()
             messages = {usage.account: usage.messages for usage in busiest}
-            exposition = dependencies.metrics.exposition(messages)
+            exposition = dependencies.metrics.exposition(messages, REFUSALS.counts)
             return Response(exposition, headers={"content-type": CONTENT_TYPE})
         case _:
             return None

@@ -24,6 +24,7 @@ from relay.base.accounts.account import Role, UnknownUserError
 from relay.base.accounts.usage import AccountUsage
 from relay.base.clock import SystemClock, advanced_us, first_id_after, now_at_least_us, rfc3339
 from relay.base.pauses import Paused
+from relay.base.shares import REFUSALS
 from relay.base.socket_address import Address
 from relay.delivery.oauth.client_secrets import secret_states
 from relay.front_door import api
@@ -287,6 +288,7 @@ def _impairment(base: Foundation, transport: Transport) -> str:
     checker = transport.acceptance.checker
     down += [checker.impaired()] if checker else []
     down += [f"the places of strangers are full at {address}" for address in transport.full]
+    down += [f"full: {', '.join(REFUSALS.full)}"] if REFUSALS.full else []
     secrets, now_us = secret_states(base.settings.oauth), base.clock.time_us()
     tokens = base.tokens.impaired((x, y.fault) for x, y in secrets.items() if y.fault)
     down += [f'[[oauth]] "{x}": {text}' for x, y in secrets.items() if (text := y.warning(now_us))]

@@ -25,7 +25,7 @@ class CheckWorkers:
     """The processes of check_child. A request has one for itself, each client in its turn."""
 
     def __init__(self) -> None:
-        self._turns = Turns(WORKERS_MAX, share=1, waiting_max=WAITING_MAX)
+        self._turns = Turns("sender checks", WORKERS_MAX, waiting_max=WAITING_MAX)
         self._idle: list[ChildProcess] = []
         self._requests = TaskSet()
 

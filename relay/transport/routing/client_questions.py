@@ -15,7 +15,6 @@ from relay.transport.routing.mx_hosts import NOT_ASKED, Answer, NoAnswer
 
 _PLACES = 96  # queries in progress
 _KEPT = 32  # more of them, for questions that are kept
-_SHARE = 4  # a client has at most one in so many places
 _WAITING_MAX = 1000
 _TURN_S = 5.0
 _QUERY_S = 5.0  # no client waits longer for an answer
@@ -28,7 +27,7 @@ class ClientQuestions:
         """Answers are kept in `cache`, whose queries are delivery's own."""
         self._ask, self._queries = ask, cache.with_own_queries(self._in_time)
         self._places, self._kept = (
-            Turns(places, share=places // _SHARE, waiting_max=_WAITING_MAX)
+            Turns("name server questions", places, waiting_max=_WAITING_MAX)
             for places in (_PLACES, _KEPT)
         )
 

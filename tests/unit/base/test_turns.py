@@ -26,12 +26,12 @@ async def order_of(turns: Turns, *ips: str) -> list[str]:
 
 async def test_turns_are_by_48_bits_then_by_64_bits_of_ipv6():
     many = ["2a00:1:1:1::1", "2a00:1:1:1::2", "2a00:1:1:2::1"]
-    served = await order_of(Turns(1, share=1, waiting_max=9), *many, "2a00:1:2::1", "11.0.0.2")
+    served = await order_of(Turns("places", 1, waiting_max=9), *many, "2a00:1:2::1", "11.0.0.2")
     assert served == [many[0], "2a00:1:2::1", "11.0.0.2", many[2], many[1]]
 
 
 async def test_the_longest_line_loses_its_last_one_when_too_many_wait():
-    turns = Turns(1, share=1, waiting_max=2)
+    turns = Turns("places", 1, waiting_max=2)
     assert await turns.take("11.0.0.1", wait_s=0)
     first, last, other = waiting(turns, "11.0.0.2", "11.0.0.2", "11.0.0.3")
     assert not await last
@@ -47,7 +47,7 @@ async def test_the_longest_line_loses_its_last_one_when_too_many_wait():
 
 
 async def test_who_gives_up_leaves_no_place_taken():
-    turns = Turns(1, share=1, waiting_max=9)
+    turns = Turns("places", 1, waiting_max=9)
     assert await turns.take("11.0.0.1", wait_s=0)
     assert not await turns.take("11.0.0.2", wait_s=0.01)
     served, waits = waiting(turns, "11.0.0.2", "11.0.0.3")

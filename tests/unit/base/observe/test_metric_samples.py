@@ -88,7 +88,7 @@ def test_a_value_observed_several_times_counts_as_if_each_time_alone():
         at_once.delivery_seconds.observe_times(value, times)
         for _ in range(times):
             alone.delivery_seconds.observe(value)
-    texts = [metrics.exposition({}).decode().splitlines() for metrics in (at_once, alone)]
+    texts = [metrics.exposition({}, {}).decode().splitlines() for metrics in (at_once, alone)]
     found, expected = ([line for line in text if "delivery_seconds_" in line] for text in texts)
     assert [line for line in found if "_created" not in line] == [
         line for line in expected if "_created" not in line
