@@ -108,22 +108,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_rank)
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
-    """Give each process whole files, in the order of the list: the tests of a file share a relay."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Files(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            path = nodeid.partition("::")[0]
-            if "/pages/" in path:  # two processes start a browser, and not each
-                return f"browser {len(path) % 2}"
-            return nodeid if "/simulation/" in path else path  # its tests share nothing
-
-    config.option.loadscopereorder = False
-    return Files(config, log)
-
-
 def _rank(item: pytest.Item) -> int:
     found = (n for n, place in enumerate(_SLOW) if item.nodeid.startswith(place))
     return next(found, len(_SLOW))

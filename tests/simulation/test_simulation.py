@@ -26,7 +26,7 @@ SLICES = tuple(range(0, len(SEEDS), SLICE))
 def reached(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """A folder that all processes of this test run share; each slice writes one file."""
     own = tmp_path_factory.getbasetemp()
-    shared = own.parent if hasattr(request.config, "workerinput") else own
+    shared = own.parent if request.config.option.workers else own
     folder = shared / "reached-in-worlds"
     folder.mkdir(exist_ok=True)
     return folder

@@ -16,8 +16,8 @@ def free_port() -> int:
 
 
 def _in_turn() -> Iterator[int]:
-    """Yield the ports of this worker of pytest-xdist, from anywhere: others may test as well."""
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
+    """Yield the ports of this process of the tests, from anywhere: others may test as well."""
+    worker = int(os.environ.get("RELAY_TEST_WORKER", "0")) % _WORKERS
     ports = range(_FIRST + worker * _PER_WORKER, _FIRST + (worker + 1) * _PER_WORKER)
     start = random.randrange(_PER_WORKER)
     return itertools.cycle([*ports[start:], *ports[:start]])

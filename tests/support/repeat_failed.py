@@ -24,7 +24,7 @@ _CRASHES = "tests/crash/"
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
     yield  # the report of the run comes first
     config = session.config
-    if hasattr(config, "workerinput") or session.exitstatus != pytest.ExitCode.TESTS_FAILED:
+    if session.exitstatus != pytest.ExitCode.TESTS_FAILED:
         return
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     found = [*reporter.stats.get("failed", ()), *reporter.stats.get("error", ())]

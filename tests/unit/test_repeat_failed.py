@@ -33,7 +33,7 @@ def run(folder, name, program):
         [
             *command,
             "-p",
-            "xdist",
+            "tests.support.workers",
             "-n",
             "1",
             "-p",
