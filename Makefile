@@ -26,10 +26,9 @@ SEED0 ?= 0
 SEED ?=
 TRACE ?=
 TESTS ?=
-# Some tests wait rather than compute, but each worker loads all tests and starts servers of its own (20 s of CPU, 600 MB):
-# six on two cores took no less time than four.
+# Half of them compute, half take first the tests that wait: tests/support/workers.py.
 WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
-	echo $$((cores < 4 ? 4 : cores > 8 ? 8 : cores)))
+	echo $$((cores < 3 ? 6 : cores > 6 ? 12 : 2 * cores)))
 SYSTEM_PACKAGES ?=
 # Without compiled modules, each process that a test starts would compile all of Relay.
 unexport PYTHONDONTWRITEBYTECODE
@@ -52,7 +51,7 @@ SUITES := tests/bench tests/crash tests/host tests/interop tests/pages tests/pos
 test: $(VENV)/development $(if $(TESTS),.pages/installed,$(VENV)/tests-compiled)
 	@SYSTEM_PACKAGES=$(SYSTEM_PACKAGES) tests/system-packages.sh $(if $(TESTS),,own)
 	$(if $(TESTS),,RELAY_TEST_ENGINES=sqlite )$(BIN)/python -m pytest -p tests.support.repeat_failed \
-	    -n $(WORKERS) --dist loadscope $(or $(TESTS),$(addprefix --ignore=,$(SUITES)))
+	    -n $(WORKERS) $(or $(TESTS),$(addprefix --ignore=,$(SUITES)))
 
 test-suites:
 	@RELAY_TEST_ENGINES=postgresql $(MAKE) test TESTS="$(SUITES) tests/contract"
@@ -101,7 +100,7 @@ quick: $(VENV)/development
 	@$(MAKE) -j 2 --output-sync=target check quick-tests
 
 quick-tests: $(VENV)/development
-	RELAY_TEST_ENGINES=sqlite $(BIN)/python -m pytest -q -n 2 --dist loadscope $(SAME) $(QUICK)
+	RELAY_TEST_ENGINES=sqlite $(BIN)/python -m pytest -q -n 2 $(SAME) $(QUICK)
 
 lint: $(VENV)/development
 	$(BIN)/ruff check .
@@ -153,7 +152,7 @@ simulate: $(VENV)/development
 
 clients: .clients/installed
 	@SYSTEM_PACKAGES=$(SYSTEM_PACKAGES) tests/system-packages.sh languages
-	.clients/venv/bin/python -m pytest -m "" -n 2 --dist loadscope tests/clients $(ARGS)
+	.clients/venv/bin/python -m pytest -m "" -n 2 tests/clients $(ARGS)
 
 screenshots: $(VENV)/development
 	$(BIN)/python -m tests.pages.screenshots

@@ -141,9 +141,7 @@ def _work(session: pytest.Session, connection: Connection, number: int) -> None:
         session.config.pluginmanager.register(_Reporter(session.config, connection))
         indexes = chain(_given(connection), [None])
         for index, following in pairwise(indexes):
-            item, next_item = (
-                None if i is None else session.items[i] for i in (index, following)
-            )
+            item, next_item = (None if i is None else session.items[i] for i in (index, following))
             session.config.hook.pytest_runtest_protocol(item=item, nextitem=next_item)
             connection.send(index)
             if session.shouldfail or session.shouldstop:
@@ -151,7 +149,7 @@ def _work(session: pytest.Session, connection: Connection, number: int) -> None:
                 break
         atexit._run_exitfuncs()
         status = 0
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - also what ends a process, to its end
         traceback.print_exc()
     finally:
         os._exit(status)
@@ -178,7 +176,7 @@ def _separate(config: pytest.Config, number: int) -> None:
     capture.start_global_capturing()
     reporter = manager.get_plugin("terminalreporter")
     if reporter is not None:
-        reporter._tw._file = Path(os.devnull).open("w")
+        reporter._tw._file = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
 
 
 class _Reporter:
