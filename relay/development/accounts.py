@@ -278,16 +278,6 @@ class DevelopmentAccounts:
         """Return the client for any secret that is not empty, or for the token if there is one."""
         return self.by_client_id(client_id) if secret and self._is_secret(secret, client) else None
 
-    def by_client_assertion(
-        self,
-        client_id: str,  # noqa: ARG002 -- there are no keys
-        check: Callable[[RegisteredClient | None], RegisteredClient],  # noqa: ARG002
-        *,
-        client: str,  # noqa: ARG002
-    ) -> RegisteredClient | None:
-        """Return None: the sign-in of a development relay takes an assertion as a secret."""
-        return None
-
     def unlock(self, address: str) -> int:  # noqa: ARG002 -- no login of an account is delayed
         """See AccountDirectory."""
         return 0

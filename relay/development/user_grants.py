@@ -39,10 +39,10 @@ from relay.front_door.http.errors import quoted
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.http.responses import json_response
 from relay.front_door.sign_in import access_tokens
-from relay.front_door.sign_in.client_assertions import UsedIds
 from relay.front_door.sign_in.token_endpoint import (
     AUTHORIZE,
     DEVICE_CODE,
+    METHODS,
     NO_STORE,
     TEXT_MAX,
     SignInError,
@@ -66,6 +66,7 @@ _CLIENT_ID_MAX = 256  # octets
 _NONCE_MAX = 512
 _SCOPE_MAX = 4096
 _STATE_MAX = 4096
+_USED_MAX = 50_000  # codes that are remembered: 10 MB
 _PKCE = re.compile(r"[A-Za-z0-9._~-]{43,128}")  # RFC 7636 4.1
 _SCOPE = re.compile(r"[\x20-\x7e]*")  # RFC 6749 3.3
 
@@ -99,7 +100,7 @@ class UserGrants:
     def __post_init__(self) -> None:
         self._ids = Ids(self.clock)
         self._start = secrets.token_urlsafe(16)  # codes of an earlier start may have been used
-        self._used = UsedIds()
+        self._used: dict[str, float] = {}  # codes, until when they could be used
         self._by_grant = {
             "authorization_code": self._by_code,
             "refresh_token": self._by_refresh_token,
@@ -111,6 +112,8 @@ class UserGrants:
             "grant_types_supported": ["client_credentials", *self.grants],
             "response_types_supported": ["code"],
             "response_modes_supported": list(MODES),
+            "token_endpoint_auth_methods_supported": [*METHODS, "private_key_jwt"],
+            "token_endpoint_auth_signing_alg_values_supported": ["RS256", "PS256", "ES256"],
             "scopes_supported": [*access_tokens.OIDC_SCOPES, ".default"],
             "code_challenge_methods_supported": ["plain", "S256"],
         }
@@ -361,11 +364,20 @@ class UserGrants:
         return claims
 
     def _use_once(self, identifier: str, lifetime_s: int) -> None:
-        """Record that a code is used. Raises SignInError for the second use, and UsedFullError."""
+        """Record that a code is used. Raises SignInError for the second use, and at the limit."""
         now_s = self.clock.queue_us() / 1_000_000
-        if not self._used.add(identifier, ends_s=now_s + lifetime_s, now_s=now_s):
+        if identifier in self._used:
             text = "The code was already redeemed; expected a new one."
             raise SignInError("invalid_grant", text, number=54005)
+        if len(self._used) >= _USED_MAX:
+            self._used = {used: end_s for used, end_s in self._used.items() if end_s > now_s}
+        if len(self._used) >= _USED_MAX:
+            text = "Too many sign-ins of this kind in a short time. Try again later."
+            headers = {"retry-after": str(round(min(self._used.values()) - now_s))}
+            raise SignInError(
+                "temporarily_unavailable", text, number=90033, status=503, headers=headers
+            )
+        self._used[identifier] = now_s + lifetime_s
 
     def _now_s(self) -> int:
         return self.clock.time_us() // 1_000_000

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from tests.support.client_keys import certificate as client_certificate
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.receiver import Receiver
 from tests.support.relay_config import account
@@ -146,8 +145,6 @@ def served(authority: Authority) -> Iterator[ServedRelay]:
         accounts.append(
             account("app", client_id="app-id", client_secret=SECRET, acts_for=["*@example.test"])
         )
-        pem = client_certificate().pem
-        accounts.append(account("certified", client_id="certified-id", client_certificate=pem))
         options = {"config": config, "accounts": accounts, "environment": trusting(authority)}
         with remotes.relay(**options) as relay, local_receiver(authority) as receiver:
             proxy.upstream = relay.http

@@ -116,19 +116,13 @@ def install(administrator: Administrator, *, is_pinned: bool) -> None:
 
 def have_accounts(administrator: Administrator) -> None:
     [accounts] = administrator.take("Accounts")
-    [certificate] = administrator.take("Certificates of applications")
-    [key] = re.findall(r"`(client_certificate = .*?)`", PAGE)
-    application = f'[[account]]\naddress = "billing@example.org"\n{key}\n'
     [alias], [forward] = (
         administrator.take("Aliases"),
         administrator.take("Forward to an outside mailbox"),
     )
-    administrator.run(
-        f"cd /etc/relay\n{certificate}\nchmod 0640 billing.pem; chgrp relay billing.pem"
-    )
     secret = HOME / "billing.secret"
     administrator.run(f"install -m 0640 -g relay /dev/null {secret}; echo plain:x >{secret}")
-    documents = [tomllib.loads(each) for each in (accounts, application, forward, alias)]
+    documents = [tomllib.loads(each) for each in (accounts, forward, alias)]
     people: dict[str, Any] = {}
     for each in (each for document in documents for each in document.get("account", ())):
         people[each["address"]] = people.get(each["address"], {}) | each

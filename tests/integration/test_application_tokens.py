@@ -2,15 +2,12 @@
 
 import os
 import signal
-import time
-import uuid
 from base64 import b64encode
 from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
 
-from tests.support.client_keys import ClientCertificate, certificate, claims_of, signed
 from tests.support.graph_client import Answer
 from tests.support.relay_config import account, to_toml
 from tests.support.relay_process import RelayProcess, until
@@ -25,13 +22,13 @@ def relay(serve):
     return serve(accounts=[APP])
 
 
-def sign_in(relay: RelayProcess, secret: str = "s3cret") -> Answer:
+def sign_in(relay: RelayProcess, secret: str = "s3cret", **changed: str) -> Answer:
     form = {
         "grant_type": "client_credentials",
         "client_id": "app-1",
         "client_secret": secret,
         "scope": "https://graph.microsoft.com/.default",
-    }
+    } | changed
     return relay.request(
         "POST",
         "/contoso/oauth2/v2.0/token",
@@ -77,44 +74,21 @@ def test_a_token_ends_with_its_client_and_lives_over_a_restart(relay):
     assert (token in relay.log, "hunter2" in relay.log) == (False, False)
 
 
-def by_certificate(relay: RelayProcess, given: ClientCertificate) -> Answer:
-    path = "/contoso/oauth2/v2.0/token"
-    host, _, port = relay.ready["http"][0].removeprefix("http://").rpartition(":")
-    claims = claims_of("app-2", f"http://{host}:{port}{path}", time.time(), jti=str(uuid.uuid4()))
-    header = {"alg": "RS256", "x5t": given.thumbprint()}
-    form = {
-        "grant_type": "client_credentials",
-        "client_id": "app-2",
-        "client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
-        "client_assertion": signed(given.private, claims, header),
-    }
-    header = {"Content-Type": "application/x-www-form-urlencoded"}
-    return relay.request("POST", path, urlencode(form).encode(), header)
-
-
-def test_a_certificate_is_replaced_by_a_reload(relay):
-    old, new = certificate(), certificate(number=1)
-    file = relay.folder / "app.pem"
-    entry = account("certified", client_id="app-2", client_certificate="app.pem")
-    file.write_text(old.pem)
-    reload_accounts(relay, entry)
-    first = by_certificate(relay, old).json()["access_token"]
-    assert by_certificate(relay, new).json()["error_codes"] == [700027]
-    file.write_text(old.pem + new.pem)
-    reload_accounts(relay, entry)
-    assert by_certificate(relay, new).status == 200
-    user = relay.graph("GET", "/users/certified@example.test", token=first).json()
-    assert user["mail"] == "certified@example.test"
-    file.write_text(new.pem)
-    reload_accounts(relay, entry)
-    assert relay.graph("GET", "/users/certified@example.test", token=first).status == 401
-    assert by_certificate(relay, new).status == 200
-    file.write_text("no certificate")
-    reload_accounts(relay, entry)
-    assert by_certificate(relay, new).status == 200
+@pytest.mark.parametrize("name", ["client_certificate", "client_keys"])
+def test_a_key_of_an_older_release_ends_no_account_and_its_sign_in_says_what_to_use(relay, name):
+    certified = account("certified", client_id="app-2") | {name: "app.pem"}
+    reload_accounts(relay, APP, certified)
+    line = f"account[1].{name}: found a key that 0.7.0 has removed"
+    until("logged", lambda: line in relay.log)
+    assert relay.graph("GET", "/me", token="certified").status == 200
+    form = {"client_id": "app-2", "client_secret": "", "client_assertion": "x.y.z"}
+    answer = sign_in(relay, **form).json()
+    assert (answer["error"], answer["error_codes"]) == ("invalid_client", [7000218])
+    assert "sign in with a client_secret" in answer["error_description"]
     done = relay.cli("check")
-    assert done.returncode == 78
-    assert "account[0].client_certificate: found none that can be read" in done.stderr
+    assert line in done.stdout + done.stderr
+    relay.restart()
+    assert relay.log.count(line) == 2
 
 
 def test_an_open_smtp_session_ends_with_the_client_whose_token_opened_it(relay):

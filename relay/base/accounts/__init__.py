@@ -14,7 +14,6 @@ in constant time. Passwords are verified in threads, so that they do not block t
   tokens; whether Dovecot knows the password of a user who has no account here
 - `check_queue`: whose password is checked next while strangers guess from many addresses
 - `usage`: what accounts send to the outside: which message counts, when a limit ends, who sent most
-- `client_keys`: which public keys of a client's certificate file or JWK set are used
 
 Elsewhere: which addresses are valid recipients: `relay/transport/routing/route_table.py`; the SMTP
 command AUTH: `relay/transport/ingress/authentication.py`; From and Sender:

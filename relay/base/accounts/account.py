@@ -4,11 +4,10 @@ Addresses are in lower case, including local parts: case is ignored when mailbox
 (RFC 5321 2.3.11).
 """
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Protocol
 
 from msgspec import Struct
 
@@ -193,47 +192,12 @@ class Expansion(Struct, frozen=True):
         return tuple([target.address for target in self.targets])
 
 
-class ClientKey(Struct, frozen=True):
-    """A public key with which a client signs assertions (RFC 7523), of a certificate or a JWKS."""
-
-    public: Any  # joserfc's RSAKey or ECKey; that library is loaded where there is a key
-    names: frozenset[str]  # key_name() of the thumbprints and key ids that an assertion may use
-    algorithms: frozenset[str]
-    digest: bytes
-    begins_s: float = -math.inf  # the certificate's validity, wall time
-    ends_s: float = math.inf
-
-
-def key_name(text: str) -> str:
-    """Return a thumbprint or key id in the form that is compared: base64url without padding.
-
-    MSAL for Java and for Go write thumbprints in base64, others in base64url, with or without
-    padding.
-    """
-    return text.replace("+", "-").replace("/", "_").rstrip("=")
-
-
 class RegisteredClient(Struct, frozen=True):
-    """A client id of the token endpoint.
-
-    `secret_digest` is a digest of the client's secret; after a sign-in with one of `keys`, it is
-    the digest of that key.
-    """
+    """A client id of the token endpoint."""
 
     client_id: str
     account: Account
-    secret_digest: bytes
-    keys: tuple[ClientKey, ...] = ()
-
-    @property
-    def digests(self) -> tuple[bytes, ...]:
-        """The digests of the secret and the keys with which the client can sign in."""
-        return (self.secret_digest, *(key.digest for key in self.keys))
-
-    @property
-    def has_key(self) -> bool:
-        """Whether it signed in with one of its keys."""
-        return any(key.digest == self.secret_digest for key in self.keys)
+    secret_digest: bytes  # of the client's secret
 
 
 def is_listed(address: str, listed: Collection[str]) -> bool:
@@ -305,20 +269,6 @@ class AccountDirectory(Protocol):
         self, client_id: str, secret: str, *, client: str
     ) -> RegisteredClient | None:
         """Return the client if this is its secret, or None; delayed like by_password()."""
-
-    def by_client_assertion(
-        self,
-        client_id: str,
-        check: Callable[[RegisteredClient | None], RegisteredClient],
-        *,
-        client: str,
-    ) -> RegisteredClient | None:
-        """Call `check` with the client of this id, and return the client that it returns.
-
-        None if no client can sign in with an assertion. `check` raises LoginFailedError for an
-        invalid assertion, which counts like a wrong secret and is raised here too. Raises
-        LoginDelayedError.
-        """
 
     def unlock(self, address: str) -> int:
         """Lift the delays of an account after failed logins, also of its client id.

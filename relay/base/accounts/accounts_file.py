@@ -9,7 +9,6 @@ import re
 import stat
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -19,7 +18,6 @@ import msgspec
 from relay.base.accounts.account import (
     ALL_SCOPES,
     Account,
-    ClientKey,
     ReceiptSetting,
     RegisteredClient,
     Role,
@@ -56,7 +54,6 @@ _HASHED_FORMS = {
     "token": "sha256:HEX",
     "client_secret": "$argon2id$...",
 }
-_PROOFS = ("client_secret", "client_certificate", "client_keys")
 _Parsed = TypeVar("_Parsed")
 # Arguments: `from` of an alias, the address of the alias, whether an account may send from that
 # address. Returns who may write to the alias. Raises ValueError with what was expected.
@@ -79,8 +76,6 @@ class _Entry:
     role: Role = Role.USER  # in the pages and /relay/v1: user, read, operate
     client_id: str = ""  # of an application
     client_secret: Annotated[str, Secret] = ""  # its secret, in a form of `password`
-    client_certificate: str = ""  # in its place: the path of certificates (PEM), or their text
-    client_keys: str = ""  # in its place: the path of a JWK set, or its text
     # what tokens may do in Graph, everything if absent: Mail.Read, Mail.ReadWrite, Mail.Send,
     # MailboxSettings.Read, MailboxSettings.ReadWrite, SMTP.Send, User.Read. A login by SMTP with a
     # token needs SMTP.Send or Mail.Send
@@ -95,6 +90,12 @@ class _Entry:
     # true: it receives mail only. It cannot log in, no account may use its addresses in From or
     # open its mailbox by HTTP, and a reload ends its sessions
     disabled: bool = False
+
+
+_NO_ASSERTIONS = "0.7.0 has removed: the application signs in with a client_secret"
+_REMOVED_KEYS: Mapping[type, Mapping[str, str]] = {
+    _Entry: {"client_certificate": _NO_ASSERTIONS, "client_keys": _NO_ASSERTIONS}
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,8 @@ def load_accounts(
     domains of all addresses are own domains, and everybody may write to an alias.
     """
     document = read_document(path, bytes_max=FILE_BYTES_MAX)
-    reader = DocumentReader(document, base=path.absolute().parent, environ=environ)
+    base = path.absolute().parent
+    reader = DocumentReader(document, base=base, environ=environ, removed_keys=_REMOVED_KEYS)
     faults = [
         document.fault((key,), unknown_key(key, ["account", "alias"]))
         for key in document.table.keys() - {"account", "alias"}
@@ -142,7 +144,6 @@ def load_accounts(
         [OwnDomain(domain) if isinstance(domain, str) else domain for domain in domains]
     )
     tagged = [address for address in addresses if address != untagged(address)]
-    now_s = clock.time_us() / 1_000_000
     disabled = [
         address
         for place, entry in entries
@@ -154,7 +155,6 @@ def load_accounts(
         known,
         reserved=frozenset(known.doubled(tagged)),
         barred=frozenset(known.doubled(disabled)),
-        now_s=now_s,
         read_writers=writers,
     )
     for place, entry in entries:
@@ -168,6 +168,7 @@ def load_accounts(
         if text := open_to_others(file, to_read=True):
             loading.warn(place, text)
     tables = loading.tables
+    tables.removed_keys = reader.removed
     tables.take_time_of_most()
     tables.digest = sha256(msgspec.json.encode(document.table, order="sorted")).hexdigest()
     return FileAccounts(tables, clock)
@@ -205,7 +206,6 @@ class _Loading:
     domains: _Domains
     reserved: frozenset[str]
     barred: frozenset[str]
-    now_s: float
     read_writers: Callable[[], ReadWriters] | None
 
     def __post_init__(self) -> None:
@@ -231,7 +231,6 @@ class _Loading:
         secret = yield from self._parsed(path, entry.client_secret, parse_password)
         if token:
             yield from self._claim((*place, "token"), token, "a token")
-        keys = yield from self._keys(place, entry)
         yield from self._check_client(place, entry)
         self._warn_of_plain(place, entry)
         account = Account(
@@ -257,9 +256,8 @@ class _Loading:
         if entry.disabled:
             password = token = None
         self.tables.add(account, password=password, token=token)
-        if (secret or keys) and not entry.disabled:
-            digest = digest_of(entry.client_secret) if secret else keys[0].digest
-            client = RegisteredClient(entry.client_id, account, digest, keys)
+        if secret and not entry.disabled:
+            client = RegisteredClient(entry.client_id, account, digest_of(entry.client_secret))
             self.tables.add_client(client, secret)
 
     def take_alias(self, place: KeyPath, entry: _AliasEntry) -> Iterator[Fault]:
@@ -350,36 +348,14 @@ class _Loading:
             yield self.document.fault(path, f"found {shown(entry.client_id)}, expected {expected}")
         elif entry.client_id:
             yield from self._claim(path, ("client", entry.client_id.lower()), "a client id")
-        proofs = [name for name in _PROOFS if getattr(entry, name)]
-        if bool(entry.client_id) != bool(proofs):
-            proof = proofs[0] if proofs else "client_id"
-            missing = "client_id" if proofs else f"{', '.join(_PROOFS[:-1])} or {_PROOFS[-1]}"
-            message = f"found no {missing}, expected one: a {proof} does not work alone"
-            yield self.document.fault((*place, proof), message)
-
-    def _keys(self, place: KeyPath, entry: _Entry) -> Generator[Fault, None, tuple[ClientKey, ...]]:
-        """Yield the faults of the client's certificates and JWK set; return their keys."""
-        if not (entry.client_certificate or entry.client_keys):
-            return ()
-        from relay.base.accounts import client_keys  # noqa: PLC0415 -- a large library
-
-        base, now_s = self.document.file.absolute().parent, self.now_s
-        read: Mapping[str, Callable[[str, Path], client_keys.FoundKeys]] = {
-            "client_certificate": partial(client_keys.read_certificates, now_s=now_s),
-            "client_keys": client_keys.read_key_set,
-        }
-        keys: list[ClientKey] = []
-        for name, read_keys in read.items():
-            path, text = (*place, name), getattr(entry, name)
-            try:
-                file = read_keys(text, base) if text else client_keys.FoundKeys(())
-            except ValueError as error:
-                yield self.document.fault(path, str(error))
-                continue
-            keys += file.keys
-            for warning in file.warnings:
-                self.warn(path, warning)
-        return tuple(keys)
+        table = self.document.value(place)
+        had_keys = isinstance(table, dict) and not _REMOVED_KEYS[_Entry].keys().isdisjoint(table)
+        if bool(entry.client_id) != bool(entry.client_secret) and not had_keys:
+            there, missing = "client_id", "client_secret"
+            if entry.client_secret:
+                there, missing = missing, there
+            message = f"found no {missing}, expected one: a {there} does not work alone"
+            yield self.document.fault((*place, there), message)
 
     def _parsed(
         self, path: KeyPath, secret: str, parse: Callable[[str], _Parsed]

@@ -7,7 +7,7 @@ client secret or client assertion. relay.base.accounts.accounts_file makes it.
 import hmac
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -32,6 +32,7 @@ from relay.base.clock import Clock
 from relay.base.message.address import AddressError, own_mailbox, untagged
 from relay.base.message.address import parse_mailbox as parse_any_mailbox
 from relay.base.observe.logs import get_logger
+from relay.base.settings.document import Fault
 
 _NOBODY = Password(
     # a check for an unknown user must take as long as for a known one
@@ -41,6 +42,7 @@ _NOBODY = Password(
 _TOKEN_LENGTH_MAX = 4096
 _USER_LENGTH_MAX = 320  # user names of failed logins are stored for a while
 _OF_CLIENT = "client "  # prefix of a client id where failures are counted
+
 _log = get_logger("accounts")
 
 
@@ -53,13 +55,14 @@ class AccountTables:
     by_token: dict[bytes, tuple[bytes, Account]] = field(default_factory=dict)  # by its digest
     passwords: dict[str, Password] = field(default_factory=dict)  # by the address of the account
     scheme_of: dict[str, str] = field(default_factory=dict)  # also of disabled accounts
-    # by client id in lower case; the password is the secret, or one that nothing matches
+    # by client id in lower case; with its secret
     clients: dict[str, tuple[RegisteredClient, Password]] = field(default_factory=dict)
     aliases: AliasTable = field(default_factory=AliasTable)  # and accounts that forward
     nobody: Password = field(default_factory=lambda: _NOBODY)  # is checked for unknown users
     # for `relay check`: secrets in plain text or readable by others, and own addresses in aliases
     # that no account has
     warnings: list[str] = field(default_factory=list)
+    removed_keys: Sequence[Fault] = ()  # of older releases, which are ignored
     digest: str = ""  # of the file
 
     def add(self, account: Account, *, password: Password | None, token: bytes | None) -> None:
@@ -72,9 +75,9 @@ class AccountTables:
         if token:
             self.by_token[token] = (token, account)
 
-    def add_client(self, client: RegisteredClient, secret: Password | None) -> None:
+    def add_client(self, client: RegisteredClient, secret: Password) -> None:
         """Add an application whose client id is unique."""
-        self.clients[client.client_id.lower()] = (client, secret or _NOBODY)
+        self.clients[client.client_id.lower()] = (client, secret)
 
     def schemes(self) -> Counter[str]:
         """Count the passwords by their scheme."""
@@ -231,18 +234,6 @@ class FileAccounts:
         # failures are not counted for a user of the same name
         is_right = await self._checker.check(_OF_CLIENT + name, stored, secret, client=client)
         return application if is_right else None
-
-    def by_client_assertion(
-        self,
-        client_id: str,
-        check: Callable[[RegisteredClient | None], RegisteredClient],
-        *,
-        client: str,
-    ) -> RegisteredClient | None:
-        """See AccountDirectory. Failures are counted together with wrong secrets."""
-        name = client_id[:_USER_LENGTH_MAX].lower()
-        application, _ = self.tables.clients.get(name, (None, None))
-        return self._checker.attempt(_OF_CLIENT + name, lambda: check(application), client=client)
 
     def unlock(self, address: str) -> int:
         """See AccountDirectory."""

@@ -62,14 +62,13 @@ def without_lost_rights(
     for name, (client, secret) in running.clients.items():
         address = client.account.address
         known = read.clients[name][0] if name in read.clients else None
-        digests = known.digests if known and known.account.address == address else ()
-        kept = [digest for digest in client.digests if digest in digests]
-        keys = tuple(key for key in client.keys if key.digest in kept)
-        if kept:
-            owner = left.by_address[address]
-            less_client = RegisteredClient(client.client_id, owner, kept[0], keys)
-            left.add_client(less_client, None if less_client.has_key else secret)
-        if len(kept) < len(client.digests):
+        is_same = known is not None and known.account.address == address
+        if known is not None and is_same and known.secret_digest == client.secret_digest:
+            less_client = RegisteredClient(
+                client.client_id, left.by_address[address], client.secret_digest
+            )
+            left.add_client(less_client, secret)
+        else:
             lost[address] = None
     return left, [*lost]
 

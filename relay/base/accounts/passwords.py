@@ -22,7 +22,6 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
 from msgspec import Struct
 
@@ -158,11 +157,6 @@ FORGOTTEN_S = 900.0  # guessing with only the free failures is then slower than 
 _SHARED_BY_USERS = frozenset(("", "127.0.0.1", "::1"))
 
 _Pair = tuple[str, str]
-_Proof = TypeVar("_Proof")
-
-
-class LoginFailedError(Exception):
-    """The credentials of a login are invalid; the text says why."""
 
 
 @dataclass(slots=True)
@@ -361,24 +355,6 @@ class PasswordChecker:
         if error and not isinstance(error, LoginDelayedError):
             raise LoginDelayedError("The login could not be checked", BUSY_S) from error
         return running.result()
-
-    def attempt(self, user: str, prove: Callable[[], _Proof], *, client: str) -> _Proof:
-        """Return the result of `prove`, which must be quick.
-
-        A LoginFailedError of `prove` counts as a wrong password, and is raised here too. Raises
-        LoginDelayedError like check().
-        """
-        now = self._clock.monotonic()
-        pair = (user, client_of(client))
-        self._raise_if_delayed(self._of_pairs, pair, now)
-        self._delay_by_client(pair, now)
-        try:
-            proof = prove()
-        except LoginFailedError:
-            self._failed(pair, now)
-            raise
-        self._succeeded(pair, *self.successes.get(pair))
-        return proof
 
     def unlock(self, user: str) -> int:
         """Forget the failures of a user and of the clients that caused them.

@@ -64,7 +64,12 @@ class DocumentReader:
     """
 
     def __init__(
-        self, document: Document, *, base: Path, environ: Mapping[str, str] | None
+        self,
+        document: Document,
+        *,
+        base: Path,
+        environ: Mapping[str, str] | None,
+        removed_keys: Mapping[type, Mapping[str, str]] = REMOVED_KEYS,
     ) -> None:
         self.document = document
         self.faults: list[Fault] = []
@@ -73,6 +78,7 @@ class DocumentReader:
         self.secret_files: list[tuple[KeyPath, Path]] = []
         self._base = base
         self._environ = environ
+        self._removed_keys = removed_keys
         self.keeps_faulty = False
 
     def fields(self, kind: type, table: Mapping[str, Any], path: KeyPath) -> dict[str, Any]:
@@ -82,7 +88,7 @@ class DocumentReader:
         """
         hints = {name.rstrip("_"): hint for name, hint in _hints_of(kind).items()}  # from_: from
         hints.pop("further", None)  # no key
-        removed = REMOVED_KEYS.get(kind, {})
+        removed = self._removed_keys.get(kind, {})
         for key in table.keys() - hints.keys():
             if why := removed.get(key):
                 text = f"found a key that {why}; remove it"

@@ -5,7 +5,6 @@ the password of an SMTP login. The key that signs tokens is a file in state_dir;
 tokens are signed texts. What a token may do is looked up in the accounts at each request.
 
 - `token_endpoint`: the paths of Entra; client credentials; error numbers; OpenID configuration
-- `client_assertions`: whether a client's signed assertion (private_key_jwt) is valid and unused
 - `access_tokens`: issues and checks the endpoint's JWTs: signature, expiry, removed clients
 - `authentication`: the account of a bearer token (401); requests without a token
 - `token_login`: whether a bearer token is valid as an SMTP password (XOAUTH2, OAUTHBEARER)

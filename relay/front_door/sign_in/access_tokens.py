@@ -3,7 +3,7 @@
 A token names its client. Account, scopes and acts_for are looked up at each request, so that a
 reload applies to tokens already issued. A token expires an hour after its issue, in queue time,
 which does not jump; `exp` has the same end in wall time, for programs that read the token. It also
-ends when its client is removed, or the secret or key with which the client signed in. The issuer
+ends when its client is removed, or the secret with which the client signed in. The issuer
 may have any host name: the signature alone proves that this relay issued a token. A token may also
 name a user. It is then valid for the user's account if the client may open that mailbox, with the
 scopes of the account that were granted (`scp`).
@@ -56,7 +56,7 @@ _ENDS = "relay_exp"  # seconds of queue time
 _SCOPES = {scope.lower(): scope for scope in Scope}
 _BEGIN = "eyJ"  # of each JWT: a JSON object in base64
 _KEY_S = 60  # after which a client tries again while the key cannot be used
-_SECRET = "relay_secret"  # noqa: S105 - a claim: a keyed digest of the client's secret or key
+_SECRET = "relay_secret"  # noqa: S105 - a claim: a keyed digest of the client's secret
 _log = get_logger("sign_in")
 
 
@@ -215,7 +215,7 @@ class AccessTokens:
             "appid": client.client_id,
             "azp": client.client_id,
             "app_displayname": client.account.display_name,
-            "appidacr": "2" if client.has_key else "1",  # by a certificate, by a secret
+            "appidacr": "1",  # by a secret
             "tid": tenant,
             "uti": token_id,
             "ver": "1.0",
@@ -270,10 +270,8 @@ class AccessTokens:
             ahead = ahead_text(rfc3339(self._clock.time_us()), self._clock.advanced_s)
             raise InvalidTokenError(f"Access token has expired{ahead}.")
         client = accounts.by_client_id(verified.client_id)
-        digests = map(self._keyed, client.digests if client else ())
-        if client is None or not any(
-            hmac.compare_digest(digest, verified.secret) for digest in digests
-        ):
+        digest = self._keyed(client.secret_digest) if client else ""
+        if client is None or not hmac.compare_digest(digest, verified.secret):
             raise InvalidTokenError("The client of the access token, or its secret, was removed.")
         return client
 

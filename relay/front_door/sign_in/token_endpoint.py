@@ -1,9 +1,8 @@
 """Sign-in of applications: the OAuth 2.0 client credentials grant, at the paths of Entra.
 
 The first segment of a path is a tenant, which may be any text. URLs in the responses have the host
-that the client asked, or http.public_url. A client has a secret, or a key with which it signs
-assertions. Errors are as in RFC 6749 5.2, with Entra's numbers. A UserSignIn, which only a
-development relay has, adds other grants.
+that the client asked, or http.public_url. A client has a secret. Errors are as in RFC 6749 5.2,
+with Entra's numbers. A UserSignIn, which only a development relay has, adds other grants.
 """
 
 import base64
@@ -11,7 +10,6 @@ import binascii
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from functools import partial
 from typing import Any, ClassVar, Protocol
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus, urlsplit
 
@@ -27,15 +25,8 @@ from relay.front_door.http.gateway import Gateway
 from relay.front_door.http.http_request import HttpRequest, RequestLimits
 from relay.front_door.http.responses import json_response
 from relay.front_door.sign_in.access_tokens import LIFETIME_S, AccessTokens, TokenKeyError
-from relay.front_door.sign_in.client_assertions import (
-    ALGORITHMS,
-    AssertionChecker,
-    AssertionRefusedError,
-    UsedFullError,
-)
 
 _TOKEN = "oauth2/v2.0/token"  # noqa: S105 - a path
-_TOKEN_V1 = "oauth2/token"  # noqa: S105 - no path here: programs name it as audience
 AUTHORIZE = "oauth2/v2.0/authorize"
 DEVICE_CODE = "oauth2/v2.0/devicecode"
 _KEYS = "discovery/v2.0/keys"
@@ -71,9 +62,9 @@ _GRAPH_HOSTS = {
     "login.chinacloudapi.cn": "microsoftgraph.chinacloudapi.cn",
 }
 _GRANT = "client_credentials"
-_ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-_METHODS = ("client_secret_post", "client_secret_basic", "private_key_jwt")
+METHODS = ("client_secret_post", "client_secret_basic")
 _ALL_OF_CLIENT = ".default"
+_BASIC = {"www-authenticate": 'Basic realm="token"'}
 NO_STORE = {"cache-control": "no-store", "pragma": "no-cache"}  # RFC 6749 5.1
 
 _log = get_logger("sign_in")
@@ -139,11 +130,10 @@ class UserSignIn(Protocol):
 
 
 class _Credentials(Struct, frozen=True):
-    """Client id, and secret or assertion, of a request."""
+    """Client id and secret of a request."""
 
     client_id: str
-    secret: str = ""
-    assertion: str = ""
+    secret: str
     is_basic: bool = False  # they are in its Authorization field
 
 
@@ -163,7 +153,7 @@ def create_sign_in_app(
     async def handle(request: HttpRequest) -> Response:
         try:
             return await endpoints.respond(request)
-        except (SignInError, LoginDelayedError, UsedFullError, ApiError) as error:
+        except (SignInError, LoginDelayedError, ApiError) as error:
             return _error_response(_oauth_error(error), request, time_us=clock.time_us())
 
     limits = RequestLimits(
@@ -184,7 +174,6 @@ class _Endpoints:
 
     def __post_init__(self) -> None:
         self._ids = Ids(self.clock)
-        self._assertions = AssertionChecker(self.clock)
         self._documents: Mapping[str, Callable[[SignInRequest], dict[str, Any]]] = {
             _CONFIGURATION: self._configuration,
             _CONFIGURATION_V2: self._configuration,
@@ -223,8 +212,7 @@ class _Endpoints:
             "token_endpoint": f"{authority}/{_TOKEN}",
             "device_authorization_endpoint": f"{authority}/{DEVICE_CODE}",
             "jwks_uri": f"{authority}/{_KEYS}",
-            "token_endpoint_auth_methods_supported": list(_METHODS),
-            "token_endpoint_auth_signing_alg_values_supported": list(ALGORITHMS),
+            "token_endpoint_auth_methods_supported": list(METHODS),
             "grant_types_supported": [_GRANT],
             "response_types_supported": ["token"],
             "subject_types_supported": ["pairwise"],
@@ -259,7 +247,7 @@ class _Endpoints:
             if grant in self.users.grants:
                 has_secret = "client_secret" in form or "authorization" in request.headers
                 sent = _credentials(request, form) if has_secret else None
-                client = await self._signed_in(asked, sent) if sent else None
+                client = await self._signed_in(request, sent) if sent else None
                 return await self.users.grant(asked, form, client)
         if grant != _GRANT:
             text = f"The app requested an unsupported grant type {quoted(grant)}; use "
@@ -267,7 +255,7 @@ class _Endpoints:
             raise SignInError("unsupported_grant_type", f"{text}.", number=70003)
         credentials = _credentials(request, form)
         audience = _audience(form.get("scope", ""))
-        client = await self._signed_in(asked, credentials)
+        client = await self._signed_in(request, credentials)
         token = self.tokens.issue(
             client,
             issuer=asked.issuer,
@@ -277,65 +265,34 @@ class _Endpoints:
         )
         return token_response({"access_token": token})
 
-    async def _signed_in(self, asked: SignInRequest, credentials: _Credentials) -> RegisteredClient:
+    async def _signed_in(self, request: HttpRequest, credentials: _Credentials) -> RegisteredClient:
         """Return the client. An unknown client and a wrong secret get the same response.
 
-        Raises SignInError, LoginDelayedError, UsedFullError.
+        Raises SignInError, LoginDelayedError.
         """
-        request = asked.http
         address = request.counted_address
-        text = "Invalid client secret provided"
+        client_id = credentials.client_id
         try:
-            if credentials.assertion:
-                client = self._by_assertion(asked, credentials)
-                text = "Client assertion failed signature validation"
-            else:
-                client = await self.accounts.by_client_secret(
-                    credentials.client_id, credentials.secret, client=address
-                )
+            client = await self.accounts.by_client_secret(
+                client_id, credentials.secret, client=address
+            )
         except LoginDelayedError as error:
             if error.__cause__ is not None:
                 peer = address or request.client_address
                 _log.error("secret not checked", client=peer, error=error.__cause__)
             raise
-        except AssertionRefusedError as error:
-            raise self._rejected(request, credentials, str(error), number=error.number) from None
         if client is None:
-            text = (
-                f"{text} for the app {quoted(credentials.client_id)}, or the app is not known here."
-            )
-            number = 700027 if credentials.assertion else 7000215
-            raise self._rejected(request, credentials, text, number=number)
+            peer = address or request.client_address
+            _log.info("sign-in rejected", client=peer, client_id=client_id[:_LOGGED_MAX])
+            text = "Invalid client secret provided for the app "
+            text += f"{quoted(client_id)}, or the app is not known here."
+            headers = _BASIC if credentials.is_basic else {}
+            raise SignInError("invalid_client", text, number=7000215, status=401, headers=headers)
         return client
-
-    def _by_assertion(
-        self, asked: SignInRequest, credentials: _Credentials
-    ) -> RegisteredClient | None:
-        """Return the client that signed the assertion, whose audience is this endpoint."""
-        check = partial(
-            self._assertions.check,
-            credentials.assertion,
-            client_id=credentials.client_id,
-            audiences=[f"{asked.authority}/{path}" for path in (_TOKEN, _TOKEN_V1)],
-        )
-        return self.accounts.by_client_assertion(
-            credentials.client_id, check, client=asked.http.counted_address
-        )
-
-    def _rejected(
-        self, request: HttpRequest, credentials: _Credentials, text: str, *, number: int
-    ) -> SignInError:
-        """Log that a client was rejected; return the error."""
-        peer = request.counted_address or request.client_address
-        reason = {"reason": text} if credentials.assertion else {}
-        client_id = credentials.client_id[:_LOGGED_MAX]
-        _log.info("sign-in rejected", client=peer, client_id=client_id, **reason)
-        headers = {"www-authenticate": 'Basic realm="token"'} if credentials.is_basic else {}
-        return SignInError("invalid_client", text, number=number, status=401, headers=headers)
 
 
 def _oauth_error(
-    error: SignInError | LoginDelayedError | UsedFullError | ApiError,
+    error: SignInError | LoginDelayedError | ApiError,
 ) -> SignInError:
     """Return the error of OAuth that a client gets for an error."""
     later = "temporarily_unavailable"
@@ -345,9 +302,7 @@ def _oauth_error(
         kind = "invalid_request" if error.status < 500 else later
         return SignInError(kind, error.message, status=error.status, headers=error.headers)
     headers = {"retry-after": str(max(1, round(error.retry_after_s)))}
-    number, status = (
-        (90033, 503) if isinstance(error, UsedFullError | TokenKeyError) else (90055, 429)
-    )
+    number, status = (90033, 503) if isinstance(error, TokenKeyError) else (90055, 429)
     text = f"{error}. Try again later."
     return SignInError(later, text, number=number, status=status, headers=headers)
 
@@ -431,17 +386,14 @@ def _credentials(request: HttpRequest, form: Mapping[str, str]) -> _Credentials:
     if (authorization := request.headers.get("authorization")) is not None:
         return _basic_credentials(authorization, form)
     client_id = required(form, "client_id")
-    secret, assertion = form.get("client_secret", ""), form.get("client_assertion", "")
-    if secret and assertion:
-        text = "The request body has client_secret and client_assertion, expected one of them."
-        raise SignInError("invalid_request", text, number=900144)
-    if assertion and (kind := required(form, "client_assertion_type")) != _ASSERTION_TYPE:
-        text = f"client_assertion_type: found {quoted(kind)}, expected {_ASSERTION_TYPE}."
-        raise SignInError("invalid_request", text, number=90011)
-    if not secret and not assertion:
-        text = "The request body must contain the parameter 'client_assertion' or 'client_secret'."
+    secret = form.get("client_secret", "")
+    if not secret:
+        text = "The request body must contain the parameter 'client_secret'."
+        if "client_assertion" in form:
+            text = "Assertions of certificates and keys are not taken here: sign in with a"
+            text += " client_secret (relay account token ADDRESS --client makes one)."
         raise SignInError("invalid_client", text, number=7000218, status=401)
-    return _Credentials(client_id, secret, assertion)
+    return _Credentials(client_id, secret)
 
 
 def _basic_credentials(field: str, form: Mapping[str, str]) -> _Credentials:
@@ -452,9 +404,8 @@ def _basic_credentials(field: str, form: Mapping[str, str]) -> _Credentials:
         text = base64.b64decode(encoded.strip(), validate=True).decode()
     except (binascii.Error, ValueError):
         message = "Authorization: expected Basic and client id and secret in base64."
-        headers = {"www-authenticate": 'Basic realm="token"'}
         raise SignInError(
-            "invalid_client", message, number=7000218, status=401, headers=headers
+            "invalid_client", message, number=7000218, status=401, headers=_BASIC
         ) from None
     client_id, _, secret = map(unquote_plus, text.partition(":"))
     in_body = "client_secret" in form or "client_assertion" in form

@@ -244,11 +244,13 @@ class ActiveConfiguration:
         keys = load_keys(settings.dkim, self._file)
         providers = load_provider_replies(settings.delivery.providers, self._file, settings.oauth)
         accounts = accounts_of(settings, clock=self._clock, environ=self._environ)
+        for fault in accounts.tables.removed_keys:
+            _log.warning("a key of accounts.toml is of no use", key=fault.key, detail=str(fault))
         for number, text in auth_missing(settings, accounts.tables).items():
             _log.warning("AUTH is off", key=dotted(("smtp", number, "auth")), detail=text)
         anonymous = settings.http.anonymous
-        if fault := anonymous_fault(anonymous, accounts):
-            raise SettingsError([Fault(self._file, 0, "http.anonymous", fault)])
+        if text := anonymous_fault(anonymous, accounts):
+            raise SettingsError([Fault(self._file, 0, "http.anonymous", text)])
         table = read_table(settings, accounts, self._file)
         places = route_places(self._file, settings)
         sets = load_tenants(

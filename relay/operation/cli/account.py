@@ -91,12 +91,6 @@ def account(_context: CommandContext) -> None:
 @click.option("--password", is_flag=True, help="Read a password from the terminal or stdin.")
 @click.option("--no-token", is_flag=True, help="Make no token.")
 @click.option("--client", is_flag=True, help="Make a client id and secret (azure-identity, MSAL).")
-@click.option(
-    "--client-certificate",
-    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
-    metavar="FILE",
-    help="Make a client id for an application with this certificate (PEM).",
-)
 @click.option("--scope", "scopes", multiple=True, metavar="SCOPE", help="Only these, as Mail.Send.")
 @click.option(
     "--acts-for",
@@ -110,7 +104,7 @@ def add(context: CommandContext, address: str, **options: Any) -> None:
 
     Secrets are printed once; the file has only their hashes.
     """
-    names = ("aliases", "send_as", "role", "quota", "scopes", "acts_for", "client_certificate")
+    names = ("aliases", "send_as", "role", "quota", "scopes", "acts_for")
     chosen = {name: options[name] for name in names if options[name]}
     values = {name: list(arg) if isinstance(arg, tuple) else arg for name, arg in chosen.items()}
     made: dict[str, str] = {}
@@ -118,9 +112,8 @@ def add(context: CommandContext, address: str, **options: Any) -> None:
         values["password"] = hash_of(_read_password())
     if not options["no_token"]:
         made["token"], values["token"] = new_token()
-    if options["client"] or options["client_certificate"]:
-        made["client_id"] = values["client_id"] = new_client_id()
     if options["client"]:
+        made["client_id"] = values["client_id"] = new_client_id()
         made["client_secret"], values["client_secret"] = new_client_secret()
     file = _open(context)
     file.add(address, values)
@@ -194,8 +187,7 @@ def token(context: CommandContext, address: str, *, client: bool, is_removal: bo
     made: dict[str, str] = {}
     values: dict[str, str | None] = {}
     if is_removal:
-        of_client = ("client_secret",) if file.has_keys(address) else ("client_id", "client_secret")
-        values = dict.fromkeys(of_client if client else ("token",))
+        values = dict.fromkeys(("client_id", "client_secret") if client else ("token",))
     elif client:
         made["client_id"] = values["client_id"] = file.client_id_of(address) or new_client_id()
         made["client_secret"], values["client_secret"] = new_client_secret()

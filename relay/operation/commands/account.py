@@ -55,7 +55,7 @@ _SHOWN = words_in(
     "aliases send_as role quota quota_messages client_id scopes acts_for forward_to keep_copy "
     "disabled to from"
 )
-_CREDENTIALS = ("password", "token", "client_secret", "client_certificate", "client_keys")
+_CREDENTIALS = ("password", "token", "client_secret")
 _OTHER = re.compile(r"((?:account|alias)\S*) in line (\d+)")  # in faults about an address twice
 _OF_RING = re.compile(r"(?<=\()line (\d+)(?=\))")
 _ALIAS = re.compile(r'("[^"\\]*+"(?:@[^\s:]++)?|[^\s:"]++)\s*+(:|(?<=\s))(.*)', re.DOTALL)
@@ -189,11 +189,6 @@ class AccountFile:
     def client_id_of(self, address: str) -> str:
         """Return the client id of an account, "" if it has none."""
         return str(self._table_of(address).get("client_id", ""))
-
-    def has_keys(self, address: str) -> bool:
-        """Return whether an account has certificates or keys of a client."""
-        table = self._table_of(address)
-        return bool(table.get("client_certificate") or table.get("client_keys"))
 
     def _table_of(self, address: str) -> _Table:
         entries = _parse(self._path.read_text())

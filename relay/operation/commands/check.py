@@ -302,7 +302,7 @@ def _accounts(
     table = yield from _loaded("routes", lambda: read_table(settings, accounts, file))
     if fault := anonymous_fault(settings.http.anonymous, accounts):
         yield refusal_of("accounts", f"http.anonymous: {fault}")
-    for warning in accounts.tables.warnings:
+    for warning in (*map(str, accounts.tables.removed_keys), *accounts.tables.warnings):
         yield CheckFinding("accounts", CheckResult.WARNING, warning)
     for number, text in auth_missing(settings, accounts.tables).items():
         yield warning_of("listeners", read_document(file).fault(("smtp", number, "auth"), text))

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from cryptography.hazmat.primitives.hashes import SHA256
 from joserfc import jwt
 from joserfc.jwk import RSAKey
 
@@ -19,7 +20,7 @@ from relay.delivery.oauth import tokens
 from relay.delivery.oauth.tokens import TokenHolder
 from relay.delivery.smtp.connect import TokenError
 from relay.transport.routing.routes import Credentials
-from tests.support.client_keys import certificate
+from tests.support.client_keys import base64url, certificate
 from tests.support.fake_graph import FakeGraph, error
 from tests.support.manual_clock import ManualClock
 from tests.support.relay_config import written_settings
@@ -277,6 +278,26 @@ async def test_a_service_account_has_a_token_for_each_mailbox(tmp_path, monkeypa
             assert (claims["iss"], claims["sub"]) == ("relay@p.test", mailbox)
             assert (claims["aud"], claims["scope"]) == (endpoint.url, "mail")
             assert claims["exp"] - claims["iat"] <= 3600
+
+
+async def test_a_certificate_signs_an_assertion_for_each_request(tmp_path):
+    made = certificate()
+    file = tmp_path / "app.pem"
+    file.write_text(made.pem + made.key_pem)
+    with TokenEndpoint(token("one"), token("two")) as endpoint:
+        holder = Holder(tmp_path, endpoint, certificate=file.name)
+        assert [await holder.get(), await holder.get("one")] == ["one", "two"]
+        key, used = RSAKey.import_key(made.pem), set[str]()
+        for form in endpoint.forms:
+            assert form["client_assertion_type"].endswith(":jwt-bearer")
+            assertion = jwt.decode(form["client_assertion"], key, algorithms=["PS256"])
+            named = base64url(made.certificate.fingerprint(SHA256()))
+            assert assertion.header["x5t#S256"] == named
+            claims = assertion.claims
+            assert (claims["iss"], claims["sub"], claims["aud"]) == ("app", "app", endpoint.url)
+            assert 0 < claims["exp"] - claims["iat"] <= 3600
+            used.add(claims["jti"])
+        assert len(used) == 2
 
 
 async def test_an_assertion_is_read_at_each_request(tmp_path):

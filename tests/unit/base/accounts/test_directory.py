@@ -347,10 +347,7 @@ ONE_CLIENT = 'client_id = "ID"\nclient_secret = "plain:s"\n'
 @each_row(
     "lines, expected",
     [
-        (
-            'client_id = "c"',
-            "client_id: found no client_secret, client_certificate or client_keys, expected one",
-        ),
+        ('client_id = "c"', "client_id: found no client_secret, expected one"),
         ('client_secret = "plain:s"', "client_secret: found no client_id, expected one"),
         ('client_id = "a b"\nclient_secret = "plain:s"', "expected 1 to 128 ASCII characters"),
         (

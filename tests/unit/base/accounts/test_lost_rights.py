@@ -7,20 +7,14 @@ from relay.base.accounts.accounts_file import load_accounts
 from relay.base.accounts.directory import AccountTables
 from relay.base.accounts.lost_rights import without_lost_rights
 from relay.base.clock import SystemClock
-from tests.support.client_keys import certificate
 from tests.support.relay_config import account, to_toml
 from tests.support.tables import each_row
 
 ALICE, BOB, SALES = (f"{name}@example.test" for name in ("alice", "bob", "sales"))
-PEMS = [certificate("ec", number).pem for number in range(3)]
 NEW = {"password": "plain:new", "token": "plain:new"}
 NONE = {"password": "", "token": ""}
 ENDED = NONE | {"disabled": True}
 APP = {"client_id": "app", "client_secret": "plain:s"}
-
-
-def keys(*numbers: int) -> dict[str, str]:
-    return {"client_id": "app", "client_certificate": "".join(PEMS[number] for number in numbers)}
 
 
 def load(folder: Path, alice: dict[str, Any] | None, **more: Any) -> AccountTables:
@@ -32,7 +26,7 @@ def load(folder: Path, alice: dict[str, Any] | None, **more: Any) -> AccountTabl
 
 
 def held(tables: AccountTables) -> Any:
-    clients = [(one.account, one.digests, secret) for one, secret in tables.clients.values()]
+    clients = [(one.account, one.secret_digest, secret) for one, secret in tables.clients.values()]
     return tables.accounts, tables.by_address, tables.by_token, tables.passwords, clients
 
 
@@ -49,10 +43,6 @@ def held(tables: AccountTables) -> Any:
         (APP | {"role": "read"}, None, ENDED | {"scopes": []}),
         (APP, {}, {}),
         (APP, APP | {"client_secret": "plain:new"}, {}),
-        (APP, keys(0), {}),
-        (APP | keys(0), keys(0), keys(0)),
-        (APP | keys(0), APP, APP),
-        (keys(0, 1), keys(1, 2), keys(1)),
         ({"role": "operate"}, {"role": "read"}, {"role": "read"}),
         ({"role": "read"}, {"role": "operate"}, {"role": "read"}),
         ({}, {"scopes": ["Mail.Send"]}, {"scopes": ["Mail.Send", "SMTP.Send"]}),

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.development import user_grants
 from relay.development.sign_in_pages import require_own_redirect
 from relay.development.user_grants import CODE_LIFETIME_S
-from relay.front_door.sign_in import client_assertions
 from relay.front_door.sign_in.token_endpoint import SignInError
 from tests.support.tables import each_row
 from tests.support.user_sign_in import (
@@ -80,7 +80,7 @@ async def test_proof_keys(dev):
 
 
 async def test_the_table_of_used_codes_is_bounded(dev, monkeypatch):
-    monkeypatch.setattr(client_assertions, "USED_MAX", 3)
+    monkeypatch.setattr(user_grants, "_USED_MAX", 3)
     for _ in range(3):
         assert (await dev.redeem(await dev.code())).status_code == 200
     code = await dev.code()

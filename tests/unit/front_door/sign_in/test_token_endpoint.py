@@ -172,7 +172,7 @@ async def test_credentials_in_http_basic_are_form_encoded(http, scheme, also):
         ({"client_id": "unknown"}, 401, "invalid_client", 7000215),
         ({"client_id": ""}, 400, "invalid_request", 900144),
         ({"client_secret": ""}, 401, "invalid_client", 7000218),
-        ({"client_secret": "", "client_assertion": "x"}, 400, "invalid_request", 900144),
+        ({"client_secret": "", "client_assertion": "x"}, 401, "invalid_client", 7000218),
         ({"grant_type": ""}, 400, "invalid_request", 900144),
         ({"grant_type": "password"}, 400, "unsupported_grant_type", 70003),
         ({"grant_type": "refresh_token"}, 400, "unsupported_grant_type", 70003),

@@ -42,9 +42,7 @@ aliases = [
   password = "plain:bob"
 # The end.
 """
-NOTHING = dict.fromkeys(
-    ("password", "token", "client_secret", "client_certificate", "client_keys"), False
-)
+NOTHING = dict.fromkeys(("password", "token", "client_secret"), False)
 
 
 class Files:
