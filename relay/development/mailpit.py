@@ -144,6 +144,7 @@ class MailpitApi:
             raise ApiError(403, "", "Pages of other sites may not use this relay.")
         if self._check_login is not None:
             self._check_login(request)
+            request.rights = self._check_login
 
     async def _respond(self, request: HttpRequest, query: Mapping[str, str]) -> Response:
         search, zone = query.get("query", ""), query.get("tz", "")
@@ -164,7 +165,7 @@ class MailpitApi:
             case ("GET", "api", "v1", "info"):
                 return await self._info()
             case ("GET", "api", "events"):
-                await self.events.serve(request, partial(self._check, request))
+                await self.events.serve(request)
             case ("GET", "api", "v1", "tags"):
                 return json_response(list(await self._tags()))
             case ("PUT", "api", "v1", "tags"):

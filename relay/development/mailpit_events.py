@@ -64,8 +64,8 @@ class MailpitEvents:
         self._seen = Listing()
         self._count, self._next_s = 0, 0.0  # changes at the last look, and the end of its pause
 
-    async def serve(self, request: HttpRequest, check: Callable[[], None]) -> Never:
-        """Serve a WebSocket until its end, or until `check` raises ApiError.
+    async def serve(self, request: HttpRequest) -> Never:
+        """Serve a WebSocket until its end, or until its client has lost its rights.
 
         Raises ApiError 426 and 503 before the 101, then ClientDisconnectedError.
         """
@@ -79,7 +79,7 @@ class MailpitEvents:
             self._open.add(socket)
         try:
             self._tell_stats()
-            await request.cancel_on_disconnect(self._follow(socket, check))
+            await request.cancel_on_disconnect(self._follow(socket, request.check_rights))
         finally:
             self._open.discard(socket)
             socket.abort()  # so that no HTTP follows

@@ -1,19 +1,25 @@
 """A thief has alice's secrets: what the operator takes away ends, whatever else is wrong."""
 
 import smtplib
+import socket
+from itertools import takewhile
 
 import pytest
 
 from tests.integration.test_reload import CONFIGURATION, UNAVAILABLE, hang_up
+from tests.support.relay_config import account
 from tests.support.relay_process import RelayProcess, until
 
-ALICE, BOB = "alice@example.test", "bob@example.test"
+ALICE, BOB, EVE = "alice@example.test", "bob@example.test", "eve@example.test"
 LOST = f"stays active, but for rights that accounts have lost: {ALICE}\n"
 
 
 @pytest.fixture
 def relay(serve) -> RelayProcess:
-    return serve(config={"smtp": [{"listen": "127.0.0.1:0", "role": "submission"}]})
+    return serve(
+        config={"smtp": [{"listen": "127.0.0.1:0", "role": "submission"}]},
+        accounts=[account("eve", role="read")],
+    )
 
 
 def codes(relay: RelayProcess, name: str) -> tuple[int, int]:
@@ -74,6 +80,38 @@ def test_without_a_configuration_that_can_be_read(relay: RelayProcess) -> None:
     assert codes(relay, "alice") == (535, 200)
     relay.stop()
     assert relay.cli("queue", "list", "--state-dir", state).returncode == UNAVAILABLE
+
+
+def test_requests_that_began_before_show_and_send_nothing_afterwards(relay: RelayProcess) -> None:
+    body = (
+        b'{"message": {"subject": "of eve", "toRecipients": [{"emailAddress": {"address": "%s"}}]}}'
+    )
+    body %= BOB.encode()
+    head = f"POST /v1.0/me/sendMail HTTP/1.1\r\nContent-Length: {len(body)}\r\nContent-Type: application/json"
+    heads = [
+        f"GET {path} HTTP/1.1"
+        for path in (
+            f"/relay/v1/messages?to={BOB}&wait=60",
+            f"/relay/v1/messages/{BOB}/wait?timeout=60",
+            "/relay/v1/events",
+        )
+    ]
+    clients = [socket.create_connection(relay.http, 60) for _ in range(4)]
+    for client, request in zip(clients, (*heads, head), strict=True):
+        fields = "Host: x\r\nConnection: close\r\nAuthorization: Bearer eve\r\n\r\n"
+        client.sendall(f"{request}\r\n{fields}".encode())
+    clients[-1].sendall(body[:-1])
+    assert relay.cli("account", "remove", EVE).returncode == 0
+    assert relay.cli("reload").returncode == 0
+    clients[-1].sendall(body[-1:])
+    relay.until_final(relay.send_mail(token="alice", to=[BOB], subject="later"))
+    answers = []
+    for client in clients:
+        with client, client.makefile("rb") as file:
+            lines = list(takewhile(lambda line: not line.startswith(b"data: "), file))
+            answers.append((lines[0].split()[1], file.read(1)))
+    assert answers == [(code, b"") for code in (b"401", b"401", b"200", b"401")]
+    assert [one["subject"] for one in relay.messages("inbox", token="bob")] == ["later"]
 
 
 def test_a_mailbox_that_nobody_can_open_sends_no_automatic_replies(relay: RelayProcess) -> None:

@@ -276,7 +276,7 @@ def _application(
                 # it may have secrets: only for users who can read relay.toml
                 _query(request, "GET")
                 return json_response(dependencies.configuration() or {"text": ""})
-            return await _relay_v1(request, principal, handlers, principal_for=principal_for)
+            return await _relay_v1(request, principal, handlers)
         except (SpoolError, StoreError) as error:
             raise service_unavailable(str(error), retry_after_s=5) from error
 
@@ -426,13 +426,7 @@ def _suppressible(addresses: Sequence[str], is_own: Callable[[str], bool]) -> It
         yield name
 
 
-async def _relay_v1(
-    request: HttpRequest,
-    principal: Principal,
-    handlers: Handlers,
-    *,
-    principal_for: Callable[[HttpRequest], Principal],
-) -> Response:
+async def _relay_v1(request: HttpRequest, principal: Principal, handlers: Handlers) -> Response:
     match request.segments[2:]:
         case ("messages",):
             query = _with_cursor(_query(request, "GET", *LIST_PARAMETERS))
@@ -457,8 +451,7 @@ async def _relay_v1(
         case ("events",):
             query = _with_cursor(_query(request, "GET", "after", "message"))
             last_event_id = request.headers.get("last-event-id")
-            is_current = partial(_is_still, principal, request, principal_for)
-            return await handlers.events(query, last_event_id, principal, is_current=is_current)
+            return await handlers.events(query, last_event_id, principal)
         case ("refused",):
             query = _with_cursor(_query(request, "GET", *REFUSED_PARAMETERS))
             return json_response(await handlers.refused(query, principal))
@@ -492,15 +485,6 @@ async def _relay_v1(
             return json_response(changed)
         case _:
             raise _not_found(request)
-
-
-def _is_still(
-    principal: Principal, request: HttpRequest, principal_for: Callable[[HttpRequest], Principal]
-) -> bool:
-    try:
-        return principal_for(request) == principal
-    except ApiError:
-        return False
 
 
 def _query(request: HttpRequest, method: str, *allowed: str) -> dict[str, str]:

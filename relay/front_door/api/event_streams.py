@@ -11,7 +11,7 @@ twentieth of the time; on a busy relay the streams lag behind the mail.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -37,7 +37,6 @@ STREAMS_RESERVED = 20
 STREAMS_OF_ACCOUNT_MAX = 20  # streams of the role user
 _EVENTS_MAX = 500  # events in a block
 _RECENT_BLOCKS = 8
-_CHECK_S = 10.0  # whether the client may still read
 # A process of another role writes the submission log without a notification: poll as well.
 _POLL_S = 1.0
 _SEND_S = 0.0002  # the least cost of a block for a stream, and the cost of each octet
@@ -71,14 +70,12 @@ class WantedMessage(NamedTuple):
 class EventView(Struct, frozen=True):
     """The events that a stream shows: of an account or all (None), and of one message or all.
 
-    Without `after` it begins with what is recorded from now on. When `is_current` returns false,
-    the stream ends.
+    Without `after` it begins with what is recorded from now on.
     """
 
     account: str | None = None
     message: WantedMessage | None = None
     after: EventCursor | None = None
-    is_current: Callable[[], bool] = lambda: True
 
 
 @dataclass(slots=True, eq=False)
@@ -181,7 +178,6 @@ class EventStreams:
         except ApiError:  # other streams may have begun since response()
             return
         self._open.begin(view.account)
-        checked_s = self._clock.real_s()
         try:
             yield _RETRY
             reported_to = 0
@@ -190,10 +186,6 @@ class EventStreams:
                 if place != view.after:
                     yield _gap_at(place)
             while not self._is_closed:
-                if (now_s := self._clock.real_s()) - checked_s >= _CHECK_S:
-                    checked_s = now_s
-                    if not view.is_current():
-                        return
                 seen = self._changes.count
                 block = await self._block_after(place)
                 if block is None:

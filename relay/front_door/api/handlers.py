@@ -241,20 +241,11 @@ class Handlers:
     # submission_id, step, name, at, detail, state}`; an event of the type `gap` stands for events
     # that are not kept. `Last-Event-ID` goes before `after`
     async def events(
-        self,
-        query: Mapping[str, str],
-        last_event_id: str | None,
-        principal: Principal,
-        *,
-        is_current: Callable[[], bool],
+        self, query: Mapping[str, str], last_event_id: str | None, principal: Principal
     ) -> Response:
-        """GET /events?after=&message=: what is recorded, as server-sent events.
-
-        The stream ends when `is_current` returns false: the token no longer belongs to `principal`.
-        """
+        """GET /events?after=&message=: what is recorded, as server-sent events."""
         streams = self._dependencies.events
         view = streams.view_of(query, last_event_id, principal.account)
-        view = replace(view, is_current=is_current)
         if (key := query.get("message")) is not None:
             journey = await self.message(key, principal)
             message = WantedMessage(journey.id, journey.submission_id)

@@ -2,15 +2,17 @@
 
 A block of events is sent as soon as it comes. A silent stream sends a comment from time to time, so
 that proxies and clients keep it open. A client that does not take what was sent is cut off: only
-one piece is buffered for it.
+one piece is buffered for it. A stream ends before the next block or comment when its client has
+lost the rights that it had.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 
 from starlette.types import Receive, Scope, Send
 
 from relay.base.observe.logs import get_logger
+from relay.front_door.http.errors import ApiError
 from relay.front_door.http.http_request import ABORT
 from relay.front_door.http.responses import EMPTY_CHUNK, BodyOnDemand
 
@@ -39,6 +41,7 @@ class EventStreamResponse(BodyOnDemand):
         super().__init__(None, headers=_HEADERS | dict(headers or {}))
         del self.headers["content-length"]
         self.blocks = blocks
+        self.check_rights: Callable[[], None] = lambda: None  # of the request, which gateway sets
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response (ASGI)."""
@@ -69,7 +72,10 @@ class EventStreamResponse(BodyOnDemand):
                     block, following = following.result(), None
                 if not block:
                     return True
+                self.check_rights()
                 await self._send(send, block)
+        except ApiError:
+            return True
         finally:
             if following is not None:
                 following.cancel()

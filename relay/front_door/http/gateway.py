@@ -18,6 +18,7 @@ from relay.base.clock import Clock, Ids, rfc3339
 from relay.base.observe.logs import get_logger
 from relay.base.pressure import MemoryBudget
 from relay.front_door.http import errors
+from relay.front_door.http.event_stream import EventStreamResponse
 from relay.front_door.http.http_request import (
     ALLOW_RESPONSE,
     ClientDisconnectedError,
@@ -59,6 +60,8 @@ class Gateway:
         try:
             request = self._request(scope, receive, ids)
             response = await self._respond(request)
+            if isinstance(response, EventStreamResponse):
+                response.check_rights = request.check_rights
         except errors.ApiError as error:
             response = self._error_response(error, ids)
         except ClientDisconnectedError:

@@ -88,6 +88,8 @@ class HttpRequest:
         self.segments = _segments(self.path)
         self.query = _query(self.scope["query_string"])
         self.is_idempotent = False
+        # raises ApiError if the client of a request has other rights now; None for no account
+        self.rights: Callable[[HttpRequest], None] | None = None
         # the id of a request that is part of a batch; None for any other
         self.part_id: str | None = self.scope.get(_PART_ID)
         # the octets that a page of a list may have in the response to this part of a batch
@@ -202,7 +204,7 @@ class HttpRequest:
         """Read the whole body, once.
 
         Raises ApiError 413 over the limit, 408 after the time-out, 503 over the budget, 415 for a
-        compressed body.
+        compressed body, and as check_rights().
         """
         if self._kept_body is not None:
             kept, self._kept_body = self._kept_body, None
@@ -216,7 +218,7 @@ class HttpRequest:
             return await self._read_all(limit)
         try:
             async with asyncio.timeout(self.limits.read_timeout_s):  # real time: a client
-                return await self._read_all(limit)
+                body = await self._read_all(limit)
         except TimeoutError:
             self._timed_out = True
             raise ApiError(
@@ -224,6 +226,8 @@ class HttpRequest:
                 "RequestTimeout",
                 f"The body was not complete within {self.limits.read_timeout_s:g} seconds.",
             ) from None
+        self.check_rights()
+        return body
 
     async def _read_all(self, limit_bytes: int) -> bytes:
         chunks: list[bytes] = []
@@ -238,8 +242,8 @@ class HttpRequest:
     async def blocks(self) -> AsyncGenerator[bytes, None]:
         """Yield the body in blocks of about 256 KiB as it arrives, once. The caller limits it.
 
-        Raises ApiError 408 after the idle or the total time-out, 415 for a compressed body;
-        ClientDisconnectedError.
+        Raises ApiError 408 after the idle or the total time-out, 415 for a compressed body, and as
+        check_rights(); ClientDisconnectedError.
         """
         self._reject_content_encoding()
         self._body_requested = True
@@ -258,6 +262,7 @@ class HttpRequest:
                     raise self._timeout_error(is_idle=idle_end <= deadline) from None
                 size_bytes += len(chunks[-1])
             yield chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        self.check_rights()
 
     @property
     def declared_bytes(self) -> int | None:
@@ -275,10 +280,18 @@ class HttpRequest:
         """Whether the whole body has been read."""
         return self._complete
 
+    def check_rights(self) -> None:
+        """Raise ApiError if the client has lost the rights that it had when the request began.
+
+        Called after each wait: before an answer, and when a slow body has arrived.
+        """
+        if self.rights is not None:
+            self.rights(self)
+
     async def cancel_on_disconnect(self, coroutine: Coroutine[Any, Any, _Result]) -> _Result:
         """Await `coroutine`; cancel it if the client disconnects. The rest of a body is discarded.
 
-        Raises ClientDisconnectedError.
+        Raises ClientDisconnectedError, and ApiError as check_rights().
         """
         operation, disconnect = (
             asyncio.ensure_future(coroutine),
@@ -287,6 +300,7 @@ class HttpRequest:
         try:
             await asyncio.wait((operation, disconnect), return_when=asyncio.FIRST_COMPLETED)
             if operation.done():
+                self.check_rights()
                 return operation.result()
             raise ClientDisconnectedError
         finally:

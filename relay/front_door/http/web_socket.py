@@ -32,7 +32,7 @@ class WebSocket:
 
     def __init__(self, request: HttpRequest) -> None:
         """Raise ApiError 426 for a request that offers no WebSocket of version 13."""
-        self._scope = request.scope
+        self._request = request
         self._wire = WSConnection(ConnectionType.SERVER)
         self._message_bytes = 0  # of the message that the client is sending
         offer = _OFFER if TAKE_OVER in request.scope else ()
@@ -45,15 +45,20 @@ class WebSocket:
 
     def open(self) -> None:
         """Answer 101. From now on the connection belongs to this WebSocket."""
-        self._transport: asyncio.Transport = self._scope[TAKE_OVER](self)
+        self._transport: asyncio.Transport = self._request.scope[TAKE_OVER](self)
         self.send(AcceptConnection())
 
     def send(self, event: Event) -> None:
-        """Send an event of wsproto, unless the end has begun; cut off a client that does not
-        read.
+        """Send an event of wsproto, unless the end has begun; cut off a client that does not read,
+        or has lost its rights.
         """
         is_ending = self._wire.state in (ConnectionState.LOCAL_CLOSING, ConnectionState.CLOSED)
         if not is_ending and not self._transport.is_closing():
+            try:
+                self._request.check_rights()
+            except ApiError:
+                self.abort()
+                return
             self._transport.write(self._wire.send(event))
             if self._transport.get_write_buffer_size() > UNREAD_BYTES_MAX:
                 self.abort()

@@ -72,14 +72,10 @@ class _View:
 
 
 class LiveReader(Struct, frozen=True):
-    """A reader of a view. `has` is the digest of the fragment that the page shows.
-
-    When `is_current` returns false, the stream ends.
-    """
+    """A reader of a view. `has` is the digest of the fragment that the page shows."""
 
     name: str
     has: str
-    is_current: Callable[[], bool] = lambda: True
 
 
 class LiveViews:
@@ -128,7 +124,7 @@ class LiveViews:
         has, came_s = reader.has, self._clock.real_s()
         try:
             yield _RETRY
-            while not self._is_closed and reader.is_current():
+            while not self._is_closed:
                 async with view.turn:
                     is_known = view.digest == has  # else it gets what another reader rendered
                     is_old = view.began_s < came_s and not is_known

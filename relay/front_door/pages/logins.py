@@ -20,6 +20,7 @@ import hashlib
 import re
 import secrets
 from dataclasses import dataclass
+from functools import partial
 from hmac import compare_digest
 from urllib.parse import parse_qsl
 
@@ -347,16 +348,17 @@ class Access:
         session = self.logins.session(request, is_use=is_use) if self.logins else None
         if session is None:
             return self._open
-        return Visitor(principal_of(session.account), csrf=session.csrf, may_log_out=True)
+        request.rights = partial(self._check_rights, principal := principal_of(session.account))
+        return Visitor(principal, csrf=session.csrf, may_log_out=True)
 
-    def is_current(self, request: HttpRequest) -> bool:
-        """Return whether a running request may continue, because its login has not ended.
+    def _check_rights(self, before: Principal, request: HttpRequest) -> None:
+        """Raise ApiError 401 if the login has ended, or its account has another role.
 
         This does not prolong the login, so a page that is left open does not either.
         """
-        if self._open is not None:
-            return True
-        return bool(self.logins and self.logins.session(request, is_use=False))
+        session = self.logins.session(request, is_use=False) if self.logins else None
+        if session is None or principal_of(session.account) != before:
+            raise ApiError(401, "", "The login has ended.")
 
 
 def _is_by_script(request: HttpRequest) -> bool:

@@ -220,11 +220,7 @@ class PageRequest(Struct, frozen=True):
             return None
         name, path = self.principal.name, self.http.path  # links are relative to the path
         key = (path, tuple(sorted(query.items())), name, self.principal.role)
-        reader = LiveReader(
-            name,
-            has=self.http.headers.get("last-event-id", has),
-            is_current=lambda: self.site.access.is_current(self.http),
-        )
+        reader = LiveReader(name, has=self.http.headers.get("last-event-id", has))
         return self.site.live_views.stream(key, render, reader)
 
     async def live_part(self, render: Render) -> LivePart:

@@ -6,6 +6,7 @@ relay/base/accounts/directory.py which tokens of accounts.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 from relay.base.accounts.account import Account, AccountDirectory, LoginDelayedError
 from relay.front_door.http.browsers import is_from_here
@@ -32,6 +33,18 @@ class HttpAuthentication:
         Raises ApiError 401 with WWW-Authenticate (RFC 6750 3) if there is no valid one, and 429 for
         a client after failed attempts; 503 while the key of access tokens cannot be used.
         """
+        account = self._account_of(request)
+        request.rights = partial(self._check_rights, account)
+        return account
+
+    def _check_rights(self, before: Account, request: HttpRequest) -> None:
+        """Raise ApiError as account(), and 503 if the account of the request has other rights."""
+        now = self._account_of(request)
+        if _rights_of(now) != _rights_of(before):
+            text = "The rights of the account have changed since the request began; repeat it."
+            raise service_unavailable(text, retry_after_s=1)
+
+    def _account_of(self, request: HttpRequest) -> Account:
         headers = request.headers
         if (
             self.anonymous
@@ -62,3 +75,7 @@ class HttpAuthentication:
     def _unauthorized(self, message: str) -> ApiError:
         headers = {"www-authenticate": f'Bearer realm="{self.realm}"'}
         return ApiError(401, "InvalidAuthenticationToken", message, headers=headers)
+
+
+def _rights_of(account: Account) -> tuple[object, ...]:
+    return account.address, account.role, account.scopes, account.acts_for

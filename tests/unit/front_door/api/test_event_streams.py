@@ -17,6 +17,7 @@ from relay.base.observe.metrics import Metrics
 from relay.base.pressure import Pressure
 from relay.front_door.api import ApiDependencies, EventStreams, create_app, event_streams
 from relay.front_door.api.event_streams import EventView
+from relay.front_door.http import event_stream
 from relay.front_door.http.http_server import HttpServer
 from relay.store.journeys import event_feed
 from relay.store.journeys.event_feed import (
@@ -361,7 +362,7 @@ async def test_an_account_gets_the_events_of_its_own_messages(relay: Relay, toke
 async def test_a_stream_ends_when_the_token_or_the_role_does(
     relay: Relay, now: Account | None, monkeypatch
 ) -> None:
-    monkeypatch.setattr(event_streams, "_CHECK_S", 0.05)
+    monkeypatch.setattr(event_stream, "HEARTBEAT_S", 0.05)
     async with relay.stream() as source, relay.stream("auditor") as other:
         await relay.mail()
         await source.events(EVENTS_OF_MAIL)

@@ -102,16 +102,6 @@ async def test_a_slow_reader_gets_the_last_fragment_and_none_is_kept_for_it(page
     assert await slow.next() == event("four")
 
 
-async def test_a_reader_whose_login_has_ended_gets_nothing_more(page):
-    is_current = True
-    reader = page.reader(is_current=lambda: is_current)
-    await reader.begin()
-    assert await reader.next() == event("one")
-    is_current = False
-    page.change("two")
-    assert await reader.next() == ""
-
-
 async def test_the_number_of_readers_is_bounded(page, monkeypatch):
     monkeypatch.setattr(live, "READERS_OF_VISITOR_MAX", 2)
     monkeypatch.setattr(live, "READERS_MAX", 4)
