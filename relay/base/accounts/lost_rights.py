@@ -3,7 +3,7 @@ fault.
 
 Nothing is given: a changed password, token, secret or key ends the old one, and the new one waits
 for a complete reload. Addresses, aliases and forwarding stay, so that no mail bounces: an account
-that is gone becomes a disabled one.
+that is gone becomes a disabled one, and from an alias that is gone nobody sends.
 """
 
 from dataclasses import replace
@@ -25,7 +25,7 @@ def without_lost_rights(
     running: AccountTables, read: AccountTables
 ) -> tuple[AccountTables, list[str]]:
     """Return the accounts that are `running`, without the rights that they lack in `read`, and the
-    addresses of those that have lost some.
+    addresses of those that have lost some, each with an alias from which it may not send any more.
     """
     in_file = {account.address: account for account in read.accounts}
     nobody = Account("", scopes=frozenset(), barred=frozenset(("",)))
@@ -52,7 +52,13 @@ def without_lost_rights(
         is_new = now.is_disabled and not account.is_disabled
         if less != account or is_new or is_other:
             lost[account.address] = None
-        less = replace(less, barred=barred)
+        gone = {
+            alias
+            for alias in account.aliases
+            if alias in account.barred or not now.may_send_as(alias)
+        } - barred
+        lost |= {f"{account.address} as {alias}": None for alias in sorted(gone - account.barred)}
+        less = replace(less, barred=barred | gone)
         left.add(less, password=None if is_other else password, token=None)
     for token, (_, account) in running.by_token.items():
         if read.by_token.get(token, ("", nobody))[1].address == account.address:

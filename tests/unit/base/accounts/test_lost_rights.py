@@ -10,7 +10,7 @@ from relay.base.clock import SystemClock
 from tests.support.relay_config import account, to_toml
 from tests.support.tables import each_row
 
-ALICE, BOB, SALES = (f"{name}@example.test" for name in ("alice", "bob", "sales"))
+ALICE, BOB, SALES, TEAM = (f"{name}@example.test" for name in ("alice", "bob", "sales", "team"))
 NEW = {"password": "plain:new", "token": "plain:new"}
 NONE = {"password": "", "token": ""}
 ENDED = NONE | {"disabled": True}
@@ -67,9 +67,35 @@ def held(tables: AccountTables) -> Any:
     ],
 )
 def test_what_is_lost(before: Any, now: Any, left: Any, tmp_path: Path) -> None:
-    running, in_file = load(tmp_path, before, aliases=[SALES]), load(tmp_path, now)
+    running, in_file = load(tmp_path, before, aliases=[SALES]), load(tmp_path, now, aliases=[SALES])
     expected = load(tmp_path, left, aliases=[SALES])
     found, losers = without_lost_rights(running, in_file)
     assert held(found) == held(expected)
     assert losers == ([ALICE] if held(running) != held(expected) else [])
     assert without_lost_rights(found, in_file) == (found, [])
+
+
+@each_row(
+    "now, left",
+    [
+        ({}, [SALES]),
+        ({"aliases": [TEAM]}, []),
+        ({"aliases": [], "send_as": [SALES]}, [SALES]),
+        ({"aliases": [SALES], "disabled": True}, []),
+    ],
+)
+def test_from_which_aliases_an_account_still_sends(
+    now: Any, left: list[str], tmp_path: Path
+) -> None:
+    """Mail to all of them still arrives, and nobody else sends from them."""
+    running, in_file = load(tmp_path, {}, aliases=[SALES]), load(tmp_path, now, aliases=[SALES])
+    found, losers = without_lost_rights(running, in_file)
+    alice, bob = (found.by_address[address] for address in (SALES, BOB))
+    assert alice.address == ALICE
+    assert [one for one in (SALES, TEAM) if alice.may_send_as(one)] == left
+    assert not bob.may_send_as(SALES)
+    named = [] if left else [f"{ALICE} as {SALES}"]
+    assert losers == ([ALICE] if "disabled" in now else named)
+    assert without_lost_rights(found, in_file) == (found, [])
+    restored, _ = without_lost_rights(found, running)
+    assert [one for one in (SALES, TEAM) if restored.by_address[SALES].may_send_as(one)] == left
