@@ -164,7 +164,7 @@ class ControlClient:
         except PermissionError:
             text = f"{self._path}: permission denied; run it as the relay's user or as root"
             raise ControlForbiddenError(text) from None
-        except (OSError, http.client.HTTPException, msgspec.DecodeError, ValueError) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             text = f"the relay on {self._path} did not answer: {error or type(error).__name__}"
             raise ControlUnavailableError(text) from None
         finally:
@@ -503,5 +503,5 @@ def _message_of(answer: bytes) -> str:
     try:
         error = msgspec.json.decode(answer)["error"]
         return f"{error['message']} {error.get('innerError', {}).get('detail', '')}".rstrip()
-    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return answer[:200].decode("utf-8", "replace")

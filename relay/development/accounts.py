@@ -11,7 +11,6 @@ that its account was used.
 """
 
 import base64
-import binascii
 import dataclasses
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -397,7 +396,7 @@ def _json_object(part: str) -> Mapping[str, Any] | None:
     try:
         decoded = base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
         return msgspec.json.decode(decoded, type=dict[str, Any])
-    except (binascii.Error, ValueError, RecursionError):  # msgspec's errors are ValueErrors
+    except (ValueError, RecursionError):
         return None
 
 

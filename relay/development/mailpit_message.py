@@ -203,7 +203,7 @@ def read_object(octets: bytes, kind: type[T]) -> T:
     """Return a JSON object as a Struct with keys in lower case. Raises ApiError 400."""
     try:
         return msgspec.convert(_lowered(msgspec.json.decode(octets, type=dict[str, Any])), kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise bad_request(f"The body: expected a JSON object: {error}.") from None
 
 

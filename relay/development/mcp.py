@@ -263,7 +263,7 @@ class McpServer:
 def _read(octets: bytes) -> _Message:
     try:
         return msgspec.json.decode(octets, type=_Message)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         code = -32600 if isinstance(error, msgspec.ValidationError) else -32700
         raise _RpcError(code, f"Expected a request of JSON-RPC: {error}.") from None
 

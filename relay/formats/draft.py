@@ -170,7 +170,7 @@ def read_block(head: bytes) -> PrivateBlock | None:
         if not length or (is_checked and checksum != _checksum(data)):
             return None
         return _decoder.decode(data[len(_DATA_FIELD) :].replace(b"\r\n ", b""))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except ValueError:
         return None
 
 

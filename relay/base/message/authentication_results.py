@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from msgspec import Struct, ValidationError, convert
+from msgspec import Struct, convert
 
 from relay.base.message.envelope import domain_of
 
@@ -228,7 +228,7 @@ def check_words(checks: Mapping[str, Any]) -> str:
     """
     try:
         read = convert(checks, _Checks)
-    except ValidationError:
+    except ValueError:
         return ""
     signatures = [("DKIM", signature) for signature in read.dkim]
     rows = (("SPF", read.spf), ("SPF of HELO", read.helo), *signatures, ("DMARC", read.dmarc))

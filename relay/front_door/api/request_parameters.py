@@ -43,7 +43,7 @@ def read_body(octets: bytes, kind: type[Body]) -> Body:
     """Decode a JSON body as `kind`; an empty body is {}. Raises ApiError 400."""
     try:
         return msgspec.json.decode(octets or b"{}", type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ApiError(400, "UnableToDeserializePostBody", f"The body: {error}.") from None
 
 

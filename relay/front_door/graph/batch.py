@@ -287,7 +287,7 @@ def parse_batch(body: bytes, *, version: str, base_url: str) -> Sequence[BatchIt
     check_number_of_values(body)
     try:
         written = _batch_decoder.decode(body).requests
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise _bad("requests", str(error) if body.strip() else "the body is empty") from None
     if not written:
         raise _bad("requests", f"found none, expected 1 to {REQUESTS_MAX}")
@@ -309,7 +309,7 @@ def parse_batch(body: bytes, *, version: str, base_url: str) -> Sequence[BatchIt
 def _read_item(raw: msgspec.Raw, path: str, *, version: str, base_url: str) -> BatchItem:
     try:
         item = _item_decoder.decode(raw)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise _bad(path, str(error)) from None
     headers, head_size = {}, len(item.url)
     for name, value in (item.headers or {}).items():

@@ -196,7 +196,7 @@ def read_delta_token(text: str) -> DeltaLink:
         try:
             octets = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
             return _decoder.decode(octets)
-        except (ValueError, msgspec.MsgspecError, RecursionError):
+        except (ValueError, RecursionError):
             pass
     raise bad_request(f"The token {quoted(text)} is malformed; use the whole link.")
 

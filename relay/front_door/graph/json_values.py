@@ -134,9 +134,7 @@ def read_json_object(body: bytes) -> dict[str, Any]:
         value = msgspec.json.decode(body)
     except RecursionError:
         reason = "it is nested too deeply"
-    except UnicodeDecodeError as error:
-        reason = f"it is not UTF-8 (byte {error.start} of a string)"
-    except msgspec.MsgspecError as error:
+    except ValueError as error:
         reason = str(error) if body.strip() else "it is empty"
     else:
         if isinstance(value, dict):

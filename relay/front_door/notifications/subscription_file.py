@@ -62,7 +62,7 @@ class SubscriptionFile:
         """Return all subscriptions. A damaged file is renamed, and its subscriptions are lost."""
         try:
             return self._open()
-        except (apsw.CorruptError, apsw.NotADBError, apsw.SQLError, msgspec.MsgspecError) as error:
+        except (apsw.CorruptError, apsw.NotADBError, apsw.SQLError, ValueError) as error:
             _log.error("subscriptions are lost", file=str(self._path), reason=str(error))
             self.close()
             for suffix in ("", "-wal", "-shm"):

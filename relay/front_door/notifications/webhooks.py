@@ -439,7 +439,7 @@ def _read(file: Path) -> dict[str, EventCursor]:
         texts = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
     except FileNotFoundError:
         return {}
-    except (ValueError, msgspec.MsgspecError) as error:
+    except ValueError as error:
         _log.error("webhooks begin now: their cursors are lost", file=str(file), error=str(error))
         return {}
     cursors = {}

@@ -102,7 +102,7 @@ def read_token_key(path: Path) -> "ECKey":
         key = ECKey.import_key(msgspec.json.decode(path.read_bytes(), type=dict[str, Any]))
         if not key.is_private or key.curve_name != _CURVE:
             raise ValueError  # noqa: TRY301 - one fault for all that is not such a key
-    except (JoseError, ValueError, TypeError, KeyError):  # msgspec's errors are ValueErrors
+    except (JoseError, ValueError, TypeError, KeyError):
         message = f"found something else, expected a private JWK for {_ALGORITHM}; without the "
         message += "file, the first token creates it, and tokens issued before end"
         raise SettingsError([Fault(path, 0, "", message)]) from None

@@ -147,7 +147,7 @@ def _verified(folder: Path, on_file: OnFile) -> Manifest:
         raise DamagedBackupError(f"{folder} has no {MANIFEST}: {what}") from None
     try:
         manifest = msgspec.json.decode(octets, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise DamagedBackupError(f"{folder / MANIFEST}: {error}") from None
     if manifest.format != FORMAT:
         text = f"found format {manifest.format}, expected {FORMAT}: another Relay made it"

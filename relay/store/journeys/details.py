@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, ClassVar, TypeVar
 
-from msgspec import UNSET, Struct, UnsetType, ValidationError, convert, field
+from msgspec import UNSET, Struct, UnsetType, convert, field
 from msgspec.json import Decoder
 
 from relay.base.message.envelope import Client
@@ -317,10 +317,10 @@ def read_known(kind: type[S], stored: Mapping[str, Any]) -> S:
     """
     try:
         return convert(stored, kind)
-    except ValidationError:
+    except ValueError:
         known = {}
         for name, value in stored.items():
-            with suppress(ValidationError):
+            with suppress(ValueError):
                 convert({name: value}, kind)
                 known[name] = value
         return convert(known, kind)

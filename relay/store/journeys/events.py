@@ -103,7 +103,7 @@ def parse_line(line: bytes) -> LogLine | None:
     """Return the fields of a line, None if a crash or a full disk has damaged it."""
     try:
         return _decoder.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except ValueError:
         return None
 
 

@@ -103,7 +103,7 @@ class SettingsFiles(StorePart):
         try:
             settings = _decoder.decode(octets)
             time_zone(settings.time_zone)
-        except ValueError as error:  # msgspec's errors are ValueErrors
+        except ValueError as error:
             _log.warning("settings unreadable", file=str(path), reason=str(error))
             return UserSettings()
         return settings

@@ -230,6 +230,6 @@ def _written(part: Path, octets: bytes) -> int:
 def _read(path: Path) -> KeyedSubmission:
     try:
         return _decoder.decode(path.read_bytes())
-    except msgspec.MsgspecError as error:
+    except ValueError as error:
         _log.error("damaged record of an Idempotency-Key", file=str(path), error=str(error))
         raise StoreUnavailableError(f"{path} is not the record of a key: {error}.") from error

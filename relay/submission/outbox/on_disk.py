@@ -84,7 +84,7 @@ class ClockAnchorFile:
         """Return the anchor written last, or None if it cannot be read."""
         try:
             return _anchor_decoder.decode(self._path.read_bytes())
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, ValueError):
             return None
 
     def write(self, anchor: Anchor) -> None:

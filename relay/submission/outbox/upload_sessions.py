@@ -433,5 +433,5 @@ def _digest(token: str) -> str:
 def _read(path: Path) -> _Facts | None:
     try:
         return _decoder.decode(path.read_bytes())
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, ValueError):
         return None

@@ -210,7 +210,6 @@ _encode = msgspec.msgpack.Encoder().encode
 _from_child: msgspec.msgpack.Decoder[FromChild] = msgspec.msgpack.Decoder(FromChild)
 _from_owner: msgspec.msgpack.Decoder[FromOwner] = msgspec.msgpack.Decoder(FromOwner)
 _packet: msgspec.msgpack.Decoder[Packet] = msgspec.msgpack.Decoder(Packet)
-# msgspec.DecodeError is a ValueError
 decode_from_child = _from_child.decode
 decode_from_owner = _from_owner.decode
 decode_packet = _packet.decode

@@ -148,7 +148,7 @@ class DroppedFile:
     def _read_envelope(self) -> DroppedEnvelope:
         try:
             envelope = msgspec.json.decode(self.line, type=DroppedEnvelope)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise HostileFileError(f"its first line is no envelope: {shown(str(error))}") from None
         if not 0 < len(envelope.recipients) <= RECIPIENTS_MAX:
             count = len(envelope.recipients)

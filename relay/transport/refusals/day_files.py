@@ -315,7 +315,7 @@ def _is_day(path: Path) -> bool:
 def _decoded(line: bytes) -> Refusal | None:
     try:
         return _decoder.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except ValueError:
         return None
 
 

@@ -253,7 +253,7 @@ class StsPolicies:
         file = self.directory / domain
         try:
             kept = _decoder.decode(file.read_bytes())
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, ValueError) as error:
             _log.warning("MTA-STS policy not read", domain=domain, error=str(error))
             return None
         # a clock that was ahead does not make a policy last longer
