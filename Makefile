@@ -19,6 +19,8 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
 	$$each -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$each && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+# The versions of libraries: of the lock, or the newest or lowest of the ranges in pyproject.toml, which need a VENV of their own.
+VERSIONS ?= lock
 ARGS ?=
 RUNS ?= 200
 SEEDS ?= 10000
@@ -88,7 +90,7 @@ QUICK := tests/dialogue \
 	$(call of,delivery/smtp,connection transaction) \
 	$(call of,store/spool,claims prune restart spool write_ahead_log) \
 	$(call of,testing,message waiting) \
-	tests/integration/test_seven_steps.py \
+	$(addprefix tests/integration/test_,$(addsuffix .py,damaged_files seven_steps)) \
 	tests/unit/front_door/http/test_https.py::test_one_server_has_listeners_with_and_without_tls \
 	tests/unit/development/internet/test_smtp_host.py::test_starttls_has_the_good_certificate_or_the_bad_one \
 	tests/clients/test_token_endpoint.py::test_msal_without_instance_discovery
@@ -210,7 +212,7 @@ COMPILE = $(BIN)/uv pip compile --universal --python-version 3.11 --generate-has
 	--no-config --custom-compile-command "make requirements" $(ARGS)
 
 # The lock files. The first one says so in its first line; the second one has the libraries without wheels.
-requirements: $(VENV)/development
+requirements: $(VENV)/made
 	$(BIN)/python $(PIP_INSTALL) uv
 	$(BIN)/python -c '$(BUILD_REQUIREMENTS)' | $(COMPILE) pyproject.toml - --extra postgres --extra checks \
 	    --no-emit-package dkimpy --no-emit-package pyspf --output-file requirements.txt
@@ -228,18 +230,32 @@ $(VENV)/made:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/installed: pyproject.toml $(VENV)/made
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+
+$(VENV)/locked: requirements.txt $(VENV)/made
+	$(BIN)/python $(PIP_INSTALL) --require-hashes -r requirements.txt
+	@touch $@
+
+$(VENV)/installed: pyproject.toml $(VENV)/locked
+	$(BIN)/python $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # pip knows dependency groups only since 25.1, so groups are read here.
 GROUPS_OF = import sys, tomllib; groups = tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]; \
 	print("\n".join(one for name in sys.argv[1:] for one in groups[name]))
-PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+TOOLS ?= dev
 
-$(VENV)/development: pyproject.toml $(VENV)/made
-	$(BIN)/python -c '$(GROUPS_OF)' dev > $(VENV)/development.txt
-	$(BIN)/python $(PIP_INSTALL) --editable . --editable clients/pytest -r $(VENV)/development.txt
+# The tools have no hashes, and pip takes none of them beside files that have: they keep to the versions of the lock.
+CONSTRAINTS_lock = sed -n 's/^\([^ ]*==.*\) \\$$/\1/p' requirements.txt
+CONSTRAINTS_newest = :
+CONSTRAINTS_lowest = $(BIN)/python -c 'import re, tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print(*[re.sub(">=([^,]+).*", r"==\1", one) for one in project["dependencies"]], sep="\n")'
+
+$(VENV)/development: pyproject.toml $(if $(filter lock,$(VERSIONS)),$(VENV)/locked) $(VENV)/made
+	$(BIN)/python -c '$(GROUPS_OF)' $(TOOLS) > $(VENV)/development.txt
+	$(CONSTRAINTS_$(VERSIONS)) > $(VENV)/constraints.txt
+	$(BIN)/python $(PIP_INSTALL) --constraint $(VENV)/constraints.txt $(if $(filter lock,$(VERSIONS)),--no-build-isolation) \
+	    --editable . --editable clients/pytest -r $(VENV)/development.txt
 	@touch $(VENV)/installed $@
 
 # pytest rewrites the asserts of each test module and keeps the result: here once, and not in each worker.
@@ -249,11 +265,8 @@ $(VENV)/tests-compiled: $(VENV)/development
 	@touch $@
 
 # The large client libraries have an environment of their own, and Node its packages next to it.
-.clients/installed: pyproject.toml tests/clients/package.json
-	@test -n "$(PYTHON)" || { echo "Relay needs Python 3.11 or newer, and found none" >&2; exit 69; }
-	$(PYTHON) -m venv .clients/venv
-	.clients/venv/bin/python -c '$(GROUPS_OF)' dev clients > .clients/requirements.txt
-	.clients/venv/bin/python $(PIP_INSTALL) --editable . --editable clients/pytest -r .clients/requirements.txt
+.clients/installed: pyproject.toml requirements.txt tests/clients/package.json
+	@$(MAKE) .clients/venv/development VENV=.clients/venv TOOLS="dev clients"
 	cp tests/clients/package.json .clients/package.json
 	npm install --prefix .clients --no-package-lock --no-audit --no-fund --loglevel=error --legacy-peer-deps
 	@touch $@

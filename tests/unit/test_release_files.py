@@ -5,6 +5,7 @@ the service.
 import os
 import re
 import subprocess
+import time
 import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
@@ -68,6 +69,22 @@ def test_the_workflow_takes_what_the_recipe_makes() -> None:
     places = [made.find(step) for step in (*steps, "$engine build", "$engine run", "$engine save")]
     assert -1 not in places
     assert places == sorted(places)
+
+
+def test_a_lock_older_than_90_days_fails_the_weekly_run(tmp_path: Path) -> None:
+    [script] = [one["run"] for one in yaml.safe_load(WORKFLOWS["lock"])["jobs"]["age"]["steps"][1:]]
+    who = ["git", "-c", "user.name=x", "-c", "user.email=x@a.test"]
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    for days, code in ((91, 1), (89, 0)):
+        date = {"GIT_COMMITTER_DATE": f"{int(time.time()) - days * 86_400} +0000"}
+        for name, env in (("requirements.txt", os.environ | date), ("later", None)):
+            (tmp_path / name).write_text(str(days))
+            subprocess.run(["git", "add", name], cwd=tmp_path, check=True)
+            subprocess.run([*who, "commit", "-qm", name], cwd=tmp_path, env=env, check=True)
+        done = subprocess.run(
+            ["bash", "-ec", script], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout.count(f"is {days} days old")) == (code, code)
 
 
 def test_the_image_has_one_name() -> None:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,14 @@ def test_pinned_requirements_are_those_of_the_project():
     for one in [*needed_by_all, *extras["postgres"], *extras["checks"]]:
         needed = Requirement(one)
         assert pinned[canonicalize_name(needed.name)] in needed.specifier, "make requirements"
+
+
+def test_the_tests_run_with_the_versions_that_an_installation_gets():
+    lock = re.findall(r"^(\w.*) \\$", (TOP / "requirements.txt").read_text(), re.MULTILINE)
+    needed = [one for one in map(Requirement, lock) if one.marker is None or one.marker.evaluate()]
+    assert len(needed) > 30
+    found = {one.name: version(one.name) for one in needed}
+    assert [one for one in needed if found[one.name] not in one.specifier] == [], found
 
 
 def test_each_test_that_the_makefile_names_exists():
