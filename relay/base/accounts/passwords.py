@@ -106,7 +106,9 @@ class DovecotPassword(Struct, frozen=True):
         name = fields.get("user", "")
         if own_mailbox(name) == own_mailbox(self.user):
             return True
-        _log.warning("login of another name in Dovecot", user=self.user, dovecot_user=name[:320])
+        _log.repeated(
+            "warning", "login of another name in Dovecot", user=self.user, dovecot_user=name[:320]
+        )
         return False
 
 

@@ -6,6 +6,9 @@ iteration of the event loop are written together at its end; only a process that
 them. When the reader of the log stops reading, lines are dropped and counted, and no code waits
 (see LogSink).
 
+repeated() is for what clients can cause without mail that is accepted, unless each line counts: a
+failed login, and what is refused for another reason than pressure or a limit.
+
 A process has one log. Several relays in one process can have a log each: use() and inherit().
 sd-daemon(3) prefixes, JOURNAL_STREAM of systemd.exec(5), logfmt, JSON lines.
 """
@@ -35,6 +38,7 @@ import msgspec
 from relay.base.clock import Clock, SystemClock, rfc3339
 
 Form = Literal["auto", "json", "logfmt", "pretty"]
+Method = Literal["info", "warning", "error", "exception"]
 
 LINE_BYTES_MAX = 4096  # PIPE_BUF: a writable pipe takes such a line whole, without blocking
 _WRITTEN_LINES_MAX = 128  # in one write, however short they are
@@ -94,6 +98,19 @@ class RoomLogger:
         """Log an error that ends the process."""
         _log("critical", {"room": self._room, "event": event, **fields})
 
+    def repeated(
+        self, method: Method, event: str, /, *, of: str = "", apart_s: float = 1.0, **fields: Any
+    ) -> None:
+        """Log an event that clients can cause at any rate: the first one, then one in `apart_s`.
+
+        The field `times` has the number of events since the line before, unless it is 1. Events are
+        counted apart by `of`, which must have few values.
+        """
+        sink = _own_sink.get() or _sink
+        if times := sink.times_due((self._room, event, of), apart_s):
+            more = {"times": times} if times > 1 else {}
+            _log(method, {"room": self._room, "event": event, **fields, **more})
+
 
 def get_logger(room: str) -> RoomLogger:
     """Return the logger of a room."""
@@ -117,7 +134,7 @@ def configure(
     dropped. Each line has the name `node` unless it is "".
     """
     _sink.node = node
-    _sink.clock = clock
+    _sink.clock, _sink.repeated = clock, {}
     _sink.point_at(descriptor)
     _sink.to_journal = _is_journal(descriptor, environ_journal_stream)
     is_terminal = os.isatty(descriptor)
@@ -209,6 +226,8 @@ class LogSink:
         self.color = False
         self.priority_max = _PRIORITY["warning"]
         self.node = ""
+        # when the next line of an event may be written, and the events since the last one
+        self.repeated: dict[tuple[str, ...], tuple[float, int]] = {}
         self._backlog: deque[bytes] = deque()
         self._dropped = 0
         self._turn_of: asyncio.AbstractEventLoop | None = None  # it will write the backlog
@@ -230,6 +249,15 @@ class LogSink:
         if self.node:
             event["node"] = self.node
         self._write(self._render(method, event), at_once=priority <= _PRIORITY["error"])
+
+    def times_due(self, key: tuple[str, ...], apart_s: float) -> int:
+        """Count an event. Return how many there were since the last line, 0 if no line is due."""
+        now_s = self.clock.monotonic()
+        with self._lock:
+            due_s, before = self.repeated.get(key, (now_s, 0))
+            is_due = now_s >= due_s
+            self.repeated[key] = (now_s + apart_s, 0) if is_due else (due_s, before + 1)
+        return before + 1 if is_due else 0
 
     def log_each(self, event: dict[str, Any], name: str, texts: Iterable[str]) -> None:
         """Write a line for each text, the value of the field `name`; render the others once."""
@@ -345,7 +373,10 @@ class _StandardLibrary(logging.Handler):
         event: dict[str, Any] = {"room": record.name, "event": text}
         if record.exc_info:
             event["exc_info"] = record.exc_info[1]
-        _sink.log(method if method in _PRIORITY else "warning", event)
+        key = record.name, str(record.msg).partition("\n")[0]
+        if times := _sink.times_due(key, 1.0):  # clients cause some, such as writes after a reset
+            event |= {"times": times} if times > 1 else {}
+            _sink.log(method if method in _PRIORITY else "warning", event)
 
 
 def _is_plain(event: Mapping[str, Any], form: Form) -> bool:

@@ -203,9 +203,9 @@ class EventStreams:
                     self._sent_s += _SEND_S + len(text) * _SEND_S_PER_BYTE
                     yield text
         except SpoolError as error:  # the client continues where the stream ends
-            _log.warning("event stream ended", error=str(error))
+            _log.repeated("warning", "event stream ended", error=str(error))
         except Exception:  # noqa: BLE001 - a fault of Relay: the client continues in the same way
-            _log.exception("event stream ended")
+            _log.repeated("exception", "event stream ended")
         finally:
             self._open.end(view.account)
             if not self._open.total:

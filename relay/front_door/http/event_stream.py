@@ -49,7 +49,8 @@ class EventStreamResponse(BodyOnDemand):
             await super().__call__(scope, receive, send)
         except TimeoutError:
             client = (scope.get("client") or ("",))[0]
-            _log.info("event stream cut off: its client does not read", client=client)
+            event = "event stream cut off: its client does not read"
+            _log.repeated("info", event, client=client)
             if (abort := scope.get(ABORT)) is not None:
                 abort()  # a close would wait until the client has read
 

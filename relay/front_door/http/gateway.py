@@ -125,11 +125,15 @@ class Gateway:
         except ClientDisconnectedError:
             raise
         except errors.UnansweredError as error:
-            _log.error("request not answered", request_id=ids.request_id, reason=str(error))
+            _log.repeated(
+                "error", "request not answered", request_id=ids.request_id, reason=str(error)
+            )
             return None
         except Exception:  # noqa: BLE001 - no traceback may leave the server
-            _log.exception("request failed", request_id=ids.request_id, method=request.method)
-            message = f"Internal error; the server's log has details under {ids.request_id}."
+            _log.repeated(
+                "exception", "request failed", request_id=ids.request_id, method=request.method
+            )
+            message = f"Internal error in request {ids.request_id}; the server's log has details."
             return self._error_response(errors.ApiError(500, "InternalServerError", message), ids)
 
     def _date_header(self) -> bytes:

@@ -102,7 +102,7 @@ class StreamedResponse(BodyOnDemand):
                     return False
                 await send(EMPTY_CHUNK)
         except OSError as error:
-            _log.warning("response aborted", reason=str(error))
+            _log.repeated("warning", "response aborted", reason=str(error))
             return False
         return True
 

@@ -161,7 +161,7 @@ class LiveViews:
             except Exception as error:  # noqa: BLE001 - the pages connect again, and see it then
                 # such as a deleted message, or a full disk
                 if not isinstance(error, ApiError | StoreError):
-                    _log.exception("live view not rendered")
+                    _log.repeated("exception", "live view not rendered")
                 view.is_failed = True
             finally:
                 view.rendered_s = now_s = self._clock.real_s()

@@ -275,7 +275,8 @@ class Logins:
             account = await self.accounts.by_password(user, secret, client=address)
         except LoginDelayedError as error:
             if error.__cause__ is not None:
-                _log.error("password not checked", client=client, error=error.__cause__)
+                cause = error.__cause__
+                _log.repeated("error", "password not checked", client=client, error=cause)
             raise
         if account is None:
             _log.info("login rejected", client=client, user=user[:_LOGGED_MAX])

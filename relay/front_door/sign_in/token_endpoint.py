@@ -279,7 +279,7 @@ class _Endpoints:
         except LoginDelayedError as error:
             if error.__cause__ is not None:
                 peer = address or request.client_address
-                _log.error("secret not checked", client=peer, error=error.__cause__)
+                _log.repeated("error", "secret not checked", client=peer, error=error.__cause__)
             raise
         if client is None:
             peer = address or request.client_address

@@ -68,7 +68,7 @@ def resubscribe(
     """
     lock = mailbox / f"{_FILE}.lock"
     if not maildir.take_lock(lock, stale_s=_STALE_S):
-        _log.warning("subscriptions locked", lock=str(lock))
+        _log.repeated("warning", "subscriptions locked", lock=str(lock))
         return
     try:
         before = _read(mailbox / _FILE)

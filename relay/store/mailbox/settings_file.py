@@ -104,7 +104,7 @@ class SettingsFiles(StorePart):
             settings = _decoder.decode(octets)
             time_zone(settings.time_zone)
         except ValueError as error:
-            _log.warning("settings unreadable", file=str(path), reason=str(error))
+            _log.repeated("warning", "settings unreadable", file=str(path), reason=str(error))
             return UserSettings()
         return settings
 

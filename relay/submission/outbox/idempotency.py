@@ -231,5 +231,6 @@ def _read(path: Path) -> KeyedSubmission:
     try:
         return _decoder.decode(path.read_bytes())
     except ValueError as error:
-        _log.error("damaged record of an Idempotency-Key", file=str(path), error=str(error))
+        event = "damaged record of an Idempotency-Key"
+        _log.repeated("error", event, file=str(path), error=str(error))
         raise StoreUnavailableError(f"{path} is not the record of a key: {error}.") from error

@@ -159,8 +159,10 @@ class Pickup:
         pause_s = retry_delay_s(earlier.failures, self.rng.random())
         reply = deferred.evidence.reply
         if not is_logged:
-            _log.info(
+            _log.repeated(
+                "info",
                 "submission deferred",
+                of=deferred.evidence.status,
                 submission_id=pending.submission_id,
                 reply=reply,
                 pause_s=pause_s,

@@ -75,7 +75,7 @@ class CheckWorkers:
 
 
 def _ended(reason: str) -> str:
-    _log.warning("a check of a sender was ended", reason=reason)
+    _log.repeated("warning", "a check of a sender was ended", reason=reason)
     return "the check took too much time or memory"
 
 

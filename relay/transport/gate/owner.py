@@ -196,7 +196,7 @@ class SessionsOfChild:
                 await body.take_back(written.size_bytes, written.crc32)
             except SpoolError as error:
                 release()
-                _log.warning("spool unavailable", error=error)
+                _log.repeated("warning", "spool unavailable", error=error)
                 return DataReply(ContentRejection.LOCAL_ERROR)
             octets = body.octets()
             content = LargeContent(call.content, (octets,), written.eight_bit, written.long_lines)

@@ -51,7 +51,7 @@ from relay.transport.ingress.data import DataReply, Origin, RefusedError, subjec
 from relay.transport.ingress.decision import DecidingStages
 from relay.transport.ingress.filtering import SessionFilters, is_verified
 from relay.transport.ingress.forwarding import MANY_REPORTS, UNPROVEN, Forwarder
-from relay.transport.ingress.message_limits import AnswerLimit, HoldLimit, RateLimits
+from relay.transport.ingress.message_limits import AnswerLimit, RateLimits, hold_rejection
 from relay.transport.ingress.policy_threads import PolicyThreads
 from relay.transport.ingress.rule_mail import RuleMails
 from relay.transport.ingress.stages import DecidedMail, ExaminedMail
@@ -117,7 +117,6 @@ class Acceptance:
         forwarding = Forwarder(
             self.accounts, self.router, self.srs, self.clock, self.rates, self.forward_own_from
         )
-        self.holds = HoldLimit(self.clock)
         self.rule_mails = RuleMails(self.hostname, self.reporter, self.clock)
         preparation = arrivals.Preparation(
             self.hostname,
@@ -172,7 +171,7 @@ class Acceptance:
         try:
             known = await self.spool.accepted_as(origin.key or envelope.envid)
         except types.SpoolError as error:
-            _log.warning("spool unavailable", error=error)
+            _log.repeated("warning", "spool unavailable", error=error)
             return reply
         return arrivals.accepted_reply(known) if known else reply
 
@@ -183,11 +182,11 @@ class Acceptance:
             case types.SpoolFullError():
                 return arrivals.NO_ROOM
             case types.SpoolUnavailableError():
-                _log.warning("spool unavailable", error=error)
+                _log.repeated("warning", "spool unavailable", error=error)
             case SigningError():
-                _log.error("signing failed", error=str(error))
+                _log.repeated("error", "signing failed", error=str(error))
             case _:
-                _log.exception("acceptance failed", client=arrival.origin.ip)
+                _log.repeated("exception", "acceptance failed", client=arrival.origin.ip)
         return arrivals.LOCAL_ERROR
 
     async def _accept(self, arrival: arrivals.ArrivedMail) -> str:
@@ -293,7 +292,7 @@ class Acceptance:
         """
         verdict = signed.decided.verdict
         rule = next(rule for rule in message.held_by_rules if tenant_of_rule(rule) == tenant)
-        reply = self.holds.rejection(rule, self.held_max)
+        reply = hold_rejection(rule, self.held_max)
         rejecting = verdict.without_holds_of(
             tenant, *arrivals.HOLDS_FULL_OF_TENANT, in_mailboxes=signed.fan_out.in_mailboxes
         )
@@ -348,14 +347,16 @@ class Acceptance:
         except TooManyPartsError:
             raise RefusedError(arrivals.TOO_MANY_PARTS) from None
         except TimeoutError:
-            _log.error("policy timed out", size_bytes=message.content.size)
+            _log.repeated("error", "policy timed out", size_bytes=message.content.size)
             raise RefusedError(arrivals.NO_POLICY) from None
         except UndecidedError as error:
-            _log.error("policy failed", rule=error.rule, client=message.client, error=str(error))
+            _log.repeated(
+                "error", "policy failed", rule=error.rule, client=message.client, error=str(error)
+            )
             self.metrics.policy_rules.labels(rule=error.rule, outcome="error").inc()
             raise RefusedError(arrivals.NO_POLICY) from None
         except Exception:  # noqa: BLE001 -- the reply has no text of an exception
-            _log.exception("policy failed")
+            _log.repeated("exception", "policy failed")
             raise RefusedError(arrivals.NO_POLICY) from None
         if verdict.deferred:
             self._count_rules(verdict)
@@ -492,7 +493,9 @@ class Acceptance:
     def _count_rules(self, verdict: Verdict) -> None:
         for hit in verdict.hits:
             if hit.error:
-                _log.warning("rule skipped", rule=hit.rule, error=hit.error)
+                _log.repeated(
+                    "warning", "rule skipped", of=hit.rule, rule=hit.rule, error=hit.error
+                )
             self.metrics.policy_rules.labels(rule=hit.rule, outcome=hit.outcome).inc()
 
 

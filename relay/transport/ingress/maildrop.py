@@ -189,7 +189,7 @@ class MailDrop:
             self.shared.crash.reached(CrashPoint.DROP_ACCEPTED)
             await self._move(name, StuckFile(file.identity, "", key))
         elif reply.reply.startswith("4"):
-            _log.info("dropped file must wait", file=shown(name), reply=reply.reply)
+            _log.repeated("info", "dropped file must wait", file=shown(name), reply=reply.reply)
             return False
         else:
             await self._set_aside(name, file.identity, reply.reply)

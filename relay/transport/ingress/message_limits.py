@@ -10,9 +10,8 @@ configured. Programs write most of this mail, and no user waits for it. Within l
 dead letter, else it is discarded. It never causes a report. See RFC 3834 4 (who must not be
 answered).
 
-HoldLimit defers mail that rules would hold beyond `[policy] held_max`; the spool counts what is
-held. The log has at most one line in a minute, with the number of messages deferred since the line
-before.
+hold_rejection() defers mail that rules would hold beyond `[policy] held_max`; the spool counts what
+is held. The log has at most one line in a minute.
 
 The limit of messages in a period is for an address, over all sessions of a listener. A message
 counts from MAIL on, unless it is rejected or given up. smtp_commands has the limits of one session,
@@ -121,24 +120,8 @@ class AnswerLimit:
         return text
 
 
-class HoldLimit:
-    """Writes the replies to mail that would be held beyond `held_max`."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._logged_s: float | None = None
-        self._deferred = 0
-
-    def rejection(self, rule: str, held_max: int | None) -> DataReply:
-        """Return the reply to a message that `rule` would hold beyond `held_max`."""
-        self._deferred += 1
-        now_s = self._clock.monotonic()
-        if self._logged_s is None or now_s - self._logged_s >= LINES_APART_S:
-            _log.warning(
-                "mail deferred or rejected: rules hold as much as they may",
-                held_max=held_max,
-                rule=rule,
-                messages=self._deferred,
-            )
-            self._logged_s, self._deferred = now_s, 0
-        return DataReply(_HOLDS_FULL, rule=rule)
+def hold_rejection(rule: str, held_max: int | None) -> DataReply:
+    """Log and return the reply to a message that `rule` would hold beyond `held_max`."""
+    event = "mail deferred or rejected: rules hold as much as they may"
+    _log.repeated("warning", event, apart_s=LINES_APART_S, held_max=held_max, rule=rule)
+    return DataReply(_HOLDS_FULL, rule=rule)

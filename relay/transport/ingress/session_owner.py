@@ -269,7 +269,8 @@ class SessionOwner:
             self._account = await check(user, secret, client=self.ip)
         except account.LoginDelayedError as delayed:
             if delayed.__cause__ is not None:
-                _log.error("password not checked", client=self.ip, error=delayed.__cause__)
+                error = delayed.__cause__
+                _log.repeated("error", "password not checked", client=self.ip, error=error)
             raise
         self.login = self._account.address if self._account is not None else ""
         self._token = (user, secret) if is_token else None

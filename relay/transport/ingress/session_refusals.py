@@ -3,8 +3,9 @@
 The recipients of a transaction that got the same reply are one record. It is made when the
 transaction ends or pauses for a second. Of AUTH only the user name is recorded, of a content only
 the Subject. A line that is no known command is not recorded, because a client may send a password
-where none is expected. Metrics and the log have what is recorded. Refusals in pickup's sessions are
-only logged, because the journeys of their messages have the rest.
+where none is expected. Metrics and the log have what is recorded, but under pressure and beyond
+limits the log has one line a second. Refusals in pickup's sessions are only logged, because the
+journeys of their messages have the rest.
 """
 
 import asyncio
@@ -13,7 +14,8 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
@@ -227,7 +229,7 @@ def _shown(text: str, characters_max: int) -> str:
 def _log_refusal(refusal: Refusal) -> None:
     """Log one line, without the fields that do not apply."""
     is_auth = refusal.command == "AUTH"
-    fields = {
+    fields: dict[str, Any] = {
         "user": refusal.account if is_auth else "",
         "login": "" if is_auth else refusal.account,
         "sender": refusal.sender,
@@ -236,7 +238,9 @@ def _log_refusal(refusal: Refusal) -> None:
         "subject": refusal.subject,
         "rule": refusal.rule,
     }
-    _log.info(
+    is_bounded = refusal.reason in (RefusalReason.PRESSURE, RefusalReason.LIMIT)
+    write = partial(_log.repeated, "info", of=refusal.command) if is_bounded else _log.info
+    write(
         "rejected",
         qid="NOQUEUE",
         client=refusal.client,

@@ -395,7 +395,7 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
             raise
         except Exception:  # noqa: BLE001 -- an internal error fails the command, not the session
             verb = line.partition(b" ")[0][:16].decode("ascii", "replace")
-            _log.exception("command failed", client=self._client.ip, verb=verb)
+            _log.repeated("exception", "command failed", client=self._client.ip, verb=verb)
             return self.fail(_LOCAL_ERROR, verb=verb.upper())
 
     async def _next_line(self) -> bytes | LineError | None:
@@ -492,10 +492,10 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
         except SpoolFullError:
             content.reject(ContentRejection.DISK_FULL)
         except SpoolUnavailableError as error:
-            _log.warning("spool unavailable", error=error)
+            _log.repeated("warning", "spool unavailable", error=error)
             content.reject(ContentRejection.LOCAL_ERROR)
         except Exception:  # noqa: BLE001 -- no part of what follows may become a command
-            _log.exception("command failed", client=self._client.ip)
+            _log.repeated("exception", "command failed", client=self._client.ip)
             content.reject(ContentRejection.LOCAL_ERROR)
 
     async def start_tls(self) -> str:

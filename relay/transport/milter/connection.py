@@ -51,8 +51,10 @@ class ConfiguredMilter:
         self.fault = str(error)
         if self._has_log and self._logged.is_new(error):
             settings = self.settings
-            _log.warning(
+            _log.repeated(
+                "warning",
                 "milter failed",
+                of=settings.name,
                 milter=settings.name,
                 address=str(settings.address),
                 when_down=settings.when_down,

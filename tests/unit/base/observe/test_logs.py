@@ -296,6 +296,31 @@ def test_warnings_of_libraries_are_logged(reader, name):
     assert 'event="bad format %d"' in second
 
 
+def test_a_repeated_event_is_a_line_a_second_with_the_number_of_events(reader):
+    logging.getLogger().handlers.clear()
+    clock = ManualClock()
+    logs.configure("logfmt", clock=clock, descriptor=reader.writing)
+    for pause_s in (0, 0, 0.5, 0.5, 0.4, 0, 100):
+        clock.advance(pause_s)
+        for of in "ab":
+            log.repeated("warning", "no room", of=of, client=of)
+        log.repeated("info", "rare", apart_s=200)
+        logging.getLogger("asyncio").warning("%s is gone", clock.now_s)
+    lines = [line.partition(" event=")[2] for line in reader.lines()]
+    assert lines == [
+        '"no room" client=a',
+        '"no room" client=b',
+        "rare",
+        '"1000.0 is gone"',
+        '"no room" client=a times=3',
+        '"no room" client=b times=3',
+        '"1001.0 is gone" times=3',
+        '"no room" client=a times=3',
+        '"no room" client=b times=3',
+        '"1101.4 is gone" times=3',
+    ]
+
+
 def test_a_reader_that_stops_loses_lines_and_blocks_nothing(reader, monkeypatch):
     monkeypatch.setattr(logs, "BACKLOG_LINES_MAX", 10)
     reader.configure("logfmt")

@@ -10,6 +10,7 @@ import pytest
 
 from relay.base.pressure import PressureLevel, PressureReason, PressureState
 from relay.base.socket_address import Address
+from relay.store.spool.types import SpoolUnavailableError
 from relay.transport.ingress.listener_role import PICKUP
 from relay.transport.ingress.session_limits import SessionLimits
 from relay.transport.policy.rule_book import RuleBook
@@ -17,8 +18,10 @@ from relay.transport.policy.rule_files import read_rules
 from tests.support.events import until
 from tests.support.ingress import Client, Relay, make_certificate
 from tests.support.logs import capture_logs
+from tests.support.manual_clock import ManualClock
 from tests.support.tables import each_row
 
+REFUSE = PressureLevel.REFUSE
 ALICE = base64.b64encode(b"\0alice@example.test\0alice").decode()
 
 
@@ -254,6 +257,37 @@ async def test_a_connection_that_is_refused_is_recorded(relay):
         ("CONNECT", "pressure"),
     ]
     assert counted(relay, "relay_smtp_sessions_total", role="relay") == 3
+
+
+async def test_clients_cannot_fill_the_log_but_each_failed_login_has_its_line(relay):
+    clock, wrong = ManualClock(), "AUTH PLAIN AGFsaWNlQGV4YW1wbGUudGVzdAB3cm9uZw=="
+    with capture_logs(clock) as logged:
+        for seconds, count in ((0, 5), (0.9, 3), (0.2, 1)):
+            clock.advance(seconds)
+            for _ in range(count):
+                relay.spool.fault = SpoolUnavailableError("its disk is away")
+                async with session(relay, max_sessions=1) as client:
+                    full = await Client.connect(Address(*client.writer.get_extra_info("peername")))
+                    assert (await full.reply())[:9] == "421 4.7.0"
+                    await client.say_all(EHLO, FROM, TO, "DATA")
+                    assert (await client.say("\r\nx\r\n."))[:9] == "451 4.3.0"
+                    assert (await client.say(wrong))[:3] == "535"
+                    assert (await client.say("MAIL FROM:<a..b@example.test>"))[:3] == "501"
+                    relay.pressure.state = PressureState({PressureReason.QUEUE: REFUSE})
+                    assert (await client.say(FROM))[:3] == "452"
+                    relay.pressure.state = PressureState({})
+    lines = {}
+    for line in logged:
+        what = (line["event"], line.get("verb"), line.get("reason"))
+        lines.setdefault(what, []).append(line.get("times", 1))
+    assert lines == {
+        ("rejected", "CONNECT", "limit"): [1, 8],
+        ("spool unavailable", None, None): [1, 8],
+        ("rejected", "DATA", "pressure"): [1, 8],
+        ("rejected", "MAIL", "pressure"): [1, 8],
+        ("rejected", "AUTH", "login"): [1] * 9,
+        ("rejected", "MAIL", "syntax"): [1] * 9,
+    }
 
 
 async def test_pickup_records_nothing(relay, tmp_path):
