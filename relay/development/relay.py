@@ -25,7 +25,7 @@ from relay.base.observe.logs import get_logger
 from relay.base.running_relay import RejectedError, TryLaterError, send_by_graph, send_content
 from relay.base.settings.reader import load
 from relay.base.settings.tree import Settings, SmtpListener
-from relay.base.settings.validation import next_hops_by_name
+from relay.base.settings.validation import next_hops_by_name, senders_of
 from relay.base.socket_address import Address
 from relay.base.sockets import open_listener
 from relay.base.task_set import TaskSet
@@ -556,6 +556,7 @@ def _rules_of(settings: Settings, clock: Clock) -> RuleBook:
         # that of the release target has no domain
         routes=next_hops_by_name(route for route in settings.route if route.domain),
         loaded=rfc3339(clock.time_us()),
+        senders=senders_of(settings.route),
     )
     warn_of_rules(rules)
     if unread := unread_directories(settings.policy.directory):

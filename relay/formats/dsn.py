@@ -103,6 +103,7 @@ class Report(Struct, frozen=True):
     message: MessageFacts
     recipients: Sequence[ReportedRecipient]
     hostname: str
+    author: str = ""  # its address; "": MAILER-DAEMON of `hostname`
 
 
 class HumanPart(Struct, frozen=True):
@@ -139,8 +140,9 @@ def write_dsn(
 
     `words` writes the part for people from the original's header. Only the header of a large
     `content` is read.
-    The DSN must be sent with the null reverse-path and NOTIFY=NEVER, and with SMTPUTF8 if the
-    reverse-path is not ASCII. `report_id` is unique; Message-ID and boundary are made from it.
+    The DSN must be sent with NOTIFY=NEVER, with the null reverse-path unless it has an author, and
+    with SMTPUTF8 if the reverse-path is not ASCII. `report_id` is unique; Message-ID and boundary
+    are made from it.
     """
     original = _original(content)
     parts = (
@@ -149,7 +151,7 @@ def write_dsn(
         _returned_part(report.kind, report.message, original),
     )
     head = report_fields(
-        author=f"Mail Delivery System <MAILER-DAEMON@{report.hostname}>",
+        author=f"Mail Delivery System <{report.author or f'MAILER-DAEMON@{report.hostname}'}>",
         to=report.message.envelope.reverse_path,
         subject=f"{_TITLES[report.kind]}: {short_subject(original.header) or '(no subject)'}",
         message_id=f"<{report_id}.dsn@{report.hostname}>",

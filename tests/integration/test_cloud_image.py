@@ -87,6 +87,11 @@ name = "offers"
 when = { subject = "offer" }
 then = [{ hold = "the manager reads it first" }]
 notice = "It waits."
+
+[[rule]]
+name = "as the mailbox"
+when = { sender = "root@*" }
+then = [{ set_sender = "alice@example.test" }]
 """
 
 
@@ -161,7 +166,7 @@ def test_who_sent_it_reads_by_graph_that_it_failed(
 
     with pytest.raises(smtplib.SMTPRecipientsRefused, match="Relaying denied"):
         mail("alice@example.test", "127.0.0.3")
-    mail("alice@example.test")
+    mail("root@web7.contoso.example")
     until("it has left", lambda: '"status":"relayed"' in service.log)
     cloud = Cloud(beside)
     with cloud.client:

@@ -8,7 +8,7 @@ import asyncio
 import base64
 import ssl
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -84,7 +84,7 @@ class RemoteMx:
     DROP closes the connection, STALL is silence. With `lmtp` it speaks LMTP (LHLO instead of EHLO and HELO), and each
     recipient has an envelope and a reply of its own. `gates` holds a stage's reply back until the event is set, "DOT a@b" that to one
     recipient by LMTP; `reached(stage)` waits for a stage.
-    `greylist` refuses each pair of sender and recipient once.
+    `greylist` refuses each pair of sender and recipient once. With `senders` all other senders are refused.
     """
 
     host: str = "127.0.0.1"
@@ -100,6 +100,7 @@ class RemoteMx:
     implicit_tls: bool = False
     users: Mapping[str, str] = field(default_factory=dict)
     greylist: bool = False
+    senders: Collection[str] = ()
     name: str = "mx.remote.test"
 
     def __post_init__(self) -> None:
@@ -174,6 +175,8 @@ class RemoteMx:
         if stage == "RCPT" and self.greylist and pair not in self._greylisted:
             self._greylisted.add(pair)
             script = "451 4.7.1 greylisted, come again"
+        elif stage == "MAIL" and self.senders and moment.sender not in self.senders:
+            script = "553 5.7.1 the sender is not the login"
         elif stage == "RCPT" and moment.recipient in self.rcpt:
             key, script = f"rcpt {moment.recipient}", self.rcpt[moment.recipient]
         elif stage == "DOT" and moment.recipient in self.dot:

@@ -536,6 +536,16 @@ def next_hops_by_name(routes: Iterable[tree.Route]) -> dict[str, str]:
     return {name_of(route): route.next_hop for route in routes if route.next_hop}
 
 
+def senders_of(routes: Iterable[tree.Route]) -> set[str]:
+    """Return the patterns of senders that routes name: each login that is an address, and each
+    `sender` with a whole domain. sender_matches() compares them.
+    """
+    routes = [route for route in routes if route.next_hop]
+    logins = [auth.user for route in routes for auth in (route.auth, route.fallback_auth) if auth]
+    named = [route.sender for route in routes if not route.sender.startswith("*@*")]
+    return {own_mailbox(pattern) for pattern in (*logins, *named) if "@" in pattern}
+
+
 def hidden_routes(routes: Sequence[tree.Route], own: Collection[str]) -> Iterator[tuple[int, int]]:
     """Yield the number of each route that gets no mail, with the number of the earlier route that
     gets it. Mail that a route holds goes on to the routes that follow. "*" takes no mail of the

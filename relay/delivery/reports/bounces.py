@@ -2,7 +2,8 @@
 
 decide_reports() prevents loops and backscatter (RFC 5321 6.1 and 6.2, RFC 3461 4.1 and 6.1).
 Reporter writes the report (RFC 3464) and routes it. A report has the null reverse-path (RFC 5321
-4.5.5) and NOTIFY=NEVER. It has one recipient, or the recipients of an alias, each with a next hop.
+4.5.5) and NOTIFY=NEVER; only the operator's copy is from the login at its next hop, since providers
+refuse other senders. It has one recipient, or the recipients of an alias, each with a next hop.
 
 Ingress (step 5) and delivery (step 6) commit a report together with the failure; pickup puts the
 report on a failed step 3 into the Inbox. The number of reports of successes and delays to one
@@ -17,7 +18,7 @@ from typing import assert_never
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.base.accounts.account import Expansion
+from relay.base.accounts.account import DEAD_LETTER, Expansion
 from relay.base.clock import Clock, Ids, rfc3339, wall_offset_us
 from relay.base.message import envelope as envelopes
 from relay.base.message.content import Content, is_eight_bit, read_all, size_of
@@ -42,12 +43,14 @@ from relay.store.spool.types import EntryExtra, NewEntry, NewMessage, NewRecipie
 from relay.transport.ingress.message_limits import RateLimits
 from relay.transport.signing.signer import SignedContents, Signer, SigningError
 
+_WARNINGS_APART_S = 3600.0
 NOTICES_MAX = 100  # recipients of strangers' mail of which the postmaster hears in an hour
 
 
 _log = get_logger("reports")
 POSTMASTER = "postmaster"
 _NAMED_MAX = 100  # addresses in an event, which must stay small
+_DEAD = "dead-letter"  # a kind of reports
 _NEVER = frozenset({Notify.NEVER})
 
 
@@ -138,6 +141,7 @@ class _Subject(Struct, frozen=True):
     content: Content
     to: str = ""  # gets it in place of the reverse-path, with the header only
     is_notice: bool = False  # on a stranger's mail
+    author: str = ""  # sends it in place of MAILER-DAEMON
 
 
 class LeftOut(StrEnum):
@@ -166,8 +170,12 @@ class Reporter:
     texts: TextSource = field(default_factory=TextSource)  # what people read
     # of an alias: who gets it
     expand: Callable[[str, str], Expansion | None] = lambda _address, _reverse_path: None
+    # of an address here; DEAD_LETTER has no reader
+    mailbox_for: Callable[[str], str | None] = lambda _address: None
     # as which mail leaves by Microsoft Graph; "" elsewhere
     graph_mailbox: Callable[[NextHop], str] = lambda _hop: ""
+    # of the login at a next hop by SMTP; "" without one
+    login_address: Callable[[NextHop], str] = lambda _hop: ""
     signer: Signer | None = None  # None: they are not signed
     copies: Copies = field(default_factory=Copies)  # none at first
     strangers: Strangers = "verified"  # who gets a report if their mail fails
@@ -213,29 +221,40 @@ class Reporter:
             events += plan.events
         elif decision.reported:
             subject = _Subject(kind, message, decision.reported, content)
-            report, event = self._report(subject)
+            report, detail = self._report(subject)
             if kind is dsn.ReportKind.DELAYED:
                 facts = self._in_wall_time(message)
                 since, until = rfc3339(facts.received_us), rfc3339(facts.expires_us)
-                event = replace(event, detail=replace(event.detail, since=since, until=until))
+                detail = replace(detail, since=since, until=until)
+            events.append(Event(self.clock.time_us(), detail))
             if report is not None:
                 is_reader = self.copies.to == message.envelope.reverse_path
-                messages += [report, *(() if is_reader else self._copy(subject))]
-            events.append(event)
+                copies = [] if is_reader else [*self._copy(subject)]
+                messages += [report, *copies]
+                if detail.to == POSTMASTER:
+                    events += [self._event(copy, _DEAD, subject.recipients) for copy in copies]
+                    self._warn_of_unread(message, is_copied=bool(copies))
         if decision.dead_letters:
             unsigned = SignedContents((ParsedContent.of(content),))
             route = self._to_postmaster(decision.dead_letters)
             letter = self._message(unsigned, route, about=message, is_copy=True)
             messages.append(letter)
-            self.count("dead-letter")
+            self.count(_DEAD)
             if message.source is Source.REPORT:
-                events.append(_event(letter, "dead-letter", decision.dead_letters))
+                events.append(self._event(letter, _DEAD, decision.dead_letters))
                 self._warn_of(message, decision.dead_letters)
         if decision.dropped:
             self.count("dropped")
             detail = ReportDetail(kind="dropped", recipients=_named(decision.dropped))
             events.append(Event(self.clock.time_us(), detail))
         return ReportPlan(tuple(messages), tuple(events))
+
+    def _warn_of_unread(self, message: MessageFacts, *, is_copied: bool) -> None:
+        """Log that the report about trusted mail has no reader, unless an operator has a copy."""
+        if message.trusted and not is_copied:
+            event = "reports have no reader: set reports.copy_to, or a route"
+            sender = message.envelope.reverse_path
+            _log.repeated("warning", event, apart_s=_WARNINGS_APART_S, qid=message.id, to=sender)
 
     def _warn_of(self, report: MessageFacts, recipients: Sequence[dsn.ReportedRecipient]) -> None:
         """Log that a delivery report about trusted mail has failed, and as which mailbox it would
@@ -270,15 +289,17 @@ class Reporter:
         return b"Return-Path: <>\r\n" + read_all(report.contents[0].joined())
 
     def _copy(self, subject: _Subject) -> Iterator[NewMessage]:
-        """Yield the operator's copy of a report, if one is wanted, with the header only. It has the
-        null reverse-path, so that there is no report about it.
+        """Yield the operator's copy of a report, if one is wanted, with the header only. There is
+        no report about it: it is a report itself, and has NOTIFY=NEVER.
         """
         if not self.copies.to or subject.kind not in self.copies.kinds:
             return
         of_trusted = subject.message.trusted
         route = self._route_to(self.copies.to, of_trusted=of_trusted) or self._to_postmaster()
-        written = self._written(replace(subject, to=self.copies.to))
-        yield self._message(written, route, about=subject.message)
+        hops = [entry.next_hop for entry in route.entries]
+        author = next(filter(None, map(self.login_address, hops)), "")
+        written = self._written(replace(subject, to=self.copies.to, author=author))
+        yield self._message(written, route, about=subject.message, reverse_path=author)
 
     def _notice(self, subject: _Subject) -> ReportPlan:
         """Return the notice about recipients that the postmaster has not heard of in this hour."""
@@ -290,10 +311,11 @@ class Reporter:
             about = replace(subject, recipients=new, to=to, is_notice=True)
             route = self._to_postmaster()
             messages.append(self._message(self._written(about), route, about=facts))
-            events.append(_event(messages[0], "postmaster", new))
+            events.append(self._event(messages[0], "postmaster", new))
             self.count("postmaster")
         if old := [recipient for recipient in recipients if recipient not in new]:
-            events.append(self._without_report(replace(subject, recipients=old), LeftOut.NOTICED))
+            detail = self._without_report(replace(subject, recipients=old), LeftOut.NOTICED)
+            events.append(Event(self.clock.time_us(), detail))
         return ReportPlan(tuple(messages), tuple(events))
 
     def _is_new(self, address: str, message: MessageFacts) -> bool:
@@ -326,7 +348,7 @@ class Reporter:
         about = MessageFacts(queue_id, envelope, Source.SMTP, True, 0)
         made = self._message(self._signed(written), route, about=about, account=request.account)
         reader = dsn.ReportedRecipient(ForwardPath(request.recipient), Evidence("", ""))
-        return ReportPlan((made,), (_event(made, str(kind), (reader,)),))
+        return ReportPlan((made,), (self._event(made, str(kind), (reader,)),))
 
     def rule_mail(
         self, mail: RuleMail, *, about: MessageFacts, write: Callable[[str], Content]
@@ -348,36 +370,33 @@ class Reporter:
         self.count(mail.kind)
         return self._message(made, route, about=about, is_copy=not mail.text)
 
-    def _report(self, subject: _Subject) -> tuple[NewMessage | None, Event]:
-        """Return the report, None if it is left out, and its event."""
+    def _report(self, subject: _Subject) -> tuple[NewMessage | None, ReportDetail]:
+        """Return the report, None if it is left out, and what its event says."""
         kind, message = subject.kind, subject.message
         return_route = self._route_to(message.envelope.reverse_path, of_trusted=message.trusted)
         if kind not in dsn.FAILURES and (left_out := self._left_out(subject, return_route)):
             return None, self._without_report(subject, left_out)
-        if return_route is None:  # the sender's own address has no next hop
-            route, label, account = self._to_postmaster(), "dead-letter", ""
+        if return_route is None:  # the sender's own address has no next hop, or no reader
+            route, label, account = self._to_postmaster(), _DEAD, ""
         else:
             route, label, account = return_route, str(kind), message.account
         self.count(label)
         report = self._message(
             self._written(subject), route, about=message, account=account, trusted=message.trusted
         )
-        event = _event(report, label, subject.recipients)
-        if mailbox := self._mailbox_of(route):
-            event = replace(event, detail=replace(event.detail, by_graph_as=mailbox))
-        return report, event
+        detail = self._detail(report, label, subject.recipients)
+        return report, replace(detail, by_graph_as=self._mailbox_of(route))
 
     def _mailbox_of(self, route: "_Route | None") -> str:
         """Return the mailbox as which mail leaves by Microsoft Graph, "" if it does not."""
         hops = (entry.next_hop for entry in route.entries) if route is not None else ()
         return next(filter(None, map(self.graph_mailbox, hops)), "")
 
-    def _without_report(self, subject: _Subject, left_out: LeftOut) -> Event:
-        """Count a report that is not sent, and return its event."""
+    def _without_report(self, subject: _Subject, left_out: LeftOut) -> ReportDetail:
+        """Count a report that is not sent, and return what its event says."""
         self.metrics.reports_left_out.labels(reason=left_out.name.lower()).inc()
         kind, recipients = str(subject.kind), _named(subject.recipients)
-        detail = ReportDetail(kind=kind, recipients=recipients, left_out=str(left_out))
-        return Event(self.clock.time_us(), detail)
+        return ReportDetail(kind=kind, recipients=recipients, left_out=str(left_out))
 
     def _left_out(self, subject: _Subject, route: "_Route | None") -> LeftOut | None:
         """Return why a report of a success or a delay is not sent, None if it is."""
@@ -398,7 +417,9 @@ class Reporter:
     def _written(self, subject: _Subject) -> SignedContents:
         """Return the report, signed."""
         message = self._in_wall_time(subject.message)
-        report = dsn.Report(subject.kind, message, subject.recipients, self.hostname)
+        report = dsn.Report(
+            subject.kind, message, subject.recipients, self.hostname, author=subject.author
+        )
         envelope = message.envelope
         if subject.to:
             envelope = replace(envelope, reverse_path=subject.to, ret="HDRS")
@@ -445,6 +466,7 @@ class Reporter:
         account: str = "",
         is_copy: bool = False,
         trusted: bool = True,
+        reverse_path: str = "",
     ) -> NewMessage:
         """Return a message with a route: it skips policy. A message to a stranger is not trusted,
         and a dead letter is not signed.
@@ -469,8 +491,8 @@ class Reporter:
         facts = MessageFacts(
             id=self.ids.new(),
             envelope=Envelope(
-                reverse_path="",
-                smtputf8=route.needs_smtputf8,
+                reverse_path=reverse_path,
+                smtputf8=route.needs_smtputf8 or not reverse_path.isascii(),
                 eight_bit=is_eight_bit(content),
                 tls=demand,
             ),
@@ -493,19 +515,19 @@ class Reporter:
         )
 
     def _route_to(self, address: str, *, of_trusted: bool = False) -> "_Route | None":
-        """Return where mail for an address goes, for an alias to whom it leads; None if nowhere.
-        Only a delivery report about trusted mail is `of_trusted`.
+        """Return where mail for an address goes, for an alias to whom it leads; None if nowhere, or
+        into the dead-letter mailbox. Only a delivery report about trusted mail is `of_trusted`.
         """
         reverse_path = envelopes.OWN_REPORT if of_trusted else ""
         expansion = self.expand(address, reverse_path)
         if expansion is None:
-            to = self.destination_of(address, reverse_path)
+            to = self._destination(address, reverse_path)
             if to is None:
                 return None
             return _Route((_entry(to, (address,)),), of_trusted=of_trusted)
         groups: dict[tuple[Destination, str], list[str]] = {}
         for target in expansion.targets:
-            to = self.destination_of(target.address, reverse_path)
+            to = self._destination(target.address, reverse_path)
             if to is not None:
                 by = "" if to.next_hop == LOCAL else target.forwarded_by
                 groups.setdefault((to, by), []).append(target.address)
@@ -520,6 +542,11 @@ class Reporter:
         entries = tuple(_entry(to, group, forwarded_by=by) for (to, by), group in groups.items())
         return _Route(entries, (alias,), of_trusted)
 
+    def _destination(self, address: str, reverse_path: str) -> Destination | None:
+        to = self.destination_of(address, reverse_path)
+        is_here = to is not None and to.next_hop == LOCAL
+        return None if is_here and self.mailbox_for(address) == DEAD_LETTER else to
+
     def _to_postmaster(self, failed: Sequence[dsn.ReportedRecipient] = ()) -> "_Route":
         """Return where a dead letter goes: to the postmaster's address if that has a route; into
         the mailbox here if `failed` has that address.
@@ -533,6 +560,31 @@ class Reporter:
     def count(self, kind: str) -> None:
         """Count a report that was made."""
         self.metrics.reports.labels(kind=kind).inc()
+
+    def _event(
+        self, made: NewMessage, kind: str, recipients: Sequence[dsn.ReportedRecipient]
+    ) -> Event:
+        """Return the event about `made` for the trace of the message that it reports."""
+        return Event(made.events[0].at_us, self._detail(made, kind, recipients))
+
+    def _detail(
+        self, made: NewMessage, kind: str, recipients: Sequence[dsn.ReportedRecipient]
+    ) -> ReportDetail:
+        """Return what the event about `made` says: to which alias or address it went, or into which
+        mailbox here; POSTMASTER is the dead-letter mailbox.
+        """
+        aliases = [alias.path.address for alias in made.final_recipients]
+        to = made.entries[0].recipients[0].path.address
+        if aliases and aliases != [POSTMASTER]:
+            [to] = aliases
+        elif made.entries[0].next_hop == LOCAL:
+            to = self.mailbox_for(to) or to
+        return ReportDetail(
+            report_id=made.facts.id,
+            to=POSTMASTER if to == DEAD_LETTER else to,
+            kind=kind,
+            recipients=_named(recipients),
+        )
 
 
 class _Route(Struct, frozen=True):
@@ -568,17 +620,6 @@ def _entry(to: Destination, addresses: Sequence[str], *, forwarded_by: str = "")
 
 
 _TO_POSTMASTER = _Route((_entry(Destination(LOCAL), (POSTMASTER,)),))
-
-
-def _event(made: NewMessage, kind: str, recipients: Sequence[dsn.ReportedRecipient]) -> Event:
-    """Return the event about `made` for the trace of the message that it reports."""
-    detail = ReportDetail(
-        report_id=made.facts.id,
-        to=(made.final_recipients or made.entries[0].recipients)[0].path.address,
-        kind=kind,
-        recipients=_named(recipients),
-    )
-    return Event(made.events[0].at_us, detail)
 
 
 def _named(recipients: Sequence[dsn.ReportedRecipient]) -> list[str]:

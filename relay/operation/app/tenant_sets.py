@@ -24,7 +24,7 @@ from relay.base.observe.logs import get_logger
 from relay.base.phrases import named, shown
 from relay.base.settings.document import Fault, SettingsError, read_document, read_text
 from relay.base.settings.tree import Settings, Tenant
-from relay.base.settings.validation import next_hops_by_name
+from relay.base.settings.validation import next_hops_by_name, senders_of
 from relay.base.settings.values import GROUPS_DIRECTORY
 from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.groups import group_files, other_directories
@@ -240,6 +240,7 @@ def load_set(
             config=config,
             tenant=tenant,
             routes=next_hops_by_name(settings.route),
+            senders=() if tenant else senders_of(settings.route),
             shipped=None if tenant else settings.policy.shipped,
         )
         examine(rules)

@@ -114,7 +114,9 @@ def build_transport(base: Foundation) -> Transport:
         rate=settings.reports.per_sender,
         texts=TextSource(sources.texts, partial(_language_of, sources.accounts)),
         expand=base.table.expand,
+        mailbox_for=base.table.mailbox_for,
         graph_mailbox=base.table.graph_mailbox,
+        login_address=base.table.login_address,
         signer=base.signer,
         strangers=settings.reports.strangers,
     )

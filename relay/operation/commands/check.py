@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import uvloop
 
+from relay.base.accounts.account import DEAD_LETTER
 from relay.base.clock import Clock
 from relay.base.files import open_to_others
 from relay.base.message.envelope import OWN_REPORT
@@ -21,7 +22,13 @@ from relay.base.phrases import counted, named, shown
 from relay.base.settings.document import Document, KeyPath, SettingsError, dotted, read_document
 from relay.base.settings.reader import load, read_again
 from relay.base.settings.tree import ListenerTls, NodeRole, SendmailSettings, Settings
-from relay.base.settings.validation import as_fallback, hidden_routes, host_of, name_of
+from relay.base.settings.validation import (
+    as_fallback,
+    hidden_routes,
+    host_of,
+    is_trusted,
+    name_of,
+)
 from relay.base.socket_address import Address
 from relay.base.sockets import has_address
 from relay.delivery.oauth.client_secrets import secret_states
@@ -55,7 +62,7 @@ from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.globs import Globs
 from relay.transport.routing.dns_client import REFUSED, name_servers_answer
 from relay.transport.routing.route_table import RouteTable
-from relay.transport.routing.routing_result import InvalidRecipient
+from relay.transport.routing.routing_result import InvalidRecipient, LocalRecipient
 from relay.transport.signing.key_files import load_keys
 from relay.transport.signing.keys import KeyRing
 
@@ -311,6 +318,7 @@ def _accounts(
         found = table and (table.expand(to, sender) or table.examine(to, sender))
         if to and isinstance(found, InvalidRecipient):
             yield CheckFinding("accounts", CheckResult.WARNING, f"{key}: {shown(to)} gets no mail")
+    yield from _unread_reports(settings, table)
     root = f"root@{settings.own_domains[0]}" if settings.sendmail and settings.own_domains else ""
     if root and table and isinstance(table.expand(root) or table.examine(root), InvalidRecipient):
         text = f"{root}: found no account or alias, expected one: cron writes to root"
@@ -322,6 +330,21 @@ def _accounts(
     yield CheckFinding("accounts", CheckResult.OK, text)
     accounts.close()
     return table
+
+
+def _unread_reports(settings: Settings, table: RouteTable | None) -> Iterator[CheckFinding]:
+    """Yield a warning if programs of this machine may send, and nobody reads their reports."""
+    sender, reports = f"root@{settings.hostname}", settings.reports
+    if table is None or not (settings.sendmail or is_trusted(settings.smtp, "127.0.0.1")):
+        return
+    found = table.expand(sender, OWN_REPORT) or table.examine(sender, OWN_REPORT)
+    is_copied = reports.copy_to and "failure" in reports.copy_kinds
+    if isinstance(found, LocalRecipient) and found.mailbox == DEAD_LETTER and not is_copied:
+        text = (
+            f"reports to USER@{settings.hostname} end in the dead-letter mailbox, which nobody"
+            " reads; expected reports.copy_to, mailboxes.postmaster or a [[route]] for this name"
+        )
+        yield CheckFinding("reports", CheckResult.WARNING, text)
 
 
 def _dovecot(path: str) -> Iterator[CheckFinding]:

@@ -29,6 +29,10 @@ from relay.store.journeys.events import Step
 REPORT_WAITS = "the sender's mailbox is outside, the report waits here"
 _SENTENCES_MAX = 3
 _NAMED_MAX = 2
+_DEAD_LETTERS = (
+    "the dead-letter mailbox, which nobody reads (STATE/dead-letter): set reports.copy_to, or a"
+    " route"
+)
 _REPORTED_MAX = 100  # addresses in an event of step 7
 _REPORTS_MAX = 3
 _OF_NO_FAILURE = ("delayed", "held", "delivered", "relayed", "expanded")  # kinds of reports
@@ -323,18 +327,17 @@ class _Writer(Struct, frozen=True):
         return "No report was sent."
 
     def _whereabouts(self, detail: ReportDetail) -> str:
-        what = "dead letter" if detail.kind == "dead-letter" else "report"
         to, report = detail.to, self.reports.get(detail.report_id)
         by = f" by Graph as {detail.by_graph_as}" if detail.by_graph_as else ""
         # pickup writes its report into the mailbox itself
         if not detail.report_id or (report and report.state in ("delivered", "captured")):
-            place = "STATE/dead-letter" if to == "postmaster" else f"the Inbox of {to}"
-            return f"The {what} is in {place}."
+            place = _DEAD_LETTERS if to == "postmaster" else f"the Inbox of {to}"
+            return f"The report is in {place}."
         if report is None:
-            return f"A {what} went to {to}{by}."
+            return f"A report went to {to}{by}."
         if report.state == "relayed":
-            return f"The {what} was sent to {to}{by}."
-        return f"The {what} to {to} is {report.state}."
+            return f"The report was sent to {to}{by}."
+        return f"The report to {to} is {report.state}."
 
 
 def _because(recipient: Recipient, before: str = ": ") -> str:

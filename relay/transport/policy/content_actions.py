@@ -128,7 +128,7 @@ class SubjectPrefixAction(Struct, frozen=True):
 class SetSenderAction(Struct, frozen=True):
     """The message is [from this address](#devices-and-cron).
 
-    an address of an own domain
+    an address of an own domain, or that a route names
     """
 
     address: str

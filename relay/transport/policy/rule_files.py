@@ -35,7 +35,7 @@ from relay.base.settings.document import (
     unknown_key,
 )
 from relay.base.settings.tree import Tenant
-from relay.base.settings.validation import usable_routes
+from relay.base.settings.validation import sender_matches, usable_routes
 from relay.base.settings.values import GROUPS_DIRECTORY, parse_duration
 from relay.transport.policy import archives
 from relay.transport.policy.actions import ACTIONS, FINAL, RuleAction
@@ -315,12 +315,14 @@ def load_rules(
     config: Path | None = None,
     tenant: Tenant | None = None,
     shipped: Path | None = None,
+    senders: Collection[str] = (),
 ) -> RuleSet:
     """Return the rules of `directory` if all tests pass; an empty folder is a valid rule set.
 
     `local_domains` are the configured domains, for tests that name no others; tests of a tenant use
     its domains. `routes` has the next hop of each configured route by its name. If it is None,
-    nothing is checked that depends on the configuration. `loaded` is the time now (RFC 3339), for
+    nothing is checked that depends on the configuration. `senders` are patterns of addresses that
+    set_sender may name besides those of local domains. `loaded` is the time now (RFC 3339), for
     journeys; `config` is the file that names `directory`. Files of `shipped` are read too, unless
     `directory` has one of the same name. Raises PolicyError.
     """
@@ -331,6 +333,7 @@ def load_rules(
         config=config,
         tenant=tenant,
         shipped=shipped,
+        senders=senders,
     )
     local = local_domains if tenant is None else tenant.domains
     until_s = _clock.real_s() + TENANT_TESTS_S_MAX if tenant else math.inf
@@ -357,26 +360,36 @@ def unread_directories(directory: Path) -> str:
 
 
 def faults_of_reach(
-    rules: Iterable[Rule], tenant: Tenant | None, *, own: Collection[str]
+    rules: Iterable[Rule],
+    tenant: Tenant | None,
+    *,
+    own: Collection[str],
+    senders: Collection[str] = (),
 ) -> Iterator[Fault]:
     """Yield a fault for each action that its rule may not have.
 
-    `own` are all own domains; `tenant` is None for the rules of the operator.
+    `own` are all own domains; `tenant` is None for the rules of the operator. `senders`: see
+    load_rules().
     """
     for rule in rules:
         for action in rule.actions:
             key = next(name for name, kind in ACTIONS.items() if kind is type(action))
-            reasons = (_foreign_sender(action, own), _beyond(action, key, tenant))
+            reasons = (_foreign_sender(action, own, senders), _beyond(action, key, tenant))
             for text in filter(None, reasons):
                 yield Fault(rule.file, rule.line, f'rule "{rule.name}": {key}', text)
 
 
-def _foreign_sender(action: RuleAction, own: Collection[str]) -> str:
+def _foreign_sender(action: RuleAction, own: Collection[str], senders: Collection[str]) -> str:
     """Return why an action may not set this sender, "" if it may."""
     if not isinstance(action, SetSenderAction) or domain_of(action.address) in own:
         return ""
-    names = ", ".join(sorted(own)) or "there is none"
-    return f"found {shown(action.address)}, expected an address of an own domain: {names}"
+    if any(sender_matches(pattern, action.address) for pattern in senders):
+        return ""
+    of_routes = ", or auth.user or sender of a [[route]]" if senders else ""
+    names = ", ".join(sorted((*own, *senders))) or "there is none"
+    return (
+        f"found {shown(action.address)}, expected an address of an own domain{of_routes}: {names}"
+    )
 
 
 def _beyond(action: RuleAction, key: str, tenant: Tenant | None) -> str:
@@ -414,6 +427,7 @@ def read_rules(
     tenant: Tenant | None = None,
     with_tests: bool = True,
     shipped: Path | None = None,
+    senders: Collection[str] = (),
 ) -> RuleSet:
     """Return the rules as load_rules() does, without running their tests. Raises PolicyError."""
     faults: list[Fault] = []
@@ -454,7 +468,7 @@ def read_rules(
         if with_tests:
             tests += _tests(document, faults, prefix=prefix, home=home, before=tests)
     if routes is not None:
-        faults += faults_of_reach(rules, tenant, own=local_domains)
+        faults += faults_of_reach(rules, tenant, own=local_domains, senders=senders)
     faults += _unknown_names(tests, names)
     faults += [*_duplicate_names(rules), *_too_many_patterns(rules), *too_much_mail(rules)]
     if faults:

@@ -432,6 +432,16 @@ class RouteTable:
         login = self.options_for(next_hop).login if next_hop.kind is HopKind.GRAPH else None
         return login.user if login is not None else ""
 
+    def login_address(self, next_hop: NextHop) -> str:
+        """Return the user of the login at a next hop by SMTP if that is an address, else the first
+        address that a route with this login has as its `sender`; "" without either.
+        """
+        login = None if next_hop.kind is HopKind.GRAPH else self.options_for(next_hop).login
+        if login is None or "@" in login.user:
+            return login.user if login is not None else ""
+        names = self.names_of_login(next_hop, whole_domain=False) or ()
+        return next((name for name in names if "*" not in name), "")
+
     def names_of_login(self, next_hop: NextHop, *, whole_domain: bool) -> tuple[str, ...] | None:
         """Return the patterns of addresses that the login at a next hop stands for, `local@domain`
         or `*@domains`: its mailbox, the mailbox's domain and those below it if it is local or

@@ -1,7 +1,12 @@
 """Loading rule files: atomic, with all faults at once."""
 
+import re
+from contextlib import nullcontext
+
 import pytest
 
+from relay.base.settings.tree import Route, RouteAuth
+from relay.base.settings.validation import senders_of
 from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.patterns import PATTERN_STEPS_MAX, SET_STEPS_MAX
 from relay.transport.policy.rule_files import PolicyError, load_rules, read_rules
@@ -9,6 +14,10 @@ from tests.support.tables import each_row, rows_of
 from tests.unit.transport.policy.conftest import rule
 
 REJECT = '{ reject = "5.7.1 no" }'
+SENDERS = (
+    "expected an address of an own domain, or auth.user or sender of a [[route]]: "
+    "*@contoso.test, in.test, printer@lan.test, relay@back.test, web7@provider.test"
+)
 CASE = "[[test]]\nname = 't'\nfrom = 'a@in.test'\nto = ['b@out.test']\n"
 
 
@@ -373,3 +382,31 @@ def test_a_rule_sets_a_sender_of_an_own_domain_only(tmp_path):
     )
     file.write_text(rule("{ set_sender = 'ops@IN.test' }"))
     load_rules(tmp_path, local_domains=["in.test"], routes={})
+
+
+def test_a_rule_sets_a_sender_that_a_route_names(tmp_path):
+    host = "smtp://smtp.provider.test:587"
+    senders = senders_of(
+        [
+            Route("*", host, RouteAuth("Web7@provider.test"), sender="*@contoso.test"),
+            Route("*", host, RouteAuth("apikey"), sender="printer@lan.test"),
+            Route("*", host, RouteAuth("sender", oauth="m365"), sender="*@*.wide.test"),
+            Route("*", "graph://h.test", fallback=host, fallback_auth=RouteAuth("relay@back.test")),
+            Route("*", "", RouteAuth("left@out.test"), sender="<>"),
+        ]
+    )
+    for address, is_named in {
+        "web7@PROVIDER.test": True,
+        "root@provider.test": False,
+        "any@contoso.test": True,
+        "any@host.contoso.test": False,
+        "printer@lan.test": True,
+        "scanner@lan.test": False,
+        "ann@x.wide.test": False,
+        "relay@back.test": True,
+        "left@out.test": False,
+        "ops@in.test": True,
+    }.items():
+        (tmp_path / "10.toml").write_text(rule(f"{{ set_sender = '{address}' }}"))
+        with nullcontext() if is_named else pytest.raises(PolicyError, match=re.escape(SENDERS)):
+            load_rules(tmp_path, local_domains=["in.test"], routes={}, senders=senders)

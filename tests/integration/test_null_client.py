@@ -1,0 +1,104 @@
+"""A null client: the one of the page, and who hears of failures."""
+
+import re
+import tomllib
+from email import message_from_bytes
+from typing import Any
+
+from tests.support.relay_config import changed
+from tests.support.relay_process import ROOT, RelayProcess, until
+from tests.support.remotes import Remotes, received
+from tests.support.tables import each_row
+from tests.support.tls import Authority, authority
+
+__all__ = ["authority"]
+PAGE = (ROOT / "docs/operation-run.md").read_text().partition("\n### A null client\n")[2]
+SETTINGS, RULES = re.findall(r"```toml\n(.*?)```", PAGE.partition("\n### ")[0], re.DOTALL)
+WEB7, LOGIN, READER = "root@web7.contoso.example", "web7@contoso.example", "it@contoso.example"
+UNREAD = "reports to USER@web7.contoso.example end in the dead-letter mailbox, which nobody reads"
+PLACE = (
+    "553 5.7.1 the sender is not the login. The report is in the dead-letter mailbox, which nobody reads"
+    " (STATE/dead-letter): set reports.copy_to, or a route."
+)
+
+
+def null_client(remotes: Remotes, *changes: dict[str, Any], **more: Any) -> RelayProcess:
+    """The relay of the page without accounts; each of `changes` is a route in place of its own."""
+    page = tomllib.loads(SETTINGS)
+    page["route"] = [page["route"][0] | route for route in changes]
+    page["sendmail"] = {"socket": "submit.sock", "drop": ""}
+    page["mailboxes"] = {"root": "mail"}
+    page = {name: page[name] for name in page.keys() - {"smtp", "state_dir"}}
+    relay = remotes.relay(policies={"10.toml": RULES})
+    relay.config = changed(relay.config | {"mailboxes": {}}, page | more)
+    relay.write_config(relay.config)
+    (relay.folder / "accounts.toml").unlink()
+    (relay.folder / "web7.password").write_text("a password\n")
+    return relay
+
+
+def checked(relay: RelayProcess) -> str:
+    """What `relay check` says, which finds no fault."""
+    done = relay.cli("check")
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def until_told(relay: RelayProcess, queue_id: str, text: str) -> None:
+    """Wait until the trace of a message says this."""
+    until(text, lambda: text in relay.cli("trace", queue_id).stdout)
+
+
+@each_row("user", [LOGIN, "AKIA000"])
+def test_the_null_client_of_the_page_sends_as_its_login_and_so_does_the_copy_of_a_report(
+    remotes: Remotes, authority: Authority, user: str
+) -> None:
+    assert len(f"{SETTINGS}{RULES}".splitlines()) <= 25
+    tls = authority.issue("DNS:smtp.provider.example").server_context()
+    gone = {"gone@partner.example": "550 5.1.1 no such user"}
+    provider = remotes.start(
+        "provider.example", tls=tls, users={user: "a password"}, senders=[LOGIN], rcpt=gone
+    )
+    remotes.dns.zone["smtp.provider.example"] = {"A": [provider.host]}
+    hop = f"smtp://smtp.provider.example:{provider.port}"
+    auth = {"user": user, "password_file": "web7.password"}
+    route = {"next_hop": hop, "ca": f"{authority.certificate}", "auth": auth}
+    first = [] if user == LOGIN else [route | {"sender": LOGIN}]  # the login is no address
+    with null_client(remotes, *first, route) as relay:
+        assert UNREAD not in checked(relay)
+        relay.submit(WEB7, [WEB7], b"From: Cron <%b>\r\nSubject: cron\r\n\r\nx\r\n" % WEB7.encode())
+        mail = received(provider, READER)
+        assert (mail.reverse_path, provider.logins[mail.session]) == (LOGIN, user)
+        assert b"\r\nFrom: Cron <%b>\r\n" % LOGIN.encode() in mail.content
+        until_told(relay, relay.submit(WEB7, ["gone@partner.example"]), "550 5.1.1 no such user")
+        until("the copy", lambda: len(provider.received(READER)) == 2)
+        copy = provider.received(READER)[1]
+        assert (copy.reverse_path, provider.logins[copy.session]) == (LOGIN, user)
+        read = message_from_bytes(copy.content)
+        assert (read["From"], read["To"]) == (f"Mail Delivery System <{LOGIN}>", f"<{READER}>")
+        assert (read["Subject"], read["Auto-Submitted"]) == ("Undeliverable: hello", "auto-replied")
+
+
+def test_who_hears_nothing_is_told_where_the_report_is_and_what_to_do(remotes: Remotes) -> None:
+    smarthost = remotes.start("smarthost.contoso.example", senders=["another@contoso.example"])
+    hop = {"next_hop": f"smtp://{smarthost.host}:{smarthost.port}"}
+    relay = null_client(remotes, hop, reports={})
+    relay.config["route"][0].pop("auth")
+    relay.write_config(relay.config)
+    assert 'found "web7@contoso.example", expected an address of an own' in (
+        relay.cli("check").stderr  # no route names it
+    )
+    (relay.folder / "policies/10.toml").write_text("")
+    assert UNREAD in checked(relay)
+    with relay:
+        for _ in range(3):
+            until_told(relay, relay.submit(WEB7, ["ops@contoso.example"]), PLACE)
+        assert relay.log.count("reports have no reader: set reports.copy_to, or a route") == 1
+        assert relay.metric("relay_reports_total", kind="dead-letter") == 3
+        assert len([*relay.folder.glob("state/dead-letter/new/*")]) == 3
+        relay.write_config(relay.config | {"reports": {"copy_to": READER}})
+        assert relay.cli("reload").returncode == 0
+        assert UNREAD not in checked(relay)
+        told = f"The report to {READER} is failed."  # the smarthost refuses that too
+        until_told(relay, relay.submit(WEB7, ["ops@contoso.example"]), told)
+    assert relay.faults() == []
