@@ -58,7 +58,7 @@ def test_its_state_is_that_of_now_although_no_mail_comes(short_path: Path) -> No
             assert milter.commands() == b"OQ"
         relay.advance(60)
         until("it is down again", lambda: states() == (True, 1))
-        assert relay.log.count("milter failed") == 2
+        assert relay.log.count("milter failed") in (1, 2)  # a line a second
 
 
 @pytest.mark.parametrize("runs", [True, False])

@@ -9,7 +9,7 @@ from flufl.bounce import scan_message
 from msgspec import to_builtins
 from msgspec.structs import replace
 
-from relay.base.accounts.account import AliasTarget, Expansion
+from relay.base.accounts.account import DEAD_LETTER, AliasTarget, Expansion
 from relay.base.clock import Ids
 from relay.base.message.content import LargeContent, MemoryOctets
 from relay.base.message.envelope import (
@@ -156,6 +156,27 @@ def test_a_bounce_for_an_alias_goes_to_all_that_it_leads_to(reporter):
         "local": ["bob@example.com"],
         "mx:outside.test": ["carol@outside.test", "dave@outside.test"],
     }
+
+
+@each_row(
+    "mailbox, kind, to",
+    [
+        (DEAD_LETTER, "dead-letter", "postmaster"),  # not the Inbox of its address, which is none
+        ("operator@example.com", "failure", "operator@example.com"),
+    ],
+)
+def test_a_report_on_mail_of_this_host_is_where_its_event_says(mailbox, kind, to):
+    reporter = CountedReporter(mailbox_for=lambda _address: mailbox)
+    sender = "root@relay.example.com"
+    reporter.hops[sender] = Destination(LOCAL)
+    with capture_logs(reporter.clock) as logged:
+        for pause_s in (0, 0, 3600):
+            reporter.clock.advance(pause_s)
+            plan = reporter.failures([recipient()], replace(MESSAGE, envelope=Envelope(sender)))
+            (event,) = plan.events
+            assert (event.detail.kind, event.detail.to) == (kind, to)
+    assert reporter.counted() == {kind: 3}
+    assert [one.get("times", 1) for one in logged] == [1, 2] * (mailbox == DEAD_LETTER)
 
 
 def own_mail(reporter):

@@ -118,6 +118,24 @@ def test_a_fault_at_a_reload_leaves_the_old_rules_of_this_tenant(site):
     assert site.active.agreed()["rules"] != agreed
 
 
+def test_a_sender_that_a_route_names_is_for_rules_of_all_mail_alone(site):
+    hop = 'next_hop = "smtp://h.test:25"\nsender = "web7@provider.test"\n'
+    text = CONFIG.replace("may = []", 'may = ["set_sender"]', 1)
+    site.file.write_text(f'{text}[[route]]\ndomain = "*"\n{hop}')
+    for folder in ("acme", "."):
+        site.write(
+            folder, AWAY.replace("redirect = ", "set_sender = ").replace("x@far", "web7@provider")
+        )
+    with capture_logs() as logs:
+        site.start()
+    assert [one.name for one in site.active.now.rules.operator.rules] == ["away"]
+    assert site.names() is None
+    told = (
+        'set_sender: found "web7@provider.test", expected an address of an own domain: acme.test, '
+    )
+    assert [one for one in logs if told in one.get("fault", "")]
+
+
 def test_a_start_with_a_fault_uses_the_last_good_rules_and_their_groups(site):
     site.write("acme", "a@acme.test\n", "groups/g.txt")
     site.write("acme", RULE.format("old") + 'when = { sender = "group:g" }\n')
