@@ -296,8 +296,7 @@ class Reporter:
             return
         of_trusted = subject.message.trusted
         route = self._route_to(self.copies.to, of_trusted=of_trusted) or self._to_postmaster()
-        hops = [entry.next_hop for entry in route.entries]
-        author = next(filter(None, map(self.login_address, hops)), "")
+        author = route.first_of(self.login_address)
         written = self._written(replace(subject, to=self.copies.to, author=author))
         yield self._message(written, route, about=subject.message, reverse_path=author)
 
@@ -389,8 +388,7 @@ class Reporter:
 
     def _mailbox_of(self, route: "_Route | None") -> str:
         """Return the mailbox as which mail leaves by Microsoft Graph, "" if it does not."""
-        hops = (entry.next_hop for entry in route.entries) if route is not None else ()
-        return next(filter(None, map(self.graph_mailbox, hops)), "")
+        return route.first_of(self.graph_mailbox) if route is not None else ""
 
     def _without_report(self, subject: _Subject, left_out: LeftOut) -> ReportDetail:
         """Count a report that is not sent, and return what its event says."""
@@ -596,6 +594,11 @@ class _Route(Struct, frozen=True):
     def needs_smtputf8(self) -> bool:
         paths = [to.path for entry in self.entries for to in entry.recipients]
         return not all(path.address.isascii() for path in paths)
+
+    def first_of(self, address_of: Callable[[NextHop], str]) -> str:
+        """Return the address of the first next hop that has one, else ""."""
+        hops = (entry.next_hop for entry in self.entries)
+        return next(filter(None, map(address_of, hops)), "")
 
     def next_hops(self) -> dict[str, list[str]]:
         """Return addresses by next hop, for the event of step 5."""

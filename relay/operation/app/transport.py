@@ -103,23 +103,7 @@ class Transport:
 
 def build_transport(base: Foundation) -> Transport:
     """Return the transport, not started."""
-    settings, sources = base.settings, base.sources
-    reporter = Reporter(
-        hostname=settings.hostname,
-        clock=base.clock,
-        ids=base.ids,
-        destination_of=base.table.destination_of,
-        expire_after_s=settings.delivery.expire_after,
-        metrics=base.metrics,
-        rate=settings.reports.per_sender,
-        texts=TextSource(sources.texts, partial(_language_of, sources.accounts)),
-        expand=base.table.expand,
-        mailbox_for=base.table.mailbox_for,
-        graph_mailbox=base.table.graph_mailbox,
-        login_address=base.table.login_address,
-        signer=base.signer,
-        strangers=settings.reports.strangers,
-    )
+    settings, reporter = base.settings, _reporter(base)
     resolver = _resolver(base)
     policies = build_policies(base, resolver)
     scheduler = _scheduler(base, reporter, policies.resolve, connect=_connect(base, resolver))
@@ -154,7 +138,7 @@ def build_transport(base: Foundation) -> Transport:
     receipts = ReceiptSender(
         spool=base.spool,
         reporter=reporter,
-        accounts=sources.accounts,
+        accounts=base.sources.accounts,
         offer=acceptance.on_accepted,
         copies=base.store.owed_copies,
         crash=base.crash,
@@ -309,6 +293,26 @@ def _submission_processor(base: Foundation, reporter: Reporter) -> SubmissionPro
         crash=base.crash,
         metrics=base.metrics,
         started_us=base.clock.time_us(),
+    )
+
+
+def _reporter(base: Foundation) -> Reporter:
+    settings, sources = base.settings, base.sources
+    return Reporter(
+        hostname=settings.hostname,
+        clock=base.clock,
+        ids=base.ids,
+        destination_of=base.table.destination_of,
+        expire_after_s=settings.delivery.expire_after,
+        metrics=base.metrics,
+        rate=settings.reports.per_sender,
+        texts=TextSource(sources.texts, partial(_language_of, sources.accounts)),
+        expand=base.table.expand,
+        mailbox_for=base.table.mailbox_for,
+        graph_mailbox=base.table.graph_mailbox,
+        login_address=base.table.login_address,
+        signer=base.signer,
+        strangers=settings.reports.strangers,
     )
 
 

@@ -337,9 +337,9 @@ def _unread_reports(settings: Settings, table: RouteTable | None) -> Iterator[Ch
     sender, reports = f"root@{settings.hostname}", settings.reports
     if table is None or not (settings.sendmail or is_trusted(settings.smtp, "127.0.0.1")):
         return
-    found = table.expand(sender, OWN_REPORT) or table.examine(sender, OWN_REPORT)
+    result = table.expand(sender, OWN_REPORT) or table.examine(sender, OWN_REPORT)
     is_copied = reports.copy_to and "failure" in reports.copy_kinds
-    if isinstance(found, LocalRecipient) and found.mailbox == DEAD_LETTER and not is_copied:
+    if isinstance(result, LocalRecipient) and result.mailbox == DEAD_LETTER and not is_copied:
         text = (
             f"reports to USER@{settings.hostname} end in the dead-letter mailbox, which nobody"
             " reads; expected reports.copy_to, mailboxes.postmaster or a [[route]] for this name"
