@@ -16,12 +16,13 @@ from relay.base.shares import NoPlaceError, Shares
 from relay.base.socket_address import client_of
 
 _NETWORK_BITS = 48  # of IPv6: one customer may have as many networks of 64 bits
+_WAITING_MAX = 256
 
 
 class Turns:
     """The places, and those that wait for one."""
 
-    def __init__(self, bound: str, places: int, *, waiting_max: int) -> None:
+    def __init__(self, bound: str, places: int, *, waiting_max: int = _WAITING_MAX) -> None:
         """If more than `waiting_max` wait, the last one of the longest line gets no place. `bound`
         is the name of the places in Shares.
         """
@@ -30,10 +31,11 @@ class Turns:
         self._lines = OrderedDict[str, RoundRobinQueue[str, asyncio.Future[bool]]]()
         self._waiting = 0
 
-    async def take(self, client: str, *, wait_s: float) -> bool:
+    async def take(self, client: str, *, wait_s: float | None = None) -> bool:
         """Return whether there was a place in time, which the caller then gives back.
 
-        With `wait_s` 0 the caller asks elsewhere: that there is no place is no refusal.
+        With `wait_s` None the wait has no limit. With 0 the caller asks elsewhere: that there is no
+        place is no refusal.
         """
         place, network = asyncio.get_running_loop().create_future(), _network_of(client)
         self._lines.setdefault(network, RoundRobinQueue()).push(client, place)
@@ -42,7 +44,7 @@ class Turns:
         if self._waiting > self._waiting_max:
             self._send_one_away()
         try:
-            if wait_s and not place.done():
+            if wait_s != 0 and not place.done():
                 await asyncio.wait([place], timeout=wait_s)  # real time: peers of others
         except asyncio.CancelledError:
             if place.done() and place.result():
@@ -52,12 +54,12 @@ class Turns:
             if not place.done():
                 self._remove(network, client, place)
         has_place: bool = place.done() and place.result()
-        if wait_s and not has_place:
+        if wait_s != 0 and not has_place:
             self._held.refuse()
         return has_place
 
     @asynccontextmanager
-    async def turn(self, client: str, *, wait_s: float) -> AsyncIterator[None]:
+    async def turn(self, client: str, *, wait_s: float | None = None) -> AsyncIterator[None]:
         """Hold a place inside the with block. Raises NoPlaceError."""
         if not await self.take(client, wait_s=wait_s):
             raise NoPlaceError(self._held.bound)

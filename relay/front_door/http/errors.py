@@ -14,6 +14,7 @@ from msgspec import Struct
 from relay.base.phrases import without_login
 
 _QUOTED_MAX = 100
+_NO_PLACE_RETRY_S = 2
 
 
 @dataclass(eq=False)
@@ -61,6 +62,12 @@ def service_unavailable(message: str, *, retry_after_s: int) -> ApiError:
     """Return a 503 with Retry-After (RFC 9110 10.2.3): clients repeat the request by themselves."""
     headers = {"retry-after": str(retry_after_s)}
     return ApiError(503, "ResourceUnhealthy", message, headers=headers)
+
+
+def no_place(bound: object) -> ApiError:
+    """Return the 503 for a bound that has nothing left: its name, or a NoPlaceError."""
+    message = f"Too much is in progress at once ({bound}); try again."
+    return service_unavailable(message, retry_after_s=_NO_PLACE_RETRY_S)
 
 
 def bad_request(message: str) -> ApiError:

@@ -17,6 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 from relay.base.clock import Clock, Ids, rfc3339
 from relay.base.observe.logs import get_logger
 from relay.base.pressure import MemoryBudget
+from relay.base.shares import NoPlaceError
 from relay.front_door.http import errors
 from relay.front_door.http.event_stream import EventStreamResponse
 from relay.front_door.http.http_request import (
@@ -122,6 +123,8 @@ class Gateway:
             return await self._handler(request)
         except errors.ApiError as error:
             return self._error_response(error, ids)
+        except NoPlaceError as error:
+            return self._error_response(errors.no_place(error), ids)
         except ClientDisconnectedError:
             raise
         except errors.UnansweredError as error:
