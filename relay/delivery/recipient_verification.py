@@ -4,7 +4,8 @@ A probe is MAIL with the null sender and RCPT, on a separate connection. The ans
 in memory: 2yz for a day, 5yz for an hour. That the mailbox is full is not kept; the client gets
 that reply. Everything else is no answer, and the client tries again later. A next hop that gave no
 session, or rejects MAIL, is not asked for a while, so that few clients wait for it. A next hop that
-is silent at RCPT is not asked for that address. See RFC 5321 3.3 and 4.2.
+is silent at RCPT is not asked for that address. Clients probe in turn, and what strangers invent is
+forgotten before an address that exists. See RFC 5321 3.3 and 4.2.
 """
 
 import asyncio
@@ -17,6 +18,9 @@ from relay.base.message.address import own_mailbox
 from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.message.outcome import Reply
 from relay.base.message.status import reply_text, split_reply
+from relay.base.shares import NoPlaceError
+from relay.base.socket_address import client_of
+from relay.base.turns import Turns
 from relay.delivery.host_selection import targets_of
 from relay.delivery.smtp.client_protocol import SmtpProtocolError
 from relay.delivery.smtp.connect import ConnectError, Target
@@ -26,8 +30,9 @@ from relay.transport.routing.usable_hosts import Resolve
 
 CONNECT_S = 3.0  # to one address
 _PROBES_MAX = 20  # at once
-_PROBE_S = 10.0  # with the wait for others
-_KEPT_MAX = 10_000  # answers
+_TURN_S = 10.0  # a client waits for a place
+_PROBE_S = 10.0
+_KEPT_MAX = 10_000  # addresses that are taken; and as many answers of another kind
 _KEPT_S = {2: 86400.0, 5: 3600.0}  # by the first digit of the reply
 _FULL = ("452", "552")  # RFC 5321 4.2.3
 _SILENT_S = 30.0  # in which what got no answer is not asked again
@@ -44,15 +49,23 @@ class RecipientVerifier:
     clock: Clock
 
     def __post_init__(self) -> None:
-        self._slots = asyncio.Semaphore(_PROBES_MAX)
+        self._turns = Turns("recipient probes", _PROBES_MAX)
         # until when each reply counts, the oldest first; "" is for all addresses of a next hop
-        self._kept = BoundedDict[tuple[str, NextHop], tuple[float, str]](_KEPT_MAX)
+        self._taken, self._others = (
+            BoundedDict[tuple[str, NextHop], tuple[float, str]](_KEPT_MAX) for _ in range(2)
+        )
 
-    async def rejection(self, address: str, next_hop: NextHop) -> str:
-        """Return the reply to RCPT if the next hop does not take the address, else ""."""
-        mailbox = own_mailbox(address)
-        if (known := self._known(mailbox, next_hop)) is None:
-            known = await self._probe(address, next_hop)
+    async def rejection(self, address: str, next_hop: NextHop, *, client: str) -> str:
+        """Return the reply to RCPT if the next hop does not take the address, else "". `client` is
+        the IP address of who asks.
+        """
+        known = self._known(own_mailbox(address), next_hop)
+        if known is None:
+            try:
+                async with self._turns.turn(client_of(client), wait_s=_TURN_S):
+                    known = await self._probe(address, next_hop)
+            except NoPlaceError:
+                known = ""
         if known.startswith("2"):
             return ""
         if known in _FULL:  # RFC 3463 3.3
@@ -65,30 +78,30 @@ class RecipientVerifier:
         return f"550 5.1.1 {reply_text(text)}"
 
     def _known(self, mailbox: str, next_hop: NextHop) -> str | None:
-        for key in ((mailbox, next_hop), ("", next_hop)):
-            until_s, reply = self._kept.get(key, (0.0, ""))
+        own, of_all = (mailbox, next_hop), ("", next_hop)
+        for kept, key in ((self._taken, own), (self._others, own), (self._others, of_all)):
+            until_s, reply = kept.get(key, (0.0, ""))
             if self.clock.monotonic() < until_s:
                 return reply
         return None
 
     def _keep(self, mailbox: str, next_hop: NextHop, reply: str, *, kept_s: float) -> None:
-        self._kept[mailbox, next_hop] = (self.clock.monotonic() + kept_s, reply)
+        kept = self._taken if reply.startswith("2") else self._others
+        kept[mailbox, next_hop] = (self.clock.monotonic() + kept_s, reply)
 
     async def _probe(self, address: str, next_hop: NextHop) -> str:
         """Return the code of the reply to RCPT, "" for none that counts."""
-        silent: list[str] = []  # the addresses that get no answer; "": all
+        if (known := self._known(own_mailbox(address), next_hop)) is not None:
+            return known  # it was asked meanwhile
+        silent = [""]  # the addresses that get no answer; "": all
         reply: Reply | None = None
         try:
-            async with asyncio.timeout(_PROBE_S), self._slots:  # real time: a peer
-                if (known := self._known(own_mailbox(address), next_hop)) is not None:
-                    return known  # it was asked meanwhile
-                silent.append("")
+            async with asyncio.timeout(_PROBE_S):  # real time: a peer
                 reply = await self._ask(address, next_hop, silent)
         except (TimeoutError, SmtpProtocolError):
             pass
         if reply is None:
-            if silent:
-                self._keep(silent[-1], next_hop, "", kept_s=_SILENT_S)
+            self._keep(silent[-1], next_hop, "", kept_s=_SILENT_S)
             return ""
         full = f"{reply.code // 100}52"
         if full in _FULL and (

@@ -491,7 +491,10 @@ def explainer_of(base: Foundation, transport: Transport) -> Explainer:
         options=site_options(base.settings, schedule),
         places=base.sources.route_places(),
         checks=RecipientChecks(
-            stages.forwarding, base.store.room, transport.verifier.rejection, base.sources.rules
+            stages.forwarding,
+            base.store.room,
+            transport.verifier.rejection,
+            rules=base.sources.rules,
         ),
         trusts=partial(is_trusted, base.settings.smtp),
         listener=_relay_listener(base.settings),

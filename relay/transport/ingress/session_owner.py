@@ -74,8 +74,13 @@ _NO_CLAIMS = SessionClaims()
 _KEPT = RecipientAnswer(may_keep=True)
 # DeliveryStore.room(), of the mailbox of an account and a size in octets.
 AskRoom = Callable[[str, int], Awaitable[Room]]
-# Returns the reply if a next hop does not take an address, else "".
-Verify = Callable[[str, NextHop], Awaitable[str]]
+
+
+class Verify(Protocol):
+    """Asks a next hop: RecipientVerifier.rejection()."""
+
+    def __call__(self, address: str, next_hop: NextHop, *, client: str) -> Awaitable[str]:
+        """Return the reply if the next hop does not take an address, else ""."""
 
 
 class CheckLogin(Protocol):
@@ -125,6 +130,7 @@ class RecipientChecks(Struct, frozen=True):
     forwarding: Forwarder  # which addresses are valid, and what they lead to
     room: AskRoom  # whether a local mailbox has room
     verify: Verify | None = None  # None: no next hop is asked
+    client: str = ""  # the IP address that asks
     rules: Callable[[], RuleBook] = RuleBook  # returns the rules in force
 
     async def answer(self, address: str, sender: Submitter, *, size_bytes: int) -> RecipientAnswer:
@@ -196,7 +202,7 @@ class RecipientChecks(Struct, frozen=True):
                 if not (route.is_local or may_relay):
                     return self._denial(named)
                 if asks and route.is_asked and next_hop.host and self.verify is not None:
-                    return await self.verify(address, next_hop)
+                    return await self.verify(address, next_hop, client=self.client)
             case LocalRecipient(mailbox):
                 if mailbox != account.DEAD_LETTER:
                     match await self.room(mailbox, size_bytes):
@@ -237,6 +243,7 @@ class SessionOwner:
             acceptance.stages.forwarding,
             listeners.quota.room,
             listeners.verify,
+            client=ip,
             rules=acceptance.policy,
         )
         self._account: account.Account | None = None  # the account at the time of the login
