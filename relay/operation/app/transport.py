@@ -64,7 +64,7 @@ from relay.transport.routing.usable_hosts import Resolve
 
 _RNG = random.Random()  # noqa: S311 - spreads load, not for security
 _DOWN_S_MAX = 30.0
-SUBMISSIONS_MAX = 8  # of one account, processed at the same time; one more for other accounts
+SUBMISSIONS_MAX = 8  # of one account, processed at the same time
 _PICKUP_MESSAGE_BYTES_MAX = 1024**3  # the Graph API has a lower limit; base64 adds a third
 
 

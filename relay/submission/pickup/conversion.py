@@ -1,8 +1,7 @@
 """Convert submissions to MIME in a pool of child processes; short plain text is converted here.
 
 This process parses nothing and uses no threads. If a conversion exceeds its time limit, its process
-is killed, and the conversion is repeated in a separate process with more time. An account uses at
-most one of the shared processes.
+is killed, and the conversion is repeated in a separate process with more time. Accounts take turns.
 
 Raises ConversionError for a message that cannot be sent, and OSError if the file cannot be read or
 no process can be started. Raises ConversionUnfinishedError if the repeated conversion also exceeds
@@ -16,22 +15,22 @@ import pickle
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
-from weakref import WeakValueDictionary
 
 from relay.base.child_process import ChildProcess
 from relay.base.clock import Clock, Timer
 from relay.base.message.content import Octets
 from relay.base.observe.logs import get_logger
+from relay.base.turns import Turns
 from relay.formats.convert import ConversionError, ConvertedMessage
 from relay.formats.draft import FIRST_FIELD_BYTES, private_block_length
 from relay.store.mailbox.pending_submission import PendingSubmission
 from relay.submission.pickup.conversion_child import LENGTH_BYTES, READY, Answer
 
 PLAIN_BYTES_MAX = 64 * 1024
-_SHARED_MAX = 2
-_SHARE_OF_ACCOUNT = 1  # of the shared processes, so that one is free for other accounts
+_SHARED_MAX = 2  # of which an account has one
 _LIMIT_S = 2.0  # enough for almost all messages; plus the following for each MiB
 _LIMIT_S_PER_MIB = 0.1
+_ALONE_WAIT_S = 15.0  # a submission that waits delays others of its account, and a stop
 _ALONE_LIMIT_S = 10.0  # of CPU: a busy machine leaves little to a process of low priority
 _ALONE_LIMIT_S_PER_MIB = 1.0
 _REAL_PER_CPU_S = 10
@@ -67,9 +66,8 @@ class ConversionPool:
     in_threads: bool = False  # the first attempt has no limits: only for content that is trusted
 
     def __post_init__(self) -> None:
-        self._shared = asyncio.Semaphore(_SHARED_MAX)
-        self._alone = asyncio.Lock()
-        self._shares: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._shared = Turns("conversions at pickup", _SHARED_MAX)
+        self._alone = Turns("long conversions at pickup", 1)
         self._idle: list[_ConversionProcess] = []
         self._killed: list[_ConversionProcess] = []
         self._is_closed = False
@@ -78,8 +76,8 @@ class ConversionPool:
         """Convert a submission within the usual time limit.
 
         If it does not finish, it is repeated in a separate process with more time. Raises
-        ConversionError, ConversionUnfinishedError, OSError. OSError is also raised while another
-        submission uses the separate process: waiting would delay other submissions.
+        ConversionError, ConversionUnfinishedError, OSError. OSError is also raised if the turn of
+        the account in the separate process does not come in time.
         """
         if is_plain(content):
             return self.function(content, now_us=self.clock.time_us(), hostname=self.hostname)
@@ -90,9 +88,9 @@ class ConversionPool:
             _log.warning(
                 "conversion not finished", submission_id=pending.submission_id, reason=reason
             )
-        if self._alone.locked():
-            raise OSError("another long conversion is in progress")
-        async with self._alone:
+        if not await self._alone.take(pending.account, wait_s=_ALONE_WAIT_S):
+            raise OSError("other long conversions are in progress")
+        try:
             child = await self._start()
             child.lower_priority()
             try:
@@ -102,14 +100,15 @@ class ConversionPool:
                 )
             finally:
                 self._end(child)
+        finally:
+            self._alone.give_back(pending.account)
 
     async def _convert_usually(
         self, pending: PendingSubmission, content: Octets
     ) -> ConvertedMessage:
         if self.in_threads:
             return await asyncio.to_thread(self._convert_here, content)
-        share = self._shares.setdefault(pending.account, asyncio.Semaphore(_SHARE_OF_ACCOUNT))
-        async with share, self._shared:
+        async with self._shared.turn(pending.account):
             child = self._take_idle() or await self._start()
             try:
                 limit_s = _LIMIT_S + _LIMIT_S_PER_MIB * content.size / (1 << 20)

@@ -64,9 +64,8 @@ class Pickup:
         return 0 if is_waiting else self._ready.due_count
 
     def limit_concurrency(self, submissions: int) -> None:
-        """Process at most `submissions` of an account at once (at least one).
-
-        One more of all accounts is allowed. Submissions in progress continue.
+        """Process at most `submissions` of an account at once (at least one). Submissions in
+        progress continue.
         """
         self._limits.limit_concurrency(max(1, submissions))
 

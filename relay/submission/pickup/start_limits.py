@@ -2,8 +2,8 @@
 
 A submission starts when these three allow it:
 
-- The concurrency limit: `concurrency` submissions of one account are in progress, plus one of all
-  accounts.
+- The concurrency limit: `concurrency` submissions of one account are in progress, and half as many
+  of the next one, as in relay/base/shares.py.
 - The circuit breaker: while the server accepts nothing, one submission at a time probes it.
 - The throttle: during a rush of submit requests, submissions start at intervals. Processing after
   the 202 takes several times as long as the 202 itself; in this way clients get their 202 sooner.
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 
 from relay.base.clock import Clock, Timer
-from relay.base.pressure import ConcurrencyCounter
+from relay.base.shares import Shares
 from relay.store.mailbox.pending_submission import PendingSubmission
 
 FIRST_PROBE_DELAY_S = 0.2
@@ -32,13 +32,13 @@ class StartLimits:
 
     clock: Clock
     _: KW_ONLY
-    concurrency: int  # submissions of an account that may be in progress
+    concurrency: int  # submissions of one account that may be in progress
     is_rush: Callable[[], bool]  # whether submissions arrive faster than they are processed
     # called when allow_more() may have changed, except by ended()
     on_eased: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
-        self._in_progress = ConcurrencyCounter()  # by account
+        self._in_progress = Shares("submissions at pickup", 2 * self.concurrency)  # by account
         self._failed: set[str] = set()  # submission ids since the last success
         self._is_broken = False  # the circuit breaker is open
         self._probe = ""  # the submission that probes the server
@@ -49,7 +49,7 @@ class StartLimits:
 
     def allow_more(self) -> bool:
         """Whether a submission of some account may start now."""
-        if self._in_progress.total > self.concurrency:
+        if self._in_progress.taken >= self._in_progress.limit:
             return False
         if self._is_broken and (self._probe or self._probe_timer is not None):
             return False
@@ -57,7 +57,7 @@ class StartLimits:
 
     def may_start(self, account: str) -> bool:
         """Whether the concurrency limit lets this account start a submission."""
-        return self._in_progress.count(account) < self.concurrency
+        return self._in_progress.has_room(account)
 
     @property
     def waits_to_probe(self) -> bool:
@@ -66,7 +66,7 @@ class StartLimits:
 
     def started(self, pending: PendingSubmission) -> None:
         """Count a submission as in progress. The caller must call ended()."""
-        self._in_progress.begin(pending.account)
+        self._in_progress.take(pending.account)
         if self._is_broken:
             self._probe = pending.submission_id
         age_s = (self.clock.queue_us() - pending.ready_us) / 1_000_000
@@ -75,15 +75,15 @@ class StartLimits:
 
     def ended(self, pending: PendingSubmission) -> None:
         """Count a submission as no longer in progress."""
-        self._in_progress.end(pending.account)
+        self._in_progress.give_back(pending.account)
         if self._probe == pending.submission_id:
             self._probe = ""
 
     # -- the concurrency limit
 
     def limit_concurrency(self, submissions: int) -> None:
-        """Allow `submissions` of one account in progress at once, and one more of all accounts."""
-        self.concurrency = submissions
+        """Allow `submissions` of one account in progress at once."""
+        self._in_progress.limit = 2 * submissions
         self.on_eased()
 
     # -- the circuit breaker

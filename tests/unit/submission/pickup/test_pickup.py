@@ -229,20 +229,48 @@ async def test_conversions_that_hang_do_not_delay_other_accounts(fakes):
     await until(lambda: not _children())
 
 
-async def test_an_account_uses_only_one_of_the_shared_processes(tmp_path, monkeypatch):
-    monkeypatch.setattr(conversion, "_LIMIT_S", 30.0)
-    converting = conversion.ConversionPool(
-        converters.convert, hostname="relay.test", clock=ManualClock()
-    )
+HANG = b"Subject: hang\r\nTo: b@y.test\r\n\r\n"
+
+
+@pytest.fixture
+def converting():
+    return conversion.ConversionPool(converters.convert, hostname="relay.test", clock=ManualClock())
+
+
+@pytest.fixture
+def converted(converting, tmp_path):
+    """Begin the conversion of a submission."""
     ready = Ready(tmp_path)
 
-    def converted(number, **fields):
+    def begin(number, **fields):
         pending = ready.submit(number, **fields)
         content = MemoryOctets(pending.path.read_bytes())
         return asyncio.create_task(converting.convert(pending, content))
 
-    hang = b"Subject: hang\r\nTo: b@y.test\r\n\r\n"
-    kept = [converted(number, content=hang) for number in range(3)]
+    return begin
+
+
+async def test_accounts_take_turns_with_long_conversions(converting, converted, monkeypatch):
+    for name, value in {"_LIMIT_S": 0.1, "_ALONE_LIMIT_S": 0.1, "_REAL_PER_CPU_S": 4}.items():
+        monkeypatch.setattr(conversion, name, value)
+    assert await converting._alone.take("carol@example.test")
+    ended = []
+    hers = [converted(number, content=HANG) for number in range(3)]
+    await until(lambda: converting._alone._waiting == 3)
+    his = converted(6, content=HANG, account="bob@example.test")
+    await until(lambda: converting._alone._waiting == 4)
+    for task in (*hers, his):
+        task.add_done_callback(lambda task: ended.append(task is his))
+    converting._alone.give_back("carol@example.test")
+    failed = await asyncio.gather(*hers, his, return_exceptions=True)
+    assert {type(error) for error in failed} == {conversion.ConversionUnfinishedError}
+    assert ended == [False, True, False, False]
+    converting.close()
+
+
+async def test_an_account_uses_only_one_of_the_shared_processes(converting, converted, monkeypatch):
+    monkeypatch.setattr(conversion, "_LIMIT_S", 30.0)
+    kept = [converted(number, content=HANG) for number in range(3)]
     async with asyncio.timeout(120):
         made = await converted(4, account="bob@example.test")
     assert made.subject == "x"

@@ -74,15 +74,17 @@ async def fakes(monkeypatch) -> GateFakes:
 # -- the concurrency limit
 
 
-async def test_an_account_has_its_share_and_all_accounts_one_more():
+async def test_an_account_has_its_share_and_leaves_places_for_others():
     fakes = GateFakes(concurrency=2)
     first, _ = fakes.start("a@b"), fakes.start("a@b")
     assert not fakes.limits.may_start("a@b")
     fakes.start("c@d")
+    assert not fakes.limits.may_start("c@d")
+    fakes.start("e@f")
     assert not fakes.limits.allow_more()
     fakes.limits.ended(first)
     assert fakes.limits.allow_more()
-    assert fakes.limits.may_start("a@b")
+    assert fakes.limits.may_start("g@h")
 
 
 # -- the circuit breaker
