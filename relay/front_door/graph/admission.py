@@ -30,6 +30,7 @@ from relay.base.pressure import (
     PressureReason,
     describe,
 )
+from relay.base.shares import NoPlaceError
 from relay.front_door.graph import errors, strict_profile
 from relay.front_door.graph.account_limits import throttled
 from relay.front_door.graph.dependencies import GraphDependencies
@@ -297,7 +298,7 @@ class Admission:
     ) -> Response:
         try:
             response = await self._within_limits(operation, request)
-        except (ApiError, StoreError) as error:
+        except (ApiError, NoPlaceError, StoreError) as error:
             refusal = error if isinstance(error, ApiError) else api_error(error, request.http)
             is_repeat = request.before_submission is not None  # its original may have been accepted
             may_be_sent = is_repeat or isinstance(error, OutcomeUnknownError)

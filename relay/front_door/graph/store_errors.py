@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 
+from relay.base.shares import NoPlaceError
 from relay.front_door.graph import errors
-from relay.front_door.http.errors import ApiError
+from relay.front_door.http.errors import ApiError, no_place
 from relay.front_door.http.http_request import HttpRequest
 from relay.store.mailbox import errors as mailbox_errors
 
@@ -21,18 +22,20 @@ _OF_STORE: Mapping[type[mailbox_errors.StoreError], errors.GraphError] = {
     mailbox_errors.ProtectedFolderError: errors.ACCESS_DENIED,
     mailbox_errors.FolderError: errors.INVALID_REQUEST,
     mailbox_errors.StoreUnavailableError: errors.UNHEALTHY,
-    mailbox_errors.TooManyQueriesError: errors.THROTTLED,
     mailbox_errors.TooManyUploadsError: errors.THROTTLED,
 }
-_RETRY_AFTER = {mailbox_errors.StoreUnavailableError: 10, mailbox_errors.TooManyQueriesError: 10}
+_RETRY_S = 10  # while the store is unavailable
 
 
-def api_error(error: mailbox_errors.StoreError, request: HttpRequest) -> ApiError:
+def api_error(error: NoPlaceError | mailbox_errors.StoreError, request: HttpRequest) -> ApiError:
     """Return Graph's error for an error of the mail store, whose text is meant for users."""
+    if isinstance(error, NoPlaceError):
+        return no_place(error)
     kind = next((error_type for error_type in _OF_STORE if isinstance(error, error_type)), None)
     if kind is None:
         return errors.INTERNAL("The store failed; see the log.")
-    graph_error, seconds = _OF_STORE[kind], _RETRY_AFTER.get(kind)
+    graph_error = _OF_STORE[kind]
+    seconds = _RETRY_S if kind is mailbox_errors.StoreUnavailableError else 0
     if kind is mailbox_errors.NotADraftError and request.method == "PATCH":
         graph_error = errors.NOT_A_DRAFT
     if kind is mailbox_errors.ProtectedFolderError and request.method != "PATCH":

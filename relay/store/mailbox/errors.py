@@ -84,7 +84,3 @@ class StalePositionError(StoreError):
 
 class QueryTooLongError(StoreError):
     """The query exceeds the time limit of a query (400); a repeat would exceed it too."""
-
-
-class TooManyQueriesError(StoreError):
-    """The account has the maximum number of queries running and waiting (429)."""

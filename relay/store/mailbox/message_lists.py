@@ -35,8 +35,7 @@ class MessageLists(StorePart):
 
         The page ends before `top` messages when it has `bytes_max` of them, or when the time of a
         query is over. Cancelling the caller stops the query. Raises NoSuchItemError for the folder,
-        StalePositionError for `after`, QueryTooLongError, TooManyQueriesError,
-        StoreUnavailableError.
+        StalePositionError for `after`, QueryTooLongError, StoreUnavailableError.
         """
         return await self._in_time(account, partial(self._find, account, query))
 
@@ -47,8 +46,7 @@ class MessageLists(StorePart):
 
         Words match as in `$search`: a word may be the beginning of a word of the text, or be
         several words in their order. Texts that the index has not read yet are read for at most
-        `read_s`. Messages that are not in the mailbox are left out. Raises TooManyQueriesError,
-        StoreUnavailableError.
+        `read_s`. Messages that are not in the mailbox are left out. Raises StoreUnavailableError.
         """
 
         def look_up(limit: QueryTimeLimit) -> CopyLookup:

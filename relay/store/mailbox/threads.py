@@ -1,10 +1,10 @@
-"""Run blocking work in threads, with a time limit and a concurrency limit for queries.
+"""Run blocking work in threads, with a time limit for queries, of each account in turn.
 
 Every call of the store that reads or writes the disk runs in a ThreadPool. Threads are started as
 needed, up to a maximum. A cancelled caller does not stop its call. A query ends soon after its
 time is over or its client has disconnected, and no account can occupy all threads. Raises what the
-call raises, with StoreUnavailableError for OSError; RuntimeError after close(), QueryTooLongError
-and TooManyQueriesError.
+call raises, with StoreUnavailableError for OSError; RuntimeError after close(), and
+QueryTooLongError.
 """
 
 import asyncio
@@ -17,16 +17,14 @@ from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
-from weakref import WeakValueDictionary
 
 from relay.base.clock import Clock
 from relay.base.task_set import shielded
-from relay.store.mailbox.errors import QueryTooLongError, TooManyQueriesError
+from relay.base.turns import Turns
+from relay.store.mailbox.errors import QueryTooLongError, StoreUnavailableError
 from relay.store.mailbox.maildir import begin_work, storage_errors
 
 QUERY_TIME_MAX_S = 10.0
-QUERIES_PER_ACCOUNT_MAX = 2
-QUERIES_WAITING_MAX = 64
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 _Job = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[[], Any]]
@@ -191,14 +189,14 @@ class QueryTimeLimit:
 
 
 class AccountQueues:
-    """Runs at most 2 calls of each account at the same time in a pool; others wait in order.
+    """Runs calls in a pool, of each account in turn: one account uses half of its threads at most.
 
     It is for what takes long: queries, and changes of folders. Only one event loop uses it.
     """
 
     def __init__(self, threads: ThreadPool) -> None:
         self._threads = threads
-        self._queues: WeakValueDictionary[str, _AccountQueue] = WeakValueDictionary()
+        self._turns = Turns(threads.name, threads.threads_max)
 
     async def run(
         self,
@@ -207,36 +205,13 @@ class AccountQueues:
         *args: _Parameters.args,
         **kwargs: _Parameters.kwargs,
     ) -> _Result:
-        """Call `function` in a thread when fewer than 2 calls of the account run.
+        """Call `function` in a thread when it is the turn of the account.
 
         When the caller is cancelled, the call continues and counts until it ends. Raises
-        TooManyQueriesError.
+        StoreUnavailableError if too many wait.
         """
-        queue = self._queues.setdefault(account, _AccountQueue())
-        if queue.count >= QUERIES_PER_ACCOUNT_MAX + QUERIES_WAITING_MAX:
-            raise TooManyQueriesError(
-                f"The mailbox has {queue.count} such requests running or waiting; the maximum is"
-                f" {QUERIES_PER_ACCOUNT_MAX + QUERIES_WAITING_MAX}."
-            )
-        queue.count += 1
-        try:
-            await queue.semaphore.acquire()
-        except BaseException:
-            queue.count -= 1
-            raise
-
-        def ended(_: object) -> None:
-            queue.semaphore.release()
-            queue.count -= 1
-
+        if not await self._turns.take(account):
+            raise StoreUnavailableError("Too many such requests wait, try again later.")
         running = asyncio.ensure_future(self._threads.run(function, *args, **kwargs))
-        running.add_done_callback(ended)
+        running.add_done_callback(lambda _: self._turns.give_back(account))
         return await shielded(running)
-
-
-class _AccountQueue:
-    """An account's semaphore, and how many of its queries run or wait."""
-
-    def __init__(self) -> None:
-        self.semaphore = asyncio.Semaphore(QUERIES_PER_ACCOUNT_MAX)
-        self.count = 0

@@ -152,7 +152,7 @@ class Indexes:
         self._users: dict[Path, int] = {}
         self._background = QueryTimeLimit(clock)  # stopped at the end
         self._readers = ThreadPoolExecutor(_READERS_MAX, "mailbox-reader", inherit())
-        self._free_readers = threading.Semaphore(_READERS_MAX)
+        self._read_on_of = set[Path]()  # mailboxes that wait for a reader, or have one
 
     def find(self, mailbox: Path, message_id: str, *, folder_id: str = "") -> MessageFile | None:
         """Return the file of a message, or None. Raises NoSuchItemError for an unknown folder."""
@@ -260,7 +260,7 @@ class Indexes:
                 raise
 
     def _read_on(self, mailbox: Path, content_level: int) -> None:
-        """Read the rest of a mailbox in the background, unless a thread does or none is free."""
+        """Read the rest of a mailbox in the background; mailboxes take turns."""
 
         def read() -> None:
             try:
@@ -268,9 +268,10 @@ class Indexes:
                     indexer = ContentIndexer(index, clock=self._clock, limit=self._background)
                     indexer.read(content_level)
             finally:
-                self._free_readers.release()
+                self._read_on_of.discard(mailbox)
 
-        if content_level and self._free_readers.acquire(blocking=False):
+        if content_level and mailbox not in self._read_on_of:
+            self._read_on_of.add(mailbox)
             self._readers.submit(read)
 
     def look_up(

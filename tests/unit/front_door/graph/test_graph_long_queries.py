@@ -76,10 +76,10 @@ async def leave(*searches: asyncio.Task[httpx.Response]) -> None:
 
 
 @pytest.mark.usefixtures("no_time_limit")
-async def test_during_long_searches_others_are_served_and_too_many_are_429(
+async def test_during_long_searches_others_are_served_and_too_many_are_503(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relay.store.mailbox.threads.QUERIES_WAITING_MAX", 3)
+    monkeypatch.setattr(served.store.lists.queries._turns, "_waiting_max", 3)
     async with served.client("alice") as alice, served.client("bob") as bob:
         listed = await alice.get("/messages", params={"$top": 1, "$select": "id"})
         path = f"/messages/{listed.json()['value'][0]['id']}"
@@ -87,7 +87,7 @@ async def test_during_long_searches_others_are_served_and_too_many_are_429(
         await until(lambda: sum(one.done() for one in searches) >= 4)
         for one in searches:
             if one.done():
-                refused(one.result(), 429, "ApplicationThrottled")
+                refused(one.result(), 503, "ResourceUnhealthy")
                 assert one.result().headers["retry-after"]
         for _ in range(3):
             assert (await bob.get("/messages")).status_code == 200
