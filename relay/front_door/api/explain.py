@@ -6,7 +6,6 @@ needs the role read or operate.
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from functools import partial
 from ipaddress import ip_address
 from typing import Any
@@ -15,7 +14,8 @@ from msgspec.structs import replace
 
 from relay.base.message.address import AddressError, parse_mailbox
 from relay.base.message.header import Header
-from relay.base.pressure import ConcurrencyCounter, MemoryBudget
+from relay.base.pressure import MemoryBudget
+from relay.base.turns import Turns
 from relay.front_door.api.dependencies import Explain, Principal, Question
 from relay.front_door.api.request_parameters import require_method, single_values
 from relay.front_door.http import errors
@@ -24,38 +24,42 @@ from relay.transport.policy.rule_test_reader import crlf
 
 PARAMETERS = ("address", "from", "ip", "probe")
 MESSAGE_BYTES_MAX = 36 * 1024 * 1024
-_TOGETHER_MAX = 8  # questions at once
-_MESSAGES_MAX = 1  # of these with a message, which is in memory
+TURN_S = 30.0  # a question waits for a place
+_TOGETHER_MAX = 8  # questions without a message at once
+_MESSAGES_MAX = 1  # with a message, of which parsing makes copies
 _RETRY_S = 2
 _MESSAGE_TYPE = "message/rfc822"
 
 
 class ExplainHandler:
-    """Answers questions, a few at once. `explain` raises TimeoutError if rules take too long."""
+    """Answers questions, a few at once, of each principal in turn. `explain` raises TimeoutError if
+    rules take too long.
+    """
 
     def __init__(self, explain: Explain) -> None:
         self._explain = explain
-        self._running = ConcurrencyCounter()
+        self._questions = Turns("explanations", _TOGETHER_MAX)
+        self._with_message = Turns("explanations of messages", _MESSAGES_MAX)
         self._budget = MemoryBudget(2 * MESSAGE_BYTES_MAX)  # of messages that arrive
 
     # `GET`, `POST explain?address=&from=&ip=&probe=`: as `relay explain`; `POST` has a message of
     # at most 36 MiB
     async def answer(self, request: HttpRequest, principal: Principal) -> Mapping[str, Any]:
-        """Return the document. Raises ApiError."""
+        """Return the document. Raises ApiError, NoPlaceError."""
         require_method(request, "GET", "POST")
         principal.check_may_read()
         query = single_values(request.query, PARAMETERS)
         if query.get("probe") == "true":  # it connects, which no GET does
             require_method(request, "POST")
             principal.check_may_operate()
-        # before the question counts: a slow client would keep its place
-        message = await self._message_of(request) if request.method == "POST" else None
-        with self._counted("explanations", _TOGETHER_MAX):
-            if message is None:
-                question = read_question(query, None)
-                return await request.cancel_on_disconnect(self._answer(question))
-            with self._counted("messages", _MESSAGES_MAX):
+        # before its turn: a slow client would keep its place
+        message = await self._message_of(request) if request.method == "POST" else b""
+        if message:
+            async with self._with_message.turn(principal.name, wait_s=TURN_S):
                 return await self._answer(await asyncio.to_thread(read_question, query, message))
+        async with self._questions.turn(principal.name, wait_s=TURN_S):
+            question = read_question(query, None)
+            return await request.cancel_on_disconnect(self._answer(question))
 
     async def _message_of(self, request: HttpRequest) -> bytes:
         """Read the body. Raises ApiError 413, 415, 503, and what blocks() raises."""
@@ -73,12 +77,6 @@ class ExplainHandler:
         if size_bytes and request.media_type != _MESSAGE_TYPE:
             raise errors.unsupported_media_type(request.media_type, _MESSAGE_TYPE)
         return b"".join(parts)
-
-    def _counted(self, what: str, most: int) -> AbstractContextManager[None]:
-        """Count one more inside the with block. Raises ApiError 503 at the limit."""
-        if not self._running.has_room(what, per_key=most):
-            raise _unavailable(f"Too many {what} are being explained; try again.")
-        return self._running.counted(what)
 
     async def _answer(self, question: Question) -> Mapping[str, Any]:
         try:

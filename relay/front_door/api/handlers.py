@@ -24,12 +24,13 @@ from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import Destination
 from relay.base.pauses import Paused
 from relay.base.pressure import ConcurrencyCounter
+from relay.base.turns import Turns
 from relay.formats.body_checks import Checks, check_bodies
 from relay.formats.read_mime import read_parts
 from relay.front_door.api import release, request_parameters, submissions
 from relay.front_door.api.dependencies import ApiDependencies, Principal
 from relay.front_door.api.event_streams import WantedMessage
-from relay.front_door.api.explain import ExplainHandler
+from relay.front_door.api.explain import TURN_S, ExplainHandler
 from relay.front_door.api.message_source import NO_PREVIEW, MessagePreviews, RowFacts
 from relay.front_door.api.search_text import SEARCH_PREFIXES, list_search_of, log_rows
 from relay.front_door.http.errors import ApiError, bad_request, quoted, service_unavailable
@@ -127,7 +128,7 @@ class Handlers:
     def __init__(self, dependencies: ApiDependencies) -> None:
         self._dependencies = dependencies
         self._previews = MessagePreviews(dependencies.sources, dependencies.journeys.places)
-        self._checking = asyncio.Lock()  # a hostile message takes seconds
+        self._checks = Turns("checks", 1)  # a hostile message takes seconds
         self.explain = ExplainHandler(dependencies.explain)
         self._waiting = ConcurrencyCounter()
 
@@ -260,7 +261,7 @@ class Handlers:
         journey = await self.message(key, principal)
         content = await self.content(journey, principal, view=view)
         if view == "checks":
-            async with self._checking:
+            async with self._checks.turn(principal.name, wait_s=TURN_S):
                 return json_response(await asyncio.to_thread(_checks_of, content))
         headers = {
             "content-type": "message/rfc822",

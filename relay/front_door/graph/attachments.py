@@ -39,7 +39,7 @@ from relay.front_door.graph.responses import minimal_response
 from relay.front_door.graph.serializer import graph_date, message_json
 from relay.front_door.graph.upload_sessions import upload_url
 from relay.front_door.http.errors import bad_request, quoted
-from relay.front_door.http.responses import StreamedResponse, json_response
+from relay.front_door.http.responses import StreamedResponse, Turn, json_response
 from relay.store.mailbox.attachments import found_attachment
 from relay.store.mailbox.stored_message import Folder, OpenedMessage, StoredMessage
 
@@ -104,7 +104,7 @@ async def get_attachment(request: GraphRequest) -> Response:
         items=_Items(preferred_body_type(request)) if expand else None,
     )
     size = _size((attachment,), () if expand else options.select)
-    return await _response(pieces, size, turns=request.dependencies.conversions if expand else None)
+    return await _response(pieces, size, turn=request.conversion_turn if expand else nullcontext)
 
 
 async def get_value(request: GraphRequest) -> Response:
@@ -193,11 +193,11 @@ async def _response(
     *,
     status: int = 200,
     headers: dict[str, str] | None = None,
-    turns: asyncio.Semaphore | None = None,
+    turn: Turn = nullcontext,
 ) -> Response:
-    async with turns or nullcontext():
+    async with turn():
         return await asyncio.to_thread(
-            json_stream_response, pieces, size_bytes, status=status, headers=headers, turns=turns
+            json_stream_response, pieces, size_bytes, status=status, headers=headers, turn=turn
         )
 
 
@@ -339,15 +339,15 @@ def json_stream_response(
     *,
     status: int = 200,
     headers: Mapping[str, str] | None = None,
-    turns: asyncio.Semaphore | None = None,
+    turn: Turn = nullcontext,
 ) -> Response:
     """Return a JSON response of about `size_bytes`; over 1 MiB it is read while it is sent.
 
-    Blocks while it reads a small response. A large one waits for `turns`. Raises OSError.
+    Blocks while it reads a small response. A large one waits for each `turn`. Raises OSError.
     """
     fields = {"content-type": "application/json", **(headers or {})}
     if size_bytes > LARGE_BYTES:
-        return StreamedResponse(pieces, status=status, headers=fields, turns=turns)
+        return StreamedResponse(pieces, status=status, headers=fields, turn=turn)
     return Response(b"".join(pieces), status_code=status, headers=fields)
 
 

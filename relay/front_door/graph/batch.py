@@ -24,6 +24,7 @@ from starlette.types import Receive, Scope
 from relay.base.clock import Clock, rfc3339
 from relay.base.phrases import words_in
 from relay.base.pressure import MemoryBudget, Pressure, PressureReason, describe
+from relay.base.shares import NoPlaceError
 from relay.front_door.graph import errors, strict_profile
 from relay.front_door.graph.admission import key_of_part, read_key
 from relay.front_door.graph.json_values import check_number_of_values
@@ -277,7 +278,7 @@ async def _content(response: Response, run: _Run) -> bytes | None:
             return None
         try:
             return await response.collect(run.left_bytes)
-        except OSError:
+        except (NoPlaceError, OSError):
             message = "The content cannot be read now; try again."
             raise service_unavailable(message, retry_after_s=2) from None
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from functools import partial
 from weakref import WeakValueDictionary
 
 from relay.base.accounts.account import AccountDirectory
@@ -9,14 +10,15 @@ from relay.base.accounts.usage import UsageCounter
 from relay.base.clock import Clock, Ids
 from relay.base.crashpoints import CrashPoints
 from relay.base.pressure import Pressure
+from relay.base.turns import Turns
 from relay.front_door.graph import strict_profile
 from relay.front_door.graph.account_limits import StreamedBodies
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.notifications.subscriptions import Subscriptions
 from relay.submission.outbox.store import FileStore
 
-BODY_CONVERSIONS_MAX = 2  # threads that convert bodies to the preferred type
-ANSWERS_MAX = 4  # replies and forwards that are composed at a time: each holds its original's body
+_CONVERSIONS_MAX = 2  # threads that convert bodies to the preferred type
+_ANSWERS_MAX = 4  # replies and forwards that are composed at a time: each holds its original's body
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +42,10 @@ class GraphDependencies:
     patch_locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     # limits how many bodies are written to files at once
     streamed_bodies: StreamedBodies = field(default_factory=StreamedBodies)
-    # limits how many message bodies are converted at once
-    conversions: asyncio.Semaphore = field(
-        default_factory=lambda: asyncio.Semaphore(BODY_CONVERSIONS_MAX)
-    )
-    # limits how many replies and forwards are composed at once
-    answers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ANSWERS_MAX))
+    # accounts convert message bodies in turn
+    conversions: Turns = field(default_factory=partial(Turns, "conversions", _CONVERSIONS_MAX))
+    # and compose replies and forwards
+    answers: Turns = field(default_factory=partial(Turns, "replies", _ANSWERS_MAX))
 
     def base_url(self, request: HttpRequest) -> str:
         """Return the URL of the API as the client sees it."""

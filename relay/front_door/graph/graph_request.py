@@ -7,6 +7,7 @@ body as JSON, and the condition of If-Match.
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import tzinfo
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -78,6 +79,14 @@ class GraphRequest(Struct, frozen=True):
             scopes, expected = ", ".join(sorted(self.caller.scopes)), " or ".join(needed)
             detail = f"Found {scopes or 'no scopes'}, expected the permission {expected}."
             raise errors.ACCESS_DENIED(detail)
+
+    def conversion_turn(self) -> AbstractAsyncContextManager[None]:
+        """Wait until the caller may convert a message body. Raises NoPlaceError."""
+        return self.dependencies.conversions.turn(self.caller.address)
+
+    def answer_turn(self) -> AbstractAsyncContextManager[None]:
+        """Wait until the caller may compose a reply or forward. Raises NoPlaceError."""
+        return self.dependencies.answers.turn(self.caller.address)
 
     @property
     def store(self) -> FileStore:

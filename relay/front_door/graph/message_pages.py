@@ -86,9 +86,9 @@ class MessagePage(Struct, frozen=True):
         head, opening, tail = around.partition(b'"value":[')
         pieces = self._pieces(request, read, body_type)
         pieces = chain((head + opening,), pieces, (tail,))
-        turns = request.dependencies.conversions if body_type else None
-        async with turns or nullcontext():  # a small page is read, with its conversions
-            return await asyncio.to_thread(json_stream_response, pieces, size_bytes, turns=turns)
+        turn = request.conversion_turn if body_type else nullcontext
+        async with turn():  # a small page is read, with its conversions
+            return await asyncio.to_thread(json_stream_response, pieces, size_bytes, turn=turn)
 
     async def _in_memory(
         self, request: GraphRequest, items: Sequence[MessageItem], left_bytes: int

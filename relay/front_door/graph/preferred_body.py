@@ -24,11 +24,11 @@ async def show_preferred_body(request: GraphRequest, resource: dict[str, Any]) -
 async def show_body_as(request: GraphRequest, resource: dict[str, Any], body_type: str) -> None:
     """Convert the body in a message's JSON to a type; "" leaves it.
 
-    A large page takes many seconds. Requests take turns after each message, so that none waits for
-    another request's whole page.
+    A large page takes many seconds. Accounts take turns after each message, so that none waits for
+    another account's whole page. Raises NoPlaceError.
     """
     if _others(resource, body_type):
-        async with request.dependencies.conversions:
+        async with request.conversion_turn():
             await asyncio.to_thread(convert_body, resource, body_type)
 
 

@@ -76,7 +76,7 @@ async def _send(request: GraphRequest, kind: AnswerKind) -> Response:
     if kind.is_forward and not parameters.message.fields.get("to"):
         expected = "found neither, expected one of them."
         raise errors.NO_RECIPIENTS(f"toRecipients or message.toRecipients: {expected}")
-    async with request.dependencies.answers:
+    async with request.answer_turn():
         answer = await _composed(request, kind, parameters)
         return await submit(request, new_message(request, answer.properties, kept=answer.kept))
 
@@ -85,7 +85,7 @@ async def _create(request: GraphRequest, kind: AnswerKind) -> Response:
     if request.is_mime():
         return await create_from_mime(request, "drafts", await _missing_fields(request, kind))
     parameters = await _parameters(request, kind)
-    async with request.dependencies.answers:
+    async with request.answer_turn():
         answer = await _composed(request, kind, parameters)
         return await create_draft(request, answer.properties, parameters.message, kept=answer.kept)
 
@@ -103,7 +103,7 @@ async def compose_answer(
     request: GraphRequest, kind: AnswerKind, body: Mapping[str, Any]
 ) -> Answer:
     """Compose the answer of an action without storing it. Raises StoreError."""
-    async with request.dependencies.answers:
+    async with request.answer_turn():
         return await _composed(request, kind, _read(request, kind, body))
 
 

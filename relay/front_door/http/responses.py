@@ -2,8 +2,8 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 import msgspec
@@ -11,12 +11,14 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from relay.base.observe.logs import get_logger
+from relay.base.shares import NoPlaceError
 
 BLOCK_BYTES = 64 * 1024
 # Sending this waits until the client has read most of what was sent before.
 EMPTY_CHUNK = {"type": "http.response.body", "body": b"", "more_body": True}
 _LAST_CHUNK = {"type": "http.response.body", "body": b""}
 _log = get_logger("http")
+Turn = Callable[[], AbstractAsyncContextManager[None]]  # raises NoPlaceError
 
 
 class BodyOnDemand(ABC, Response):
@@ -52,8 +54,8 @@ class StreamedResponse(BodyOnDemand):
     """A body that is read in a thread while it is sent, one block in memory at a time.
 
     Without `size_bytes` the transfer is chunked. If reading fails, the connection is closed before
-    the end of the body, so that the client detects an incomplete message (RFC 9112 8). `turns`
-    limits how many such bodies are read at once; a slow client does not occupy a turn.
+    the end of the body, so that the client detects an incomplete message (RFC 9112 8). Each
+    block waits for a `turn`, so that a slow client does not occupy a place.
     """
 
     def __init__(
@@ -63,18 +65,20 @@ class StreamedResponse(BodyOnDemand):
         status: int = 200,
         size_bytes: int | None = None,
         headers: dict[str, str] | None = None,
-        turns: asyncio.Semaphore | None = None,
+        turn: Turn = nullcontext,
     ) -> None:
         super().__init__(None, status_code=status, headers=headers)
         self.blocks = blocks
-        self._turns = turns
+        self._turn = turn
         if size_bytes is None:
             del self.headers["content-length"]
         else:
             self.headers["content-length"] = str(size_bytes)
 
     async def collect(self, limit_bytes: int) -> bytes | None:
-        """Return the body in whole; None if it is longer than `limit_bytes`. Raises OSError."""
+        """Return the body in whole; None if it is longer than `limit_bytes`. Raises OSError,
+        NoPlaceError.
+        """
         blocks = iter(self.blocks)
         parts: list[bytes] = []
         size_bytes = 0
@@ -101,13 +105,13 @@ class StreamedResponse(BodyOnDemand):
                 if not more:
                     return False
                 await send(EMPTY_CHUNK)
-        except OSError as error:
+        except (NoPlaceError, OSError) as error:
             _log.repeated("warning", "response aborted", reason=str(error))
             return False
         return True
 
     async def _read(self, blocks: Iterator[bytes]) -> bytes:
-        async with self._turns or nullcontext():
+        async with self._turn():
             return await asyncio.to_thread(_next_block, blocks)
 
 

@@ -6,17 +6,16 @@ GET is read, and its token checked, before its handler is called.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 
 from starlette.responses import Response
 
 from relay.base.phrases import words_in
-from relay.base.pressure import ConcurrencyCounter
+from relay.base.shares import NoPlaceError
 from relay.front_door.api.dependencies import ApiDependencies
 from relay.front_door.api.request_parameters import require_method
 from relay.front_door.graph.dependencies import GraphDependencies
 from relay.front_door.http.connection_limits import REQUESTS_MAX
-from relay.front_door.http.errors import ApiError, quoted, service_unavailable
+from relay.front_door.http.errors import ApiError, no_place, quoted, service_unavailable
 from relay.front_door.http.gateway import Gateway
 from relay.front_door.http.http_request import HttpRequest, RequestLimits
 from relay.front_door.pages.compose import FORM_BYTES_MAX, compose_page
@@ -44,8 +43,6 @@ PREFIXES = (
     "",
     *words_in("messages refused queue internet clock health login logout static help compose"),
 )
-REQUESTS_OF_VISITOR_MAX = 32  # at once, so that the searches of one visitor do not delay the others
-_TOO_MANY = "Too many pages of this account are being read at once. Try again in a moment."
 _BODY_BYTES_MAX = 1 << 20
 # enough for all requests: slow clients cannot use it up
 _HELD_BYTES_MAX = (8 << 20) + REQUESTS_MAX * LOGIN_BYTES_MAX
@@ -67,7 +64,6 @@ def create_app(
     live_views = live_views or LiveViews(dependencies.changes, dependencies.clock)
     deletions = deletions or PendingDeletions(dependencies.clock)
     site = PageSite(dependencies, access, live_views, deletions=deletions, graph=graph)
-    running = ConcurrencyCounter()  # by the name of the visitor
 
     async def handle(request: HttpRequest) -> Response:
         visitor: Visitor | None = None
@@ -87,8 +83,9 @@ def create_app(
             asked = PageRequest(site, request, visitor, form)
             if request.segments == ("logout",):
                 return logout(asked)
-            with _counted(running, visitor.principal.name):
-                return await _page(asked)
+            return await _page(asked)
+        except NoPlaceError as error:
+            return site.error(request, visitor, no_place(error))
         except (IndexFailedError, SpoolError, StoreError) as error:
             failure = service_unavailable(str(error), retry_after_s=5)
             return site.error(request, visitor, failure)
@@ -98,13 +95,6 @@ def create_app(
     body_bytes = FORM_BYTES_MAX if graph is not None else _BODY_BYTES_MAX
     limits = RequestLimits(body_bytes=body_bytes, held_bytes=_HELD_BYTES_MAX + body_bytes)
     return Gateway(handle, clock=dependencies.clock, limits=limits)
-
-
-def _counted(running: ConcurrencyCounter, name: str) -> AbstractContextManager[None]:
-    """Count a request of a visitor inside the with block. Raises ApiError 429 at the limit."""
-    if not running.has_room(name, per_key=REQUESTS_OF_VISITOR_MAX):
-        raise ApiError(429, "TooManyRequests", _TOO_MANY, headers={"retry-after": "1"})
-    return running.counted(name)
 
 
 async def _content(request: PageRequest) -> Response:

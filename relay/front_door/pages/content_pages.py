@@ -29,14 +29,15 @@ from starlette.responses import Response
 
 from relay.base.message.content import Content, blocks, octets_of, size_of
 from relay.base.phrases import words_in
-from relay.base.pressure import ConcurrencyCounter
+from relay.base.shares import NoPlaceError
+from relay.base.turns import Turns
 from relay.formats.body_checks import Checks, check_bodies
 from relay.formats.read_mime import ReadParts, read_parts
 from relay.formats.read_report import DeliveryReport, read_report
 from relay.front_door.api.dependencies import ClientSettings, DevelopmentControls, Principal
 from relay.front_door.api.handlers import Handlers
 from relay.front_door.graph.serializer import MESSAGE_PROPERTIES
-from relay.front_door.http.errors import ApiError, quoted, service_unavailable
+from relay.front_door.http.errors import ApiError, no_place, quoted, service_unavailable
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.http.responses import BLOCK_BYTES, StreamedResponse
 from relay.front_door.pages import sanitize
@@ -66,8 +67,6 @@ CONTENT_VIEWS = ("html", "text", "headers", "source", "properties")  # that have
 SOURCE_OCTETS_MAX = 1024 * 1024
 _SOURCE_IN_PAGE_OCTETS_MAX = 64 * 1024
 _THREADS = 2
-_WAITING_MAX = 50
-_WAITING_OF_VISITOR_MAX = 25
 REMOTE_IMAGES_PARAMETER = "images"
 
 CONTENT_HEADERS = {
@@ -133,8 +132,7 @@ class ContentPages:
         self._handlers = handlers
         self._development = development
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="content")
-        self._waiting = ConcurrencyCounter()  # by the name of the visitor
-        self._turns: dict[str, asyncio.Lock] = {}
+        self._turns = Turns("page contents", _THREADS)
 
     async def response(self, request: HttpRequest, visitor: Visitor, key: str) -> Response:
         """GET /messages/{key}/...: one view of a content, or a part of it."""
@@ -210,27 +208,17 @@ class ContentPages:
         return Response(properties, headers=TEXT_HEADERS)
 
     async def in_thread(self, principal: Principal, work: Callable[[], _Result]) -> _Result:
-        """Run blocking work in one of the threads.
-
-        A visitor uses at most one thread, so that one visitor's costly messages do not delay
-        others. Raises ApiError 503.
+        """Run blocking work in one of the threads, which visitors use in turn. Raises ApiError
+        503.
         """
-        name = principal.name
-        most, in_all = _WAITING_OF_VISITOR_MAX, _WAITING_MAX
-        if not self._waiting.has_room(name, per_key=most, in_all=in_all):
-            message = f"{self._waiting.count(name)} of your pages wait for contents; try again."
-            raise service_unavailable(message, retry_after_s=2)
-        self._waiting.begin(name)
         try:
-            async with self._turns.setdefault(name, asyncio.Lock()):
+            async with self._turns.turn(principal.name):
                 return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except NoPlaceError as error:
+            raise no_place(error) from None
         except OSError as error:
             message = f"The content cannot be read: {error.strerror or error}."
             raise service_unavailable(message, retry_after_s=5) from error
-        finally:
-            self._waiting.end(name)
-            if not self._waiting.count(name):
-                del self._turns[name]
 
 
 def _own_places(request: HttpRequest, clients: ClientSettings) -> sanitize.OwnPlaces:

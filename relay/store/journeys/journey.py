@@ -260,7 +260,8 @@ class Journeys:
         before step 4.
         """
         submissions = await self._store.open_submissions()
-        total, counts = await self._spool.count_states(account=account, limit=limit)
+        async with self.places.turn(account):
+            total, counts = await self._spool.count_states(account=account, limit=limit)
         waiting = await self._before_queue(submissions, account=account, limit=limit)
         return min(limit, total + waiting.total()), {**counts, **waiting}
 
@@ -292,7 +293,8 @@ class Journeys:
 
     async def addresses(self, *, account: str | None) -> Sequence[str]:
         """Return senders and recipients of the newest messages. See recent_addresses()."""
-        return await self._spool.recent_addresses(account=account, limit=SCAN_MAX)
+        async with self.places.turn(account):
+            return await self._spool.recent_addresses(account=account, limit=SCAN_MAX)
 
     async def _rows(
         self, messages: Sequence[FoundMessage | OpenSubmission], *, added: bool

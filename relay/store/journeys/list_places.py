@@ -5,10 +5,12 @@ bounded; what it did not reach is on the next page.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from itertools import takewhile
 
 from msgspec.structs import replace
 
+from relay.base.turns import Turns
 from relay.store.journeys.message_list import (
     ALL_MAILBOXES,
     CLOCK_MARGIN_US,
@@ -29,6 +31,7 @@ from relay.store.journeys.message_list import (
 from relay.store.journeys.spool_history import SpoolHistory
 from relay.store.journeys.submission_log import SubmissionLog
 
+_SEARCHES_MAX = 4  # in progress: some wait for mailboxes while another one reads the spool
 _LOOKUP_S = 0.03
 _CHUNK = 400  # messages whose contents are checked at once
 _LOOKS_MAX = 3  # for a page, while submissions are accepted
@@ -56,9 +59,16 @@ class ListPlaces:
     def __init__(self, spool: SpoolHistory, store: SubmissionLog) -> None:
         self._spool = spool
         self._store = store
+        self._turns = Turns("searches", _SEARCHES_MAX)
         self.contents: Callable[[MessageSearch, float], ContentCheck] | None = None
         self.index: TextIndex | None = None
         self.lookup_s = _LOOKUP_S
+
+    def turn(self, account: str | None) -> AbstractAsyncContextManager[None]:
+        """Wait until a client of the account, or one who sees all messages, may search. Raises
+        NoPlaceError.
+        """
+        return self._turns.turn(account or "")
 
     def begin(self, search: MessageSearch, lookup_s: float | None = None) -> ContentCheck:
         """Begin the check of contents of a request."""
@@ -96,7 +106,8 @@ class ListPlaces:
                 for _, message in places
             ]
             asked = [message for message in candidates if message.queue_id not in known]
-            checked = iter(await check(asked) if asked else ())
+            async with self.turn(account):
+                checked = iter(await check(asked) if asked else ())
             are_known = (message.queue_id in known or next(checked, None) for message in candidates)
             answers = list(takewhile(lambda answer: answer is not None, are_known))
             for place, matches in zip(places, answers, strict=False):
@@ -142,9 +153,10 @@ class ListPlaces:
         for _ in range(_LOOKS_MAX):
             spooled = FoundPage((), None)
             if not search.is_before_queue:
-                spooled = await self._spool.find_page(
-                    search, account=account, before=before, limit=limit + 1
-                )
+                async with self.turn(account):
+                    spooled = await self._spool.find_page(
+                        search, account=account, before=before, limit=limit + 1
+                    )
             places: dict[ListPosition, FoundMessage | OpenSubmission] = {}
             for submission in submissions:
                 if account not in (None, submission.account):

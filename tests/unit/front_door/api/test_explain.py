@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from relay.front_door.api import explain
 from relay.front_door.api.explain import MESSAGE_BYTES_MAX
 from tests.support.api_clients import ApiClients, code
 from tests.support.tables import each_row
@@ -114,12 +115,19 @@ async def test_a_probe_is_for_operators_by_post(api: ApiClients, token: str, sta
         assert api.records.asked == asked
 
 
-async def test_only_a_few_questions_are_answered_at_once(api: ApiClients) -> None:
+async def test_questions_wait_for_their_turn_and_then_are_a_503(
+    api: ApiClients, monkeypatch: pytest.MonkeyPatch
+) -> None:
     api.records.allowed.clear()
-    waiting = [asyncio.create_task(api.control.get(PATH)) for _ in range(8)]
+    waiting = [asyncio.create_task(api.control.get(PATH)) for _ in range(9)]
     async with asyncio.timeout(120):
-        while len(api.records.asked) < len(waiting):
+        while len(api.records.asked) < 4:
             await api.records.looks.get()
+    waiting.append(asyncio.create_task(api.get(PATH, "watcher")))
+    async with asyncio.timeout(120):
+        while len(api.records.asked) < 5:
+            await api.records.looks.get()
+    monkeypatch.setattr(explain, "TURN_S", 0.01)
     answer = await api.control.get(PATH)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
     api.records.allowed.set()

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from relay.formats import quoting
-from relay.front_door.graph.dependencies import ANSWERS_MAX
 from tests.support.graph_fakes import QUOTA_BYTES, OnDisk, graph_on_disk, post_mime, refused, to
 from tests.support.tables import each_row
 
@@ -426,7 +425,7 @@ async def test_more_replies_at_a_time_than_are_composed_all_end(mail: OnDisk) ->
     path = await received(mail)
     bodies = [
         {"comment": str(number)} if number % 3 else {"message": {"attachments": [7]}}
-        for number in range(4 * ANSWERS_MAX)
+        for number in range(16)
     ]
     paths = [path if number % 5 else f"/messages/{16 * '0'}" for number in range(len(bodies))]
     calls = [

@@ -8,8 +8,6 @@ import pytest
 
 from relay.base.accounts.account import Role
 from relay.front_door.api.dependencies import Principal
-from relay.front_door.http.errors import ApiError
-from relay.front_door.pages import content_pages
 from relay.front_door.pages.content_pages import ContentPages
 
 ANN, BOB = Principal("ann", Role.USER), Principal("bob", Role.USER)
@@ -45,21 +43,3 @@ async def test_costly_messages_of_one_visitor_leave_a_thread_for_others(costly: 
         assert costly.began == 1
         costly.end.set()
         assert await asyncio.gather(*hers) == ["done"] * 5
-
-
-@pytest.mark.parametrize("one", [ANN, BOB])
-async def test_the_places_of_one_visitor_and_of_all_are_bounded(
-    costly: Costly, monkeypatch, one: Principal
-) -> None:
-    limit = "_WAITING_OF_VISITOR_MAX" if one is ANN else "_WAITING_MAX"
-    monkeypatch.setattr(content_pages, limit, 2)
-    pages = ContentPages(None)
-    hers = [asyncio.ensure_future(pages.in_thread(ANN, costly)) for _ in range(2)]
-    await asyncio.sleep(0)
-    with pytest.raises(ApiError) as caught:
-        await pages.in_thread(one, costly)
-    assert caught.value.status == 503
-    if one is ANN:
-        assert await pages.in_thread(BOB, lambda: "his") == "his"
-    costly.end.set()
-    assert await asyncio.gather(*hers) == ["done"] * 2
