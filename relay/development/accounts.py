@@ -251,7 +251,7 @@ class DevelopmentAccounts:
         if not self._is_secret(password, client):
             return False
         known = (mailbox.partition("@")[0], mailbox)
-        return bool(self._token) or mailbox not in self._always or password.lower() in known
+        return bool(self._token) or mailbox not in self._always or own_mailbox(password) in known
 
     def by_client_id(self, client_id: str) -> RegisteredClient | None:
         """Return the client, and note that its account is used."""
@@ -379,7 +379,7 @@ def _octets(token: str) -> bytes:
 
 
 def _short_hash(name: str) -> str:
-    digest = hashlib.sha256(name.lower().encode("utf-8", "surrogatepass")).digest()
+    digest = hashlib.sha256(own_mailbox(name).encode("utf-8", "surrogatepass")).digest()
     return base64.b32encode(digest).decode().lower()[:_HASH_LENGTH]
 
 

@@ -15,6 +15,8 @@ from enum import Enum, auto
 
 from msgspec import Struct
 
+from relay.base.message.address import lower_case
+
 _QUOTED = r'"(?>[^"\\]|\\.)*+"'
 _TEXT = r'(?P<text>(?>[^"<>(,;:=@]|=(?!\?)|@(?!\[))++|@\[[\w:.-]*+\])'
 _WORD = r"(?P<word>=\?[\w.:*+-]{1,60}\?[bBqQ]\?[^?]*+\?=)"
@@ -288,7 +290,7 @@ def _entry(
         is_exact = all(
             token.kind is _TokenKind.COMMENT or not token.text.strip() for token in after
         )
-        is_same = _joined_at_dots(rest).strip().lower() == address.lower()
+        is_same = lower_case(_joined_at_dots(rest).strip()) == lower_case(address)
         is_named_so = is_same and not any(token.kind is _TokenKind.QUOTED for token in others)
         is_exact &= is_named_so or not _DOUBTFUL.search(rest)
     else:

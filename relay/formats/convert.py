@@ -16,7 +16,7 @@ from email.message import Message
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.base.message.address import AddressError, parse_odd_mailbox
+from relay.base.message.address import AddressError, own_mailbox, parse_odd_mailbox
 from relay.base.message.content import (
     LARGE_BYTES,
     Content,
@@ -220,7 +220,7 @@ def _canonical_addresses(addressees: Iterable[EmailAddress]) -> tuple[str, ...]:
     unique: dict[str, str] = {}
     for addressee in addressees:
         address = _checked(addressee.address)
-        unique.setdefault(address.lower(), address)
+        unique.setdefault(own_mailbox(address), address)
     return tuple(unique.values())
 
 

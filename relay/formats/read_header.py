@@ -16,7 +16,7 @@ from itertools import chain, islice
 
 from msgspec import Struct
 
-from relay.base.message.address import AddressError, parse_mailbox, parse_odd_mailbox
+from relay.base.message.address import AddressError, lower_case, parse_mailbox, parse_odd_mailbox
 from relay.base.message.conversation import message_ids, own_message_id
 from relay.base.message.header import (
     BYTE_ORDER_MARK,
@@ -521,7 +521,7 @@ def repaired(text: str) -> str:
 
 def _address(address: str) -> str:
     local_part, at, domain = repaired(address).rpartition("@")
-    return f"{local_part}{at}{domain.lower() if at else domain}"
+    return f"{local_part}{at}{lower_case(domain) if at else domain}"
 
 
 def first_person(people: Sequence[EmailAddress]) -> EmailAddress | None:

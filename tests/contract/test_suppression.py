@@ -87,6 +87,18 @@ async def test_replies_count_within_thirty_days_and_by_the_confirmed_clock(
     assert await listed(spool) == [X]
 
 
+async def test_an_address_with_a_letter_beyond_ascii_lists_no_other(
+    spool, attempt, clock, make
+) -> None:
+    """Hosts know no user of that name, and ASCII's has mail."""
+    other = "mi\N{KELVIN SIGN}e@a.test"
+    for _ in range(2):
+        await attempt(DEAD, to=(other,))
+        clock.advance(DAY_S)
+    assert await listed(spool) == [other]
+    assert (await spool.accept(make(), sought=["mike@a.test"])).claims
+
+
 async def test_the_replies_to_one_message_count_once(spool, make, clock) -> None:
     claim = (await spool.accept(make({"mx:a.test": [X, "X@a.test"]}))).claims[0]
     first, second = (one.id for one in claim.recipients)

@@ -31,7 +31,7 @@ from relay.base.accounts.password_schemes import is_plain, parse_password, shown
 from relay.base.accounts.passwords import digest_of, parse_token
 from relay.base.clock import Clock
 from relay.base.files import open_to_others
-from relay.base.message.address import AddressError, own_mailbox, untagged
+from relay.base.message.address import AddressError, lower_case, own_mailbox, untagged
 from relay.base.message.address import parse_mailbox as parse_any_mailbox
 from relay.base.message.envelope import main_address
 from relay.base.phrases import shown
@@ -347,7 +347,7 @@ class _Loading:
             expected = "1 to 128 ASCII characters without spaces"
             yield self.document.fault(path, f"found {shown(entry.client_id)}, expected {expected}")
         elif entry.client_id:
-            yield from self._claim(path, ("client", entry.client_id.lower()), "a client id")
+            yield from self._claim(path, ("client", lower_case(entry.client_id)), "a client id")
         table = self.document.value(place)
         had_keys = isinstance(table, dict) and not _REMOVED_KEYS[_Entry].keys().isdisjoint(table)
         if bool(entry.client_id) != bool(entry.client_secret) and not had_keys:

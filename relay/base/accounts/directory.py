@@ -29,7 +29,7 @@ from relay.base.accounts.passwords import (
     digest_of,
 )
 from relay.base.clock import Clock
-from relay.base.message.address import AddressError, own_mailbox, untagged
+from relay.base.message.address import AddressError, lower_case, own_mailbox, untagged
 from relay.base.message.address import parse_mailbox as parse_any_mailbox
 from relay.base.observe.logs import get_logger
 from relay.base.settings.document import Fault
@@ -77,7 +77,7 @@ class AccountTables:
 
     def add_client(self, client: RegisteredClient, secret: Password) -> None:
         """Add an application whose client id is unique."""
-        self.clients[client.client_id.lower()] = (client, secret)
+        self.clients[lower_case(client.client_id)] = (client, secret)
 
     def schemes(self) -> Counter[str]:
         """Count the passwords by their scheme."""
@@ -172,7 +172,7 @@ class FileAccounts:
         LoginDelayedError.
         """
         account = self.tables.by_address.get(own_mailbox(user))
-        name = account.address if account else user[:_USER_LENGTH_MAX].lower()
+        name = account.address if account else lower_case(user[:_USER_LENGTH_MAX])
         stored = self.tables.passwords.get(name)
         nobody = self.tables.nobody
         is_right = await self._checker.check(name, stored or nobody, password, client=client)
@@ -218,7 +218,7 @@ class FileAccounts:
 
     def by_client_id(self, client_id: str) -> RegisteredClient | None:
         """See AccountDirectory."""
-        client, _ = self.tables.clients.get(client_id.lower(), (None, None))
+        client, _ = self.tables.clients.get(lower_case(client_id), (None, None))
         return client
 
     async def by_client_secret(
@@ -229,7 +229,7 @@ class FileAccounts:
         An unknown client takes as much time, and is delayed as much, as a known one. Raises
         LoginDelayedError.
         """
-        name = client_id[:_USER_LENGTH_MAX].lower()
+        name = lower_case(client_id[:_USER_LENGTH_MAX])
         application, stored = self.tables.clients.get(name, (None, _NOBODY))
         # failures are not counted for a user of the same name
         is_right = await self._checker.check(_OF_CLIENT + name, stored, secret, client=client)

@@ -5,6 +5,8 @@ A-labels, and quotes around the local part only where they are needed. A local p
 wrote (SRS) has no limit except that of the path. AddressError says what is wrong and has the RFC
 3463 status for the reply.
 
+lower_case() decides which letters are one in a comparison of names, own_mailbox() which addresses.
+
 A label has two forms: "bücher" is the U-label of the A-label "xn--bcher-kva" (IDNA 2008, RFC 5890
 2.3.2). Relay stores, sends and compares A-labels; shown_address() is for people.
 RFC 5321 4.1.2, 4.1.3, 4.5.3.1 and appendix C; RFC 6531 3.3; RFC 5891; UTS 46 (non-transitional).
@@ -48,6 +50,8 @@ _forwarded = re.compile(r'"?SRS[01][=+-]', re.IGNORECASE | re.ASCII).match
 _not_plain = re.compile(r'(["\\])')
 _behind_at = re.compile(r"(?<=@)[^\s@<>()\[\],;:\"\\]+")
 _dots = re.compile(r"[.\u3002\uff0e\uff61]")  # RFC 3490 3.1
+# All letters but the Kelvin sign and the dotted I: they alone become "k" and "i" in lower case.
+_with_own_lower_case = re.compile("[^\u0130\u212a]+")
 
 
 class AddressError(ValueError):
@@ -137,12 +141,22 @@ def to_ascii_domain(domain: str) -> str:
 def ascii_address(address: str) -> str:
     """Return an address with A-labels; its local part stays. Never fails."""
     local_part, at, domain = address.rpartition("@")
-    if domain.isascii():
+    if not at or domain.isascii():
         return address
     try:
         return f"{local_part}{at}{to_ascii_domain(domain)}"
     except AddressError:
-        return f"{local_part}{at}{domain.lower()}"
+        return f"{local_part}{at}{lower_case(domain)}"
+
+
+def lower_case(text: str) -> str:
+    """Return a text as names are compared: in lower case, but no letter beyond ASCII becomes ASCII.
+
+    Hosts and other programs know such letters as two.
+    """
+    if text.isascii():
+        return text.lower()
+    return _with_own_lower_case.sub(lambda match: match[0].lower(), text)
 
 
 def literal_address(domain: str) -> str | None:
@@ -161,15 +175,15 @@ def literal_address(domain: str) -> str | None:
 def own_mailbox(address: str) -> str:
     """Return an address in lower case with A-labels: the form that is compared and names a mailbox.
 
-    A tag stays. Never fails.
+    A tag stays; a name without a domain is a local part. See lower_case(). Never fails.
     """
     if address.isascii():
         return address.lower()
     local_part, at, domain = ascii_address(address).rpartition("@")
-    lowered = local_part.lower()
+    lowered = lower_case(local_part)
     if len(lowered.encode("utf-8", "replace")) <= LOCAL_PART_OCTETS_MAX:  # it may have grown
         local_part = lowered
-    return f"{local_part}{at}{domain.lower()}"
+    return f"{local_part}{at}{lower_case(domain)}"
 
 
 def untagged(address: str) -> str:
@@ -213,7 +227,7 @@ def _a_label(label: str) -> str:
     try:
         return to_ascii_domain(label)
     except AddressError:
-        return label.lower()
+        return lower_case(label)
 
 
 def _u_label(label: str) -> str:

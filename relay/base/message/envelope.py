@@ -16,7 +16,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from relay.base.message.address import ascii_address, excerpt
+from relay.base.message.address import ascii_address, excerpt, lower_case
 from relay.base.message.tls_policy import IF_OFFERED, REQUIRETLS, TlsDemand
 
 
@@ -135,7 +135,7 @@ def domain_of(address: str) -> str:
     """Return the part after the last @ in lower case with A-labels; "" for the null path and bare
     Postmaster.
     """
-    return ascii_address(address).rpartition("@")[2].lower() if "@" in address else ""
+    return lower_case(ascii_address(address).rpartition("@")[2]) if "@" in address else ""
 
 
 def main_address(address: str, alias_domains: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ from typing import Self
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.base.message.address import untagged
+from relay.base.message.address import own_mailbox, untagged
 from relay.base.message.authentication_results import AuthResult
 from relay.base.message.envelope import Source, domain_of, main_address
 from relay.base.message.header import ParsedContent
@@ -50,12 +50,12 @@ class ExaminedMessage(Struct, frozen=True):
     # by an own domain with `alias_of`: the domain that this names
     alias_domains: Mapping[str, str] = {}
     results: tuple[AuthResult, ...] = ()  # written by milters of this relay, not by other hosts
-    # by recipient in lower case: the addresses of the client that aliases expand to it
+    # by own_mailbox() of a recipient: the addresses of the client that aliases expand to it
     originals: Mapping[str, Sequence[str]] = {}
 
     def names_of(self, recipient: str) -> Sequence[str]:
         """Return the address of a recipient, and the addresses that the client gave for it."""
-        return (recipient, *self.originals.get(recipient.lower(), ()))
+        return (recipient, *self.originals.get(own_mailbox(recipient), ()))
 
     def forms_of(self, addresses: Sequence[str]) -> Sequence[str]:
         """Return addresses with all equivalent forms.
@@ -180,12 +180,12 @@ class AddedCopies:
     def __init__(self, served: Iterable[str]) -> None:
         """`served` are the addresses that get the message itself."""
         self._copies: dict[str, list[AddedRecipient]] = {
-            address.casefold(): [] for address in served
+            own_mailbox(address): [] for address in served
         }
 
     def needs(self, address: str, added: AddedRecipient) -> bool:
         """Return whether an address still needs this copy, and count it as served with it."""
-        address = address.casefold()
+        address = own_mailbox(address)
         before = self._copies.get(address)
         if before is not None and (not before or any(_serves(copy, added) for copy in before)):
             return False

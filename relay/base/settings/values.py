@@ -17,7 +17,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from relay.base.message.address import AddressError, to_ascii_domain, with_a_labels
+from relay.base.message.address import AddressError, lower_case, to_ascii_domain, with_a_labels
 from relay.base.message.nexthop import HTTPS_PORT
 from relay.base.message.web_url import UrlError, read_url
 from relay.base.settings.postgres_url import POSTGRES_EXPECTED, SCHEME, parse_postgres_url
@@ -211,7 +211,7 @@ def parse_mailbox(text: str) -> str:
     "/".
     """
     local_part, _, domain = text.rpartition("@")
-    local_part = local_part.lower()
+    local_part = lower_case(local_part)
     is_fit = len(local_part.encode()) <= _LOCAL_PART_BYTES_MAX and all(
         atom and all(map(is_atom_character, atom)) for atom in local_part.split(".")
     )
@@ -393,7 +393,7 @@ def parse_proxy(text: str) -> str:
 
 def parse_selector(text: str) -> str:
     """Return a DKIM selector in lower case: labels with dots between them (RFC 6376 3.1)."""
-    lowered = text.lower()
+    lowered = lower_case(text)
     if not all(map(_LABEL.fullmatch, lowered.split("."))) or len(lowered) > _DOMAIN_LENGTH_MAX:
         raise ValueError('a selector such as "s1": letters, digits and hyphens')
     return lowered

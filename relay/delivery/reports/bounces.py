@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from relay.base.accounts.account import DEAD_LETTER, Expansion
 from relay.base.clock import Clock, Ids, rfc3339, wall_offset_us
 from relay.base.message import envelope as envelopes
+from relay.base.message.address import own_mailbox
 from relay.base.message.content import Content, is_eight_bit, read_all, size_of
 from relay.base.message.envelope import Envelope, ForwardPath, MessageFacts, Notify, Source
 from relay.base.message.header import Header, ParsedContent
@@ -403,7 +404,7 @@ class Reporter:
         if is_automatic(ParsedContent.of(subject.content).header):
             return LeftOut.AUTOMATIC
         sender = subject.message.account or subject.message.envelope.reverse_path
-        if self.rate and self._rates.message_of(sender.lower(), self.rate) is None:
+        if self.rate and self._rates.message_of(own_mailbox(sender), self.rate) is None:
             return LeftOut.RATE
         return None
 

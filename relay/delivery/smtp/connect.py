@@ -24,6 +24,7 @@ import msgspec
 from aiosmtplib.protocol import SMTPProtocol
 from msgspec import structs
 
+from relay.base.message.address import lower_case
 from relay.base.message.nexthop import HopKind
 from relay.base.message.outcome import (
     DeferralClass,
@@ -365,7 +366,7 @@ class _SessionSetup:
         to itself by another address. Raises ConnectError.
         """
         name, *_ = reply.message.split(None, 1) or [""]
-        if self.target.is_mx and name.rstrip(".").lower() == self.ehlo_name.lower():
+        if self.target.is_mx and lower_case(name.rstrip(".")) == self.ehlo_name.lower():
             text = f"{self.target}: the host calls itself {name}, as this relay: mail loops back"
             # RFC 3463 3.5
             outcome = Failed(self._place_of_failure().evidence("5.4.6", text))

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
+from relay.base.message.address import lower_case
 from relay.base.phrases import named
 from relay.base.socket_address import ip_of
 
@@ -59,7 +60,7 @@ def certificate_matches(certificate: Mapping[str, Any], host: str) -> bool:
     address = ip_of(host)
     if address is not None:
         return any(ip_of(text) == address for text in _names(certificate, "IP Address"))
-    return any(_matches(text.lower(), host.lower()) for text in _names(certificate, "DNS"))
+    return any(_matches(lower_case(text), host.lower()) for text in _names(certificate, "DNS"))
 
 
 def certificate_names(certificate: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
-from relay.base.message.address import with_a_labels
+from relay.base.message.address import lower_case, with_a_labels
 from relay.base.settings.tree import Between, Domain, Duration, Rate
 
 Verb = Literal[
@@ -211,7 +211,7 @@ class Scenario:
 
 def matches(glob: str, text: str) -> bool:
     """Return whether `text` matches; every text matches an empty glob."""
-    return not glob or fnmatchcase(text.lower(), glob.lower())
+    return not glob or fnmatchcase(lower_case(text), lower_case(glob))
 
 
 def wire_reply(text: str) -> str:

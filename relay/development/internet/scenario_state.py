@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
+from relay.base.message.address import own_mailbox
+from relay.base.message.envelope import domain_of
 from relay.development.internet.behaviour import Action, Moment
 from relay.development.internet.scenario import (
     WITH_RECIPIENTS,
@@ -65,8 +67,7 @@ class ScenarioState:
 
     def covers(self, address: str) -> bool:
         """Return whether mail for `address` goes to a simulated host."""
-        domain = address.lower().rpartition("@")[2]
-        is_scripted = self.scenario.domain_of(domain) is not None
+        is_scripted = self.scenario.domain_of(domain_of(address)) is not None
         return is_scripted or find_test_recipient(address) is not None
 
     def at(self, moment: Moment) -> Action:
@@ -151,7 +152,7 @@ class ScenarioState:
             if limit.verb == moment.stage and self._is_exceeded((number, index), limit):
                 return Action(_reply(limit.reply, moment, moment.recipient))
         if domain.greylist and moment.stage == "RCPT":
-            pair = moment.sender, moment.recipient.lower()
+            pair = moment.sender, own_mailbox(moment.recipient)
             if not self._is_known(pair, domain.greylist):
                 return Action(_GREYLISTED)
         return None
@@ -204,7 +205,7 @@ class ScenarioState:
     def _action_of(self, recipient: TestRecipient, moment: Moment) -> Action | None:
         if recipient.stage != moment.stage:
             return None
-        pair = moment.sender, moment.recipient.lower()
+        pair = moment.sender, own_mailbox(moment.recipient)
         match recipient.manner:
             case Manner.REPLY if not recipient.times or self._is_refused(pair, recipient.times):
                 return Action(recipient.reply)
@@ -245,7 +246,7 @@ def _is_concerned(domain: RemoteDomain, moment: Moment) -> bool:
 
 
 def _is_in(domain: RemoteDomain, address: str) -> bool:
-    return address.lower().rpartition("@")[2] in domain.names
+    return domain_of(address) in domain.names
 
 
 def _is_asked_for(rule: ScriptedReply, domain: RemoteDomain, name: str) -> bool:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import unquote_to_bytes
 
+from relay.base.message.address import own_mailbox
+
 # One address of each kind, and what its host does.
 EXAMPLES = (
     ("bob+550@example.org", "replies 550 5.1.1 No such user; any code with 4 or 5 in front"),
@@ -101,7 +103,7 @@ class TestRecipient:
 
 def find_test_recipient(address: str) -> TestRecipient | None:
     """Return what a test recipient asks for, None for any other address."""
-    local, _, domain = address.lower().rpartition("@")
+    local, _, domain = own_mailbox(address).rpartition("@")
     if service := _SERVICES.get(domain):
         name, _, _ = local.partition("+")  # both products allow a label behind "+"
         return service.get(name)

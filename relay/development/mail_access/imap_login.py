@@ -7,6 +7,7 @@ codes); RFC 7888 (LITERAL+). There is no STARTTLS: another port has TLS from the
 import re
 from base64 import b64decode
 
+from relay.base.message.address import own_mailbox
 from relay.development.mail_access.login_dialogue import (
     LINE_BYTES_MAX,
     LoginDialogue,
@@ -104,4 +105,4 @@ def plain_login(response: str) -> tuple[str, str] | None:
         acting_for, user, password = b64decode(response, validate=True).decode().split("\0")
     except ValueError:
         return None
-    return (user, password) if acting_for.lower() in ("", user.lower()) else None
+    return (user, password) if own_mailbox(acting_for) in ("", own_mailbox(user)) else None

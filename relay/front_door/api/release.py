@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from relay.base import phrases
-from relay.base.message.address import AddressError, parse_mailbox
+from relay.base.message.address import AddressError, own_mailbox, parse_mailbox
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import Destination, NextHop
 from relay.front_door.api.dependencies import DevelopmentControls
@@ -105,8 +105,8 @@ def check_own_recipients(
         return
     everyone = [address for entry in entries for address in captured_recipients(entry)]
     if named is not None:
-        chosen = {address.lower() for address in named}
-        everyone = [address for address in everyone if address.lower() in chosen]
+        chosen = set(map(own_mailbox, named))
+        everyone = [address for address in everyone if own_mailbox(address) in chosen]
     refused = [address for address in everyone if not development.may_release(address)]
     if not refused:
         return

@@ -23,7 +23,7 @@ from starlette.responses import Response
 
 from relay.base.accounts.account import Account
 from relay.base.message import conversation
-from relay.base.message.address import AddressError, parse_odd_mailbox
+from relay.base.message.address import AddressError, own_mailbox, parse_odd_mailbox
 from relay.base.message.content import Octets
 from relay.base.message.header import Header, ParsedContent
 from relay.base.message.properties import EmailAddress, MessageProperties
@@ -223,9 +223,9 @@ def _reply_recipients(
     is_own = any(account.owns(author.address) for author in authors)
     targets = original.to if is_own else _each_once(original.reply_to) or tuple(authors[:1])
     to = _each_once((*targets, *(() if is_own or not to_all else original.to)))
-    known = {recipient.address.lower() for recipient in to}
+    known = {own_mailbox(recipient.address) for recipient in to}
     cc = _each_once(original.cc) if to_all else ()
-    cc = tuple(recipient for recipient in cc if recipient.address.lower() not in known)
+    cc = tuple(recipient for recipient in cc if own_mailbox(recipient.address) not in known)
     if is_own or to_all:
         others_to, others_cc = (
             tuple(recipient for recipient in people if not account.owns(recipient.address))
@@ -243,7 +243,7 @@ def _each_once(people: Iterable[EmailAddress]) -> tuple[EmailAddress, ...]:
     for recipient in people:
         with suppress(AddressError):
             address = parse_odd_mailbox(recipient.address, smtputf8=True)
-            by_address.setdefault(address.lower(), EmailAddress(address, recipient.name))
+            by_address.setdefault(own_mailbox(address), EmailAddress(address, recipient.name))
     return tuple(by_address.values())
 
 

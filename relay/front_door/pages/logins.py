@@ -30,6 +30,7 @@ from starlette.responses import Response
 from relay.base.accounts.account import Account, AccountDirectory, LoginDelayedError
 from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
+from relay.base.message.address import lower_case
 from relay.base.observe.logs import get_logger
 from relay.front_door.api.dependencies import Principal, principal_of
 from relay.front_door.http.errors import ApiError, bad_request, unsupported_media_type
@@ -378,4 +379,4 @@ def _is_named(user: str, account: Account) -> bool:
     """Return whether a login's name fits the account of its token: "", an address or the local
     part.
     """
-    return not user or user.lower() == account.address.partition("@")[0] or account.owns(user)
+    return not user or lower_case(user) == account.address.partition("@")[0] or account.owns(user)

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from starlette.responses import Response
 
 from relay.base.clock import rfc3339
-from relay.base.message.address import own_mailbox
+from relay.base.message.address import lower_case, own_mailbox
 from relay.base.message.lifecycle import RecipientState, SubmissionState
 from relay.front_door.api.dependencies import Principal
 from relay.front_door.api.handlers import Handlers
@@ -196,9 +196,9 @@ async def message_list(request: PageRequest) -> Response:
         addresses = await journeys.addresses(account=account)
         return request.page("_mailboxes.html", addresses=addresses)
     if view.mailbox and not view.mailbox.partition("@")[2]:
-        begin = view.mailbox.lower()
+        begin = lower_case(view.mailbox)
         addresses = await journeys.addresses(account=account)
-        if matching := [address for address in addresses if address.lower().startswith(begin)]:
+        if matching := [address for address in addresses if own_mailbox(address).startswith(begin)]:
             return request.redirect("", **view.query(mailbox=matching[0]))
     render = partial(_fragment, request, view)
     if (stream := request.live_stream(render)) is not None:
@@ -299,7 +299,7 @@ def _row(row: MessageSummary, facts: RowFacts, tags: Sequence[str]) -> SimpleNam
         state=row.state,
         at=rfc3339(row.position.at_us),
         sender=row.sender or "<>",
-        name="" if name.casefold() == row.sender.casefold() else name,
+        name="" if own_mailbox(name) == own_mailbox(row.sender) else name,
         text=one_line(preview.text) if facts.shows_text else "",
         has_attachments=preview.has_attachments,
         size_bytes=row.size_bytes,

@@ -36,6 +36,7 @@ from relay.base.accounts.passwords import digest_of
 from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock, rfc3339
 from relay.base.files import replace_file
+from relay.base.message.address import lower_case
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.phrases import ahead_text
 from relay.base.settings.document import Fault, SettingsError
@@ -120,7 +121,7 @@ def _create_key(path: Path) -> None:
 
 def object_id(name: str) -> str:
     """Return the claim `oid` of a client or a user."""
-    return str(UUID(bytes=digest_of(name.lower())[:16], version=5))
+    return str(UUID(bytes=digest_of(lower_case(name))[:16], version=5))
 
 
 def _claims_of_client(client: RegisteredClient) -> dict[str, Any]:

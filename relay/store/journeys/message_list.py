@@ -19,7 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.clock import id_time_us, rfc3339, time_us_of
-from relay.base.message.address import ascii_address, pattern_forms, shown_address
+from relay.base.message.address import ascii_address, lower_case, pattern_forms, shown_address
 from relay.base.message.lifecycle import AT_REST, BEFORE_QUEUE, FINAL
 from relay.base.phrases import words_in
 from relay.base.socket_address import network_of
@@ -211,7 +211,7 @@ class FoundMessage(Struct, frozen=True):
 
 def matches_pattern(pattern: str, value: str) -> bool:
     """Whether the whole value matches; "" matches all. `*` is any text, `?` one character."""
-    return not pattern or _compiled(pattern).match(value.casefold()) is not None
+    return not pattern or _compiled(pattern).match(lower_case(value)) is not None
 
 
 def matches_client(pattern: str, name: str) -> bool:
@@ -231,7 +231,7 @@ def matches_address_pattern(pattern: str, address: str) -> bool:
 
 @lru_cache(maxsize=256)
 def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(fnmatch.translate(pattern.casefold().replace("[", "[[]")))
+    return re.compile(fnmatch.translate(lower_case(pattern).replace("[", "[[]")))
 
 
 _LETTERS = ".0123456789abcdefghijklmnopqrstuvwxyz"  # of ids, in their order

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from relay.base.clock import Clock, Ids
 from relay.base.files import FileOctets
+from relay.base.message.address import own_mailbox
 from relay.base.message.content import (
     LARGE_BYTES,
     Content,
@@ -356,8 +357,8 @@ def _owned(properties: MessageProperties, origin: DraftOrigin) -> MessagePropert
     Sender is the owner. Otherwise a missing Sender is decided when the draft is sent.
     """
     sender = properties.sender
-    owner = origin.on_behalf_of.lower()
-    if owner and properties.from_ and properties.from_.address.lower() == owner:
+    owner = own_mailbox(origin.on_behalf_of)
+    if owner and properties.from_ and own_mailbox(properties.from_.address) == owner:
         sender = sender or EmailAddress(origin.account)
     from_ = properties.from_ or sender or EmailAddress(origin.account)
     return replace(

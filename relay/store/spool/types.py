@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
+from relay.base.message.address import own_mailbox
 from relay.base.message.content import Content, Octets
 from relay.base.message.envelope import NO_MESSAGE_EXTRA, ForwardPath, MessageExtra, MessageFacts
 from relay.base.message.lifecycle import RecipientState
@@ -61,7 +62,7 @@ class PriorityLevel(IntEnum):
 @lru_cache(maxsize=4096)  # called several times for each message
 def sender_key(name: str) -> int:
     """Return the number that rows and indexes store in place of a sender's name."""
-    return int.from_bytes(blake2b(name.lower().encode(), digest_size=8).digest(), "big") >> 1
+    return int.from_bytes(blake2b(own_mailbox(name).encode(), digest_size=8).digest(), "big") >> 1
 
 
 class EntrySchedule(Struct, frozen=True):

@@ -13,7 +13,7 @@ from functools import lru_cache
 import dkim
 from dkim.canonicalization import Relaxed, Simple
 
-from relay.base.message.address import to_ascii_domain
+from relay.base.message.address import lower_case, to_ascii_domain
 from relay.base.message.authentication_results import (
     PROPERTY_CHARACTERS_MAX,
     UNABLE,
@@ -113,7 +113,7 @@ def _judged(
     message: dkim.DKIM, number: int, tags: Mapping[str, str], *, answers: Answers | None
 ) -> tuple[str, str]:
     """Return result and reason. Raises what dkimpy raises."""
-    name = f"{tags['s'].lower()}._domainkey.{tags['d']}"
+    name = f"{lower_case(tags['s'])}._domainkey.{tags['d']}"
     if not DOMAIN.fullmatch(name):
         return "permerror", "d= or s= is not a name of the DNS"
     signed = [field.strip().lower() for field in tags["h"].split(":")]
@@ -142,7 +142,7 @@ def _verified(
         return "permerror", "the key is revoked"
     if key.get("k", "rsa") != kind or digest not in listed(key.get("h", digest)):
         return "permerror", f"the key is not for {tags['a']}"
-    identity = tags.get("i", tags["d"]).rpartition("@")[2].lower()
+    identity = to_ascii_domain(tags.get("i", tags["d"]).rpartition("@")[2])
     if "s" in listed(key.get("t", "")) and identity != tags["d"]:
         return "permerror", "the key is not for subdomains (t=s)"
     public, bits, *_ = dkim.evaluate_pk("", record)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
-from relay.base.message.address import literal_address, own_mailbox
+from relay.base.message.address import literal_address, lower_case, own_mailbox
 from relay.base.message.authentication_results import (
     ABOVE,
     ASKING,
@@ -98,7 +98,7 @@ def authors_of(name: bytes, octets: bytes) -> Sequence[str] | None:
     may read others. A domain may be an IP address in brackets.
     """
     [field] = originators(Header(((name, octets),)))
-    written = [person.address.lower() for person in field.addresses]
+    written = [lower_case(person.address) for person in field.addresses]
     addresses = [own_mailbox(person.address).removesuffix(".") for person in field.addresses]
     is_folded = b"\n" in octets.partition(b":")[0]  # no From for some programs
     if len(octets) > ORIGINATORS_OCTETS_MAX or is_folded or not all(map(_is_sure, addresses)):
@@ -108,7 +108,7 @@ def authors_of(name: bytes, octets: bytes) -> Sequence[str] | None:
     # an odd sign is no fault if each text that may be an address is read as one, also by programs
     # that decode the field first
     texts = (octets.decode("utf-8", "replace"), read_text(parse_header(octets), name.decode()))
-    parts = {part.strip(" \t\r\n'").lower() for text in texts for part in _ENDS.split(text)}
+    parts = {lower_case(part.strip(" \t\r\n'")) for text in texts for part in _ENDS.split(text)}
     others = [part for part in parts.difference(written) if "@" in part]
     return addresses if all(written and _NO_DOMAIN.fullmatch(part) for part in others) else None
 

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from relay.base.accounts.account import LoginDelayedError, LoginRefusedError
+from relay.base.message.address import own_mailbox
 from relay.transport.ingress.esmtp_parameters import SmtpRejection
 from relay.transport.ingress.session_limits import SessionLimits
 
@@ -126,7 +127,7 @@ def _plain(response: bytes) -> AuthCredentials:
         # RFC 4616 2
         raise SmtpRejection("501 5.5.2 AUTH PLAIN: expected authorization id NUL user NUL password")
     acting_for, user, password = parts
-    if acting_for and acting_for.lower() != user.lower():
+    if acting_for and own_mailbox(acting_for) != own_mailbox(user):
         raise SmtpRejection("535 5.7.8 No account may act for another one")  # RFC 4616 2
     return AuthCredentials(user, password)
 

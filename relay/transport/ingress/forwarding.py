@@ -341,7 +341,9 @@ class Forwarder(Struct, frozen=True):
             )
             if place is None:
                 account = self.accounts.by_address(target.address)
-                targets.setdefault(account.address if account else target.address.lower(), target)
+                targets.setdefault(
+                    account.address if account else own_mailbox(target.address), target
+                )
                 continue
             account = self.accounts.by_address(target.through[place])
             if account is None:
@@ -359,7 +361,7 @@ def _report_to(sender: str) -> RateCharge:
     return RateCharge(
         rule="",
         per="srs",
-        key=sender.lower(),
+        key=own_mailbox(sender),
         recipients=1,
         status="4.7.1",
         text=MANY_REPORTS,
@@ -376,7 +378,7 @@ def _passed(header: Header) -> frozenset[str]:
     for value in header.values("Delivered-To"):
         text = value.decode("utf-8", "replace").strip().removeprefix("<").removesuffix(">")
         try:
-            addresses.add(parse_mailbox(text, smtputf8=True).lower())
+            addresses.add(own_mailbox(parse_mailbox(text, smtputf8=True)))
         except AddressError:  # a program has written something else there
             continue
     return frozenset(addresses)
@@ -405,11 +407,11 @@ class ExpandedRecipients(Struct, frozen=True):
 
     @property
     def originals(self) -> Mapping[str, Sequence[str]]:
-        """The aliases that led to each address, by the address in lower case."""
+        """The aliases that led to each address, by own_mailbox() of the address."""
         by_address: dict[str, list[str]] = {}
         for alias in self.aliases:
             for successor in alias.successors:
-                by_address.setdefault(successor.lower(), []).append(alias.path.address)
+                by_address.setdefault(own_mailbox(successor), []).append(alias.path.address)
         return by_address
 
     @property
@@ -448,7 +450,7 @@ def expand_recipients(
     ]
     expanded = [paths[at - 1] for at in positions]
     forwarded_by = [""] * len(expanded)
-    places = {path.address.lower(): place for place, path in enumerate(expanded)}
+    places = {own_mailbox(path.address): place for place, path in enumerate(expanded)}
     aliases = list(ended.values())
     count = 0
     for position, (path, expansion) in enumerate(zip(paths, expansions, strict=True), 1):
@@ -469,7 +471,7 @@ def expand_recipients(
         aliases.append(_replaced(start, expansion))
         onward = _onward(path, is_list=len(expansion.targets) > 1)
         for target in expansion.targets:
-            place = places.setdefault(target.address.lower(), len(expanded))
+            place = places.setdefault(own_mailbox(target.address), len(expanded))
             if place == len(expanded):
                 expanded.append(replace(onward, address=target.address))
                 positions.append(0)
@@ -490,13 +492,13 @@ def with_added(
     An alias is replaced, unless it is a loop.
     """
     paths, forwarded_by = [*recipients.paths], [*recipients.forwarded_by]
-    known, added_by = {path.address.lower() for path in paths}, dict[str, str]()
+    known, added_by = {own_mailbox(path.address) for path in paths}, dict[str, str]()
     for address, milter in added.items():
         expansion = expand(address)
         targets = expansion.targets if expansion else ()
         for target in targets or (AliasTarget(address),):
-            if target.address.lower() not in known:
-                known.add(target.address.lower())
+            if own_mailbox(target.address) not in known:
+                known.add(own_mailbox(target.address))
                 paths.append(ForwardPath(target.address, _NEVER))
                 forwarded_by.append(target.forwarded_by)
                 added_by[target.address] = milter

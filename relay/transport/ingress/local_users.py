@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from relay.base.message.address import AddressError, parse_mailbox
+from relay.base.message.address import AddressError, own_mailbox, parse_mailbox
 
 if TYPE_CHECKING:
     import asyncio  # commands do without
@@ -32,7 +32,7 @@ class LocalUser(Struct, frozen=True):
 
     def may_send_as(self, address: str) -> bool:
         """Whether mail of this user may have this sender."""
-        return self.any_sender or address.lower() == self.address.lower()
+        return self.any_sender or own_mailbox(address) == own_mailbox(self.address)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.clock import Clock
-from relay.base.message.address import ascii_address
+from relay.base.message.address import own_mailbox
 from relay.base.message.content import Content
 from relay.base.message.envelope import domain_of
 from relay.base.message.header import Header
@@ -63,7 +63,7 @@ class RuleMails:
             charge = RateCharge(
                 due.mail.rule,
                 due.mail.kind,
-                due.mail.to.casefold(),
+                own_mailbox(due.mail.to),
                 1,
                 allowed=1,
                 period_s=_HOUR_S,
@@ -132,7 +132,7 @@ def _joined(mails: Sequence[RuleMail]) -> Iterator[DueMail]:
     groups: dict[tuple[str, str], list[RuleMail]] = {}
     for mail in mails:
         by = mail.rule if mail.text else ""
-        groups.setdefault((mail.to.casefold(), by), []).append(mail)
+        groups.setdefault((own_mailbox(mail.to), by), []).append(mail)
     for group in groups.values():
         recipients = dict.fromkeys(to for mail in group for to in mail.recipients)
         rules = dict.fromkeys(mail.rule for mail in group)
@@ -165,10 +165,10 @@ def _recipient_lines(due: DueMail, subject: DecidedMail) -> Iterator[tuple[str, 
         if successor in behind
     }
     for recipient in due.mail.recipients:
-        searched, by = {_folded(recipient)}, ""
+        searched, by = {own_mailbox(recipient)}, ""
         if (alias := aliases.get(recipient)) is not None:
             word = "Expanded" if alias.state is RecipientState.EXPANDED else "Forwarded"
-            searched, by = {_folded(alias.path.address)}, f", {word}: {alias.path.address}"
+            searched, by = {own_mailbox(alias.path.address)}, f", {word}: {alias.path.address}"
         field = next(
             (name for name, addresses in named.items() if addresses and addresses & searched),
             otherwise,
@@ -203,9 +203,5 @@ def _addresses_in(header: Header, name: str) -> frozenset[str] | None:
         return None
     texts = (value.decode("utf-8", "replace") for value in values)
     return frozenset(
-        _folded(addressee.address) for text in texts for addressee in address_entries(text)
+        own_mailbox(addressee.address) for text in texts for addressee in address_entries(text)
     )
-
-
-def _folded(address: str) -> str:
-    return ascii_address(address).casefold()

@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes
 from relay.formats.charsets import decode_octets
 from relay.formats.content_fields import ContentField, content_field
 from relay.formats.encoded_words import text_of_words
-from relay.transport.policy.folding import folded
+from relay.transport.policy.folding import folded, without_case
 
 NAME_CHARACTERS_MAX = 255  # the last ones, with the file extension
 _NAMES = ("name", "filename")
@@ -93,7 +93,7 @@ def normalised(name: str) -> str:
     visible = folded(name)
     last = _separators.split(visible.rstrip(_TRAILING))[-1]
     last = last.partition(_STREAM)[0].rstrip(_TRAILING) or last or visible
-    return last[-NAME_CHARACTERS_MAX:].casefold()
+    return without_case(last[-NAME_CHARACTERS_MAX:])
 
 
 def _of(field: ContentField) -> Iterator[str]:

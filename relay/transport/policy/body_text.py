@@ -21,7 +21,7 @@ from relay.formats.flowed import unflowed
 from relay.formats.html_text import visible_text
 from relay.formats.read_header import content_type_of
 from relay.formats.transfer_encoding import decoded_blocks
-from relay.transport.policy.folding import folded
+from relay.transport.policy.folding import folded, without_case
 from relay.transport.policy.message_parts import MessagePart
 
 # limit of rules: the text of a message, decoded; the rest is ignored
@@ -50,7 +50,7 @@ class BodyText:
     def small(self) -> str:
         """The text without regard to case."""
         if self._small is None:
-            self._small = self.text.casefold()
+            self._small = without_case(self.text)
         return self._small
 
     @property

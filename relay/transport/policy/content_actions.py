@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from msgspec import Struct
 
+from relay.base.message.address import own_mailbox
 from relay.base.message.header import Header, ParsedContent
 from relay.base.message.properties import EmailAddress
 from relay.base.message.verdict import ExaminedMessage, Finding
@@ -46,8 +47,8 @@ class CcAction(AddressesAction, frozen=True):
 
     def edit(self, header: Header, message: ExaminedMessage) -> Header:
         """Append the addresses that are not yet recipients to the Cc field."""
-        present = {recipient.casefold() for recipient in message.recipients}
-        added = [address for address in self.addresses if address.casefold() not in present]
+        present = set(map(own_mailbox, message.recipients))
+        added = [address for address in self.addresses if own_mailbox(address) not in present]
         if not added:
             return header
         new = ",\r\n ".join(added).encode()

@@ -29,7 +29,7 @@ from relay.formats.headers import is_auto_submitted
 from relay.transport.policy import message_view
 from relay.transport.policy.archives import ArchiveContents
 from relay.transport.policy.body_text import in_words
-from relay.transport.policy.folding import folded
+from relay.transport.policy.folding import folded, without_case
 from relay.transport.policy.globs import GLOB_CHARACTERS_MAX, FieldGlobs, Globs, Groups, some_texts
 from relay.transport.policy.message_parts import AttachedFile, may_have_attachments, names_of
 from relay.transport.policy.patterns import PATTERN_STEPS_MAX, Pattern
@@ -321,7 +321,7 @@ def _true(value: Any) -> bool:
 
 
 def _words_of(text: str) -> list[str]:
-    small = folded(text).casefold()
+    small = without_case(folded(text))
     words = in_words(small).split()
     if not 0 < len(text) <= GLOB_CHARACTERS_MAX or not words:
         raise ValueError(f"words of 1 to {GLOB_CHARACTERS_MAX} characters")
@@ -334,7 +334,7 @@ def _pattern_of(glob: str) -> Pattern:
     """Return a glob as a pattern for a text in lower case. Raises ValueError."""
     if not 0 < len(glob) <= GLOB_CHARACTERS_MAX:
         raise ValueError(f"globs of 1 to {GLOB_CHARACTERS_MAX} characters")
-    small = folded(glob).casefold()
+    small = without_case(folded(glob))
     inner = "".join(_WILD.get(character) or re.escape(character) for character in small.strip("*"))
     begin, end = "" if small.startswith("*") else r"\A", "" if small.endswith("*") else r"\z"
     try:

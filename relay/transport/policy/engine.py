@@ -25,6 +25,7 @@ from pathlib import Path
 from msgspec import Struct, structs
 
 from relay.base.clock import SystemClock
+from relay.base.message.address import own_mailbox
 from relay.base.message.header import ParsedContent
 from relay.base.message.verdict import (
     AddedRecipient,
@@ -587,8 +588,8 @@ class Evaluation:
                 others = [
                     place
                     for place in places  # a redirect to the recipient itself changes nothing
-                    if self._message.recipients[place].casefold()
-                    not in map(str.casefold, addresses)
+                    if own_mailbox(self._message.recipients[place])
+                    not in map(own_mailbox, addresses)
                 ]
                 is_redirect = isinstance(rule.actions[-1], RedirectAction)
                 fate = VerdictAction.REDIRECT if is_redirect else VerdictAction.QUARANTINE

@@ -1,4 +1,4 @@
-"""Fold texts for comparison: texts that look equal become equal.
+"""Fold texts for comparison: texts that look equal, or that differ in case, become equal.
 
 A folded text is in NFKC (full-width forms as ASCII, ligatures as letters). It has no invisible
 characters, which could hide a word or the extension of a file. Time is linear in the length.
@@ -8,6 +8,8 @@ Unicode Standard Annex 15 (NFKC); Unicode 5.21 (characters that are ignored in d
 import re
 import sys
 import unicodedata
+
+from relay.base.message.address import lower_case
 
 # NFKC sorts the marks of a letter in quadratic time, so texts are cut, at blanks if possible.
 _PIECES = re.compile(r".{1,255}(?: |\Z)|.{1,256}", re.DOTALL)
@@ -35,6 +37,11 @@ def folded(text: str, characters_max: int = sys.maxsize) -> str:
         if size > characters_max:
             break
     return " ".join("".join(pieces).split())[:characters_max]
+
+
+def without_case(text: str) -> str:
+    """Return a text as conditions compare it: in lower case, as names are, with one small sigma."""
+    return lower_case(text).replace("\u03c2", "\u03c3")
 
 
 def _visible(text: str) -> str:

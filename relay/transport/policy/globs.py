@@ -11,6 +11,8 @@ from typing import Any, Self
 
 from msgspec import Struct
 
+from relay.transport.policy.folding import without_case
+
 GLOB_CHARACTERS_MAX = 500
 VALUE_CHARACTERS_MAX = 2000  # the rest of a longer value is ignored
 
@@ -34,7 +36,7 @@ class Globs(Struct, frozen=True):
         for pattern in patterns:
             if not 0 < len(pattern) <= GLOB_CHARACTERS_MAX:
                 raise ValueError(f"globs of 1 to {GLOB_CHARACTERS_MAX} characters")
-            folded = pattern.casefold()
+            folded = without_case(pattern)
             ends, begins = folded.endswith("*"), len(folded) > 1 and folded.startswith("*")
             inner = folded[begins : len(folded) - ends]
             if "*" in inner or "?" in inner:
@@ -72,7 +74,7 @@ class Globs(Struct, frozen=True):
     @staticmethod
     def folded(value: str) -> str:
         """Return a value as it is compared."""
-        return value[:VALUE_CHARACTERS_MAX].casefold()
+        return without_case(value[:VALUE_CHARACTERS_MAX])
 
     def match(self, value: str) -> bool:
         """Return whether any glob matches the whole `value`."""

@@ -123,9 +123,9 @@ def _group(file: Path, lines: list[str], faults: list[Fault]) -> Globs:
     for number, line in _entries(lines):
         try:
             if "@" in line:
-                addresses.add(parse_mailbox(line, smtputf8=True).casefold())
+                addresses.add(Globs.folded(parse_mailbox(line, smtputf8=True)))
             else:
-                domains.add(parse_mailbox(f"x@{line}", smtputf8=True)[2:].casefold())
+                domains.add(parse_mailbox(f"x@{line}", smtputf8=True)[2:])
         except AddressError:
             message = f"found {shown(line)}, expected an address or a domain"
             faults.append(Fault(file, number, "", message))

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from msgspec import Struct
 
-from relay.base.message.address import AddressError, parse_mailbox
+from relay.base.message.address import AddressError, own_mailbox, parse_mailbox
 from relay.base.message.nexthop import ROUTE_PREFIX, HopKind, NextHop
 from relay.base.message.status import REPLY_TEXT_MAX, split_reply
 from relay.base.message.verdict import JUNK_EMAIL, ExaminedMessage, Hold, RateCharge
@@ -170,9 +170,9 @@ class RateLimitAction(Struct, frozen=True):
         """Return the key of the limit that a message counts against, "" if it counts for none."""
         match self.per:
             case RateKey.SENDER:
-                return message.forms_of((message.reverse_path,))[-1].casefold() or "<>"
+                return own_mailbox(message.forms_of((message.reverse_path,))[-1]) or "<>"
             case RateKey.LOGIN:
-                return message.login.casefold()
+                return own_mailbox(message.login)
             case RateKey.CLIENT:
                 return message.client
 

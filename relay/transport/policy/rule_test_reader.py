@@ -312,4 +312,4 @@ def _rule_names(prefix: str) -> Callable[[Any], tuple[str, ...]]:
 
 
 def _address_set(value: Any) -> frozenset[str]:
-    return frozenset(own_mailbox(address).casefold() for address in texts(value))
+    return frozenset(map(own_mailbox, texts(value)))

@@ -13,6 +13,7 @@ from typing import Any
 
 from msgspec import Struct, structs
 
+from relay.base.message.address import own_mailbox
 from relay.base.message.content import Content
 from relay.base.message.envelope import Source, domain_of
 from relay.base.message.header import ParsedContent
@@ -146,7 +147,7 @@ def _failures(rules: RuleSet, test: RuleTest, verdict: Verdict) -> Iterator[str]
         ("journaled", expect.journaled, [mail.to for mail in verdict.mails if not mail.text]),
         ("notified", expect.notified, [mail.to for mail in verdict.mails if mail.text]),
     ):
-        present = {address.casefold() for address in addresses}
+        present = set(map(own_mailbox, addresses))
         if expected is not None and present != expected:
             yield f"found {word} {_quoted(present)}, expected {_quoted(expected)}"
     yield from _failures_of_copies(expect, verdict)

@@ -14,6 +14,7 @@ from typing import Self
 from msgspec import Struct
 
 from relay.base.clock import rfc3339
+from relay.base.message.address import own_mailbox
 from relay.base.message.authentication_results import AuthResult
 from relay.base.message.content import Content
 from relay.base.message.envelope import Source
@@ -263,7 +264,7 @@ def too_much_mail(rules: Iterable[Rule]) -> Iterator[Fault]:
         before = len(journals), notices
         for action in rule.actions:
             if isinstance(action, JournalAction):
-                journals.update(address.casefold() for address in action.addresses)
+                journals.update(map(own_mailbox, action.addresses))
             elif isinstance(action, NotifyAction):
                 notices += len(action.addresses)
         if before[0] <= JOURNALS_MAX < len(journals):

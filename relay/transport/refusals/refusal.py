@@ -119,7 +119,7 @@ class RefusalSearch(Struct, frozen=True):
 
     def matches(self, refusal: Refusal) -> bool:
         """Whether a record matches, whatever its time."""
-        if self.account is not None and refusal.account.lower() != self.account.lower():
+        if self.account is not None and own_mailbox(refusal.account) != own_mailbox(self.account):
             return False
         return not self.address or refusal.concerns(own_mailbox(self.address))
 

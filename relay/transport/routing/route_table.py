@@ -327,13 +327,13 @@ class RouteTable:
         main = self.target_of(address)
         expansion = self._accounts.expand(main)
         if expansion is None and main != address:
-            expansion = Expansion((AliasTarget(main, (address.lower(),)),))
+            expansion = Expansion((AliasTarget(main, (own_mailbox(address),)),))
         if not self._may_move:  # nearly always
             return expansion
         targets = expansion.targets if expansion is not None else (AliasTarget(address),)
         moved: dict[str, AliasTarget] = {}
         for alias_target in [self._moved(target, reverse_path) for target in targets]:
-            moved.setdefault(alias_target.address.lower(), alias_target)
+            moved.setdefault(own_mailbox(alias_target.address), alias_target)
         made = Expansion(tuple(moved.values()), expansion.writers if expansion else None)
         return expansion if made.targets == targets else made
 
@@ -341,13 +341,13 @@ class RouteTable:
         result = self.examine(target.address, reverse_path)
         if isinstance(result, InvalidRecipient) and result.status == UNKNOWN and not result.route:
             elsewhere = self._outside.get(domain_of(self.target_of(target.address)))
-            through = (*target.through, target.address.lower())
+            through = (*target.through, own_mailbox(target.address))
             return AliasTarget(elsewhere, through) if elsewhere else target
         if not isinstance(result, LocalRecipient) or self._accounts.by_address(target.address):
             return target
         if not isinstance(self.examine(result.mailbox, reverse_path), RemoteRecipient):
             return target
-        return AliasTarget(result.mailbox, (*target.through, target.address.lower()))
+        return AliasTarget(result.mailbox, (*target.through, own_mailbox(target.address)))
 
     def target_of(self, address: str) -> str:
         """Return the address in the main domain, if the domain has `alias_of`; otherwise the
@@ -383,7 +383,7 @@ class RouteTable:
         account.
         """
         daemon = f"mailer-daemon@{self._hostname}"
-        return address.lower() == daemon and self._accounts.by_address(address) is None
+        return own_mailbox(address) == daemon and self._accounts.by_address(address) is None
 
     def _is_of_host(self, domain: str, address: str) -> bool:
         """Whether reports to an address of this host's name go to the postmaster. This requires
@@ -597,4 +597,5 @@ def _examine_mx(address: str, domain: str, *, route: str = "") -> RoutingResult:
 
 
 def _local_part(address: str) -> str:
-    return address.rpartition("@")[0].lower() if "@" in address else address.lower()
+    local_part, at, name = own_mailbox(address).rpartition("@")
+    return local_part if at else name

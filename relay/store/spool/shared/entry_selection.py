@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from relay.base.clock import ID_LENGTH, id_time_us
-from relay.base.message.address import pattern_forms, with_a_labels, with_u_labels
+from relay.base.message.address import lower_case, pattern_forms, with_a_labels, with_u_labels
 from relay.base.message.nexthop import text_and_route
 from relay.store.journeys.message_list import matches_pattern
 from relay.store.spool.shared.columns import LOGIN, WAITS
@@ -129,7 +129,7 @@ def _tables(selector: Selector) -> list[Sql]:
 
 def _hop_patterns(pattern: str) -> tuple[str, ...]:
     """Return patterns for a next hop as the list shows it, or for the domain of an MX."""
-    next_hop = with_a_labels(f"@{pattern.lower()}")[1:]
+    next_hop = with_a_labels(f"@{lower_case(pattern)}")[1:]
     return (next_hop, f"mx:{next_hop}")
 
 
@@ -207,7 +207,7 @@ def _is_like(column: str, patterns: Sequence[str]) -> Sql:
 
 def like(pattern: str) -> str:
     """Return a LIKE pattern. `*` and `?` are the wildcards of `pattern`; a backslash escapes."""
-    text = pattern.lower()
+    text = lower_case(pattern)
     for character in "\\%_":
         text = text.replace(character, f"\\{character}")
     return text.replace("*", "%").replace("?", "_")

@@ -28,7 +28,7 @@ from msgspec.structs import replace as replace_fields
 from relay.base.accounts.usage import CancelledMail
 from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
-from relay.base.message.address import with_a_labels
+from relay.base.message.address import lower_case, with_a_labels
 from relay.base.message.envelope import Source
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import NextHop
@@ -230,14 +230,14 @@ class QueueAdmin:
         """Whether a release with this selector ends a hold rule."""
         if selector != types.Selector(domain=selector.domain):
             return False
-        domain = with_a_labels(f"@{selector.domain}")[1:].lower()
+        domain = lower_case(with_a_labels(f"@{selector.domain}")[1:])
         rules = await self.hold_rules()
         return any(matches_pattern(domain, rule.domain) for rule in rules)
 
     async def _change_hold_rules(self, command: QueueCommand) -> Sequence[str]:
         """Change the hold rules as the command says; return the domains."""
         selector, now_us = command.selector, self.clock.queue_us()
-        domain = with_a_labels(f"@{selector.domain}").removeprefix("@").lower()
+        domain = lower_case(with_a_labels(f"@{selector.domain}")[1:])
         change: Callable[[OpenTransaction], Sequence[str]]
         if command.operation is Operation.HOLD and command.new:
             reason = f"{command.who}: {command.why or f'all mail for {domain}'}"

@@ -46,6 +46,12 @@ def test_the_first_match_wins():
     assert hosts.rcpt("x@example.com") == ""
 
 
+def test_a_letter_beyond_ascii_is_another_user_as_at_real_hosts():
+    hosts = Hosts(DOMAIN + rule(recipient="mike", reply="550 one"))
+    assert hosts.rcpt("MIKE@example.org") == "550 one"
+    assert hosts.rcpt("mi\N{KELVIN SIGN}e@example.org") == ""
+
+
 def test_after_its_times_the_next_match_is_used():
     hosts = Hosts(DOMAIN + rule(reply="450 one", times=2) + rule(reply="451 two", times=1))
     replies = [hosts.rcpt("x@example.org") for _ in range(5)]
