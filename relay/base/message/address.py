@@ -62,10 +62,11 @@ class AddressError(ValueError):
         self.status = status
 
 
-def excerpt(text: str) -> str:
-    """Return the client's text quoted for a reply: ASCII, no controls, at most 40 characters."""
-    clipped = text if len(text) <= _SHOWN_MAX else text[:_SHOWN_MAX] + "..."
-    return ascii(clipped)
+def excerpt(text: str, characters_max: int = _SHOWN_MAX) -> str:
+    """Return the client's text quoted for a reply: ASCII, no controls, cut after it is escaped."""
+    quoted = ascii(text)
+    is_short = len(quoted) <= characters_max + len("''")
+    return quoted if is_short else f"{quoted[: characters_max + 1]}...{quoted[0]}"
 
 
 def parse_mailbox(text: str, *, smtputf8: bool = False) -> str:

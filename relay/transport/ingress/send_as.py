@@ -12,7 +12,7 @@ RFC 6409 6.1, 6.3 (with 550; 553 5.7.1 is Postfix's reply); RFC 5322 3.6.2 (From
 from collections.abc import Callable
 
 from relay.base.accounts.account import AccountDirectory
-from relay.base.message.address import ascii_address, shown_address
+from relay.base.message.address import ascii_address, excerpt, shown_address
 from relay.base.message.header import Header
 from relay.formats.read_header import originators
 from relay.transport.ingress.local_users import LocalUser
@@ -90,5 +90,4 @@ def _rejection(address: str, who: str, advice: str) -> str:
 
 def _shown(text: str) -> str:
     """Return text from the client as printable ASCII of bounded length."""
-    clipped = text if len(text) <= _SHOWN_CHARACTERS_MAX else text[:_SHOWN_CHARACTERS_MAX] + "..."
-    return clipped.encode("unicode_escape").decode("ascii")
+    return excerpt(text, _SHOWN_CHARACTERS_MAX)[1:-1]

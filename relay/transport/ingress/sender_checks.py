@@ -19,6 +19,7 @@ from relay.base.message.authentication_results import (
     may_be_honest,
     proven_domains,
 )
+from relay.base.message.status import own_reply
 from relay.base.settings.tree import SmtpListener
 from relay.transport.checks.field import results_field
 
@@ -65,11 +66,12 @@ def judge(
     domain, reason = dmarc["domain"], dmarc["reason"]
     reply, fails = "", dmarc["result"] == "fail"
     if "dmarc" not in reported and may_be_honest(ours):
-        reply = f"451 4.7.1 The author of the message cannot be checked now: {reason}"
+        reply = own_reply("4.7.1", f"The author of the message cannot be checked now: {reason}")
     elif dmarc["result"] == "permerror" and "dmarc" not in reported:
-        reply = f"550 5.7.1 The author of the message cannot be checked: {reason}"
+        reply = own_reply("5.7.1", f"The author of the message cannot be checked: {reason}")
     elif fails and dmarc["policy"] == "reject":
-        reply = f"550 5.7.26 The DMARC policy of {domain} refuses the message: {reason}"
+        text = f"The DMARC policy of {domain} refuses the message: {reason}"
+        reply = own_reply("5.7.26", text)
     in_junk = fails and dmarc["policy"] == "quarantine"
     return CheckedSender(results, checked.field, reply, in_junk)
 

@@ -31,6 +31,7 @@ from relay.base.crashpoints import CrashPoints
 from relay.base.message.content import size_of
 from relay.base.message.envelope import ForwardPath, domain_of
 from relay.base.message.nexthop import NextHop
+from relay.base.message.status import own_reply, reply_text
 from relay.base.observe.logs import get_logger
 from relay.base.pressure import Pressure
 from relay.base.settings.tree import SmtpListener
@@ -208,10 +209,12 @@ class RecipientChecks(Struct, frozen=True):
                     match await self.room(mailbox, size_bytes):
                         case Room.FULL:
                             # RFC 3463 3.3
-                            return f"452 4.2.2 <{address}>: the mailbox is full, try again later"
+                            text = f"<{address}>: the mailbox is full, try again later"
+                            return own_reply("4.2.2", text)
                         case Room.NEVER:
                             # RFC 3463 3.3
-                            return f"552 5.2.2 <{address}>: the message is larger than the mailbox"
+                            text = f"<{address}>: the message is larger than the mailbox"
+                            return own_reply("5.2.2", text)
             case InvalidRecipient(text=text):
                 return text
         return ""
@@ -219,8 +222,8 @@ class RecipientChecks(Struct, frozen=True):
     def _denial(self, address: str) -> str:
         if not self.forwarding.router.is_of_other_store(domain_of(address)):
             return _DENIED
-        # RFC 3463 3.5
-        return f"450 4.4.4 <{address}>: another node has the mailboxes of its domain, try its MX"
+        text = f"<{address}>: another node has the mailboxes of its domain, try its MX"
+        return f"450 4.4.4 {reply_text(text)}"  # RFC 3463 3.5
 
     def _waits(self, address: str, route: RoutingResult) -> bool:
         """Return whether mail for a valid address waits, because its tenant has no usable rules."""

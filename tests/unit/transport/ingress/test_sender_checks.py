@@ -116,3 +116,14 @@ def test_a_method_that_a_milter_reports_defers_nothing() -> None:
         checked = judge(SenderChecks(True), by_milter, unable, ip="192.0.2.1", hostname="r.test")
         assert checked.reply[:3] == code
         assert not judge(SenderChecks(), by_milter, unable, ip="192.0.2.1", hostname="r.test").reply
+
+
+def test_a_reply_with_a_reason_beyond_ascii_has_at_most_512_octets() -> None:
+    """RFC 5321 4.5.3.1.5: a reason has up to 200 letters, and a milter may have written it."""
+    refused = AuthResult(
+        "dmarc", "fail", "ж" * 200, {"header.from": "a.test", "policy.dmarc": "reject"}
+    )
+    checked = judge(SenderChecks(True), (refused,), (), ip="192.0.2.1", hostname="r.test")
+    assert checked.reply.startswith("550 5.7.26 ")
+    assert checked.reply.isascii()
+    assert len(checked.reply) <= 510

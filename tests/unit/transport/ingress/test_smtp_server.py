@@ -375,6 +375,29 @@ async def test_what_is_sent_in_clear_late_after_starttls_is_discarded(
     assert await client.say("EHLO client.test") == "250 DSN"
 
 
+async def test_a_reply_with_a_text_of_the_client_has_at_most_512_octets(listening):
+    """RFC 5321 4.5.3.1.5: a letter of the client may be ten octets of the reply."""
+    client = await Client.connect((await listening()).address)
+    await log_in(client, "alice")
+    letters = "\N{MATHEMATICAL SANS-SERIF BOLD SMALL A}" * 60
+    replies = await client.say_all(
+        f"MAIL FROM:<{letters}",
+        f"MAIL FROM:<x@{letters[:40]}._{'c' * 50}.test> SMTPUTF8",
+        f"MAIL FROM:<x@a.test> {letters}",
+        f"MAIL FROM:<{letters[:15]}@a.test> SMTPUTF8",
+        "MAIL FROM:<alice@example.test> SMTPUTF8",
+        f"RCPT TO:<{letters}",
+        f"RCPT TO:<SRS0={letters[:50]}@example.test>",
+    )
+    for author in (f"x@{letters * 2}.test", f'"{letters * 2}'):
+        await client.say_all("RCPT TO:<bob@example.test>", "DATA")
+        replies.append(await client.say(f"From: {author}\r\n\r\nx\r\n."))
+        await client.say("MAIL FROM:<alice@example.test>")
+    expected = ["501", "501", "501", "553", "250", "501", "550", "553", "553"]
+    assert [reply[:3] for reply in replies] == expected
+    assert max(map(len, replies)) <= 510
+
+
 async def test_the_user_name_in_the_log_is_bounded(listening):
     client = await Client.connect((await listening()).address)
     with capture_logs() as lines:
