@@ -21,14 +21,15 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 if TYPE_CHECKING:
     import asyncio
 
+TimeUs = Annotated[int, Meta(ge=0, lt=253_402_300_800_000_000)]  # rfc3339() goes to the year 9999
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32, lower case
 _LETTERS = frozenset(_ALPHABET)
 _DIGITS = str.maketrans(_ALPHABET, "0123456789abcdefghijklmnopqrstuv")  # of int()

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from relay.base.clock import rfc3339
+from relay.base.clock import TimeUs, rfc3339
 from relay.base.message.lifecycle import RecipientState, SubmissionState
 from relay.store.journeys.details import Detail
 from relay.store.journeys.document import JourneyStep
@@ -78,7 +78,7 @@ class LogLine(Struct, frozen=True):
 
     submission_id: str  # draft and number
     step: Annotated[int, Meta(ge=0, le=int(max(Step)))]  # 0 for a remark
-    at_us: int = 0  # wall time
+    at_us: TimeUs = 0  # wall time
     detail: dict[str, Any] = {}  # of the event, or the remark
     queue_id: str = ""  # in the line of step 4
     owner: str = ""  # the account, in lines without the facts

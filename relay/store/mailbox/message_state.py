@@ -12,12 +12,12 @@ import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
+from relay.base.clock import TimeUs
 from relay.base.message.properties import ExtendedProperty, MessageProperties
 
 STATE_BYTES_MAX = 64 * 1024
 _UNITED_BYTES_MAX = 2 * STATE_BYTES_MAX  # of what united() makes
 # What decode_state() takes: a file, or an import, may have anything.
-_TimeUs = Annotated[int, Meta(ge=0, lt=253_402_300_800_000_000)]  # to the end of the year 9999
 _Line = Annotated[str, Meta(pattern="^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]
 
 
@@ -44,11 +44,11 @@ class MessageState(Struct, frozen=True, omit_defaults=True):
     extended: tuple[ExtendedProperty, ...] | None = None  # all of them
     is_other: bool | None = None  # inferenceClassification
     is_complete: bool = False  # the flag is complete, unless the file's name has it
-    start_us: _TimeUs | None = None  # of the flag; times in µs
-    due_us: _TimeUs | None = None  # of the flag
-    completed_us: _TimeUs | None = None  # of the flag
-    flag_us: _TimeUs = 0  # when the flag, or one of its dates, was last changed
-    modified_us: _TimeUs = 0  # when the state was last changed
+    start_us: TimeUs | None = None  # of the flag; times in µs
+    due_us: TimeUs | None = None  # of the flag
+    completed_us: TimeUs | None = None  # of the flag
+    flag_us: TimeUs = 0  # when the flag, or one of its dates, was last changed
+    modified_us: TimeUs = 0  # when the state was last changed
 
 
 NO_STATE = MessageState()

@@ -97,6 +97,19 @@ async def test_a_line_that_a_crash_cut_short_spoils_no_other(journal: Journal) -
     assert list(found) == [after.submission_id]
 
 
+@pytest.mark.parametrize("damage", [b"99", b"-", b"9" * 40, b"x"])
+async def test_a_damaged_number_is_a_damaged_line(journal: Journal, damage: bytes) -> None:
+    facts = journal.create()
+    journal.log.append(facts, an_event(Step.NOTIFIED, journal.clock.time_us()))
+    [file] = journal.folder.iterdir()
+    before, name, after = file.read_bytes().rpartition(b'"at_us":')
+    file.write_bytes(before + name + damage + after)
+    record = await journal.log.submission(facts.submission_id)
+    assert [step.step for step in record.steps] == [Step.CREATED]
+    found = await journal.log.find_submission_ids(facts.graph_id, account=None, limit=9)
+    assert list(found) == [facts.submission_id]
+
+
 async def test_long_lines_are_found_wherever_they_lie(journal: Journal) -> None:
     people = tuple(f"{'x' * 60}{number}@{'y' * 200}.test" for number in range(1000))
     written = [journal.create(recipients=people) for _ in range(9)]  # over the edges of chunks
