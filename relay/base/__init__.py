@@ -16,7 +16,8 @@ files and open sockets. None of the seven steps of a message is here.
 - `sockets`: opens the sockets of listeners
 - `certificates`: load and check a certificate and its key, and replace them while sessions continue
 - `pressure`: at which load of disk, memory and queue mail is slowed down or refused
-- `child_process`: starts a process of this program that answers requests, and ends it
+- `child_process`: starts a process of this program that answers requests, asks it, and ends it
+- `child_main`: the main of such a process: its limits, the sandbox, one answer after the other
 - `process_limits`: how much free memory malloc and the garbage collector keep; limits of memory and
   CPU time of a child process
 - `sandbox`: what the kernel refuses to a process that reads what strangers send

@@ -39,7 +39,7 @@ def opened(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> Iterator[i
         os.close(descriptor)
 
 
-class FileOctets(Struct, frozen=True):
+class FileOctets(Struct, frozen=True, tag=True):
     """`size` octets of a file from `start` on (a relay.base.message.content.Octets)."""
 
     path: Path

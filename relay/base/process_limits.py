@@ -54,8 +54,6 @@ def trim_memory(*, collect: bool = True) -> None:
 
 def limit_this_process(memory_bytes: int) -> None:
     """Limit the address space; no core files."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     with suppress(OSError, ValueError):

@@ -7,7 +7,8 @@ memory files stay usable by their names in /proc too: this is how it reads certi
 no_new_privs, which is set as well. They hold for the calling thread and for threads that start
 later. What a kernel does not have is left out, and reported.
 
-The child of the gate and the workers of sender checks enter it, with all modules loaded.
+The child of the gate, and those that check senders and read archives, enter it with all modules
+loaded.
 """
 
 import ctypes

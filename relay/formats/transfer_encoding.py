@@ -15,9 +15,8 @@ from binascii import Error as BinasciiError
 from binascii import a2b_base64, a2b_qp, a2b_uu, b2a_qp
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import chain
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -59,6 +58,7 @@ _ASCII = bytes(range(128))
 _QUOTED_PRINTABLE_SHARE = 6  # base64 is shorter if more than one byte in six needs "=XX"
 
 
+@runtime_checkable
 class Coding(Protocol):
     """A conversion of octets, chunk by chunk."""
 
@@ -69,7 +69,7 @@ class Coding(Protocol):
         """Return the converted octets."""
 
 
-class CrlfCoding(Struct, frozen=True):
+class CrlfCoding(Struct, frozen=True, tag=True):
     """Every line end becomes CRLF; a bare CR is no line end with `keeps_cr`. NULs, which SMTP
     forbids, are removed unless `keeps_nul`.
     """
@@ -91,7 +91,7 @@ class CrlfCoding(Struct, frozen=True):
         return octets.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
 
 
-class Base64Coding:
+class Base64Coding(Struct, frozen=True, tag=True):
     """Encode as base64 in lines of 76."""
 
     def cut(self, octets: bytes) -> int:
@@ -103,7 +103,7 @@ class Base64Coding:
         return base64_lines(b64encode(octets)) + (b"" if last else b"\r\n")
 
 
-class QuotedPrintableCoding:
+class QuotedPrintableCoding(Struct, frozen=True, tag=True):
     """Encode text with CRLF line ends as quoted-printable."""
 
     def cut(self, octets: bytes) -> int:
@@ -121,7 +121,7 @@ class QuotedPrintableCoding:
         return coded + b"=\r\n"
 
 
-class RewrappedBase64:
+class RewrappedBase64(Struct, frozen=True, tag=True):
     """Rewrap base64 into lines of 76; octets that are not base64 are removed."""
 
     def cut(self, octets: bytes) -> int:
@@ -139,7 +139,7 @@ class RewrappedBase64:
         return lines + (b"" if last or not lines else b"\r\n")
 
 
-class RewrappedQuotedPrintable:
+class RewrappedQuotedPrintable(Struct, frozen=True, tag=True):
     """Rewrap quoted-printable with CRLF: long lines get soft line breaks."""
 
     def cut(self, octets: bytes) -> int:
@@ -153,7 +153,7 @@ class RewrappedQuotedPrintable:
         return wrapped if last or octets.endswith(b"\n") else wrapped + b"=\r\n"
 
 
-class SevenBitQuotedPrintable(RewrappedQuotedPrintable):
+class SevenBitQuotedPrintable(RewrappedQuotedPrintable, frozen=True):
     """Repair quoted-printable that has octets of 8 bits or long lines."""
 
     def code(self, octets: bytes, *, last: bool) -> bytes:
@@ -219,8 +219,7 @@ class QuotedPrintableDecoding:
         return a2b_qp(_SOFT_BREAK.sub(b"", octets))
 
 
-@dataclass(frozen=True, slots=True)
-class RecodedOctets:
+class RecodedOctets(Struct, frozen=True, tag=True):
     """Octets converted by a coding (relay.base.message.content.Octets); made by recode().
 
     `sources` and `places` are the starts of the chunks in the source and in the result.
@@ -229,8 +228,8 @@ class RecodedOctets:
     source: Octets
     coding: Coding
     size: int
-    sources: tuple[int, ...] = field(repr=False)
-    places: tuple[int, ...] = field(repr=False)
+    sources: tuple[int, ...]
+    places: tuple[int, ...]
 
     def read(self, start: int, length: int) -> bytes:
         """See Octets."""

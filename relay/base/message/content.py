@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -26,6 +26,7 @@ class UnreadableError(OSError):
     """The octets of a body cannot be read. The text says what was found."""
 
 
+@runtime_checkable
 class Octets(Protocol):
     """A source of octets, usually a part of a file (FileOctets). Reading blocks."""
 
@@ -40,11 +41,10 @@ class Octets(Protocol):
         """Return a range of the octets as Octets. Nothing is read."""
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryOctets:
+class MemoryOctets(Struct, frozen=True, tag=True):
     """Octets in memory."""
 
-    octets: bytes = field(repr=False)
+    octets: bytes
 
     @property
     def size(self) -> int:
@@ -60,7 +60,7 @@ class MemoryOctets:
         return MemoryOctets(self.octets[start : start + length])
 
 
-class SpanOfOctets(Struct, frozen=True):
+class SpanOfOctets(Struct, frozen=True, tag=True):
     """A range of another source, for sources that compute their octets while they are read."""
 
     source: Octets

@@ -9,14 +9,12 @@ its time or fails.
 """
 
 import asyncio
-import json
 import os
-import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 
-from relay.base.child_process import ChildProcess
+from relay.base.child_process import AnsweringProcess
 from relay.base.clock import Clock, Timer
 from relay.base.message.content import Octets
 from relay.base.observe.logs import get_logger
@@ -24,7 +22,7 @@ from relay.base.turns import Turns
 from relay.formats.convert import ConversionError, ConvertedMessage
 from relay.formats.draft import FIRST_FIELD_BYTES, private_block_length
 from relay.store.mailbox.pending_submission import PendingSubmission
-from relay.submission.pickup.conversion_child import LENGTH_BYTES, READY, Answer
+from relay.submission.pickup.conversion_child import ConversionRequest, read_answer
 
 PLAIN_BYTES_MAX = 64 * 1024
 _SHARED_MAX = 2  # of which an account has one
@@ -38,8 +36,8 @@ _START_LIMIT_S = 30.0  # not caused by the submission: the machine is busy
 _IDLE_S = 600.0
 _SUBMISSIONS_MAX = 1000  # per process, which bounds a memory leak
 _NICE = 10
-_READ_BYTES = 1024 * 1024
 _REAPED_AFTER_S = 1.0
+_CHILD = "relay.submission.pickup.conversion_child"
 _log = get_logger("pickup")
 _PLAIN = b'"body_type":"text"'  # in the private block, where quotes within strings are escaped
 
@@ -119,9 +117,9 @@ class ConversionPool:
     async def _convert_in(
         self, child: "_ConversionProcess", pending: PendingSubmission, cpu_s: float, *, in_s: float
     ) -> ConvertedMessage:
-        now_us, path = self.clock.time_us(), str(pending.path)
-        request = {"path": path, "now_us": now_us, "cpu_s": int(cpu_s) + 1}
-        return _read_answer(await child.ask(request, in_s))
+        now_us = self.clock.time_us()
+        request = ConversionRequest(bytes(pending.path), now_us, cpu_s=int(cpu_s) + 1)
+        return await child.convert(request, in_s)
 
     def _convert_here(self, content: Octets) -> ConvertedMessage:
         try:
@@ -180,7 +178,7 @@ class ConversionPool:
     async def _start(self) -> "_ConversionProcess":
         """Start a process and wait until it is ready. Raises OSError."""
         function = f"{self.function.__module__}:{self.function.__name__}"
-        child = _ConversionProcess(function, self.hostname)
+        child = _ConversionProcess(_CHILD, function, self.hostname)
         try:
             async with asyncio.timeout(_START_LIMIT_S):  # real time: a child starts
                 await child.started()
@@ -193,66 +191,42 @@ class ConversionPool:
         return child
 
 
-class _ConversionProcess(ChildProcess):
+class _ConversionProcess(AnsweringProcess):
     """A process of `conversion_child`, which converts one submission at a time."""
 
     timer: Timer  # ends it after an idle time
 
-    def __init__(self, function: str, hostname: str) -> None:
-        """Start it. Raises OSError."""
-        super().__init__("relay.submission.pickup.conversion_child", function, hostname)
-        self._is_ready = False
-        self._submissions = 0
-        self._reader = asyncio.StreamReader()
-        self._writer: asyncio.StreamWriter | None = None
+    submissions = 0
 
     @property
     def is_usable(self) -> bool:
         """Whether it can convert another submission."""
-        return self._is_ready and self._submissions < _SUBMISSIONS_MAX and not self._reader.at_eof()
+        return self.is_idle and self.submissions < _SUBMISSIONS_MAX
 
-    async def started(self) -> None:
-        """Wait until it is ready. Raises OSError."""
-        self._reader, self._writer = await asyncio.open_unix_connection(
-            sock=self.socket, limit=_READ_BYTES
-        )
-        try:
-            await self._reader.readexactly(len(READY))
-        except EOFError:
-            how = self.how_it_ended()
-            raise OSError(f"the conversion process did not start: {how}") from None
-        self._is_ready = True
-
-    async def ask(self, request: Mapping[str, object], limit_s: float) -> bytes:
-        """Return its answer. After ConversionUnfinishedError the process is not usable."""
-        assert self._writer is not None
-        self._is_ready = False
-        self._submissions += 1
+    async def convert(self, request: ConversionRequest, limit_s: float) -> ConvertedMessage:
+        """Return the converted message. After ConversionUnfinishedError the process is not usable,
+        unless it had an internal error. Raises ConversionError, OSError.
+        """
+        self.submissions += 1
         try:
             async with asyncio.timeout(limit_s):  # real time: a child converts
-                self._writer.write(json.dumps(request).encode() + b"\n")
-                length = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES), "big")
-                answer = await self._reader.readexactly(length)
+                answer = read_answer(await self.ask(request))
         except TimeoutError:  # a subclass of OSError, as is the next one
             raise ConversionUnfinishedError(f"it did not end within {limit_s:g} seconds") from None
         except (EOFError, ConnectionError):
             raise ConversionUnfinishedError(self.how_it_ended()) from None
-        self._is_ready = True
-        return answer
+        if answer.made is not None:
+            return answer.made
+        if answer.refused:
+            raise ConversionError(answer.refused)
+        if answer.unread:
+            raise OSError(answer.unread)
+        raise ConversionUnfinishedError("it failed with an internal error", answer.fault)
 
     def lower_priority(self) -> None:
         """Lower its CPU priority."""
         with suppress(OSError):  # a sandbox may forbid it
             os.setpriority(os.PRIO_PROCESS, self.process.pid, _NICE)
-
-    def kill(self) -> None:
-        """Kill it."""
-        self._is_ready = False
-        self.process.kill()
-        if self._writer is not None:
-            self._writer.transport.abort()
-        else:
-            self.socket.close()
 
 
 def is_plain(content: Octets) -> bool:
@@ -264,17 +238,3 @@ def is_plain(content: Octets) -> bool:
         return False
     length = private_block_length(content.read(0, FIRST_FIELD_BYTES))
     return _PLAIN in content.read(0, length)
-
-
-def _read_answer(octets: bytes) -> ConvertedMessage:
-    """Return the result of a child process, or raise its error."""
-    answer: Answer = pickle.loads(octets)  # noqa: S301 - only our own process writes it
-    made, error, fault = answer
-    try:
-        if error is not None:
-            raise error
-    finally:
-        del answer, error
-    if made is None:
-        raise ConversionUnfinishedError("it failed with an internal error", fault)
-    return made

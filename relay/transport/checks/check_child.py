@@ -4,22 +4,17 @@ It keeps nothing and asks no name server. A request has a message and the DNS an
 The reply has the questions that lack an answer, or the results.
 """
 
-import sys
+from collections.abc import Sequence
 
-from msgspec import msgpack
-
+from relay.base.child_process import ChildTask
 from relay.base.message.authentication_results import domain_shown, may_be_aligned
 from relay.base.message.header import Header
-from relay.base.process_limits import limit_cpu, limit_this_process
-from relay.base.sandbox import enter_sandbox, load_codecs
 from relay.transport.checks.checker import CheckReply, CheckRequest, is_asked
 from relay.transport.checks.dkim_check import dkim_results
 from relay.transport.checks.dmarc import Answers, author_of, dmarc_result, walk_questions
 from relay.transport.checks.spf_check import spf_result
-from relay.transport.checks.workers import LENGTH_BYTES
 
 MEMORY_BYTES_MAX = 200 << 20
-_CPU_S = 2  # of a request
 
 
 def reply_to(request: CheckRequest) -> CheckReply:
@@ -45,20 +40,6 @@ def reply_to(request: CheckRequest) -> CheckReply:
     )
 
 
-def main() -> None:
-    """Answer requests until the input ends."""
-    limit_this_process(MEMORY_BYTES_MAX)
-    load_codecs()
-    enter_sandbox()
-    requests, replies = sys.stdin.buffer, sys.stdout.buffer
-    read_request = msgpack.Decoder(CheckRequest).decode
-    while length := int.from_bytes(requests.read(LENGTH_BYTES)):
-        request = read_request(requests.read(length))
-        limit_cpu(_CPU_S)
-        octets = msgpack.encode(reply_to(request))
-        replies.write(len(octets).to_bytes(LENGTH_BYTES) + octets)
-        replies.flush()
-
-
-if __name__ == "__main__":
-    main()
+def task(_words: Sequence[str] = ()) -> ChildTask:
+    """Return what the process does."""
+    return ChildTask(CheckRequest, reply_to, MEMORY_BYTES_MAX)

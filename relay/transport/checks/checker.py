@@ -15,6 +15,7 @@ from math import inf
 from msgspec import Struct, msgpack
 
 from relay.base.bounded_dict import BoundedDict
+from relay.base.child_process import ChildRequest
 from relay.base.clock import Clock
 from relay.base.message.authentication_results import (
     UNABLE,
@@ -80,7 +81,7 @@ class KnownAnswer(Struct, frozen=True):
 Known = Mapping[DnsQuestion, KnownAnswer]
 
 
-class CheckRequest(Struct, frozen=True):
+class CheckRequest(ChildRequest, frozen=True):
     """What a worker gets: a message, and the DNS answers so far."""
 
     question: SenderQuestion
@@ -181,7 +182,7 @@ class _Checked:
         self.is_large = parsed.size > SIGNED_OCTETS_MAX
         self.is_small = isinstance(parsed.rest, bytes) and parsed.size <= _SMALL_OCTETS
 
-    async def request(self, *, is_whole: bool, is_last: bool) -> bytes:
+    async def request(self, *, is_whole: bool, is_last: bool) -> CheckRequest:
         """Return a request; it has the body if the message is small or `is_whole`."""
         header, rest, body = self.parsed.header, self.parsed.rest, None
         if self.is_small:
@@ -190,9 +191,7 @@ class _Checked:
             body = b"" if self.is_large else await to_thread(_body, rest)
         octets = _asking(header) if body is None else header.octets
         known = self.lookups.known
-        return msgpack.encode(
-            CheckRequest(self.question, known, octets, body, self.is_large, is_last)
-        )
+        return CheckRequest(self.question, known, octets, body, self.is_large, is_last)
 
 
 class SenderChecker:

@@ -3,17 +3,15 @@ fail.
 """
 
 import asyncio
-import socket
 from collections.abc import Awaitable, Callable
 
-from relay.base.child_process import ChildProcess
+from relay.base.child_process import AnsweringProcess, ChildRequest
 from relay.base.observe.logs import get_logger
 from relay.base.task_set import TaskSet, shielded
 from relay.base.turns import Turns
 
 WORKERS_MAX = 2
 WAITING_MAX = 500  # requests that wait for a worker
-LENGTH_BYTES = 4  # before each request and reply
 _TURN_S = 5.0  # a request waits for a worker
 _REQUEST_S = 3.0
 _FIRST_REQUEST_S = 20.0  # with the start, on a busy machine
@@ -26,10 +24,12 @@ class CheckWorkers:
 
     def __init__(self) -> None:
         self._turns = Turns("sender checks", WORKERS_MAX, waiting_max=WAITING_MAX)
-        self._idle: list[ChildProcess] = []
+        self._idle: list[AnsweringProcess] = []
         self._requests = TaskSet()
 
-    async def ask(self, make_request: Callable[[], Awaitable[bytes]], *, client: str) -> bytes:
+    async def ask(
+        self, make_request: Callable[[], Awaitable[ChildRequest]], *, client: str
+    ) -> bytes:
         """Return the reply to a request, which is made when a worker is free for it: few large ones
         are in memory. Raises OSError, with the reason, and what `make_request` raises.
 
@@ -51,18 +51,17 @@ class CheckWorkers:
         while self._idle:
             self._idle.pop().end()
 
-    async def _reply(self, make_request: Callable[[], Awaitable[bytes]]) -> bytes | str:
+    async def _reply(self, make_request: Callable[[], Awaitable[ChildRequest]]) -> bytes | str:
         """Return the reply of a worker, or why there is none."""
         request = await make_request()
         limit_s = _REQUEST_S if self._idle else _FIRST_REQUEST_S
         try:
-            worker = self._idle.pop() if self._idle else ChildProcess(_MODULE)
+            worker = self._idle.pop() if self._idle else AnsweringProcess(_MODULE)
         except OSError as error:
             return f"no process can be started: {error.strerror}"
-        worker.socket.setblocking(False)
         try:
             async with asyncio.timeout(limit_s):  # real time: a child
-                reply = await _exchanged(worker.socket, request)
+                reply = await worker.ask(request)
             self._idle.append(worker)
         except TimeoutError:
             return _ended("it hangs")
@@ -77,17 +76,3 @@ class CheckWorkers:
 def _ended(reason: str) -> str:
     _log.repeated("warning", "a check of a sender was ended", reason=reason)
     return "the check took too much time or memory"
-
-
-async def _exchanged(channel: socket.socket, request: bytes) -> bytes:
-    """Send a request, and return the reply. Raises OSError, EOFError."""
-    loop = asyncio.get_running_loop()
-    await loop.sock_sendall(channel, len(request).to_bytes(LENGTH_BYTES) + request)
-    received, length = b"", 0
-    while len(received) < LENGTH_BYTES + length:
-        octets = await loop.sock_recv(channel, 1 << 16)
-        if not octets:
-            raise EOFError
-        received += octets
-        length = int.from_bytes(received[:LENGTH_BYTES])
-    return received[LENGTH_BYTES:]

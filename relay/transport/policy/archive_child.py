@@ -1,9 +1,6 @@
 """The child process that reads archives: it can be killed, and its limits are low.
 
-A request is the descriptor of a file with a JSON object: how many `entries` and inflated `octets`
-are left, and `cpu_s`. The answer is a length and a JSON object: the `entries`, each with names and
-types; whether the file is a `zip` file, `encrypted` or `unreadable`; the `bound` that it exceeds,
-or ""; and how many `entries_left` and `octets_left` there are.
+A request comes with the descriptor of a file.
 
 Entries are inflated and compared with their checksums. Programs differ in which entries of a
 damaged or doubled ZIP file they find. So a file is unreadable if it has something that its
@@ -13,23 +10,20 @@ PKWARE APPNOTE 4.3, 4.4.4 (encryption), 4.6.9 (a name in Unicode); MS-CFB 2.6; M
 (EncryptedPackage).
 """
 
-import json
 import os
 import re
-import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from io import BytesIO
-from typing import IO, Any, cast
+from typing import IO, cast
 from zipfile import ZIP_BZIP2, ZIP_DEFLATED, ZIP_LZMA, ZIP_STORED, ZipFile, ZipInfo
 
-from relay.base.process_limits import limit_cpu, limit_this_process
+from msgspec import Struct
+
+from relay.base.child_process import ChildRequest, ChildTask
 from relay.formats.file_types import CLOSED_ARCHIVES, OLE, ZIP, file_types
 
-READY = b"\n"
-LENGTH_BYTES = 4
-REQUEST_BYTES_MAX = 256
 # limit of rules: archives inside each other
 DEPTH_MAX = 3
 MEMORY_BYTES_MAX = 256 << 20
@@ -56,6 +50,25 @@ _UNICODE_PATH = 0x7075
 _UTF_8 = 0x800
 _PACKAGE = "EncryptedPackage\0".encode("utf-16-le")
 _DIRECTORY_ENTRY_OCTETS = 128  # of OLE; the position of each is a multiple
+
+
+class ArchiveRequest(ChildRequest, frozen=True):
+    """What is left of the bounds: entries, and inflated octets."""
+
+    entries: int
+    octets: int
+
+
+class ArchiveAnswer(Struct, frozen=True):
+    """What is in a file."""
+
+    entries: list[tuple[list[str], list[str]]] = []  # names, types
+    is_zip: bool = False
+    is_encrypted: bool = False
+    is_unreadable: bool = True
+    bound: str = ""  # the bound that it exceeds, or ""
+    entries_left: int = 0
+    octets_left: int = 0
 
 
 class OverBoundError(Exception):
@@ -140,7 +153,8 @@ class Examination:
         self._characters += sum(map(len, names))
         if self._characters > _NAMES_CHARACTERS_MAX:
             raise OverBoundError(f"names of {_NAMES_CHARACTERS_MAX} characters")
-        if not info.is_dir() or info.file_size:
+        # is_dir() of Python 3.11 fails for a name that is empty
+        if not info.filename.endswith("/") or info.file_size:
             self.entries.append((names, types))
         return types
 
@@ -258,41 +272,31 @@ def _names(info: ZipInfo) -> Iterator[str]:
         extra = extra[4 + length :]
 
 
-def examine(file: IO[bytes], *, entries: int, octets: int) -> dict[str, Any]:
+def examine(file: IO[bytes], bounds: ArchiveRequest) -> ArchiveAnswer:
     """Return the answer about a file."""
-    examination, bound = Examination(entries=entries, octets=octets), ""
+    examination, bound = Examination(entries=bounds.entries, octets=bounds.octets), ""
     try:
         examination.look(file)
     except OverBoundError as error:
         bound = str(error)
     except MemoryError:
         bound = "the memory"
-    return {
-        "entries": examination.entries,
-        "zip": examination.is_zip,
-        "encrypted": examination.is_encrypted,
-        "unreadable": examination.is_unreadable or bool(bound),
-        "bound": bound,
-        "entries_left": max(0, examination.entries_left),
-        "octets_left": max(0, examination.octets_left),
-    }
+    return ArchiveAnswer(
+        examination.entries,
+        examination.is_zip,
+        examination.is_encrypted,
+        examination.is_unreadable or bool(bound),
+        bound,
+        max(0, examination.entries_left),
+        max(0, examination.octets_left),
+    )
 
 
-def main() -> None:
-    """Answer requests until the input ends."""
-    limit_this_process(MEMORY_BYTES_MAX)
-    channel = socket.socket(fileno=0)
-    channel.sendall(READY)
-    while True:
-        request, descriptors, *_ = socket.recv_fds(channel, REQUEST_BYTES_MAX, 1)
-        if not request:
-            return
-        bounds = json.loads(request)
-        limit_cpu(bounds.pop("cpu_s"))
-        with os.fdopen(descriptors[0], "rb") as file:
-            answer = json.dumps(examine(file, **bounds)).encode()
-        channel.sendall(len(answer).to_bytes(LENGTH_BYTES) + answer)
+def _answer(request: ArchiveRequest, descriptor: int) -> ArchiveAnswer:
+    with os.fdopen(descriptor, "rb") as file:
+        return examine(file, request)
 
 
-if __name__ == "__main__":
-    main()
+def task(_words: Sequence[str] = ()) -> ChildTask:
+    """Return what the process does."""
+    return ChildTask(ArchiveRequest, _answer, MEMORY_BYTES_MAX)

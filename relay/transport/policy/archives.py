@@ -11,7 +11,6 @@ body cannot be read.
 """
 
 import atexit
-import json
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -20,15 +19,15 @@ from hashlib import sha256
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-from msgspec import Struct
+from msgspec import Struct, msgpack
 
-from relay.base.child_process import ChildProcess
+from relay.base.child_process import LENGTH_BYTES, AnsweringProcess, framed
 from relay.base.clock import SystemClock
 from relay.base.message.content import Octets, octets_of
 from relay.base.message.header import ParsedContent
 from relay.formats.file_types import ARCHIVES, OLE, ZIP, file_types
 from relay.formats.transfer_encoding import decoded_blocks
-from relay.transport.policy.archive_child import END_RECORD, LENGTH_BYTES, READY
+from relay.transport.policy.archive_child import END_RECORD, ArchiveAnswer, ArchiveRequest
 from relay.transport.policy.attachment_names import normalised
 from relay.transport.policy.message_parts import AttachedFile, MessagePart, decodings
 
@@ -66,16 +65,20 @@ class MessageArchives:
         self.entries, self.octets = ENTRIES_MAX, INFLATED_OCTETS_MAX
         self.time_s = TIME_LIMIT_S
         self.between = between
-        self.answers: dict[bytes, dict[str, Any]] = {}  # by the digest of the file
+        self.answers: dict[bytes, ArchiveAnswer] = {}  # by the digest of the file
 
 
-class _ArchiveProcess(ChildProcess):
+class _ArchiveProcess(AnsweringProcess):
     """A process of relay.transport.policy.archive_child."""
 
-    def receive(self, length: int, until_s: float, limits: MessageArchives) -> bytes:
-        """Return `length` octets. Raises EOFError, TimeoutError, ConnectionError, and what
-        `between` raises.
+    def receive(self, until_s: float, limits: MessageArchives) -> bytearray:
+        """Return an answer. Raises EOFError, TimeoutError, ConnectionError, and what `between`
+        raises.
         """
+        length = int.from_bytes(self._receive(LENGTH_BYTES, until_s, limits))
+        return self._receive(length, until_s, limits)
+
+    def _receive(self, length: int, until_s: float, limits: MessageArchives) -> bytearray:
         received = bytearray()
         while len(received) < length:
             limits.between()
@@ -86,7 +89,7 @@ class _ArchiveProcess(ChildProcess):
                 if not octets:
                     raise EOFError
                 received += octets
-        return bytes(received)
+        return received
 
 
 class ArchiveReader:
@@ -95,7 +98,7 @@ class ArchiveReader:
     def __init__(self) -> None:
         self._idle: list[_ArchiveProcess] = []
 
-    def ask(self, descriptor: int, limits: MessageArchives) -> dict[str, Any] | None:
+    def ask(self, descriptor: int, limits: MessageArchives) -> ArchiveAnswer | None:
         """Return the answer about an open file; None if it takes too long or the process ends.
 
         What `between` raises ends the call. Raises OSError.
@@ -114,33 +117,31 @@ class ArchiveReader:
             while True:
                 self._idle.pop().end()
 
-    def _ask(self, descriptor: int, limits: MessageArchives) -> dict[str, Any]:
+    def _ask(self, descriptor: int, limits: MessageArchives) -> ArchiveAnswer:
         try:
             child = self._idle.pop()
         except IndexError:
             child = self._started(limits)
         until_s = _clock.real_s() + limits.time_s
-        request = json.dumps(
-            {"entries": limits.entries, "octets": limits.octets, "cpu_s": int(limits.time_s) + 1}
-        )
+        cpu_s = int(limits.time_s) + 1
+        request = ArchiveRequest(limits.entries, limits.octets, cpu_s=cpu_s)
         try:
-            socket.send_fds(child.socket, [request.encode()], [descriptor])
-            length = int.from_bytes(child.receive(LENGTH_BYTES, until_s, limits))
-            answer: dict[str, Any] = json.loads(child.receive(length, until_s, limits))
+            socket.send_fds(child.socket, [framed(request)], [descriptor])
+            answer = _read_answer(child.receive(until_s, limits))
         except BaseException:
             child.end()
             raise
         finally:
             limits.time_s = max(0.0, until_s - _clock.real_s())
         self._idle.append(child)
-        limits.entries, limits.octets = answer["entries_left"], answer["octets_left"]
+        limits.entries, limits.octets = answer.entries_left, answer.octets_left
         return answer
 
     def _started(self, limits: MessageArchives) -> _ArchiveProcess:
         child = _ArchiveProcess("relay.transport.policy.archive_child")
         try:
             child.socket.settimeout(_ASK_AGAIN_S)
-            child.receive(len(READY), _clock.real_s() + _START_LIMIT_S, limits)
+            child.receive(_clock.real_s() + _START_LIMIT_S, limits)
         except BaseException as error:
             child.end()
             if isinstance(error, EOFError | TimeoutError):
@@ -150,6 +151,7 @@ class ArchiveReader:
 
 
 _clock = SystemClock()
+_read_answer = msgpack.Decoder(ArchiveAnswer).decode
 reader = ArchiveReader()
 atexit.register(reader.close)
 
@@ -179,21 +181,21 @@ def _contents(octets: Octets, part: MessagePart, limits: MessageArchives) -> Arc
         answer = _answer(blocks(), limits)
         entries = [
             AttachedFile(tuple(dict.fromkeys(map(normalised, names))), tuple(kinds))
-            for names, kinds in answer.get("entries", ())
+            for names, kinds in answer.entries
         ]
-        if answer.get("zip") or answer["bound"]:
+        if answer.is_zip or answer.bound:
             types = (*types, ZIP)
         contents = ArchiveContents(
             (*contents.entries, *entries),
-            contents.is_encrypted or answer.get("encrypted", False),
-            contents.is_unreadable or answer["unreadable"],
-            contents.bound or answer["bound"],
+            contents.is_encrypted or answer.is_encrypted,
+            contents.is_unreadable or answer.is_unreadable,
+            contents.bound or answer.bound,
             tuple(dict.fromkeys((*contents.types, *types))),
         )
     return contents
 
 
-def _answer(blocks: Iterator[bytes], limits: MessageArchives) -> dict[str, Any]:
+def _answer(blocks: Iterator[bytes], limits: MessageArchives) -> ArchiveAnswer:
     digest = sha256()
     with _unnamed_file() as file:
         for block in blocks:
@@ -202,10 +204,8 @@ def _answer(blocks: Iterator[bytes], limits: MessageArchives) -> dict[str, Any]:
         file.flush()
         key = digest.digest()
         if key not in limits.answers:
-            limits.answers[key] = reader.ask(file.fileno(), limits) or {
-                "unreadable": True,
-                "bound": f"{TIME_LIMIT_S:g} seconds, or the memory",
-            }
+            lacking = ArchiveAnswer(bound=f"{TIME_LIMIT_S:g} seconds, or the memory")
+            limits.answers[key] = reader.ask(file.fileno(), limits) or lacking
     return limits.answers[key]
 
 

@@ -14,7 +14,7 @@ import pytest
 from relay.base.message.header import ParsedContent
 from relay.base.message.verdict import VerdictAction
 from relay.transport.policy import archives
-from relay.transport.policy.archive_child import MEMORY_BYTES_MAX, examine
+from relay.transport.policy.archive_child import ArchiveRequest, examine
 from relay.transport.policy.archives import ENTRIES_MAX, MessageArchives, archive_contents, reader
 from relay.transport.policy.content_conditions import AttachmentCondition
 from relay.transport.policy.engine import EvaluationStoppedError
@@ -166,6 +166,7 @@ CONTENTS = {
     "stored": (zipped(("a.exe", b""), method=zipfile.ZIP_STORED), ["a.exe"], "", ""),
     "a path": (zipped(("../x/a.exe", b""), ("..\\b.js", b"")), ["a.exe", "b.js"], "", ""),
     "a folder": (zipped(("x.exe/", b""), ("x.exe/a", b"")), ["a"], "", ""),
+    "no name": (zipped(("a.exe", b"MZ"), ("", b"MZ")), ["a.exe", ""], "", ""),
     "twice": (zipped(("a.js", b""), ("b.js", b"")).replace(b"b.", b"a."), ["a.js"] * 2, "", ""),
     "a prefix": (b"any" * 999 + SMALL, ["a.exe"], "", ""),
     "more behind": (SMALL + b"any", ["a.exe"], "", ""),
@@ -406,20 +407,14 @@ def test_a_caller_that_gives_up_does_not_wait_for_the_answer_and_others_do_not_w
     assert len(reader._idle) == 1
 
 
-def test_the_child_has_little_memory():
-    contents_of(SMALL)
-    limits = Path(f"/proc/{reader._idle[0].process.pid}/limits").read_text()
-    assert str(MEMORY_BYTES_MAX) in next(line for line in limits.splitlines() if "address" in line)
-
-
 def test_no_noise_ends_the_examination():
     chance = random.Random(50)
     for _ in range(300):
         octets = bytearray(chance.choice([SMALL, BOMB, nested(2), MANY[-3000:]]))
         for _ in range(chance.randint(1, 20)):
             octets[chance.randrange(len(octets))] = chance.randrange(256)
-        found = examine(io.BytesIO(bytes(octets)), entries=100, octets=1 << 20)
-        assert len(found["entries"]) <= 100
+        found = examine(io.BytesIO(bytes(octets)), ArchiveRequest(100, 1 << 20))
+        assert len(found.entries) <= 100
 
 
 def test_a_process_that_is_killed_while_it_reads_is_started_again_once(monkeypatch):
