@@ -11,7 +11,7 @@ submission is the same message.
   id, file in Sent Items or report to the sender
 - `conversion`: which drafts a child process converts; time limits; the second try, in another
   process
-- `conversion_child`: the child process itself: its memory and CPU limits
+- `conversion_child`: what the child process is asked and answers; its memory
 - `decisions`: which SMTP reply ends a submission; delay before a retry (back-off); giving up
 
 Elsewhere: how a draft becomes MIME: `relay/formats/convert.py`; what of a MIME draft is

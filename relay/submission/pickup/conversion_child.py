@@ -53,10 +53,10 @@ class ConversionAnswer(Struct, frozen=True):
     fault: str = ""  # the internal error
 
 
-def _decoded(kind: type, value: Any) -> Any:
+def _decoded(kind: type, sent: Any) -> Any:
     if kind is Path:
-        return Path(os.fsdecode(value))
-    return msgspec.convert(value, _CODINGS if kind is Coding else _SOURCES, dec_hook=_decoded)
+        return Path(os.fsdecode(sent))
+    return msgspec.convert(sent, _CODINGS if kind is Coding else _SOURCES, dec_hook=_decoded)
 
 
 read_answer = msgspec.msgpack.Decoder(ConversionAnswer, dec_hook=_decoded).decode
