@@ -44,9 +44,6 @@ class CrashPoint(StrEnum):
     COPY_READ = "copy-read"  # the flag is synced; the receipt is not sent
     RECEIPT_ACCEPTED = "receipt-accepted"  # it is in the spool; its copy has no $MDNSent
     RECEIPT_MARKED = "receipt-marked"  # the copy has $MDNSent; the receipt is recorded as owed
-    # An automatic reply, of a message that was delivered:
-    REPLY_NOTED = "reply-noted"  # its sender is recorded and synced; the reply is not accepted
-    REPLY_ACCEPTED = "reply-accepted"  # it is in the spool, and is still recorded as owed
     TENANT_SET_KEPT = "tenant-set-kept"  # a reload: synced, and the older ones are still there
     DROP_ACCEPTED = "drop-accepted"  # a file of the drop directory: committed, not removed
     # A submission with an Idempotency-Key, before submission-ready:

@@ -9,7 +9,7 @@ connection.
 - `graph`: Microsoft Graph as a next hop: drafts, look-ups after lost answers, what its answers mean
 - `oauth`: tokens for logins: grants, renewal, refresh tokens
 - `http_connection`: a connection for requests to one host, also through a proxy
-- `reports`: who gets a report, and its words in each language; read receipts, automatic replies
+- `reports`: who gets a report, and its words in each language; read receipts
 - `scheduler`: the queue manager: gives claims to a site or to `local_delivery`
 - `queue_scanner`: which due entries are fetched from the spool, and when
 - `active_queue`: how many claims of a sender and a next hop are in memory; when they expire there

@@ -12,7 +12,7 @@ off is indeterminate: the next attempt first looks for its copy in the mailbox. 
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
@@ -52,9 +52,6 @@ _AT_ONCE = 16
 _CUT_OFF = Evidence("4.3.0", "the relay was stopped while it delivered this")
 
 
-async def _no_reply(*_: object, **__: object) -> None: ...
-
-
 @dataclass(eq=False)
 class LocalDelivery:
     """Claims for local mailboxes, and the workers that deliver them."""
@@ -64,8 +61,6 @@ class LocalDelivery:
     addresses: RouteTable  # which mailbox an address has
     _: KW_ONLY
     delivers_captured: bool = False  # whether captured mail gets a copy in a mailbox
-    # returns the automatic reply that a copy in a mailbox owes
-    reply_of: Callable[..., Awaitable[ReceiptRequest | None]] = _no_reply
 
     def __post_init__(self) -> None:
         self.ready = ClaimQueue()
@@ -225,7 +220,6 @@ class LocalDelivery:
             f"250 2.1.5 {text}",
             graph_id=delivered_id(unique),
             receipt=_receipt(claim, recipient, content, mailbox=mailbox),
-            owed_reply=await self.reply_of(claim, recipient, content, mailbox=mailbox),
         )
         return Captured(evidence) if is_captured else Delivered(evidence)
 

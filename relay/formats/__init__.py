@@ -58,8 +58,7 @@ Reports and disclaimers:
 
 - `dsn`: the parts of a bounce (DSN): status block, the original or its header; a journal report and
   a notice, which rules send
-- `mdn`: which messages ask for a read receipt (MDN), who may be answered, and the MDN itself; which
-  messages get an automatic reply, and the reply itself
+- `mdn`: which messages ask for a read receipt (MDN), who may be answered, and the MDN itself
 - `read_report`: what a DSN or MDN of Relay or of another host says; message class
 - `disclaimer`: where a message gets a disclaimer, in a text or in HTML; whether it is there
   already; which cannot have one (signed, encrypted)

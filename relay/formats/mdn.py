@@ -1,16 +1,11 @@
 """Read which messages ask for a read receipt, and write it: a message disposition notification.
-Read which messages get an automatic reply, and write the reply.
 
 A request for a receipt counts only if it has exactly one address, that of the sender: no message
-makes Relay write to another address. An automatic reply is sent to a person who named an address of
-the account in To or Cc and did not suppress replies. Automatic mail and mailing lists get neither.
+makes Relay write to another address. Automatic mail and mailing lists get none.
 Lines end in CRLF. The reports room writes the part of a notification for people.
 RFC 8098 2.1, 2.2, 3; RFC 6522; RFC 3834 2, 3; RFC 6533 6 (international); RFC 5322 3.4 (groups);
 MS-OXCMAIL (X-Auto-Response-Suppress).
 """
-
-import re
-from collections.abc import Callable
 
 from msgspec import Struct
 
@@ -22,8 +17,7 @@ from relay.base.message.receipt import ReceiptKind, ReceiptRequest
 from relay.base.message.status import one_line
 from relay.formats import dsn
 from relay.formats.address_list import address_entries
-from relay.formats.headers import decoded, field, fold, is_automatic
-from relay.formats.html_text import html_to_text, text_to_html
+from relay.formats.headers import decoded, fold, is_automatic
 from relay.formats.read_header import parse_header, read_token
 
 _ASKS = "Disposition-Notification-To"
@@ -31,11 +25,6 @@ _OPTIONS = "Disposition-Notification-Options"
 _ASKS_LINE = b"\ndisposition-notification-to"
 _FIELD_OCTETS_MAX = 2000
 _LANGUAGE_CHARACTERS_MAX = 200
-_SUPPRESS = "X-Auto-Response-Suppress"
-_SUPPRESSED = frozenset((b"all", b"oof", b"autoreply"))
-_ADDRESSEES_OCTETS_MAX = 65_536  # of To and Cc that are searched for an address of the account
-_is_program = re.compile(r"(?:mailer-daemon|owner-.*|.*-request)@", re.IGNORECASE | re.ASCII).match
-_is_html = re.compile(r"</[a-z]|<(?:br|p|html|!doctype)[\s/>]", re.IGNORECASE).search
 _TITLES = {ReceiptKind.READ: "Read", ReceiptKind.NOT_READ: "Not read"}
 _TYPES = {ReceiptKind.READ: "displayed", ReceiptKind.NOT_READ: "deleted"}
 
@@ -59,28 +48,6 @@ def receipt_request(
     if own_mailbox(_asker(header)) != own_mailbox(reverse_path) or not _knows_options(header):
         return None
     return _request(header, message, path, mailbox=mailbox)
-
-
-def reply_request(
-    content: Content,
-    message: MessageFacts,
-    path: ForwardPath,
-    *,
-    mailbox: str,
-    mailbox_of: Callable[[str], str],
-) -> ReceiptRequest | None:
-    """Return what an automatic reply needs of the message for the recipient `path`.
-
-    None if no reply may be sent. `mailbox_of` returns the mailbox of an address.
-    """
-    header, sender = ParsedContent.of(content).header, message.envelope.reverse_path
-    wishes = {option.strip().lower() for option in b",".join(header.values(_SUPPRESS)).split(b",")}
-    if _is_program(sender) or mailbox_of(sender) == mailbox or wishes & _SUPPRESSED:
-        return None
-    addresses = b",".join((*header.values("To"), *header.values("Cc")))[:_ADDRESSEES_OCTETS_MAX]
-    entries = address_entries(addresses.decode("utf-8", "replace"))
-    is_named = any(mailbox_of(addressee.address) == mailbox for addressee in entries)
-    return _request(header, message, path, mailbox=mailbox) if is_named else None
 
 
 def _request(
@@ -181,25 +148,3 @@ def _disposition(receipt: Receipt) -> bytes:
         fields.append(("Original-Message-ID", request.message_id))
     fields.append(("Disposition", f"manual-action/MDN-sent-{mode}; {_TYPES[receipt.kind]}"))
     return b"".join(fold(name, one_line(value)) for name, value in fields)
-
-
-def write_reply(
-    request: ReceiptRequest, text: str, *, language: str, hostname: str, reply_id: str, now_us: int
-) -> bytes:
-    """Return the automatic reply to `request.to`, with the text as plain text and as HTML.
-
-    `text` may be either. `reply_id` is unique. The reply must be sent with the null reverse-path
-    and NOTIFY=NEVER.
-    """
-    head = dsn.report_fields(
-        author=f"<{request.mailbox}>",
-        to=request.to,
-        subject=f"Automatic reply: {one_line(request.subject)}".rstrip(),  # as Exchange writes
-        message_id=f"<{reply_id}@{hostname}>",
-        now_us=now_us,
-        thread=[request.thread.encode("ascii"), field(_SUPPRESS, "All")],
-    )
-    words = dsn.HumanPart(language, text, text_to_html(text))
-    if _is_html(text):
-        words = dsn.HumanPart(language, html_to_text(text), text)
-    return head + b"MIME-Version: 1.0\r\n" + dsn.human_part(words, reply_id).written()

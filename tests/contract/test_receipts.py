@@ -1,5 +1,5 @@
 """The read receipts that are owed: recorded with the delivery, ended with the notification, held by a restore.
-Beside each is an automatic reply.
+Automatic replies, which older releases owe, are removed.
 """
 
 from functools import partial
@@ -30,8 +30,7 @@ RESTORED = Selector(restored=True)
 
 
 def delivered(copy_id: str) -> Delivered:
-    owed = {"receipt": REQUEST, "owed_reply": REQUEST}
-    return Delivered(Evidence("2.1.5", "250 2.1.5 ok", graph_id=copy_id, **owed))
+    return Delivered(Evidence("2.1.5", "250 2.1.5 ok", graph_id=copy_id, receipt=REQUEST))
 
 
 async def deliver_on(spool, make, copy_id: str = "lcopy", recipients: int = 1) -> str:
@@ -75,12 +74,8 @@ async def test_the_notification_ends_it_and_is_in_the_journey(spool, deliver, ma
     assert (again.queue_id, again.repeated) == (first.queue_id, True)
     assert await spool.receipts.owed() == []
     assert await spool.receipts.request(owed.key) is None
-    (reply,) = await spool.receipts.replies()
-    sent = SentReceipt(reply.key, an_event(Step.REPORT, 7, {"kind": "reply"}))
-    await spool.receipts.end([reply.key], sent)
-    assert await spool.receipts.replies() == []
     steps = (await spool.journey(queue_id)).steps
-    assert [one.detail["kind"] for one in steps if one.step == Step.REPORT] == ["read", "reply"]
+    assert [one.detail["kind"] for one in steps if one.step == Step.REPORT] == ["read"]
 
 
 async def test_one_that_is_kept_is_marked_until_it_ends(spool, deliver, make) -> None:
@@ -163,5 +158,23 @@ async def test_a_mailbox_owes_a_bounded_number(spool, make, clock) -> None:
     (claim,) = accepted.claims
     outcomes = {one.id: delivered(f"l{one.id}") for one in claim.recipients}
     await spool.record(ClaimResult(claim, 5, outcomes, EntrySchedule(None, None)))
-    owed = [*await spool.receipts.owed(), *await spool.receipts.replies()]
+    owed = await spool.receipts.owed()
     assert len(owed) == RECEIPTS_PER_MAILBOX_MAX
+
+
+@pytest.mark.parametrize("state", ["owed", "held"])
+async def test_an_automatic_reply_of_an_older_release_is_removed_and_never_sent(
+    spool, deliver, state
+) -> None:
+    await deliver()
+    (owed,) = await spool.receipts.owed()
+    reply = (
+        "INSERT INTO owed_receipt SELECT message_id, -number, mailbox, 'reply x', folder, owed_us,"
+        f" '{state}', request FROM owed_receipt"
+    )
+    await spool.receipts._engine.change(lambda transaction: transaction.execute(reply))
+    assert await spool.receipts.owed() == [owed]
+    assert spool.receipts.count == 2
+    await spool.receipts.prune(0)
+    assert await spool.receipts.owed() == [owed]
+    assert spool.receipts.count == 1

@@ -1,9 +1,5 @@
-"""kill -9 between the flag of a message that was read, its receipt, and $MDNSent: there is one receipt.
-So it is with an automatic reply, between its promise, the note of its sender, and its acceptance.
-"""
+"""kill -9 between the flag of a message that was read, its receipt, and $MDNSent: there is one receipt."""
 
-import smtplib
-from contextlib import suppress
 from signal import SIGKILL
 
 import pytest
@@ -36,20 +32,3 @@ def test_a_kill_leaves_one_receipt(relay: RelayProcess, point: CrashPoint) -> No
     assert relay.metric("relay_reports_total", kind="read") == (point is CrashPoint.COPY_READ)
     assert relay.subjects("alice") == ["Read: once"]
     assert relay.faults() == []
-
-
-@pytest.mark.parametrize("point", ["delivered-locally", "reply-noted", "reply-accepted"])
-def test_a_kill_leaves_one_automatic_reply(relay: RelayProcess, point: str) -> None:
-    relay.start(crash_at=point)
-    setting = {"status": "alwaysEnabled", "internalReplyMessage": "away"}
-    relay.graph("PATCH", "/me/mailboxSettings", {"automaticRepliesSetting": setting}, token="bob")
-    content = b"To: bob@example.test\r\nSubject: ping\r\n\r\nx\r\n"
-    with suppress(smtplib.SMTPException):  # it ends before the 250, or after
-        relay.submit("alice@example.test", [BOB], content)
-    relay.wait_crash()
-    relay.start()
-    for sender in ("alice", "carol"):  # replies are sent in the order of the mail
-        relay.submit(f"{sender}@example.test", [BOB], content)
-    # accepted in this order, and delivered at the same time
-    until("a later one arrives", lambda: relay.subjects("carol") and relay.subjects("alice"))
-    assert relay.subjects("alice") == ["Automatic reply: ping"]

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.support.relay_config import DOMAIN, account
-from tests.support.relay_process import OPERATOR, RelayProcess, until
+from tests.support.relay_process import OPERATOR, RelayProcess
 from tests.support.tables import each_row
 
 OWN = "xn--bcher-kva.test"
@@ -186,32 +186,3 @@ def test_who_is_meant(relay: RelayProcess, name) -> None:
     meant, reader = READERS[name]
     found = {name for name, address in SPELLED.items() if reader(relay, address)}
     assert (meant - found, found - meant) == (set(), set())
-
-
-def test_automatic_replies(relay: RelayProcess) -> None:
-    """Who is addressed, and who has had one."""
-    setting = {"status": "alwaysEnabled", "externalAudience": "all"}
-    setting |= {"internalReplyMessage": "away", "externalReplyMessage": "away"}
-    for token in ("ann", "bob"):
-        body = {"automaticRepliesSetting": setting}
-        assert relay.graph("PATCH", "/me/mailboxSettings", body, token=token).status == 200
-
-    def ask(sender: str, to: str, named: str) -> Callable[[], bool]:
-        """Send a message; return a function that tells whether it was replied to."""
-        accepted = reply(relay, sender, to, header=f"To: {named}\r\n")
-        return lambda: any(one.get("kind") == "reply" for one in steps_of(relay, accepted))
-
-    addressed = {
-        name: ask(f"{number}@y.test", ANN, one)
-        for number, (name, one) in enumerate(SPELLED.items())
-    }
-    for known in (ANN, FAR):
-        until("the first reply", ask(known, BOB, BOB))
-    again = {name: ask(one, BOB, BOB) for name, one in SPELLED.items()}
-    for number in range(
-        2
-    ):  # the replies that are owed when the first is sent come before the second
-        for to in (ANN, BOB):
-            until("a reply", ask(f"last{number}@y.test", to, to))
-    assert {name for name, is_replied in addressed.items() if is_replied()} == PERSON - FAR_AWAY
-    assert {name for name, is_replied in again.items() if not is_replied()} == PERSON

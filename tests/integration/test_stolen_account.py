@@ -8,7 +8,7 @@ import pytest
 
 from tests.integration.test_reload import CONFIGURATION, UNAVAILABLE, hang_up
 from tests.support.relay_config import account
-from tests.support.relay_process import RelayProcess, until
+from tests.support.relay_process import RelayProcess
 
 ALICE, BOB, EVE = "alice@example.test", "bob@example.test", "eve@example.test"
 LOST = f"stays active, but for rights that accounts have lost: {ALICE}\n"
@@ -112,17 +112,3 @@ def test_requests_that_began_before_show_and_send_nothing_afterwards(relay: Rela
             answers.append((lines[0].split()[1], file.read(1)))
     assert answers == [(code, b"") for code in (b"401", b"401", b"200", b"401")]
     assert [one["subject"] for one in relay.messages("inbox", token="bob")] == ["later"]
-
-
-def test_a_mailbox_that_nobody_can_open_sends_no_automatic_replies(relay: RelayProcess) -> None:
-    always = {"status": "alwaysEnabled", "internalReplyMessage": "Buy now."}
-    for name in ("alice", "carol"):
-        body = {"automaticRepliesSetting": always}
-        assert relay.graph("PATCH", "/me/mailboxSettings", body, token=name).status == 200
-    for verb in ("password", "token"):
-        assert relay.cli("account", verb, ALICE, "--remove").returncode == 0
-    assert relay.cli("reload").returncode == 0
-    for name in ("alice", "carol"):  # replies are sent in the order of the messages
-        relay.until_final(relay.send_mail(token="bob", to=[f"{name}@example.test"], subject=name))
-    [reply] = until("a reply", lambda: relay.messages("inbox", token="bob"))
-    assert reply["subject"] == "Automatic reply: carol"

@@ -64,7 +64,6 @@ class Evidence(Struct, frozen=True):
     hosts: tuple[str, ...] = ()  # the result of each host that was tried, if there were several
     graph_id: str = ""  # of the copy in a mailbox of this relay
     receipt: ReceiptRequest | None = None  # that the sender requested
-    owed_reply: ReceiptRequest | None = None  # that the mailbox owes its sender
     session: SessionEvidence | None = None  # of the connection
     provider: str = ""  # the [[reply]] table of the configuration that decided instead
     encoded: str = ""  # "8 bit" or "long lines": why the message was encoded again for the host

@@ -1,5 +1,4 @@
-"""Mail that a mailbox owes the sender of a message: a read receipt that the sender requested (RFC
-8098), or an automatic reply (RFC 3834).
+"""A read receipt that a mailbox owes the sender of a message, who requested it (RFC 8098).
 
 Local delivery determines it for each message; the spool keeps it until it is sent, or not owed any
 more.
@@ -9,7 +8,7 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-# The queue id of the message, and the number of the recipient, which is negative for a reply.
+# The queue id of the message, and the number of the recipient.
 ReceiptKey = tuple[str, int]
 
 
@@ -55,4 +54,4 @@ class OwedReceipt(Struct, frozen=True):
     def submission_key(self) -> str:
         """The submission key of the notification: the spool accepts each key once."""
         message_id, number = self.key
-        return f"{'receipt' if number > 0 else 'reply'} {message_id}-{abs(number)}"
+        return f"receipt {message_id}-{number}"

@@ -11,7 +11,7 @@ postmaster.
 - `texts`: which language a report is in, and its words: Relay's, the operator's templates, their
   faults
 - `receipts`: read receipts (MDN): which are sent without asking the user (never, ask, always,
-  auto), and when a copy was read; automatic replies: which text a sender gets
+  auto), and when a copy was read
 
 Elsewhere: when a delay report is due: `relay/transport/ingress/acceptance.py` sets the time,
 `relay/delivery/attempt_result.py` decides; the parts of a DSN:

@@ -1,5 +1,5 @@
-r"""What this relay's own mailboxes owe senders: read receipts (RFC 8098), automatic replies (RFC
-3834). Which are sent, and when.
+r"""The read receipts that this relay's own mailboxes owe senders (RFC 8098): which are sent, and
+when.
 
 ReceiptSender hears that a copy was read or deleted unread, decides by the account's setting, and
 has the notification accepted by the spool. That is one transaction with the end of what is owed,
@@ -10,44 +10,25 @@ mailboxes that owe receipts, some seconds apart. A copy with the flag \Seen was 
 Deleted Items, or in no folder, without that flag was not read; elsewhere it may still be. A copy
 counts as gone only if it is missing twice, a minute apart, while the mail root and its folder are
 there: a disk that is not mounted or a folder that was renamed deletes nothing.
-
-AutomaticReplySender says which reply a copy in an Inbox owes; the spool records that with the
-outcome. Then the reply is accepted as mail of the account, by the rules, under a submission key.
-The mailbox notes the sender before, durably: a crash at any moment leaves at most one.
 """
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-
-from msgspec.structs import replace
 
 from relay.base.accounts.account import AccountDirectory, ReceiptSetting
 from relay.base.clock import Clock
 from relay.base.crashpoints import CrashPoint, CrashPoints
-from relay.base.message.address import own_mailbox
-from relay.base.message.content import Content
-from relay.base.message.envelope import Envelope, ForwardPath, Notify, domain_of
-from relay.base.message.outcome import Evidence
-from relay.base.message.receipt import OwedReceipt, ReceiptKey, ReceiptKind, ReceiptRequest
-from relay.base.message.tls_policy import REQUIRETLS
-from relay.base.observe.logs import ContainedErrors, RepeatedError, get_logger
+from relay.base.message.receipt import OwedReceipt, ReceiptKey, ReceiptKind
+from relay.base.observe.logs import RepeatedError, get_logger
 from relay.delivery.reports.bounces import Reporter
-from relay.formats.dsn import ReportedRecipient, ReportKind
-from relay.formats.mdn import reply_request, write_reply
-from relay.store.journeys.details import ReportDetail
-from relay.store.journeys.events import Event
 from relay.store.mailbox.errors import StoreError
 from relay.store.mailbox.owed_copies import OwedCopies, Sighting
-from relay.store.mailbox.settings_file import SettingsFiles, UserSettings
-from relay.store.mailbox.stored_message import WellKnown
 from relay.store.spool.engine import SpoolEngine
 from relay.store.spool.shared.receipts import ReceiptLedger
-from relay.store.spool.types import Claim, ClaimedRecipient, SentReceipt, SpoolError
-from relay.transport.ingress.acceptance import Acceptance
-from relay.transport.ingress.data import Origin
+from relay.store.spool.types import Claim, SentReceipt, SpoolError
 
 _log = get_logger("reports")
 
@@ -277,121 +258,3 @@ class ReceiptWatcher:
         self._known.pop(owed.key, None)
         self._missing_us.pop(owed.key, None)
         self.copies.remove(owed)
-
-
-_AGAIN_S = 30.0
-
-
-@dataclass(eq=False, repr=False)
-class AutomaticReplySender:
-    """Decides about automatic replies, and sends them."""
-
-    ledger: ReceiptLedger  # knows what is owed
-    settings: SettingsFiles  # of the mailboxes
-    acceptance: Acceptance  # accepts the replies; knows the addresses, and the time
-    _is_busy: bool = False
-    _again: asyncio.TimerHandle | None = None
-
-    async def owed(
-        self, claim: Claim, recipient: ClaimedRecipient, content: Content, *, mailbox: str
-    ) -> ReceiptRequest | None:
-        """Return the reply that a copy in a mailbox owes, None for most."""
-        with ContainedErrors(_log, "internal error in an automatic reply", qid=claim.message.id):
-            # the copy is in the mailbox
-            if not await self.settings.may_reply(mailbox):  # nearly always
-                return None
-            settings, message = await self.settings.read(mailbox), claim.message
-            is_wanted = self._text(mailbox, settings, message.envelope.reverse_path)
-            is_inbox = claim.extra.folder in ("", WellKnown.INBOX)
-            # no backscatter: a stranger gets one where it would get a report
-            asker = ReportedRecipient(ForwardPath(mailbox), Evidence("", ""))
-            may_hear = self.acceptance.reporter.wants(ReportKind.FAILED, message, [asker])
-            if is_wanted and is_inbox and may_hear and not recipient.added_by:
-                return await asyncio.to_thread(  # the header may have 1 MB
-                    reply_request,
-                    content,
-                    message,
-                    recipient.path,
-                    mailbox=mailbox,
-                    mailbox_of=self._mailbox_of,
-                )
-        return None
-
-    def in_progress(self) -> str:
-        """Return what is in progress, "" for nothing."""
-        return "automatic replies" if self._is_busy or self.ledger.replies_owed.is_set() else ""
-
-    async def run(self) -> None:
-        """Send what is owed, until cancelled."""
-        while True:
-            await self.ledger.replies_owed.wait()
-            self._is_busy = True
-            self.ledger.replies_owed.clear()
-            await self._tried(self._send_all())
-            self._is_busy = False
-
-    async def _tried(self, work: Coroutine[None, None, None]) -> None:
-        """Await it; after an error that passes, what is owed is looked at again."""
-        try:
-            await work
-        except (SpoolError, StoreError) as error:
-            _log.warning("automatic replies wait", error=str(error))
-            if self._again is not None:  # one timer, however many wait
-                self._again.cancel()
-            loop, wake = asyncio.get_running_loop(), self.ledger.replies_owed.set
-            self._again = loop.call_later(_AGAIN_S, wake)  # real time: of a disk
-        except Exception:  # noqa: BLE001 - an internal error: the task must go on
-            _log.exception("automatic replies wait")
-
-    async def _send_all(self) -> None:
-        for reply in await self.ledger.replies():
-            await self._tried(self._send(reply))
-
-    async def _send(self, owed: OwedReceipt) -> None:
-        """Send a reply if it is still due."""
-        request, sent = await self.ledger.request(owed.key), None
-        settings, now_us = await self.settings.read(owed.mailbox), self.acceptance.clock.time_us()
-        text = self._text(owed.mailbox, settings, owed.to)
-        person = replace(owed, to=self._mailbox_of(owed.to))  # one reply, to whichever address
-        if request and text and await self.settings.note_reply(person, time_us=now_us):
-            self.settings.crash.reached(CrashPoint.REPLY_NOTED)
-            written = write_reply(
-                request,
-                text,
-                language=settings.language,
-                hostname=self.acceptance.hostname,
-                reply_id=owed.submission_key.replace(" ", "."),
-                now_us=now_us,
-            )
-            demand, host = REQUIRETLS if request.requiretls else "", self.acceptance.hostname
-            answer = await self.acceptance.accept(
-                Envelope("", smtputf8=not written.isascii(), tls=demand),
-                [ForwardPath(owed.to, frozenset((Notify.NEVER,)))],
-                written,
-                origin=Origin("", host, login=owed.mailbox, trusted=True, key=owed.submission_key),
-            )
-            _log.info("automatic reply", about=owed.key[0], to=owed.to, reply=answer.reply)
-            if answer.reply.startswith("4"):
-                raise SpoolError(answer.reply)
-            if answer.queue_id:
-                detail = ReportDetail(
-                    report_id=answer.queue_id,
-                    to=owed.to,
-                    kind="reply",
-                    recipients=[request.recipient],
-                )
-                sent = SentReceipt(owed.key, Event(now_us, detail))
-            self.settings.crash.reached(CrashPoint.REPLY_ACCEPTED)
-        await self.ledger.end([owed.key], sent)
-
-    def _text(self, mailbox: str, settings: UserSettings, sender: str) -> str:
-        """Return what a sender gets now, "" for nothing: so if nobody could switch it off."""
-        if not self.acceptance.accounts.is_in_use(mailbox):
-            return ""
-        is_internal = self.acceptance.router.is_own_anywhere(domain_of(sender))
-        now_us = self.acceptance.clock.time_us()
-        return settings.automatic_replies.text_at(now_us, is_internal=is_internal)
-
-    def _mailbox_of(self, address: str) -> str:
-        account = self.acceptance.accounts.by_address(self.acceptance.router.target_of(address))
-        return account.address if account else own_mailbox(address)

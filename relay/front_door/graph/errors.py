@@ -149,11 +149,6 @@ TIME_ZONE_UNKNOWN = _400(
     "TimeZoneNotSupportedException",
     "A valid TimeZone value must be specified. The following TimeZone value is not supported: {}.",
 )
-# exchangelib#617
-REPLIES_DURATION_INVALID = _400(
-    "ErrorInvalidScheduledOofDuration",
-    "The scheduled duration for sending automatic replies isn't valid.",
-)
 # microsoft-graph-docs-contrib#682
 BODY_TOO_LARGE = _413("BadRequest", "The maximum request length supported is 4MB.")
 CONTENT_TOO_LARGE = _413("RequestEntityTooLarge")

@@ -3,9 +3,8 @@
 A user is an account: its id is the address, and directory properties are null. A user has
 mailboxSettings only if $select names them, as programs do at sign-in.
 
-Of the mailboxSettings, Relay stores time zone and language, and sends the automatic replies
-(relay/delivery/reports/receipts.py). The others are Graph's defaults. outlook/masterCategories is
-empty: a message has any categories.
+Of the mailboxSettings, Relay stores time zone and language. The others are Graph's defaults.
+outlook/masterCategories is empty: a message has any categories.
 
 An id of Relay is both a restId and a restImmutableEntryId, so each is translated to itself; in the
 profile strict a message has another restId (relay/base/message/rest_id.py). The other formats of
@@ -25,7 +24,7 @@ from relay.base.accounts.account import Scope
 from relay.base.message.rest_id import read_rest_id, rest_id
 from relay.base.message.time_zones import WINDOWS_ZONES, time_zone
 from relay.front_door.graph import errors
-from relay.front_door.graph.follow_up_flags import date_time_json, read_date_time
+from relay.front_door.graph.follow_up_flags import date_time_json
 from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.item_ids import folder_id_of
 from relay.front_door.graph.json_values import (
@@ -33,7 +32,6 @@ from relay.front_door.graph.json_values import (
     invalid_value,
     one_of,
     read_array,
-    read_body_text,
     read_header_text,
     read_object,
     read_parameters,
@@ -46,10 +44,7 @@ from relay.front_door.graph.serializer import USER_PROPERTIES, user_json
 from relay.front_door.http.errors import ApiError, quoted
 from relay.front_door.http.responses import json_response
 from relay.store.mailbox.errors import NoSuchItemError
-from relay.store.mailbox.settings_file import (
-    AutomaticReplies,
-    UserSettings,
-)
+from relay.store.mailbox.settings_file import UserSettings
 from relay.store.mailbox.stored_message import WellKnown
 
 MAY_READ = (Scope.MAILBOX_SETTINGS_READ, Scope.MAILBOX_SETTINGS_READ_WRITE)
@@ -62,7 +57,6 @@ _HOURS = {
     "startTime": "08:00:00.0000000",
     "endTime": "17:00:00.0000000",
 }
-_REPLY_CHARACTERS = 32_768
 _PROPERTIES = ("id", "displayName", "color")
 _OF_OVERRIDES = ("id", "classifyAs", "senderEmailAddress")
 _LIST_OPTIONS = ("select", "filter", "orderby", "count", "top", "skip")
@@ -144,19 +138,19 @@ def _context(request: GraphRequest) -> str:
     return f"{request.owner}/mailboxSettings"
 
 
-def _automatic_replies_json(settings: UserSettings) -> dict[str, Any]:
-    resource = {
-        name: getattr(settings.automatic_replies, field) for name, (field, _) in _REPLIES.items()
-    }
-    for name in ("scheduledStartDateTime", "scheduledEndDateTime"):
-        resource[name] = date_time_json(resource[name])
-    return resource
-
-
 def _language_json(settings: UserSettings) -> dict[str, Any]:
     return {"locale": settings.language, "displayName": settings.language_name}
 
 
+_STATUSES = ("disabled", "alwaysEnabled", "scheduled")
+_NO_REPLIES = {
+    "status": "disabled",
+    "externalAudience": "none",
+    "internalReplyMessage": "",
+    "externalReplyMessage": "",
+    "scheduledStartDateTime": date_time_json(0),
+    "scheduledEndDateTime": date_time_json(0),
+}
 _SETTINGS: Mapping[str, Callable[[UserSettings], Any]] = {
     "archiveFolder": lambda _: WellKnown.ARCHIVE,
     "timeZone": lambda settings: settings.time_zone,
@@ -164,7 +158,7 @@ _SETTINGS: Mapping[str, Callable[[UserSettings], Any]] = {
     "dateFormat": lambda _: "M/d/yyyy",
     "timeFormat": lambda _: "h:mm tt",
     "userPurpose": lambda _: "user",
-    "automaticRepliesSetting": _automatic_replies_json,
+    "automaticRepliesSetting": lambda _: _NO_REPLIES,
     "language": _language_json,
     "workingHours": lambda settings: _HOURS | {"timeZone": {"name": settings.time_zone}},
 }
@@ -181,9 +175,11 @@ def changed_settings(before: UserSettings, body: Mapping[str, Any]) -> UserSetti
                 fields |= _language(value)
             case "dateFormat" | "timeFormat" | "workingHours":
                 if value not in (None, _SETTINGS[name](before)):
-                    raise unsupported(name, "only timeZone, language and automatic replies are set")
+                    raise unsupported(name, "only timeZone and language are set")
             case "automaticRepliesSetting":
-                fields["automatic_replies"] = _automatic_replies(before.automatic_replies, value)
+                status = read_object({} if value is None else value, name).get("status")
+                if status is not None and one_of(status, f"{name}.status", _STATUSES) != "disabled":
+                    raise unsupported(name, "Relay sends no automatic replies (Sieve does)")
             case "delegateMeetingMessageDeliveryOptions":
                 if read_string(value, name).lower() not in ("", _MEETINGS.lower()):
                     raise unsupported(name, "calendars and their delegates are not implemented")
@@ -217,34 +213,6 @@ def _language(value: object) -> dict[str, str]:
         "language": locale,
         "language_name": name or (_DEFAULTS.language_name if is_default else locale),
     }
-
-
-def _automatic_replies(before: AutomaticReplies, value: object) -> AutomaticReplies:
-    """Return the setting after a PATCH. Raises ApiError 400."""
-    if value is None:
-        return AutomaticReplies()
-    path = "automaticRepliesSetting"
-    resource = read_object(value, path)
-    fields: dict[str, Any] = {}
-    for name, (field, read) in _REPLIES.items():
-        if name in resource:
-            value, default = resource[name], getattr(AutomaticReplies(), field)
-            fields[field] = default if value is None else read(value, f"{path}.{name}")
-    replies = replace(before, **fields)
-    if replies.status == "scheduled" and replies.start_us >= replies.end_us:
-        raise errors.REPLIES_DURATION_INVALID(f"{path}: expected a start before the end.")
-    return replies
-
-
-_reply_text = partial(read_body_text, longest=_REPLY_CHARACTERS)
-_REPLIES: Mapping[str, tuple[str, Callable[[object, str], Any]]] = {
-    "status": ("status", partial(one_of, choices=("disabled", "alwaysEnabled", "scheduled"))),
-    "externalAudience": ("audience", partial(one_of, choices=("none", "contactsOnly", "all"))),
-    "internalReplyMessage": ("internal", _reply_text),
-    "externalReplyMessage": ("external", _reply_text),
-    "scheduledStartDateTime": ("start_us", read_date_time),
-    "scheduledEndDateTime": ("end_us", read_date_time),
-}
 
 
 async def get_user(request: GraphRequest) -> Response:

@@ -61,7 +61,7 @@ def compose(
                 (transport.pickup_server, *transport.smtp_servers),
                 front_door.graph,
                 base.changes,
-                [webhooks.in_progress, transport.replies.in_progress]
+                [webhooks.in_progress]
                 + ([subscriptions.in_progress] if subscriptions is not None else []),
             ),
             webhooks=webhooks,

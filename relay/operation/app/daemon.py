@@ -152,7 +152,6 @@ class Daemon:
                 maintenance.expire_uploads(base.store.uploads.remove_expired, base.clock), "uploads"
             )
             self._spawn(self.transport.receipts.run(), "receipts")
-            self._spawn(self.transport.replies.run(), "replies")
             if self.subscriptions is not None:
                 self._spawn(self.subscriptions.run(), "subscriptions")
 

@@ -28,7 +28,7 @@ from relay.delivery.local_delivery import LocalDelivery
 from relay.delivery.provider_replies import ProviderReplies
 from relay.delivery.recipient_verification import CONNECT_S, RecipientVerifier
 from relay.delivery.reports.bounces import Copies, Reporter
-from relay.delivery.reports.receipts import AutomaticReplySender, ReceiptSender, ReceiptWatcher
+from relay.delivery.reports.receipts import ReceiptSender, ReceiptWatcher
 from relay.delivery.reports.texts import TextSource
 from relay.delivery.retry import DeferralCause, RetrySchedule
 from relay.delivery.scheduler import DeliveryScheduler
@@ -84,7 +84,6 @@ class Transport:
     pickup_server: SmtpServer  # on run/pickup.sock
     pickup: Pickup  # step 3
     receipts: ReceiptWatcher  # sends read receipts
-    replies: AutomaticReplySender  # sends automatic replies
     maildrop: MailDrop | None  # the drop directory of [sendmail]
 
     @property
@@ -164,7 +163,6 @@ def build_transport(base: Foundation) -> Transport:
             copies=base.store.owed_copies,
             clock=base.clock,
         ),
-        replies=AutomaticReplySender(base.spool.receipts, base.store.settings, acceptance),
         maildrop=maildrop,
     )
 
@@ -198,7 +196,6 @@ def connect_parts(
     cannot pass them all.
     """
     scheduler, reporter, admin = transport.scheduler, transport.reporter, base.spool.queue_admin
-    scheduler.local.reply_of = transport.replies.owed
     reporter.copies = _copies(base, scheduler)
     admin.delivery, admin.reports.writer = scheduler, reporter
     admin.give_back = base.usage.give_back

@@ -9,8 +9,10 @@ import pwd
 import socket
 import stat
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import unquote
 
 import uvloop
 
@@ -55,6 +57,8 @@ from relay.operation.commands.check_network import (
 )
 from relay.operation.commands.dkim import DNS_TIMEOUT_S, key_warnings, record_warnings
 from relay.store import spool
+from relay.store.mailbox.mailbox_list import mailbox_directories
+from relay.store.mailbox.settings_file import has_automatic_replies
 from relay.store.spool.types import SpoolDamagedError, SpoolError, SpoolUnavailableError
 from relay.transport.ingress.dropped_mail import DROP_MODE
 from relay.transport.policy.conditions import RecipientAddressCondition
@@ -119,6 +123,7 @@ def _check_file(
         root = folders["mailboxes", "root"] = settings.mailboxes.root
         yield _folder("mailboxes.root", root, state_dir.unwritable("mailboxes.root", root))
         yield from _token_key(settings)
+        yield from _without_replies(root)
     yield from _permissions(settings, place, environ, folders=folders)
     yield from _loaded("srs key", lambda: srs_in(settings))
     yield from check_listeners(settings, place, clock)
@@ -345,6 +350,16 @@ def _unread_reports(settings: Settings, table: RouteTable | None) -> Iterator[Ch
             " reads; expected reports.copy_to, mailboxes.postmaster or a [[route]] for this name"
         )
         yield CheckFinding("reports", CheckResult.WARNING, text)
+
+
+def _without_replies(root: Path) -> Iterator[CheckFinding]:
+    """Yield a warning for the mailboxes in which an older release has set automatic replies."""
+    with suppress(OSError):
+        mailboxes = [path for path in mailbox_directories(root) if has_automatic_replies(path)]
+        if mailboxes:
+            names = named([unquote(f"{path.name}@{path.parent.name}") for path in mailboxes])
+            text = f"automatic replies are set in {names}; 0.7.0 sends none: Dovecot's Sieve does"
+            yield CheckFinding("mailboxes.root", CheckResult.WARNING, text)
 
 
 def _dovecot(path: str) -> Iterator[CheckFinding]:

@@ -27,7 +27,7 @@ Messages and folders:
 - `query`: conditions, sort order and page as values
 - `folder_tree`: create, rename, move, copy and delete folders; subscriptions
 - `folders`: names and ids of folders, well-known ones, modified UTF-7
-- `settings_file`: mailboxSettings on disk; who got automatic replies
+- `settings_file`: mailboxSettings on disk
 - `message_state`: what clients change of received mail: properties and flag, which of two counts
 - `state_file`: these states on disk: `relay-properties`
 - `keywords`: Dovecot's keywords, which a move to another folder keeps

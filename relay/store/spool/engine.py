@@ -283,8 +283,6 @@ class SpoolEngine(QueueEngine, SpoolHistory):
             return False, ()
         if recorded.owes:
             self.receipts.added()
-            if any(outcome.evidence.owed_reply for outcome in claim_result.outcomes.values()):
-                self.receipts.replies_owed.set()
         if recorded.complaint:
             self._metrics.complaints.labels(recorded.complaint).inc()
         for address, reply in recorded.suppressed.items():

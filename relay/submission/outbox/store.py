@@ -217,7 +217,6 @@ class FileStore:
     def _remove_empty(self, address: str, mailbox: Path, is_kept: Callable[[str], bool]) -> None:
         if not is_kept(address) and self._old_files.remove_empty(mailbox):
             self._folders.known.pop(address, None)
-            self.settings.replying.pop(address, None)
 
     def _clear(self, trash: Path) -> int:
         removed = self._directory.clear()
@@ -240,7 +239,6 @@ class FileStore:
         self._folders.known.clear()
         self.keys.forget()
         self._log.close()
-        self.settings.replying.clear()
         self._directory.forget()
         keeps_order.cache_clear()
         if self._root.reopen():  # requests that were in progress got no 202

@@ -110,7 +110,7 @@ class Origin(Struct, frozen=True):
     def counted_for(self) -> str:
         """The account for which a message is counted, or "".
 
-        Mail from pickup is counted in step 1. Mail with a key and a login is an automatic reply.
+        Mail from pickup is counted in step 1.
         """
         if self.user is not None:
             return self.user.address

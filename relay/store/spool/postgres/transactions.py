@@ -381,7 +381,7 @@ def runs_statements(claim_result: types.ClaimResult, said: Heard | None) -> bool
         or claim_result.ends_warning
         or claim_result.remote_report is not None
         or (said is not None and said.dead)
-        or any(known.receipt or known.owed_reply for known in evidence)
+        or any(known.receipt for known in evidence)
     )
 
 

@@ -8,7 +8,7 @@ What acceptance and delivery write:
   what becomes of the claims of a process that was killed
 - `results`: what the result of an attempt writes: states, next attempt, owed reports; which message
   a DSN or MDN from outside is about, and what is recorded of it
-- `receipts`: read receipts and automatic replies that are owed
+- `receipts`: read receipts that are owed
 - `suppression`: the list of dead addresses: which replies of hosts count, when an address enters
   and ends, what an operator adds and removes
 - `entry_notes`: why an entry is held, and when its hold ends; what attempts note of it

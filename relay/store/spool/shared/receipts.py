@@ -1,11 +1,10 @@
-"""The read receipts and automatic replies that are owed: read, held after a restore, ended.
+"""The read receipts that are owed: read, held after a restore, ended.
 
-The results of attempts add them, and the acceptance of a receipt or reply ends them
-(`accepted`). `version` changes with each, so that a reader that keeps them in memory reads
-them again only when needed.
+The results of attempts add them, and the acceptance of a receipt ends them (`accepted`). `version`
+changes with each, so that a reader that keeps them in memory reads them again only when needed.
+Rows with a number below 0 are automatic replies of releases before 0.7.0: they are removed.
 """
 
-import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -20,7 +19,7 @@ from relay.store.spool.shared.tables import OpenTransaction, QueueEngine, Tables
 from relay.store.spool.types import Selector, SentReceipt
 
 TOTAL_MAX = 50_000  # later requests are not recorded
-# limit: receipts and automatic replies that a mailbox owes; then the oldest goes
+# limit: read receipts that a mailbox owes; then the oldest goes
 RECEIPTS_PER_MAILBOX_MAX = 1000
 _OWED = (
     "SELECT message_id, number, mailbox, copy_id, folder, owed_us, request, state"
@@ -56,8 +55,6 @@ class ReceiptLedger:
         self._store = store
         self.count = 0  # how many are owed, held ones included
         self.version = 0  # changes when owed() may return others
-        self.replies_owed = asyncio.Event()  # replies() may return others than before
-        self.replies_owed.set()
 
     @property
     def has_any(self) -> bool:
@@ -78,11 +75,6 @@ class ReceiptLedger:
         """Return all read receipts, without those that a restore holds."""
         rows = await self._engine.read(lambda tables: tables.fetch(f"{_OWED} AND number > 0"))
         self.count = await self._engine.read(count_receipts)
-        return self._own(rows)
-
-    async def replies(self) -> Sequence[OwedReceipt]:
-        """Return the automatic replies that are owed, without those that a restore holds."""
-        rows = await self._engine.read(lambda tables: tables.fetch(f"{_OWED} AND number < 0"))
         return self._own(rows)
 
     def _own(self, rows: Iterable[Sequence[Any]]) -> list[OwedReceipt]:
@@ -124,20 +116,16 @@ class ReceiptLedger:
             lambda transaction: transaction.execute_each(sql, [(folder, *key)])
         )
 
-    async def end(self, keys: Sequence[ReceiptKey], reply: SentReceipt | None = None) -> None:
-        """Remove these; `reply` is an automatic reply among them that was accepted."""
-
-        def change(transaction: OpenTransaction) -> None:
-            transaction.execute_each(_END, keys)
-            if reply is not None:
-                note_receipt(transaction, reply)
-
-        await self._engine.change(change)
+    async def end(self, keys: Sequence[ReceiptKey]) -> None:
+        """Remove these."""
+        await self._engine.change(lambda transaction: transaction.execute_each(_END, keys))
         self.version += 1
 
     async def prune(self, before_us: int) -> None:
-        """Remove what has been owed since before a queue time, but not what is held."""
-        sql = "DELETE FROM owed_receipt WHERE owed_us < ? AND state = 'owed'"
+        """Remove what has been owed since before a queue time, but not what is held; and automatic
+        replies.
+        """
+        sql = "DELETE FROM owed_receipt WHERE owed_us < ? AND state = 'owed' OR number < 0"
         await self._engine.change(lambda transaction: transaction.execute_each(sql, [(before_us,)]))
         self.version += 1
 
@@ -153,7 +141,6 @@ class ReceiptLedger:
         if sql is not None:
             await self._engine.change(lambda transaction: transaction.execute_each(sql, [()]))
             self.version += 1
-            self.replies_owed.set()
 
 
 def add_receipts(

@@ -130,8 +130,7 @@ class ResultRows(Struct, frozen=True):
     state: RecipientState  # of an entry that goes on
     attempts: int  # of the entry
     waiting: EntrySchedule | None  # of an entry that goes on
-    # by the id of the copy in the mailbox: the number of the recipient and its read receipt; for an
-    # automatic reply "reply ID" and -number
+    # by the id of the copy in the mailbox: the number of the recipient and its read receipt
     receipts: Mapping[str, tuple[int, ReceiptRequest]]
     held: str = ""  # why the relay holds the entry from now on
 
@@ -152,7 +151,7 @@ class NewResult(Struct, frozen=True):
 
 class Recorded(Struct, frozen=True):
     """What follows a result: claims of its reports, and a content file to be removed, or "".
-    `owes`: it has added read receipts or automatic replies that are owed.
+    `owes`: it has added read receipts that are owed.
     """
 
     claims: tuple[Claim, ...] = ()
@@ -180,8 +179,6 @@ def result_rows(new: NewResult) -> ResultRows:
         changed.append((state, evidence.status, evidence.reply, remote_id, *key, number))
         if takes_receipts and evidence.receipt is not None:
             receipts.setdefault(evidence.graph_id, (number, evidence.receipt))
-        if takes_receipts and evidence.owed_reply is not None:
-            receipts.setdefault(f"reply {evidence.graph_id}", (-number, evidence.owed_reply))
     for number, outcome in claim_result.expired.items():
         evidence = outcome.evidence
         state = RecipientState.EXPIRED

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import json
 import os
 import socket
 import ssl
@@ -678,6 +679,16 @@ def test_files_of_references_that_others_can_read_cause_a_warning(files):
         assert places(warnings) == expected
     text = f"account[0].token: found mode 0602 of {files.folder}/token: others can read it (chmod o-rwx)"
     assert text in warnings[0][1]
+
+
+def test_mailboxes_with_automatic_replies_of_an_older_release_are_named(files):
+    for name, status in (("alice", "scheduled"), ("bob", "disabled"), ("carol", "alwaysEnabled")):
+        mailbox = files.folder / "mail/example.test" / name
+        mailbox.mkdir(parents=True)
+        settings = {"time_zone": "UTC", "automatic_replies": {"status": status, "internal": "x"}}
+        (mailbox / "relay-settings").write_text(json.dumps(settings))
+    named = "automatic replies are set in alice@example.test, carol@example.test; 0.7.0 sends none"
+    assert any(named in text for _, text in of(files(), CheckResult.WARNING))
 
 
 def test_folders_that_others_can_write_cause_a_warning(files):
