@@ -9,7 +9,6 @@ REFUSALS counts what was refused, for relay_shares_refused_total and /readyz, an
 once a minute.
 """
 
-from collections import Counter
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
@@ -60,12 +59,12 @@ class Shares:
         """`bound` is a name for operators, of which a process may have several instances."""
         self.bound, self.limit = bound, limit
         self.taken = 0  # by all keys
-        self._by_key: Counter[Hashable] = Counter()
+        self._by_key: dict[Hashable, int] = {}
         REFUSALS.counts.setdefault(bound, 0)
 
     def of(self, key: Hashable) -> int:
         """Return what a key has; of a key without anything 0."""
-        return self._by_key[key]
+        return self._by_key.get(key, 0)
 
     @property
     def heaviest(self) -> Hashable:
@@ -74,7 +73,7 @@ class Shares:
 
     def has_room(self, key: Hashable | None, size: int = 1, *, spare: int = 0) -> bool:
         """Return whether a key may take `size` more now, of which `spare` stays for others."""
-        left, mine = self.limit - spare - self.taken - size, 0 if key is None else self.of(key)
+        left, mine = self.limit - spare - self.taken - size, self._by_key.get(key)
         return left >= (mine + size if mine else 0)
 
     def take(self, key: Hashable | None, size: int = 1, *, spare: int = 0) -> bool:
@@ -82,10 +81,18 @@ class Shares:
         if not self.has_room(key, size, spare=spare):
             self.refuse()
             return False
+        self.add(key, size)
+        return True
+
+    def add(self, key: Hashable | None, size: int = 1) -> None:
+        """Count `size` more for a key, less if it is negative, whether there is room or not."""
         self.taken += size
         if key is not None:
-            self._by_key[key] += size
-        return True
+            has = self._by_key.get(key, 0) + size
+            if has:
+                self._by_key[key] = has
+            else:
+                self._by_key.pop(key, None)
 
     def refuse(self) -> None:
         """Note a refusal: nothing was taken."""
@@ -93,11 +100,7 @@ class Shares:
 
     def give_back(self, key: Hashable | None, size: int = 1) -> None:
         """Give back what was taken for a key."""
-        self.taken -= size
-        if key is not None:
-            self._by_key[key] -= size
-            if not self._by_key[key]:
-                del self._by_key[key]
+        self.add(key, -size)
 
     @contextmanager
     def held(self, key: Hashable | None, size: int = 1, *, spare: int = 0) -> Iterator[None]:
