@@ -1,8 +1,8 @@
 """Limits on connections, running requests and unread responses, in all and per client address.
 
 At the connection limit, a connection that waits for its client is closed to admit a new one. The
-address with the most connections loses one first (RFC 9112 9.5 allows this). One address gets at
-most half of the running requests and of the memory for unread responses. A proxy's connection
+address with the most connections loses one first (RFC 9112 9.5 allows this). Running requests and
+the memory for unread responses are shared by address (relay/base/shares.py). A proxy's connection
 counts for the client of its running request. The time-outs of header and response are in
 `protocol`.
 
@@ -20,6 +20,7 @@ from itertools import chain, islice
 
 from msgspec import Struct
 
+from relay.base.shares import Shares
 from relay.base.socket_address import client_of
 
 _ENTRIES_MAX = 32  # entries read, from the right: a chain of proxies is short
@@ -40,13 +41,14 @@ _IpAddress = IPv4Address | IPv6Address
 # limit: HTTP connections, at most a quarter of `LimitNOFILE`; then an idle one of the address with
 # most is closed
 CONNECTIONS_MAX = 2000
-# limit of Graph: running requests, half of them for one address; then 503
+# limit of Graph: running requests, at most half of them for one address; then 503
 REQUESTS_MAX = 1000
-# limit: unread HTTP responses, half of them for one address; then 503
+# limit: unread HTTP responses, at most half of them for one address; then 503
 UNREAD_BYTES_MAX = 128 * 1024 * 1024
 UNREAD_GRACE_S = 10.0  # how long a response may stay unread before its connection is closed
-STALLED_GRACE_S = 10.0  # how long a body may stall
-_SHARE = 2  # one address gets 1/2 of the requests and of the unread bytes
+# limit: an HTTP body without 10 KiB of progress, while others wait for its room; then 408
+STALLED_GRACE_S = 10.0
+PROGRESS_BYTES = 10 * 1024
 
 # The address of Unix sockets, and of proxies without a request whose client is known: they have no
 # limit per address.
@@ -148,11 +150,12 @@ def _address_of(text: str) -> _IpAddress | None:
 class ConnectionState(IntEnum):
     """What a connection waits for. In the last three states it has a request in progress."""
 
-    IDLE = 0  # the next request
-    HALF_OPEN = 1  # the rest of a header
-    RECEIVING = 2  # the rest of a body
-    UNREAD = 3  # the client to read its response
-    BUSY = 4  # the server
+    ANSWERED = 0  # the rest of a body, which is discarded: its response has been sent
+    IDLE = 1  # the next request
+    HALF_OPEN = 2  # the rest of a header
+    RECEIVING = 3  # the rest of a body
+    UNREAD = 4  # the client to read its response
+    BUSY = 5  # the server
 
 
 class ConnectionLimits(Struct, frozen=True):
@@ -177,8 +180,9 @@ class HttpConnection:
     is_of_proxy: bool = False  # a proxy: requests count for the clients that it names
     # decides which connection is closed for a new one
     state: ConnectionState = ConnectionState.HALF_OPEN
-    # when it became idle, its request or response began, or part of its body last arrived
+    # when it became idle, its request or response began, or its body last made progress
     since: float = 0.0
+    received_bytes: int = 0  # of the body, since then
     response_bytes: int = 0  # of the response that is being sent
     buffered_bytes: int = 0  # sent responses in the buffer of the connection
 
@@ -197,17 +201,11 @@ class ClientConnections:
         default_factory=lambda: [{} for _ in ConnectionState]
     )
     connections: int = 0
-    unread_bytes: int = 0
+    # by which it has its shares, None: the limits per address do not apply
+    key: str | None = field(init=False)
 
-    @property
-    def requests(self) -> int:
-        """The number of running requests."""
-        return sum(len(connections) for connections in self.by_state[ConnectionState.RECEIVING :])
-
-    @property
-    def is_counted(self) -> bool:
-        """Whether the limits per address apply."""
-        return self.address != NOT_COUNTED
+    def __post_init__(self) -> None:
+        self.key = None if self.address == NOT_COUNTED else self.address
 
 
 class ConnectionTable:
@@ -221,8 +219,8 @@ class ConnectionTable:
         self.clients: dict[str, ClientConnections] = {}
         self.connections = 0
         self.added = 0  # connections, since the start
-        self._requests = 0
-        self._unread_bytes = 0
+        self._requests = Shares("HTTP requests", limits.requests)
+        self._unread = Shares("unread HTTP responses", limits.unread_bytes)
 
     def add(self, host: str, close: Callable[[], None]) -> HttpConnection | None:
         """Add a connection from `host`, "" for a Unix socket; at the limit close another one.
@@ -249,7 +247,7 @@ class ConnectionTable:
         if not self._has(connection):
             return
         self._count(connection, 0, 0)
-        self._requests -= _is_request(connection.state)
+        self._requests.add(connection.client.key, -_is_request(connection.state))
         self._detach(connection)
         self.connections -= 1
 
@@ -273,7 +271,7 @@ class ConnectionTable:
             return
         is_request, was_request = _is_request(state), _is_request(connection.state)
         if not (is_request and was_request):
-            self._requests += is_request - was_request
+            self._requests.add(client.key, is_request - was_request)
             connection.since = self._now_s()
         del client.by_state[connection.state][connection]
         client.by_state[state][connection] = None
@@ -281,26 +279,27 @@ class ConnectionTable:
         if connection.is_of_proxy and not is_request:
             self._move(connection, NOT_COUNTED)
 
-    def body_received(self, connection: HttpConnection) -> None:
+    def body_received(self, connection: HttpConnection, size_bytes: int) -> None:
         """Record that a part of a body arrived."""
         connections = connection.client.by_state[ConnectionState.RECEIVING]
         if connection in connections:
-            connection.since = self._now_s()
-            connections[connection] = connections.pop(connection)
+            connection.received_bytes += size_bytes
+            if connection.received_bytes >= PROGRESS_BYTES:
+                connection.since, connection.received_bytes = self._now_s(), 0
+                connections[connection] = connections.pop(connection)
 
     def may_start_request(self, connection: HttpConnection) -> bool:
         """Return whether a request may start under the limits in all and per address.
 
         At a limit, a connection with an unread response or a stalled body is closed to make room.
         """
-        limit, client = self._limits.requests, connection.client
-        if _is_request(connection.state):
+        client = connection.client
+        if _is_request(connection.state) or self._requests.has_room(client.key):
             return True
-        if client.is_counted and client.requests >= max(limit // _SHARE, 1):
-            return self._close_victim(self._stalled(client))
-        if self._requests >= limit:
-            return self._close_victim(self._heaviest(self._stalled, lambda client: client.requests))
-        return True
+        if self._close_one(client, self._stalled, self._requests):
+            return True
+        self._requests.refuse()
+        return False
 
     def may_send_response(
         self, connection: HttpConnection, size_bytes: int, *, may_be_refused: bool
@@ -313,6 +312,7 @@ class ConnectionTable:
         """
         find = self._unread_too_long if may_be_refused else _unread_longest
         if not self._make_room(connection.client, size_bytes, find) and may_be_refused:
+            self._unread.refuse()
             return False
         if self._has(connection):  # else it was closed
             self._count(connection, size_bytes, connection.buffered_bytes)
@@ -343,26 +343,26 @@ class ConnectionTable:
     def _move(self, connection: HttpConnection, address: str) -> None:
         """Count a connection for another address, with what it has in memory."""
         if address != connection.client.address and self._has(connection):
+            before = connection.client.key
             self._detach(connection)
             self._attach(connection, self._client(address))
+            is_request, unread_bytes = _is_request(connection.state), connection.unread_bytes
+            if is_request or unread_bytes:
+                for key, sign in ((before, -1), (connection.client.key, 1)):
+                    self._requests.add(key, sign * is_request)
+                    self._unread.add(key, sign * unread_bytes)
 
     def _attach(self, connection: HttpConnection, client: ClientConnections) -> None:
         connection.client = client
         client.by_state[connection.state][connection] = None
         client.connections += 1
-        client.unread_bytes += connection.unread_bytes
 
     def _detach(self, connection: HttpConnection) -> None:
         client = connection.client
         del client.by_state[connection.state][connection]
         client.connections -= 1
-        client.unread_bytes -= connection.unread_bytes
         if not client.connections:
             del self.clients[client.address]
-
-    @property
-    def _unread_share(self) -> int:
-        return self._limits.unread_bytes // _SHARE
 
     def _make_room(
         self,
@@ -374,34 +374,26 @@ class ConnectionTable:
         fit.
         """
         while self._exceeds_limit(client, size_bytes):
-            if client.is_counted and client.unread_bytes + size_bytes > self._unread_share:
-                victim = find(client)
-            else:
-                victim = self._heaviest(find, lambda client: client.unread_bytes)
-            if victim is None:
+            if not self._close_one(client, find, self._unread):
                 return False
-            self._close_connection(victim)
         return True
 
     def _exceeds_limit(self, client: ClientConnections, size_bytes: int) -> bool:
-        of_client = client.unread_bytes if client.is_counted else 0
-        return bool(of_client and of_client + size_bytes > self._unread_share) or bool(
-            self._unread_bytes and self._unread_bytes + size_bytes > self._limits.unread_bytes
-        )
+        unread = self._unread
+        if size_bytes:
+            return bool(unread.taken) and not unread.has_room(client.key, size_bytes)
+        return max(unread.taken, 2 * unread.of(client.key)) > unread.limit
 
     def _count(self, connection: HttpConnection, response_bytes: int, buffered_bytes: int) -> None:
         before_bytes = connection.unread_bytes
         connection.response_bytes, connection.buffered_bytes = response_bytes, buffered_bytes
-        connection.client.unread_bytes += connection.unread_bytes - before_bytes
-        self._unread_bytes += connection.unread_bytes - before_bytes
+        self._unread.add(connection.client.key, connection.unread_bytes - before_bytes)
 
     def _oldest_waiting(self, client: ClientConnections) -> HttpConnection | None:
-        """Return the client's connection to close to admit a new one: the oldest idle connection
-        first.
+        """Return the client's connection to close to admit a new one: in the order of
+        ConnectionState, the oldest first.
         """
-        waiting = chain(
-            client.by_state[ConnectionState.IDLE], client.by_state[ConnectionState.HALF_OPEN]
-        )
+        waiting = chain.from_iterable(client.by_state[: ConnectionState.RECEIVING])
         return next(waiting, None) or self._stalled(client)
 
     def _stalled(self, client: ClientConnections) -> HttpConnection | None:
@@ -420,20 +412,33 @@ class ConnectionTable:
         self,
         find: Callable[[ClientConnections], HttpConnection | None],
         weight: Callable[[ClientConnections], int],
+        *,
+        least: int = 0,
     ) -> HttpConnection | None:
-        """Return what `find` selects of the client with the highest weight; proxies come last."""
-        most, heaviest = -1, None
+        """Return what `find` selects of the client with the highest weight, of those with `least`;
+        proxies come last.
+        """
+        most, heaviest = least - 1, None
         for client in self.clients.values():
-            client_weight = weight(client) if client.is_counted else 0
+            client_weight = weight(client) if client.key is not None else 0
             if client_weight > most and (connection := find(client)):
                 most, heaviest = client_weight, connection
         return heaviest
 
-    def _close_victim(self, victim: HttpConnection | None) -> bool:
-        if victim is None:
-            return False
-        self._close_connection(victim)
-        return True
+    def _close_one(
+        self,
+        client: ClientConnections,
+        find: Callable[[ClientConnections], HttpConnection | None],
+        shares: Shares,
+    ) -> bool:
+        """Close for a client what `find` selects of the client that has most, if that is not less
+        than what the client has itself. Return whether there was one.
+        """
+        has = shares.of(client.key)
+        victim = self._heaviest(find, lambda other: shares.of(other.key), least=has)
+        if victim is not None:
+            self._close_connection(victim)
+        return victim is not None
 
     def _close_connection(self, connection: HttpConnection) -> None:
         self.remove(connection)

@@ -3,6 +3,7 @@
 import pytest
 
 from relay.front_door.http.connection_limits import (
+    STALLED_GRACE_S,
     UNREAD_GRACE_S,
     ConnectionLimits,
     ConnectionState,
@@ -36,6 +37,7 @@ class LimitedConnections:
     [
         ((ConnectionState.HALF_OPEN, ConnectionState.IDLE, ConnectionState.IDLE), "1"),
         ((ConnectionState.BUSY, ConnectionState.HALF_OPEN, ConnectionState.HALF_OPEN), "1"),
+        ((ConnectionState.IDLE, ConnectionState.ANSWERED, ConnectionState.ANSWERED), "1"),
         ((ConnectionState.BUSY, ConnectionState.UNREAD, ConnectionState.UNREAD), "1"),
         ((ConnectionState.BUSY, ConnectionState.BUSY, ConnectionState.BUSY), "light"),
     ],
@@ -86,7 +88,7 @@ def forwarding(address: str) -> list[tuple[bytes, bytes]]:
 
 
 def test_a_request_of_a_proxy_counts_for_its_client() -> None:
-    limited = LimitedConnections(requests=4, proxy_networks=("198.51.100.0/24",))
+    limited = LimitedConnections(requests=8, proxy_networks=("198.51.100.0/24",))
     table = limited.connection_table
 
     def may_start(address: str, host: str = PROXY) -> HttpConnection | None:
@@ -97,7 +99,7 @@ def test_a_request_of_a_proxy_counts_for_its_client() -> None:
         table.set_state(connection, ConnectionState.BUSY)
         return connection
 
-    heavy = [may_start(HEAVY), may_start(HEAVY, host="")]
+    heavy = [may_start(HEAVY, host=host) for host in (PROXY, "", PROXY, PROXY)]
     assert all(heavy)
     assert may_start(HEAVY) is None
     [light] = [may_start(LIGHT)]
@@ -106,13 +108,36 @@ def test_a_request_of_a_proxy_counts_for_its_client() -> None:
     table.identify(heavy[0], forwarding(LIGHT))
     assert table.may_start_request(heavy[0])
     table.set_state(heavy[0], ConnectionState.BUSY)
-    assert may_start(LIGHT) is None
-    assert may_start(HEAVY)
+    assert may_start(LIGHT) is None  # two would be left, and it would have three
     for one in (*heavy, light):
         table.remove(one)
-    assert may_start("2001:db8::1")
-    assert may_start("2001:db8::2:0:0:1")
-    assert may_start("2001:db8::3") is None
+    for number in range(1, 5):
+        assert may_start(f"2001:db8::{number}:0:0:1")
+    assert may_start("2001:db8::5") is None
+    assert may_start("2001:db8:0:1::1")
+
+
+def test_a_stalled_request_of_who_has_most_makes_room() -> None:
+    limited = LimitedConnections(requests=8)
+    table = limited.connection_table
+    for host, count in ((HEAVY, 4), (LIGHT, 2)):
+        for number in range(count):
+            limited.add(host, f"{host}/{number}", ConnectionState.RECEIVING)
+    light, newcomer = limited.add(LIGHT, "light"), limited.add("192.0.2.3", "new")
+    assert not table.may_start_request(light)
+    assert table.may_start_request(newcomer)
+    limited.now_s = STALLED_GRACE_S
+    for _ in range(3):  # then it has most
+        assert table.may_start_request(light)
+        table.set_state(light, ConnectionState.BUSY)
+        light = limited.add(LIGHT, "light")
+    assert limited.closed == [f"{HEAVY}/0", f"{HEAVY}/1", f"{LIGHT}/0"]
+    limited = LimitedConnections(requests=4)
+    limited.add(LIGHT, "light", ConnectionState.RECEIVING)
+    for number in range(2):
+        limited.add(HEAVY, str(number), ConnectionState.BUSY)
+    limited.now_s = STALLED_GRACE_S
+    assert not limited.connection_table.may_start_request(limited.add(HEAVY, "more"))
 
 
 def test_requests_of_all_are_bounded() -> None:
