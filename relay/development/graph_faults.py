@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from relay.base.clock import Clock
-from relay.base.pressure import MemoryBudget
+from relay.base.turns import Turns
 from relay.development.internet.scenario import GraphFault
 from relay.development.internet.scenario_state import ScenarioState
 from relay.front_door.http.errors import ApiError, RequestIds
@@ -21,7 +21,7 @@ from relay.front_door.http.http_request import SMALL_LIMITS, HttpRequest
 from relay.front_door.sign_in.authentication import HttpAuthentication
 
 _AFTER, _LARGE = 504, 413
-_NO_BODY = MemoryBudget(0)
+_NO_BODY = Turns("bodies", 0, waiting_max=0)
 _NO_IDS = RequestIds("", "")
 _EXPIRED = "Lifetime validation failed, the token is expired."
 _CODES: dict[int | str, tuple[str, str]] = {
@@ -54,7 +54,7 @@ class FaultyFrontDoor:
 
     def _find(self, scope: Scope, receive: Receive) -> GraphFault | None:
         try:
-            request = HttpRequest(scope, receive, ids=_NO_IDS, limits=SMALL_LIMITS, budget=_NO_BODY)
+            request = HttpRequest(scope, receive, ids=_NO_IDS, limits=SMALL_LIMITS, bodies=_NO_BODY)
         except ApiError:
             return None  # the application responds with this error
         try:

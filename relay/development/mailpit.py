@@ -127,6 +127,7 @@ class MailpitApi:
             if request.segments == ("livez",):
                 return Response("ok\n", media_type="text/plain")
             self._check(request)
+            request.account = OPERATOR.name
             await self.events.look(at_once=True)
             return await self._respond(request, dict(request.query))
         except FAILURES as failure:

@@ -220,6 +220,7 @@ def create_app(
 
     def principal_for(request: HttpRequest) -> Principal:
         if everyone is not None and request.is_local:
+            request.account = everyone.name
             return everyone
         return principal_of(authentication.account(request))
 
@@ -280,7 +281,9 @@ def _application(
         except (SpoolError, StoreError) as error:
             raise service_unavailable(str(error), retry_after_s=5) from error
 
-    limits = RequestLimits(body_bytes=_BODY_BYTES_MAX, held_bytes=_HELD_BYTES_MAX)
+    limits = RequestLimits(
+        body_bytes=_BODY_BYTES_MAX, held_bytes=_HELD_BYTES_MAX, bound="api bodies"
+    )
     return Gateway(handle, clock=dependencies.clock, limits=limits)
 
 

@@ -268,7 +268,7 @@ def operator_at_socket(request: HttpRequest) -> Principal:
     and the SUDO_USER that the client names.
     """
     uid = request.scope.get(PEER_UID)
-    name = OPERATOR.name if uid is None else _users.find(uid).name
+    name = request.account = OPERATOR.name if uid is None else _users.find(uid).name
     sudo_user = one_line(unquote(request.headers.get("x-relay-sudo-user", ""))[:100])
     return replace(OPERATOR, name=f"{name} (SUDO_USER {sudo_user})" if sudo_user else name)
 

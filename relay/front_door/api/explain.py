@@ -6,7 +6,6 @@ needs the role read or operate.
 
 import asyncio
 from collections.abc import Mapping
-from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
@@ -14,12 +13,11 @@ from msgspec.structs import replace
 
 from relay.base.message.address import AddressError, parse_mailbox
 from relay.base.message.header import Header
-from relay.base.pressure import MemoryBudget
 from relay.base.turns import Turns
 from relay.front_door.api.dependencies import Explain, Principal, Question
 from relay.front_door.api.request_parameters import require_method, single_values
 from relay.front_door.http import errors
-from relay.front_door.http.http_request import HttpRequest, body_too_large
+from relay.front_door.http.http_request import HttpRequest
 from relay.transport.policy.rule_test_reader import crlf
 
 PARAMETERS = ("address", "from", "ip", "probe")
@@ -40,7 +38,7 @@ class ExplainHandler:
         self._explain = explain
         self._questions = Turns("explanations", _TOGETHER_MAX)
         self._with_message = Turns("explanations of messages", _MESSAGES_MAX)
-        self._budget = MemoryBudget(2 * MESSAGE_BYTES_MAX)  # of messages that arrive
+        self._arriving = Turns("messages to explain", 2 * MESSAGE_BYTES_MAX)
 
     # `GET`, `POST explain?address=&from=&ip=&probe=`: as `relay explain`; `POST` has a message of
     # at most 36 MiB
@@ -62,21 +60,11 @@ class ExplainHandler:
             return await request.cancel_on_disconnect(self._answer(question))
 
     async def _message_of(self, request: HttpRequest) -> bytes:
-        """Read the body. Raises ApiError 413, 415, 503, and what blocks() raises."""
-        request.limit_body(MESSAGE_BYTES_MAX, partial(body_too_large, MESSAGE_BYTES_MAX))
-        parts: list[bytes] = []
-        size_bytes = 0
-        try:
-            async for block in request.blocks():
-                if not self._budget.take(len(block)):
-                    raise _unavailable("Too many messages are being read; try again.")
-                size_bytes += len(block)
-                parts.append(block)
-        finally:
-            self._budget.release(size_bytes)
-        if size_bytes and request.media_type != _MESSAGE_TYPE:
+        """Read the body. Raises ApiError 415, and what body() raises."""
+        message = await request.body(self._arriving, MESSAGE_BYTES_MAX)
+        if message and request.media_type != _MESSAGE_TYPE:
             raise errors.unsupported_media_type(request.media_type, _MESSAGE_TYPE)
-        return b"".join(parts)
+        return message
 
     async def _answer(self, question: Question) -> Mapping[str, Any]:
         try:

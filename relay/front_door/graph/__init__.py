@@ -15,7 +15,6 @@ How a request is handled:
 - `graph_request`: what a handler reads of a request: ids, options, preferences, the JSON body, time
   zone, If-Match; with which id a message is shown, and with which names it is sent
 - `dependencies`: what all handlers share: stores, clock, locks, limits on work at a time
-- `account_limits`: how many large bodies an account sends at once; the 429
 - `entity_tags`: ETag, If-Match and If-None-Match
 - `preferred_body`: Prefer: outlook.body-content-type
 - `responses`: a page of a list; a change without a body (return=minimal)

@@ -32,7 +32,6 @@ from relay.base.pressure import (
 )
 from relay.base.shares import NoPlaceError
 from relay.front_door.graph import errors, strict_profile
-from relay.front_door.graph.account_limits import throttled
 from relay.front_door.graph.dependencies import GraphDependencies
 from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.routes import GraphOperation, Intake
@@ -217,7 +216,7 @@ class Admission:
                 "Application is over its MailboxConcurrency limit: "
                 f"{REQUESTS_PER_ACCOUNT_MAX} requests of this account are running."
             )
-            raise throttled(message, _CONCURRENCY_RETRY_S)
+            raise errors.throttled(message, _CONCURRENCY_RETRY_S)
         place = (account, request.mailbox)
         is_limited = request.is_strict and strict_profile.is_in_mailbox(http.segments)
         most = strict_profile.CONCURRENT_MAX

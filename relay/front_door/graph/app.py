@@ -29,7 +29,9 @@ from relay.front_door.http.http_request import HttpRequest, RequestLimits
 from relay.front_door.sign_in.authentication import HttpAuthentication
 from relay.store.mailbox.errors import OutcomeUnknownError, StoreError
 
-_HELD_BODIES = 4  # bodies of the maximum size that may be in memory at once
+# limit of Graph: bodies of `http.max_body` in memory, half of them of one account; others wait 30
+# s; then 503
+HELD_BODIES = 8
 _READY_RETRY_S = 5
 _NO_METADATA = re.compile(r"odata\.metadata\s*+=\s*+none", re.IGNORECASE)
 _KEPT_ANNOTATIONS = (".nextLink", ".deltaLink", ".count")
@@ -82,7 +84,8 @@ def create_app(
             response = await asyncio.to_thread(_without_metadata, response)
         return graph_request.add_applied(response)
 
-    limits = RequestLimits(body_bytes=max_body, held_bytes=_HELD_BODIES * max_body)
+    held_bytes = HELD_BODIES * max_body
+    limits = RequestLimits(body_bytes=max_body, held_bytes=held_bytes, bound="graph bodies")
     gateway = Gateway(handle, clock=dependencies.clock, limits=limits)
     batches = BatchHandler(
         gateway.respond_to,

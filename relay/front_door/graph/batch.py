@@ -23,8 +23,8 @@ from starlette.types import Receive, Scope
 
 from relay.base.clock import Clock, rfc3339
 from relay.base.phrases import words_in
-from relay.base.pressure import MemoryBudget, Pressure, PressureReason, describe
-from relay.base.shares import NoPlaceError
+from relay.base.pressure import Pressure, PressureReason, describe
+from relay.base.shares import NoPlaceError, Shares
 from relay.front_door.graph import errors, strict_profile
 from relay.front_door.graph.admission import key_of_part, read_key
 from relay.front_door.graph.json_values import check_number_of_values
@@ -44,7 +44,7 @@ from relay.front_door.http.responses import StreamedResponse, json_response
 REQUESTS_MAX = 20
 CONCURRENT_MAX = 4
 RESPONSES_BYTES_MAX = 16 * 1024 * 1024  # bodies of the responses of one batch
-_HELD_BYTES_MAX = 4 * RESPONSES_BYTES_MAX  # of all batches
+_HELD_BYTES_MAX = 8 * RESPONSES_BYTES_MAX  # of all batches, half of it for one account
 _RETRY_S = 30  # while memory is short
 _VERSION = re.compile(r"/(?:v1\.0|beta)(?=/|$)", re.IGNORECASE)
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))  # quote() leaves these as they are
@@ -136,7 +136,7 @@ class BatchHandler:
     pressure: Pressure
 
     def __post_init__(self) -> None:
-        self._budget = MemoryBudget(_HELD_BYTES_MAX)
+        self._held = Shares("batch responses", _HELD_BYTES_MAX)
 
     async def handle(self, request: HttpRequest, *, is_strict: bool) -> Response:
         """Answer a batch. Raises ApiError 400, 405, 503; UnansweredError."""
@@ -165,7 +165,7 @@ class BatchHandler:
             message = "The server stopped during a batch. Some of its requests were carried out."
             raise UnansweredError(message) from None
         finally:
-            self._budget.release(run.held_bytes)
+            self._held.give_back(request.account, run.held_bytes)
         answer.background = BackgroundTasks(run.background)
         return answer
 
@@ -242,7 +242,7 @@ class BatchHandler:
         """
         content = await _content(response, run)
         fits = content is not None and len(content) <= run.left_bytes
-        if content is not None and fits and self._budget.take(len(content)):
+        if content is not None and fits and self._held.take(run.request.account, len(content)):
             run.left_bytes -= len(content)
             run.held_bytes += len(content)
             return content

@@ -12,11 +12,12 @@ from relay.base.crashpoints import CrashPoints
 from relay.base.pressure import Pressure
 from relay.base.turns import Turns
 from relay.front_door.graph import strict_profile
-from relay.front_door.graph.account_limits import StreamedBodies
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.notifications.subscriptions import Subscriptions
 from relay.submission.outbox.store import FileStore
 
+# limit of Graph: larger MIME, and ranges of uploads, at once; shared the same way
+STREAMED_BODIES_MAX = 32
 _CONVERSIONS_MAX = 2  # threads that convert bodies to the preferred type
 _ANSWERS_MAX = 4  # replies and forwards that are composed at a time: each holds its original's body
 
@@ -40,9 +41,11 @@ class GraphDependencies:
     has_pages: bool = False  # whether there is a page for each message
     # by mailbox, and mailbox/draft: its PATCHes run one at a time
     patch_locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
-    # limits how many bodies are written to files at once
-    streamed_bodies: StreamedBodies = field(default_factory=StreamedBodies)
-    # accounts convert message bodies in turn
+    # accounts write bodies to files in turn
+    streamed_bodies: Turns = field(
+        default_factory=partial(Turns, "streamed bodies", STREAMED_BODIES_MAX)
+    )
+    # and convert message bodies
     conversions: Turns = field(default_factory=partial(Turns, "conversions", _CONVERSIONS_MAX))
     # and compose replies and forwards
     answers: Turns = field(default_factory=partial(Turns, "replies", _ANSWERS_MAX))

@@ -268,6 +268,11 @@ FAILED_DEPENDENCY = GraphError(424, "FailedDependency")
 RESPONSE_TOO_LARGE = _413("ResponseTooLarge")
 
 
+def throttled(message: str, retry_after_s: int) -> ApiError:
+    """Return the 429 for an account that has reached one of its limits."""
+    return THROTTLED(message, headers={"retry-after": str(retry_after_s)})
+
+
 def not_implemented(what: str) -> ApiError:
     """Return the 501 for a part of Graph that is not implemented."""
     return NOT_IMPLEMENTED(f"{what} is not implemented.")

@@ -21,6 +21,7 @@ from relay.front_door.graph import errors
 from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.json_values import check_recipients_count
 from relay.front_door.http.errors import ApiError, quoted
+from relay.front_door.http.http_request import ROOM_WAIT_S
 from relay.submission.outbox.arrivals import Arrival
 
 _WHITE_SPACE = b" \t\r\n"
@@ -130,7 +131,8 @@ async def receive_in_blocks(
     expected_bytes = declared_bytes * 2 // 3 if is_base64 else declared_bytes
     if expected_bytes > limit_bytes:
         raise _too_large(limit_bytes)
-    with request.dependencies.streamed_bodies.acquire(request.caller.address):
+    places = request.dependencies.streamed_bodies
+    async with places.turn(request.caller.address, wait_s=ROOM_WAIT_S):
         content = _octets(request, limit_bytes, is_base64=is_base64)
         head = b""
         async for block in content:
@@ -150,7 +152,7 @@ async def _octets(
     """Yield the content of the body block by block. Raises ApiError."""
     decoder = Base64Decoder() if is_base64 else None
     size_bytes = 0
-    async for block in request.http.blocks():
+    async for block in request.http.blocks(request.dependencies.streamed_bodies):
         octets = decoder.feed(block) if decoder else block
         size_bytes += len(octets)
         if size_bytes > limit_bytes:

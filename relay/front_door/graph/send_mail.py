@@ -24,7 +24,6 @@ from relay.base.message.properties import MessageProperties
 from relay.base.sliding_window import Reservation
 from relay.formats.draft import DraftAttachment
 from relay.front_door.graph import errors, strict_profile
-from relay.front_door.graph.account_limits import throttled
 from relay.front_door.graph.action_parameters import parse_send_mail
 from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.json_values import check_recipients_count
@@ -248,7 +247,7 @@ def reserve(request: GraphRequest, recipients: Iterable[str], *, draft: str = ""
         return counted
     if counted.is_for_good:
         raise errors.INVALID_RECIPIENTS(f"{counted.text}.")
-    raise throttled(f"{counted.text}.", counted.retry_after_s)
+    raise errors.throttled(f"{counted.text}.", counted.retry_after_s)
 
 
 def accepted_response(

@@ -1,4 +1,4 @@
-"""The errors of the mail store as Graph's errors."""
+"""The errors of the mail store, and of bounds, as Graph's errors."""
 
 from collections.abc import Mapping
 

@@ -16,7 +16,6 @@ from relay.base.clock import rfc3339
 from relay.base.message.web_url import UrlError
 from relay.base.phrases import ahead_text, words_in
 from relay.front_door.graph import errors
-from relay.front_door.graph.account_limits import throttled
 from relay.front_door.graph.graph_request import GraphRequest
 from relay.front_door.graph.json_values import (
     invalid_value,
@@ -237,5 +236,5 @@ def _subscription_json(subscription: Subscription, select: Collection[str]) -> d
 
 def _refusal(error: Exception) -> ApiError:
     if isinstance(error, BusyError):
-        return throttled(str(error), _BUSY_S)
+        return errors.throttled(str(error), _BUSY_S)
     return _invalid(str(error))

@@ -17,7 +17,7 @@ from relay.front_door.graph import errors
 from relay.front_door.graph.dependencies import GraphDependencies
 from relay.front_door.graph.serializer import graph_date
 from relay.front_door.http.errors import ApiError, method_not_allowed, quoted
-from relay.front_door.http.http_request import HttpRequest
+from relay.front_door.http.http_request import ROOM_WAIT_S, HttpRequest
 from relay.front_door.http.responses import json_response
 from relay.store.mailbox.errors import NoSuchItemError
 from relay.submission.outbox.upload_sessions import NewUpload, Upload
@@ -55,6 +55,7 @@ async def serve_upload(
     upload = await dependencies.store.uploads.find(token)
     if upload.attachment_id != attachment_id or not _is_open(upload, dependencies.accounts):
         raise NoSuchItemError("The upload session is unknown, or it has expired.")
+    request.account = upload.account  # the URL is its login
     if request.method == "GET":
         return _status(upload)
     if request.method == "PUT":
@@ -107,7 +108,7 @@ async def _put(
     length = content_range.end - content_range.start + 1
     if request.declared_bytes not in (None, length):
         raise _wrong_length(request.declared_bytes or 0, length)
-    with dependencies.streamed_bodies.acquire(upload.account):
+    async with dependencies.streamed_bodies.turn(upload.account, wait_s=ROOM_WAIT_S):
         upload = await _take(dependencies, request, token, start=content_range.start, length=length)
     if upload.received < upload.size:
         return _status(upload)
@@ -119,7 +120,7 @@ async def _take(
 ) -> Upload:
     async with await dependencies.store.uploads.begin_range(token, start) as upload_range:
         size_bytes = 0
-        async for block in request.blocks():
+        async for block in request.blocks(dependencies.streamed_bodies):
             size_bytes += len(block)
             if size_bytes > length:
                 raise _wrong_length(size_bytes, length)

@@ -16,12 +16,14 @@ from starlette.types import Message, Receive, Scope, Send
 
 from relay.base.clock import Clock, Ids, rfc3339
 from relay.base.observe.logs import get_logger
-from relay.base.pressure import MemoryBudget
 from relay.base.shares import NoPlaceError
+from relay.base.turns import Turns
 from relay.front_door.http import errors
 from relay.front_door.http.event_stream import EventStreamResponse
 from relay.front_door.http.http_request import (
     ALLOW_RESPONSE,
+    BODY_COMPLETE,
+    KEEP_READING,
     ClientDisconnectedError,
     HttpRequest,
     RequestLimits,
@@ -48,7 +50,8 @@ class Gateway:
         self._date = (0, b"")  # a second, and its Date field
         self.changes_in_progress = 0  # changes (not GET) that have no response yet
         self._limits = limits
-        self._budget = MemoryBudget(max(limits.held_bytes, limits.body_bytes))
+        held_bytes = max(limits.held_bytes, limits.body_bytes)
+        self._bodies = Turns(limits.bound, held_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request (ASGI)."""
@@ -83,8 +86,11 @@ class Gateway:
             may_be_refused = request is not None and request.method == "GET"
             if not _may_send(response, scope, may_be_refused=may_be_refused):
                 response = self._error_response(_TOO_MANY_UNREAD, ids)
-        if is_cancelled or request is None or not await request.drain():
+        is_early = not scope.get(BODY_COMPLETE)  # the response precedes the end of the body
+        if is_cancelled or request is None or (is_early and request.waits_for_continue):
             response.raw_headers.append((b"connection", b"close"))
+        elif is_early and KEEP_READING in scope:
+            send = partial(_send_early, send, scope[KEEP_READING])
         response.raw_headers += (
             (b"request-id", ids.request_id.encode()),
             (b"client-request-id", ids.client_request_id.encode()),
@@ -114,7 +120,7 @@ class Gateway:
         return response
 
     def _request(self, scope: Scope, receive: Receive, ids: errors.RequestIds) -> HttpRequest:
-        return HttpRequest(scope, receive, ids=ids, limits=self._limits, budget=self._budget)
+        return HttpRequest(scope, receive, ids=ids, limits=self._limits, bodies=self._bodies)
 
     async def _respond(self, request: HttpRequest) -> Response | None:
         """Call the handler; an error becomes its response, an unknown outcome None."""
@@ -159,6 +165,13 @@ class Gateway:
         return json_response(
             errors.error_body(error, ids=ids, date=date), status=error.status, headers=error.headers
         )
+
+
+async def _send_early(send: Send, keep_reading: Callable[[], None], message: Message) -> None:
+    """Send a response before the end of the body, which the connection outlasts."""
+    if message["type"] == "http.response.body":
+        keep_reading()
+    await send(message)
 
 
 async def _send_in_blocks(send: Send, message: Message) -> None:

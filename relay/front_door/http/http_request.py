@@ -1,12 +1,14 @@
 """HttpRequest: the decoded request, and its body on demand.
 
-A body is read whole, within a limit and a memory budget for all bodies, or in blocks, one at a
-time. RFC 9110 8.6, 15.5.9, 15.5.14; RFC 3986 2.1.
+A body is read whole, within a limit and the memory for all bodies, which accounts share, or in
+blocks, one at a time. Its room is taken before it is read. RFC 9110 8.6, 15.5.9, 15.5.14; RFC 3986
+2.1.
 """
 
 import asyncio
 import contextlib
 import hashlib
+import math
 import re
 import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
@@ -19,9 +21,10 @@ from msgspec import Struct
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
-from relay.base.pressure import MemoryBudget
-from relay.base.socket_address import Address
-from relay.front_door.http.errors import ApiError, RequestIds, quoted, service_unavailable
+from relay.base.socket_address import Address, client_of
+from relay.base.turns import Turns
+from relay.front_door.http.connection_limits import PROGRESS_BYTES, STALLED_GRACE_S
+from relay.front_door.http.errors import ApiError, RequestIds, no_place, quoted
 
 _Result = TypeVar("_Result")
 
@@ -29,6 +32,8 @@ BODY_COMPLETE = "relay.body_complete"  # scope key: the whole body has arrived
 CLOSE = "relay.close"  # scope key: a function that closes the connection
 ABORT = "relay.abort"  # scope key: a function that closes it without waiting for the client
 ALLOW_RESPONSE = "relay.allow_response"  # scope key: a function that admits a large response
+# scope key: a function that lets the connection outlast a response before the end of the body
+KEEP_READING = "relay.keep_reading"
 # scope key of a GET that offers a WebSocket: a function that gives the connection to it
 TAKE_OVER = "relay.take_over"
 # scope key: the address by which failures count, "" for none
@@ -41,8 +46,9 @@ _HOST = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 _HTTPS_PORT = 443
 _QUERY_FIELDS_MAX = 64
 _BLOCK_BYTES = 256 * 1024
-_DRAIN_TIMEOUT_S = 10.0
-_DRAIN_PAUSE_S = 1.0  # without data for this time, the client waits for the response
+ROOM_WAIT_S = 30.0  # how long a body waits for its room
+# limit: an HTTP body before a login; then 408
+ANONYMOUS_TIMEOUT_S = 10.0
 
 
 class ClientDisconnectedError(Exception):
@@ -52,13 +58,14 @@ class ClientDisconnectedError(Exception):
 class RequestLimits(Struct, frozen=True):
     """The limits of one application.
 
-    `body_bytes` limits one body in memory, `held_bytes` all of them together, `read_timeout_s` the
-    time for one. A body in blocks may take `idle_timeout_s` for each block and `stream_timeout_s`
-    in all.
+    `body_bytes` limits one body in memory, `held_bytes` all of them together, a bound of the name
+    `bound`, `read_timeout_s` the time for one. A body in blocks may take `idle_timeout_s` for each
+    block and `stream_timeout_s` in all.
     """
 
     body_bytes: int
     held_bytes: int
+    bound: str = "bodies"
     read_timeout_s: float = 300.0
     idle_timeout_s: float = 60.0
     stream_timeout_s: float = 3600.0
@@ -78,7 +85,7 @@ class HttpRequest:
     receive: Receive
     ids: RequestIds
     limits: RequestLimits
-    budget: MemoryBudget  # of all bodies in memory together
+    bodies: Turns  # the octets of all bodies in memory together
 
     def __post_init__(self) -> None:
         self.method = "GET" if self.scope["method"] == "HEAD" else str(self.scope["method"])
@@ -88,16 +95,19 @@ class HttpRequest:
         self.segments = _segments(self.path)
         self.query = _query(self.scope["query_string"])
         self.is_idempotent = False
+        self.account = ""  # whose login it has; the login sets it
         # raises ApiError if the client of a request has other rights now; None for no account
         self.rights: Callable[[HttpRequest], None] | None = None
         # the id of a request that is part of a batch; None for any other
         self.part_id: str | None = self.scope.get(_PART_ID)
         # the octets that a page of a list may have in the response to this part of a batch
         self.page_bytes: int | None = self.scope.get(_PAGE_BYTES)
-        self._held_bytes = 0
+        self._held_bytes = 0  # of `bodies`
+        self._held_by = ""
         self._complete = False
         self._body_requested = False
-        self._timed_out = False
+        self._progress_end_s = math.inf  # when it is slow
+        self._progress_bytes = 0  # since the last progress
         self._digest: hashlib._Hash | None = None
         self._kept_body: bytes | None = None
         self._left_bytes = sys.maxsize  # set by limit_body()
@@ -200,69 +210,117 @@ class HttpRequest:
         ends = (self.scope.get("client"), self.scope.get("server"))
         return all(end is not None and is_loopback_address(str(end[0])) for end in ends)
 
-    async def body(self) -> bytes:
-        """Read the whole body, once.
+    async def body(self, bodies: Turns | None = None, limit_bytes: int = 0) -> bytes:
+        """Read the whole body, once; `bodies` and `limit_bytes` replace those of the application.
 
-        Raises ApiError 413 over the limit, 408 after the time-out, 503 over the budget, 415 for a
-        compressed body, and as check_rights().
+        Raises ApiError 413 over the limit, 408 after the time-out and for a slow body while others
+        wait, 503 without room, 415 for a compressed body, and as check_rights().
         """
         if self._kept_body is not None:
             kept, self._kept_body = self._kept_body, None
             return kept
         self._reject_content_encoding()
-        limit = self.limits.body_bytes
-        if (self.declared_bytes or 0) > limit:
+        self.bodies, limit = bodies or self.bodies, limit_bytes or self.limits.body_bytes
+        declared_bytes = self.declared_bytes or 0
+        if declared_bytes > limit:
             raise body_too_large(limit)
-        self._body_requested = True
-        if self.scope.get(BODY_COMPLETE):  # most bodies: no timer is needed
-            return await self._read_all(limit)
-        try:
-            async with asyncio.timeout(self.limits.read_timeout_s):  # real time: a client
-                body = await self._read_all(limit)
-        except TimeoutError:
-            self._timed_out = True
-            raise ApiError(
-                408,
-                "RequestTimeout",
-                f"The body was not complete within {self.limits.read_timeout_s:g} seconds.",
-            ) from None
-        self.check_rights()
-        return body
-
-    async def _read_all(self, limit_bytes: int) -> bytes:
+        was_there = self.scope.get(BODY_COMPLETE)
+        if declared_bytes:
+            await self._hold(declared_bytes)
+        timeout_s = self._timeout_s(self.limits.read_timeout_s)
+        end_s = asyncio.get_running_loop().time() + timeout_s  # real time: a client
         chunks: list[bytes] = []
+        size_bytes = 0
         while not self._complete:
-            chunk = await self._next_chunk()
-            if self._held_bytes + len(chunk) > limit_bytes:
-                raise body_too_large(limit_bytes)
-            self._reserve(len(chunk))
+            try:
+                chunk = await self._chunk_by(end_s, self.bodies)
+            except TimeoutError:
+                raise _not_complete(timeout_s) from None
+            size_bytes += len(chunk)
+            if size_bytes > limit:
+                raise body_too_large(limit)
+            if size_bytes > self._held_bytes:  # its length was not declared: a few large steps
+                await self._hold(size_bytes if self._complete else min(limit, 2 * size_bytes))
             chunks.append(chunk)
+        if not was_there:
+            self.check_rights()
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    async def blocks(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body in blocks of about 256 KiB as it arrives, once. The caller limits it.
+    async def blocks(self, places: Turns | None = None) -> AsyncGenerator[bytes, None]:
+        """Yield the body in blocks of about 256 KiB as it arrives, once. The caller limits it, and
+        holds a place of `places`.
 
-        Raises ApiError 408 after the idle or the total time-out, 415 for a compressed body, and as
-        check_rights(); ClientDisconnectedError.
+        Raises ApiError 408 after the idle or the total time-out, and for a slow body while others
+        wait for a place, 415 for a compressed body, and as check_rights();
+        ClientDisconnectedError.
         """
         self._reject_content_encoding()
-        self._body_requested = True
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.limits.stream_timeout_s  # real time: a client
+        timeout_s = self._timeout_s(self.limits.stream_timeout_s)
+        deadline_s = loop.time() + timeout_s  # real time: a client
         while not self._complete:
             chunks: list[bytes] = []
             size_bytes = 0
             while size_bytes < _BLOCK_BYTES and not self._complete:
+                idle_end_s = loop.time() + self.limits.idle_timeout_s  # real time: a client
                 try:
-                    idle_end = loop.time() + self.limits.idle_timeout_s  # real time: a client
-                    async with asyncio.timeout_at(min(deadline, idle_end)):  # real time: a client
-                        chunks.append(await self._next_chunk())
+                    chunks.append(await self._chunk_by(min(deadline_s, idle_end_s), places))
                 except TimeoutError:
-                    self._timed_out = True
-                    raise self._timeout_error(is_idle=idle_end <= deadline) from None
+                    if idle_end_s > deadline_s:
+                        raise _not_complete(timeout_s) from None
+                    idle_s = self.limits.idle_timeout_s
+                    message = f"No part of the body arrived for {idle_s:g} seconds."
+                    raise _timeout_error(message) from None
                 size_bytes += len(chunks[-1])
             yield chunks[0] if len(chunks) == 1 else b"".join(chunks)
         self.check_rights()
+
+    def _timeout_s(self, timeout_s: float) -> float:
+        return timeout_s if self.account else min(timeout_s, ANONYMOUS_TIMEOUT_S)
+
+    @property
+    def shares_key(self) -> str:
+        """By which the request has its shares: the account, before a login the client's network."""
+        return self.account or client_of(self.counted_address)
+
+    async def _hold(self, size_bytes: int) -> None:
+        """Have room for so many octets of the body in all; wait for it in turn. Raises ApiError
+        503.
+        """
+        key = self._held_by = self._held_by or self.shares_key
+        more_bytes, bodies = size_bytes - self._held_bytes, self.bodies
+        if not bodies.take_at_once(key, more_bytes):
+            if not await bodies.take(key, more_bytes, wait_s=ROOM_WAIT_S):
+                raise no_place(bodies.bound)
+            self.check_rights()
+        self._held_bytes = size_bytes
+
+    async def _chunk_by(self, end_s: float, places: Turns | None) -> bytes:
+        """Return the next part of the body. Raises TimeoutError at `end_s`, and ApiError 408 if it
+        is slow while others wait for `places`.
+        """
+        if self.scope.get(BODY_COMPLETE):  # most bodies: no timer is needed
+            return await self._next_chunk()
+        loop = asyncio.get_running_loop()
+        while True:
+            if self._progress_bytes >= PROGRESS_BYTES or self._progress_end_s == math.inf:
+                self._progress_bytes = 0
+                self._progress_end_s = loop.time() + STALLED_GRACE_S  # real time: a client
+            try:
+                by_s = min(end_s, self._progress_end_s)
+                async with asyncio.timeout_at(by_s):  # real time: a client
+                    chunk = await self._next_chunk()
+            except TimeoutError:
+                if by_s == end_s:
+                    raise
+                if places is not None and places.is_short(self.shares_key):
+                    message = f"The body was slower than {PROGRESS_BYTES} bytes in "
+                    message += f"{STALLED_GRACE_S:g} seconds, and others wait; try again."
+                    raise _timeout_error(message) from None
+                self._progress_end_s = math.inf
+            else:
+                self._progress_bytes += len(chunk)
+                return chunk
 
     @property
     def declared_bytes(self) -> int | None:
@@ -319,32 +377,10 @@ class HttpRequest:
         await self._wait_for_disconnect()
 
     def release(self) -> None:
-        """Release the body's share of the budget."""
-        self.budget.release(self._held_bytes)
-        self._held_bytes = 0
-
-    async def drain(self) -> bool:
-        """Discard the rest of the body, for at most 10 s.
-
-        Many clients read no response before they have sent everything.
-
-        Return whether the body has ended, so that the connection can be used again. A body that
-        waits for 100 Continue is never sent.
-        """
-        if self._timed_out or self._waits_for_continue():
-            return False
-        self._too_large = None
-        return self._complete or await self._discard_rest()
-
-    async def _discard_rest(self) -> bool:
-        try:
-            async with asyncio.timeout(_DRAIN_TIMEOUT_S):  # real time: a client
-                while not self._complete:
-                    async with asyncio.timeout(_DRAIN_PAUSE_S):  # real time: a client
-                        await self._next_chunk()
-        except (TimeoutError, ClientDisconnectedError):
-            return False
-        return self._complete
+        """Give the room of the body back."""
+        if self._held_bytes:
+            self.bodies.give_back(self._held_by, self._held_bytes)
+            self._held_bytes = 0
 
     def _reject_content_encoding(self) -> None:
         encoding = self.headers.get("content-encoding", "").strip().lower()
@@ -353,10 +389,13 @@ class HttpRequest:
             headers = {"accept-encoding": "identity"}
             raise ApiError(415, "UnsupportedMediaType", message, headers=headers)
 
-    def _waits_for_continue(self) -> bool:
+    @property
+    def waits_for_continue(self) -> bool:
+        """Whether the client sends the body only after 100 Continue, which it did not get."""
         return not self._body_requested and "100-continue" in self.headers.get("expect", "").lower()
 
     async def _next_chunk(self) -> bytes:
+        self._body_requested = True
         event = await self.receive()
         if event["type"] != "http.request":
             raise ClientDisconnectedError
@@ -368,22 +407,6 @@ class HttpRequest:
         if self._left_bytes < 0 and self._too_large is not None:
             raise self._too_large()
         return chunk
-
-    def _reserve(self, size: int) -> None:
-        if not self.budget.take(size):
-            raise service_unavailable(
-                "Too many large requests are being read; try again.",
-                retry_after_s=2,
-            )
-        self._held_bytes += size
-
-    def _timeout_error(self, *, is_idle: bool) -> ApiError:
-        limits = self.limits
-        if is_idle:
-            message = f"No part of the body arrived for {limits.idle_timeout_s:g} seconds."
-        else:
-            message = f"The body was not complete within {limits.stream_timeout_s:g} seconds."
-        return ApiError(408, "RequestTimeout", message)
 
 
 def is_loopback_address(text: str) -> bool:
@@ -398,6 +421,14 @@ def body_too_large(limit_bytes: int) -> ApiError:
     """Return the 413 for a body over the limit."""
     message = f"The request body is larger than the maximum of {limit_bytes} bytes."
     return ApiError(413, "RequestEntityTooLarge", message)
+
+
+def _not_complete(timeout_s: float) -> ApiError:
+    return _timeout_error(f"The body was not complete within {timeout_s:g} seconds.")
+
+
+def _timeout_error(message: str) -> ApiError:
+    return ApiError(408, "RequestTimeout", message, headers={"connection": "close"})
 
 
 def raw_path(scope: Scope) -> bytes:

@@ -2,8 +2,10 @@
 
 Limits apply to the size of a header, the time for it, and the time in which a client reads nothing
 of its response. Requests that arrive before a response is complete are discarded, and the
-connection is closed after that response; the client repeats them (RFC 9112 9.3.2). An error is
-answered with Graph's envelope, and the connection is closed. An offer to upgrade is ignored (RFC
+connection is closed after that response; the client repeats them (RFC 9112 9.3.2). The rest of a
+body whose response has been sent is discarded for 10 s; then the connection is closed, for many
+clients read no response before they have sent everything (RFC 9112 9.6). An error is answered with
+Graph's envelope, and the connection is closed. An offer to upgrade is ignored (RFC
 9110 7.8), unless the handler of a GET takes that of a WebSocket. RFC 9110 5.4; RFC 9112 3.2; RFC
 6585 5.
 """
@@ -95,6 +97,7 @@ def host_of_peer(transport: asyncio.BaseTransport) -> str:
 
 HEADER_BYTES_MAX = 64 * 1024  # URL and header fields together; long tokens take a few KB
 HEADER_TIMEOUT_S = 30.0
+REST_TIMEOUT_S = 10.0  # for the rest of a body whose response has been sent
 # limit: an HTTP client that does not read its response
 UNREAD_TIMEOUT_S = 60.0
 BUFFERED_BYTES = 16 * 1024  # of responses in the buffer of a connection before the writer waits
@@ -133,9 +136,10 @@ class BoundedProtocol(HttpToolsProtocol):
     _error: errors.ApiError | None = None
     _socket: "WebSocket | None" = None  # has the connection
     _is_over = False  # a further request came before the response: parsing has ended
+    _is_last = False  # the connection ends with the request, whose response precedes its body's end
     _header_bytes = 0
     _is_in_header = True  # a new connection waits for its first header
-    _header_timer: asyncio.TimerHandle | None = None
+    _header_timer: asyncio.TimerHandle | None = None  # of a header, or the rest of a body
     _read_timer: asyncio.TimerHandle | None = None
     _unread_bytes = math.inf  # at the last check; inf if the client has read since
 
@@ -158,7 +162,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._connection is None:
             self._send_error(_too_many("connections"))
         else:
-            self._start_header_timeout()
+            self._start_timeout(HEADER_TIMEOUT_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Remove the connection."""
@@ -177,11 +181,11 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self._is_running:
             self._unset_keepalive_if_required()
             if self._header_timer is None:
-                self._start_header_timeout()
+                self._start_timeout(HEADER_TIMEOUT_S)
         self._feed(data)
         self._update_state()
         if self._connection is not None:
-            self.table.body_received(self._connection)
+            self.table.body_received(self._connection, len(data))
 
     @property
     def _is_running(self) -> bool:
@@ -201,7 +205,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Start to count the header of a request; if one is running, close the connection
         after it.
         """
-        if self._is_running:
+        if self._is_running or self._is_last:
             self._is_over, self.cycle.keep_alive = True, False
             raise _RejectedError
         self._header_bytes = 0
@@ -231,6 +235,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._check_host()
             self._admit_request()
             self.scope[http_request.ALLOW_RESPONSE] = self._may_send_response  # type: ignore[literal-required]
+            self.scope[http_request.KEEP_READING] = self._keep_reading  # type: ignore[literal-required]
             super().on_headers_complete()
             if security := self._transport_security():
                 field = (b"strict-transport-security", security.encode())
@@ -241,13 +246,34 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self.parser.should_upgrade():
             self.scope[http_request.BODY_COMPLETE] = True  # type: ignore[literal-required]
             super().on_message_complete()
+            if self.cycle.response_complete:
+                self.cycle.more_body = False
+                self._end_request()
 
     def on_response_complete(self) -> None:
-        """From now on count the unread part of the response."""
+        """From now on count the unread part of the response, and discard the rest of the body."""
         if self._connection is not None:
             self.table.response_sent(self._connection)
         super().on_response_complete()
+        if self.cycle.more_body:
+            self._unset_keepalive_if_required()
+            self._start_timeout(REST_TIMEOUT_S)
+        elif self._is_last:
+            self._end_request()
         self._update_state()
+
+    def _keep_reading(self) -> None:
+        """Let the connection outlast the response, which comes before the end of the body."""
+        self._is_last |= not self.cycle.keep_alive
+        self.cycle.keep_alive = True
+
+    def _end_request(self) -> None:
+        """End a request whose response came before the end of its body."""
+        self._cancel_header_timeout()
+        if self._is_last:
+            self.transport.close()
+        else:
+            self._start_timeout(HEADER_TIMEOUT_S)  # for the whole next header
 
     def shutdown(self) -> None:
         """Let a running request end, and a WebSocket at once."""
@@ -382,8 +408,11 @@ class BoundedProtocol(HttpToolsProtocol):
         elif self._is_running:
             is_receiving = self.cycle.more_body
             state = ConnectionState.RECEIVING if is_receiving else ConnectionState.BUSY
+        elif self._is_in_header:
+            state = ConnectionState.HALF_OPEN
         else:
-            state = ConnectionState.HALF_OPEN if self._is_in_header else ConnectionState.IDLE
+            is_answered = self.cycle is not None and self.cycle.more_body
+            state = ConnectionState.ANSWERED if is_answered else ConnectionState.IDLE
         self.table.set_state(self._connection, state)
 
     def _close_connection(self) -> None:
@@ -404,9 +433,9 @@ class BoundedProtocol(HttpToolsProtocol):
             UNREAD_TIMEOUT_S, self._check_client_reads
         )
 
-    def _start_header_timeout(self) -> None:
+    def _start_timeout(self, timeout_s: float) -> None:
         self._header_timer = self.loop.call_later(  # real time: a client
-            HEADER_TIMEOUT_S, self.transport.close
+            timeout_s, self.transport.close
         )
 
     def _cancel_timers(self) -> None:

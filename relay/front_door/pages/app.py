@@ -76,6 +76,7 @@ def create_app(
                 return await login(request, visitor, site)
             if visitor is None:
                 return login_needed(request, site)
+            request.account = visitor.principal.name
             form = PageForm(())
             if request.method != "GET":
                 has_files = request.segments == ("compose",)
@@ -93,7 +94,8 @@ def create_app(
             return site.error(request, visitor, error)
 
     body_bytes = FORM_BYTES_MAX if graph is not None else _BODY_BYTES_MAX
-    limits = RequestLimits(body_bytes=body_bytes, held_bytes=_HELD_BYTES_MAX + body_bytes)
+    held_bytes = _HELD_BYTES_MAX + body_bytes
+    limits = RequestLimits(body_bytes=body_bytes, held_bytes=held_bytes, bound="page bodies")
     return Gateway(handle, clock=dependencies.clock, limits=limits)
 
 

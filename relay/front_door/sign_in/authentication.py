@@ -53,6 +53,7 @@ class HttpAuthentication:
             and (anonymous := self.accounts.by_address(self.anonymous)) is not None
             and not anonymous.is_disabled  # since a reload that was refused
         ):
+            request.account = anonymous.address
             return anonymous
         scheme, _, token = headers.get("authorization", "").partition(" ")
         token = token.strip()
@@ -70,6 +71,7 @@ class HttpAuthentication:
             raise ApiError(429, "TooManyRequests", message, headers=after) from None
         if account is None:
             raise self._unauthorized("Access token is not known here.")
+        request.account = account.address
         return account
 
     def _unauthorized(self, message: str) -> ApiError:

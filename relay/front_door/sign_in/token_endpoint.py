@@ -46,7 +46,6 @@ SIGN_IN_PATHS = (  # after the tenant
 BODY_BYTES_MAX = 16 * 1024
 # enough for all requests: slow clients cannot use it up
 _HELD_BYTES_MAX = REQUESTS_MAX * BODY_BYTES_MAX
-_READ_TIMEOUT_S = 30.0
 _FIELDS_MAX = 64
 TEXT_MAX = 1024  # octets of tenant and of scope: the token, which has a limit too, repeats them
 _LOGGED_MAX = 128  # characters of a client id
@@ -157,7 +156,7 @@ def create_sign_in_app(
             return _error_response(_oauth_error(error), request, time_us=clock.time_us())
 
     limits = RequestLimits(
-        body_bytes=BODY_BYTES_MAX, held_bytes=_HELD_BYTES_MAX, read_timeout_s=_READ_TIMEOUT_S
+        body_bytes=BODY_BYTES_MAX, held_bytes=_HELD_BYTES_MAX, bound="sign-in bodies"
     )
     return Gateway(handle, clock=clock, limits=limits)
 

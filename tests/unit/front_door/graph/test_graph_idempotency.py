@@ -14,7 +14,8 @@ import pytest
 from relay.base.message.content import read_all
 from relay.base.pressure import Pressure, PressureLevel, PressureReason, PressureState
 from relay.formats.convert import convert
-from relay.front_door.graph import admission
+from relay.front_door.graph import admission, mime_body
+from relay.front_door.graph.dependencies import STREAMED_BODIES_MAX
 from relay.submission.outbox import idempotency as keys
 from relay.submission.outbox.store import FileStore
 from tests.support.graph_fakes import AS_ALICE, graph_app, refused, to
@@ -322,6 +323,33 @@ async def test_the_repeat_of_a_rejected_request_is_a_message(mailbox: Mailbox) -
     assert not same(first, second)
     assert same(second, await mailbox.send(retry_attempt="3"))
     assert len(mailbox.pending) == 2
+
+
+async def test_the_repeat_of_a_request_that_found_no_place_is_a_message(
+    mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[None] = []
+
+    async def kept_back() -> AsyncIterator[bytes]:
+        begun.append(None)
+        yield b"aaaa"
+        await asyncio.Event().wait()
+
+    first = await mailbox.send_mime(BIG)
+    monkeypatch.setattr(mime_body, "ROOM_WAIT_S", 0.01)
+    fields = {"content-type": "text/plain"}
+    held = [
+        asyncio.create_task(mailbox.http.post("me/sendMail", content=kept_back(), headers=fields))
+        for _ in range(STREAMED_BODIES_MAX // 2)
+    ]
+    async with asyncio.timeout(120):
+        while len(begun) < len(held):
+            await asyncio.sleep(0.001)
+    assert (await mailbox.send_mime(BIG)).status_code == 503
+    for one in held:
+        one.cancel()
+    await asyncio.gather(*held, return_exceptions=True)
+    assert not same(first, await mailbox.send_mime(BIG, retry_attempt="1"))
 
 
 async def test_a_repeat_of_large_mime_that_is_rejected_is_no_other_message(

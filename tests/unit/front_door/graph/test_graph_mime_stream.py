@@ -12,11 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.front_door.graph.account_limits import (
-    STREAMED_BODIES_MAX,
-    STREAMED_BODIES_PER_ACCOUNT_MAX,
-    StreamedBodies,
-)
+from relay.front_door.graph.dependencies import STREAMED_BODIES_MAX
 from relay.front_door.graph.mime_body import Base64Decoder
 from relay.front_door.http.errors import ApiError
 from tests.support.graph_fakes import OnDisk, refused
@@ -170,26 +166,29 @@ async def test_a_full_mailbox_refuses_before_and_after(on_disk: OnDisk) -> None:
     await nothing_is_left(on_disk)
 
 
-def test_streamed_bodies_are_limited_per_account() -> None:
-    streams = StreamedBodies()
-    taken = [streams.acquire("a") for _ in range(STREAMED_BODIES_PER_ACCOUNT_MAX)]
-    for one in taken:
-        one.__enter__()
-    with pytest.raises(ApiError) as error, streams.acquire("a"):
-        pass
-    assert (error.value.status, "retry-after" in error.value.headers) == (429, True)
-    others = [
-        streams.acquire(str(n))
-        for n in range(STREAMED_BODIES_MAX - STREAMED_BODIES_PER_ACCOUNT_MAX)
+async def test_streamed_bodies_of_one_account_leave_places_for_others(on_disk: OnDisk) -> None:
+    begun, end = [], asyncio.Event()
+
+    async def kept_back() -> AsyncIterator[bytes]:
+        begun.append(None)
+        yield CODED[:-4]
+        await end.wait()
+        yield CODED[-4:]
+
+    alice = {"content-type": "text/plain"}
+    slow = [
+        asyncio.create_task(on_disk.http.post("/messages", content=kept_back(), headers=alice))
+        for _ in range(STREAMED_BODIES_MAX)
     ]
-    for one in others:
-        one.__enter__()
-    with pytest.raises(ApiError) as error, streams.acquire("b"):
-        pass
-    assert error.value.status == 503
-    taken[0].__exit__(None, None, None)
-    with streams.acquire("a"):
-        pass
+    async with asyncio.timeout(120):
+        while len(begun) < STREAMED_BODIES_MAX // 2:
+            await asyncio.sleep(0.001)
+    for _ in range(3):
+        assert (await send(on_disk, LARGE)).status_code == 202
+    assert len(begun) == STREAMED_BODIES_MAX // 2  # the others wait unread
+    end.set()
+    assert {(await one).status_code for one in slow} == {507}  # of its quota
+    assert len(begun) == STREAMED_BODIES_MAX
 
 
 @given(st.binary(max_size=300), st.integers(1, 40), st.booleans())

@@ -4,13 +4,14 @@ import asyncio
 import socket
 import weakref
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 from starlette.responses import Response
 
 from relay.front_door.http import connection_limits, protocol
-from relay.front_door.http.connection_limits import ConnectionLimits
+from relay.front_door.http.connection_limits import ConnectionLimits, ConnectionState
+from relay.front_door.http.errors import ApiError
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.http.http_server import HttpServer
 from relay.front_door.http.responses import BLOCK_BYTES, StreamedResponse
@@ -26,7 +27,12 @@ PLACES = 200
 
 @asynccontextmanager
 async def held(
-    server: HttpServer, count: int, sent: bytes = b"", *, answered: bool = False
+    server: HttpServer,
+    count: int,
+    sent: bytes = b"",
+    *,
+    answered: bool = False,
+    source: str = ATTACKER,
 ) -> AsyncIterator[list[socket.socket]]:
     """Hold connections of the attacker that sent `sent`; with `answered` read a response."""
     loop = asyncio.get_running_loop()
@@ -38,7 +44,7 @@ async def held(
             clients.append(client)
             client.setblocking(False)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.bind((ATTACKER, 0))
+            client.bind((source, 0))
             await loop.sock_connect(client, (address.host, address.port))
             if sent:
                 await loop.sock_sendall(client, sent)
@@ -108,6 +114,80 @@ async def test_a_stalled_body_is_closed(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(connection_limits, "STALLED_GRACE_S", 0.0)
         late = await talk(server, LAST_GET % b"/x", source=ATTACKER)
     assert (status_of(early), status_of(late)) == (503, 200)
+
+
+UNAUTHORIZED = ApiError(401, "InvalidAuthenticationToken", "Access token is empty.")
+UNWANTED = b"POST /v1.0/me/sendMail HTTP/1.1\r\nHost: h\r\nContent-Length: 30000\r\n\r\na"
+
+
+async def refuse(call: HttpRequest) -> Response:
+    if call.method == "GET":
+        return Response("done")
+    raise UNAUTHORIZED
+
+
+@pytest.mark.parametrize("attackers", [1, 2])
+async def test_bodies_of_strangers_take_no_request_of_others(attackers: int) -> None:
+    """Each connection has its 401 and goes on to send, an octet at a time: it is no request."""
+    limits = ConnectionLimits(requests=8, connections=100)
+    async with serving(refuse, connection_limits=limits) as server, AsyncExitStack() as stack:
+        dripping: list[socket.socket] = []
+        for number in range(attackers):
+            source = f"127.0.66.{number}"
+            clients = held(server, 20, UNWANTED, answered=True, source=source)
+            dripping += await stack.enter_async_context(clients)
+        for _ in range(20):
+            for client in dripping:
+                with suppress(ConnectionError):
+                    client.send(b"a")
+            for source in (OTHER, "127.0.0.3", "127.0.66.0"):
+                assert status_of(await talk(server, LAST_GET % b"/x", source=source)) == 200
+
+
+async def test_the_rest_of_a_body_has_a_limited_time_in_all(monkeypatch) -> None:
+    monkeypatch.setattr(protocol, "REST_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(protocol, "HEADER_TIMEOUT_S", 300)
+    async with serving(refuse) as server, held(server, 1, UNWANTED, answered=True) as [client]:
+        with suppress(ConnectionError):
+            async with asyncio.timeout(120):
+                while client.send(b"a"):
+                    await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("is_joined", [True, False], ids=["in one piece", "in two pieces"])
+async def test_a_body_that_ends_after_its_answer_keeps_its_connection(is_joined: bool) -> None:
+    """200 jobs behind one address, each of which repeats its request on its connection."""
+    rest = b"a" * 29_999
+    async with serving(refuse) as server, held(server, PLACES, UNWANTED, answered=True) as clients:
+        loop = asyncio.get_running_loop()
+        for client in clients:
+            for piece in [rest + UNWANTED] if is_joined else [rest, UNWANTED]:
+                await loop.sock_sendall(client, piece)
+                await asyncio.sleep(0)
+        for client in clients:
+            answer = await asyncio.wait_for(loop.sock_recv(client, 4096), 120)
+            assert status_of(answer) == 401
+            assert b"connection: close" not in answer
+            await loop.sock_sendall(client, rest)
+        assert server.accepted == PLACES
+        async with asyncio.timeout(120):
+            while len(server.table.clients[ATTACKER].by_state[ConnectionState.IDLE]) < PLACES:
+                await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1\r\nConnection: close"])
+async def test_a_last_request_may_be_sent_to_its_end_after_its_answer(version: bytes) -> None:
+    """Closed earlier, its client would lose the answer: it reads none before it has sent all."""
+    sent = UNWANTED.replace(b"1.1", version) + b"a" * 29_990
+    async with serving(refuse) as server, held(server, 1, sent) as [client]:
+        for _ in range(9):
+            await asyncio.sleep(0.01)
+            client.send(b"a")
+        answer = b""
+        while piece := await asyncio.get_running_loop().sock_recv(client, 4096):
+            answer += piece
+    assert status_of(answer) == 401
+    assert b"connection: close" in answer
 
 
 async def test_a_header_has_a_limited_time_in_all(monkeypatch: pytest.MonkeyPatch) -> None:

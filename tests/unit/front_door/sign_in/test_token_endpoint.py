@@ -18,6 +18,7 @@ from joserfc.jwk import ECKey, KeySet
 from relay.base.accounts.accounts_file import load_accounts
 from relay.base.accounts.passwords import FREE_FAILURES, FREE_FAILURES_OF_CLIENT
 from relay.development.user_grants import UserGrants
+from relay.front_door.http import http_request
 from relay.front_door.http.connection_limits import REQUESTS_MAX, ConnectionLimits
 from relay.front_door.http.http_server import HttpServer
 from relay.front_door.http.path_router import PathRouter
@@ -294,11 +295,12 @@ async def test_guesses_of_one_client_of_a_proxy_delay_no_other_one(sign_in):
         await server.stop(0.5)
 
 
-async def test_slow_strangers_keep_nobody_from_signing_in(http, sign_in):
+async def test_slow_strangers_keep_nobody_from_signing_in(http, sign_in, monkeypatch):
     """As many requests as the server takes, each with a body that stops before its last octet."""
+    monkeypatch.setattr(http_request, "ANONYMOUS_TIMEOUT_S", 120)
     stop, waiting = asyncio.Event(), []
 
-    async def stalled() -> None:
+    async def stalled(number: int) -> None:
         rest = [b"x" * (BODY_BYTES_MAX - 1)]
 
         async def receive() -> dict[str, Any]:
@@ -313,13 +315,14 @@ async def test_slow_strangers_keep_nobody_from_signing_in(http, sign_in):
 
         headers = [(b"content-type", b"application/x-www-form-urlencoded")]
         scope = {"type": "http", "method": "POST", "path": TOKEN, "raw_path": TOKEN.encode()}
+        scope |= {"client": (f"10.0.{number // 250}.{number % 250}", 9)}
         await sign_in.app(
             {**scope, "scheme": "https", "query_string": b"", "headers": headers}, receive, send
         )
 
     async with asyncio.TaskGroup() as tasks:
-        for _ in range(REQUESTS_MAX - 1):
-            tasks.create_task(stalled())
+        for number in range(REQUESTS_MAX - 1):
+            tasks.create_task(stalled(number))
         await until(lambda: len(waiting) >= REQUESTS_MAX - 1)
         assert await token_of(http)
         stop.set()
