@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.internal import entropy
 from hypothesis.internal.conjecture import providers
 
+from relay.base.shares import REFUSALS
 from relay.store.mailbox.maildir import SYNC_FAILURES
 from tests.support.disks import MEMORY, short_place
 
@@ -131,6 +132,7 @@ def nothing_is_abandoned() -> Iterator[None]:
     """
     yield
     asyncio.set_event_loop(None)
+    REFUSALS._last_s.clear()
     vars(SYNC_FAILURES._begun).pop("count", None)  # a test that did a store's work in this thread
     gc.collect()
     gc.freeze()

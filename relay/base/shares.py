@@ -30,17 +30,13 @@ class Refusals:
         self._clock = clock
         self.counts: dict[str, int] = {}  # since the start, by the name of the bound
         self._last_s: dict[str, float] = {}
-        self._warned: dict[str, tuple[float, int]] = {}  # when, and the count then
 
     def add(self, bound: str, heaviest: Hashable, count: int = 1) -> None:
         """Count refusals of a bound, of which the key `heaviest` has most."""
-        now_s = self._clock.real_s()
-        total = self.counts[bound] = self.counts.get(bound, 0) + count
-        self._last_s[bound] = now_s
-        warned_s, warned = self._warned.get(bound, (-_WARNING_S, 0))
-        if now_s - warned_s >= _WARNING_S:
-            self._warned[bound] = now_s, total
-            _log.warning("bound is full", bound=bound, refused=total - warned, most=str(heaviest))
+        self.counts[bound] = self.counts.get(bound, 0) + count
+        self._last_s[bound] = self._clock.real_s()
+        more = {"bound": bound, "most": str(heaviest)}
+        _log.repeated("warning", "bound is full", of=bound, apart_s=_WARNING_S, **more)
 
     @property
     def full(self) -> list[str]:

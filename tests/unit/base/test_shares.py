@@ -1,11 +1,10 @@
 """Shares: what one key, two keys and a newcomer get of a bound, and what operators read of it."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from relay.base.clock import SystemClock
 from relay.base.shares import NoPlaceError, Refusals, Shares
+from tests.support.logs import capture_logs
 
 
 def all_of(shares: Shares, key: str) -> int:
@@ -46,19 +45,16 @@ def test_relay_itself_takes_all_and_spare_places_are_for_it():
 
 
 def test_refusals_are_counted_and_one_line_a_minute_names_the_heaviest(monkeypatch):
-    clock, lines, now = SystemClock(), [], [100.0]
+    clock, now = SystemClock(), [100.0]
     monkeypatch.setattr(clock, "real_s", lambda: now[0])
-    log = SimpleNamespace(warning=lambda _, **fields: lines.append(fields))
-    monkeypatch.setattr("relay.base.shares._log", log)
     refusals = Refusals(clock)
-    for _ in range(5):
-        refusals.add("bodies", "a@example.test")
-    assert refusals.full == ["bodies"]
+    with capture_logs() as lines:
+        for _ in range(5):
+            refusals.add("bodies of a test", "a@example.test")
+    assert refusals.full == ["bodies of a test"]
     now[0] += 60
     assert refusals.full == []
-    refusals.add("bodies", "b@example.test", 2)
-    assert refusals.counts["bodies"] == 7
-    assert lines == [
-        {"bound": "bodies", "refused": 1, "most": "a@example.test"},
-        {"bound": "bodies", "refused": 6, "most": "b@example.test"},
-    ]
+    refusals.add("bodies of a test", "b@example.test", 2)
+    assert refusals.counts["bodies of a test"] == 7
+    [line] = [line for line in lines if line["event"] == "bound is full"]
+    assert (line["bound"], line["most"]) == ("bodies of a test", "a@example.test")
