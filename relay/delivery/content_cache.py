@@ -10,7 +10,7 @@ most 128 KiB. Of a large one only the plan is kept, by which it is encoded while
 """
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from itertools import dropwhile
 
 from relay.base.message.content import LARGE_BYTES, Content, memory_part
@@ -18,6 +18,7 @@ from relay.base.message.header import Header, ParsedContent
 from relay.base.message.nexthop import NextHop
 from relay.base.message.outcome import DeferralClass, Deferred, Evidence, Outcome
 from relay.base.observe.logs import get_logger
+from relay.base.shares import Shares
 from relay.base.task_set import shielded
 from relay.delivery.active_queue import ClaimsInMemory
 from relay.delivery.attempt_result import same_outcome
@@ -40,9 +41,7 @@ class ContentCache:
         self, spool: SpoolEngine, *, budget_bytes: int, signer: Signer | None = None
     ) -> None:
         self._spool = spool
-        self._budget = budget_bytes
-        self._used = 0
-        self._used_by: Counter[NextHop] = Counter()
+        self._room = Shares("contents in delivery", budget_bytes)  # by next hop
         self._held: dict[Key, Content] = {}
         self._waiting: deque[asyncio.Future[None]] = deque()
         self.roomless = ClaimQueue()  # claims in wait_for_room()
@@ -69,8 +68,7 @@ class ContentCache:
                 self._beyond = key
                 break
             await self._room_freed()
-        self._used += reserved
-        self._used_by[claim.next_hop] += reserved
+        self._room.add(claim.next_hop, reserved)
         try:
             # Content that this process has just written needs no check: large mail is read once.
             content = await self._spool.read_content(claim.content_id, check=not claim.is_fresh)
@@ -174,17 +172,12 @@ class ContentCache:
 
     def _has_room(self, next_hop: NextHop, size: int) -> bool:
         """As in ActiveQueue: a stalled next hop leaves room for the others."""
-        left = self._budget - self._used - size
-        mine = self._used_by[next_hop]
-        return not self._used or left >= (mine + size if mine else 0)
+        return not self._room.taken or self._room.has_room(next_hop, size)
 
     def _give_back(self, next_hop: NextHop, size_bytes: int) -> None:
         if not size_bytes:
             return
-        self._used -= size_bytes
-        self._used_by[next_hop] -= size_bytes
-        if not self._used_by[next_hop]:
-            del self._used_by[next_hop]
+        self._room.give_back(next_hop, size_bytes)
         while self._waiting:  # each checks for room itself
             waiter = self._waiting.popleft()
             if not waiter.done():

@@ -112,7 +112,7 @@ class Witness:
             raise SpoolError("simulated")
         with self._ledger.progress.made():
             content: Content = await self._spool.read_content(content_id, **more)
-        used_bytes, most = self.contents._used, max(CONTENTS_BYTES, LARGE_BYTES)
+        used_bytes, most = self.contents._room.taken, max(CONTENTS_BYTES, LARGE_BYTES)
         if self.contents._beyond is not None:  # one content for a report
             most += LARGE_BYTES
         if used_bytes > most:

@@ -272,7 +272,7 @@ class RunningDelivery:
             "full": sorted(map(str, self.active_queue.full_hops(PriorityLevel.UNREACHABLE))),
             "unknown": len(self.active_queue._unreached),
             "residents": [*claims_in_memory._queues, *claims_in_memory._expiries],
-            "contents": [*contents._held] or contents._used or +contents._used_by,
+            "contents": [*contents._held] or contents._room.taken or contents._room.heaviest,
             "slots": sum(self.slots._held.values()),
             "lines": [
                 *self.slots._holders,

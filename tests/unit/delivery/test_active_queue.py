@@ -101,7 +101,7 @@ async def test_one_report_at_a_time_needs_no_room() -> None:
         await waiting
     for one in (stalled, second):
         contents.release(one)
-    assert (contents._used, contents._beyond) == (0, None)
+    assert (contents._room.taken, contents._beyond) == (0, None)
 
 
 async def test_a_content_is_encoded_once_for_each_need_while_a_claim_has_it() -> None:

@@ -92,7 +92,7 @@ async def test_many_large_messages_do_not_wait_for_memory(delivery, large, monke
     monkeypatch.setattr(contents_module, "LARGE_BYTES", 1)  # what is reserved before it is read
     gate = asyncio.Event()
     async with delivery.host(gates={"DOT": gate}) as mx:
-        delivery.scheduler.recorder.contents._budget = 1000  # headers of all, and not one body
+        delivery.scheduler.recorder.contents._room.limit = 1000  # headers of all, and not one body
         ids = [await delivery.send(f"{n}@a.test", contents=(large(3_000),)) for n in range(4)]
         await until(lambda: len(mx.envelopes) >= 4)
         gate.set()

@@ -264,5 +264,5 @@ async def test_a_message_counts_for_the_rate_once_there_is_room_for_its_content(
         await delivery.done(await delivery.send("goes@a.test"))  # its content is in memory
         assert [one.addresses for one in mx.envelopes] == [["goes@a.test"]]
         never.set()
-        await until(lambda: not delivery.scheduler.recorder.contents._used)
+        await until(lambda: not delivery.scheduler.recorder.contents._room.taken)
         assert states(await delivery.spool.journey(waits)) == {"waits@a.test": "queued"}

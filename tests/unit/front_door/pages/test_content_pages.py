@@ -10,7 +10,7 @@ from relay.base.accounts.account import Role
 from relay.front_door.api.dependencies import Principal
 from relay.front_door.pages.content_pages import ContentPages
 
-ANN, BOB = Principal("ann", Role.USER), Principal("bob", Role.USER)
+ANN, BOB, EVE = (Principal(name, Role.USER) for name in ("ann", "bob", "eve"))
 
 
 class Costly:
@@ -33,13 +33,18 @@ def costly() -> Iterator[Costly]:
     made.end.set()
 
 
-async def test_costly_messages_of_one_visitor_leave_a_thread_for_others(costly: Costly) -> None:
+@pytest.mark.parametrize("others", [(ANN,), (ANN, EVE)])
+async def test_costly_messages_of_one_or_two_visitors_delay_no_other(costly, others) -> None:
     pages = ContentPages(None)
-    hers = [asyncio.ensure_future(pages.in_thread(ANN, costly)) for _ in range(5)]
+    theirs = [asyncio.ensure_future(pages.in_thread(who, costly)) for who in others * 50]
     async with asyncio.timeout(120):
-        while not costly.began:
+        while costly.began < len(others):
             await asyncio.sleep(0.01)
-        assert await pages.in_thread(BOB, lambda: "his") == "his"
-        assert costly.began == 1
+        his = [asyncio.ensure_future(pages.in_thread(BOB, lambda: "his")) for _ in range(3)]
+        if len(others) == 1:  # a thread is free
+            assert await asyncio.gather(*his) == ["his"] * 3
+            assert costly.began == 1
         costly.end.set()
-        assert await asyncio.gather(*hers) == ["done"] * 5
+        assert await asyncio.gather(*his) == ["his"] * 3
+        assert costly.began < 20
+        assert await asyncio.gather(*theirs) == ["done"] * len(theirs)
