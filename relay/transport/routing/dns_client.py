@@ -7,11 +7,11 @@ RFC 6840 5.7 (AD).
 import asyncio
 import errno
 import os
+import socket
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import dns.asyncbackend
 import dns.asyncresolver
 import dns.exception
 import dns.flags
@@ -22,6 +22,7 @@ import dns.rcode
 import dns.rdata
 import dns.rdatatype
 import dns.resolver
+from dns._asyncio_backend import Backend
 from dns.rdtypes.ANY.TLSA import TLSA
 from dns.rdtypes.ANY.TXT import TXT
 
@@ -75,6 +76,20 @@ _OWN_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _NAME = "relay-check.invalid"  # RFC 6761 6.4: never exists
 
 
+class _Backend(Backend):
+    async def make_socket(self, af: int, socktype: int, *args: Any, **options: Any) -> Any:
+        """Of a cancelled call, uvloop would leave the socket for datagrams open."""
+        opening = super().make_socket(af, socktype, *args, **options)  # type: ignore[no-untyped-call]
+        if socktype != socket.SOCK_DGRAM:
+            return await opening
+        opened = asyncio.ensure_future(opening)
+        try:
+            return await asyncio.shield(opened)
+        except asyncio.CancelledError:
+            await (await opened).close()
+            raise
+
+
 class StubResolver:
     """Queries the given name servers, without a cache."""
 
@@ -93,7 +108,7 @@ class StubResolver:
         self._read: tuple[int, ...] = ()  # which file that was
         self._timeout_s = timeout_s
         self._validating = validating
-        self._backend = dns.asyncbackend.get_backend("asyncio")
+        self._backend = _Backend()
         self._resolver = dns.asyncresolver.Resolver(configure=False)
         self._resolver.timeout = min(ONE_SERVER_TIMEOUT_S, timeout_s)
         self._resolver.use_edns(0, 0, EDNS_PAYLOAD_BYTES)

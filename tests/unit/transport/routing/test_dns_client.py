@@ -3,11 +3,14 @@
 import asyncio
 import os
 import resource
+import socket
+from pathlib import Path
 from random import Random
 
 import dns.rdata
 
 from relay.base.settings.tree import DnsSettings
+from relay.base.socket_address import Address
 from relay.transport.routing import dns_cache
 from relay.transport.routing.dns_cache import QUERIES_MAX, DnsCache
 from relay.transport.routing.dns_client import StubResolver, look_up
@@ -174,3 +177,23 @@ async def test_a_query_that_this_machine_cannot_send_is_no_silence_of_a_name_ser
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert answer == NoAnswer("no query was sent: too many open files", is_own=True)
+
+
+async def test_a_query_that_is_cancelled_at_any_step_leaves_no_socket_open():
+    """One that is open when the loop is closed keeps it from its end, where warnings are errors."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        servers = StubResolver([Address(*silent.getsockname())], timeout_s=120)
+        before = open_files()
+        for steps in range(20):
+            query = asyncio.create_task(servers.ask(("a.test", "MX")))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            query.cancel()
+            await asyncio.wait([query])
+            assert query.cancelled()
+            await until(lambda: open_files() == before, timeout_s=20)
+
+
+def open_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
