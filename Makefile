@@ -52,7 +52,7 @@ SUITES := tests/bench tests/crash tests/host tests/interop tests/pages tests/pos
 
 test: $(VENV)/development $(if $(TESTS),.pages/installed,$(VENV)/tests-compiled)
 	@SYSTEM_PACKAGES=$(SYSTEM_PACKAGES) tests/system-packages.sh $(if $(TESTS),,own)
-	$(if $(TESTS),,RELAY_TEST_ENGINES=sqlite )$(BIN)/python -m pytest -p tests.support.repeat_failed \
+	TIMEFORMAT="make test: %0lR"; time $(if $(TESTS),,RELAY_TEST_ENGINES=sqlite )$(BIN)/python -m pytest -p tests.support.repeat_failed \
 	    -n $(WORKERS) $(or $(TESTS),$(addprefix --ignore=,$(SUITES)))
 
 test-suites:

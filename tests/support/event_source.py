@@ -52,7 +52,7 @@ class EventSource:
         assert await self._reader.readexactly(2) == b"\r\n"
         return octets
 
-    async def event(self, timeout_s: float = 120) -> ReceivedEvent | None:
+    async def event(self, timeout_s: float = 90) -> ReceivedEvent | None:
         """Return the next event; None at the end of the stream."""
         async with asyncio.timeout(timeout_s):
             while b"\n\n" not in self._text:
@@ -115,7 +115,7 @@ async def event_source(
     writer.write("\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode())
     source = EventSource(reader, writer)
     try:
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(90):
             await source.read_head()
         yield source
     finally:

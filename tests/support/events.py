@@ -9,7 +9,7 @@ from relay.store.journeys.details import read_detail
 from relay.store.journeys.events import Event
 
 
-async def until(ready: Callable[[], object], *, timeout_s: float = 120) -> None:
+async def until(ready: Callable[[], object], *, timeout_s: float = 90) -> None:
     """Return when `ready()` is true. Raises TimeoutError. The longer it takes, the less often it is asked."""
     pause_s = 0.002
     async with asyncio.timeout(timeout_s):

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
-WAIT_S = 120.0  # of a wait that succeeds; long, since many run at the same time
+WAIT_S = 90.0  # of a wait that succeeds; long, since many run at the same time
 _LONGEST_PAUSE_S = 0.25
 _LOG_LINES = 40
 

@@ -310,15 +310,20 @@ def _become(
 
 def _serve(orders: socket.socket) -> None:
     """Carry out orders until nobody can give any more; return in each child."""
+    started = set[int]()
     while True:
         text, files, _, _ = socket.recv_fds(orders, _LARGEST_ORDER, 10)
         if not text:
+            for pid in started:  # of a process of tests that was ended
+                os.kill(pid, signal.SIGKILL)
             sys.exit()
         order = json.loads(text)
         if "reap" in order:
-            _, status = os.waitpid(order["reap"], 0)
+            pid, status = os.waitpid(order["reap"], 0)
+            started.discard(pid)
             orders.send(str(os.waitstatus_to_exitcode(status)).encode())
         elif pid := os.fork():
+            started.add(pid)
             for file in files:
                 os.close(file)
             orders.send(str(pid).encode())

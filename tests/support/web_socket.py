@@ -33,13 +33,14 @@ class WebSocketClient:
 
     async def message(self, kind: str) -> Any:
         """The data of the next message of this kind, as Mailpit sends it."""
-        while (event := await self.event()) is not None:
-            if isinstance(event, TextMessage):
-                self._text += event.data
-                if event.message_finished:
-                    found, self._text = json.loads(self._text), ""
-                    if found["Type"] == kind:
-                        return found["Data"]
+        async with asyncio.timeout(60):  # others come meanwhile
+            while (event := await self.event()) is not None:
+                if isinstance(event, TextMessage):
+                    self._text += event.data
+                    if event.message_finished:
+                        found, self._text = json.loads(self._text), ""
+                        if found["Type"] == kind:
+                            return found["Data"]
         raise AssertionError("the connection has ended")
 
 

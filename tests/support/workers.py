@@ -4,24 +4,41 @@ With `-n PROCESSES` each process takes whole files, as their tests share relays;
 run in this one. A process with a collection of its own would take 12 s of CPU and 600 MB before its
 first test, and so would each further one; a forked one shares the memory. So there are enough of them
 that some wait while others compute: half of them take only files of _WAITING as long as there are any.
+
+A test that does not end within `--limit` seconds shows the stacks of all threads and ends its process.
 """
 
 import atexit
+import faulthandler
 import os
 import signal
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import chain, pairwise
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 WORKER = "RELAY_TEST_WORKER"  # the number of a process, from 0
 # Their tests wait for other processes, or for a time.
 _WAITING = ("tests/clients/", "tests/host/", "tests/integration/", "tests/interop/", "tests/pages/")
+# Suites that make test leaves out: their tests may take longer.
+_LONG = (
+    "tests/bench/",
+    "tests/crash/",
+    "tests/host/",
+    "tests/interop/",
+    "tests/pages/",
+    "tests/postgres/",
+    "tests/security/test_hostile_text.py",
+    "tests/simulation/",
+    "tests/unit/testing/",
+)
+_LONGER = 8
 Group = list[int]  # of one file: indexes of session.items
 
 
@@ -29,6 +46,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("workers")
     # pytest keeps short options for itself: as pytest-xdist
     group._addoption("-n", type=int, default=0, dest="workers", help="processes; 0: this one")
+    group.addoption("--limit", type=float, default=120, help="seconds of a test; 0: no limit")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    stderr = session.config.stash[fault_handler_stderr_fd_key]
+    faulthandler.register(signal.SIGALRM, file=stderr, chain=True)  # also while C code waits
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    limit_s = item.config.option.limit
+    if item.nodeid.startswith(_LONG):
+        limit_s *= _LONGER
+    signal.setitimer(signal.ITIMER_REAL, 0 if item.get_closest_marker("long") else limit_s)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def pytest_enter_pdb() -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -123,7 +162,8 @@ class _Loop:
         if not worker.todo or self._session.shouldfail:
             return None
         item = self._session.items[worker.todo.popleft()]
-        text = f"the process of this test ended: {status}"
+        why = "took too long, see above" if status == -signal.SIGALRM else f"ended: {status}"
+        text = f"the process of this test {why}"
         report = pytest.TestReport(
             item.nodeid, item.location, {}, outcome="failed", longrepr=text, when="call"
         )

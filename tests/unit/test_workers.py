@@ -25,6 +25,12 @@ def test_each(number, place, capfd):
         os._exit(7)
 """
 PASSES = "def test_passes(tmp_path): (tmp_path / 'file').touch()\n"
+HANGS = """
+import threading
+
+def test_hangs():
+    threading.Event().wait()
+"""
 FAILS = "def test_fails(): assert False, 'as it should'\n"
 
 
@@ -58,3 +64,10 @@ def test_a_failure_is_reported_with_its_text_and_may_end_the_run(tmp_path, optio
     assert ended.returncode == 1
     assert re.search(rf"\b{failed} failed", ended.stdout), ended.stdout
     assert "as it should" in ended.stdout
+
+
+def test_a_test_that_does_not_end_fails_and_shows_where_it_waits(tmp_path):
+    ended = run(tmp_path, "--limit=1", hangs=HANGS, passes=PASSES)
+    assert re.search(r"\b1 failed, 1 passed", ended.stdout), ended.stdout
+    assert "test_hangs - the process of this test took too long" in ended.stdout
+    assert 'test_hangs.py", line 5 in test_hangs' in ended.stderr
