@@ -36,6 +36,7 @@ from relay.formats.dsn import ReportedRecipient, ReportKind
 from relay.store.journeys.details import AttemptDetail, AttemptedRecipient
 from relay.store.journeys.events import Event
 from relay.store.spool import types
+from relay.store.spool.queue_commands import earliest_due_us
 from relay.transport.routing.routes import Fallback
 
 _NO_REPLY = Evidence("", "")
@@ -398,9 +399,8 @@ def _waiting(claim: types.Claim, schedule: types.EntrySchedule) -> types.EntrySc
     """Return the schedule with its due time, at the earliest the one that it has: an expired
     recipient ends at the next check.
     """
-    ends_us = claim.due_us if claim.state is RecipientState.CAPTURED else claim.expires_us
-    times = (schedule.retry_us, schedule.warn_us, ends_us)
-    due_us = min(time_us for time_us in times if time_us is not None)
+    retry_us, warn_us = schedule.retry_us, schedule.warn_us
+    due_us = earliest_due_us(retry_us, warn_us=warn_us, end_us=claim.end_us)
     return replace(schedule, due_us=max(schedule.due_us, due_us))
 
 

@@ -91,13 +91,9 @@ def claim_action(claim: Claim, *, now_us: int, confirmed_us: int, started_us: in
 
 def end_us(claim: Claim, *, started_us: int) -> int | None:
     """When the claim expires while it waits; None if it must be attempted once more first."""
-    if claim.state is RecipientState.CAPTURED:
-        return claim.due_us  # kept for another time than the message's expiry says
-    expires_us = claim.expires_us
-    if claim.state is RecipientState.HELD:
-        return expires_us
-    if claim.attempts == 0 or claim.due_us < started_us:
-        return None
-    if claim.state is RecipientState.QUEUED and (claim.retry_us or 0) > expires_us:
-        return None  # its hold ended after the expiry, which was doubtful until then
-    return expires_us
+    if claim.state not in HELD_OR_CAPTURED:
+        if claim.attempts == 0 or claim.due_us < started_us:
+            return None
+        if claim.state is RecipientState.QUEUED and (claim.retry_us or 0) > claim.expires_us:
+            return None  # its hold ended after the expiry, which was doubtful until then
+    return claim.end_us

@@ -265,8 +265,8 @@ def states_before(after: RecipientState) -> tuple[RecipientState, ...]:
     return tuple(state for state in RecipientState if after in TRANSITIONS[state])
 
 
-def earliest_due_us(retry_us: int | None, *, warn_us: int | None, end_us: int) -> int:
-    """Return when an entry must be looked at: the earliest of its times."""
+def earliest_due_us(retry_us: int | None, *, warn_us: int | None, end_us: int | None) -> int:
+    """Return when an entry that waits must be looked at: the earliest of its times."""
     return min(at_us for at_us in (retry_us, warn_us, end_us) if at_us is not None)
 
 
@@ -282,21 +282,16 @@ class ShownTimes(Struct, frozen=True):
         """Return a time of the queue as RFC 3339."""
         return rfc3339(queue_us + self.offset_us)
 
-    def end(
-        self, state: str, *, due_us: int | None, expires_us: int | None, received_us: int | None
-    ) -> str | None:
+    def end(self, state: str, end_us: int | None, *, received_us: int | None) -> str | None:
         """Return when an entry ends by itself; None if it does not, or if that is not known.
 
-        `expires_us` and `received_us` are times of its message.
+        `end_us` is of types.end_us(), and `received_us` a time of its message.
         """
-        if state in FINAL or (state == RecipientState.HELD and has_been_restored(due_us)):
+        if state == RecipientState.CAPTURED and received_us and self.captured_us is not None:
+            end_us = received_us + self.captured_us
+        if state in FINAL or not end_us or end_us >= RESTORED_US:
             return None
-        end_us = expires_us
-        if state == RecipientState.CAPTURED:
-            end_us = due_us
-            if received_us is not None and self.captured_us is not None:
-                end_us = received_us + self.captured_us
-        return None if end_us is None or end_us >= RESTORED_US else self.wall_time(end_us)
+        return self.wall_time(end_us)
 
 
 def has_been_restored(due_us: int | None) -> bool:

@@ -50,6 +50,14 @@ NEVER_US = 1 << 58  # the due time of an entry that does not expire: later than 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+def end_us(state: str, *, due_us: int | None, expires_us: int | None) -> int | None:
+    """Return when an entry that waits ends by itself. Captured mail and what a restore holds are
+    kept for another time than `expires_us`.
+    """
+    is_kept = state == RecipientState.CAPTURED or (due_us or 0) >= RESTORED_US
+    return due_us if is_kept else expires_us
+
+
 class PriorityLevel(IntEnum):
     """The order of due entries: lower levels first, but each level gets a share."""
 
@@ -489,6 +497,11 @@ class Claim(Struct, frozen=True):
     def expires_us(self) -> int:
         """When the entry expires: by EntryExtra, or else with its message."""
         return self.extra.expires_us or self.message.expires_us
+
+    @property
+    def end_us(self) -> int | None:
+        """When the entry ends if it waits until then."""
+        return end_us(self.state, due_us=self.due_us, expires_us=self.expires_us)
 
     @property
     def is_held_by_rule(self) -> bool:

@@ -13,6 +13,7 @@ from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.phrases import words_in
 from relay.store.spool import types
+from relay.store.spool.queue_commands import earliest_due_us
 from relay.store.spool.shared.columns import ACCEPTED_COUNTER, recipient_row
 from relay.store.spool.shared.hold_counters import lack_of_room
 from relay.store.spool.shared.receipts import note_receipt, record_sent
@@ -148,12 +149,14 @@ def accepted_rows(
     for position, entry in enumerate(message.entries, 1):
         state = _first_state(entry, captured)
         is_queued = state is RecipientState.QUEUED
-        due_us = facts.received_us
-        retry_us: int | None = due_us
-        warn_us = message.warn_us
+        retry_us: int | None = facts.received_us
+        due_us, warn_us = facts.received_us, message.warn_us
         if not is_queued:  # it is not attempted, and no delay is reported
-            warn_us = None
-            retry_us, due_us = _times_unattempted(message, entry, captured)
+            retry_us, warn_us = entry.extra.until_us or None, None
+            end_us = entry.extra.expires_us or facts.expires_us
+            if state is RecipientState.CAPTURED:
+                end_us = captured.due_us(facts.received_us)
+            due_us = earliest_due_us(retry_us, warn_us=warn_us, end_us=end_us)
             first_end_us.append(due_us)
         level, priority = message.level_of(entry), message.priority_of(entry)
         entries.append(
@@ -241,15 +244,3 @@ def _first_state(entry: types.NewEntry, captured: CapturedMail) -> RecipientStat
         return RecipientState.HELD
     ends_here = captured.ends_at_acceptance(entry.next_hop)
     return RecipientState.CAPTURED if ends_here else RecipientState.QUEUED
-
-
-def _times_unattempted(
-    message: types.NewMessage, entry: types.NewEntry, captured: CapturedMail
-) -> tuple[int | None, int]:
-    """Return the times of an entry that is held or captured when it is accepted: when its hold
-    ends by itself (None: it does not), and when it is due, which is then or at its expiry.
-    """
-    if _first_state(entry, captured) is not RecipientState.HELD:
-        return None, captured.due_us(message.facts.received_us)
-    until_us, end_us = entry.extra.until_us, entry.extra.expires_us or message.facts.expires_us
-    return (until_us, min(until_us, end_us)) if until_us else (None, end_us)

@@ -424,9 +424,9 @@ class _EntryChanger:
         after = state_after(operation, facts.state, was_deferred=was_deferred)
         if is_held:
             after = RecipientState.HELD
-        is_restored = has_been_restored(facts.due_us)
-        if is_restored and (after is not RecipientState.HELD or retry_us is not None):
-            facts, is_restored = self._with_end(facts), False
+        ends = after is not RecipientState.HELD or retry_us is not None
+        if ends and has_been_restored(facts.due_us):
+            facts = self._with_end(facts)
         if after is not facts.state:
             check_transition(facts.state, after)
             if facts.state is RecipientState.HELD:
@@ -434,7 +434,7 @@ class _EntryChanger:
                 facts = facts.with_extra(order=None, **RELEASED)
         # held mail gets no delay warning
         warn_us = None if after is RecipientState.HELD else facts.warn_us
-        end_us = facts.due_us if is_restored and facts.due_us else facts.expires_us
+        end_us = replace(facts, state=after).end_us
         look = earliest_due_us(retry_us, warn_us=warn_us, end_us=end_us)
         self._work.due_us = min(look, look if self._work.due_us is None else self._work.due_us)
         return self._put(replace(facts, state=after, retry_us=retry_us, due_us=look))

@@ -133,6 +133,11 @@ class EntryFacts(Struct, frozen=True, gc=False):
         return own_us or self.message_expires_us or 0
 
     @property
+    def end_us(self) -> int | None:
+        """When it ends by itself; 0: no message is there."""
+        return types.end_us(self.state, due_us=self.due_us, expires_us=self.expires_us)
+
+    @property
     def rule(self) -> str:
         """The rule that holds it, "" if no rule does."""
         return extra.rule if self.state is RecipientState.HELD and (extra := self.extra) else ""

@@ -67,12 +67,12 @@ class EntryListBuilder:
     def _append(
         self, facts: EntryFacts, *, recipients: Sequence[Any], more: Mapping[str, str]
     ) -> None:
-        state, retry_us, due_us = facts.state, facts.retry_us, facts.due_us
+        state, retry_us = facts.state, facts.retry_us
         next_hop, route = text_and_route(facts.next_hop)
         listed = recipients[: self.recipients_left]
         self.recipients_left -= len(listed)
         is_held, is_final = state is RecipientState.HELD, state in FINAL
-        is_restored = is_held and has_been_restored(due_us)
+        is_restored = is_held and has_been_restored(facts.due_us)
         due = None if retry_us is None or is_final else self._times.wall_time(retry_us)
         self.entries.append(
             {
@@ -92,12 +92,7 @@ class EntryListBuilder:
                 ],
                 "claimed": facts.is_claimed,
                 "priority": PriorityLevel(facts.level).name.lower(),
-                "expires": self._times.end(
-                    state,
-                    due_us=due_us,
-                    expires_us=facts.expires_us or None,
-                    received_us=facts.received_us,
-                ),
+                "expires": self._times.end(state, facts.end_us, received_us=facts.received_us),
                 "held_until": due if is_held else None,
                 **_hold(facts, times=self._times, held=is_held),
                 **({"restored": True} if is_restored else {}),

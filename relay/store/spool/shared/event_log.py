@@ -27,7 +27,7 @@ from relay.store.journeys.spool_history import CONTENTS_MAX, KeptMessage, SpoolE
 from relay.store.spool.queue_commands import Operation, ShownTimes, command_reason
 from relay.store.spool.shared.columns import MESSAGE_COLUMNS, NO_EVENTS, REMOVED_EVENTS, read_facts
 from relay.store.spool.shared.tables import QueueEngine, Tables
-from relay.store.spool.types import NO_EXTRA, SpoolError, readable_extra
+from relay.store.spool.types import NO_EXTRA, SpoolError, end_us, readable_extra
 
 _MESSAGE = f"SELECT {', '.join(MESSAGE_COLUMNS)} FROM message WHERE id = ?"
 _JOURNEY_RECIPIENTS = (
@@ -151,6 +151,7 @@ class _History(Struct, frozen=True):
         number, address, state, status, reply, added_by, successors, hop, entry = row[:9]
         retry_us, due_us, text = row[9:]
         extra = readable_extra(text or "") or NO_EXTRA
+        end = end_us(state, due_us=due_us, expires_us=extra.expires_us or self.facts.expires_us)
         next_hop, route = text_and_route(hop) if hop is not None else (None, "")
         is_planned = retry_us is not None and state not in FINAL
         return Recipient(
@@ -158,12 +159,7 @@ class _History(Struct, frozen=True):
             state=state,
             reason=self.reasons.get((state, entry)),
             next_attempt=self.times.wall_time(retry_us) if is_planned else None,
-            expires=self.times.end(
-                state,
-                due_us=due_us,
-                expires_us=extra.expires_us or self.facts.expires_us,
-                received_us=self.facts.received_us,
-            ),
+            expires=self.times.end(state, end, received_us=self.facts.received_us),
             next_hop=next_hop,
             route=route or None,
             status=status,
