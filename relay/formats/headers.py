@@ -203,7 +203,7 @@ _BY_WORD = {
 }
 _HINTS = [name.lower().encode() for name in (*_BY_WORD, "Precedence", "List-Unsubscribe")]
 _WORD_OCTETS_MAX = 64  # for example "1 (Highest)"
-_AUTO_SUBMITTED_FIELDS_MAX, _AUTO_SUBMITTED_OCTETS_MAX = 100, 256  # of one field
+_VALUES_MAX, _VALUE_OCTETS_MAX = 100, 256  # of fields with one name
 
 
 def priority_of(header: Header) -> Priority:
@@ -216,26 +216,31 @@ def priority_of(header: Header) -> Priority:
     return next((priority for priority in priorities if priority is not None), Priority.NORMAL)
 
 
-def is_automatic(header: Header) -> bool:
+def takes_no_answer(header: Header) -> bool:
     """Return whether a program or a list has sent the message, so that programs do not answer it
     (RFC 3834 2).
     """
-    return (
-        is_auto_submitted(header)
-        or _word(header, "Precedence") in _BULK
-        or any(name.lower().startswith(b"list-") for name, _ in header.fields)
-    )
+    is_of_list = any(name.lower().startswith(b"list-") for name, _ in header.fields)
+    return is_of_list or is_automatic(header) or "list" in _values(header, "Precedence")
+
+
+def is_automatic(header: Header) -> bool:
+    """Return whether a program has sent the message, as mail-flow rules ask."""
+    precedences = _values(header, "Precedence")
+    return is_auto_submitted(header) or "bulk" in precedences or "junk" in precedences
 
 
 def is_auto_submitted(header: Header) -> bool:
-    """Return whether any Auto-Submitted field has another value than "no" (RFC 3834 5).
+    """Return whether any Auto-Submitted field has another value than "no" (RFC 3834 5)."""
+    return any(value != "no" for value in _values(header, "Auto-Submitted"))
 
-    Comments are ignored. Strangers write these fields: if a value does not begin within the octets
-    that are read, it counts as another value.
+
+def _values(header: Header, name: str) -> list[str]:
+    """Return the values of these fields without their comments. Strangers write them: a value that
+    does not begin within the octets that are read is "".
     """
-    values = header.values("Auto-Submitted")[:_AUTO_SUBMITTED_FIELDS_MAX]
-    texts = (value[:_AUTO_SUBMITTED_OCTETS_MAX].decode("latin-1") for value in values)
-    return any(content_field(text).value != "no" for text in texts)
+    values = header.values(name)[:_VALUES_MAX]
+    return [content_field(value[:_VALUE_OCTETS_MAX].decode("latin-1")).value for value in values]
 
 
 def _word(header: Header, name: str) -> bytes:

@@ -17,7 +17,7 @@ from relay.base.message.receipt import ReceiptKind, ReceiptRequest
 from relay.base.message.status import one_line
 from relay.formats import dsn
 from relay.formats.address_list import address_entries
-from relay.formats.headers import decoded, fold, is_automatic
+from relay.formats.headers import decoded, fold, takes_no_answer
 from relay.formats.read_header import parse_header, read_token
 
 _ASKS = "Disposition-Notification-To"
@@ -57,7 +57,7 @@ def _request(
     content_type = (header.first("Content-Type") or b"").partition(b";")[0].strip().lower()
     if message.source is Source.REPORT or not message.envelope.reverse_path:
         return None
-    if is_automatic(header) or content_type == b"multipart/report":
+    if takes_no_answer(header) or content_type == b"multipart/report":
         return None
     return ReceiptRequest(
         mailbox=mailbox,

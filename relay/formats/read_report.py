@@ -14,7 +14,6 @@ MS-OXCMAIL 2.2.3.7.1.1 (classes).
 
 import re
 from collections.abc import Iterator, Sequence
-from email.message import Message
 from itertools import chain, islice
 
 from msgspec import Struct
@@ -28,6 +27,7 @@ from relay.base.message.status import find_statuses, one_line, split_reply
 from relay.formats.address_list import AddressBudget
 from relay.formats.content_fields import content_field
 from relay.formats.encoded_words import decode_words
+from relay.formats.headers import is_auto_submitted
 from relay.formats.read_header import content_type_of, read_addresses, read_token
 from relay.formats.structure import IDENTITY, Entity, Structure, read_structure
 from relay.formats.transfer_encoding import decoded_blocks
@@ -228,7 +228,7 @@ def read_remote_report(content: Octets) -> RemoteReport | None:
     failed = [person.address for person in people if person.address]
     if report := _report_in_text(head, structure, failed):
         return report
-    if failed and _is_automatic(fields):
+    if failed and is_auto_submitted(Header.parse(structure.message.header)):
         claims = tuple(RemoteClaim("", address, "failure") for address in failed)
         return RemoteReport("", _original_id(head, structure), "", claims)
     return None
@@ -356,14 +356,10 @@ def _original_id(content: Octets, structure: Structure) -> str:
     if returned := _returned_message_id(content, structure):
         return returned
     fields, kind = structure.message.fields, structure.message.content_type
-    if kind != "multipart/report" and not _is_automatic(fields):
+    if kind != "multipart/report" and not is_auto_submitted(Header.parse(structure.message.header)):
         return ""
     answered = message_ids(read_token(fields, "in-reply-to"))[:1]
     return next(iter(answered or message_ids(read_token(fields, "references"))[-1:]), "")
-
-
-def _is_automatic(fields: "Message[str, str]") -> bool:
-    return read_token(fields, "auto-submitted").lower().startswith("auto-")  # RFC 3834 5
 
 
 def _returned_message_id(content: Octets, structure: Structure) -> str:

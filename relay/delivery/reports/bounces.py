@@ -36,7 +36,7 @@ from relay.base.observe.metrics import Metrics
 from relay.base.settings.tree import Strangers
 from relay.delivery.reports.texts import TextSource
 from relay.formats import dsn
-from relay.formats.headers import decoded, is_automatic
+from relay.formats.headers import decoded, takes_no_answer
 from relay.formats.mdn import Receipt, write_mdn
 from relay.store.journeys.details import ReportDetail, RoutedDetail
 from relay.store.journeys.events import Event
@@ -401,7 +401,7 @@ class Reporter:
         """Return why a report of a success or a delay is not sent, None if it is."""
         if route is None:
             return LeftOut.UNROUTED
-        if is_automatic(ParsedContent.of(subject.content).header):
+        if takes_no_answer(ParsedContent.of(subject.content).header):
             return LeftOut.AUTOMATIC
         sender = subject.message.account or subject.message.envelope.reverse_path
         if self.rate and self._rates.message_of(own_mailbox(sender), self.rate) is None:

@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from relay.base.message.header import Header
 from relay.formats.content_fields import ContentField, content_field
 from relay.formats.file_types import ARCHIVES, EXECUTABLES
-from relay.formats.headers import is_auto_submitted
+from relay.formats.headers import is_automatic
 from relay.transport.policy import message_view
 from relay.transport.policy.archives import ArchiveContents
 from relay.transport.policy.body_text import in_words
@@ -399,7 +399,6 @@ def _has_check_digit(digits: str) -> bool:
     return (sum(single) - _ZERO * len(single) + sum(doubled.translate(_DOUBLED))) % 10 == 0
 
 
-_BULK = ("bulk", "junk")
 _SMIME = ("application/pkcs7-mime", "application/x-pkcs7-mime")
 _ENVELOPED = ("enveloped-data", "authenveloped-data")
 _CALENDARS = ("text/calendar", "application/ics")
@@ -484,12 +483,6 @@ def _read(header: Header, name: str) -> list[ContentField]:
     return [content_field(octets.decode("latin-1")) for octets in values]
 
 
-def _is_automatic(header: Header) -> bool:
-    return is_auto_submitted(header) or any(
-        field.value in _BULK for field in _read(header, "Precedence")
-    )
-
-
 def _is_signed(header: Header) -> bool:
     return any(
         field.value == "multipart/signed" or _smime_type(field, header) == "signed-data"
@@ -526,7 +519,7 @@ def _is_report(header: Header) -> bool:
 
 # The fields without which a message is not of the kind, and whether it is.
 _BY_HEADER: dict[MessageType, tuple[Sequence[str], Callable[[Header], bool]]] = {
-    MessageType.AUTOMATIC: (("auto-submitted", "precedence"), _is_automatic),
+    MessageType.AUTOMATIC: (("auto-submitted", "precedence"), is_automatic),
     MessageType.LIST: (("list-id",), lambda header: "List-Id" in header),
     MessageType.REPORT: (("content-type",), _is_report),
     MessageType.SIGNED: (("content-type",), _is_signed),

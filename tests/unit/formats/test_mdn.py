@@ -110,7 +110,7 @@ def test_nobody_else_is_written_to(value) -> None:
         f"Disposition-Notification-To: {ALICE}",
         "List-Id: <l.example.com>",
         "Precedence: bulk",
-        "Precedence: List",
+        "Precedence: first-class\r\nPrecedence: List (x)",
         "Auto-Submitted: auto-generated",
         "Auto-Submitted: auto-replied; x=y",
         "Auto-Submitted: (no) auto-replied",

@@ -212,6 +212,7 @@ EXIM = AUTO + b"X-Failed-Recipients: b@y.test, c@y.test\r\n"
         (b"In-Reply-To: <m@x>\r\nReferences: <n@x>\r\n" + BARE, "<m@x>"),
         (b"References: <n@x> <m@x>\r\n" + BARE, "<m@x>"),
         (AUTO + b"References: <m@x>\r\n" + MIXED, "<m@x>"),
+        (b"Auto-Submitted: (x) notified\r\nReferences: <m@x>\r\n" + MIXED, "<m@x>"),
         (b"References: <m@x>\r\n" + MIXED, ""),  # that of a person, who attached a report
         (b"Auto-Submitted: no\r\nReferences: <m@x>\r\n" + MIXED, ""),
         (b"In-Reply-To: <n@x>\r\n" + outside(BLOCK), "<m@x>"),
