@@ -30,14 +30,7 @@ from relay.base.message.address import own_mailbox
 from relay.base.message.content import LargeContent, UnreadableError, octets_in_blocks, octets_of
 from relay.base.message.envelope import Source
 from relay.base.message.nexthop import NextHop
-from relay.base.message.outcome import (
-    INTERNAL_ERROR,
-    Deferred,
-    Evidence,
-    Indeterminate,
-    Outcome,
-    Success,
-)
+from relay.base.message.outcome import UNRECORDED, Deferred, Indeterminate, Outcome, Success
 from relay.base.observe.logs import ContainedErrors, RepeatedError, get_logger
 from relay.base.observe.metrics import Metrics
 from relay.base.task_set import TaskSet
@@ -165,12 +158,10 @@ class AttemptRecorder:
         """Record recipients that have the message; the attempt goes on with the others. After an
         internal error they are indeterminate.
         """
-        # RFC 3463 3.4
-        in_doubt = Indeterminate(Evidence("4.3.0", f"451 4.3.0 {INTERNAL_ERROR}"))
         await self._recorded(
             claim,
             partial(self._record_some, claim, outcomes, took_s),
-            partial(self._record_some, claim, dict.fromkeys(outcomes, in_doubt), None),
+            partial(self._record_some, claim, dict.fromkeys(outcomes, UNRECORDED), None),
         )
         self.on_change(claim.message.id)
 

@@ -18,7 +18,8 @@ from relay.base.message.envelope import Notify
 from relay.base.message.lifecycle import HELD_OR_CAPTURED, RecipientState
 from relay.base.message.nexthop import CAPTURE, LOCAL
 from relay.base.message.outcome import (
-    INTERNAL_ERROR,
+    INTERNAL,
+    UNRECORDED,
     Captured,
     DeferralClass,
     Deferred,
@@ -291,8 +292,7 @@ def same_outcome(claim: types.Claim, outcome: Outcome) -> dict[int, Outcome]:
 
 def internal_error_outcomes(claim: types.Claim) -> dict[int, Outcome]:
     """Return the outcomes of an attempt that ended with an internal error; the log has it."""
-    evidence = Evidence("4.3.0", f"451 4.3.0 {INTERNAL_ERROR}")  # RFC 3463 3.4
-    return same_outcome(claim, Deferred(evidence, DeferralClass.INTERNAL))
+    return same_outcome(claim, INTERNAL)
 
 
 def unrecorded_result(
@@ -314,10 +314,7 @@ def unrecorded_result(
     # local delivery finds its copy again
     doubtful = (Relayed, Indeterminate) + (() if claim.next_hop == LOCAL else (Delivered,))
     may_be_delivered = any(isinstance(outcome, doubtful) for outcome in outcomes.values())
-    concluded = internal_error_outcomes(claim)
-    if may_be_delivered:
-        text = f"451 4.3.0 {INTERNAL_ERROR}; the attempt's outcome was not recorded"  # RFC 3463 3.4
-        concluded = same_outcome(claim, Indeterminate(Evidence("4.3.0", text)))
+    concluded = same_outcome(claim, UNRECORDED if may_be_delivered else INTERNAL)
     waiting = types.EntrySchedule(
         retry_us=None if may_be_delivered else again_us,
         level=claim.level,

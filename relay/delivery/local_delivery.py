@@ -22,7 +22,7 @@ from relay.base.message.content import Content, edit_header
 from relay.base.message.envelope import Source
 from relay.base.message.nexthop import CAPTURE
 from relay.base.message.outcome import (
-    INTERNAL_ERROR,
+    INTERNAL,
     Captured,
     DeferralClass,
     Deferred,
@@ -210,8 +210,7 @@ class LocalDelivery:
             return Deferred(Evidence("4.3.0", f"451 4.3.0 {error}"), DeferralClass.MAILBOX)
         except Exception:  # noqa: BLE001 - an internal error defers, nothing is lost
             _log.exception("internal error in local delivery", qid=claim.message.id)
-            evidence = Evidence("4.3.0", f"451 4.3.0 {INTERNAL_ERROR}")
-            return Deferred(evidence, DeferralClass.INTERNAL)
+            return INTERNAL
         note = " (already delivered)" if result is DeliveryResult.ALREADY_THERE else ""
         text = f"{'captured for' if is_captured else 'delivered to'} {mailbox}{note}"
         # RFC 3463 3.2

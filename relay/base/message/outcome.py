@@ -116,6 +116,9 @@ class Indeterminate(Struct, frozen=True):
     unanswered: bool = False
 
 
+# of an attempt that an internal error ended, and of one whose result it kept from being recorded
+INTERNAL = Deferred(Evidence("4.3.0", f"451 4.3.0 {INTERNAL_ERROR}"), DeferralClass.INTERNAL)
+UNRECORDED = Indeterminate(Evidence("4.3.0", f"451 4.3.0 {INTERNAL_ERROR}; result not recorded"))
 Success = Delivered | Relayed  # a host has the message: it must not get it again
 Outcome = Delivered | Relayed | Captured | Deferred | Failed | Indeterminate
 

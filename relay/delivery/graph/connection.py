@@ -611,8 +611,7 @@ class _GraphTransaction:
         except HttpError as error:
             if not error.may_have_arrived:
                 raise
-            evidence = self._session.peer.evidence("4.4.2", str(error))
-            return Indeterminate(evidence, unanswered=True)
+            return Indeterminate(self._session.peer.evidence("4.4.2", str(error)), unanswered=True)
         if answer.status in TAKEN:
             return self._relayed(reply_of(answer))
         outcome = outcome_of(answer, self._session.peer)
