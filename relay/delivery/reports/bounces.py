@@ -18,14 +18,13 @@ from typing import assert_never
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.base.accounts.account import DEAD_LETTER, Expansion
+from relay.base.accounts.account import DEAD_LETTER, AliasTarget, Expansion
 from relay.base.clock import Clock, Ids, rfc3339, wall_offset_us
 from relay.base.message import envelope as envelopes
 from relay.base.message.address import own_mailbox
 from relay.base.message.content import Content, is_eight_bit, read_all, size_of
 from relay.base.message.envelope import Envelope, ForwardPath, MessageFacts, Notify, Source
 from relay.base.message.header import Header, ParsedContent
-from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import LOCAL, Destination, NextHop
 from relay.base.message.outcome import Evidence
 from relay.base.message.receipt import ReceiptKind, ReceiptRequest
@@ -41,6 +40,7 @@ from relay.formats.mdn import Receipt, write_mdn
 from relay.store.journeys.details import ReportDetail, RoutedDetail
 from relay.store.journeys.events import Event
 from relay.store.spool.types import EntryExtra, NewEntry, NewMessage, NewRecipient, ReportPlan
+from relay.transport.ingress.forwarding import replaced
 from relay.transport.ingress.message_limits import RateLimits
 from relay.transport.signing.signer import SignedContents, Signer, SigningError
 
@@ -519,27 +519,18 @@ class Reporter:
         """
         reverse_path = envelopes.OWN_REPORT if of_trusted else ""
         expansion = self.expand(address, reverse_path)
-        if expansion is None:
-            to = self._destination(address, reverse_path)
-            if to is None:
-                return None
-            return _Route((_entry(to, (address,)),), of_trusted=of_trusted)
         groups: dict[tuple[Destination, str], list[str]] = {}
-        for target in expansion.targets:
+        for target in expansion.targets if expansion else (AliasTarget(address),):
             to = self._destination(target.address, reverse_path)
             if to is not None:
                 by = "" if to.next_hop == LOCAL else target.forwarded_by
                 groups.setdefault((to, by), []).append(target.address)
         if not groups:
             return None
-        is_one = len(expansion.targets) == 1
-        alias = NewRecipient(
-            ForwardPath(address, _NEVER),
-            successors=expansion.addresses,
-            state=RecipientState.REDIRECTED if is_one else RecipientState.EXPANDED,
-        )
+        start = NewRecipient(ForwardPath(address, _NEVER))
+        aliases = (replaced(start, expansion),) if expansion else ()
         entries = tuple(_entry(to, group, forwarded_by=by) for (to, by), group in groups.items())
-        return _Route(entries, (alias,), of_trusted)
+        return _Route(entries, aliases, of_trusted)
 
     def _destination(self, address: str, reverse_path: str) -> Destination | None:
         to = self.destination_of(address, reverse_path)
@@ -548,13 +539,11 @@ class Reporter:
 
     def _to_postmaster(self, failed: Sequence[dsn.ReportedRecipient] = ()) -> "_Route":
         """Return where a dead letter goes: to the postmaster's address if that has a route; into
-        the mailbox here if `failed` has that address.
+        the mailbox here if `failed` has an address to which that leads.
         """
-        expansion = self.expand(POSTMASTER, "")
-        addresses = {recipient.path.address for recipient in failed}
-        if expansion is None or addresses & set(expansion.addresses):
-            return _TO_POSTMASTER
-        return self._route_to(POSTMASTER) or _TO_POSTMASTER
+        route = self._route_to(POSTMASTER) or _TO_POSTMASTER
+        onward = {address for alias in route.aliases for address in alias.successors}
+        return _TO_POSTMASTER if onward & {to.path.address for to in failed} else route
 
     def count(self, kind: str) -> None:
         """Count a report that was made."""

@@ -468,7 +468,7 @@ def expand_recipients(
             aliases.append(_failed(start, expansion))
             continue
         count += len(expansion.targets)
-        aliases.append(_replaced(start, expansion))
+        aliases.append(replaced(start, expansion))
         onward = _onward(path, is_list=len(expansion.targets) > 1)
         for target in expansion.targets:
             place = places.setdefault(own_mailbox(target.address), len(expanded))
@@ -515,7 +515,8 @@ def _failed(start: NewRecipient, expansion: Expansion) -> NewRecipient:
     return replace(start, state=RecipientState.FAILED, status=_TOO_MANY, reply=reply)
 
 
-def _replaced(start: NewRecipient, expansion: Expansion) -> NewRecipient:
+def replaced(start: NewRecipient, expansion: Expansion) -> NewRecipient:
+    """Return an alias in its final state: others get its mail."""
     successors = expansion.addresses
     if len(successors) == 1:
         return replace(start, state=RecipientState.REDIRECTED, successors=successors)
