@@ -48,11 +48,7 @@ class FileOctets(Struct, frozen=True, tag=True):
 
     def read(self, start: int, length: int) -> bytes:
         """Return `length` octets from `start`, fewer only where they end. Raises OSError."""
-        count = min(length, self.size - start)
-        if count <= 0:
-            return b""
-        with opened(self.path) as descriptor:
-            return os.pread(descriptor, count, self.start + start)
+        return OpenOctets.of_part(self).read(start, length)
 
     def part(self, start: int, length: int) -> "FileOctets":
         """Return a part; nothing is read."""

@@ -44,6 +44,8 @@ FINAL = frozenset(RecipientState) - {
     RecipientState.CAPTURED,
 }
 
+LIVE = tuple(state for state in RecipientState if state not in FINAL)
+
 AT_REST = FINAL | {RecipientState.CAPTURED}  # nothing happens to such a recipient by itself
 
 _FROM_QUEUED = frozenset(RecipientState) - {RecipientState.QUEUED}

@@ -15,14 +15,14 @@ from msgspec.structs import fields, replace
 
 from relay.base.clock import Clock, rfc3339
 from relay.base.message.envelope import domain_of
-from relay.base.message.lifecycle import RecipientState, SubmissionState
+from relay.base.message.lifecycle import LIVE, RecipientState, SubmissionState
 from relay.base.phrases import ahead_text, counted, words_in
 from relay.base.settings.values import seconds_ahead
 from relay.front_door.http.errors import ApiError, bad_request, method_not_allowed, quoted
 from relay.front_door.http.http_request import HttpRequest
 from relay.store.journeys import message_list
 from relay.store.journeys.event_feed import parse_event_cursor
-from relay.store.spool.queue_commands import LIVE, Operation, QueueCommand, RouteLookup
+from relay.store.spool.queue_commands import Operation, QueueCommand, RouteLookup
 from relay.store.spool.types import QUERY_NAMES, WAITING, Selector
 from relay.transport.refusals.refusal import PAGE_MAX, RefusalSearch, is_cursor
 

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from relay.base.accounts.account import Role
 from relay.base.clock import id_time_us
-from relay.base.message.lifecycle import FINAL, RecipientState, hold_text
+from relay.base.message.lifecycle import FINAL, LIVE, RecipientState, hold_text
 from relay.front_door.api.request_parameters import selector_of_query
 from relay.front_door.http.errors import ApiError
 from relay.front_door.pages.queue_change import (
@@ -21,7 +21,6 @@ from relay.front_door.pages.queue_change import (
 )
 from relay.front_door.pages.site import PageRequest, PageSite
 from relay.store.journeys.wording import hop_words
-from relay.store.spool.queue_commands import LIVE
 from relay.store.spool.types import FIRST_KEY, WAITING, Key
 
 _ROWS = 50

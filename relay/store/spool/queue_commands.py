@@ -34,7 +34,6 @@ NO_REPORTS = (
     "this route to Microsoft Graph takes no mail with the null reverse-path, except with reports ="
     " true delivery reports about mail of trusted clients"
 )
-LIVE = tuple(state for state in RecipientState if TRANSITIONS[state])
 
 
 class Operation(StrEnum):

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from relay.base.message.address import ascii_address
 from relay.base.message.envelope import Envelope, MessageFacts, Source
-from relay.base.message.lifecycle import FINAL, RecipientState
+from relay.base.message.lifecycle import LIVE
 from relay.base.phrases import words_in
 from relay.formats.read_report import COMPLAINTS
 from relay.store.journeys.events import Step
@@ -33,7 +33,7 @@ LOGIN = (
 IS_FEEDBACK = f'step = {Step.REPORT:d} AND detail LIKE \'%"kind":"complaint"%\''
 _TYPES = " OR ".join(f'detail LIKE \'%"type":"{kind}"%\'' for kind in COMPLAINTS)
 IS_COMPLAINT = f"{IS_FEEDBACK} AND ({_TYPES})"
-_LIVE = ", ".join(f"'{state}'" for state in RecipientState if state not in FINAL)
+_LIVE = ", ".join(f"'{state}'" for state in LIVE)
 LIVE_STATES = f"({_LIVE})"
 WAITS = "claimed = 0 AND due_us IS NOT NULL"  # of an entry that may come due
 # Of a clock anchor, in the order of its fields.

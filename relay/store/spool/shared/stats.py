@@ -15,7 +15,7 @@ import msgspec
 
 from relay.base.clock import rfc3339
 from relay.base.message.envelope import domain_of
-from relay.base.message.lifecycle import FINAL, RecipientState
+from relay.base.message.lifecycle import FINAL, LIVE, RecipientState
 from relay.base.message.nexthop import CAPTURE, text_and_route, without_mailbox
 from relay.store.journeys.details import AttemptDetail, read_known
 from relay.store.journeys.events import Step
@@ -23,12 +23,6 @@ from relay.store.spool.shared.columns import ACCEPTED_COUNTER, LIVE_STATES, WAIT
 from relay.store.spool.shared.tables import Tables
 from relay.store.spool.types import PriorityLevel, QueueCounts
 
-ENTRY_STATES = (
-    RecipientState.QUEUED,
-    RecipientState.DEFERRED,
-    RecipientState.HELD,
-    RecipientState.CAPTURED,
-)
 ENTRIES_AT_ONCE = 5000
 HOPS_MAX = 20
 _SLICE = (
@@ -39,7 +33,7 @@ _SLICE = (
 )
 _BY_LEVEL = (
     "SELECT lane, count(*), min(message_id), "
-    + ", ".join(f"count(*) FILTER (WHERE state = '{state}')" for state in ENTRY_STATES)
+    + ", ".join(f"count(*) FILTER (WHERE state = '{state}')" for state in LIVE)
     + " FROM entry"
 )
 _BY_HOP = (
@@ -138,7 +132,7 @@ class QueueCounter:
     def result(self) -> QueueCounts:
         """Return the counts."""
         return QueueCounts(
-            entries={state: self.entries[state] for state in ENTRY_STATES},
+            entries={state: self.entries[state] for state in LIVE},
             oldest_us=self.oldest_us,
             unaccounted=waiting_by(self.counters) - self.recipients,
         )
@@ -217,8 +211,7 @@ def stats(tables: Tables, *, now_us: int, offset_us: int) -> dict[str, Any]:
         hops = _next_hops(tables, offset_us)
     return {
         "entries": {
-            state: sum(row[3 + column] for row in groups)
-            for column, state in enumerate(ENTRY_STATES)
+            state: sum(row[3 + column] for row in groups) for column, state in enumerate(LIVE)
         },
         "in_delivery": sum(row[1] for row in claimed),
         "due": due[0],
