@@ -153,6 +153,7 @@ async def test_counts_go_first_then_the_oldest_found_and_never_what_was_added(
     spool, attempt, clock, monkeypatch
 ) -> None:
     monkeypatch.setattr(suppression, "LISTED_MAX", 4)
+    monkeypatch.setattr(suppression, "_MARGIN", 0)
     await spool.suppression.add(["added@a.test"], who="olga", reason="")
     for name in ("old", "new"):
         for _ in range(2):
@@ -169,6 +170,28 @@ async def test_counts_go_first_then_the_oldest_found_and_never_what_was_added(
     with pytest.raises(ValueError, match="at most"):
         await spool.suppression.add(["d@a.test", "e@a.test"], who="olga", reason="")
     assert await listed(spool) == ["added@a.test", "b@a.test", "c@a.test", "old@a.test"]
+
+
+@pytest.mark.parametrize(("added", "entered"), [(0, 6), (10, 0)])
+async def test_many_replies_of_one_attempt_make_room_once(
+    spool, attempt, clock, monkeypatch, added, entered
+) -> None:
+    monkeypatch.setattr(suppression, "LISTED_MAX", 10)
+    monkeypatch.setattr(suppression, "_MARGIN", 4)
+    operators = [f"o{number}@a.test" for number in range(added)]
+    await spool.suppression.add(operators, who="olga", reason="")
+    asked, make_room = list[int](), suppression._make_room
+    monkeypatch.setattr(
+        suppression, "_make_room", lambda *given: asked.append(given[1]) or make_room(*given)
+    )
+    for batch, number in (("a", 20), ("b", 6), ("b", 6)):
+        names = tuple([f"{batch}{count}@a.test" for count in range(number)])
+        await attempt(*[DEAD] * number, to=names)
+        clock.advance(DAY_S)
+    assert asked == [20, 6] + [6 - entered] * (entered < 6)
+    assert [name[0] for name in await listed(spool)] == ["b"] * entered + ["o"] * added
+    rows = await spool.suppression._engine.read(lambda tables: tables.fetch(suppression.COUNT))
+    assert rows[0][0] <= 10
 
 
 async def test_many_addresses_are_added_in_several_commits_or_none(spool, monkeypatch) -> None:

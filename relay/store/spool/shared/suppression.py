@@ -76,6 +76,7 @@ _ADDED = f"{COUNT} WHERE who <> ''"
 _TIMES_MAX = 10  # as many as `after` may ask for
 _REPLY_MAX = 400
 _AT_ONCE = 1000  # addresses that one transaction adds
+_MARGIN = 1000  # more addresses that go when the list is full
 _NAMED = 10  # in the log
 _DEAD = frozenset({"5.1.1", "5.1.6", "5.1.10"})
 # Without an enhanced status, one of these texts in a reply with one of these codes.
@@ -220,7 +221,7 @@ class SuppressionList:
             transaction.lock_dead()
             new = len(chunk) - _known(transaction, chunk, "who <> ''")
             transaction.execute_each(_ADD, [(name, at_us, now_us, who, reason) for name in chunk])
-            if not _make_room(transaction, 0):
+            if _make_room(transaction, 0) < 0:
                 raise ValueError(_FULL)
             return new
 
@@ -282,7 +283,8 @@ def note_dead(transaction: OpenTransaction, said: Heard) -> dict[str, str]:
     """Count the replies that say that an address is dead. Return the replies to those that have
     entered.
     """
-    entered = {}
+    entered = dict[str, str]()
+    known_rows, new_rows = list[tuple[Any, ...]](), list[tuple[Any, ...]]()
     if said.dead:
         transaction.lock_dead()
     for address, reply in said.dead.items():
@@ -294,26 +296,33 @@ def note_dead(transaction: OpenTransaction, said: Heard) -> dict[str, str]:
         is_early = bool(known) and said.now_us - known[-1] < BETWEEN_US
         if who or is_early or message_id == said.message_id:
             continue
-        if row is None and not _make_room(transaction, 1):
-            continue
         known = [*known, said.now_us][-_TIMES_MAX:]
         if not since_us and len(known) >= said.settings.after:
             since_us, entered[address] = said.at_us, reply
         text = msgspec.json.encode(known).decode()
-        transaction.execute(_WRITE, (address, since_us, said.now_us, text, reply, said.message_id))
+        change = (address, since_us, said.now_us, text, reply, said.message_id)
+        (new_rows if row is None else known_rows).append(change)
+    transaction.execute_each(_WRITE, known_rows)  # first: what has entered goes last
+    room = _make_room(transaction, len(new_rows)) if new_rows else 0
+    transaction.execute_each(_WRITE, new_rows[:room])
+    for address, *_ in new_rows[room:]:
+        entered.pop(address, None)
     return entered
 
 
-def _make_room(transaction: OpenTransaction, new: int) -> bool:
+def _make_room(transaction: OpenTransaction, new: int) -> int:
     """Push out what must go for new rows that follow: first addresses that have not entered, then
-    the oldest that Relay found. Return False if there is no room: operators have added the others.
+    the oldest that Relay found. Return how many fit, below 0 if the list is too long already:
+    operators have added the others.
+
+    The rows are counted once a transaction, and more go than must: all mail waits meanwhile.
     """
     excess = int(transaction.fetch_one(COUNT)[0]) + new - LISTED_MAX
     if excess <= 0:
-        return True
-    removed = transaction.execute(_PUSH_OUT, (excess,))
-    _log.warning("the list of dead addresses is full: the oldest go", addresses=removed)
-    return removed >= excess
+        return new
+    removed = transaction.execute(_PUSH_OUT, (excess + _MARGIN,))
+    _log.repeated("warning", "the list of dead addresses is full: the oldest go", addresses=removed)
+    return new - max(0, excess - removed)
 
 
 def _known(tables: Tables, addresses: Sequence[str], condition: str = "1 = 1") -> int:
