@@ -10,7 +10,7 @@ import hashlib
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,9 @@ from relay.submission.outbox.on_disk import OutboxPart
 
 # limit of Graph: uploads of an account that are not complete; then 429
 UPLOADS_MAX = 20
+ATTACHED_MAX = (
+    100  # complete uploads of a mailbox that are remembered; then the oldest is forgotten
+)
 EXPIRE_S = 86400.0
 _ATTACHED_EXPIRE_S = 3600.0  # for clients that repeat the last range
 _FACTS = ".json"
@@ -102,6 +105,8 @@ class Uploads(OutboxPart):
     attachments: Attachments  # gets the complete upload
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _sessions: dict[str, _UploadSession] | None = field(default=None, init=False)
+    # by mailbox; the complete ones in the order of their completion
+    _of_account: dict[str, dict[str, _UploadSession]] = field(default_factory=dict, init=False)
 
     @in_thread
     def create(
@@ -134,11 +139,7 @@ class Uploads(OutboxPart):
         if self._is_abandoned(facts):
             raise errors.NotADraftError("A draft in Deleted Items takes no upload.")
         with self._all() as sessions:
-            incomplete = [
-                session
-                for session in sessions.values()
-                if session.facts.account == account and not session.facts.is_attached
-            ]
+            incomplete = self._incomplete(account)
             if len(incomplete) >= UPLOADS_MAX:
                 first_us = min(session.facts.expires_us for session in incomplete)
                 raise errors.TooManyUploadsError(
@@ -152,14 +153,14 @@ class Uploads(OutboxPart):
             except OSError:
                 session.kept.close()
                 raise
-            sessions[session.digest] = session
+            self._add(sessions, session)
             return NewUpload(token, self._shown(session))
 
     @in_thread
     def find(self, token: str) -> Upload:
         """Return a session that has not expired. Raises NoSuchItemError."""
         with self._all() as sessions:
-            return self._shown(_found(sessions, token))
+            return self._shown(self._found(sessions, token))
 
     async def begin_range(self, token: str, start: int) -> Arrival[Upload]:
         """Begin a range at `start`, which must be the number of bytes received so far.
@@ -171,7 +172,7 @@ class Uploads(OutboxPart):
 
     def _begin_range(self, token: str, start: int) -> "RangeWriter":
         with self._all() as sessions:
-            session = _found(sessions, token)
+            session = self._found(sessions, token)
         if not session.lock.acquire(blocking=False):
             raise errors.UploadBusyError("Another range of this upload is being received.")
         try:
@@ -184,7 +185,7 @@ class Uploads(OutboxPart):
     def attach(self, token: str, *, limit_bytes: int) -> Upload:
         """Attach a complete upload to its draft, once. Also raises UploadBusyError."""
         with self._all() as sessions:
-            session = _found(sessions, token)
+            session = self._found(sessions, token)
         if not session.lock.acquire(blocking=False):
             raise errors.UploadBusyError("Another range of this upload is being received.")
         try:
@@ -200,7 +201,7 @@ class Uploads(OutboxPart):
     def remove(self, token: str) -> None:
         """Remove a session. Raises NoSuchItemError, UploadBusyError."""
         with self._all() as sessions:
-            session = _found(sessions, token)
+            session = self._found(sessions, token)
             if not session.lock.acquire(blocking=False):
                 raise errors.UploadBusyError("A range of this upload is being received.")
             try:
@@ -211,16 +212,16 @@ class Uploads(OutboxPart):
     @in_thread
     def remove_expired(self) -> None:
         """Remove sessions that have expired, and those of drafts that are sent or deleted."""
+        with self._all() as sessions:
+            self._end_expired(sessions, [*sessions.values()])
         self._remove_abandoned()
 
     def _remove_abandoned(self, account: str = "") -> None:
         """Remove the sessions of an account, or of all, whose draft is sent or deleted."""
         with self._all() as sessions:
-            incomplete = [
-                session
-                for session in sessions.values()
-                if not session.facts.is_attached and account in ("", session.facts.account)
-            ]
+            self._end_expired(sessions, [*self._of_account.get(account, {}).values()])
+            accounts = [account] if account else [*self._of_account]
+            incomplete = [session for name in accounts for session in self._incomplete(name)]
         # may read a mailbox
         abandoned = [session for session in incomplete if self._is_abandoned(session.facts)]
         with self._all() as sessions:
@@ -263,6 +264,27 @@ class Uploads(OutboxPart):
         session.facts = replace(facts, is_attached=True, expires_us=min(soon_us, facts.expires_us))
         self._write(session)
         remove(path)
+        with self._all() as sessions:
+            own = self._of_account[facts.account]
+            own[session.digest] = own.pop(session.digest)
+            attached = [known for known in own.values() if known.facts.is_attached]
+            for oldest in attached[:-ATTACHED_MAX]:
+                if oldest.lock.acquire(blocking=False):
+                    self._remove(sessions, oldest)
+
+    def _incomplete(self, account: str) -> list[_UploadSession]:
+        """Return the sessions of a mailbox that are not complete."""
+        own = self._of_account.get(account, {}).values()
+        return [session for session in own if not session.facts.is_attached]
+
+    def _end_expired(
+        self, sessions: dict[str, _UploadSession], some: Sequence[_UploadSession]
+    ) -> None:
+        """Remove those of `some` that have expired, but for a range that is being received."""
+        now_us = self.clock.confirmed_us()
+        for session in some:
+            if session.facts.expires_us <= now_us and session.lock.acquire(blocking=False):
+                self._remove(sessions, session)
 
     def _reserved(self, facts: _Facts) -> ExitStack:
         """Reserve quota for the bytes to come. Raises MailboxFullError."""
@@ -296,14 +318,12 @@ class Uploads(OutboxPart):
 
     @contextmanager
     def _all(self) -> Iterator[dict[str, _UploadSession]]:
-        """All sessions that have not expired, under the lock of the set."""
+        """All sessions, under the lock of the set."""
         with self._lock:
             if self._sessions is None:
-                self._sessions = self._loaded()
-            now_us = self.clock.confirmed_us()
-            for session in list(self._sessions.values()):
-                if session.facts.expires_us <= now_us and session.lock.acquire(blocking=False):
-                    self._remove(self._sessions, session)
+                self._sessions = {}
+                for session in sorted(self._loaded().values(), key=lambda s: s.facts.expires_us):
+                    self._add(self._sessions, session)
             yield self._sessions
 
     def content_path(self, session: _UploadSession) -> Path:
@@ -324,8 +344,24 @@ class Uploads(OutboxPart):
         self.syncs.sync(before.parent)
         return self._shown(session)
 
+    def _found(self, sessions: dict[str, _UploadSession], token: str) -> _UploadSession:
+        digest = _digest(token)
+        if digest in sessions:
+            self._end_expired(sessions, [sessions[digest]])
+        if digest not in sessions:
+            raise _unknown()
+        return sessions[digest]
+
+    def _add(self, sessions: dict[str, _UploadSession], session: _UploadSession) -> None:
+        sessions[session.digest] = session
+        self._of_account.setdefault(session.facts.account, {})[session.digest] = session
+
     def _remove(self, sessions: dict[str, _UploadSession], session: _UploadSession) -> None:
         del sessions[session.digest]
+        own = self._of_account[session.facts.account]
+        del own[session.digest]
+        if not own:
+            del self._of_account[session.facts.account]
         session.kept.close()
         remove(self.content_path(session))
         remove(self.directory.uploads / (session.digest + _FACTS))
@@ -413,13 +449,6 @@ class RangeWriter:
             self._is_over = True
             os.close(self._descriptor)
             self._session.lock.release()
-
-
-def _found(sessions: dict[str, _UploadSession], token: str) -> _UploadSession:
-    session = sessions.get(_digest(token))
-    if session is None:
-        raise _unknown()
-    return session
 
 
 def _unknown() -> errors.NoSuchItemError:

@@ -341,6 +341,31 @@ async def test_uploads_are_bounded(place: Place) -> None:
     assert url == 429
 
 
+async def test_of_complete_uploads_the_oldest_are_forgotten_and_none_is_refused(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload_sessions, "ATTACHED_MAX", 3)
+    message_id, urls = await place.draft(), list[str]()
+
+    async def remembered() -> list[bool]:
+        """Whether the last range may be repeated, by upload."""
+        assert place.http is not None
+        return [(await place.http.get(url)).status_code == 200 for url in urls]
+
+    for _ in range(5):
+        place.clock.advance(1)
+        urls.append((await place.session(message_id, 1)).json()["uploadUrl"])
+        assert (await place.put(urls[-1], 0, b"x", total=1)).status_code == 201
+    assert await remembered() == [False, False, True, True, True]
+    await place.restart()
+    place.clock.advance(1)
+    urls.append((await place.session(message_id, 1)).json()["uploadUrl"])
+    assert (await place.put(urls[-1], 0, b"x", total=1)).status_code == 201
+    assert await remembered() == [False, False, False, True, True, True]
+    assert len(place.uploads()) == 3
+    assert len(await attached(place, message_id)) == 6
+
+
 async def test_all_attachments_together_are_bounded(place: Place) -> None:
     message_id = await place.draft()
     urls = [(await place.session(message_id, 2_000_000)).json()["uploadUrl"] for _ in range(2)]
