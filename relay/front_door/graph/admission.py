@@ -226,6 +226,10 @@ class Admission:
         strict = self._strict_requests.counted(place) if is_limited else nullcontext()
         with self._requests.counted(account), strict:
             check_pressure(self._dependencies.pressure, operation.intake)
+            has_share = self._dependencies.has_share
+            if operation.intake is Intake.MESSAGE and has_share(request.mailbox):
+                message = "The queue has as much of your mail as it may. Try again later."
+                raise service_unavailable(message, retry_after_s=_PRESSURE_RETRY_S)
             if request.is_strict:
                 strict_profile.check_query(http.segments, http.query)
             if http.query and http.method != "GET":

@@ -1,6 +1,7 @@
 """What the handlers of the Graph API need: stores, clock, and limits that all requests share."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from weakref import WeakValueDictionary
@@ -39,6 +40,8 @@ class GraphDependencies:
     subscriptions: Subscriptions  # who is notified of changes
     usage: UsageCounter  # counts what accounts send to the outside
     has_pages: bool = False  # whether there is a page for each message
+    # whether a mailbox has its share of the queue, and sends nothing now
+    has_share: Callable[[str], bool] = lambda _mailbox: False
     # by mailbox, and mailbox/draft: its PATCHes run one at a time
     patch_locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     # accounts write bodies to files in turn

@@ -88,6 +88,7 @@ def _pressure_monitor(base: Foundation, transport: Transport) -> PressureMonitor
     def resident() -> int:
         return resident_bytes() + (resident_bytes(transport.gate.statm) if transport.gate else 0)
 
+    base.spool.queue_shares.limit = base.settings.pressure.queue_entries
     return PressureMonitor(
         base.pressure,
         base.spool,

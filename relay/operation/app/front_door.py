@@ -133,6 +133,7 @@ def build_front_door(base: Foundation, transport: Transport, webhooks: Webhooks)
         max_upload=http.max_upload,
         profile=http.profile,
         pressure=base.pressure,
+        has_share=base.spool.queue_shares.refuses,
         subscriptions=subscriptions,
         has_pages=base.is_development or http.pages,
         usage=base.usage,

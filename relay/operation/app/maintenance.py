@@ -91,6 +91,7 @@ async def count_queue(spool: SpoolEngine, metrics: Metrics, clock: Clock) -> Non
     metrics.queue_oldest.set(max(0, age_us) / 1_000_000)
     metrics.queue_unaccounted.set(counts.unaccounted)
     metrics.suppressed.set(await spool.suppression.count())
+    await spool.queue_shares.update(sum(counts.entries.values()))
 
 
 class PrunedHistory(Struct, frozen=True):

@@ -542,6 +542,7 @@ def _acceptance(
         signer=base.signer,
         forward_own_from=base.settings.mailboxes.forward_own_from,
         held_max=base.settings.policy.held_max,
+        has_share=base.spool.queue_shares.refuses,
         milters=base.milters,
         checker=checker,
         usage=base.usage,

@@ -58,6 +58,7 @@ from relay.store.spool.shared.claimed import late_recipients
 from relay.store.spool.shared.group_commit import WAITING_MAX, GroupWriter
 from relay.store.spool.shared.maintenance import SpoolMaintenance
 from relay.store.spool.shared.queue_admin import QueueAdmin
+from relay.store.spool.shared.queue_shares import QueueShares
 from relay.store.spool.shared.receipts import ReceiptLedger
 from relay.store.spool.shared.results import NewResult, Recorded, is_first_with, note_requests
 from relay.store.spool.shared.suppression import RELAY, SuppressionList
@@ -171,6 +172,7 @@ class SpoolEngine(QueueEngine, SpoolHistory):
         self.agreed: Callable[[], Mapping[str, str]] = dict
         self.receipts = ReceiptLedger(self, store=store)
         self.suppression = SuppressionList(self, clock)
+        self.queue_shares = QueueShares(self)
         self.queue_admin = QueueAdmin(
             self, follow=self._follow, clock=clock, metrics=metrics, shown_times=self.shown_times
         )

@@ -41,6 +41,10 @@ MANY_FIELDS = data.DataReply(
     f"554 5.6.0 The header has more than {FIELDS_MAX} fields"
 )  # RFC 3463 3.7
 NO_ROOM = data.DataReply(data.ContentRejection.DISK_FULL)
+HAS_SHARE = data.DataReply(
+    # RFC 3463 3.4
+    "452 4.3.1 The queue has as much of your mail as it may, try again later"
+)
 # RFC 5321 6.3; RFC 3463 3.5
 LOOP = data.DataReply("554 5.4.6 Routing loop detected: too many Received fields")
 # For the copies of one tenant, if other copies of the message are accepted (RFC 3463 3.4)

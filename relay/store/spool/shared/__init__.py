@@ -11,6 +11,7 @@ What acceptance and delivery write:
 - `receipts`: read receipts that are owed
 - `suppression`: the list of dead addresses: which replies of hosts count, when an address enters
   and ends, what an operator adds and removes
+- `queue_shares`: who has so much in the queue that more of it is refused
 - `entry_notes`: why an entry is held, and when its hold ends; what attempts note of it
 - `hold_counters`: how many entries rules hold (held_max)
 - `hold_rules`: the domains for which mail is held as it comes (hold --new)
