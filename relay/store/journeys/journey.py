@@ -5,8 +5,8 @@ account sees its own messages only.
 """
 
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from msgspec import Struct, to_builtins
 from msgspec.structs import replace
@@ -42,6 +42,14 @@ PAGES_MAX = 20  # that one call reads, each of up to SCAN_MAX messages
 _NEIGHBOURS_READ = 200  # names at a time
 _NEIGHBOUR_LOOKS_MAX = 3
 _ALL = MessageSearch()
+
+
+class _NewMessages(NamedTuple):
+    """The messages of a page of the events after a cursor."""
+
+    new: dict[str, tuple[int, EventCursor]]  # by name, each with its time and the cursor after it
+    cursor: EventCursor  # after the page
+    is_complete: bool  # there were no more events
 
 
 class MessageList(Struct, frozen=True):
@@ -130,7 +138,7 @@ class Journeys:
         page = await self.page(
             search, account=account, before=before, limit=limit, lookup_s=lookup_s
         )
-        later, _ = await self._new(cursor, is_settled=False)
+        later = await self._new_names(cursor, is_settled=False)
         journeys: list[Journey] = []
         for row in page.rows:
             journey = None if row.position.name in later else await self._journey_of(row)
@@ -353,66 +361,90 @@ class Journeys:
         self, search: MessageSearch, *, account: str | None, limit: int
     ) -> tuple[Sequence[MessageSummary], Container[str]]:
         """Return the newest messages, and the names of those after the cursor of a search."""
-        new = (await self._new(search.after))[0] if search.after else ()
+        new = await self._new_names(search.after) if search.after else ()
         page = await self.page(MessageSearch(kind=search.kind), account=account, limit=limit)
         return page.rows, new
 
-    async def _new(
-        self, after: EventCursor, *, is_settled: bool = True
-    ) -> tuple[dict[str, tuple[int, EventCursor]], EventCursor]:
-        """Return the messages that were submitted, or received by SMTP, after a cursor.
-
-        They are oldest first, by name, each with its time and the cursor after it. Return also the
-        cursor after all of them.
-        """
-        new: dict[str, tuple[int, EventCursor]] = {}
+    async def _new_names(self, after: EventCursor, *, is_settled: bool = True) -> Container[str]:
+        """Return the names of the messages after a cursor."""
+        names = set[str]()
         for _ in range(PAGES_MAX):
-            batch = await self._feed.read_new(after, is_settled=is_settled)
-            for source, cursor, recorded in batch.events:
-                if not source or recorded.step is Step.NOTIFIED:
-                    name = recorded.submission_id or recorded.queue_id or ""
-                    new.setdefault(name, (recorded.at_us, cursor))
-            after = batch.cursor
-            if batch.is_complete:
+            page = await self._new(after, is_settled=is_settled)
+            names |= page.new.keys()
+            after = page.cursor
+            if page.is_complete:
                 break
-        return new, after
+        return names
+
+    async def _new(self, after: EventCursor, *, is_settled: bool = True) -> _NewMessages:
+        """Return the first messages that were submitted, or received by SMTP, after a cursor,
+        oldest first.
+        """
+        batch = await self._feed.read_new(after, is_settled=is_settled)
+        new: dict[str, tuple[int, EventCursor]] = {}
+        for source, cursor, recorded in batch.events:
+            if not source or recorded.step is Step.NOTIFIED:
+                name = recorded.submission_id or recorded.queue_id or ""
+                new.setdefault(name, (recorded.at_us, cursor))
+        return _NewMessages(new, batch.cursor, batch.is_complete)
 
     async def _behind(
         self, search: MessageSearch, *, account: str | None, limit: int, lookup_s: float | None
     ) -> MessageList:
         """Return the oldest messages after the cursor that match, and the cursor after them.
 
-        If their contents cannot be read in time, return none, and the same cursor.
+        Messages whose contents cannot be read in time are after the cursor.
         """
         assert search.after is not None
-        after = search.after
-        new, end = await self._new(after)
-        if not new:
-            return MessageList([], end)
-        began_s, first_us = self._clock.real_s(), min(map(_place_us, new))
-        search = replace(search, after=None, from_us=max(search.from_us, first_us))
+        after, until_s = search.after, self._clock.real_s() + _LOG_S
+        search = replace(search, after=None)
+        journeys: list[Journey] = []
+        for _ in range(PAGES_MAX):
+            page = await self._new(after)
+            matching = await self._matching(
+                search, page.new, account=account, until_s=until_s, lookup_s=lookup_s
+            )
+            if matching is None:
+                break
+            for name, (at_us, behind) in page.new.items():
+                if len(journeys) == limit:
+                    return MessageList(_seen_by(account, journeys[::-1]), after)
+                after = behind
+                if name in matching:
+                    journey = await self._journey_of(matching[name])
+                    if journey and search.matches(journey) and _is_submitted_at(journey, at_us):
+                        journeys.append(journey)
+            after = page.cursor
+            if page.is_complete:
+                break
+        return MessageList(_seen_by(account, journeys[::-1]), after)
+
+    async def _matching(
+        self,
+        search: MessageSearch,
+        names: Iterable[str],
+        *,
+        account: str | None,
+        until_s: float,
+        lookup_s: float | None,
+    ) -> dict[str, FoundMessage | OpenSubmission] | None:
+        """Return the messages that match, by name, between the first and the last of `names`; None
+        if they cannot be read in time.
+        """
         matching: dict[str, FoundMessage | OpenSubmission] = {}
-        before: ListPosition | None = None
-        while True:
+        times = [*map(_place_us, names)]
+        if not times:
+            return matching
+        search = replace(search, from_us=max(search.from_us, min(times)))
+        before: ListPosition | None = ListPosition(max(times), "")
+        while before is not None:
             places, before = await self.places.find(
                 search, account=account, limit=_READ_MAX, before=before, lookup_s=lookup_s
             )
             matching |= {place.name: message for place, message in places}
-            if before is None:
-                break
-            if self._clock.real_s() - began_s > _LOG_S:
-                return MessageList([], after)
-        journeys: list[Journey] = []
-        for name, (at_us, behind) in new.items():
-            if len(journeys) == limit:
-                end = after
-                break
-            after = behind
-            if name in matching:
-                journey = await self._journey_of(matching[name])
-                if journey and search.matches(journey) and _is_submitted_at(journey, at_us):
-                    journeys.append(journey)
-        return MessageList(_seen_by(account, journeys[::-1]), end)
+            if before is not None and self._clock.real_s() > until_s:
+                return None
+        return matching
 
     async def _journey_of(
         self, message: FoundMessage | OpenSubmission | MessageSummary

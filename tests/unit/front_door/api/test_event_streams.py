@@ -1,6 +1,7 @@
 """GET /relay/v1/events: one cursor, breaks, accounts, limits; on a real spool, log and connection."""
 
 import asyncio
+import gc
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,7 +27,7 @@ from relay.store.journeys.event_feed import (
     EventFeed,
     parse_event_cursor,
 )
-from relay.store.journeys.events import Step
+from relay.store.journeys.events import RecordedEvent, Step
 from relay.store.journeys.journey import Journeys
 from relay.store.journeys.log_reader import LogReader
 from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
@@ -51,12 +52,18 @@ DELIVERED = Delivered(Evidence("2.1.5", "250 2.1.5 delivered"))
 EVENTS_OF_MAIL = 6
 
 
+def count_of(*kinds: type) -> int:
+    """Return how many objects of these classes there are."""
+    return sum(type(one) in kinds for one in gc.get_objects())
+
+
 class CountingFeed(EventFeed):
     """Counts reads, and fails when it is told to."""
 
     reads = 0
     failures = 0
     gate: asyncio.Event | None = None  # where the reader of all streams waits
+    alive = 0  # the most events in memory at the end of a page of new messages
 
     async def read(self, *args: Any, **options: Any) -> Any:
         self.reads += 1
@@ -66,6 +73,11 @@ class CountingFeed(EventFeed):
             self.failures -= 1
             raise SpoolUnavailableError("the disk fails")
         return await super().read(*args, **options)
+
+    async def read_new(self, *args: Any, **options: Any) -> Any:
+        batch = await super().read_new(*args, **options)
+        self.alive = max(self.alive, count_of(RecordedEvent))
+        return batch
 
 
 class Relay:
@@ -562,3 +574,31 @@ async def test_clients_that_read_the_past_again_and_again_take_turns_with_pauses
             async with relay.stream(query={"after": str(number)}) as source:
                 await source.events(1)
         assert asyncio.get_running_loop().time() - began > 0.15
+
+
+async def test_what_was_read_for_a_client_goes_with_it(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while it reads: one page of the history is in memory, however many wait."""
+    page = 100
+    monkeypatch.setattr(event_feed, "_NEW_AT_ONCE", page)
+    for _ in range(60):
+        await relay.mail()
+
+    async def leave(number: int, path: str) -> None:
+        address = relay.server.bound[0]
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        head = f"GET /relay/v1/{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer operator"
+        writer.write(f"{head}\r\n\r\n".encode())
+        if path.startswith("events"):
+            await reader.read(1)
+        await asyncio.sleep(number % 10 * 0.02)
+        writer.close()
+
+    tasks, search = len(asyncio.all_tasks()), "messages?subject=zz*&after=0"
+    for path in (f"{search}&wait=60", search, "events?after=0"):
+        await asyncio.gather(*(leave(number, path) for number in range(100)))
+        await until(lambda: len(asyncio.all_tasks()) <= tasks)
+        gc.collect()
+        await until(lambda: count_of(RecordedEvent, EventCursor) < 5)
+    assert page <= relay.feed.alive < 4 * page
