@@ -11,8 +11,11 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from msgspec import Struct, msgpack
+
+from relay.base.files import Descriptor
 
 if TYPE_CHECKING:
     import asyncio
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 LENGTH_BYTES = 4
 _READ_BYTES = 1 << 20
 _END_S = 0.1  # between closing its files and its end
+_STATUS_BYTES = 8192
 _encoder = msgpack.Encoder(enc_hook=os.fsencode)  # a Path as its octets
 
 
@@ -74,6 +78,16 @@ class ChildProcess:
             raise
         finally:
             theirs.close()
+        with suppress(OSError):  # only Linux has it
+            # opened now, since later it is hidden in a unit with ProtectProc=
+            self._status = Descriptor(os.open(f"/proc/{self.process.pid}/status", os.O_RDONLY))
+            _children[self.process.pid] = self
+
+    def status(self) -> bytes:
+        """Return what the kernel says about it (proc(5)), b"" if it has ended."""
+        with suppress(OSError):
+            return os.pread(self._status.number, _STATUS_BYTES, 0)
+        return b""
 
     def has_ended(self, wait_s: float = 0) -> bool:
         """Return whether it has ended; wait up to `wait_s` for that."""
@@ -98,6 +112,15 @@ class ChildProcess:
         """Kill the process, and reap it."""
         self.kill()
         self.process.wait()
+
+
+_children = WeakValueDictionary[int, ChildProcess]()  # by their process ids
+
+
+def status_of_children() -> list[bytes]:
+    """Return the status of each child process."""
+    children = [reference() for reference in _children.valuerefs()]  # threads start some, too
+    return [child.status() for child in children if child is not None]
 
 
 class AnsweringProcess(ChildProcess):

@@ -143,6 +143,11 @@ def _files_load(disk: Disk | None) -> float:
     return kept / disk.files_free if disk.files_free > 0 else 1.0
 
 
+def slow_from(reason: PressureReason) -> float:
+    """Return the load from which the level is SLOW."""
+    return _SLOW_FROM[reason]
+
+
 def level_of(reason: PressureReason, load: float, before: PressureLevel) -> PressureLevel:
     """Return the level of a load; a level ends only below its start, with hysteresis."""
     slow_from = _SLOW_FROM[reason]
@@ -219,6 +224,7 @@ class Pressure:
         """`paused` returns a sentence if an operator has paused acceptance, else ""."""
         self.state = PressureState()
         self.paused = paused
+        self.idle_fault = ""  # why the idle relay refuses mail: it has too little memory
 
     @property
     def rejects_untrusted(self) -> bool:

@@ -24,6 +24,7 @@ Running:
 - `daemon`: order of start and stop, drain, SIGTERM; readiness and signs of life for systemd, the
   ready file
 - `pressure_monitor`: measures disk space, memory and queue each second
+- `memory`: the memory limit, by control groups; what counts as used; whether it is enough
 - `maintenance`: periodic tasks: queue metrics, pruning of history (spool.keep), stale contents,
   expired uploads, ending DKIM keys, whether the mail root belongs to the spool; which answers to
   reports stay in the dead-letter mailbox

@@ -19,9 +19,10 @@ from relay.operation.app.foundation import (
 )
 from relay.operation.app.front_door import build_front_door, build_http_servers, build_pages
 from relay.operation.app.limit_alerts import LimitAlerts
+from relay.operation.app.memory import memory_bound
 from relay.operation.app.mta_sts import dns_of
 from relay.operation.app.notifications import build_webhooks
-from relay.operation.app.pressure_monitor import PressureMonitor, bounds_of, resident_bytes
+from relay.operation.app.pressure_monitor import PressureMonitor, bounds_of
 from relay.operation.app.settling import Settling
 from relay.operation.app.state_dir import OwnerLock
 from relay.operation.app.transport import SUBMISSIONS_MAX, Transport, build_transport, connect_parts
@@ -85,19 +86,17 @@ def _pressure_monitor(base: Foundation, transport: Transport) -> PressureMonitor
         if transport.gate is not None:
             transport.gate.tell()
 
-    def resident() -> int:
-        return resident_bytes() + (resident_bytes(transport.gate.statm) if transport.gate else 0)
-
     base.spool.queue_shares.limit = base.settings.pressure.queue_entries
+    memory = memory_bound(base.settings)
     return PressureMonitor(
         base.pressure,
         base.spool,
-        bounds=bounds_of(base.settings),
+        bounds=bounds_of(base.settings, memory),
+        memory=memory,
         mailboxes=base.root.path,
         metrics=base.metrics,
         clock=base.clock,
         on_change=use,
-        resident=resident,
         on_measured=base.samples.keep,
         shrink=lambda is_short: dns_of(transport.resolver).forget_ended(are_all=is_short),
     )

@@ -144,6 +144,7 @@ class Daemon:
             self._spawn(self.transport.maildrop.run(), "maildrop")
         if self.subscriptions is not None and base.holds_root:
             await self.subscriptions.open()
+        self.pressure.judge_start()
         base.readiness.reason = ""
         for server in self.http_servers:
             await server.start()

@@ -8,7 +8,6 @@ its reserve file again when there is space. docs/design.md 6.
 
 import asyncio
 import math
-import os
 import resource
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,31 +32,10 @@ from relay.base.pressure import (
 )
 from relay.base.process_limits import trim_memory
 from relay.base.settings.tree import Settings
+from relay.operation.app.memory import MemoryBound
 from relay.store.spool.engine import SpoolEngine
 
-_STATM = Path("/proc/self/statm")
-_CGROUP = Path("/proc/self/cgroup")
-_CGROUPS = Path("/sys/fs/cgroup")
 _OPEN_FILES = 65536
-
-
-def resident_bytes(statm: Path = _STATM) -> int:
-    """Return the resident set size of this process, or another; 0 if unknown (proc(5))."""
-    with suppress(OSError, ValueError, IndexError):
-        return int(statm.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 0
-
-
-def memory_limit_bytes() -> int:
-    """Return the memory of the machine, or of this process's control group if less (cgroups(7))."""
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    with suppress(OSError):
-        for line in _CGROUP.read_text().splitlines():
-            group = _CGROUPS / line.rpartition(":")[2].strip("/")
-            for place in (group, *group.parents):
-                with suppress(OSError, ValueError):  # no such file, or "max"
-                    limits.append(int((place / "memory.max").read_text()))
-    return min(limits)
 
 
 def open_files_limit() -> int:
@@ -84,17 +62,16 @@ INTERVAL_S = 1.0
 _ANSWER_S = 0.5  # a slower answer is used at a later measurement
 _SILENT_S = 10.0  # without an answer the disk counts as full
 _CLOCK_DIFFERS_S = 60.0
-_MEMORY_PART = 0.75  # of the memory limit, unless pressure.memory is set
 _TRIM_S = 10.0
 
 
-def bounds_of(settings: Settings) -> Bounds:
-    """Return the bounds of the settings; the default for memory depends on this machine."""
+def bounds_of(settings: Settings, memory: MemoryBound) -> Bounds:
+    """Return the bounds of the settings, and of memory."""
     pressure = settings.pressure
     return Bounds(
         disk_free=pressure.disk_free,
         queue_entries=pressure.queue_entries,
-        memory=pressure.memory or int(_MEMORY_PART * memory_limit_bytes()),
+        memory=memory.size_bytes,
         commit_latency_s=pressure.commit_latency,
     )
 
@@ -107,12 +84,12 @@ class PressureMonitor:
     spool: SpoolEngine  # its disk and its queue are measured
     _: KW_ONLY
     bounds: Bounds  # the values at which a level begins
+    memory: MemoryBound  # measures the memory of the relay
     mailboxes: Path  # the mail root; its disk is measured
     metrics: Metrics  # get the levels
     clock: Clock  # its jumps are logged
     # called with the new state when a level has changed
     on_change: Callable[[PressureState], None] = lambda _state: None
-    resident: Callable[[], int] = resident_bytes  # the memory of the relay in bytes
     on_measured: Callable[[], None] = lambda: None  # called after each measurement
     # removes from caches what has ended, or all if memory is short
     shrink: Callable[[bool], None] = lambda _is_short: None
@@ -142,7 +119,7 @@ class PressureMonitor:
             mail=mail_disk,
             kept_bytes=load.kept_bytes,
             queue_entries=load.entries,
-            memory_bytes=self.resident(),
+            memory_bytes=self.memory.used_bytes(),
             commit_s=load.commit_s,
             backlog=load.backlog,
         )
@@ -155,12 +132,22 @@ class PressureMonitor:
         if state.levels != before.levels:
             _log_change(before, state)
             self.on_change(state)
+        if state.levels.get(PressureReason.MEMORY) is not PressureLevel.REFUSE:
+            self.pressure.idle_fault = ""
         self._check_clock()
         self.on_measured()
 
+    def judge_start(self) -> None:
+        """Record and log if the idle relay, which has just started, uses too much memory for its
+        bound. It is so until memory is no reason to refuse mail.
+        """
+        self.pressure.idle_fault = fault = self.memory.fault(self.memory.used_bytes())
+        if fault:
+            _log.warning("too little memory: all mail is refused", error=fault)
+
     async def _give_memory_back(self) -> None:
         """Shrink caches, and empty them before anybody is refused for memory."""
-        load, now_s = self.resident() / self.bounds.memory, self.clock.real_s()
+        load, now_s = self.memory.used_bytes() / self.bounds.memory, self.clock.real_s()
         is_short = bool(level_of(PressureReason.MEMORY, load, PressureLevel.NORMAL))
         if now_s - self._trimmed_s[is_short] >= _TRIM_S:
             self._trimmed_s[is_short] = now_s

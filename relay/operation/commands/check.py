@@ -41,6 +41,7 @@ from relay.delivery.smtp.connect import TokenError
 from relay.operation.app import state_dir
 from relay.operation.app.account_file import accounts_of
 from relay.operation.app.configuration import anonymous_fault, auth_missing, read_table, srs_in
+from relay.operation.app.memory import IDLE_BYTES, memory_bound
 from relay.operation.app.tenant_sets import load_strictly
 from relay.operation.commands.check_listeners import check_listeners, listener_at
 from relay.operation.commands.check_network import (
@@ -128,6 +129,8 @@ def _check_file(
     yield from _loaded("srs key", lambda: srs_in(settings))
     yield from check_listeners(settings, place, clock)
     yield check_gate(settings)
+    if fault := memory_bound(settings).fault(IDLE_BYTES):
+        yield CheckFinding("memory", CheckResult.WARNING, fault)
     yield from _sendmail(settings, place)
     yield from _spool(settings, is_usable=not unusable)
     yield from uvloop.run(check_milters(settings, place))

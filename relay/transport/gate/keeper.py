@@ -5,14 +5,11 @@ there is a growing pause before the next start.
 """
 
 import asyncio
-import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from relay.base.child_process import ChildProcess
-from relay.base.files import Descriptor
 from relay.base.observe.logs import get_logger
 from relay.transport.gate.frames import FrameChannel, PacketSender, packet_pair
 from relay.transport.gate.owner import SessionsOfChild
@@ -46,11 +43,6 @@ class GateKeeper:
         self._reason = ""  # why the listeners do not accept; "": they do
         self._ticks_waited = 0  # since then
         self.accept: list[Callable[[bool], None]] = []  # let listeners accept, or wait
-
-    @property
-    def statm(self) -> Path:
-        """The file with the memory of the child (proc(5)), if there is one."""
-        return Path(f"/proc/self/fd/{self._child.statm.number if self._child is not None else -1}")
 
     @property
     def sessions(self) -> int:
@@ -173,8 +165,6 @@ class _Child:
             raise
         finally:
             theirs.close()
-        # opened now, since later it is hidden in a unit with ProtectProc=
-        self.statm = Descriptor(os.open(f"/proc/{self.process.process.pid}/statm", os.O_RDONLY))
         self.ended: asyncio.Future[str] = loop.create_future()
         self._ready: asyncio.Future[Ready] = loop.create_future()
         self.unanswered = 0  # ticks

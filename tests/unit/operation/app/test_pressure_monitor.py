@@ -11,13 +11,11 @@ from relay.base.observe.metrics import Metrics
 from relay.base.pressure import Bounds, Disk, Pressure, PressureLevel, PressureReason, PressureState
 from relay.base.process_limits import trim_memory
 from relay.operation.app import pressure_monitor as monitoring
+from relay.operation.app.memory import anonymous_bytes
 from relay.operation.app.pressure_monitor import (
     PressureMonitor,
-    bounds_of,
-    memory_limit_bytes,
     open_files_limit,
     raise_open_files_limit,
-    resident_bytes,
 )
 from relay.store.spool.sqlite.disk_space import ReserveFile
 from relay.store.spool.types import SpoolLoad
@@ -40,12 +38,15 @@ class WatchedDisk:
             "bounds": BOUNDS,
             "mailboxes": folder / "mail/not/there/yet",
             "on_change": self.reported.append,
-            "resident": lambda: self.memory_bytes,
+            "memory": self,
         }
         spool = SimpleNamespace(load=self.spool_load, disk=self.spool_disk)
         self.monitor = PressureMonitor(
             self.pressure, spool, metrics=self.metrics, clock=self.clock, **(options | changes)
         )
+
+    def used_bytes(self) -> int:
+        return self.memory_bytes
 
     def spool_load(self) -> SpoolLoad:
         return structs.replace(self.load, kept_bytes=self.reserve_file.missing_bytes)
@@ -106,12 +107,6 @@ async def test_a_disk_error_counts_as_full(watched, monkeypatch):
     assert (await watched.measure()).level is PressureLevel.NORMAL
 
 
-def test_memory_limit(settings_with):
-    assert MIB < resident_bytes() < memory_limit_bytes()
-    assert bounds_of(settings_with()).memory == int(0.75 * memory_limit_bytes())
-    assert bounds_of(settings_with(pressure={"memory": "300 MiB"})).memory == 300 * MIB
-
-
 def test_the_open_files_limit_is_raised():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
@@ -131,7 +126,7 @@ async def test_an_internal_error_does_not_end_the_monitor(watched, monkeypatch):
         looked.set()
         raise ZeroDivisionError
 
-    watched.monitor.resident = broken
+    watched.used_bytes = broken
     monkeypatch.setattr(monitoring, "INTERVAL_S", 0)
     task = asyncio.create_task(watched.monitor.run())
     async with asyncio.timeout(120):
@@ -141,18 +136,6 @@ async def test_an_internal_error_does_not_end_the_monitor(watched, monkeypatch):
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert task.cancelled()
-
-
-def test_memory_limit_of_a_control_group(tmp_path, monkeypatch):
-    group = tmp_path / "system.slice/relay.service"
-    group.mkdir(parents=True)
-    (tmp_path / "cgroup").write_text("0::/system.slice/relay.service\n")
-    (group / "memory.max").write_text("max\n")
-    monkeypatch.setattr(monitoring, "_CGROUP", tmp_path / "cgroup")
-    monkeypatch.setattr(monitoring, "_CGROUPS", tmp_path)
-    unbounded = memory_limit_bytes()
-    (group.parent / "memory.max").write_text(f"{MIB}\n")
-    assert (memory_limit_bytes(), unbounded > MIB) == (MIB, True)
 
 
 async def test_free_memory_is_returned_to_the_system(watched, monkeypatch):
@@ -189,8 +172,8 @@ async def test_caches_are_emptied_before_anybody_is_refused(tmp_path):
 
 def test_trim_memory_returns_fragmented_memory():
     pieces = [bytes([number % 256]) * 1000 for number in range(100_000)]
-    full = resident_bytes()
+    full = anonymous_bytes()
     del pieces[:-1]  # the last one keeps the heap from shrinking at its end
     trim_memory()
-    assert resident_bytes() < full - 50 * MIB
+    assert anonymous_bytes() < full - 50 * MIB
     assert pieces
