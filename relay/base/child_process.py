@@ -11,11 +11,9 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, finalize
 
 from msgspec import Struct, msgpack
-
-from relay.base.files import Descriptor
 
 if TYPE_CHECKING:
     import asyncio
@@ -80,13 +78,14 @@ class ChildProcess:
             theirs.close()
         with suppress(OSError):  # only Linux has it
             # opened now, since later it is hidden in a unit with ProtectProc=
-            self._status = Descriptor(os.open(f"/proc/{self.process.pid}/status", os.O_RDONLY))
+            self._status = os.open(f"/proc/{self.process.pid}/status", os.O_RDONLY)
+            finalize(self, os.close, self._status).atexit = False
             _children[self.process.pid] = self
 
     def status(self) -> bytes:
         """Return what the kernel says about it (proc(5)), b"" if it has ended."""
         with suppress(OSError):
-            return os.pread(self._status.number, _STATUS_BYTES, 0)
+            return os.pread(self._status, _STATUS_BYTES, 0)
         return b""
 
     def has_ended(self, wait_s: float = 0) -> bool:
