@@ -1,6 +1,7 @@
 """The page of health: its figures are those of the relay, and who may read it."""
 
 import re
+from types import SimpleNamespace
 
 from relay import __version__
 from relay.base.observe.metric_samples import MetricSamples
@@ -34,7 +35,7 @@ async def test_the_page_shows_what_the_relay_has_done(pages):
 
 async def test_reasons_of_the_pressure_and_of_not_being_ready_are_shown(pages):
     daemon = pages.relay.daemon
-    daemon.pressure.resident = lambda: 1 << 50
+    daemon.pressure.memory = SimpleNamespace(used_bytes=lambda: 1 << 50)
     await until(lambda: daemon.base.pressure.state.level is not PressureLevel.NORMAL)
     daemon.base.readiness.reason = "a room <has> ended"
     text = await pages.text("/health")
