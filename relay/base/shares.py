@@ -30,9 +30,14 @@ class Refusals:
         self._clock = clock
         self.counts: dict[str, int] = {}  # since the start, by the name of the bound
         self._last_s: dict[str, float] = {}
+        # of a child process: what its owner has to add, by bound the count and the heaviest key
+        self.unsent: dict[str, tuple[int, str]] | None = None
 
     def add(self, bound: str, heaviest: Hashable, count: int = 1) -> None:
         """Count refusals of a bound, of which the key `heaviest` has most."""
+        if self.unsent is not None:
+            self.unsent[bound] = self.unsent.get(bound, (0, ""))[0] + count, str(heaviest)
+            return
         self.counts[bound] = self.counts.get(bound, 0) + count
         self._last_s[bound] = self._clock.real_s()
         more = {"bound": bound, "most": str(heaviest)}

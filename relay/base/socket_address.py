@@ -72,6 +72,7 @@ def network_of(text: str) -> IPv4Network | IPv6Network:
     return network
 
 
+@lru_cache(maxsize=4096)
 def client_of(address: str, *, bits: int = _NETWORK_BITS) -> str:
     """Return the key by which a client is counted, of IPv6 its network of `bits`; "" for a Unix
     socket.

@@ -156,7 +156,7 @@ class SmtpListener:
     max_message_size: Bytes = field(default=150 * 1024 * 1024, metadata=RELOADED)  # then 552
     # of a message; then 452
     max_recipients: Annotated[int, Between(1, 100_000)] = field(default=1000, metadata=RELOADED)
-    # of strangers, of trusted clients and of logins, each; then 421
+    # of strangers, and of one trusted client or login; of all of these twice as many; then 421
     max_sessions: Annotated[int, Between(1, 100_000)] = field(default=500, metadata=RELOADED)
     # of an address, IPv6 by /64, that is not trusted, and four times as many of strangers of a
     # /48; then 421. Postfix's smtpd_client_connection_count_limit

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from relay.base.clock import Clock
 from relay.base.observe.logs import get_logger
-from relay.base.pressure import MemoryBudget
+from relay.base.shares import Shares
 from relay.base.socket_address import Address
 from relay.base.sockets import LACKING_ADDRESS, reserve_port
 from relay.base.task_set import TaskSet
@@ -54,7 +54,7 @@ class SimulatedInternet:
         self.certificates = HostCertificates()
         self.on_mail: Callable[[ReceivedMail], Awaitable[None]] | None = None
         self._clock = clock
-        self._memory = MemoryBudget(CONTENT_BYTES_MAX)
+        self._memory = Shares("simulated hosts", CONTENT_BYTES_MAX)
         self._received: deque[ReceivedMail] = deque()
         self._received_bytes = 0
         self._hosts: OrderedDict[str, SmtpHost] = OrderedDict()  # the last one looked up last

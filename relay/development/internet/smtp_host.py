@@ -21,7 +21,7 @@ from typing import Any
 
 from relay.base.clock import Clock
 from relay.base.observe.logs import get_logger
-from relay.base.pressure import MemoryBudget
+from relay.base.shares import Shares
 from relay.base.socket_address import Address
 from relay.base.sockets import Listener, open_listener
 from relay.base.task_set import TaskSet
@@ -63,7 +63,7 @@ class HostOptions:
     recipients_max: int = 1000  # of a message; then 452
     sessions_max: int = 100  # at once; then 421
     idle_s: float | None = 300.0  # how long a client may be silent; None: for ever
-    memory: MemoryBudget | None = None  # for messages that all hosts receive
+    memory: Shares | None = None  # for messages that all hosts receive
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +323,7 @@ class _Session:
                 start = max(0, len(content) - len(_DOT) + 1)
                 more = await self._input.some()
                 if memory is not None and not reply:
-                    if memory.take(len(more)):
+                    if memory.take(None, len(more)):
                         taken += len(more)
                     else:
                         reply = "452 4.3.1 insufficient storage"
@@ -338,7 +338,7 @@ class _Session:
                     del content[: 1 - len(_DOT)]
         finally:
             if memory is not None:
-                memory.release(taken)
+                memory.give_back(None, taken)
 
     async def _dot(self, content: bytes) -> None:
         assert self._mail

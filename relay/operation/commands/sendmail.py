@@ -23,8 +23,8 @@ from relay.base.clock import Clock, Ids
 from relay.base.message.address import AddressError, parse_mailbox
 from relay.base.message.header import BCC_FIELDS, MBOX_LINES, Header, ParsedContent, with_crlf
 from relay.base.message.properties import EmailAddress
-from relay.base.pressure import MemoryBudget
 from relay.base.running_relay import RejectedError
+from relay.base.shares import Shares
 from relay.base.socket_address import Address
 from relay.formats.address_list import address_entries
 from relay.formats.encode_for_host import with_short_lines
@@ -118,7 +118,7 @@ def check_dropped(envelope: DroppedEnvelope, content: bytes, users: LocalUsers |
         size_max_bytes=size_max_bytes,
         limits=SessionLimits(),
         arrival=_no_arrival,
-        budget=MemoryBudget(2 * FILE_BYTES_MAX),
+        budget=Shares("a message", 2 * FILE_BYTES_MAX),
     )
     collector.add(content, is_last=True)
     if collector.rejection is not None:

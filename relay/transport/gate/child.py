@@ -21,9 +21,10 @@ from relay.base.clock import SystemClock
 from relay.base.crashpoints import CrashPoints
 from relay.base.files import Descriptor, write_all
 from relay.base.observe import logs
-from relay.base.pressure import MemoryBudget, Pressure, PressureReason
+from relay.base.pressure import Pressure, PressureReason
 from relay.base.process_limits import limit_malloc_retention, trim_memory, tune_garbage_collector
 from relay.base.sandbox import enter_sandbox, ignore_signals, load_codecs, refuse_io_uring
+from relay.base.shares import REFUSALS, Shares
 from relay.store.spool.types import SpoolFullError
 from relay.transport.gate import wire
 from relay.transport.gate.frames import receive_descriptor
@@ -44,6 +45,7 @@ class Child:
 
     def __init__(self, packets: socket.socket, *, missing: tuple[str, ...], crash_at: str) -> None:
         """`missing` names the parts of the sandbox that the kernel does not have."""
+        REFUSALS.unsent = {}
         self._packets = packets
         self._missing = missing
         self._clock = SystemClock()
@@ -95,8 +97,10 @@ class Child:
                 self._draining = asyncio.get_running_loop().create_task(self._drain(grace_s))
 
     def _answer(self) -> None:
-        full = [number for number, server in enumerate(self._listeners) if server.shared.is_full()]
-        self._channel.send(wire.encode(wire.Ready(self._missing, tuple(full))))
+        servers, refused = enumerate(self._listeners), REFUSALS.unsent or {}
+        full = tuple([number for number, server in servers if server.shared.places.is_full()])
+        self._channel.send(wire.encode(wire.Ready(self._missing, full, refused)))
+        REFUSALS.unsent = {}
 
     def _take_packets(self) -> None:
         try:
@@ -140,7 +144,7 @@ class Child:
                 CONFIGURED[listener.settings.role],
                 setup.hostname,
                 limits=_LIMITS,
-                budget=MemoryBudget(_LIMITS.buffered_bytes),
+                budget=Shares("SMTP contents", _LIMITS.buffered_bytes),
                 crash=self._crash,
                 pressure=self._pressure,
                 rates=RateLimits(self._clock),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from relay.base.child_process import ChildProcess
 from relay.base.observe.logs import get_logger
+from relay.base.shares import REFUSALS
 from relay.transport.gate.frames import FrameChannel, PacketSender, packet_pair
 from relay.transport.gate.owner import SessionsOfChild
 from relay.transport.gate.wire import Drain, LoadState, NewConnection, Packet, Ready, Setup, encode
@@ -204,6 +205,9 @@ class _Child:
 
     def _note_ready(self, frame: Ready) -> None:
         self.unanswered, self.full = 0, frame.full
+        for bound, (count, heaviest) in frame.refused.items():
+            if bound in REFUSALS.counts:
+                REFUSALS.add(bound, heaviest, count)
         if not self._ready.done():
             self._ready.set_result(frame)
 

@@ -20,6 +20,8 @@ from relay.transport.ingress.data import DataReply
 from relay.transport.ingress.session_limits import SessionLimits
 
 _Address = Annotated[str, Meta(max_length=PATH_OCTETS_MAX)]  # the owner keeps some
+_Bound = Annotated[str, Meta(max_length=40)]
+_Refused = tuple[Annotated[int, Meta(ge=1)], Annotated[str, Meta(max_length=PATH_OCTETS_MAX)]]
 _Secret = Annotated[str, Meta(max_length=SessionLimits().auth_line_bytes)]
 
 
@@ -115,11 +117,13 @@ class Ready(_Frame, frozen=True):
     """The child is alive and uses the last Setup or LoadState.
 
     `missing` names the parts of the sandbox that the kernel does not have, `full` has the places in
-    Setup of the listeners without places for strangers.
+    Setup of the listeners without places for strangers, `refused` what Shares have refused since
+    the last frame: by bound, how many, and the heaviest key.
     """
 
     missing: tuple[str, ...]
     full: tuple[int, ...] = ()
+    refused: dict[_Bound, _Refused] = {}
 
 
 FromChild = (

@@ -10,7 +10,8 @@ The session:
 - `smtp_server`: a listener: which clients are trusted; hands connections on
 - `smtp_sessions`: the sessions of a listener: implicit TLS, graceful stop
 - `proxy_header`: the PROXY protocol: which headers of a proxy are taken, and which client they name
-- `smtp_session`: a connection: lines, pipelining, time-outs, STARTTLS; too many sessions (421)
+- `smtp_session`: a connection: lines, pipelining, STARTTLS; time-outs, what is progress (421)
+- `places`: too many sessions (421): of strangers, trusted clients, logins; who loses a place
 - `session_client`: the client as a session knows it: address, trust, the functions that ask the
   owner of the mail; what the sessions of a listener share
 - `session_owner`: the owner's side of a session: the login; the reply to RCPT: relaying denied,

@@ -24,7 +24,7 @@ from relay.base.message.authentication_results import AuthResult
 from relay.base.message.content import BLOCK_BYTES, LARGE_BYTES, Content, LargeContent
 from relay.base.message.envelope import Client, Source
 from relay.base.message.header import Header, fields_end, header_section
-from relay.base.pressure import MemoryBudget
+from relay.base.shares import Shares
 from relay.formats.encoded_words import decode_words
 from relay.formats.transfer_encoding import LINE_MAX, has_line_over
 from relay.store.journeys.details import MilterSaid
@@ -291,8 +291,9 @@ class ContentCollector:
 
     size_max_bytes: int
     limits: SessionLimits
-    budget: MemoryBudget
+    budget: Shares
     arrival: Callable[[], IncomingBody]  # opens a file for the body of a large content
+    key: str | None = None  # whose memory it is
 
     def __post_init__(self) -> None:
         self._line_max_bytes = self.limits.text_line_bytes
@@ -339,7 +340,7 @@ class ContentCollector:
     def _memory_bytes(self) -> int:
         """How much of a message may be in memory now; less if other sessions take much."""
         limits = self.limits
-        is_calm = self.budget.taken_bytes <= limits.calm_bytes
+        is_calm = self.budget.taken <= limits.calm_bytes
         return limits.large_bytes if is_calm else min(limits.crowded_bytes, limits.large_bytes)
 
     async def spill(self, in_thread: InThread) -> None:
@@ -372,11 +373,12 @@ class ContentCollector:
                 self._header, (self._arrival.octets(),), self._eight_bit, self._long_lines
             )
         self._chunks = []  # the content must not be in memory twice
-        budget, held_bytes, arrival = self.budget, self._held_bytes, self._arrival
+        budget, key = self.budget, self.key
+        held_bytes, arrival = self._held_bytes, self._arrival
         self._held_bytes, self._arrival = 0, None
 
         def release() -> None:
-            budget.release(held_bytes)
+            budget.give_back(key, held_bytes)
             if arrival is not None:
                 arrival.discard()
 
@@ -386,7 +388,7 @@ class ContentCollector:
         """Release memory and disk, unless hand_over() was called. The collector is finished."""
         self._chunks.clear()
         self._header = None
-        self.budget.release(self._held_bytes)
+        self.budget.give_back(self.key, self._held_bytes)
         self._held_bytes = self.size_bytes = 0
         if self._arrival is not None:
             self._arrival.discard()
@@ -430,7 +432,7 @@ class ContentCollector:
         held_bytes = len(octets) if extends else len(octets) + _CHUNK_BYTES
         if self.size_bytes + len(octets) > self.size_max_bytes:
             self.reject(ContentRejection.TOO_BIG, octets)
-        elif not self.budget.take(held_bytes):
+        elif not self.budget.take(self.key, held_bytes):
             self.reject(ContentRejection.NO_ROOM, octets)
         else:
             self._held_bytes += held_bytes
@@ -465,7 +467,7 @@ class ContentCollector:
 
     def _hold(self, size_bytes: int) -> None:
         """Release memory, except for `size_bytes`."""
-        self.budget.release(self._held_bytes - size_bytes)
+        self.budget.give_back(self.key, self._held_bytes - size_bytes)
         self._held_bytes = size_bytes
 
 

@@ -29,7 +29,7 @@ from relay.base.message.content import BLOCK_BYTES
 from relay.base.message.envelope import Envelope, ForwardPath, parse_envid, parse_notify, parse_ret
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.phrases import shown
-from relay.base.pressure import MemoryBudget
+from relay.base.shares import Shares
 from relay.store.spool.types import SpoolUnavailableError
 from relay.transport.ingress import dropped_mail
 from relay.transport.ingress.data import ContentCollector, DataReply, Origin
@@ -71,7 +71,7 @@ class MailDrop:
     def __post_init__(self) -> None:
         self._clock, self._limits = self.shared.acceptance.clock, SessionLimits()
         self._ids = Ids(self._clock)
-        self._budget = MemoryBudget(self._limits.buffered_bytes)
+        self._budget = Shares("dropped mail", self._limits.buffered_bytes)
         self._stuck: dict[str, StuckFile] = {}  # by name
         self._waited: set[str] = set()  # files that had to wait in the last round
         self._logged = 0  # files moved aside in this round

@@ -16,8 +16,9 @@ from msgspec import Meta, Struct
 
 from relay.base.crashpoints import CrashPoints
 from relay.base.message.envelope import ForwardPath
-from relay.base.pressure import ConcurrencyCounter, MemoryBudget, Pressure
+from relay.base.pressure import Pressure
 from relay.base.settings.tree import SmtpListener
+from relay.base.shares import Shares
 from relay.base.socket_address import client_of
 from relay.store.spool.types import IncomingBody
 from relay.transport.ingress.data import DataReply, ReceivedContent
@@ -36,7 +37,6 @@ LOGIN_ENDED = (
     "421 4.7.0 The account or its password was changed; log in again, closing the connection"
 )
 STRANGERS, TRUSTED, LOGINS = "strangers", "trusted", "logins"  # the kinds of places of a listener
-_SHARES = (1, 4)  # of an address, of an IPv6 network of a site: times max_sessions_per_client
 CONNECT = "CONNECT"  # in place of a command: the connection itself was refused
 
 
@@ -95,6 +95,14 @@ class OfferedMail(Struct, frozen=True, array_like=True):
     claims: SessionClaims
 
 
+class SessionPlace(Struct, frozen=True):
+    """For whom a session is counted."""
+
+    kind: str  # STRANGERS, TRUSTED or LOGINS
+    key: str | None  # in Shares: the address or network, the user of this machine, the account
+    clients: tuple[str, ...] = ()  # the user or address, then the network: each has a limit
+
+
 class SessionClient(Struct, frozen=True):
     """The client of a session, and the functions by which the session asks the owner of the mail.
 
@@ -121,25 +129,16 @@ class SessionClient(Struct, frozen=True):
     ended: Callable[[], None] = lambda: None  # is called at the end: nothing more is asked
 
     @property
-    def counted_as(self) -> tuple[str, ...]:
-        """The keys by which a session of the client is counted before a login: its kind of places,
-        then the user or the address, then the IPv6 network; the last two only if they have a limit.
-        """
+    def place(self) -> SessionPlace:
+        """The place of a session of the client before a login."""
+        if self.uid is not None:
+            user = f"uid {self.uid}"
+            return SessionPlace(TRUSTED, user, (user,) if self.uid else ())
+        address = client_of(self.ip) or None  # None: pickup, or by a Unix socket
         if self.is_trusted:
-            return (TRUSTED, f"uid {self.uid}") if self.uid else (TRUSTED,)
-        keys = dict.fromkeys((client_of(self.ip), client_of(self.ip, bits=48)))  # RFC 6177 2
-        return (STRANGERS, *filter(None, keys))
-
-
-def without_place(count: ConcurrencyCounter, keys: tuple[str, ...], settings: SmtpListener) -> str:
-    """Return the reply to a client for whose session there is no place, else ""."""
-    if count.count(keys[0]) >= settings.max_sessions:
-        return "421 4.7.0 Too many sessions at once, try again later"  # RFC 5321 7.8
-    each, limited = settings.max_sessions_per_client, zip(keys[1:], _SHARES, strict=False)
-    if any(count.count(key) >= share * each for key, share in limited):
-        # RFC 5321 7.8
-        return "421 4.7.0 Too many sessions from your address, close some and try again"
-    return ""
+            return SessionPlace(TRUSTED, address)
+        site = client_of(self.ip, bits=48) or None  # RFC 6177 2
+        return SessionPlace(STRANGERS, site, tuple(dict.fromkeys(filter(None, (address, site)))))
 
 
 class ListenerDependencies(Struct, frozen=True):
@@ -149,7 +148,7 @@ class ListenerDependencies(Struct, frozen=True):
     role: ListenerRole  # what its clients must do
     hostname: str  # of the greeting
     limits: SessionLimits  # of each session
-    budget: MemoryBudget  # the memory for messages that all sessions receive
+    budget: Shares  # the memory for messages that all sessions receive
     crash: CrashPoints  # for crash tests
     pressure: Pressure  # whether new mail is taken
     rates: RateLimits  # messages of strangers, by address

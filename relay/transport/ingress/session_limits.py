@@ -28,8 +28,12 @@ class SessionLimits(Struct, frozen=True):
     # limit: failed logins of a session; then 421
     auth_failures: int = 3
     auth_failure_delay_s: float = 1.0  # multiplied by the number of failures
-    # limit: silence of a stranger, from half of `max_sessions` on; then 421
+    # limit: a stranger without progress, from half of `max_sessions` on; then 421
     stranger_silence_s: float = 10.0
+    # limit: octets of a content, in the same time, that are progress
+    progress_bytes: int = 10240
+    # limit: a session without mail, while another one has no place; then 421
+    without_mail_s: float = 60.0
     # limit: duration of an SMTP session
     session_s: float = 7200.0  # a slow upload of the largest message
     last_reply_s: float = 5.0  # for a client that does not read its last reply

@@ -80,8 +80,17 @@ class SmtpCommands:
     The subclass SmtpSession has the connection, and the methods that are not implemented here.
     """
 
-    def __init__(self, listener: ListenerDependencies, client: SessionClient, *, tls: str) -> None:
+    def __init__(
+        self,
+        listener: ListenerDependencies,
+        client: SessionClient,
+        *,
+        tls: str,
+        key: str | None,
+    ) -> None:
+        """`key` is that of the client in Shares before a login."""
         self._listener = listener
+        self.key = key
         self._client = client
         self._tls = tls
         self._helo = ""
@@ -120,8 +129,12 @@ class SmtpCommands:
         """Return a fact of the transport, as its get_extra_info() does."""
         raise NotImplementedError
 
-    def move_to_logins(self) -> str:
+    def move_to_logins(self, login: str) -> str:
         """Take the place of a login. If there is none, return the reply."""
+        raise NotImplementedError
+
+    def progress(self) -> None:
+        """Record that the client has brought its mail nearer: its silence begins anew."""
         raise NotImplementedError
 
     async def pause(self, seconds: float) -> None:
@@ -296,6 +309,8 @@ class SmtpCommands:
             raise esmtp_parameters.SmtpRejection(
                 f"501 Syntax: {verb} your.host.name"
             )  # RFC 5321 4.1.1.1
+        if not self._helo:
+            self.progress()
         self._helo, self._extended = name, verb == "EHLO"
         self.reset()
         if self.filters is not None:
@@ -364,7 +379,8 @@ class SmtpCommands:
         finally:  # also if the client leaves instead of answering the challenge
             if reply_unsent := authentication.unsent:
                 self._record(self._refused("AUTH", reply_unsent, ""), reply_unsent)
-        if self._authentication.login and (no_place := self.move_to_logins()):
+        login = self._authentication.login
+        if login and (no_place := self.move_to_logins(login)):
             refused = self._refused("AUTH", no_place, "")
             raise CommandRefusedError(dataclasses.replace(refused, reason=RefusalReason.LIMIT))
         return self._end_with(reply) if authentication.is_exhausted else reply
@@ -393,7 +409,9 @@ class SmtpCommands:
             return rejection
         if mail.size_bytes > (limit := self._listener.settings.max_message_size):
             return f"552 5.3.4 The message is larger than {limit} octets"  # RFC 1870 6.1
-        if not self._listener.budget.has(min(mail.size_bytes, self._listener.limits.large_bytes)):
+        memory_bytes = min(mail.size_bytes, self._listener.limits.large_bytes)
+        if not self._listener.budget.has_room(self.key, memory_bytes):
+            self._listener.budget.refuse()
             return "452 4.3.1 Too much mail at once, try again later"  # RFC 1870 6.1
         if short := self._listener.pressure.rejection(mail.size_bytes):
             return f"452 4.3.1 No mail is taken now: {short}; try again later"  # RFC 1870 6.1
@@ -405,6 +423,7 @@ class SmtpCommands:
             mechanism = self._authentication.mechanism
             await self.filters.mail(reverse_path, argument, mechanism=mechanism, login=login)
         self._mail = mail
+        self.progress()
         return "250 2.1.0 Ok"
 
     def _beyond_limits(self) -> str:
@@ -451,6 +470,7 @@ class SmtpCommands:
             await self.filters.rcpt(path.address, argument)
         self._forward_paths[path.address] = path
         self._expanded = expanded
+        self.progress()
         return "250 2.1.5 Ok"
 
     async def data(self, _argument: str) -> str:
@@ -516,6 +536,7 @@ class SmtpCommands:
             size_max_bytes=listener.settings.max_message_size,
             limits=listener.limits,
             budget=listener.budget,
+            key=self.key,
             arrival=self._client.new_body,
         )
 

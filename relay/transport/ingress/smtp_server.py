@@ -17,8 +17,9 @@ from msgspec.structs import replace
 
 from relay.base.certificates import ServerCertificate
 from relay.base.observe.logs import get_logger
-from relay.base.pressure import MemoryBudget, Pressure
+from relay.base.pressure import Pressure
 from relay.base.settings.tree import SmtpListener
+from relay.base.shares import Shares
 from relay.base.sockets import EVERYBODY, OWNER_ONLY, Acceptor, Listener, open_listener
 from relay.base.task_set import TaskSet
 from relay.transport.ingress import session_client, session_owner
@@ -114,7 +115,7 @@ class SmtpServer:
     @property
     def is_full(self) -> bool:
         """Whether strangers have no place in this process."""
-        return self._smtp_sessions.shared.is_full()
+        return self._smtp_sessions.shared.places.is_full()
 
     @property
     def fault(self) -> str:
@@ -237,7 +238,7 @@ class SmtpServer:
             self.role,
             dependencies.hostname,
             limits=self._limits,
-            budget=MemoryBudget(self._limits.buffered_bytes),
+            budget=Shares("SMTP contents", self._limits.buffered_bytes),
             crash=dependencies.crash,
             # without pressure only the spool itself may refuse mail
             pressure=Pressure() if self.role.is_promised else dependencies.pressure,

@@ -33,19 +33,18 @@ from aiosmtpd.smtp import SMTP
 from msgspec import Struct
 
 from relay.base.observe.logs import get_logger
-from relay.base.pressure import ConcurrencyCounter
 from relay.store.spool.types import SpoolFullError, SpoolUnavailableError
 from relay.transport.ingress.data import ContentCollector, ContentRejection, Framing
 from relay.transport.ingress.esmtp_parameters import SmtpRejection
+from relay.transport.ingress.places import CROWDED, Places
 from relay.transport.ingress.session_client import (
     CONNECT,
-    LOGINS,
     STRANGERS,
     ListenerDependencies,
     RefusedCommand,
     SessionClaims,
     SessionClient,
-    without_place,
+    SessionPlace,
 )
 from relay.transport.ingress.session_refusals import LineError
 from relay.transport.ingress.smtp_commands import PAUSED, SHUTTING_DOWN, SmtpCommands
@@ -54,7 +53,7 @@ _TEXT = frozenset((*b"\t\r\n", *range(0x20, 0x7F)))
 _log = get_logger("ingress")
 _LOCAL_ERROR = "451 4.3.0 Local error, try again later"  # RFC 3463 3.4
 _BUSY = "421 4.3.2 This server has too much to do, try again later"  # RFC 5321 3.8
-TLS_HANDSHAKE_S = 30.0
+_TLS_HANDSHAKE_S = 30.0
 _BATCH_REPLIES = 100
 _AUTH_VERB = b"AUTH "
 
@@ -190,17 +189,17 @@ class SessionDependencies(Struct, frozen=True):
     """What the sessions of a listener share."""
 
     listener: ListenerDependencies  # what their commands share
-    count: ConcurrencyCounter  # sessions by SessionClient.counted_as, and logins
-    sessions: set["SmtpSession"]  # the open sessions
+    places: "Places[SmtpSession]"  # with the open sessions
     tls_context: ssl.SSLContext | None  # None: no TLS
     on_failed_handshake: Callable[[SessionClient, OSError], None]  # called with the reason
     begun: Callable[[], None]  # counts a connection
     # returns the client of a session that was made without one; None: all have one
     meet: Callable[[asyncio.BaseTransport], SessionClient] | None
 
-    def is_full(self, part: float = 1.0) -> bool:
-        """Whether this part of the places of strangers is taken."""
-        return self.count.count(STRANGERS) >= part * self.listener.settings.max_sessions
+    def handshake_s(self, *places: "Places[SmtpSession]") -> float:
+        """Return how long a TLS handshake may take: less while half of any `places` is taken."""
+        is_crowded = any(kept.is_full(0.5) for kept in (self.places, *places))
+        return self.listener.limits.stranger_silence_s if is_crowded else _TLS_HANDSHAKE_S
 
 
 class _NoHooks:
@@ -229,7 +228,7 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
         )
         self._shared = shared
         self._met = client
-        self._counted_as: tuple[str, ...] = ()
+        self.place: SessionPlace | None = None  # None: another session has it
         self._may_speak_first = False
         self._input = InputBuffer(
             limit_bytes=shared.listener.limits.input_bytes,
@@ -238,7 +237,9 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
         )
         self._replies: list[bytes] = []
         self._waiting_since: float | None = None  # loop time; None while a command is in progress
-        self._asked_since: float | None = None  # the same, for a whole command line
+        self._waited_s = 0.0  # for the client, until then
+        self._progress_s = self._mail_s = 0.0  # how much of it when there was progress, or mail
+        self._window_s, self._window_bytes = 0.0, 0  # of a content: since when so many octets came
         self._began_s = self.loop.time()  # real time: a client
         self.closed = self.loop.create_future()
 
@@ -253,14 +254,13 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
         trusted, tls = client.is_trusted, _tls_version(transport)
         # No browser reaches a Unix socket, and none sends commands as the first data under TLS.
         self._may_speak_first = trusted and (not client.ip or bool(tls))
-        self._counted_as = client.counted_as
-        listener = self._shared.listener
+        place, listener = client.place, self._shared.listener
         if listener.pressure.paused():
             rejection = PAUSED
         elif listener.pressure.rejects_untrusted and not (trusted or listener.role.must_log_in):
             rejection = _BUSY
         else:
-            rejection = without_place(self._shared.count, self._counted_as, listener.settings)
+            rejection = self._shared.places.take(place)
         self._shared.begun()
         if rejection:
             client.refused(RefusedCommand(command=CONNECT, reply=rejection), SessionClaims())
@@ -268,21 +268,18 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
             rejected.write(rejection.encode("ascii") + b"\r\n")
             rejected.close()
             return
-        self._shared.count.begin(*self._counted_as)
-        self._shared.sessions.add(self)
-        SmtpCommands.__init__(self, listener, client, tls=tls)
+        self.place = place
+        self._shared.places.sessions.add(self)
+        SmtpCommands.__init__(self, listener, client, tls=tls, key=place.key)
         super().connection_made(transport)
 
-    def move_to_logins(self) -> str:
-        """Take the place of a login; an address counts as before. If there is none, return the
-        reply.
-        """
-        count, settings = self._shared.count, self._shared.listener.settings
-        if count.count(LOGINS) >= settings.max_sessions:
+    def move_to_logins(self, login: str) -> str:
+        """Take the place of a login. If there is none, return the reply."""
+        place = self.place and self._shared.places.of_login(self.place, login)
+        if place is None:
             return "421 4.7.0 Too many sessions with a login, try again later"  # RFC 5321 7.8
-        count.end(*self._counted_as)
-        self._counted_as = (LOGINS, *self._counted_as[1:2])
-        count.begin(*self._counted_as)
+        self.place, self.key = place, login
+        self._note_mail()
         return ""
 
     def data_received(self, data: bytes) -> None:
@@ -300,10 +297,10 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
             return
         self._input.feed_end()
         self.closed.set_result(None)
-        if self in self._shared.sessions:
-            self._shared.sessions.remove(self)
+        if self in self._shared.places.sessions:
+            self._shared.places.sessions.remove(self)
             self.reset()
-            self._shared.count.end(*self._counted_as)
+            self._leave_place()
             super().connection_lost(None if isinstance(error, OSError) else error)
         if self._met is not None:
             ended, task = self._met.ended, self._handler_coroutine
@@ -317,22 +314,36 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
     def _timeout_cb(self) -> None:
         """End the session if the client was idle for too long, else set the timer again."""
         now, limits = self.loop.time(), self._shared.listener.limits  # real time: a client
-        too_old = now - self._began_s >= limits.session_s
-        silent_s = 0.0 if self._waiting_since is None else now - self._waiting_since
-        left_s = self._shared.listener.settings.timeout - silent_s
         if self.transport is None:
             return
-        if self._counted_as[0] == STRANGERS:
-            asked_s = 0.0 if self._asked_since is None else now - self._asked_since
-            if asked_s >= limits.stranger_silence_s and self._shared.is_full(0.5):
-                # RFC 5321 4.5.3.2.7
-                self.close_with("421 4.4.2 Many clients wait for a session, closing yours")
-                return
-            left_s = min(left_s, limits.stranger_silence_s - asked_s % limits.stranger_silence_s)
-        if self._waiting_since is None or (left_s > 0 and not too_old):
-            self._reset_timeout(max(left_s, 0.001))
+        is_waiting, silent_s = self._waiting_since is not None, now - (self._waiting_since or now)
+        left_s = self._shared.listener.settings.timeout - silent_s
+        if is_waiting and (left_s <= 0 or now - self._began_s >= limits.session_s):
+            self.close_with("421 4.4.2 Time is up, closing the connection")  # RFC 5321 4.5.3.2.7
             return
-        self.close_with("421 4.4.2 Time is up, closing the connection")  # RFC 5321 4.5.3.2.7
+        is_stranger = self.place is not None and self.place.kind == STRANGERS
+        if is_stranger:
+            idle_s = self._waited_s + silent_s - self._progress_s
+            limit_s = limits.stranger_silence_s
+            if is_waiting and idle_s >= limit_s and self._shared.places.is_full(0.5):
+                self._leave_place()
+                self.close_with(CROWDED)
+                return
+            left_s = min(left_s, limit_s - idle_s % limit_s)
+        self._reset_timeout(max(left_s, 0.001))
+
+    def _leave_place(self) -> None:
+        place, self.place = self.place, None
+        if place is not None:
+            self._shared.places.give_back(place)
+
+    def without_mail_s(self, now_s: float) -> float:
+        """Return how long the client has sent no mail, without the time in which it waited for
+        replies; 0.0 while it waits for one, or leaves.
+        """
+        if self._waiting_since is None or self._transport_of().is_closing():
+            return 0.0
+        return self._waited_s + now_s - self._waiting_since - self._mail_s
 
     def close_with(self, reply: str) -> None:
         """Send a last reply and close, in any state."""
@@ -403,12 +414,10 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
         while True:
             line = self._input.take_line(self._shared.listener.limits.auth_line_bytes)
             if line is not None:
-                self._asked_since = None
                 if len(self._replies) >= _BATCH_REPLIES:  # a long batch: let other sessions run
                     await self._flush()
                     await asyncio.sleep(0)
                 return line
-            self._asked_since = self._asked_since or self.loop.time()  # real time: a client
             if not await self._more():
                 return None
 
@@ -419,6 +428,7 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
         try:
             return await self._input.more()
         finally:
+            self._waited_s += self.loop.time() - self._waiting_since  # real time: as above
             self._waiting_since = None
 
     async def _flush(self) -> None:
@@ -433,7 +443,23 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
         except OSError as error:
             raise ClientDisconnected from error
         finally:
+            self._waited_s += self.loop.time() - self._waiting_since  # real time: as above
             self._waiting_since = None
+
+    def progress(self) -> None:
+        """See SmtpCommands."""
+        self._progress_s = self._window_s = self._waited_s
+        self._window_bytes = 0
+
+    def _note_mail(self) -> None:
+        self.progress()
+        self._mail_s = self._waited_s
+
+    def _end_window(self) -> None:
+        """Octets of a content that came in a short time are progress."""
+        if self._waited_s - self._window_s <= self._shared.listener.limits.stranger_silence_s:
+            self._note_mail()
+        self._window_s, self._window_bytes = self._waited_s, 0
 
     def _put(self, reply: str) -> None:
         if reply:
@@ -469,11 +495,17 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
 
     async def read_content(self, framing: Framing, content: ContentCollector | None) -> bool:
         """Collect a content or a chunk, or discard it; False if the client disconnects."""
-        self._put(framing.opening)
+        if framing.opening:
+            self._put(framing.opening)
+            self.progress()
+        window_bytes = self._shared.listener.limits.progress_bytes
         while True:
             if self._input.is_empty and framing.wanted_bytes and not await self._more():
                 return False
             octets = self._input.take_all(framing.wanted_bytes)
+            self._window_bytes += len(octets)
+            if self._window_bytes >= window_bytes:
+                self._end_window()
             if content is None:
                 _, rest = framing.take(octets)
             else:
@@ -483,6 +515,8 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
             if rest is not None:
                 if rest:
                     self._input.put_back(rest)
+                if framing.is_last:
+                    self._note_mail()
                 return True
 
     async def _spill(self, content: ContentCollector) -> None:
@@ -507,13 +541,15 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
         # after the 220, because more may arrive while the client is slow to read.
         self._input.clear()
         try:
-            await self._writer.start_tls(context, ssl_handshake_timeout=TLS_HANDSHAKE_S)
+            limit_s = self._shared.handshake_s()
+            await self._writer.start_tls(context, ssl_handshake_timeout=limit_s)
         except OSError as error:
             self._handshake_failed(error)
             # uvloop does not call connection_lost() for a connection that ends in the handshake.
             self.loop.call_soon(self.connection_lost, error)
             raise ClientDisconnected from error
         self.transport = self._writer.transport
+        self.progress()
         return _tls_version(self._writer.transport)
 
     def _handshake_failed(self, error: OSError) -> None:

@@ -13,14 +13,14 @@ from functools import partial
 from msgspec.structs import replace
 
 from relay.base.observe.logs import get_logger
-from relay.base.pressure import ConcurrencyCounter
 from relay.base.settings.tree import SmtpListener
 from relay.base.sockets import wait_readable
 from relay.base.task_set import TaskSet
 from relay.transport.ingress import session_client
+from relay.transport.ingress.places import Places
 from relay.transport.ingress.session_refusals import handshake_fault
 from relay.transport.ingress.smtp_commands import SHUTTING_DOWN
-from relay.transport.ingress.smtp_session import TLS_HANDSHAKE_S, SessionDependencies, SmtpSession
+from relay.transport.ingress.smtp_session import SessionDependencies, SmtpSession
 from relay.transport.refusals.refusal import RefusalReason
 
 _log = get_logger("ingress")
@@ -41,11 +41,10 @@ class SmtpSessions:
         """`begun` counts a connection, `meet` returns the client of a session of new_session()."""
         self.tls_at_once = tls_context if listener.role.has_tls_first else None
         self._beginning = TaskSet()  # until their sessions exist
-        self._handshakes = ConcurrencyCounter()  # the same
+        self._handshakes = Places[SmtpSession](listener.settings, listener.limits)  # the same
         self.shared = SessionDependencies(
             listener,
-            ConcurrencyCounter(),
-            sessions=set(),
+            Places[SmtpSession](listener.settings, listener.limits),
             tls_context=tls_context,
             on_failed_handshake=self._record_failed_handshake,
             begun=begun,
@@ -55,10 +54,12 @@ class SmtpSessions:
     @property
     def total(self) -> int:
         """The number of open sessions."""
-        return self.shared.count.total
+        return self.shared.places.clients.total
 
     def use(self, settings: SmtpListener) -> None:
         """Give sessions that begin from now on the limits of `settings`."""
+        self._handshakes.use(settings)
+        self.shared.places.use(settings)
         listener = replace(self.shared.listener, settings=settings)
         self.shared = replace(self.shared, listener=listener)
 
@@ -72,42 +73,42 @@ class SmtpSessions:
         If too many connections of this kind have no session yet, or under TLS, when no reply can be
         sent, of this client, it is closed. It is also closed if its task is cancelled.
         """
-        keys = client.counted_as if self.tls_at_once is not None else client.counted_as[:1]
-        if session_client.without_place(self._handshakes, keys, self.shared.listener.settings):
+        place = client.place if self.tls_at_once is not None else replace(client.place, clients=())
+        if self._handshakes.take(place):
             connection.close()
             client.ended()
             return
-        self._handshakes.begin(*keys)
         task = self._beginning.start(self._begin(connection, client))
-        task.add_done_callback(lambda _: self._handshakes.end(*keys))
+        task.add_done_callback(lambda _: self._handshakes.give_back(place))
 
     async def drain(self, grace_s: float) -> None:
         """End. Open transactions may finish within `grace_s`."""
-        for session in tuple(self.shared.sessions):
+        for session in tuple(self.shared.places.sessions):
             session.drain()
         self._beginning.cancel()
         await self._wait_closed(grace_s)
-        for session in tuple(self.shared.sessions):
+        for session in tuple(self.shared.places.sessions):
             session.close_with(SHUTTING_DOWN)
         await self._wait_closed(_LAST_REPLY_S)
-        for session in tuple(self.shared.sessions):
+        for session in tuple(self.shared.places.sessions):
             session.abort()
 
     async def _wait_closed(self, timeout_s: float) -> None:
-        if closed := {session.closed for session in self.shared.sessions}:
+        if closed := {session.closed for session in self.shared.places.sessions}:
             await asyncio.wait(closed, timeout=timeout_s)  # real time: clients
 
     async def _begin(self, connection: socket.socket, client: session_client.SessionClient) -> None:
         """Make the handshake."""
         has_begun, tls = False, self.tls_at_once
+        handshake_s = self.shared.handshake_s(self._handshakes)
         try:
-            if tls is not None and not await _has_spoken(connection):
+            if tls is not None and not await _has_spoken(connection, handshake_s):
                 return  # a check whether the port is open
             await asyncio.get_running_loop().connect_accepted_socket(
                 partial(SmtpSession, self.shared, client),
                 connection,
                 ssl=tls,
-                ssl_handshake_timeout=TLS_HANDSHAKE_S if tls else None,  # real time: a client
+                ssl_handshake_timeout=handshake_s if tls else None,  # real time: a client
             )
             has_begun = True
         except TimeoutError:
@@ -142,9 +143,9 @@ class SmtpSessions:
             _log.warning("TLS handshake failed", client=client.ip, error=reason, hint=hint)
 
 
-async def _has_spoken(connection: socket.socket) -> bool:
+async def _has_spoken(connection: socket.socket, within_s: float) -> bool:
     """Wait for the first octet; return False if the client disconnects. Raises OSError."""
-    async with asyncio.timeout(TLS_HANDSHAKE_S):  # real time: a client
+    async with asyncio.timeout(within_s):  # real time: a client
         await wait_readable(connection)
     try:
         return bool(connection.recv(1, socket.MSG_PEEK))

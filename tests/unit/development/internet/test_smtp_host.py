@@ -7,7 +7,7 @@ import ssl
 import pytest
 
 from relay.base.clock import SystemClock
-from relay.base.pressure import MemoryBudget
+from relay.base.shares import Shares
 from relay.base.socket_address import Address
 from relay.development.internet.behaviour import Action
 from relay.development.internet.smtp_host import HostOptions, SmtpHost
@@ -126,7 +126,7 @@ async def test_a_session_that_waits_ends_when_its_client_leaves(action):
 
 @pytest.mark.parametrize(
     ("options", "code"),
-    [({"size_bytes_max": 150_000}, "552"), ({"memory": MemoryBudget(150_000)}, "452")],
+    [({"size_bytes_max": 150_000}, "552"), ({"memory": Shares("contents", 150_000)}, "452")],
 )
 async def test_content_is_bounded_and_read_to_its_end(options, code):
     async with session(**options) as (_, client):

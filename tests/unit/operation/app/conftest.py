@@ -8,6 +8,7 @@ import pytest
 from relay.base.accounts.accounts_file import load_accounts
 from relay.base.clock import SystemClock
 from relay.base.settings.tree import Settings
+from relay.base.shares import REFUSALS
 from relay.operation.app.compose import compose
 from relay.operation.app.daemon import Daemon
 from relay.operation.app.foundation import RelayDependencies
@@ -28,6 +29,7 @@ def composed() -> Callable[[Settings], Daemon]:
     """A daemon of these settings, not started."""
 
     def composed(settings: Settings, **sources: Any) -> Daemon:
+        REFUSALS._last_s.clear()  # of other tests in this process
         boxes = settings.mailboxes
         accounts = load_accounts(boxes.accounts, boxes.domains, clock=SystemClock(), environ={})
         rules = load_rules(settings.policy.directory, local_domains=boxes.domains)

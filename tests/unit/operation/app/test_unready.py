@@ -1,8 +1,10 @@
 """What makes a relay not ready: a queue that cannot be read, clients of SMTP that wait."""
 
 import asyncio
+import contextlib
 import http.client
 import os
+import re
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -114,5 +116,26 @@ async def test_full_places_of_strangers_are_said(settings_with, composed, gate) 
             await until_answer(daemon, (200, said))
             assert "\nrelay_smtp_strangers_full 1.0\n" in (await asked(daemon, "/metrics"))[1]
         await until_answer(daemon, (200, "ready\n"))
+    finally:
+        await daemon.stop()
+
+
+@pytest.mark.parametrize("gate", ["on", "off"])
+async def test_a_bound_that_refuses_sessions_is_said(settings_with, composed, gate) -> None:
+    smtp = {"listen": "127.0.0.1:0", "max_sessions": 1}
+    daemon = composed(settings_with(smtp=[smtp], smtp_gate=gate), gate_words=WORDS)
+    try:
+        await daemon.start()
+        place = daemon.transport.smtp_servers[0].address
+        with contextlib.ExitStack() as stack:
+            for _ in range(2):
+                stack.enter_context(socket.create_connection((place.host, place.port)))
+            await until_answer(daemon, (200, "ready; full: SMTP trusted clients\n"))
+        [line] = re.findall(
+            r'^relay_shares_refused_total\{bound="SMTP trusted clients"\} .*$',
+            (await asked(daemon, "/metrics"))[1],
+            re.MULTILINE,
+        )
+        assert float(line.split()[-1]) >= 1
     finally:
         await daemon.stop()

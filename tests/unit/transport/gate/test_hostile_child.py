@@ -73,6 +73,7 @@ def raw(*values: Any) -> bytes:
             lambda n: framed(wire.LogIn(n, 1, "x" * 12289, "", False)),
             "Expected `str` of length <= 12288",
         ),
+        (lambda n: raw("Ready", [], [], {"x" * 41: [1, ""]}), "Expected `str` of length <= 40"),
         (lambda n: framed(wire.LoadState(PressureState(), "")), "Invalid value 'LoadState'"),
         (lambda n: raw("Nothing", n), "Invalid value 'Nothing'"),
         (lambda n: raw("CheckSender", "n", 1, STRANGER), "Expected `int`, got `str`"),

@@ -25,5 +25,5 @@ async def listening(relay):
         Client.opened.pop().writer.close()
     for server in servers:
         await server.drain(0.2)
-        assert (server.sessions, inside(server).shared.listener.budget.taken_bytes) == (0, 0)
+        assert (server.sessions, inside(server).shared.listener.budget.taken) == (0, 0)
     assert all(arrival.discarded == 1 for arrival in relay.spool.arrivals)

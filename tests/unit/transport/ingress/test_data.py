@@ -9,7 +9,7 @@ import pytest
 import uvloop
 
 from relay.base.message.content import BLOCK_BYTES, LARGE_BYTES, LargeContent, read_all
-from relay.base.pressure import MemoryBudget
+from relay.base.shares import Shares
 from relay.transport.ingress.data import (
     ChunkFraming,
     ContentCollector,
@@ -46,7 +46,7 @@ def receiver(
         normalizes=normalizes,
         size_max_bytes=size_max_bytes,
         limits=SessionLimits(text_line_bytes=line, large_bytes=large_bytes),
-        budget=budget or MemoryBudget(10_000),
+        budget=budget or Shares("contents", 10_000),
         arrival=arrival,
     )
 
@@ -209,7 +209,7 @@ def test_rejected_content_is_not_kept():
 
 
 def test_lines_sent_alone_count_their_overhead():
-    one = receiver(budget=MemoryBudget(1000))
+    one = receiver(budget=Shares("contents", 1000))
     for _ in range(14):
         one.feed(b"x" * 62 + b"\r\n")  # 896 octets
     assert one.rejection is ContentRejection.NO_ROOM
@@ -217,15 +217,26 @@ def test_lines_sent_alone_count_their_overhead():
 
 
 def test_octets_sent_alone_share_their_overhead():
-    budget = MemoryBudget(2000)
+    budget = Shares("contents", 2000)
     one = receiver(budget=budget)
     for _ in range(300):
         for octet in (b"a", b"\r", b"\n"):
             one.feed(octet)
     assert one.rejection is None
-    assert not budget.has(2000 - 900)
+    assert not budget.has_room(None, 2000 - 900)
     one.release()
-    assert budget.has(2000)
+    assert budget.has_room(None, 2000)
+
+
+def test_a_client_gets_half_of_the_memory():
+    budget = Shares("contents", 2000)
+    one, other = (receiver(budget=budget, line=1000, size_max_bytes=9000) for _ in range(2))
+    one.key = "192.0.2.1"
+    for each, size_bytes in ((one, 700), (one, 600), (other, 900)):
+        each.feed(b"x" * size_bytes + b"\r\n")
+    assert (one.rejection, other.rejection) == (ContentRejection.NO_ROOM, None)
+    other.release()
+    assert budget.taken == 0
 
 
 HEADER = b"Subject: large\r\nX-Folded: a\r\n b\r\n"
@@ -292,8 +303,8 @@ CROWDED = SessionLimits(large_bytes=1000, calm_bytes=2000, crowded_bytes=200)
 
 def crowded(*, others_bytes: int) -> Receiver:
     """Receives while the contents of others take so much memory."""
-    budget = MemoryBudget(10_000)
-    assert budget.take(others_bytes)
+    budget = Shares("contents", 10_000)
+    assert budget.take(None, others_bytes)
     return Receiver(size_max_bytes=5000, limits=CROWDED, budget=budget, arrival=MemoryArrival)
 
 
@@ -311,7 +322,7 @@ def test_while_others_take_much_memory_a_smaller_body_goes_into_a_file(
         one.feed(sent[at : at + 50])
         if one.needs_spill:
             uvloop.run(one.spill(asyncio.to_thread))
-        held.append(one.budget.taken_bytes - others_bytes)
+        held.append(one.budget.taken - others_bytes)
     feed_in_blocks(one, b".\r\n", 5)
     content = one.hand_over().content
     assert isinstance(content, LargeContent) is is_large
@@ -330,7 +341,7 @@ def test_while_others_take_much_memory_a_long_header_is_deferred(others_bytes, r
 
 
 def test_large_content_uses_memory_only_for_its_buffers():
-    budget = MemoryBudget(LARGE_BYTES + 4 * BLOCK_BYTES)
+    budget = Shares("contents", LARGE_BYTES + 4 * BLOCK_BYTES)
     one = receiver(size_max_bytes=10**9, line=10**6, budget=budget, large_bytes=LARGE_BYTES)
     block = b"0123456789abcdef" * 4 * 1024 + b"\r\n"
     one.feed(b"A: b\r\n\r\n")
@@ -344,7 +355,7 @@ def test_large_content_uses_memory_only_for_its_buffers():
     received = one.hand_over()
     assert received.content.size == 8 + 100 * len(block)
     one.release()
-    assert not budget.has(LARGE_BYTES + 4 * BLOCK_BYTES), "the header is in memory still"
+    assert not budget.has_room(None, LARGE_BYTES + 4 * BLOCK_BYTES), "the header is in memory still"
     received.release()
-    assert budget.has(LARGE_BYTES + 4 * BLOCK_BYTES)
-    assert not budget.has(LARGE_BYTES + 4 * BLOCK_BYTES + 1), "given back twice"
+    assert budget.has_room(None, LARGE_BYTES + 4 * BLOCK_BYTES)
+    assert not budget.has_room(None, LARGE_BYTES + 4 * BLOCK_BYTES + 1), "given back twice"

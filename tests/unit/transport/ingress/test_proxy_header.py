@@ -228,13 +228,13 @@ async def test_handshakes_that_are_awaited_count_for_the_client(
     changes = {"tls": certificate, "role": "submissions", "proxy_networks": PROXIES}
     server = await listening(**changes, max_sessions_per_client=2)
     waiting = [connected(server.address, v2_of("192.0.2.5")) for _ in range(2)]
-    await until(lambda: inside(server)._handshakes.total == 2)
+    await until(lambda: inside(server)._handshakes.clients.total == 2)
     assert await all_of(connected(server.address, v2_of("192.0.2.5"))) == b""
     said = await asyncio.to_thread(log_in, server.address, certificate, "submissions")
     assert said[:4] == b"235 "
     for one in waiting:
         one.close()
-    await until(lambda: inside(server)._handshakes.total == 0)
+    await until(lambda: inside(server)._handshakes.clients.total == 0)
 
 
 @pytest.mark.parametrize("role", ["relay", "submissions"])

@@ -278,6 +278,8 @@ async def test_clients_cannot_fill_the_log_but_each_failed_login_has_its_line(re
                     relay.pressure.state = PressureState({})
     lines = {}
     for line in logged:
+        if line["event"] == "bound is full":  # once a minute, also for other tests
+            continue
         what = (line["event"], line.get("verb"), line.get("reason"))
         lines.setdefault(what, []).append(line.get("times", 1))
     assert lines == {

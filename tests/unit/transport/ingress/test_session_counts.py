@@ -1,6 +1,5 @@
 """The limits of [[smtp]] that count strangers, and null-MX senders; a trusted client beside them."""
 
-import asyncio
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address
@@ -11,7 +10,6 @@ import pytest
 from relay.base.settings.tree import DnsSettings
 from relay.transport.ingress import strangers
 from relay.transport.ingress.message_limits import KEYS_MAX, RateLimits
-from relay.transport.ingress.session_limits import SessionLimits
 from relay.transport.ingress.strangers import StrangerChecks
 from relay.transport.routing.resolver import Resolver
 from tests.support.dns_server import DnsThread
@@ -62,26 +60,6 @@ async def test_a_reload_changes_the_limits_of_sessions_that_begin_then(listening
     after = await client_of(server)
     assert await codes(before, *MESSAGE, MAIL) == [*SENT, "421"]
     assert await codes(after, *MESSAGE, MAIL, "FLY", "FLY") == [*SENT, "250", "500", "500"]
-
-
-async def test_a_stranger_who_says_nothing_leaves_when_half_of_the_places_are_taken(
-    relay, listening
-):
-    limits = SessionLimits(stranger_silence_s=0.05)
-    calm, crowded = [await listening(limits=limits, max_sessions=n) for n in (7, 5)]
-    patient, of_content, waiting = [await client_of(one) for one in (calm, crowded, crowded)]
-    relay.spool.gate = asyncio.Event()
-    for one in (of_content, waiting):
-        assert await codes(one, MAIL, BOB, "DATA") == SENT[:3]
-    waiting.writer.write(b"Subject: x\r\n\r\nx\r\n.\r\n")
-    await relay.spool.committing.wait()
-    trusted = await client_of(crowded, TRUSTED)
-    silent = await Client.connect(crowded.address, local_addr=(STRANGER, 0))
-    assert [(await silent.reply())[:9] for _ in range(3)] == ["220 relay", "421 4.4.2", ""]
-    assert await codes(patient, "NOOP") + await codes(trusted, "NOOP") == ["250", "250"]
-    relay.spool.gate.set()
-    assert (await waiting.reply())[:3] == "250"
-    assert await codes(of_content, MESSAGE[3]) == ["250"]
 
 
 NULL = {"null.test": {"MX": ["0 ."]}, "both.test": {"MX": ["0 .", "5 mx.test"]}}

@@ -163,7 +163,8 @@ async def test_clients_that_ask_much_delay_no_other_and_disable_no_check(
             (("zone.test", "list.test"), SENDER, "554 5.7.1"),
         ):
             found = await reply_to(relay, ip=honest, sender=sender, zones=zones)
-            assert (found[:9], [*logged]) == (reply, [])
+            assert found[:9] == reply
+            assert {one["event"] for one in logged} <= {"bound is full"}
     dns.zone["plain.test"] = {"A": ["192.0.2.1"]}
     assert isinstance(await resolver.resolve(NextHop(HopKind.MX, "plain.test")), Hosts)
     replies = {reply[:9] for reply in await asyncio.gather(*flood)}
