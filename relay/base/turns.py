@@ -19,8 +19,8 @@ from relay.base.socket_address import client_of
 
 _NETWORK_BITS = 48  # of IPv6: one customer may have as many networks of 64 bits
 _WAITING_MAX = 256
-# what it waits for, and whether it has that; None while it waits
-_Wait: TypeAlias = "tuple[int, asyncio.Future[bool]]"
+# what it waits for, what it leaves to others, and whether it has its place; None while it waits
+_Wait: TypeAlias = "tuple[int, int, asyncio.Future[bool]]"
 
 
 class Turns:
@@ -43,24 +43,33 @@ class Turns:
         has = self._held.of(_network_of(client))
         return any(self._held.of(network) <= has for network in self._lines)
 
-    def take_at_once(self, client: str, size: int = 1) -> bool:
+    @property
+    def taken(self) -> int:
+        """How much all have."""
+        return self._held.taken
+
+    def take_at_once(self, client: str, size: int = 1, *, spare: int = 0) -> bool:
         """Return whether there is room for `size`, which is taken then: it is no refusal."""
         network = _network_of(client)
-        if has_room := self._held.has_room(network, size):
+        if has_room := self._held.has_room(network, size, spare=spare):
             self._held.add(network, size)
         return has_room
 
-    async def take(self, client: str, size: int = 1, *, wait_s: float | None = None) -> bool:
-        """Return whether there was room in time for `size`, which the caller then gives back.
+    async def take(
+        self, client: str, size: int = 1, *, wait_s: float | None = None, spare: int = 0
+    ) -> bool:
+        """Return whether there was room in time for `size`, which the caller then gives back;
+        `spare` stays for others.
 
         With `wait_s` None the wait has no limit. With 0 the caller asks elsewhere: that there is no
         room is no refusal.
         """
-        if self.take_at_once(client, size):
+        if self.take_at_once(client, size, spare=spare):
             return True
         network = _network_of(client)
         place = asyncio.get_running_loop().create_future()
-        self._lines.setdefault(network, RoundRobinQueue()).push(client, (size, place))
+        wait = size, spare, place
+        self._lines.setdefault(network, RoundRobinQueue()).push(client, wait)
         self._waiting += 1
         if self._waiting > self._waiting_max:
             self._send_one_away()
@@ -73,7 +82,7 @@ class Turns:
             raise
         finally:
             if not place.done():
-                self._remove(network, client, (size, place))
+                self._remove(network, client, wait)
         has_place: bool = place.done() and place.result()
         if wait_s != 0 and not has_place:
             self._held.refuse()
@@ -100,7 +109,7 @@ class Turns:
         """Give away what is free."""
         while (network := next(filter(self._has_room, self._lines), None)) is not None:
             line = self._lines[network]
-            size, place = line.pop(next(iter(line)))
+            size, _, place = line.pop(next(iter(line)))
             place.set_result(True)
             self._lines.move_to_end(network)
             self._has_left(network)
@@ -109,8 +118,8 @@ class Turns:
     def _has_room(self, network: str) -> bool:
         """Return whether the next one of a network may have what it waits for."""
         line = self._lines[network]
-        size, _ = next(iter(line.items(next(iter(line)))))
-        return self._held.has_room(network, size)
+        size, spare, _ = next(iter(line.items(next(iter(line)))))
+        return self._held.has_room(network, size, spare=spare)
 
     def _send_one_away(self) -> None:
         """Give no place to the last one of the longest line."""
@@ -119,7 +128,7 @@ class Turns:
         client = max(reversed([*line]), key=lambda name: len(line.items(name)))
         [*_, last] = line.items(client)
         self._remove(network, client, last)
-        last[1].set_result(False)
+        last[-1].set_result(False)
 
     def _remove(self, network: str, client: str, wait: _Wait) -> None:
         self._lines[network].remove(client, wait)

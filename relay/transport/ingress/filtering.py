@@ -39,7 +39,7 @@ _PATH = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^">])*>')  # of MAIL and RCPT, to its
 
 
 class SessionFilters:
-    """The milters of a client's session. helo() and later stages raise FilterRefusedError.
+    """The milters of a client's session. mail() and later stages raise FilterRefusedError.
 
     abort() and close() do not disturb the decision about a message: it continues if the client
     disconnects.
@@ -50,29 +50,26 @@ class SessionFilters:
         self.size_max_bytes = size_max_bytes  # of a message
         self._is_deciding = self._is_closed = False
 
-    async def connect(self, ip: str, hostname: str, fact: Callable[[str], Any]) -> None:
-        """Announce the client; `fact` is get_extra_info() of its transport.
-
-        A refusal is the reply to each command.
-        """
+    def connect(self, ip: str, hostname: str, fact: Callable[[str], Any]) -> None:
+        """Take note of the client; `fact` is get_extra_info() of its transport."""
         peer, own = fact("peername"), fact("sockname")
         is_direct = isinstance(peer, tuple) and str(peer[0]).removeprefix("::ffff:") == ip
         macros = {"daemon_name": hostname}
         if isinstance(own, tuple):
             macros |= {"daemon_addr": str(own[0]), "daemon_port": str(own[1])}
         client = FilterClient(address=ip, port=peer[1] if is_direct else 0, macros=macros)
-        await self.session.connect(client)
+        self.session.connect(client)
 
-    async def helo(self, name: str, tls: str, fact: Callable[[str], Any]) -> None:
-        """Announce HELO or EHLO."""
+    def helo(self, name: str, tls: str, fact: Callable[[str], Any]) -> None:
+        """Take note of HELO or EHLO."""
         macros = {}
         if tls:
             cipher, _, bits = fact("cipher") or ("", "", "")
             macros = {"tls_version": tls, "cipher": cipher, "cipher_bits": str(bits)}
-        _check(await self.session.helo(name, macros))
+        self.session.helo(name, macros)
 
     async def mail(self, address: str, argument: str, *, mechanism: str, login: str) -> None:
-        """Announce MAIL, whose argument has the parameters."""
+        """Announce the client and MAIL, whose argument has the parameters."""
         macros = {"auth_type": mechanism, "auth_authen": login} if login else {}
         macros["mail_host"] = domain_of(address)
         _check(await self.session.mail(address, _parameters(argument), macros))
@@ -106,6 +103,16 @@ class SessionFilters:
                 self.session.close()
 
         return ReceivedContent(received.content, release)
+
+    @property
+    def is_crowded(self) -> bool:
+        """See FilterSession."""
+        return self.session.is_crowded
+
+    def rest(self) -> None:
+        """Close connections that others need, between transactions."""
+        if not self._is_deciding:
+            self.session.rest()
 
     def abort(self) -> None:
         """End a transaction."""
@@ -177,6 +184,7 @@ async def decide(
             answer.milter, FilterStage.RCPT if at else "", answer.answer, answer.reply
         )
         for at, answer in refused.items()
+        if answer.milter
     }
     said = tuple(by_name.values())
     if 0 not in refused and len(refused) < len(paths):
@@ -255,11 +263,9 @@ async def simulate(
     """
     sender, refused = envelope.reverse_path, dict[int, FilterAnswer]()
     macros = {"auth_authen": account, "mail_host": domain_of(sender)}
-    answer = await session.connect(client)
-    if not answer.reply:
-        answer = await session.helo(helo)
-    if not answer.reply:
-        answer = await session.mail(sender, (), macros)
+    session.connect(client)
+    session.helo(helo)
+    answer = await session.mail(sender, (), macros)
     if answer.reply:
         return {0: answer}
     for at, path in enumerate(paths, 1):

@@ -28,7 +28,8 @@ class SessionLimits(Struct, frozen=True):
     # limit: failed logins of a session; then 421
     auth_failures: int = 3
     auth_failure_delay_s: float = 1.0  # multiplied by the number of failures
-    # limit: a stranger without progress, from half of `max_sessions` on; then 421
+    # limit: a stranger without progress, from half of `max_sessions` on, and a transaction, from
+    # half of the connections to a milter on; then 421
     stranger_silence_s: float = 10.0
     # limit: octets of a content, in the same time, that are progress
     progress_bytes: int = 10240

@@ -172,8 +172,9 @@ class SmtpCommands:
         except esmtp_parameters.FilterRefusedError as rejection:
             reply = str(rejection)
             refused = self._refused(verb, reply, argument, milter=rejection.milter)
-            if verb in ("MAIL", "DATA"):
+            if verb in ("MAIL", "DATA") and self.filters is not None:
                 self.reset()
+                self.filters.abort()
         except esmtp_parameters.SmtpRejection as rejection:
             reply = str(rejection)
         reply = self._counted(reply, verb=verb)
@@ -220,7 +221,7 @@ class SmtpCommands:
         if not client_spoke:
             self.filters = self._client.new_filters()
             if self.filters is not None:
-                await self.filters.connect(self._client.ip, hostname, self.fact)
+                self.filters.connect(self._client.ip, hostname, self.fact)
             return f"220 {hostname} ESMTP Relay"  # RFC 5321 3.1
         if self._client.is_trusted:
             return self._close_abusive(_EARLY_TALKER, CONNECT)
@@ -281,12 +282,12 @@ class SmtpCommands:
 
     async def helo(self, argument: str) -> str:
         """RFC 5321 4.1.1.1: SMTP without extensions."""
-        await self._greet("HELO", argument)
+        self._greet("HELO", argument)
         return f"250 {self._listener.hostname}"
 
     async def ehlo(self, argument: str) -> str:
         """RFC 5321 4.1.1.1: list the extensions."""
-        await self._greet("EHLO", argument)
+        self._greet("EHLO", argument)
         offers = [
             self._listener.hostname,
             "PIPELINING",
@@ -304,7 +305,7 @@ class SmtpCommands:
             offers.append(KEY_PARAMETER)
         return "\r\n".join((*(f"250-{offer}" for offer in offers), "250 DSN"))
 
-    async def _greet(self, verb: str, name: str) -> None:
+    def _greet(self, verb: str, name: str) -> None:
         if not esmtp_parameters.is_client_name(name, odd=bool(self._listener.odd_domain)):
             raise esmtp_parameters.SmtpRejection(
                 f"501 Syntax: {verb} your.host.name"
@@ -314,7 +315,7 @@ class SmtpCommands:
         self._helo, self._extended = name, verb == "EHLO"
         self.reset()
         if self.filters is not None:
-            await self.filters.helo(name, self._tls, self.fact)
+            self.filters.helo(name, self._tls, self.fact)
 
     async def noop(self, _argument: str) -> str:
         """RFC 5321 4.1.1.9."""
@@ -575,6 +576,8 @@ class SmtpCommands:
     ) -> DataReply:
         """Return the reply to a content. Raises CommandRefusedError."""
         if content.rejection is not None:
+            if self.filters is not None:
+                self.filters.abort()
             decision = DataReply(content.rejection, milter=content.refused_by)
             subject = content.subject
         else:

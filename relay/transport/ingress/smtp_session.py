@@ -322,15 +322,25 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
             self.close_with("421 4.4.2 Time is up, closing the connection")  # RFC 5321 4.5.3.2.7
             return
         is_stranger = self.place is not None and self.place.kind == STRANGERS
-        if is_stranger:
+        if is_stranger or self.filters is not None:
             idle_s = self._waited_s + silent_s - self._progress_s
             limit_s = limits.stranger_silence_s
-            if is_waiting and idle_s >= limit_s and self._shared.places.is_full(0.5):
+            if is_waiting and idle_s >= limit_s and self._is_in_the_way(is_stranger=is_stranger):
                 self._leave_place()
                 self.close_with(CROWDED)
                 return
             left_s = min(left_s, limit_s - idle_s % limit_s)
         self._reset_timeout(max(left_s, 0.001))
+
+    def _is_in_the_way(self, *, is_stranger: bool) -> bool:
+        """Whether others may need the place of a client without progress, or the connections to
+        milters of its transaction; those of another session are closed.
+        """
+        if self.filters is not None and self.filters.is_crowded:
+            if self._mail is not None:
+                return True
+            self.filters.rest()
+        return is_stranger and self._shared.places.is_full(0.5)
 
     def _leave_place(self) -> None:
         place, self.place = self.place, None

@@ -1,7 +1,8 @@
 """One milter: its connection in a session, the time limits of its answers, and its faults.
 
-A connection belongs to one SMTP session and is not used again: libmilter closes it. A milter that
-is down, late or faulty concerns its own sessions only.
+A connection belongs to one SMTP session and is not used again: libmilter closes it. Clients and
+accounts take their connections in turn. A milter that is down, late or faulty concerns its own
+sessions only.
 """
 
 import asyncio
@@ -15,12 +16,15 @@ from typing import Any, Final
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.settings.tree import Milter
 from relay.base.task_set import shielded
+from relay.base.turns import Turns
 from relay.transport.milter import codec, dialogue
 from relay.transport.milter.codec import MilterFaultError, MilterPacket, PacketReader
 
-# limit: connections to each milter
+# limit: connections to each milter; then clients wait 30 s in turn, then 451
 CONNECTIONS_MAX: Final = 100
-STRANGERS_MAX: Final = 80  # of CONNECTIONS_MAX, for role relay: the rest is for users
+FOR_USERS: Final = 20  # of these, which role relay leaves to the other roles
+_WAITING_MAX: Final = 1000  # messages
+_TURN_S: Final = 30.0  # the time for which a client waits for a connection
 _CONTENT_FACTOR: Final = 10  # the time limit is multiplied by it for answers about content
 _BUFFER_OCTETS: Final = 64 * 1024
 _CLOSED: Final = "the connection was closed"
@@ -42,9 +46,14 @@ class ConfiguredMilter:
         self.settings = settings
         self._has_log = has_log
         self.fault = ""
-        self.connections = 0
+        self.places = Turns("milter connections", CONNECTIONS_MAX, waiting_max=_WAITING_MAX)
         self._logged = RepeatedError()
         self._lookup: asyncio.Future[Any] | None = None
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether fewer than half of the connections are free."""
+        return 2 * self.places.taken > CONNECTIONS_MAX
 
     def failed(self, error: Exception) -> None:
         """Log a fault, unless it is the same as the last one."""
@@ -71,7 +80,7 @@ class ConfiguredMilter:
 
         It connects, negotiates and quits, each within the time limit of the milter.
         """
-        connection = MilterConnection(self, self.connections + 1)
+        connection = MilterConnection(self)
         await connection.open(now_s() + 3 * self.settings.timeout)
         if connection.dialogue.session is None:
             self.works()
@@ -119,25 +128,33 @@ def now_s() -> float:
 
 
 class MilterConnection:
-    """One milter in one session, until it has a fault."""
+    """One milter in one session, until it has a fault or is closed."""
 
-    def __init__(self, milter: ConfiguredMilter, connections_max: int = CONNECTIONS_MAX) -> None:
+    def __init__(self, milter: ConfiguredMilter, spare: int = 0) -> None:
+        """`spare` connections stay for others."""
         self.milter = milter
-        self.connections_max = connections_max
+        self.spare = spare
         self.dialogue = dialogue.MilterDialogue(milter.settings.name, milter.settings.when_down)
         self._socket: socket.socket | None = None
         self._reader = PacketReader()
         self._unsent = bytearray()
-        self._counted = False
+        self._client: str | None = None  # whose place it has
         self.is_told = False  # the fault, in the journey and the metrics
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is connected."""
+        return self._socket is not None
+
+    async def take_place(self, client: str) -> bool:
+        """Wait for a place of a client or an account; return False if there was none in time."""
+        if not await self.milter.places.take(client, wait_s=_TURN_S, spare=self.spare):
+            return False
+        self._client = client
+        return True
 
     async def open(self, until: float) -> None:
         """Connect and negotiate; a fault is recorded in the dialogue."""
-        if self.milter.connections >= self.connections_max:
-            self.milter.failed(MilterFaultError(f"{self.connections_max} connections, the most"))
-            return self.dialogue.fault(dialogue.TOO_MANY)
-        self.milter.connections += 1
-        self._counted = True
         limit_s = self.milter.settings.timeout
         with self.guarded():
             async with _limit(limit_s, until):
@@ -147,7 +164,6 @@ class MilterConnection:
             packet = await self._packet(limit_s, until)
             self._check_ended()
             self.dialogue.negotiate(packet)
-        return None
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
@@ -211,9 +227,9 @@ class MilterConnection:
 
     def close(self) -> None:
         """Close the connection, without waiting. The dialogue is at its end."""
-        if self._counted:
-            self.milter.connections -= 1
-            self._counted = False
+        client, self._client = self._client, None
+        if client is not None:
+            self.milter.places.give_back(client)
         if self._socket is not None:
             with contextlib.suppress(OSError):  # it may be full, or closed there
                 self._socket.send(self._unsent + codec.encode(b"Q"))

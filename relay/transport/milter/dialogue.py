@@ -102,7 +102,6 @@ _MEANINGS: Final[Mapping[bytes, tuple[str, str]]] = {
     codec.SHUTDOWN: ("shutdown", "421 4.7.0 Server closing connection"),
 }
 _WHEN_DOWN: Final = {"accept": "", "defer": _LATER, "reject": "550 5.5.0 Service unavailable"}
-TOO_MANY: Final = "451 4.3.2 Too many connections to a filter - try again later"
 
 
 class FilterAnswer(Struct, frozen=True):
@@ -119,6 +118,9 @@ class FilterAnswer(Struct, frozen=True):
 
 
 GO_ON: Final = FilterAnswer()
+NO_PLACE: Final = FilterAnswer(  # of no milter: Relay lacks a connection
+    "tempfail", "451 4.3.2 Too many connections to a filter - try again later"
+)
 
 
 class MilterChanges(Struct):
@@ -236,9 +238,9 @@ class MilterDialogue:
             self._accepts_message = True
         return answer
 
-    def fault(self, reply: str = "") -> None:
-        """Record that the milter is down or faulty: the result is `reply`, or by `when_down`."""
-        self.session = FilterAnswer("down", reply or _WHEN_DOWN[self._when_down], self.name)
+    def fault(self) -> None:
+        """Record that the milter is down or faulty: the result is by `when_down`."""
+        self.session = FilterAnswer("down", _WHEN_DOWN[self._when_down], self.name)
         self.changes = MilterChanges()
 
     def abort(self) -> bytes:

@@ -1,9 +1,9 @@
 """The milters of the configuration, in their order, and what they say in an SMTP session.
 
-The first milter that refuses a command answers the client, and the milters after it do not get
-that command. Header and body are sent to one milter after the other; each sees the changes of those
-before it. After ten minutes a message is decided, even if a milter reports progress: no client
-waits longer.
+A milter hears of a client when this gives MAIL, with connect and HELO. The first milter that
+refuses a command answers the client, and the milters after it do not get that command. Header and
+body are sent to one milter after the other; each sees the changes of those before it. After ten
+minutes a message is decided, even if a milter reports progress: no client waits longer.
 """
 
 import asyncio
@@ -19,13 +19,18 @@ from relay.base.settings.tree import Milter, MilterRole
 from relay.store.journeys.details import MilterSaid
 from relay.transport.milter import codec
 from relay.transport.milter.connection import (
-    CONNECTIONS_MAX,
-    STRANGERS_MAX,
+    FOR_USERS,
     ConfiguredMilter,
     MilterConnection,
     now_s,
 )
-from relay.transport.milter.dialogue import GO_ON, FilterAnswer, FilterStage, MilterDialogue
+from relay.transport.milter.dialogue import (
+    GO_ON,
+    NO_PLACE,
+    FilterAnswer,
+    FilterStage,
+    MilterDialogue,
+)
 from relay.transport.milter.filtered_message import FilterVerdict, NewBodies, NewBody
 
 _ALL_S: Final = 600.0  # the time for which clients wait after the final dot (RFC 5321 4.5.3.2.6)
@@ -74,9 +79,9 @@ class MilterSet:
 
     def session(self, role: MilterRole) -> "FilterSession | None":
         """Return a session of the milters of this role, None if there are none."""
-        most = STRANGERS_MAX if role == "relay" else CONNECTIONS_MAX
+        spare = FOR_USERS if role == "relay" else 0
         connections = [
-            MilterConnection(milter, most)
+            MilterConnection(milter, spare)
             for milter in self._milters
             if role in milter.settings.role
         ]
@@ -87,9 +92,10 @@ class FilterSession:
     """The milters of one SMTP session.
 
     The methods are called for the commands of the client, one at a time: first connect(), and
-    always close() at the end. After a fault of a milter, `when_down` decides about one message; the
-    next one begins with a new connection. Names of macros are without braces. A macro without a
-    value is not sent.
+    always close() at the end. The connections are opened at MAIL, and kept for the next message
+    while at least half of all are free. After a fault of a milter, `when_down` decides about one
+    message. What a milter decides about the session at connect and HELO stays. Names of macros are
+    without braces. A macro without a value is not sent.
     """
 
     def __init__(
@@ -104,8 +110,8 @@ class FilterSession:
         self._said_of_session: dict[str, MilterSaid] = {}  # about each message of the session
         self._discarded_by = ""
 
-    async def connect(self, client: FilterClient) -> FilterAnswer:
-        """Open the connections and announce the client. A refusal is the answer to each command."""
+    def connect(self, client: FilterClient) -> None:
+        """Take note of the client, for the milters that hear a message of it."""
         name = client.name or "unknown"
         self._of_session |= {
             "client_name": name,
@@ -115,7 +121,6 @@ class FilterSession:
             "_": f"{name} [{client.address}]",
             **client.macros,
         }
-        self._macros = dict(self._of_session)
         data = codec.text_of(client.name or f"[{client.address}]")
         if client.address:
             family = b"6" if ":" in client.address else b"4"
@@ -123,21 +128,21 @@ class FilterSession:
             data += family + port + codec.text_of(client.address)
         else:
             data = codec.text_of(client.name or "localhost") + b"U"
-        return await self._ask_all(FilterStage.CONNECT, data)
+        self._greeting[FilterStage.CONNECT] = data, dict(self._of_session)
 
-    async def helo(self, name: str, macros: Mapping[str, str] | None = None) -> FilterAnswer:
-        """Announce HELO or EHLO, which ends a message that has begun."""
-        self.abort()
+    def helo(self, name: str, macros: Mapping[str, str] | None = None) -> None:
+        """Take note of HELO or EHLO, which ends a message that has begun."""
+        self.close()
         self._of_session |= macros or {}
-        self._macros = dict(self._of_session)
-        return await self._ask_all(FilterStage.HELO, codec.text_of(name))
+        self._greeting[FilterStage.HELO] = codec.text_of(name), dict(self._of_session)
 
     async def mail(
         self, address: str, parameters: Sequence[str] = (), macros: Mapping[str, str] | None = None
     ) -> FilterAnswer:
-        """Begin a message. Macros: i, auth_type, auth_authen, auth_author, mail_host, …"""
-        self.abort()
-        await self._begin_again()
+        """Begin a message; a refusal at connect or HELO is the answer too. Macros: i, auth_type,
+        auth_authen, auth_author, mail_host, …
+        """
+        self._end_message()
         self._macros = {**self._of_session, "mail_addr": address, **(macros or {})}
         return await self._ask_all(FilterStage.MAIL, codec.text_of(f"<{address}>", *parameters))
 
@@ -179,42 +184,67 @@ class FilterSession:
             self.abort()
         return verdict
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether it has a connection of which fewer than half are free."""
+        return any(
+            connection.is_open and connection.milter.is_crowded for connection in self._connections
+        )
+
     def abort(self) -> None:
         """End a message that was not decided: RSET, a refused DATA, the end of a transaction."""
+        self._end_message()
+        self.rest()
+
+    def rest(self) -> None:
+        """Close connections of which fewer than half are free, until the next message."""
+        for connection in self._connections:
+            if connection.milter.is_crowded:
+                connection.close()
+
+    def close(self) -> None:
+        """Close the connections, without waiting, at the end of the session or at HELO."""
+        self._end_message()
+        for connection in self._connections:
+            connection.close()
+
+    def _end_message(self) -> None:
         for connection in self._connections:
             connection.abort()
         self._said.clear()
         self._discarded_by = ""
 
-    def close(self) -> None:
-        """End the session, without waiting."""
-        for connection in self._connections:
-            connection.close()
-
-    async def _begin_again(self) -> None:
-        """Greet the milters that had a fault on new connections: it concerns one message only."""
-        until = now_s() + _ALL_S
-        for place, old in enumerate(self._connections):
-            if old.dialogue.is_down:
-                new = self._connections[place] = MilterConnection(old.milter, old.connections_max)
-                await new.open(until)
-                for stage, (data, macros) in self._greeting.items():
-                    await new.ask(stage, data, macros, until=until)
-
     async def _ask_all(self, stage: FilterStage, data: bytes) -> FilterAnswer:
         """Send a command to each milter, until one refuses it or discards the message."""
         until = now_s() + _ALL_S
-        if stage in (FilterStage.CONNECT, FilterStage.HELO):
-            self._greeting[stage] = data, self._macros
-        for connection in self._connections if not self._discarded_by else ():
-            began_s = now_s()
-            if stage is FilterStage.CONNECT:
-                await connection.open(until)
+        for place in range(len(self._connections)) if not self._discarded_by else ():
+            if stage is FilterStage.MAIL and not await self._is_connected(place, until):
+                return NO_PLACE
+            connection, began_s = self._connections[place], now_s()
             answer = await connection.ask(stage, data, self._macros, until=until)
             self._heard(connection, stage, answer, began_s=began_s)
             if answer.reply or self._discarded_by:
                 return answer
         return GO_ON
+
+    async def _is_connected(self, place: int, until: float) -> bool:
+        """Greet a milter on a new connection, unless it has one or has decided about the session.
+
+        Return False if Relay has no connection for the account or client.
+        """
+        old = self._connections[place]
+        if old.is_open or (old.dialogue.session is not None and not old.dialogue.is_down):
+            return True
+        new = self._connections[place] = MilterConnection(old.milter, old.spare)
+        client = self._macros.get("auth_authen") or self._of_session["client_addr"]
+        if not await new.take_place(client):
+            return False
+        began_s = now_s()
+        await new.open(until)
+        for stage, (data, macros) in self._greeting.items():
+            answer = await new.ask(stage, data, macros, until=until)
+            self._heard(new, stage, answer, began_s=began_s)
+        return True
 
     async def _ask_about(
         self, verdict: FilterVerdict, connection: MilterConnection, until: float

@@ -16,10 +16,11 @@ from relay.base.settings.values import parse_address
 from relay.transport.ingress import listener_role
 from relay.transport.ingress.data import Origin
 from relay.transport.ingress.local_users import LocalUser
+from relay.transport.milter import connection
 from relay.transport.policy.rule_files import load_rules
 from relay.transport.refusals.refusal import RefusalReason
 from tests.support.events import until
-from tests.support.ingress import Client, Relay
+from tests.support.ingress import Client, Relay, inside
 from tests.support.milter import CLOSE, ScriptedMilter, added, packet, placed
 from tests.support.tables import each_row
 from tests.unit.transport.ingress.test_acceptance import accept, envelope
@@ -99,7 +100,7 @@ async def filtering(relay: Relay) -> AsyncIterator[Filtered]:
             Client.opened.pop().writer.close()
         for arrival in relay.spool.arrivals:
             await until(lambda arrival=arrival: arrival.discarded == 1)
-    assert all(one.connections == 0 for one in relay.milters._milters)
+    assert all(one.places.taken == 0 for one in relay.milters._milters)
 
 
 @pytest.fixture
@@ -109,7 +110,8 @@ async def filtered(relay):
 
 
 STAGES = {  # the command, and the place of its reply among those to LINES
-    "helo": (b"H", 0),
+    "connect": (b"C", 1),
+    "helo": (b"H", 1),
     "mail": (b"M", 1),
     "rcpt": (b"R", 2),
     "data": (b"T", 4),
@@ -181,6 +183,49 @@ async def test_bdat_is_told_as_data_once_and_refused_with_its_chunks(filtered):
     client.writer.write(b"BDAT 4\r\nA: bBDAT 8 LAST\r\n\r\n\r\nab\r\n")
     assert [(await client.reply())[:3] for _ in range(2)] == ["250"] * 2
     assert milter.commands().endswith(b"AMRTLNBE")
+
+
+async def test_a_silent_client_leaves_the_connections_to_others(filtered, monkeypatch):
+    milter = await filtered.milter()
+    client = await filtered.client(trusted_networks=("127.0.0.0/8",))
+    [session] = inside(filtered.server).shared.places.sessions
+    [places] = [one.places for one in filtered.relay.milters._milters]
+    assert places.taken == 0
+    await client.say_all(*LINES)
+    assert (await client.say(BODY[:-2])).startswith("250")
+    assert places.taken == 1
+    monkeypatch.setattr(connection, "CONNECTIONS_MAX", 1)
+    session._waited_s += 11
+    session._timeout_cb()
+    assert places.taken == 0
+    assert (await client.say(LINES[1])).startswith("250")
+    assert milter.commands().count(b"O") == 2
+    for _ in range(2):
+        session._waited_s += 6
+        assert await client.say("NOOP") == "250 2.0.0 Ok"
+    session._timeout_cb()
+    assert (await client.reply()).startswith("421 4.4.2 ")
+    await until(lambda: places.taken == 0)
+
+
+@pytest.mark.parametrize(
+    ("script", "more", "reply"),
+    [
+        ({b"M": packet(b"r")}, (), "550 5.7.1"),
+        ({b"T": packet(b"t")}, LINES[2:], "451 4.7.1"),
+        ({}, [*LINES[2:], "a bare\nLF\r\n."], "550 5.5.2"),
+        ({}, [LINES[2], "RSET"], "250 2.0.0"),
+    ],
+)
+async def test_the_end_of_a_transaction_leaves_the_connections_to_others(
+    filtered, monkeypatch, script, more, reply
+):
+    await filtered.milter(script)
+    monkeypatch.setattr(connection, "CONNECTIONS_MAX", 1)
+    client = await filtered.client()
+    replies = await client.say_all(*LINES[:2], *more)
+    assert replies[-1].startswith(reply)
+    assert [one.places.taken for one in filtered.relay.milters._milters] == [0]
 
 
 CHANGES = b"".join(

@@ -8,7 +8,6 @@ from relay.base.message.content import MemoryOctets
 from relay.base.message.header import ParsedContent
 from relay.base.settings.tree import Milter
 from relay.base.settings.values import parse_address
-from relay.transport.milter.dialogue import FilterAnswer
 from relay.transport.milter.filtered_message import NewBodies
 from relay.transport.milter.filters import FilterClient, MilterSet
 
@@ -37,7 +36,7 @@ class Session:
 
     def __init__(self, milters, addresses, **settings):
         settings = {"timeout": 5.0} | settings
-        self.milters, self.observed, self.files = milters, [], []
+        self.milters, self.observed, self.files, self.opened = milters, [], [], []
         self.set = MilterSet(
             [
                 Milter(f"m{number}", parse_address(address, Path()), **settings)
@@ -51,11 +50,17 @@ class Session:
 
     def reopen(self, role="relay"):
         """Begin another session."""
-        self.session, self.is_open = self.set.session(role), False
+        self.session, self.is_open = self.another(role), False
 
-    async def _connect(self):
-        self.is_open, was_open = True, self.is_open
-        return FilterAnswer() if was_open else await self.session.connect(CLIENT)
+    def another(self, role="relay"):
+        self.opened.append(self.set.session(role))
+        return self.opened[-1]
+
+    def _greet(self):
+        if not self.is_open:
+            self.is_open = True
+            self.session.connect(CLIENT)
+            self.session.helo("client.test")
 
     def _new_file(self):
         self.files.append(MemoryFile())
@@ -64,19 +69,17 @@ class Session:
     async def begin(self, *recipients):
         """Everything up to the answer to DATA; returns the replies."""
         session = self.session
-        answers = [await self._connect(), await session.helo("client.test")]
-        answers += [await session.mail("a@x.test", ["SIZE=10"], {"i": "QID", "auth_authen": "ann"})]
-        for one in recipients or ("b@y.test",):
-            answers.append(await session.rcpt(one))
+        self._greet()
+        answers = [await session.mail("a@x.test", ["SIZE=10"], {"i": "QID", "auth_authen": "ann"})]
+        answers += [await session.rcpt(one) for one in recipients or ("b@y.test",)]
         answers.append(await session.data())
         return [one.reply for one in answers]
 
     async def refused(self):
         """The first answer with a reply to a command or a message."""
         session = self.session
+        self._greet()
         for asked in (
-            self._connect,
-            lambda: session.helo("client.test"),
             lambda: session.mail("a@x.test"),
             lambda: session.rcpt("b@y.test"),
             session.data,
@@ -108,7 +111,7 @@ async def filtered(tmp_path):
                 for one, path in zip(milters, paths, strict=True)
             ]
             made = Session(milters, addresses, **settings)
-            stack.callback(lambda: made.session.close())  # noqa: PLW0108 -- the last one
+            stack.callback(lambda: [each.close() for each in made.opened])
             return made
 
         yield start

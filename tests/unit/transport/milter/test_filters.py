@@ -7,9 +7,10 @@ from itertools import product
 import pytest
 
 from relay.base.message.content import LARGE_BYTES, LargeContent, MemoryOctets, read_all
+from relay.base.message.header import ParsedContent
 from relay.transport.milter import changes, connection, filters
 from relay.transport.milter.filtered_message import NewBodies
-from relay.transport.milter.filters import FilterClient
+from relay.transport.milter.filters import FilterClient, FilterSession
 from tests.support.logs import capture_logs
 from tests.support.milter import CLOSE, HANG, ScriptedMilter, added, packet, placed
 from tests.support.tables import each_row
@@ -174,7 +175,7 @@ async def test_a_fault_at_the_end_of_a_message(filtered, monkeypatch, fault, whe
     assert [(one["event"], one["milter"]) for one in logged] == [("milter failed", "m2")]
     assert list(session.set.down) == ["m2"]
     assert verdict.said[1].reason == session.set.down["m2"] == logged[0]["error"]
-    assert [one.connections for one in session.set._milters] == [1, 1]
+    assert [one.places.taken for one in session.set._milters] == [1, 1]
     begun = [command for command, _ in bad.heard if command in b"OCHM"]
     assert begun == [b"O", b"C", b"H", b"M"] * 2
 
@@ -187,7 +188,7 @@ async def test_a_milter_that_breaks_off_at_a_stage(filtered, monkeypatch, stage,
     with capture_logs() as logged:
         assert (await session.refused()).reply == WHEN_DOWN["defer"]
     assert len(logged) == 1
-    assert session.set._milters[0].connections == 0
+    assert session.set._milters[0].places.taken == 0
 
 
 @pytest.mark.parametrize(("more", "said"), [(packet(b"a"), "out of turn"), (b"", "closed|reset")])
@@ -203,10 +204,8 @@ async def test_what_a_milter_sends_between_commands_is_no_answer(filtered, more,
     milter = ScriptedMilter({b"M": twice})
     milter.closes_after = b"" if more else b"M"
     session = await filtered(milter)
-    assert [one.reply for one in (await session._connect(), await session.session.mail(""))] == [
-        "",
-        "",
-    ]
+    session._greet()
+    assert (await session.session.mail("")).reply == ""
     go_on.set()
     await (is_sent if more else milter.ended).wait()
     assert (await session.session.rcpt("b@y.test")).reply == LATER
@@ -237,20 +236,85 @@ async def test_progress_gives_more_time_but_not_for_ever(filtered, monkeypatch):
     assert verdict.said[0].reason == "no decision within ten minutes"
 
 
-async def test_a_milter_has_at_most_100_connections(filtered):
-    """Of these 80 for strangers."""
-    session = await filtered(ScriptedMilter(), when_down="accept", role=("relay", "local"))
-    sessions = [session.set.session("relay") for _ in range(81)]
-    sessions += [session.set.session("local") for _ in range(21)]
-    replies = [(await one.connect(CLIENT)).reply for one in sessions]
-    refused = "451 4.3.2 Too many connections to a filter - try again later"
-    assert replies == [*[""] * 80, refused, *[""] * 20, refused]
-    assert (await sessions[-1].mail("a@x.test")).reply == replies[-1]
-    sessions[0].close()
-    sessions.append(session.set.session("local"))
-    assert (await sessions[-1].connect(CLIENT)).reply == ""
-    for one in sessions:
-        one.close()
+NO_PLACE = "451 4.3.2 Too many connections to a filter - try again later"
+
+
+async def mail_of(session, ip: str, *, role="relay", login=""):
+    """A session that has given MAIL, and its answer."""
+    made = session.another(role)
+    made.connect(FilterClient(address=ip))
+    return made, (await made.mail("a@x.test", (), {"auth_authen": login})).reply
+
+
+async def all_of(session, ip: str, **options) -> list[FilterSession]:
+    """The sessions of a client, up to the first that gets no connection."""
+    taken = []
+    while not (made := await mail_of(session, ip, **options))[1]:
+        taken.append(made[0])
+    assert made[1] == NO_PLACE
+    return taken
+
+
+async def test_connections_are_shared_by_clients_and_accounts(filtered, monkeypatch):
+    monkeypatch.setattr(connection, "_TURN_S", 0.01)
+    session = await filtered(ScriptedMilter(), when_down="accept", role=("relay", "submission"))
+    quiet = session.set.session("relay")
+    quiet.connect(CLIENT)
+    quiet.helo("client.test")
+    sessions = [await all_of(session, f"192.0.2.{n}") for n in (1, 2)]
+    assert [len(each) for each in sessions] == [40, 20]
+    assert session.set._milters[0].places.taken == 60  # none of who gave no MAIL
+    assert (await mail_of(session, "192.0.2.3"))[1] == ""
+    login = {"role": "submission", "login": "ann@x.test"}
+    sessions += [await all_of(session, f"192.0.2.{n}", **login) for n in (4, 5)]
+    assert [len(each) for each in sessions[2:]] == [19, 0]
+    assert session.set.down == {}  # it is not the milter's fault
+    monkeypatch.setattr(connection, "_TURN_S", 60.0)
+    waiting = asyncio.create_task(mail_of(session, "192.0.2.9"))
+    await asyncio.sleep(0)
+    sessions[0][0].abort()
+    async with asyncio.timeout(30):
+        assert (await waiting)[1] == ""
+
+
+async def test_many_messages_of_a_client_at_once_take_turns(filtered):
+    session = await filtered(ScriptedMilter())
+
+    async def send() -> str:
+        made, reply = await mail_of(session, "192.0.2.1")
+        verdict = None if reply else await made.message(ParsedContent.of(MAIL), session.store)
+        made.close()
+        return reply or verdict.answer.reply
+
+    assert set(await asyncio.gather(*(send() for _ in range(200)))) == {""}
+
+
+async def test_a_session_keeps_its_connection_while_half_are_free(filtered, monkeypatch):
+    milter, begun = ScriptedMilter(), []
+    session = await filtered(milter)
+    for limit in (100, 100, 1, 1):
+        monkeypatch.setattr(connection, "CONNECTIONS_MAX", limit)
+        milter.heard.clear()
+        assert (await session.verdict()).said[0].answer == "continue"
+        begun.append(milter.commands().lstrip(b"Q")[:1])
+    assert begun == [b"O", b"M", b"M", b"O"]
+    session.session.helo("other.test")
+    milter.heard.clear()
+    assert (await session.verdict()).said[0].answer == "continue"
+    assert milter.of(b"H") == [b"other.test\0"]
+
+
+@pytest.mark.parametrize("stage", [b"C", b"H"])
+async def test_a_session_that_a_milter_accepts_has_no_more_connections(filtered, stage):
+    milter = ScriptedMilter({stage: packet(b"a")})
+    session = await filtered(milter)
+    for _ in range(2):
+        verdict = await session.verdict()
+        assert [(one.stage, one.answer) for one in verdict.said] == [
+            ({b"C": "connect", b"H": "helo"}[stage], "accept")
+        ]
+    assert milter.commands().rstrip(b"Q") == b"OCH"[: 2 + (stage == b"H")]
+    assert session.observed == [("m1", "accept")]
 
 
 async def test_a_full_disk_ends_the_message_and_the_connection(filtered):
@@ -264,7 +328,7 @@ async def test_a_full_disk_ends_the_message_and_the_connection(filtered):
     session.store = NewBodies(10**7, lambda: file)
     with pytest.raises(RuntimeError, match="full"):
         await session.verdict()
-    assert (file.is_discarded, session.set._milters[0].connections) == (True, 0)
+    assert (file.is_discarded, session.set._milters[0].places.taken) == (True, 0)
     assert (await session.session.mail("a@x.test")).reply == ""
 
 
@@ -279,5 +343,6 @@ async def test_a_full_disk_ends_the_message_and_the_connection(filtered):
 async def test_clients(filtered, client, heard):
     milter = ScriptedMilter()
     session = await filtered(milter)
-    await session.session.connect(client)
+    session.session.connect(client)
+    await session.session.mail("")
     assert milter.of(b"C") == [heard]
