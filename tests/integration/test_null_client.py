@@ -70,7 +70,8 @@ def test_the_null_client_of_the_page_sends_as_its_login_and_so_does_the_copy_of_
         mail = received(provider, READER)
         assert (mail.reverse_path, provider.logins[mail.session]) == (LOGIN, user)
         assert b"\r\nFrom: Cron <%b>\r\n" % LOGIN.encode() in mail.content
-        until_told(relay, relay.submit(WEB7, ["gone@partner.example"]), "550 5.1.1 no such user")
+        told = f"The report to {LOGIN} has failed. The copy was sent to {READER}."
+        until_told(relay, relay.submit(WEB7, ["gone@partner.example"]), told)
         until("the copy", lambda: len(provider.received(READER)) == 2)
         copy = provider.received(READER)[1]
         assert (copy.reverse_path, provider.logins[copy.session]) == (LOGIN, user)
@@ -99,6 +100,37 @@ def test_who_hears_nothing_is_told_where_the_report_is_and_what_to_do(remotes: R
         relay.write_config(relay.config | {"reports": {"copy_to": READER}})
         assert relay.cli("reload").returncode == 0
         assert UNREAD not in checked(relay)
-        told = f"The report to {READER} is failed."  # the smarthost refuses that too
+        told = f"The report to {READER} has failed."  # the smarthost refuses that too
         until_told(relay, relay.submit(WEB7, ["ops@contoso.example"]), told)
     assert relay.faults() == []
+
+
+@each_row("more", [{}, {"delivery": {"expire_after": "1s", "retry": [0.2]}}])
+def test_mail_that_a_rule_redirects_in_vain_is_reported_to_the_postmaster_and_the_copies_reader(
+    remotes: Remotes, more: dict[str, Any]
+) -> None:
+    reply = "450 4.2.1 later" if more else "550 5.1.1 no such user"
+    smarthost = remotes.start("smarthost.contoso.example", rcpt={READER: reply})
+    hop = {"next_hop": f"smtp://{smarthost.host}:{smarthost.port}"}
+    relay = null_client(remotes, hop, reports={"copy_to": "ops@contoso.example"}, **more)
+    (relay.folder / "policies/10.toml").write_text("[[rule]]" + RULES.rpartition("[[rule]]")[2])
+    relay.config["route"][0].pop("auth")
+    relay.write_config(relay.config)
+    with relay:
+        queue_id = relay.submit(WEB7, [WEB7], b"Subject: cron\r\n\r\nthe disk is full\r\n")
+        copy = received(smarthost, "ops@contoso.example")
+        assert (reply.encode() in copy.content, b"the disk is full" in copy.content) == (
+            True,
+            False,
+        )
+        until_told(relay, queue_id, "The copy was sent to ops@contoso.example.")
+        headline, _, steps = relay.cli("trace", queue_id).stdout.partition("\n")
+        assert headline.startswith(f"{'Expired' if more else 'Failed'} for {READER}: ")
+        assert reply in headline
+        assert "The report is in the dead-letter mailbox" in headline
+        assert len(re.findall("^ 7 report ", steps, re.MULTILINE)) == 2
+        (letter,) = relay.folder.glob("state/dead-letter/new/*")
+        assert b"multipart/report" in letter.read_bytes()
+        assert b"\r\nthe disk is full\r\n" in letter.read_bytes()
+        assert smarthost.envelopes == [copy]
+    assert "reports have no reader" not in relay.log

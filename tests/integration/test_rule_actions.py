@@ -123,6 +123,7 @@ then = [ { rate_limit = { rate = "10/1h", per = "sender", text = "4.7.2 Ten in a
 """
 
 
+OPS = "ops@copy.test"
 HIDDEN = """
 [[rule]]
 name = "to the archive"
@@ -134,7 +135,7 @@ def test_a_copy_that_a_rule_adds_is_seen_by_operators_only(remotes: Remotes) -> 
     remotes.start("a.test")
     remotes.start("copy.test", rcpt={"archive@copy.test": "550 5.1.1 no such archive"})
     with WebhookReceiver() as receiver:
-        config = {"webhook": [hook(receiver, events=["failed"])]}
+        config = {"webhook": [hook(receiver, events=["failed"])], "reports": {"copy_to": OPS}}
         with remotes.relay(policies={"10.toml": HIDDEN}, config=config) as relay:
             relay.until_final(relay.send_mail(to=["bob@a.test"], subject="secret"))
             found = relay.cli_json("log", "--subject", "secret")[0]
@@ -155,6 +156,11 @@ def test_a_copy_that_a_rule_adds_is_seen_by_operators_only(remotes: Remotes) -> 
                 (row,) = relay.cli_json("log", *options)
                 assert (row["id"], row["state"]) == (found["id"], "relayed")
                 assert [one["address"] for one in row["added"]] == ["archive@copy.test"]
+            steps = relay.cli_json("trace", found["id"])["steps"]
+            reports = [
+                (one["detail"]["kind"], one["detail"]["to"]) for one in steps if one["step"] == 7
+            ]
+            assert reports == [("postmaster", "postmaster"), ("copy", OPS)]
             line = relay.cli("log", "--subject", "secret").stdout
             assert 'bob@a.test, archive@copy.test (failed, added by rule "to the archive")' in line
             until("the failure is posted", lambda: "archive@copy.test" in str(receiver.requests))
@@ -168,9 +174,11 @@ def test_a_copy_that_a_rule_adds_is_seen_by_operators_only(remotes: Remotes) -> 
                 answer = relay.graph("GET", f"/relay/v1/{path}", token="alice")
                 assert answer.status == 200, answer.body
                 assert b"archive" not in answer.body.replace(b"to the archive", b"")
+                assert OPS.encode() not in answer.body
                 assert (b"secret" in answer.body) is ("to=" not in path), path
             events = {token: str(recorded(relay, token=token)) for token in (OPERATOR, "alice")}
-            assert ["archive@copy.test" in one for one in events.values()] == [True, False]
+            for address in ("archive@copy.test", OPS):
+                assert [address in one for one in events.values()] == [True, False]
             assert "bob@a.test" in events["alice"]
 
 

@@ -403,7 +403,7 @@ def reports_are_made(evidence: Evidence) -> Iterator[str]:
             found[found_text, address.decode()].add(name[1].decode() if name else "")
     expected: set[tuple[str, str]] = set()
     for message in evidence.rows.messages.values():
-        if message.source == "report" or not message.reverse_path:
+        if message.source == "report":
             continue
         noticed = {
             address
@@ -413,6 +413,7 @@ def reports_are_made(evidence: Evidence) -> Iterator[str]:
         }
         for one in message.recipients:
             wanted = not one.notify or "FAILURE" in one.notify
+            wanted = bool(one.added_by) or (wanted and bool(message.reverse_path))
             if one.state is RecipientState.EXPIRED and is_captured(message, one):
                 wanted = False  # an operator handles captured mail
             is_silent = starts_held(evidence, message, one) == "hush"
@@ -422,13 +423,9 @@ def reports_are_made(evidence: Evidence) -> Iterator[str]:
                 and one.entry not in freed(message)
             ):
                 wanted = False
-            if (
-                one.state in (RecipientState.FAILED, RecipientState.EXPIRED)
-                and wanted
-                and not one.added_by
-            ):
+            if one.state in (RecipientState.FAILED, RecipientState.EXPIRED) and wanted:
                 expected.add((message.token, one.address))
-                if not message.trusted:
+                if one.added_by or not message.trusted:
                     if one.address not in noticed:
                         yield f"1: {message.id} ({message.token}) to {one.address} is {one.state} in silence"
                     continue

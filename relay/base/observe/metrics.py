@@ -183,7 +183,7 @@ class Metrics:
 
     def _count_reports_and_smtp(self, counter: "partial[Counter]") -> None:
         # `kind`: failure, delayed, held, delivered, relayed, unknown, read, notread, journal,
-        # notify, dead-letter, postmaster (notices on strangers' mail), dropped
+        # notify, dead-letter, postmaster (strangers' mail, added recipients), dropped
         self.reports = counter("relay_reports", "Reports made.", ["kind"])
         # `policy`: sts, tlsa, requiretls
         self.tls_policy = counter(

@@ -37,7 +37,7 @@ from relay.delivery.reports.texts import TextSource
 from relay.formats import dsn
 from relay.formats.headers import decoded, takes_no_answer
 from relay.formats.mdn import Receipt, write_mdn
-from relay.store.journeys.details import ReportDetail, RoutedDetail
+from relay.store.journeys.details import COPY, POSTMASTER, ReportDetail, RoutedDetail
 from relay.store.journeys.events import Event
 from relay.store.spool.types import EntryExtra, NewEntry, NewMessage, NewRecipient, ReportPlan
 from relay.transport.ingress.forwarding import replaced
@@ -49,7 +49,6 @@ NOTICES_MAX = 100  # recipients of strangers' mail of which the postmaster hears
 
 
 _log = get_logger("reports")
-POSTMASTER = "postmaster"
 _NAMED_MAX = 100  # addresses in an event, which must stay small
 _DEAD = "dead-letter"  # a kind of reports
 _NEVER = frozenset({Notify.NEVER})
@@ -58,14 +57,16 @@ _NEVER = frozenset({Notify.NEVER})
 class ReportDecision(Struct, frozen=True):
     """The recipients by what is done about them.
 
-    `reported` go into the report to the reverse-path, `noticed` into a notice to the postmaster.
-    `dead_letters` cause a copy of the message to the postmaster. `dropped` are reports that failed
-    at the postmaster or a stranger. Recipients in none of them cause no report, because of NOTIFY
-    or the null reverse-path.
+    `reported` go into the report to the reverse-path, `noticed` into a notice to the postmaster,
+    and so do those that a rule has `added`, because the sender does not know them. `dead_letters`
+    cause a copy of the message to the postmaster. `dropped` are reports that failed at the
+    postmaster or a stranger. Recipients in none of them cause no report, because of NOTIFY or the
+    null reverse-path.
     """
 
     reported: tuple[dsn.ReportedRecipient, ...] = ()
     noticed: tuple[dsn.ReportedRecipient, ...] = ()
+    added: tuple[dsn.ReportedRecipient, ...] = ()
     dead_letters: tuple[dsn.ReportedRecipient, ...] = ()
     dropped: tuple[dsn.ReportedRecipient, ...] = ()
 
@@ -103,8 +104,7 @@ def decide_reports(
     return ReportDecision(
         reported=tuple(reported) if hears and (message.trusted or is_failure) else (),
         noticed=tuple(reported) if is_failure and not hears else (),
-        # The sender does not know recipients that a rule added; the postmaster may.
-        dead_letters=tuple(added) if is_failure else (),
+        added=tuple(added) if is_failure else (),
     )
 
 
@@ -134,14 +134,15 @@ class Copies(Struct, frozen=True):
 
 
 class _Subject(Struct, frozen=True):
-    """What a report is about; the times of the message are in queue time."""
+    """What a report is about."""
 
-    kind: dsn.ReportKind
-    message: MessageFacts
-    recipients: Sequence[dsn.ReportedRecipient]
-    content: Content
-    to: str = ""  # gets it in place of the reverse-path, with the header only
-    is_notice: bool = False  # on a stranger's mail
+    kind: dsn.ReportKind  # of this report
+    message: MessageFacts  # its times are in queue time
+    recipients: Sequence[dsn.ReportedRecipient]  # those that it names
+    content: Content  # of the message
+    to: str = ""  # gets it in place of the reverse-path
+    ret: str = "HDRS"  # what `to` gets of the message
+    is_notice: bool = False  # to the postmaster
     author: str = ""  # sends it in place of MAILER-DAEMON
 
 
@@ -203,12 +204,11 @@ class Reporter:
         *,
         content: Content,
     ) -> ReportPlan:
-        """Return what to commit about `recipients`: at most one report or notice, and one dead
-        letter.
+        """Return what to commit about `recipients`: at most one report or notice, one dead letter,
+        and one report on recipients that a rule added.
 
-        The account of the message may see the traces of the message and the report; a dead letter
-        is for operators only. Recipients that a rule added leave no event, because the sender sees
-        the trace.
+        The account of the message may see the traces of the message and the report; events of the
+        kinds COPY and POSTMASTER, and dead letters, are for operators only.
         """
         decision = decide_reports(kind, message, recipients, strangers=self.strangers)
         messages: list[NewMessage] = []
@@ -232,30 +232,34 @@ class Reporter:
                 is_reader = self.copies.to == message.envelope.reverse_path
                 copies = [] if is_reader else [*self._copy(subject)]
                 messages += [report, *copies]
+                copied = _DEAD if detail.to == POSTMASTER else COPY
+                events += [self._event(copy, copied, subject.recipients) for copy in copies]
                 if detail.to == POSTMASTER:
-                    events += [self._event(copy, _DEAD, subject.recipients) for copy in copies]
-                    self._warn_of_unread(message, is_copied=bool(copies))
+                    sender = message.envelope.reverse_path
+                    self._warn_of_unread(message, sender, is_copied=bool(copies))
+        if decision.added:
+            plan = self._report_on_added(_Subject(kind, message, decision.added, content))
+            messages += plan.messages
+            events += plan.events
         if decision.dead_letters:
             unsigned = SignedContents((ParsedContent.of(content),))
             route = self._to_postmaster(decision.dead_letters)
             letter = self._message(unsigned, route, about=message, is_copy=True)
             messages.append(letter)
             self.count(_DEAD)
-            if message.source is Source.REPORT:
-                events.append(self._event(letter, _DEAD, decision.dead_letters))
-                self._warn_of(message, decision.dead_letters)
+            events.append(self._event(letter, _DEAD, decision.dead_letters))
+            self._warn_of(message, decision.dead_letters)
         if decision.dropped:
             self.count("dropped")
             detail = ReportDetail(kind="dropped", recipients=_named(decision.dropped))
             events.append(Event(self.clock.time_us(), detail))
         return ReportPlan(tuple(messages), tuple(events))
 
-    def _warn_of_unread(self, message: MessageFacts, *, is_copied: bool) -> None:
+    def _warn_of_unread(self, message: MessageFacts, to: str, *, is_copied: bool) -> None:
         """Log that the report about trusted mail has no reader, unless an operator has a copy."""
         if message.trusted and not is_copied:
             event = "reports have no reader: set reports.copy_to, or a route"
-            sender = message.envelope.reverse_path
-            _log.repeated("warning", event, apart_s=_WARNINGS_APART_S, qid=message.id, to=sender)
+            _log.repeated("warning", event, apart_s=_WARNINGS_APART_S, qid=message.id, to=to)
 
     def _warn_of(self, report: MessageFacts, recipients: Sequence[dsn.ReportedRecipient]) -> None:
         """Log that a delivery report about trusted mail has failed, and as which mailbox it would
@@ -301,6 +305,24 @@ class Reporter:
         written = self._written(replace(subject, to=self.copies.to, author=author))
         yield self._message(written, route, about=subject.message, reverse_path=author)
 
+    def _report_on_added(self, subject: _Subject) -> ReportPlan:
+        """Return the report to the postmaster on recipients that a rule added, with the content of
+        the message: a redirect leaves no other copy.
+        """
+        message, recipients = subject.message, subject.recipients
+        route = self._to_postmaster(recipients)
+        to = route.entries[0].recipients[0].path.address
+        about = replace(subject, to=to, ret="FULL", is_notice=True)
+        report = self._message(self._written(about), route, about=message)
+        copies = [*self._copy(subject)]
+        detail = self._detail(report, POSTMASTER, recipients)
+        is_unread = detail.to == POSTMASTER
+        self.count(_DEAD if is_unread else POSTMASTER)
+        if is_unread:
+            self._warn_of_unread(message, POSTMASTER, is_copied=bool(copies))
+        copied = [self._event(copy, COPY, recipients) for copy in copies]
+        return ReportPlan((report, *copies), (Event(self.clock.time_us(), detail), *copied))
+
     def _notice(self, subject: _Subject) -> ReportPlan:
         """Return the notice about recipients that the postmaster has not heard of in this hour."""
         recipients, facts = subject.recipients, subject.message
@@ -311,8 +333,8 @@ class Reporter:
             about = replace(subject, recipients=new, to=to, is_notice=True)
             route = self._to_postmaster()
             messages.append(self._message(self._written(about), route, about=facts))
-            events.append(self._event(messages[0], "postmaster", new))
-            self.count("postmaster")
+            events.append(self._event(messages[0], POSTMASTER, new))
+            self.count(POSTMASTER)
         if old := [recipient for recipient in recipients if recipient not in new]:
             detail = self._without_report(replace(subject, recipients=old), LeftOut.NOTICED)
             events.append(Event(self.clock.time_us(), detail))
@@ -421,7 +443,7 @@ class Reporter:
         )
         envelope = message.envelope
         if subject.to:
-            envelope = replace(envelope, reverse_path=subject.to, ret="HDRS")
+            envelope = replace(envelope, reverse_path=subject.to, ret=subject.ret)
         language = self._language(envelope.reverse_path, message.account)
 
         def words(header: Header) -> dsn.HumanPart:

@@ -72,7 +72,7 @@ class ReportTexts(Struct, frozen=True):
         self, report: Report, header: Header, *, language: str = "", is_notice: bool = False
     ) -> HumanPart:
         """Return the human part of a report. `header` comes from the original message. `language`
-        is the reader's, "" if it is not known. A notice tells the postmaster of a stranger's mail.
+        is the reader's, "" if it is not known. A notice tells the postmaster.
         """
         accepted = decoded(header, "accept-language")
         language = language or wording.accepted_language(accepted, LANGUAGES) or self.language

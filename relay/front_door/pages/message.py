@@ -17,7 +17,6 @@ from relay.base.advanceable_clock import AdvanceError
 from relay.base.clock import time_us_of
 from relay.base.message.address import own_mailbox
 from relay.base.message.lifecycle import SubmissionState
-from relay.delivery.reports.bounces import POSTMASTER
 from relay.formats.read_report import DeliveryReport
 from relay.front_door.api import tags as api_tags
 from relay.front_door.http.errors import ApiError, service_unavailable
@@ -27,6 +26,7 @@ from relay.front_door.pages.live import LIVE_PARAMETER, digest_of
 from relay.front_door.pages.message_list import READ, ListView, actions, list_of, list_pane
 from relay.front_door.pages.queue_change import choices_for, result_sentence
 from relay.front_door.pages.site import LivePart, PageRequest, PageSite
+from relay.store.journeys.details import POSTMASTER
 from relay.store.journeys.document import Journey
 from relay.store.journeys.message_list import position_of
 from relay.store.journeys.sentences import answer

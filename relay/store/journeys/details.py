@@ -216,6 +216,10 @@ class CommandDetail(Detail, frozen=True):
     drafts: list[str] = []
 
 
+# Kinds of reports of which only operators read: to the postmaster, and the copy of a report.
+POSTMASTER, COPY = "postmaster", "copy"
+
+
 class ReportDetail(Detail, frozen=True):
     """A report to a sender, or why no report is sent."""
 
@@ -231,6 +235,11 @@ class ReportDetail(Detail, frozen=True):
     entry: int = 0  # of a delay
     reply: str = ""  # of a submission that has failed
     reason: str = ""
+
+    @property
+    def is_of_operators(self) -> bool:
+        """Whether no sender sees it."""
+        return self.kind in (POSTMASTER, COPY)
 
 
 class SubmissionReportDetail(Detail, frozen=True):

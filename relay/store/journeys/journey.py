@@ -521,6 +521,7 @@ def join(store: SubmissionRecord | None, transport: Journey | None) -> Journey |
         checks=_moved(steps, "checks"),
         steps=tuple(steps),
         recipients=with_reports(_with_reasons(transport.recipients, steps), steps),
+        added=transport.added and _with_reasons(transport.added, steps),
     )
 
 

@@ -14,7 +14,14 @@ from msgspec import Struct, structs
 from relay.base.clock import rfc3339, time_us_of
 from relay.base.message.lifecycle import RecipientState, by_importance
 from relay.base.phrases import counted, moment, time_left
-from relay.store.journeys.details import ClaimDetail, NotifiedDetail, ReportDetail, RoutedDetail
+from relay.store.journeys.details import (
+    COPY,
+    POSTMASTER,
+    ClaimDetail,
+    NotifiedDetail,
+    ReportDetail,
+    RoutedDetail,
+)
 from relay.store.journeys.document import (
     Attempt,
     Journey,
@@ -36,7 +43,7 @@ _DEAD_LETTERS = (
 _REPORTED_MAX = 100  # addresses in an event of step 7
 _REPORTS_MAX = 3
 _OF_NO_FAILURE = ("delayed", "held", "delivered", "relayed", "expanded")  # kinds of reports
-_OF_NO_RECIPIENT = ("dead-letter", "postmaster", "reply")  # kinds of reports
+_OF_NO_RECIPIENT = ("dead-letter", POSTMASTER, COPY, "reply")  # kinds of reports
 _CLAUSE_CHARACTERS_MAX = 160
 _SMTP_REPLY = re.compile(r"[2-5][0-9][0-9](?: [245]\.[0-9]{1,3}\.[0-9]{1,3})?(?= |$)", re.ASCII)
 _EXPIRED = "expired"  # an outcome without an attempt
@@ -160,7 +167,7 @@ def answer(
     `reports` are the known journeys of the message's reports, by their ids.
     """
     groups: dict[tuple[str, str], list[Recipient]] = {}
-    for recipient in journey.shown_recipients:
+    for recipient in (*journey.shown_recipients, *_failed_copies(journey)):
         groups.setdefault((recipient.state, _likeness(recipient)), []).append(recipient)
     ordered = sorted(groups.values(), key=lambda group: by_importance(group[0].state))
     writer = _Writer(journey, now_us, reports or {})
@@ -174,9 +181,13 @@ def answer(
 
 def needed_reports(journey: Journey) -> Sequence[str]:
     """Return the ids of the reports whose journeys answer() needs."""
-    if not any(recipient.state in ("failed", "expired") for recipient in journey.recipients):
-        return ()
-    return journey.reports[-_REPORTS_MAX:]
+    failed = [recipient.state in _FAILED for recipient in journey.recipients]
+    return journey.reports[-_REPORTS_MAX:] if any(failed) or _failed_copies(journey) else ()
+
+
+def _failed_copies(journey: Journey) -> list[Recipient]:
+    """Return the recipients that a rule added and that have failed, if the reader may know them."""
+    return [copy for copy in journey.added or () if copy.state in _FAILED]
 
 
 def _likeness(recipient: Recipient) -> str:
@@ -214,9 +225,9 @@ class _Writer(Struct, frozen=True):
     def _whom(self, group: Sequence[Recipient]) -> str:
         """Return which recipients these are, "" for the only recipient."""
         count, total = len(group), len(self.journey.recipients)
-        if total == 1:
+        if total == 1 and not group[0].added_by:
             return ""
-        if count == total:
+        if count == total > 1 and not group[0].added_by:
             return f"all {total} recipients"
         names = [recipient.address for recipient in group[:_NAMED_MAX]]
         if count <= _NAMED_MAX:
@@ -317,27 +328,33 @@ class _Writer(Struct, frozen=True):
         yield f". {self._report(recipient)}"
 
     def _report(self, recipient: Recipient) -> str:
-        """Return where the report on a recipient is."""
+        """Return where the report on a recipient is, and the operator's copy."""
+        copies = list[str]()
         for detail in reversed([*details_in(self.journey.steps, ReportDetail)]):
             about = detail.recipients
             if not detail.to or detail.kind in _OF_NO_FAILURE:
                 continue
             if not about or recipient.address in about or len(about) == _REPORTED_MAX:
-                return self._whereabouts(detail)
+                where = self._whereabouts(detail)
+                if detail.kind != COPY:
+                    return " ".join([where, *copies])
+                copies.append(where)
         return "No report was sent."
 
     def _whereabouts(self, detail: ReportDetail) -> str:
         to, report = detail.to, self.reports.get(detail.report_id)
+        what = "copy" if detail.kind == COPY else "report"
         by = f" by Graph as {detail.by_graph_as}" if detail.by_graph_as else ""
         # pickup writes its report into the mailbox itself
         if not detail.report_id or (report and report.state in ("delivered", "captured")):
-            place = _DEAD_LETTERS if to == "postmaster" else f"the Inbox of {to}"
-            return f"The report is in {place}."
+            place = _DEAD_LETTERS if to == POSTMASTER else f"the Inbox of {to}"
+            return f"The {what} is in {place}."
         if report is None:
-            return f"A report went to {to}{by}."
+            return f"A {what} went to {to}{by}."
         if report.state == "relayed":
-            return f"The report was sent to {to}{by}."
-        return f"The report to {to} is {report.state}."
+            return f"The {what} was sent to {to}{by}."
+        verb = "has" if report.state in _FAILED else "is"
+        return f"The {what} to {to} {verb} {report.state}."
 
 
 def _because(recipient: Recipient, before: str = ": ") -> str:

@@ -217,6 +217,8 @@ def is_shown(
         case details.CommandDetail():
             stored["entries"] = [number for number in detail.entries if number in entries]
             return bool(stored["entries"])
+        case details.ReportDetail():
+            return not detail.is_of_operators
     return True
 
 
@@ -252,6 +254,8 @@ def events_after(
                 state = _state_after(left, captures_at_once=captures_at_once)
                 of_sender = replace(recorded, detail=seen, known=left, state=state)
                 recorded = replace(recorded, of_sender=of_sender if is_left else None)
+        if recorded and isinstance(detail, details.ReportDetail) and detail.is_of_operators:
+            recorded = replace(recorded, of_sender=None)
         events.append((sequence, recorded))
         characters += len(text)
         if characters > _CHARACTERS_MAX or len(events) == limit:
