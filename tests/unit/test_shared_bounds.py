@@ -80,6 +80,7 @@ OTHERS = {
     "operation.app.foundation _turn": "of reloads",
     "operation.app.notifications build_subscriptions": "one file is written",
     "operation.commands.sendmail collector": "of one program",
+    "store.journeys.event_feed _turn": "each page is read within a second",
     "store.mailbox.index.indexes _readers": "each mailbox waits once",
     "store.spool.postgres.storage _ask": "of one command",
     "store.spool.postgres.tables _executor": "one connection; searches have turns",
