@@ -241,33 +241,6 @@ class Pressure:
         return ""
 
 
-class MemoryBudget:
-    """A limit of the memory for messages or bodies that are being received."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._left_bytes = self._limit_bytes = limit_bytes
-
-    @property
-    def taken_bytes(self) -> int:
-        """How much is taken now."""
-        return self._limit_bytes - self._left_bytes
-
-    def has(self, size_bytes: int) -> bool:
-        """Return whether this amount is available now, without taking it."""
-        return size_bytes <= self._left_bytes
-
-    def take(self, size_bytes: int) -> bool:
-        """Take this amount and return True, or take nothing and return False."""
-        if size_bytes > self._left_bytes:
-            return False
-        self._left_bytes -= size_bytes
-        return True
-
-    def release(self, size_bytes: int) -> None:
-        """Release memory that was taken."""
-        self._left_bytes += size_bytes
-
-
 class ConcurrencyCounter:
     """Counts operations in progress, in total and by key (an account, a client, an address).
 

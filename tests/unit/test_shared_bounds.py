@@ -19,7 +19,7 @@ from tests.support.relay_process import ROOT
 
 KINDS = {
     *("Lock", "Semaphore", "BoundedSemaphore"),
-    *("Shares", "Turns", "ConcurrencyCounter", "MemoryBudget"),
+    *("Shares", "Turns", "ConcurrencyCounter"),
     *("ThreadPool", "ThreadPoolExecutor", "ProcessPoolExecutor"),
 }
 NOT_HERE = ("relay/base/", "relay/development/")
@@ -39,12 +39,18 @@ SHARED: dict[str, str | tuple[str, int]] = {
     "front_door.http.connection_limits _unread": ("client", 128 << 20),
     "front_door.http.gateway _bodies": ("account or client", 140 << 20),
     "front_door.pages.content_pages _turns": "visitor",
+    "operation.commands.sendmail collector": ("the program itself", 1 << 20),
     "store.journeys.list_places _turns": "account",
     "store.mailbox.threads _turns": ("mailbox", 4),
     "submission.pickup.conversion _shared": "account",
     "submission.pickup.conversion _alone": "account",
     "submission.pickup.start_limits _in_progress": ("account", 16),
     "transport.checks.workers _turns": "client",
+    "transport.gate.child dependencies": ("account or client", 256 << 20),
+    "transport.ingress.maildrop _budget": ("Relay itself, which reads files one by one", 512 << 20),
+    "transport.ingress.places kinds": ("client, user of this machine or account", 1000),
+    "transport.ingress.smtp_server _listener_dependencies": ("account or client", 512 << 20),
+    "transport.milter.connection places": "account or client",
     "transport.routing.client_questions _places, _kept": ("client", 32),
 }
 # Why others have no key.
@@ -79,7 +85,6 @@ OTHERS = {
     "front_door.pages.live turn": "of one view",
     "operation.app.foundation _turn": "of reloads",
     "operation.app.notifications build_subscriptions": "one file is written",
-    "operation.commands.sendmail collector": "of one program",
     "store.journeys.event_feed _turn": "each page is read within a second",
     "store.mailbox.index.indexes _readers": "each mailbox waits once",
     "store.spool.postgres.storage _ask": "of one command",
@@ -89,11 +94,7 @@ OTHERS = {
     "store.spool.sqlite.database _executor": "one connection; searches have turns",
     "store.spool.sqlite.spool threads": "of large contents",
     "submission.outbox.store pool": "queries have turns; other calls are short",
-    "transport.gate.child dependencies": "a session takes little memory while much is taken",
-    "transport.ingress.maildrop _budget": "files are read one by one",
-    "transport.ingress.smtp_server _listener_dependencies": "as of the gate",
-    "transport.ingress.smtp_sessions _handshakes": "a client has a part",
-    "transport.ingress.smtp_sessions shared": "a client has a part",
+    "transport.ingress.places clients": "of one client",
     "transport.ingress.policy_threads _executor": "a client or account has one thread",
     "transport.refusals.day_files _turn": "one file is written",
     "transport.routing.dns_cache _slots": "of delivery, which takes senders in turn",
