@@ -17,6 +17,7 @@ from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
 
+from relay.base.accounts.account import DEAD_LETTER
 from relay.base.message.address import own_mailbox
 from relay.base.message.content import Content, edit_header
 from relay.base.message.envelope import Source
@@ -211,6 +212,13 @@ class LocalDelivery:
         except Exception:  # noqa: BLE001 - an internal error defers, nothing is lost
             _log.exception("internal error in local delivery", qid=claim.message.id)
             return INTERNAL
+        if (
+            mailbox == DEAD_LETTER
+            and claim.message.trusted
+            and claim.message.source is not Source.REPORT
+        ):
+            event = "mail to postmaster has no reader: set mailboxes.postmaster"
+            _log.repeated("warning", event, apart_s=3600.0, qid=claim.message.id)
         note = " (already delivered)" if result is DeliveryResult.ALREADY_THERE else ""
         text = f"{'captured for' if is_captured else 'delivered to'} {mailbox}{note}"
         # RFC 3463 3.2

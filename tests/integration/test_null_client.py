@@ -133,4 +133,44 @@ def test_mail_that_a_rule_redirects_in_vain_is_reported_to_the_postmaster_and_th
         assert b"multipart/report" in letter.read_bytes()
         assert b"\r\nthe disk is full\r\n" in letter.read_bytes()
         assert smarthost.envelopes == [copy]
-    assert "reports have no reader" not in relay.log
+        assert "reports have no reader" not in relay.log
+
+
+def mail_postmaster(relay: RelayProcess, address: str) -> None:
+    """Mail to this address of a postmaster, by the command."""
+    done = relay.cli("sendmail", "-f", WEB7, address, stdin="Subject: x\n\nx\n")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_postmaster_of_the_page_is_its_reader_behind_a_smarthost_without_a_login(
+    remotes: Remotes,
+) -> None:
+    smarthost = remotes.start("smarthost.contoso.example", senders=[LOGIN])
+    hop = {"next_hop": f"smtp://{smarthost.host}:{smarthost.port}"}
+    relay = null_client(remotes, hop | {"sender": LOGIN}, hop)
+    for route in relay.config["route"]:
+        del route["auth"]
+    relay.write_config(relay.config)
+    with relay:
+        for number, address in enumerate(("postmaster", "postmaster@localhost")):
+            mail_postmaster(relay, address)
+            until("the mail", lambda number=number: len(smarthost.received(READER)) > number)
+    assert {mail.reverse_path for mail in smarthost.received(READER)} == {LOGIN}
+
+
+@each_row("alias", [{"postmaster@example.test": ["alice@example.test"]}, {}])
+def test_mail_to_a_postmaster_goes_to_an_alias_and_who_has_none_is_told(
+    remotes: Remotes, alias: dict[str, list[str]]
+) -> None:
+    config = {"sendmail": {"socket": "submit.sock", "drop": ""}}
+    relay = remotes.relay(config=config, aliases=alias)
+    unread = "mail to postmaster@example.test ends in the dead-letter mailbox"
+    assert (unread in checked(relay)) is not bool(alias)
+    with relay:
+        mail_postmaster(relay, "postmaster")
+        relay.submit(WEB7, ["postmaster"])  # by SMTP
+        place = relay.folder / ("mail/example.test/alice/new" if alias else "state/dead-letter/new")
+        until("both", lambda: len([*place.glob("*")]) == 2)
+        told = relay.log.count("mail to postmaster has no reader: set mailboxes.postmaster")
+        assert told == (not alias)
+    assert relay.faults() == []

@@ -85,9 +85,10 @@ def parse_mailbox(text: str, *, smtputf8: bool = False) -> str:
 def parse_path(text: str, *, smtputf8: bool = False, odd_domain: str = "") -> tuple[str, str]:
     """Return the address in `<...>` and the text after it: the argument of MAIL FROM or RCPT TO.
 
-    "<>" gives "", the null path; `<Postmaster>` gives "postmaster"; a source route is dropped.
-    `odd_domain` is added to an address without a domain, and allows underscores in labels. The
-    caller decides which of these a command allows. Raises AddressError like parse_mailbox().
+    "<>" gives "", the null path; `<Postmaster>` gives "postmaster" without an `odd_domain`; a
+    source route is dropped. `odd_domain` is added to an address without a domain, and allows
+    underscores in labels. The caller decides which of these a command allows. Raises AddressError
+    like parse_mailbox().
     """
     text = text.strip(" ")
     match = _in_brackets(text)
@@ -96,7 +97,7 @@ def parse_path(text: str, *, smtputf8: bool = False, odd_domain: str = "") -> tu
     inner, rest = match.group(1), (match.group(2) or "").lstrip(" ")
     if not inner:
         return "", rest
-    if inner.lower() == "postmaster":
+    if inner.lower() == "postmaster" and not odd_domain:
         return "postmaster", rest
     if len(inner) > _ADDRESS_OCTETS_MAX:  # its octets are counted with A-labels
         raise AddressError(f"the path is longer than {PATH_OCTETS_MAX} octets")

@@ -327,6 +327,7 @@ def _accounts(
         if to and isinstance(found, InvalidRecipient):
             yield CheckFinding("accounts", CheckResult.WARNING, f"{key}: {shown(to)} gets no mail")
     yield from _unread_reports(settings, table)
+    yield from _unread_postmaster(settings, table)
     root = f"root@{settings.own_domains[0]}" if settings.sendmail and settings.own_domains else ""
     if root and table and isinstance(table.expand(root) or table.examine(root), InvalidRecipient):
         text = f"{root}: found no account or alias, expected one: cron writes to root"
@@ -347,12 +348,28 @@ def _unread_reports(settings: Settings, table: RouteTable | None) -> Iterator[Ch
         return
     result = table.expand(sender, OWN_REPORT) or table.examine(sender, OWN_REPORT)
     is_copied = reports.copy_to and "failure" in reports.copy_kinds
-    if isinstance(result, LocalRecipient) and result.mailbox == DEAD_LETTER and not is_copied:
+    if _is_unread(result) and not is_copied and table.expand("postmaster") is None:
         text = (
             f"reports to USER@{settings.hostname} end in the dead-letter mailbox, which nobody"
             " reads; expected reports.copy_to, mailboxes.postmaster or a [[route]] for this name"
         )
         yield CheckFinding("reports", CheckResult.WARNING, text)
+
+
+def _unread_postmaster(settings: Settings, table: RouteTable | None) -> Iterator[CheckFinding]:
+    """Yield a warning if programs of this machine write to a postmaster whom nobody reads."""
+    if table is not None and settings.sendmail and settings.own_domains:
+        address = f"postmaster@{settings.own_domains[0]}"
+        if _is_unread(table.expand(address) or table.examine(address)):
+            text = (
+                f"mail to {address} ends in the dead-letter mailbox, which nobody reads; expected"
+                " an alias or mailboxes.postmaster"
+            )
+            yield CheckFinding("accounts", CheckResult.WARNING, text)
+
+
+def _is_unread(result: object) -> bool:
+    return isinstance(result, LocalRecipient) and result.mailbox == DEAD_LETTER
 
 
 def _without_replies(root: Path) -> Iterator[CheckFinding]:

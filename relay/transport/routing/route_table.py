@@ -10,7 +10,8 @@ address is valid too: it is an alias if the catch_all is an address elsewhere. I
 whose mail is passed on, `own_domains` says which addresses are valid.
 
 Mail to postmaster (also without a domain) and to MAILER-DAEMON of this host is valid without an
-account. It goes to the postmaster, or into the dead-letter mailbox if no postmaster is set. In a
+account. It goes to the postmaster, or into the dead-letter mailbox if no postmaster is set; without
+a domain to an alias for postmaster in the first local domain, if no postmaster is set. In a
 domain whose mail is passed on, mail to postmaster is passed on too.
 
 is_local_domain() decides which domain is local, or own. A result is local if its recipient is: then
@@ -120,6 +121,8 @@ class RouteTable:
         self._outside = catch_alls_elsewhere(domains, catch_all)
         self._catch_all = self._mailbox_of("mailboxes.catch_all", catch_all)
         self._postmaster = self._mailbox_of("mailboxes.postmaster", postmaster) or DEAD_LETTER
+        first = next((one if isinstance(one, str) else one.name for one in domains), "")
+        self._first_postmaster = f"postmaster@{first}"
         self._own = OwnDomains(domains, catch_all=self._catch_all, mailbox_of=self._mailbox_of)
         self.alias_domains = self._own.alias_domains
         self._hostname = hostname.lower()
@@ -325,7 +328,8 @@ class RouteTable:
         the mail goes to the account's address. None for any other address.
         """
         main = self.target_of(address)
-        expansion = self._accounts.expand(main)
+        is_unread = main == "postmaster" and self._postmaster == DEAD_LETTER
+        expansion = self._accounts.expand(self._first_postmaster if is_unread else main)
         if expansion is None and main != address:
             expansion = Expansion((AliasTarget(main, (own_mailbox(address),)),))
         if not self._may_move:  # nearly always
