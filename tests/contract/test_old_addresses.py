@@ -50,3 +50,20 @@ async def test_a_queued_u_label_is_an_a_label_for_delivery_reports_and_the_opera
     )
     assert answer.counts["done"] == 1
     assert [one.address for one in (await spool.journey(queue_id)).recipients] == ["X@bücher.test"]
+
+
+async def test_capital_letters_beyond_ascii_are_found_as_their_small_ones(spool, defer) -> None:
+    made = {
+        letter: await defer({"mx:b.test": [f"r-{letter}@b.test"]}, reverse_path=f"{letter}@a.test")
+        for letter in "Ää"
+    }
+    for typed in "Ää":
+        for selector in (
+            Selector(sender=f"{typed}@a.test"),
+            Selector(recipient=f"R-{typed}@b.test"),
+            Selector(sender=f"{typed}*"),
+        ):
+            listed = await spool.queue_admin.list(selector, limit=10)
+            assert {row["id"] for row in listed} == {*made.values()}
+        names = await spool.find_queue_ids(f"r-{typed}@b.test", account=None, limit=9)
+        assert {*names} == {*made.values()}

@@ -161,6 +161,16 @@ def lower_case(text: str) -> str:
     return _with_own_lower_case.sub(lambda match: match[0].lower(), text)
 
 
+def with_capitals(text: str) -> str:
+    """Return a text in lower case with its letters beyond ASCII in capitals, which a database may
+    leave as they are.
+    """
+    capitals = ((letter, letter if letter.isascii() else letter.upper()) for letter in text)
+    return "".join(
+        capital if lower_case(capital) == letter else letter for letter, capital in capitals
+    )
+
+
 def literal_address(domain: str) -> str | None:
     """Return the IP address in "[192.0.2.1]" or "[IPv6:2001:db8::1]", None for other text."""
     if not (domain.startswith("[") and domain.endswith("]")):

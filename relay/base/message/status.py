@@ -15,6 +15,7 @@ _reply = re.compile(
 )
 _status_first = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?:\s+|$)(.*)", re.DOTALL)
 _status = re.compile(r"(?<![0-9.])[245]\.[0-9]{1,3}\.[0-9]{1,3}(?![0-9.])")
+_between = re.compile(r"([\s<>]++)")  # words
 _controls = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 # In a reply that refuses what looks like spam, or comes from where spam has come from.
 SPAM_WORDS = re.compile(
@@ -89,10 +90,12 @@ def reply_text(text: str) -> str:
 
 
 def ascii_folded(text: str) -> str:
-    """Return `text` in ASCII: without accents, any other character as "?"."""
+    """Return `text` in ASCII: without accents, but in addresses; any other character as "?"."""
     if text.isascii():  # almost always
         return text
-    decomposed = unicodedata.normalize("NFKD", text)
+    # without its accents, an address is another person's
+    words = ((word, "NFC" if "@" in word else "NFKD") for word in _between.split(text))
+    decomposed = "".join(unicodedata.normalize(form, word) for word, form in words)
     bare = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
     return bare.encode("ascii", "replace").decode("ascii")
 

@@ -177,8 +177,10 @@ def changed_settings(before: UserSettings, body: Mapping[str, Any]) -> UserSetti
                 if value not in (None, _SETTINGS[name](before)):
                     raise unsupported(name, "only timeZone and language are set")
             case "automaticRepliesSetting":
-                status = read_object({} if value is None else value, name).get("status")
-                if status is not None and one_of(status, f"{name}.status", _STATUSES) != "disabled":
+                replies = read_object({} if value is None else value, name)
+                given = {key: each for key, each in replies.items() if each is not None}
+                status = given.get("status", "alwaysEnabled" if given else "disabled")
+                if one_of(status, f"{name}.status", _STATUSES) != "disabled":
                     raise unsupported(name, "Relay sends no automatic replies (Sieve does)")
             case "delegateMeetingMessageDeliveryOptions":
                 if read_string(value, name).lower() not in ("", _MEETINGS.lower()):

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from relay.base.clock import ID_LENGTH, id_time_us
-from relay.base.message.address import lower_case, pattern_forms, with_a_labels, with_u_labels
+from relay.base.message.address import (
+    lower_case,
+    pattern_forms,
+    with_a_labels,
+    with_capitals,
+    with_u_labels,
+)
 from relay.base.message.nexthop import text_and_route
 from relay.store.journeys.message_list import matches_pattern
 from relay.store.spool.shared.columns import LOGIN, WAITS
@@ -197,7 +203,8 @@ def _address_forms(pattern: str) -> list[str]:
     """Return the LIKE patterns of an address: with A-labels, and as old rows with U-labels."""
     forms = pattern_forms(pattern)
     old_forms = (with_u_labels(form) for form in forms)
-    return [*dict.fromkeys(like(form) for form in (*forms, *old_forms))]
+    lower = [like(form) for form in (*forms, *old_forms)]
+    return [*dict.fromkeys((*lower, *map(with_capitals, lower)))]
 
 
 def _is_like(column: str, patterns: Sequence[str]) -> Sql:

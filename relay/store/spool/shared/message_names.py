@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from relay.base.clock import ID_LENGTH
-from relay.base.message.address import own_mailbox, shown_address
+from relay.base.message.address import own_mailbox, shown_address, with_capitals
 from relay.base.message.rest_id import read_rest_id
 from relay.store.journeys.events import Step
 from relay.store.journeys.message_list import SCAN_MAX
@@ -78,9 +78,9 @@ def _sent_to(tables: Tables, queue_ids: Sequence[str], address: str) -> set[str]
     """Return which of these messages have this recipient, if policy did not add it."""
     where, values = tables.among("message_id", queue_ids)
     rows = tables.fetch(
-        f"SELECT DISTINCT message_id FROM recipient WHERE {where} AND lower(address) IN (?, ?)"
+        f"SELECT DISTINCT message_id FROM recipient WHERE {where} AND lower(address) IN (?, ?, ?)"
         " AND added_by = ''",
-        (*values, address, shown_address(address)),
+        (*values, address, with_capitals(address), shown_address(address)),
     )
     return {queue_id for (queue_id,) in rows}
 

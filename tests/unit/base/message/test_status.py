@@ -55,4 +55,8 @@ def test_own_replies_are_one_line_of_ascii(text):
 
 def test_reply_text_folds_accents_and_clips():
     assert reply_text("Größe: naïve\r\n 250 ok\0") == "Gro?e: naive 250 ok"
+    # an address without its accents is another person's
+    assert reply_text("no <\u017f@a.test>, <ä@a.test> or über") == (
+        "no <?@a.test>, <?@a.test> or uber"
+    )
     assert reply_text("x" * 500) == "x" * 397 + "..."

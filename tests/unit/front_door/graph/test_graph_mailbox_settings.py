@@ -90,6 +90,7 @@ async def test_what_relay_does_not_do_is_refused(graph: WatchedGraph) -> None:
         ({"workingHours": {"startTime": "07:30:00"}}, "only timeZone"),
         ({"timeZone": "Asia/Tokyo", "dateFormat": "d"}, "dateFormat"),
         ({"automaticRepliesSetting": {"status": "scheduled"}}, "sends no automatic replies"),
+        ({"automaticRepliesSetting": {"internalReplyMessage": "x"}}, "sends no automatic replies"),
         ({"delegateMeetingMessageDeliveryOptions": "sendToDelegateAndPrincipal"}, "delegate"),
     ):
         answer = await graph.http.patch(SETTINGS, json=change)
