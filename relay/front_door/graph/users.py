@@ -178,8 +178,8 @@ def changed_settings(before: UserSettings, body: Mapping[str, Any]) -> UserSetti
                     raise unsupported(name, "only timeZone and language are set")
             case "automaticRepliesSetting":
                 replies = read_object({} if value is None else value, name)
-                given = {key: each for key, each in replies.items() if each is not None}
-                status = given.get("status", "alwaysEnabled" if given else "disabled")
+                is_set = any(field is not None for field in replies.values())
+                status = replies.get("status") or ("alwaysEnabled" if is_set else "disabled")
                 if one_of(status, f"{name}.status", _STATUSES) != "disabled":
                     raise unsupported(name, "Relay sends no automatic replies (Sieve does)")
             case "delegateMeetingMessageDeliveryOptions":

@@ -278,11 +278,11 @@ class Uploads(OutboxPart):
         return [session for session in own if not session.facts.is_attached]
 
     def _end_expired(
-        self, sessions: dict[str, _UploadSession], some: Sequence[_UploadSession]
+        self, sessions: dict[str, _UploadSession], suspects: Sequence[_UploadSession]
     ) -> None:
-        """Remove those of `some` that have expired, but for a range that is being received."""
+        """Remove those of `suspects` that have expired, but for a range that is being received."""
         now_us = self.clock.confirmed_us()
-        for session in some:
+        for session in suspects:
             if session.facts.expires_us <= now_us and session.lock.acquire(blocking=False):
                 self._remove(sessions, session)
 

@@ -121,7 +121,7 @@ class RouteTable:
         self._outside = catch_alls_elsewhere(domains, catch_all)
         self._catch_all = self._mailbox_of("mailboxes.catch_all", catch_all)
         self._postmaster = self._mailbox_of("mailboxes.postmaster", postmaster) or DEAD_LETTER
-        first = next((one if isinstance(one, str) else one.name for one in domains), "")
+        first = next((d if isinstance(d, str) else d.name for d in domains), "")
         self._first_postmaster = f"postmaster@{first}"
         self._own = OwnDomains(domains, catch_all=self._catch_all, mailbox_of=self._mailbox_of)
         self.alias_domains = self._own.alias_domains
