@@ -179,7 +179,8 @@ def changed_settings(before: UserSettings, body: Mapping[str, Any]) -> UserSetti
             case "automaticRepliesSetting":
                 replies = read_object({} if value is None else value, name)
                 is_set = any(field is not None for field in replies.values())
-                status = replies.get("status") or ("alwaysEnabled" if is_set else "disabled")
+                default = "alwaysEnabled" if is_set else "disabled"
+                status = default if replies.get("status") is None else replies["status"]
                 if one_of(status, f"{name}.status", _STATUSES) != "disabled":
                     raise unsupported(name, "Relay sends no automatic replies (Sieve does)")
             case "delegateMeetingMessageDeliveryOptions":
