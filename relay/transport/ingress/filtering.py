@@ -104,16 +104,6 @@ class SessionFilters:
 
         return ReceivedContent(received.content, release)
 
-    @property
-    def is_crowded(self) -> bool:
-        """See FilterSession."""
-        return self.session.is_crowded
-
-    def rest(self) -> None:
-        """Close connections that others need, between transactions."""
-        if not self._is_deciding:
-            self.session.rest()
-
     def abort(self) -> None:
         """End a transaction."""
         if not self._is_deciding:

@@ -336,10 +336,10 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
         """Whether others may need the place of a client without progress, or the connections to
         milters of its transaction; those of another session are closed.
         """
-        if self.filters is not None and self.filters.is_crowded:
+        if self.filters is not None and self.filters.session.is_crowded:
             if self._mail is not None:
                 return True
-            self.filters.rest()
+            self.filters.session.rest()
         return is_stranger and self._shared.places.is_full(0.5)
 
     def _leave_place(self) -> None:
