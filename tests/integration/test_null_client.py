@@ -66,6 +66,9 @@ def test_the_null_client_of_the_page_sends_as_its_login_and_so_does_the_copy_of_
     first = [] if user == LOGIN else [route | {"sender": LOGIN}]  # the login is no address
     with null_client(remotes, *first, route) as relay:
         assert UNREAD not in checked(relay)
+        tagged = RULES.replace(f'"{LOGIN}"', '"web7+x@contoso.example"')
+        (relay.folder / "policies/10.toml").write_text(tagged)
+        assert 'found "web7+x@contoso.example", expected' in relay.cli("check").stderr
         relay.submit(WEB7, [WEB7], b"From: Cron <%b>\r\nSubject: cron\r\n\r\nx\r\n" % WEB7.encode())
         mail = received(provider, READER)
         assert (mail.reverse_path, provider.logins[mail.session]) == (LOGIN, user)

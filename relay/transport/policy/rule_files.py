@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from relay.base.clock import SystemClock
+from relay.base.message.address import own_mailbox
 from relay.base.message.content import size_of
 from relay.base.message.envelope import domain_of
 from relay.base.message.nexthop import ROUTE_PREFIX
@@ -383,7 +384,11 @@ def _foreign_sender(action: RuleAction, own: Collection[str], senders: Collectio
     """Return why an action may not set this sender, "" if it may."""
     if not isinstance(action, SetSenderAction) or domain_of(action.address) in own:
         return ""
-    if any(sender_matches(pattern, action.address) for pattern in senders):
+    address = own_mailbox(action.address)  # a host may know its login without a tag only
+    if any(
+        sender_matches(pattern, address) and ("*" in pattern or pattern == address)
+        for pattern in senders
+    ):
         return ""
     of_routes = ", or auth.user or sender of a [[route]]" if senders else ""
     names = ", ".join(sorted((*own, *senders))) or "there is none"
