@@ -59,6 +59,8 @@ _BY_COMMAND = {
     "DATA": RefusalReason.RECIPIENT,
     "BDAT": RefusalReason.RECIPIENT,
 }
+# of full mailboxes and holds, and of logins that Relay is unable to check
+_OF_HERE = ("452 4.2.2 ", "452 4.3.1 ", "454 4.7.0 The login could not be checked")
 _log = get_logger("ingress")
 
 
@@ -239,6 +241,7 @@ def _log_refusal(refusal: Refusal) -> None:
         "rule": refusal.rule,
     }
     is_bounded = refusal.reason in (RefusalReason.PRESSURE, RefusalReason.LIMIT)
+    is_bounded |= refusal.reply.startswith(_OF_HERE)
     write = partial(_log.repeated, "info", of=refusal.command) if is_bounded else _log.info
     write(
         "rejected",

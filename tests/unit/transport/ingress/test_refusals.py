@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from relay.base.accounts.account import LoginDelayedError
 from relay.base.pressure import PressureLevel, PressureReason, PressureState
 from relay.base.socket_address import Address
 from relay.store.spool.types import SpoolUnavailableError
@@ -290,6 +291,29 @@ async def test_clients_cannot_fill_the_log_but_each_failed_login_has_its_line(re
         ("rejected", "AUTH", "login"): [1] * 9,
         ("rejected", "MAIL", "syntax"): [1] * 9,
     }
+
+
+async def test_what_relay_is_unable_to_do_has_one_line_a_second(relay):
+    async def away(_user, _password, *, client):
+        raise LoginDelayedError("The login could not be checked", 1.0)
+
+    relay.accounts.by_smtp_login, clock = away, ManualClock()
+    async with session(relay) as client, session(relay) as other:
+        await other.say(EHLO)
+        await client.say_all(EHLO, FROM)
+        with capture_logs(clock) as logged:
+            for seconds in (0, 0, 0, 1):
+                clock.advance(seconds)
+                assert (await client.say("RCPT TO:<full@example.test>"))[:9] == "452 4.2.2"
+                await client.say_all("RSET", FROM)
+                login = await other.say("AUTH PLAIN AGFsaWNlQGV4YW1wbGUudGVzdAB3cm9uZw==")
+                assert login.startswith("454 4.7.0 The login could not be checked")
+    assert [(line["verb"], line.get("times", 1)) for line in logged] == [
+        ("RCPT", 1),
+        ("AUTH", 1),
+        ("RCPT", 3),
+        ("AUTH", 3),
+    ]
 
 
 async def test_pickup_records_nothing(relay, tmp_path):
