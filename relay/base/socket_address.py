@@ -93,6 +93,13 @@ def plain_ip(address: str) -> IPv4Address | IPv6Address:
     return getattr(ip, "ipv4_mapped", None) or ip
 
 
+@lru_cache(1024)
+def is_in(networks: tuple[str, ...], ip: str) -> bool:
+    """Return whether an address is in one of these networks; "" is in none."""
+    address = ip_address(ip.partition("%")[0]) if networks and ip else None
+    return address is not None and any(address in ip_network(network) for network in networks)
+
+
 def is_loopback(host: str) -> bool:
     """Whether `host` is an address of this machine's loopback interface; a name never is."""
     address = ip_of(host)

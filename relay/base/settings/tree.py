@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
 from relay.base.settings import values
-from relay.base.socket_address import Address
+from relay.base.socket_address import Address, is_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +191,10 @@ class SmtpListener:
         if self.trusted_networks == _BY_ROLE:
             networks = _LOOPBACK if self.role == "relay" else ()
             object.__setattr__(self, "trusted_networks", networks)
+
+    def trusts(self, ip: str) -> bool:
+        """Whether a client with this address may relay without a login."""
+        return is_in(self.trusted_networks, ip)
 
     @property
     def serves_this_machine(self) -> bool:

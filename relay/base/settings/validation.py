@@ -125,9 +125,7 @@ def check_together(
 
 def is_trusted(listeners: Sequence[tree.SmtpListener], ip: str) -> bool:
     """Return whether one of these SMTP listeners trusts an IP address."""
-    address = ipaddress.ip_address(ip)
-    networks = (text for listener in listeners for text in listener.trusted_networks)
-    return any(address in ipaddress.ip_network(text) for text in networks)
+    return any(listener.trusts(ip) for listener in listeners)
 
 
 def _duplicate_listeners(read: Sequence[tuple[KeyPath, object]]) -> Found:

@@ -8,8 +8,6 @@ import asyncio
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache
-from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from msgspec import Struct
@@ -20,6 +18,7 @@ from relay.base.observe.logs import get_logger
 from relay.base.pressure import Pressure
 from relay.base.settings.tree import SmtpListener
 from relay.base.shares import Shares
+from relay.base.socket_address import is_in
 from relay.base.sockets import EVERYBODY, OWNER_ONLY, Acceptor, Listener, open_listener
 from relay.base.task_set import TaskSet
 from relay.transport.ingress import session_client, session_owner
@@ -35,7 +34,6 @@ from relay.transport.refusals.refusal import RefusalReason
 
 _log = get_logger("ingress")
 _BACKLOG = 512
-_CLIENTS_KNOWN = 1024  # addresses in the cache of trusted clients
 _COMMIT_S = 5.0
 _LOOPBACK = "127.0.0.1"  # used for a Unix socket, whose clients are on this machine
 
@@ -182,15 +180,13 @@ class SmtpServer:
         TCP client that disconnected at once has no address.
         """
         client = ip or (_LOOPBACK if self._listener.listen.path else "")
-        is_trusted = self.role.is_local or (
-            is_named and _is_in(self._listener.trusted_networks, client)
-        )
+        is_trusted = self.role.is_local or (is_named and self._listener.trusts(client))
         return session_owner.SessionOwner(self._of_owners, ip, is_trusted=is_trusted)
 
     def _take(self, connection: socket.socket, peer: object) -> None:
         """Begin a session; of a proxy, after its header. Too many waiting headers: close it."""
         ip = _ip_at(peer)
-        if not _is_in(self._listener.proxy_networks, ip):
+        if not is_in(self._listener.proxy_networks, ip):
             self._begin(connection, self._owner(ip))
             return
         if len(self._reading) >= self._listener.max_sessions:
@@ -279,11 +275,3 @@ def offers_auth_in_clear(listener: SmtpListener) -> bool:
 def _ip_at(peer: object) -> str:
     """Return the client's IP address (a mapped IPv4 address as IPv4), or "" on a Unix socket."""
     return str(peer[0]).removeprefix("::ffff:") if isinstance(peer, tuple) else ""
-
-
-@lru_cache(_CLIENTS_KNOWN)
-def _is_in(networks: tuple[str, ...], ip: str) -> bool:
-    if not networks or not ip:
-        return False
-    address = ip_address(ip.partition("%")[0])
-    return any(address in ip_network(network) for network in networks)
