@@ -94,8 +94,10 @@ def ascii_folded(text: str) -> str:
     if text.isascii():  # almost always
         return text
     # without its accents, an address is another person's
-    words = ((word, "NFC" if "@" in word else "NFKD") for word in _between.split(text))
-    decomposed = "".join(unicodedata.normalize(form, word) for word, form in words)
+    words = _between.split(text)
+    decomposed = "".join(
+        unicodedata.normalize("NFC" if "@" in word else "NFKD", word) for word in words
+    )
     bare = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
     return bare.encode("ascii", "replace").decode("ascii")
 
