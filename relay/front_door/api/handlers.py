@@ -23,7 +23,7 @@ from relay.base.message.content import Content, blocks, octets_of
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import Destination
 from relay.base.pauses import Paused
-from relay.base.pressure import ConcurrencyCounter
+from relay.base.shares import Shares
 from relay.base.turns import Turns
 from relay.formats.body_checks import Checks, check_bodies
 from relay.formats.read_mime import read_parts
@@ -68,12 +68,10 @@ WAIT_S = 30.0
 _LOOKUP_S = 5.0  # for conditions on contents
 REPORTED = "reported"  # each failed recipient has its report
 THERE = "there"  # all recipients are captured or final
-# limit: waits of `wait=`, `/wait` and `/quiet`; then 503
+# limit: waits of `wait=`, `/wait` and `/quiet`, half of them for one account; then 503
 WAITING_MAX = 200
 # limit: the last of these, only for the roles `read` and `operate`, and the control socket
 WAITING_RESERVED = 20
-# limit: such waits of one account; then 503
-WAITING_OF_ACCOUNT_MAX = 100  # of the role user
 _COMPARED_MAX = 30  # messages that a wait without result is compared with
 _LOOKED_AT_MAX = 100  # seconds for messages on their way
 _NEAR_MAX = 10
@@ -130,7 +128,7 @@ class Handlers:
         self._previews = MessagePreviews(dependencies.sources, dependencies.journeys.places)
         self._checks = Turns("checks", 1)  # a hostile message takes seconds
         self.explain = ExplainHandler(dependencies.explain)
-        self._waiting = ConcurrencyCounter()
+        self._waits = Shares("waits", WAITING_MAX)
 
     # `GET messages?q=&to=&sender=&subject=&mailbox=&state=&kind=&after=&before=&wait=&limit=`:
     # `{messages, cursor, older}`, the newest first. After a cursor come later messages, with
@@ -385,12 +383,9 @@ class Handlers:
 
     def counted_wait(self, account: str | None) -> contextlib.AbstractContextManager[None]:
         """Count one more wait inside the with block, of an account with the role `user` or None.
-        Raises ApiError 503 for too many.
+        Raises NoPlaceError.
         """
-        in_all = WAITING_MAX if account is None else WAITING_MAX - WAITING_RESERVED
-        if not self._waiting.has_room(account, per_key=WAITING_OF_ACCOUNT_MAX, in_all=in_all):
-            raise service_unavailable("Too many requests are waiting already.", retry_after_s=5)
-        return self._waiting.counted(account)
+        return self._waits.held(account, spare=0 if account is None else WAITING_RESERVED)
 
     async def _find(self, key: str, principal: Principal) -> Journey | None:
         if not key or len(key) > _KEY_CHARACTERS:

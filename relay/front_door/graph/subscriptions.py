@@ -26,12 +26,11 @@ from relay.front_door.graph.json_values import (
     read_time_us,
 )
 from relay.front_door.graph.mailbox_paths import find_mailbox, with_keys
-from relay.front_door.http.errors import ApiError, quoted
+from relay.front_door.http.errors import quoted
 from relay.front_door.http.responses import json_response
 from relay.front_door.notifications.subscription_file import Subscription
 from relay.front_door.notifications.subscriptions import (
     LIFETIME_US,
-    BusyError,
     NoSubscriptionError,
     SubscriptionError,
 )
@@ -47,7 +46,6 @@ _TLS_VERSIONS = ("v1_0", "v1_1", "v1_2", "v1_3")
 _CLIENT_STATE_MAX = 128
 _RESOURCE_MAX = 1024
 _VERSION = re.compile(r"/?(?:(?:v1\.0|beta)/)?", re.IGNORECASE)
-_BUSY_S = 10
 _invalid = errors.SUBSCRIPTION_INVALID
 _LIFETIME_STRICT_US = 10_070 * 60_000_000  # Graph refuses more; its documentation has LIFETIME_US
 
@@ -71,8 +69,8 @@ async def create_subscription(request: GraphRequest) -> Response:
     new = await _read_new(request, body)
     try:
         created = await request.dependencies.subscriptions.create(new)
-    except (SubscriptionError, UrlError, BusyError) as error:
-        raise _refusal(error) from None
+    except (SubscriptionError, UrlError) as error:
+        raise _invalid(str(error)) from None
     return _response(request, created, status=HTTPStatus.CREATED)
 
 
@@ -93,8 +91,8 @@ async def change_subscription(request: GraphRequest) -> Response:
         after = await request.dependencies.subscriptions.renew(subscription, **changed)
     except NoSubscriptionError:
         raise errors.SUBSCRIPTION_NOT_FOUND("It has ended meanwhile.") from None
-    except (SubscriptionError, UrlError, BusyError) as error:
-        raise _refusal(error) from None
+    except (SubscriptionError, UrlError) as error:
+        raise _invalid(str(error)) from None
     return _response(request, after)
 
 
@@ -232,9 +230,3 @@ def _subscription_json(subscription: Subscription, select: Collection[str]) -> d
         "latestSupportedTlsVersion": subscription.tls_version,
     }
     return {name: known.get(name) for name in select or _PROPERTIES}
-
-
-def _refusal(error: Exception) -> ApiError:
-    if isinstance(error, BusyError):
-        return errors.throttled(str(error), _BUSY_S)
-    return _invalid(str(error))

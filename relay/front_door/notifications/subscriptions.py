@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from relay.base.clock import Clock, rfc3339
 from relay.base.message.rest_id import rest_id
 from relay.base.observe.logs import get_logger
-from relay.base.pressure import ConcurrencyCounter
+from relay.base.shares import Shares
 from relay.delivery.http_connection import HttpError, HttpResponse
 from relay.front_door.notifications.https_client import HttpsClient
 from relay.front_door.notifications.mailbox_watch import POLL_S, MailboxChanges
@@ -40,7 +40,7 @@ PER_MAILBOX_MAX = 50
 SUBSCRIPTIONS_MAX = 10_000
 RETRY_US = 4 * 3600 * 1_000_000
 HANDSHAKE_S = 10.0
-HANDSHAKES_MAX, HANDSHAKES_PER_ACCOUNT_MAX = 64, 4  # at once
+_HANDSHAKES_MAX = 64  # at once
 READS_MAX = 8  # mailboxes read at once, so that requests of clients need not wait
 _BATCH = 100
 _TOKEN_BYTES_MAX = 4096
@@ -52,10 +52,6 @@ _log = get_logger("notifications")
 
 class SubscriptionError(Exception):
     """A subscription cannot be created or changed as requested; the text is for the client."""
-
-
-class BusyError(Exception):
-    """Too many receivers are being asked."""
 
 
 class NoSubscriptionError(Exception):
@@ -81,7 +77,7 @@ class Subscriptions:
         self._all: dict[str, _Subscriber] = {}
         self._by_mailbox: dict[str, set[_Subscriber]] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._handshakes = ConcurrencyCounter()
+        self._handshakes = Shares("handshakes of subscriptions", _HANDSHAKES_MAX)
         self._is_open = False
         self._added = asyncio.Event()  # a mailbox that is not watched yet
         self.reads = asyncio.Semaphore(READS_MAX)
@@ -116,7 +112,7 @@ class Subscriptions:
     async def create(self, new: Subscription) -> Subscription:
         """Validate the URLs of a new subscription, and store it durably.
 
-        Raises SubscriptionError, UrlError, BusyError, StoreError.
+        Raises SubscriptionError, UrlError, NoPlaceError, StoreError.
         """
         self._check_open()
         self._check_number(new)
@@ -274,16 +270,13 @@ class Subscriptions:
 
     async def _check_receiver(self, text: str, creator: str) -> None:
         """Send a token to a URL and compare the answer. Raises UrlError, SubscriptionError,
-        BusyError.
+        NoPlaceError.
         """
         url = self.client.read_url(text)
-        running = self._handshakes
-        if not running.has_room(creator, per_key=HANDSHAKES_PER_ACCOUNT_MAX, in_all=HANDSHAKES_MAX):
-            raise BusyError("Too many notification URLs are being validated; try again.")
         token = f"Validation: Testing client application reachability. Request-Id: {uuid4()}"
         asked = url.with_query(f"validationToken={quote(token, safe='')}")
         try:
-            with running.counted(creator):
+            with self._handshakes.held(creator):
                 answer = await self.client.request(
                     "POST",
                     asked,
