@@ -108,7 +108,6 @@ class EventFeed:
     def __init__(self, spool: SpoolHistory, log: LogReader) -> None:
         self._spool = spool
         self._log = log
-        self._turn = asyncio.Lock()  # of the page that a list reads: a page takes megabytes
 
     async def now(self) -> EventCursor:
         """Return a cursor that is before all later events."""
@@ -152,10 +151,6 @@ class EventFeed:
         These events have no details. Unless `is_settled`, some may be returned again later. After a
         cursor of another node, the log begins at its end, and all messages in the spool are new.
         """
-        async with self._turn:
-            return await self._read_new(after, is_settled=is_settled)
-
-    async def _read_new(self, after: EventCursor, *, is_settled: bool) -> EventBatch:
         limit = _NEW_AT_ONCE
         if self._log.is_new_to(after.logs):
             ends = await asyncio.to_thread(self._log.ends)

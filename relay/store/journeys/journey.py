@@ -15,6 +15,7 @@ from relay.base.clock import Clock, id_time_us, rfc3339, wall_offset_us
 from relay.base.message.envelope import Client
 from relay.base.message.lifecycle import BEFORE_QUEUE, RecipientState, SubmissionState
 from relay.base.message.rest_id import read_rest_id
+from relay.base.turns import Turns
 from relay.store.journeys.document import HISTORY_REMOVED, Journey, JourneyStep, Recipient
 from relay.store.journeys.event_feed import EventFeed
 from relay.store.journeys.events import EventCursor, Step
@@ -89,6 +90,7 @@ class Journeys:
     ) -> None:
         """`feed` reads this spool and the directory of this log."""
         self._feed = feed
+        self._pages = Turns("new messages", 1)  # a page takes megabytes
         self._spool = spool
         self._store = store
         self._clock = clock
@@ -138,7 +140,7 @@ class Journeys:
         page = await self.page(
             search, account=account, before=before, limit=limit, lookup_s=lookup_s
         )
-        later = await self._new_names(cursor, is_settled=False)
+        later = await self._new_names(cursor, account, is_settled=False)
         journeys: list[Journey] = []
         for row in page.rows:
             journey = None if row.position.name in later else await self._journey_of(row)
@@ -361,26 +363,31 @@ class Journeys:
         self, search: MessageSearch, *, account: str | None, limit: int
     ) -> tuple[Sequence[MessageSummary], Container[str]]:
         """Return the newest messages, and the names of those after the cursor of a search."""
-        new = await self._new_names(search.after) if search.after else ()
+        new = await self._new_names(search.after, account) if search.after else ()
         page = await self.page(MessageSearch(kind=search.kind), account=account, limit=limit)
         return page.rows, new
 
-    async def _new_names(self, after: EventCursor, *, is_settled: bool = True) -> Container[str]:
+    async def _new_names(
+        self, after: EventCursor, account: str | None, *, is_settled: bool = True
+    ) -> Container[str]:
         """Return the names of the messages after a cursor."""
         names = set[str]()
         for _ in range(PAGES_MAX):
-            page = await self._new(after, is_settled=is_settled)
+            page = await self._new(after, account, is_settled=is_settled)
             names |= page.new.keys()
             after = page.cursor
             if page.is_complete:
                 break
         return names
 
-    async def _new(self, after: EventCursor, *, is_settled: bool = True) -> _NewMessages:
+    async def _new(
+        self, after: EventCursor, account: str | None, *, is_settled: bool = True
+    ) -> _NewMessages:
         """Return the first messages that were submitted, or received by SMTP, after a cursor,
-        oldest first.
+        oldest first, when it is the turn of the account. Raises NoPlaceError.
         """
-        batch = await self._feed.read_new(after, is_settled=is_settled)
+        async with self._pages.turn(account or ""):
+            batch = await self._feed.read_new(after, is_settled=is_settled)
         new: dict[str, tuple[int, EventCursor]] = {}
         for source, cursor, recorded in batch.events:
             if not source or recorded.step is Step.NOTIFIED:
@@ -400,7 +407,7 @@ class Journeys:
         search = replace(search, after=None)
         journeys: list[Journey] = []
         for _ in range(PAGES_MAX):
-            page = await self._new(after)
+            page = await self._new(after, account)
             matching = await self._matching(
                 search, page.new, account=account, until_s=until_s, lookup_s=lookup_s
             )
