@@ -17,14 +17,16 @@ from relay.base.clock import Clock
 from relay.base.message.web_url import UrlError, WebUrl
 from relay.base.observe.logs import get_logger
 from relay.base.observe.metrics import Metrics
+from relay.base.turns import Turns
 from relay.delivery.http_connection import HttpError
 from relay.front_door.notifications.https_client import HttpsClient
 from relay.store.mailbox.errors import StoreError
 
 POST_S = 3.0  # for the look-up, the connection and the answer
 SLOW_S = 1.0
-POSTS_MAX = 32  # requests at once, of feeds whose last request succeeded within SLOW_S
-RETRIES_MAX = 16  # requests at once, of the other feeds
+POSTS_MAX = 64  # requests at once, of feeds whose last request succeeded within SLOW_S
+RETRIES_MAX = 32  # requests at once, of the other feeds
+_WAITING_MAX = 20_000  # each feed waits once
 _PAUSE_S, _PAUSE_S_MAX = 1.0, 300.0
 _JITTER = 0.1
 _JSON = ("Content-Type", "application/json")
@@ -51,9 +53,11 @@ class Feed(ABC):
     One method is called at a time; after a StoreError or UrlError it is called again.
     """
 
-    def __init__(self, name: str) -> None:
-        """`name` is the receiver's name in the log."""
-        self.name = name
+    def __init__(self, name: str, *, owner: str = "") -> None:
+        """`name` is the receiver's name in the log, `owner` the account that has requested it, or
+        "" for the operator.
+        """
+        self.name, self.owner = name, owner
         self.is_woken = False  # the sender looks for more before its task ends
         self.is_pausing = False  # after a failure
         self.is_slow = False  # the last request failed, or took longer than SLOW_S
@@ -80,8 +84,10 @@ class Sender:
         self._clock = clock
         self._counter = metrics.notifications
         self._kind = kind
-        self._posts = asyncio.Semaphore(POSTS_MAX)
-        self._retries = asyncio.Semaphore(RETRIES_MAX)
+        self._posts, self._retries = (
+            Turns("notifications", places, waiting_max=_WAITING_MAX)
+            for places in (POSTS_MAX, RETRIES_MAX)
+        )
         self._running: dict[Feed, asyncio.Task[None]] = {}
 
     @property
@@ -157,7 +163,7 @@ class Sender:
             post = await feed.next_post()
             if post is None:
                 return None
-            async with self._retries if feed.is_slow else self._posts:
+            async with (self._retries if feed.is_slow else self._posts).turn(feed.owner):
                 began_s = loop.time()  # real time: a peer
                 feed.is_slow = True
                 _, why = await self.post(post)

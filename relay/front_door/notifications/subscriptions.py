@@ -334,7 +334,8 @@ class _SubscriptionFeed(Feed):
     """A feed of one subscription. Its URLs may contain secrets and are not logged."""
 
     def __init__(self, owner: Subscriptions, held: _Subscriber) -> None:
-        super().__init__(f"subscription {held.subscription.id}")
+        subscription = held.subscription
+        super().__init__(f"subscription {subscription.id}", owner=subscription.creator)
         self._owner = owner
         self._held = held
 

@@ -21,8 +21,8 @@ HERE = Destinations(networks=LOOPBACK, plain=LOOPBACK, public=False)
 class Numbers(Feed):
     """A feed of numbers; `until` is how many there are."""
 
-    def __init__(self, url: str, until: int, *faults: Exception) -> None:
-        super().__init__("numbers")
+    def __init__(self, url: str, until: int, *faults: Exception, owner: str = "") -> None:
+        super().__init__("numbers", owner=owner)
         self.url, self.until, self.at = url, until, 0
         self.failures: list[str] = []
         self.faults = list(faults)
@@ -125,7 +125,7 @@ async def test_many_that_are_slow_delay_no_other(
         for feed in feeds:
             feed.until = 2
         sender.wake(*feeds)
-        await until(sender._retries.locked)
+        await until(lambda: sender._retries.taken == module.RETRIES_MAX // 2)
         good = Numbers(receiver.url(), until=20)
         sender.wake(good)
         await until(lambda: good.at == 20)
@@ -143,7 +143,24 @@ async def test_many_that_are_down_delay_no_other(
         sender.wake(*stalled)
         await until(lambda: all(feed.failures for feed in stalled))
         monkeypatch.setattr(module, "POST_S", 60)  # longer than the test waits
-        await until(sender._retries.locked)
+        await until(lambda: sender._retries.taken == module.RETRIES_MAX // 2)
         good = Numbers(receiver.url(), until=20)
+        sender.wake(good)
+        await until(lambda: good.at == 20)
+
+
+async def test_the_slow_receivers_of_an_account_delay_no_slow_one_of_another(
+    sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SLOW_S", 0.0)  # all are slow
+    with Receiver() as receiver, Receiver() as silent:
+        silent.mode = "stall"
+        stalled = [Numbers(silent.url(), until=1, owner="eve") for _ in range(200)]
+        good = Numbers(receiver.url(), until=20, owner="alice")
+        for feed in (*stalled, good):
+            feed.is_slow = True
+        monkeypatch.setattr(module, "POST_S", 60)  # longer than the test waits
+        sender.wake(*stalled)
+        await until(lambda: sender._retries.taken == module.RETRIES_MAX // 2)
         sender.wake(good)
         await until(lambda: good.at == 20)
