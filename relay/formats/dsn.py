@@ -28,7 +28,7 @@ from relay.base.message.content import (
     octets_of,
 )
 from relay.base.message.conversation import message_ids
-from relay.base.message.envelope import ForwardPath, MessageFacts, encode_utf8_address
+from relay.base.message.envelope import Envelope, ForwardPath, MessageFacts, encode_utf8_address
 from relay.base.message.header import BCC_FIELDS, Header, ParsedContent
 from relay.base.message.outcome import Evidence
 from relay.base.message.status import ascii_folded, one_line, split_reply
@@ -344,20 +344,23 @@ def _original(content: Content) -> ParsedContent:
     return dataclasses.replace(parsed, header=header)
 
 
+def returns_whole(kind: ReportKind, envelope: Envelope, content: Content) -> bool:
+    """Return whether a report has the whole message, not only its header.
+
+    RET applies to failures. Other reports return the header (RFC 3461 4.3), and so do reports about
+    mail with REQUIRETLS (RFC 8689 5).
+    """
+    ret = envelope.ret if kind in FAILURES and not envelope.has_requiretls else "HDRS"
+    full_max = RETURNED_FULL_OCTETS_MAX if ret == "FULL" else RETURNED_OCTETS_MAX
+    if ret == "HDRS" or not isinstance(content, bytes):
+        return False
+    return len(content) <= full_max and _fits_smtp(content)
+
+
 def _returned_part(kind: ReportKind, message: MessageFacts, original: ParsedContent) -> ReportPart:
     header, content = original.header.octets, original.joined()
     as_global = _is_international(message) and not header.isascii() and _is_utf8(header)
-    # RET applies to failures. Other reports return the header (RFC 3461 4.3), and so do reports
-    # about mail with REQUIRETLS (RFC 8689 5).
-    envelope = message.envelope
-    ret = envelope.ret if kind in FAILURES and not envelope.has_requiretls else "HDRS"
-    full_max = RETURNED_FULL_OCTETS_MAX if ret == "FULL" else RETURNED_OCTETS_MAX
-    if (
-        isinstance(content, bytes)
-        and ret != "HDRS"
-        and len(content) <= full_max
-        and _fits_smtp(content)
-    ):
+    if isinstance(content, bytes) and returns_whole(kind, message.envelope, content):
         return ReportPart("message/global" if as_global else "message/rfc822", content)
     kept = _returned_header(original.header)
     return ReportPart("message/global-headers" if as_global else "text/rfc822-headers", kept)

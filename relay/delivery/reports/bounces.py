@@ -306,8 +306,8 @@ class Reporter:
         yield self._message(written, route, about=subject.message, reverse_path=author)
 
     def _report_on_added(self, subject: _Subject) -> ReportPlan:
-        """Return the report to the postmaster on recipients that a rule added, with the content of
-        the message: a redirect leaves no other copy.
+        """Return the report to the postmaster on recipients that a rule added, with the message, or
+        beside it: a redirect leaves no other copy.
         """
         message, recipients = subject.message, subject.recipients
         route = self._to_postmaster(recipients)
@@ -315,13 +315,20 @@ class Reporter:
         about = replace(subject, to=to, ret="FULL", is_notice=True)
         report = self._message(self._written(about), route, about=message)
         copies = [*self._copy(subject)]
+        parsed, envelope = ParsedContent.of(subject.content), replace(message.envelope, ret="FULL")
+        letters = []
+        if not dsn.returns_whole(subject.kind, envelope, parsed.joined()):
+            written, to_postmaster = SignedContents((parsed,)), self._to_postmaster(recipients)
+            letters.append(self._message(written, to_postmaster, about=message, is_copy=True))
         detail = self._detail(report, POSTMASTER, recipients)
         is_unread = detail.to == POSTMASTER
         self.count(_DEAD if is_unread else POSTMASTER)
         if is_unread:
             self._warn_of_unread(message, POSTMASTER, is_copied=bool(copies))
         copied = [self._event(copy, COPY, recipients) for copy in copies]
-        return ReportPlan((report, *copies), (Event(self.clock.time_us(), detail), *copied))
+        return ReportPlan(
+            (report, *copies, *letters), (Event(self.clock.time_us(), detail), *copied)
+        )
 
     def _notice(self, subject: _Subject) -> ReportPlan:
         """Return the notice about recipients that the postmaster has not heard of in this hour."""

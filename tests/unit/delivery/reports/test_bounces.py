@@ -315,8 +315,10 @@ def test_a_bounce_of_mail_with_requiretls_has_its_header_only(
         True,
         has_text,
     )
-    (added,) = reporter.failures([recipient(added_by="a rule")], message).messages
+    added, *letters = reporter.failures([recipient(added_by="a rule")], message).messages
     assert added.facts.envelope.tls == of_bounce
+    # of a message of which the report has the header only, the postmaster gets a copy too
+    assert [letter.contents for letter in letters] == [(CONTENT,)] * (not has_text)
     # a dead letter is a copy of the message
     (letter,) = reporter.failures([recipient()], replace(message, source=Source.REPORT)).messages
     of_copy = "" if demand == "optional" else demand
