@@ -67,9 +67,11 @@ def test_rules_hold_no_more_than_held_max(remotes: Remotes) -> None:
             with relay.smtp() as session, pytest.raises(smtplib.SMTPDataError) as refused:
                 session.sendmail(ALICE, ["x@b.test"], b"Subject: offer\r\n\r\nHello.\r\n")
             assert (refused.value.smtp_code, refused.value.smtp_error[:5]) == (452, b"4.3.1")
-        lines = [one for one in relay.log.splitlines() if "rules hold as much" in one]
-        assert len(lines) == 1
-        assert json.loads(lines[0])["rule"] == "offers"
+        lines = [json.loads(one) for one in relay.log.splitlines() if "bound is full" in one]
+        assert [(line["bound"], line["most"]) for line in lines] == [
+            ("mail held by rules", "alice@example.test by the rule offers")
+        ]
+        assert relay.request("GET", "/readyz").body == b"ready; full: mail held by rules\n"
         relay.restart()
         submitted = relay.send_mail(subject="offer", to=["x@b.test"])  # has its 202, and waits
         relay.until_state(submitted, "converting")

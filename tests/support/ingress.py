@@ -101,6 +101,9 @@ class MemorySpool:
     arrivals: list["MemoryArrival"] = field(default_factory=list)
     suppression = SimpleNamespace(settings=None)
 
+    async def heaviest_held(self, rule: str) -> str:
+        return ""
+
     def incoming_body(self) -> "MemoryArrival":
         self.arrivals.append(MemoryArrival(fault=self.fault))
         return self.arrivals[-1]

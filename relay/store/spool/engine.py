@@ -56,6 +56,7 @@ from relay.store.spool.shared import (
 from relay.store.spool.shared.accepted import CapturedMail, NewMail, NotAccepted, accepted_as
 from relay.store.spool.shared.claimed import late_recipients
 from relay.store.spool.shared.group_commit import WAITING_MAX, GroupWriter
+from relay.store.spool.shared.hold_counters import heaviest_client
 from relay.store.spool.shared.maintenance import SpoolMaintenance
 from relay.store.spool.shared.queue_admin import QueueAdmin
 from relay.store.spool.shared.queue_shares import QueueShares
@@ -493,6 +494,10 @@ class SpoolEngine(QueueEngine, SpoolHistory):
     def _count_accepted(self, messages: Iterable[types.NewMessage]) -> None:
         for message in messages:
             self._metrics.accepted_by(message.facts.source).inc()
+
+    async def heaviest_held(self, rule: str) -> str:
+        """Return the account or address whose mail a rule holds most of, "" if that is unknown."""
+        return await self.count(lambda tables: heaviest_client(tables, rule))
 
     async def counts(self) -> types.QueueCounts:
         """Count the queue, for the metrics."""

@@ -51,7 +51,7 @@ from relay.transport.ingress.data import DataReply, Origin, RefusedError, subjec
 from relay.transport.ingress.decision import DecidingStages
 from relay.transport.ingress.filtering import SessionFilters, is_verified
 from relay.transport.ingress.forwarding import MANY_REPORTS, UNPROVEN, Forwarder
-from relay.transport.ingress.message_limits import AnswerLimit, RateLimits, hold_rejection
+from relay.transport.ingress.message_limits import AnswerLimit, HoldLimit, RateLimits
 from relay.transport.ingress.policy_threads import PolicyThreads
 from relay.transport.ingress.rule_mail import RuleMails
 from relay.transport.ingress.stages import DecidedMail, ExaminedMail
@@ -114,6 +114,7 @@ class Acceptance:
 
     def __post_init__(self) -> None:
         self.threads = PolicyThreads()  # evaluate rules
+        self.holds = HoldLimit(self.clock)
         self.answers = AnswerLimit(self.clock, self.metrics)  # of mail for MAILER-DAEMON
         self.rates = RateLimits(self.clock)  # of rules, and of reports to SRS addresses
         forwarding = Forwarder(
@@ -266,7 +267,7 @@ class Acceptance:
                 try:
                     accepted = await self._store(message, reports, decided.arrival.origin)
                 except types.HoldsFullError as error:
-                    verdict = self._beyond_holds(signed, message, error.tenant)
+                    verdict = await self._beyond_holds(signed, message, error.tenant)
                     decided = replace(decided, verdict=verdict)
                     continue
                 except types.SuppressedError as error:
@@ -289,7 +290,7 @@ class Acceptance:
         self.metrics.policy_rules.labels(rule=charge.rule, outcome=DEFERRED).inc()
         raise RefusedError(arrivals.deferral_reply(charge.deferral))
 
-    def _beyond_holds(
+    async def _beyond_holds(
         self, signed: fanout.SignedMail, message: types.NewMessage, tenant: str
     ) -> Verdict:
         """Return the verdict on a message that needs more held copies than the rules of `tenant`
@@ -298,7 +299,7 @@ class Acceptance:
         """
         verdict = signed.decided.verdict
         rule = next(rule for rule in message.held_by_rules if tenant_of_rule(rule) == tenant)
-        reply = hold_rejection(rule, self.held_max)
+        reply = await self.holds.refuse(rule, self.spool.heaviest_held)
         rejecting = verdict.without_holds_of(
             tenant, *arrivals.HOLDS_FULL_OF_TENANT, in_mailboxes=signed.fan_out.in_mailboxes
         )

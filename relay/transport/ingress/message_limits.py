@@ -10,22 +10,22 @@ configured. Programs write most of this mail, and no user waits for it. Within l
 dead letter, else it is discarded. It never causes a report. See RFC 3834 4 (who must not be
 answered).
 
-hold_rejection() defers mail that rules would hold beyond `[policy] held_max`; the spool counts what
-is held. The log has at most one line in a minute.
+HoldLimit defers mail that rules would hold beyond `[policy] held_max`; the spool counts what is
+held.
 
 The limit of messages in a period is for an address, over all sessions of a listener. A message
 counts from MAIL on, unless it is rejected or given up. smtp_commands has the limits of one session,
 smtp_session the limits of sessions of an address.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from relay.base.bounded_dict import BoundedDict
 from relay.base.clock import Clock
 from relay.base.message.envelope import Envelope
 from relay.base.message.verdict import RateCharge, tenant_of_rule
-from relay.base.observe.logs import get_logger
+from relay.base.shares import REFUSALS
 from relay.base.sliding_window import NOTHING, SLOTS, Reservation
 from relay.transport.ingress.data import DataReply
 
@@ -40,10 +40,10 @@ _Key = tuple[str, str, str, int, float]  # rule, per, key, and the rate
 ANSWER_BYTES_MAX = 1_000_000
 # limit: answers to reports in an hour; further ones are discarded
 ANSWERS_PER_HOUR = 100
-LINES_APART_S = 60.0
+_LOOKS_APART_S = 60.0
+HELD = "mail held by rules"
 # RFC 3463 3.4
 _HOLDS_FULL = "452 4.3.1 Rules hold as many messages as they may, try again later"
-_log = get_logger("ingress")
 
 
 class RateLimits:
@@ -120,8 +120,25 @@ class AnswerLimit:
         return text
 
 
-def hold_rejection(rule: str, held_max: int | None) -> DataReply:
-    """Log and return the reply to a message that `rule` would hold beyond `held_max`."""
-    event = "mail deferred or rejected: rules hold as much as they may"
-    _log.repeated("warning", event, apart_s=LINES_APART_S, held_max=held_max, rule=rule)
-    return DataReply(_HOLDS_FULL, rule=rule)
+class HoldLimit:
+    """Refuses what rules would hold beyond `held_max`. The log names the rule, and the account or
+    address whose mail it holds most of.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._found: dict[str, tuple[float, str]] = {}  # by rule, until when it is used
+        REFUSALS.counts.setdefault(HELD, 0)
+
+    async def refuse(self, rule: str, heaviest_of: Callable[[str], Awaitable[str]]) -> DataReply:
+        """Note the refusal of a message that `rule` would hold, and return the reply.
+
+        `heaviest_of` finds the account or address, and raises SpoolError.
+        """
+        until_s, name = self._found.get(rule, (0.0, ""))
+        if (now_s := self._clock.real_s()) >= until_s:
+            self._found[rule] = now_s + _LOOKS_APART_S, name  # one looks
+            name = await heaviest_of(rule)
+            self._found[rule] = now_s + _LOOKS_APART_S, name
+        REFUSALS.add(HELD, f"{name} by the rule {rule}")
+        return DataReply(_HOLDS_FULL, rule=rule)
