@@ -41,6 +41,7 @@ SHARED: dict[str, str | tuple[str, int]] = {
     "front_door.http.gateway _bodies": ("account or client", 140 << 20),
     "front_door.notifications.sender _posts, _retries": ("account", 32),
     "front_door.notifications.subscriptions _handshakes": "account",
+    "front_door.notifications.subscriptions _shares": "account",
     "front_door.pages.content_pages _turns": "visitor",
     "operation.commands.sendmail collector": ("the program itself", 1 << 20),
     "store.journeys.journey _pages": "account",

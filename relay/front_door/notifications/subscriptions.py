@@ -36,8 +36,8 @@ from relay.store.mailbox.threads import ThreadPool
 LIFETIME_US = 10_080 * 60_000_000  # at most, as in Graph
 # limit of Graph: subscriptions of a mailbox; then 400
 PER_MAILBOX_MAX = 50
-# limit of Graph: subscriptions of all mailboxes; then 400
-SUBSCRIPTIONS_MAX = 10_000
+# limit of Graph: subscriptions of all mailboxes, of which an account has half; then 400
+SUBSCRIPTIONS_MAX = 20_000
 RETRY_US = 4 * 3600 * 1_000_000
 HANDSHAKE_S = 10.0
 _HANDSHAKES_MAX = 64  # at once
@@ -76,6 +76,7 @@ class Subscriptions:
         self._watch = MailboxChanges(self._changed, self.clock)
         self._all: dict[str, _Subscriber] = {}
         self._by_mailbox: dict[str, set[_Subscriber]] = {}
+        self._shares = Shares("subscriptions", SUBSCRIPTIONS_MAX)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._handshakes = Shares("handshakes of subscriptions", _HANDSHAKES_MAX)
         self._is_open = False
@@ -303,19 +304,20 @@ class Subscriptions:
                 f"The account has {PER_MAILBOX_MAX} subscriptions to this mailbox, the maximum; "
                 "delete one."
             )
-        if len(self._all) >= SUBSCRIPTIONS_MAX:
-            raise SubscriptionError(
-                f"There are {SUBSCRIPTIONS_MAX} subscriptions, the maximum of this server."
-            )
+        if not self._shares.has_room(new.creator):
+            self._shares.refuse()
+            raise SubscriptionError("This server takes no more subscriptions of the account.")
 
     def _add(self, subscription: Subscription) -> None:
         self._all[subscription.id] = held = _Subscriber(self, subscription)
         self._by_mailbox.setdefault(subscription.mailbox, set()).add(held)
+        self._shares.add(subscription.creator)
         self._added.set()
 
     def _forget(self, subscription: Subscription) -> None:
         if (held := self._all.pop(subscription.id, None)) is None:
             return
+        self._shares.give_back(subscription.creator)
         self._by_mailbox[subscription.mailbox].discard(held)
         if not self._by_mailbox[subscription.mailbox]:
             del self._by_mailbox[subscription.mailbox]
