@@ -109,8 +109,8 @@ class Acceptance:
     checker: SenderChecker | None = None  # finds SPF, DKIM and DMARC results of strangers' mail
     policy_timeout_s: float = POLICY_TIMEOUT_S  # for all rules of one message; then 451
     held_max: int = 10_000  # entries that rules may hold; then 452
-    # whether a login or reverse-path has its share of the queue; then 452
-    has_share: Callable[[str], bool] = lambda _name: False
+    # whether an account, or a client without one, has its share of the queue; then 452
+    has_share: Callable[[str, str], bool] = lambda _account, _ip: False
 
     def __post_init__(self) -> None:
         self.threads = PolicyThreads()  # evaluate rules
@@ -198,8 +198,8 @@ class Acceptance:
         Raises RefusedError, SpoolError, SigningError.
         """
         origin = arrival.origin
-        name = origin.login or arrival.envelope.reverse_path
-        if not origin.is_promised and self.has_share(name):
+        account = origin.user.address if origin.user else origin.login
+        if not origin.is_promised and self.has_share(account, origin.ip):
             raise RefusedError(arrivals.HAS_SHARE)
         to = [path.address for path in arrival.paths]
         counted = self.usage.reserve(arrival.origin.counted_for, to)
