@@ -85,15 +85,16 @@ _MEMORY_BYTES = 4 << 30
 def pytest_configure() -> None:
     """Keep temporary files in memory where there is room: a sync takes no time there.
 
-    What is lost without a sync is shown by tests that record syncs, not by a disk.
+    What is lost without a sync is shown by tests that record syncs, not by a disk. In the folders of
+    tests are sockets, which have short names only.
     """
-    if "TMPDIR" in os.environ or not os.access(MEMORY, os.W_OK):
-        return
-    system = os.statvfs(MEMORY)
-    programs_run = not system.f_flag & os.ST_NOEXEC
-    if programs_run and system.f_bavail * system.f_frsize >= _MEMORY_BYTES:
-        os.environ["TMPDIR"] = str(MEMORY)
-        tempfile.tempdir = None
+    if "TMPDIR" not in os.environ and os.access(MEMORY, os.W_OK):
+        system = os.statvfs(MEMORY)
+        programs_run = not system.f_flag & os.ST_NOEXEC
+        if programs_run and system.f_bavail * system.f_frsize >= _MEMORY_BYTES:
+            os.environ["TMPDIR"] = str(MEMORY)
+            tempfile.tempdir = None
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", short_place())
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Ports for programs that get a listening address and start later."""
 
+import functools
 import itertools
 import os
 import random
@@ -12,12 +13,15 @@ _FIRST, _PER_WORKER, _WORKERS = 20_000, 700, 16
 
 def free_port() -> int:
     """A loopback port that nobody has now, and that nobody gets by chance."""
-    return next(port for port in _candidates if _is_free(port))
+    worker = os.environ.get(
+        "RELAY_TEST_WORKER", "0"
+    )  # a module may ask before processes are forked
+    return next(port for port in _in_turn(int(worker) % _WORKERS) if _is_free(port))
 
 
-def _in_turn() -> Iterator[int]:
-    """Yield the ports of this process of the tests, from anywhere: others may test as well."""
-    worker = int(os.environ.get("RELAY_TEST_WORKER", "0")) % _WORKERS
+@functools.cache
+def _in_turn(worker: int) -> Iterator[int]:
+    """Return the ports of a process of the tests, from anywhere: others may test as well."""
     ports = range(_FIRST + worker * _PER_WORKER, _FIRST + (worker + 1) * _PER_WORKER)
     start = random.randrange(_PER_WORKER)
     return itertools.cycle([*ports[start:], *ports[:start]])
@@ -30,6 +34,3 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
         return True
-
-
-_candidates = _in_turn()

@@ -38,7 +38,7 @@ async def test_a_failed_change_releases_its_claims(
 async def test_a_large_command_runs_in_slices_and_mail_is_accepted_between_them(
     spool, make, monkeypatch
 ) -> None:
-    monkeypatch.setattr("relay.store.spool.shared.queue_admin._AT_ONCE", 10)
+    monkeypatch.setattr("relay.store.spool.shared.queue_admin._AT_ONCE", 2)
     monkeypatch.setattr("relay.store.spool.shared.queue_admin.LISTED_MAX", 25)
     for _ in range(100):
         await spool.accept(make(), claim=False)
