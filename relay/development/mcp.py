@@ -28,6 +28,7 @@ from relay.base.message.content import Content, octets_of
 from relay.base.message.lifecycle import AT_REST, RecipientState
 from relay.base.phrases import named
 from relay.base.settings.values import parse_duration
+from relay.base.shares import NoPlaceError
 from relay.development.mailpit_message import OutgoingMail, outgoing_mail
 from relay.development.options import DevelopmentOptions
 from relay.formats.html_text import html_to_text
@@ -37,7 +38,13 @@ from relay.formats.read_mime import read_parts
 from relay.front_door.api.dependencies import ApiDependencies, Principal
 from relay.front_door.api.handlers import REPORTED, Handlers
 from relay.front_door.api.request_parameters import require_method
-from relay.front_door.http.errors import ApiError, bad_request, quoted, unsupported_media_type
+from relay.front_door.http.errors import (
+    ApiError,
+    bad_request,
+    no_place,
+    quoted,
+    unsupported_media_type,
+)
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.http.responses import json_response
 from relay.operation.cli.output import step_lines
@@ -159,6 +166,8 @@ class McpServer:
         except msgspec.ValidationError as error:
             known = ", ".join(kind.__struct_encode_fields__)
             content, is_error = f"{name}: {error}. Its arguments are {known}.", True
+        except NoPlaceError as error:
+            content, is_error = f"{name}: {no_place(error)}", True
         except (ValueError, AdvanceError, ApiError, SpoolError, StoreError, OSError) as error:
             content, is_error = f"{name}: {error}", True
         text = content if is_error else msgspec.json.encode(content).decode()

@@ -239,6 +239,6 @@ def test_waits_have_a_limit_and_end_with_their_clients(relay: DevProcess) -> Non
     clients = [socket.create_connection(relay.http) for _ in range(200)]
     for client in clients:
         client.sendall((head + body).encode())
-    until("200 wait", lambda: "Too many" in str(answer()))
+    until("200 wait", lambda: "Too much is in progress" in str(answer()))
     [client.close() for client in clients]
     until("none waits", lambda: not isinstance(answer(), str), timeout_s=30)
