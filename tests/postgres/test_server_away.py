@@ -1,6 +1,7 @@
 """The server is stopped, started, set to read only, or away at a start."""
 
 import asyncio
+import socket
 import time
 from smtplib import SMTPRecipientsRefused, SMTPResponseException
 
@@ -160,3 +161,22 @@ def test_a_relay_without_its_server_is_alive(server: PostgresServer) -> None:
             assert manager.hears_life(signs=6)
         finally:
             server.start()
+
+
+@pytest.mark.parametrize(("timeout_s", "code"), [(2, 0), (600, 69)])
+def test_a_stop_ends_whatever_hangs(timeout_s: int, code: int) -> None:
+    """A server that accepts connections, and says nothing. The start waits for it; what waits for too long is cut off."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        url = f"postgresql://relay@127.0.0.1:{port}/r?sslmode=disable&connect_timeout={timeout_s}"
+        relay = RelayProcess()
+        try:
+            relay.config |= {"spool": {"url": url}}
+            relay.config["delivery"] |= {"shutdown_grace": "1s" if code else "60s"}
+            relay.write_config(relay.config)
+            relay.start(wait=not code)
+            with silent.accept()[0]:
+                assert relay.stop() == code
+            assert ("the stop takes too long" in relay.log) == bool(code)
+        finally:
+            relay.close()

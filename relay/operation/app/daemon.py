@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ import msgspec
 
 from relay.base.accounts.account import DEAD_LETTER
 from relay.base.clock import Clock, wall_offset_us
-from relay.base.observe.logs import get_logger
+from relay.base.observe.logs import drain, get_logger
 from relay.base.pauses import Paused
 from relay.base.process_limits import limit_malloc_retention, tune_garbage_collector
 from relay.base.settings.tree import Settings
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 _log = get_logger("app")
 _HTTP_GRACE_S = 2.0
+_STOP_S = 10.0  # of a stop, after delivery.shutdown_grace
 _MANAGER_S = 1.0  # the service manager may not read, and its socket buffer is small
 _SIGNS_PER_WATCHDOG = 4  # WATCHDOG=1 sent in the time that the service manager waits for one
 _PORT_RETRY_S = 10.0  # while another program has a port
@@ -312,8 +314,10 @@ async def serve(
     notify_socket: str = "",
     watchdog_s: float = 0.0,
     ready_file: Path | None = None,
+    ends_process: bool = False,
 ) -> None:
-    """Start `daemon`, report readiness, wait for SIGTERM or SIGINT, stop it.
+    """Start `daemon`, report readiness, wait for SIGTERM or SIGINT, stop it. If `ends_process` is
+    set, the process ends with 69 where the stop, or the start before it, hangs.
 
     `notify_socket` is the socket of the service manager. It ends the process after `watchdog_s`
     without WATCHDOG=1; never if that is 0. SIGHUP reloads the configuration.
@@ -322,12 +326,21 @@ async def serve(
     another node has the spool, and ForeignRootError when the store has another mail root.
     """
     stop = asyncio.Event()
-    daemon.on_fault = stop.set
+    limit_s = daemon.base.settings.delivery.shutdown_grace + _STOP_S
+    limit = threading.Timer(limit_s, _end_process)  # real time: whatever hangs
+    limit.daemon = True
+
+    def begin_stop() -> None:
+        if ends_process and not stop.is_set():
+            limit.start()
+        stop.set()
+
+    daemon.on_fault = begin_stop
     loop = asyncio.get_running_loop()
     if ready_file is not None:
         remove_ready_file(ready_file)
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, begin_stop)
     notify = partial(notify_manager, notify_socket)
     reloader = daemon.base.reloader
     if reloader is not None:
@@ -346,9 +359,9 @@ async def serve(
         _log.info("ready", pid=os.getpid(), **addresses(daemon))
         await stop.wait()
         _log.info("stopping", grace_s=daemon.base.settings.delivery.shutdown_grace)
-        grace_us = int(daemon.base.settings.delivery.shutdown_grace * 1_000_000) + 5_000_000
-        notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={grace_us}")
+        notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(limit_s * 1_000_000)}")
     finally:
+        begin_stop()  # a start that failed, too
         if ready_file is not None:
             remove_ready_file(ready_file, is_end=True)
         if reloader is not None:
@@ -361,6 +374,12 @@ async def serve(
     if daemon.fault:
         raise BrokenRelayError(daemon.fault)
     _log.info("stopped")
+
+
+def _end_process() -> None:
+    _log.critical("the stop takes too long: the process ends with work in progress")
+    drain()
+    os._exit(os.EX_UNAVAILABLE)
 
 
 async def _keep_alive(daemon: Daemon, notify: Callable[..., None], watchdog_s: float) -> None:

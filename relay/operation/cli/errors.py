@@ -30,7 +30,7 @@ class ExitCode(IntEnum):
     NO_INPUT = 66  # no such input file
     NO_USER = 67  # `relay sendmail`: no recipient is known
     # a port (not under systemd), the `state_dir` or `mailboxes.root` is in use; no relay is
-    # running; name servers that mail needs do not answer
+    # running; name servers that mail needs do not answer; a stop was cut off
     UNAVAILABLE = 69
     BUG = 70  # an internal error of Relay
     TRY_LATER = 75  # try later; `relay wait`: the time is up, or the state can no longer come

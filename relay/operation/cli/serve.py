@@ -93,7 +93,13 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
         except ValueError as error:
             raise CommandError(ExitCode.CONFIGURATION, f"{file}: {error}") from None
         try:
-            await run(daemon, notify_socket=notify, watchdog_s=watchdog_s, ready_file=ready_file)
+            await run(
+                daemon,
+                notify_socket=notify,
+                watchdog_s=watchdog_s,
+                ready_file=ready_file,
+                ends_process=True,
+            )
         except ForeignRootError as error:
             raise CommandError(ExitCode.CONFIGURATION, f"{file}: {error}") from None
 

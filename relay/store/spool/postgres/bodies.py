@@ -33,13 +33,21 @@ T = TypeVar("T")
 PART_BYTES = 256 * 1024
 _ALIVE = "SELECT incarnation FROM node WHERE state = 'alive'"
 _AT_ONCE = 200
-_INSERT = "INSERT INTO body (id, part, data) VALUES (?, ?, ?)"
+# Of this statement alone: a session may be another's next.
+_WITHOUT_SYNC = "set_config('synchronous_commit', 'off', true)"
+_INSERT = (
+    "INSERT INTO body (id, part, data)"
+    f" SELECT CAST(? AS text), CAST(? AS integer), CAST(? AS bytea) FROM {_WITHOUT_SYNC}"
+)
 _CONTENT = (
     "SELECT size, data, header, body, eight_bit, crc32 FROM content"
     " WHERE message_id = ? AND number = ?"
 )
 _PART = "SELECT data FROM body WHERE id = ? AND part = ?"
-_REMOVE = "DELETE FROM body WHERE id = ? AND NOT EXISTS (SELECT FROM content c WHERE c.body = ?)"
+_REMOVE = (
+    f"DELETE FROM body USING {_WITHOUT_SYNC} WHERE id = ?"
+    " AND NOT EXISTS (SELECT FROM content c WHERE c.body = ?)"
+)
 _STRAYS = (
     "SELECT DISTINCT id FROM body b WHERE id > ? AND part = 0"
     " AND NOT EXISTS (SELECT FROM content c WHERE c.body = b.id AND c.body <> '')"
@@ -157,9 +165,7 @@ class BodyStore:
     def __init__(
         self, hosts: DatabaseHosts, directory: Path, *, incarnation: Callable[[], int]
     ) -> None:
-        self.reader = ReadConnection(
-            hosts, purpose="bodies", settings="SET synchronous_commit = off"
-        )
+        self.reader = ReadConnection(hosts, purpose="bodies")
         self._directory = directory
         self._numbers = count(1)
         self._in_use: set[str] = set()

@@ -1,8 +1,9 @@
 -- Everything that one group commit writes: new messages, results of claims, counters and the clock.
 -- Each table's values are arrays with one element for each row. One whose values are all the same has
--- it once, or none for NULL: unnest() fills it up with NULL (CommitRows). The transaction fails with a
--- division by zero where a result is of a claim that has ended. With results, it returns the bodies that
--- may not be needed any more.
+-- it once, or none for NULL: unnest() fills it up with NULL (CommitRows). The transaction fails with the
+-- logarithm of zero in another session than that of $95, the process of this one, which a pooler has
+-- mixed up; and with a division by zero where a result is of a claim that has ended. With results, it
+-- returns the bodies that may not be needed any more.
 --
 -- Only the parts that a commit needs are sent, since each part takes time without a row as well.
 --
@@ -194,7 +195,7 @@ WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS id), new_event AS (
         doubtful_us = excluded.doubtful_us, doubt_ends_us = excluded.doubt_ends_us
 )
 -- always:
-SELECT 1
+SELECT ln(CASE WHEN pg_backend_pid() = $95 THEN 1 ELSE 0 END), 1
 -- results:
     / CASE WHEN (SELECT count(*) FROM ended) + (SELECT count(*) FROM waiting)
         + (SELECT count(*) FROM going_on) = cardinality($60::text[]) THEN 1 ELSE 0 END,

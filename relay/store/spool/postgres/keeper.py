@@ -174,7 +174,7 @@ class NodeKeeper:
         connection.add_termination_listener(lambda _: ended.set())
         try:
             with translate_postgres_errors(self.hosts):
-                own_pid = connection.get_server_pid()
+                own_pid = connection.pid
                 await connection.add_listener(_CHANNEL, partial(self._heard, own_pid))
             fault.clear()
         except SpoolError as error:

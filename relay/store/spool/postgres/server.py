@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import pwd
+import secrets
 import socket
 import ssl
 import threading
@@ -59,8 +60,16 @@ TIMELINE = (
     "(SELECT CAST(system_identifier AS text) FROM pg_control_system()) || '/'"
     " || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)"
 )
+_PID = "SELECT pg_backend_pid()"
 _POOLER_ROUNDS = 3
 _POOLER_WAIT_S = 5.0
+# A session lacks what this connection prepared, or has it already; or commit.sql found the process
+# of another session.
+OTHER_SESSION = (
+    asyncpg.InvalidSQLStatementNameError,
+    asyncpg.DuplicatePreparedStatementError,
+    asyncpg.InvalidArgumentForLogarithmError,
+)
 _SETTINGS_THAT_LOSE_MAIL = ("fsync", "full_page_writes", "synchronous_commit")
 
 _NO_ANSWER = "the database does not answer"
@@ -70,8 +79,7 @@ _POOLED = (
 )
 # By SQLSTATE, or its class of two characters.
 _TEXTS = {
-    "26000": _POOLED,  # a session lacks what this one prepared, or has it already
-    "42P05": _POOLED,
+    **dict.fromkeys((error.sqlstate for error in OTHER_SESSION), _POOLED),
     "28P01": "the server refuses the password",
     "28": "the server refuses the login",
     "3D000": "there is no such database",
@@ -87,7 +95,7 @@ _TEXTS = {
     "08P01": "what answers does not speak PostgreSQL's protocol as a server does",
     "0A000": "the server does not support what the spool needs",
 }
-_UNAVAILABLE = words_in("26000 42P05 3D000 42501 3F 08 25 28 40 53 55 57 58")
+_UNAVAILABLE = words_in("2201E 26000 42P05 3D000 42501 3F 08 25 28 40 53 55 57 58")
 _KINDS: Mapping[str, type[SpoolError]] = {
     **dict.fromkeys(_UNAVAILABLE, SpoolUnavailableError),
     "53100": SpoolFullError,
@@ -98,17 +106,30 @@ _KINDS: Mapping[str, type[SpoolError]] = {
 
 
 class _KeptConnection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has no types
-    """A connection whose loss is noticed within 20 s, although nothing is written."""
+    """A connection whose loss is noticed within 20 s, although nothing is written. The names of its
+    prepared statements are its own: a pooler may give the session to another connection.
+    """
 
-    __slots__ = ("place",)  # ServerOptions with its host only
+    # ServerOptions with its host only; the server's process for its session
+    __slots__ = ("_suffix", "pid", "place")
 
     def __init__(self, protocol: Any, transport: asyncio.Transport, *others: Any) -> None:
         super().__init__(protocol, transport, *others)
+        self._suffix = secrets.token_hex(8)
         own = transport.get_extra_info("socket")
         if own is not None and own.family != socket.AF_UNIX:
             own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for option, value in _KEEPALIVE.items():
                 own.setsockopt(socket.IPPROTO_TCP, option, value)
+
+    def _get_unique_id(self, prefix: str) -> str:
+        return f"{super()._get_unique_id(prefix)}{self._suffix}"
+
+    def abort(self) -> None:
+        """End the connection. A query that runs raises asyncpg's exceptions; after terminate() it
+        may raise AttributeError.
+        """
+        self._transport.abort()
 
     def is_in_transaction(self) -> bool:
         """Whether a transaction is open. Raises asyncpg.InterfaceError after terminate(), as the
@@ -119,14 +140,15 @@ class _KeptConnection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has n
 
 
 class DatabaseHosts:
-    """The hosts of the URL, and what this process knows of them: which was used last, and the
-    newest timeline of which database cluster. Threads share it.
+    """The hosts of the URL, and what this process knows of them: which was used last, the newest
+    timeline of which database cluster, and which are poolers that may be used. Threads share it.
     """
 
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
         self._used = options.hosts[0]  # last
         self._newest = ""  # as TIMELINE
+        self._poolers: set[tuple[str, int]] = set()  # whose mode was asked for
         # each connection with its loop, also closed ones
         self._connections: WeakKeyDictionary[Any, asyncio.AbstractEventLoop] = WeakKeyDictionary()
         self._lock = threading.Lock()
@@ -171,39 +193,43 @@ class DatabaseHosts:
         share_s = max(self.options.timeout_s / len(self.options.hosts), _HOST_MIN_S)
         place = replace(self.options, hosts=(host,), timeout_s=share_s)
         with translate_postgres_errors(place):
-            async with asyncio.timeout(share_s):  # real time: the server
-                connection = await asyncpg.connect(
-                    host=host[0],
-                    port=host[1],
-                    user=place.user or system_user(),
-                    password=place.password,
-                    database=place.database,
-                    ssl=_tls_context(place),
-                    direct_tls=False,
-                    timeout=share_s,
-                    server_settings={"application_name": f"{place.application_name} {purpose}"},
-                    target_session_attrs="read-write",
-                    connection_class=_KeptConnection,
-                    statement_cache_size=_STATEMENTS_KEPT,
-                    max_cached_statement_lifetime=0,  # for ever
-                    max_cacheable_statement_size=0,  # of any size
-                )
-                connection.place = place
-                try:
-                    await connection.execute(_SESSION)
+            connection = await _session(place, purpose)
+            try:
+                async with asyncio.timeout(share_s):  # real time: the server
                     await self._compare(connection)
-                except BaseException:
-                    connection.terminate()
-                    raise
+                await self._ask_mode(connection)
+            except BaseException:
+                connection.terminate()
+                raise
         self._used = host
         return connection
+
+    async def _ask_mode(self, connection: asyncpg.Connection) -> None:
+        """Raise SpoolUnavailableError for a pooler that changes sessions. It is asked once."""
+        (host,) = connection.place.hosts
+        if connection.pid != connection.get_server_pid() and host not in self._poolers:
+            if await _changes_sessions(connection):
+                raise SpoolUnavailableError(f"{connection.place}: {_POOLED}")
+            self._poolers.add(host)
+
+    def end_all(self) -> None:
+        """End all connections: a pooler has mixed their sessions. The next asks for its mode."""
+        with self._lock:
+            self._poolers.clear()
+            self._end_connections()
+
+    def _end_connections(self) -> None:
+        for connection, loop in self._connections.items():
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(connection.abort)
 
     async def _compare(self, connection: asyncpg.Connection) -> None:
         """Compare the server's timeline with the newest one. Raises SpoolUnavailableError if it is
         older, or another cluster's. A newer one ends the connections to the older, with what is not
         yet answered. A pooler in session mode has one server for each connection.
         """
-        timeline = await connection.fetchval(f"SELECT {TIMELINE}")
+        row = await connection.fetchrow(f"SELECT {TIMELINE}, pg_backend_pid()")
+        timeline, connection.pid = row
         with self._lock:
             newest = self._newest or timeline
             if timeline < newest or timeline.partition("/")[0] != newest.partition("/")[0]:
@@ -212,19 +238,15 @@ class DatabaseHosts:
                     " stop this server, or restart Relay to use it"
                 )
             if timeline > newest:
-                for older, loop in self._connections.items():
-                    with contextlib.suppress(RuntimeError):  # the loop is closed
-                        loop.call_soon_threadsafe(older.terminate)
+                self._end_connections()
             self._newest = timeline
             self._connections[connection] = asyncio.get_running_loop()
 
 
-async def server_faults(hosts: DatabaseHosts, connection: asyncpg.Connection) -> Sequence[str]:
+async def server_faults(connection: asyncpg.Connection) -> Sequence[str]:
     """Return a sentence for each fault that makes the server unsafe or unfit for mail."""
     faults = []
-    with translate_postgres_errors(hosts):
-        if await _changes_backends(hosts, connection):
-            return [_POOLED]
+    with translate_postgres_errors(connection.place):
         major = connection.get_server_version().major
         if major < VERSION_MIN:
             faults.append(f"the server is PostgreSQL {major}, expected {VERSION_MIN} or newer")
@@ -245,24 +267,54 @@ async def server_faults(hosts: DatabaseHosts, connection: asyncpg.Connection) ->
     return faults
 
 
-async def _changes_backends(hosts: DatabaseHosts, connection: asyncpg.Connection) -> bool:
+async def _session(place: ServerOptions, purpose: str) -> asyncpg.Connection:
+    """Return a connection to the one host of `place` that is ready for use."""
+    async with asyncio.timeout(place.timeout_s):  # real time: the server
+        connection = await asyncpg.connect(
+            host=place.hosts[0][0],
+            port=place.hosts[0][1],
+            user=place.user or system_user(),
+            password=place.password,
+            database=place.database,
+            ssl=_tls_context(place),
+            direct_tls=False,
+            timeout=place.timeout_s,
+            server_settings={"application_name": f"{place.application_name} {purpose}"},
+            target_session_attrs="read-write",
+            connection_class=_KeptConnection,
+            statement_cache_size=_STATEMENTS_KEPT,
+            max_cached_statement_lifetime=0,  # for ever
+            max_cacheable_statement_size=0,  # of any size
+        )
+        connection.place = place
+        try:
+            await connection.execute(_SESSION)
+        except BaseException:
+            connection.terminate()
+            raise
+    return connection
+
+
+async def _changes_sessions(connection: asyncpg.Connection) -> bool:
     """Whether a pooler runs the transactions of one connection in several sessions of the server.
 
     A pooler has other process ids than the server. In its transaction mode, the session that one
-    client has left serves the next client, and the first client gets another session, or waits.
+    client has left serves the next client, and the first client gets another session, or waits. A
+    pooler without a place for a second client is trusted: commit.sql looks.
     """
-    first = await connection.fetchval("SELECT pg_backend_pid()")
-    if first == connection.get_server_pid():
-        return False
-    other = await hosts.connect_to(connection.place.hosts[0], purpose="check")
     try:
-        for _ in range(_POOLER_ROUNDS):
-            async with other.transaction():
-                taken = await other.fetchval("SELECT pg_backend_pid()")
-                async with asyncio.timeout(_POOLER_WAIT_S):  # real time: the server
-                    now = await connection.fetchval("SELECT pg_backend_pid()")
-            if now != first or taken == first:
-                return True
+        other = await _session(replace(connection.place, timeout_s=_POOLER_WAIT_S), "check")
+    except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        return False
+    try:
+        async with asyncio.timeout(_POOLER_WAIT_S):  # real time: the server
+            for _ in range(_POOLER_ROUNDS):
+                async with other.transaction():
+                    taken = await other.fetchval(_PID)
+                    now = await connection.fetchval(_PID)
+                left = await connection.fetchval(_PID)
+                if {now, left} != {connection.pid} or taken == connection.pid:
+                    return True
     except (TimeoutError, asyncpg.PostgresError):  # such as "no transactions in this mode"
         return True
     finally:
@@ -273,7 +325,7 @@ async def _changes_backends(hosts: DatabaseHosts, connection: asyncpg.Connection
 @contextlib.contextmanager
 def translate_postgres_errors(place: object = "the spool") -> Iterator[None]:
     """Turn the exceptions of asyncpg and of the connection into the spool's; `place` names the
-    server in their texts.
+    server in their texts. If it is DatabaseHosts, an error of another session ends all connections.
     """
     try:
         yield
@@ -281,6 +333,8 @@ def translate_postgres_errors(place: object = "the spool") -> Iterator[None]:
         code, said = error.sqlstate or "", str(error.args[0]).partition("\n")[0]
         known = _TEXTS.get(code) or _TEXTS.get(code[:2])
         kind = _KINDS.get(code) or _KINDS.get(code[:2], SpoolError)
+        if isinstance(error, OTHER_SESSION) and isinstance(place, DatabaseHosts):
+            place.end_all()
         raise kind(f"{place}: {known} ({said})" if known else f"{place}: {said}") from error
     except asyncpg.TargetServerAttributeNotMatched as error:
         raise SpoolUnavailableError(f"{place}: {_TEXTS['25006']}") from error
@@ -296,7 +350,7 @@ def translate_postgres_errors(place: object = "the spool") -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise SpoolUnavailableError(f"{place}: {_NO_ANSWER}: {reason}") from error
-    except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+    except (asyncpg.InterfaceError, asyncpg.InternalClientError, BufferError) as error:
         raise SpoolUnavailableError(f"{place}: {error.args[0]}") from error
 
 

@@ -194,7 +194,7 @@ class PostgresSpool(SpoolEngine):
     async def _start(self) -> int:
         await self._writer.start()
         faults = await self._queries.read(
-            lambda tables: tables.wait(server_faults(self._hosts, tables.connection))
+            lambda tables: tables.wait(server_faults(tables.connection))
         )
         for fault in faults:
             _log.warning("the database of the spool is not safe for mail", error=fault)

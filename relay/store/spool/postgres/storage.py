@@ -50,7 +50,7 @@ class PostgresStorage(SpoolStorage):
         """SpoolStorage.faults."""
 
         def query(tables: ConnectionTables) -> Sequence[str]:
-            faults = tables.wait(server.server_faults(self._hosts, tables.connection))
+            faults = tables.wait(server.server_faults(tables.connection))
             return [*faults, *schema.missing_rights(tables)]
 
         try:

@@ -124,10 +124,8 @@ class ReadConnection:
     opened again for the next query.
     """
 
-    def __init__(self, hosts: DatabaseHosts, *, purpose: str, settings: str = "") -> None:
-        """`settings` are statements for each new connection."""
+    def __init__(self, hosts: DatabaseHosts, *, purpose: str) -> None:
         self._hosts = hosts
-        self._settings = settings
         self._purpose = purpose
         self._executor = ThreadPoolExecutor(
             1, thread_name_prefix=f"spool-{purpose}", initializer=inherit()
@@ -167,8 +165,6 @@ class ReadConnection:
             loop = self._loop = self._loop or uvloop.new_event_loop()
             opened = self._hosts.connect(purpose=self._purpose, lost=tables and tables.connection)
             tables = self._tables = ConnectionTables(loop, loop.run_until_complete(opened))
-            if self._settings:
-                tables.wait(tables.connection.execute(self._settings))
         return tables
 
     def _run(self, query: Callable[[ConnectionTables], T], tables: ConnectionTables) -> T:

@@ -99,10 +99,11 @@ class CommitRows:
         ]
 
     def statement(
-        self, *, incarnation: int, name: str, number: int, anchor: Anchor | None
+        self, *, incarnation: int, name: str, number: int, anchor: Anchor | None, pid: int
     ) -> tuple[str, Sequence[Any]]:
         """Return the statement of a commit, and its values. `number` is the number of the commit in
-        this incarnation, `name` the name of the node, which each event records.
+        this incarnation, `name` the name of the node, which each event records, `pid` the server's
+        process for the session.
         """
         events = []
         for message_id, event in self.events:
@@ -126,6 +127,7 @@ class CommitRows:
             number,
             name,
             self.alive,
+            pid,
         ]
         sql, used = _parts(
             "always",

@@ -13,6 +13,7 @@ when its sender repeats it, it is a duplicate, as after any lost connection (RFC
 """
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,7 +30,11 @@ from relay.base.observe.metrics import Metrics
 from relay.store.spool.postgres import nodes, transactions
 from relay.store.spool.postgres.claims import release_claims
 from relay.store.spool.postgres.schema import bring_to_schema
-from relay.store.spool.postgres.server import DatabaseHosts, translate_postgres_errors
+from relay.store.spool.postgres.server import (
+    OTHER_SESSION,
+    DatabaseHosts,
+    translate_postgres_errors,
+)
 from relay.store.spool.postgres.tables import ConnectionTables, without_nul
 from relay.store.spool.shared.columns import ANCHOR_COLUMNS
 from relay.store.spool.shared.group_commit import ANCHOR_S, BATCH_MAX, GroupWriter, WaitingOperation
@@ -67,6 +72,8 @@ _ANCHORS = (
     " WHERE node = ? OR steady_us = (SELECT max(steady_us) FROM clock)"
 )
 _BEGIN = {False: "BEGIN", True: "BEGIN ISOLATION LEVEL REPEATABLE READ"}  # by is_order
+# After these the connection is not used any more: another session, or an answer that is not known.
+_LOSSES = (OSError, TimeoutError, BufferError, asyncpg.PostgresConnectionError, *OTHER_SESSION)
 _OF_MESSAGES = {"message", "content", "entry", "recipient"}  # keys begin with a queue id
 T = TypeVar("T")
 _log = get_logger("spool")
@@ -115,6 +122,7 @@ class WriteConnection(GroupWriter):
         self.has_hold_rules = True
         self._loop: asyncio.AbstractEventLoop | None = None  # of the thread
         self._connection: Any = None
+        self._opening = threading.Lock()
 
     async def start(self) -> None:
         """Connect and join, unless that was done before. Raises SpoolError; then nothing runs."""
@@ -316,6 +324,7 @@ class WriteConnection(GroupWriter):
             name=self.identity.name,
             number=self.commits + 1,
             anchor=self.clock.anchor() if is_anchored else None,
+            pid=self._connection.pid,
         )
         send = self._connection.fetchrow
         if self._connection.is_in_transaction():  # an error would end the transaction
@@ -326,8 +335,8 @@ class WriteConnection(GroupWriter):
             if self._connection.is_in_transaction():
                 raise
             row = transaction.wait(send(sql, *without_nul(values), timeout=_STATEMENT_S))
-        if len(row) > 1 and row[1]:
-            self._call(self.on_dropped, row[1])
+        if len(row) > 2 and row[2]:
+            self._call(self.on_dropped, row[2])
         if is_anchored:
             self._anchored_s = now_s
 
@@ -353,9 +362,7 @@ class WriteConnection(GroupWriter):
                     self._connection.terminate()  # a failover: another host takes writes
                     raise
         except Exception as error:
-            if self._connection.is_closed() or isinstance(
-                error.__cause__, (OSError, TimeoutError, asyncpg.PostgresConnectionError)
-            ):
+            if self._connection.is_closed() or isinstance(error.__cause__, _LOSSES):
                 self._connection.terminate()
                 raise _LostError(str(error), answers) from error
             raise
@@ -492,7 +499,7 @@ class WriteConnection(GroupWriter):
 
     def _open(self) -> None:
         """Connect, bring the tables to this schema, join, and read the clock."""
-        with translate_postgres_errors(self.hosts):
+        with self._opening, translate_postgres_errors(self.hosts):
             tables = self._connect()
             try:
                 self.sample_wall(tables)
@@ -539,6 +546,7 @@ class WriteConnection(GroupWriter):
         return ConnectionTables(self._loop, self._connection)
 
     def _close(self) -> None:
+        self._opening.acquire()  # a start that was cancelled goes on in its thread
         if self._loop is None:
             return
         if self._connection is not None and not self._connection.is_closed():

@@ -13,13 +13,14 @@ See docs/design.md 4 (Counters and history), 7.2, 7.6 and 7.8.
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from relay.base.clock import Clock, first_id_after, wall_offset_us
 from relay.store.spool.shared import stats
 from relay.store.spool.shared.tables import OpenTransaction, QueueEngine, Tables
 from relay.store.spool.shared.traffic import TrafficCounter
-from relay.store.spool.types import Claim, QueueCounts, SpoolUnavailableError
+from relay.store.spool.types import Claim, QueueCounts, SpoolError, SpoolUnavailableError
 
 T = TypeVar("T")
 AT_ONCE = 200
@@ -182,7 +183,8 @@ class SpoolMaintenance(ABC):
                 if self.clock.real_s() > deadline_s:
                     raise SpoolUnavailableError(f"not counted within {_COUNT_S_MAX:g} s")
         finally:
-            await self.engine.count(count.end)
+            with suppress(SpoolError):  # it would replace the cancellation of a stop
+                await self.engine.count(count.end)
         if count.snapshots > 1:
             raise SpoolUnavailableError("the count was cut off")
         return count.result()

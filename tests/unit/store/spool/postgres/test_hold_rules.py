@@ -23,6 +23,7 @@ from tests.support.spools import new_message
 A = Selector(domain="a.test")
 HOLD = QueueCommand(Operation.HOLD, A, "ann", new=True)
 RELEASE = QueueCommand(Operation.RELEASE, A, "ann")
+LISTENING = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
 
 
@@ -47,7 +48,7 @@ async def test_a_command_of_another_node_waits_for_an_acceptance_and_finds_its_m
     nodes, postgres_server: PostgresServer, then: str
 ) -> None:
     one, two, stopped = nodes
-    await until(lambda: not two._writer.has_hold_rules)
+    await until(lambda: not two._writer.has_hold_rules and postgres_server.sql(LISTENING) == "2")
     await one.queue_admin.execute(HOLD)
     await until(lambda: two._writer.has_hold_rules)  # by a notification
     message = new_message([("mx:a.test", "x@a.test")])

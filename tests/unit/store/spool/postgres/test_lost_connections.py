@@ -73,6 +73,17 @@ def messages(server: PostgresServer, url: str) -> int:
     return int(server.sql("SELECT count(*) FROM message", database=database_of(url)))
 
 
+async def test_a_commit_that_a_pooler_gives_to_another_session_is_repeated(
+    spool, postgres_server, postgres_url
+) -> None:
+    before = spool._writer._connection
+    before.pid += 1  # that of its session; its transactions run in another
+    accepted = await spool.accept(new_message(TO_A))
+    assert len(accepted.claims) == 1
+    assert spool._writer._connection is not before
+    assert messages(postgres_server, postgres_url) == 1
+
+
 @pytest.mark.parametrize("cuts", LOSSES)
 async def test_a_message_is_there_once_whatever_is_lost(
     spool, proxy, postgres_server, postgres_url, cuts

@@ -1,5 +1,6 @@
 """Connections to a real server: who gets one, what a refusal says, and which servers lose mail."""
 
+import asyncio
 import os
 import socket
 from contextlib import closing
@@ -120,6 +121,34 @@ async def test_what_is_lost_is_noticed(tcp_url):
         await connection.close()
 
 
+async def test_no_two_connections_use_a_name_of_a_statement(postgres_url, monkeypatch):
+    """A pooler may give the session of one to that of another process, which must not run its statements."""
+    hosts, names, count = DatabaseHosts(parse_postgres_url(postgres_url)), set(), 0
+    for _ in range(2):
+        monkeypatch.setattr(asyncpg.connection, "_uid", 0)  # as in another process
+        connection = await hosts.connect(purpose="test")
+        rows = await connection.fetch("SELECT name FROM pg_prepared_statements")
+        names, count = names | {name for (name,) in rows}, count + len(rows)
+        await connection.close()
+    assert len(names) == count > 0
+
+
+async def test_a_query_may_run_when_all_connections_end(postgres_url, monkeypatch):
+    hosts = DatabaseHosts(parse_postgres_url(postgres_url))
+    connection = await hosts.connect(purpose="test")
+    prepare = asyncpg.Connection._get_statement
+
+    async def end_after(*words, **more):
+        prepared = await prepare(*words, **more)
+        hosts.end_all()
+        await asyncio.sleep(0)
+        return prepared
+
+    monkeypatch.setattr(asyncpg.Connection, "_get_statement", end_after)
+    with pytest.raises(SpoolUnavailableError), translate_postgres_errors(hosts):
+        await connection.fetchval("SELECT 1")
+
+
 @pytest.fixture(scope="module")
 def safe_server():
     """A server of whose settings the test may change any."""
@@ -137,7 +166,7 @@ def safe_url(safe_server):
 async def faults_of(url: str) -> list[str]:
     connection = await connect(url)
     try:
-        return list(await server_faults(DatabaseHosts(parse_postgres_url(url)), connection))
+        return list(await server_faults(connection))
     finally:
         await connection.close()
 
@@ -246,6 +275,7 @@ async def test_errors_of_statements(empty_database, statement, kind, said):
         (asyncpg.DeadlockDetectedError("deadlock detected"), SpoolUnavailableError),
         (asyncpg.InterfaceError("connection is closed"), SpoolUnavailableError),
         (ConnectionResetError(104, "Connection reset by peer"), SpoolUnavailableError),
+        (BufferError("unexpected trailing 32 bytes in buffer"), SpoolUnavailableError),
     ],
 )
 def test_errors_that_need_a_broken_server(error, kind):

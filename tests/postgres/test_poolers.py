@@ -1,0 +1,216 @@
+"""PgBouncer, HAProxy and Pgpool-II between nodes and their server: what gives a connection one session takes mail,
+and nothing is lost in what changes sessions.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from tests.postgres.conftest import PortsUrl, StartNode
+from tests.postgres.test_server_away import ready_status, submit_code
+from tests.postgres.test_several_hosts import CLIENTS, LOSE_WRITER
+from tests.support.ports import free_port
+from tests.support.postgres import PostgresServer, database_of, process_owner, running_server
+from tests.support.relay_process import WAIT_S, RelayProcess, until
+from tests.support.unpacked import UNPACKED, copied
+
+POOLED = "a pooler gives each transaction another session (PgBouncer's pool_mode=transaction)"
+NEEDED = 5  # connections of a service
+PGBOUNCER = """\
+[databases]
+* = host={server.folder} port={server.port} user=relay
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+auth_file = {folder}/users
+pool_mode = {mode}
+default_pool_size = {size}
+"""
+PGPOOL = """\
+backend_clustering_mode = 'streaming_replication'
+backend_hostname0 = '{server.folder}'
+backend_port0 = {server.port}
+port = {port}
+pcp_listen_addresses = ''
+{sockets} = '{folder}'
+pcp_socket_dir = '{folder}'
+pid_file_name = '{folder}/pgpool.pid'
+num_init_children = 12
+max_pool = 1
+sr_check_period = 0
+load_balance_mode = off
+"""
+HAPROXY = """\
+listen server
+ mode tcp
+ timeout connect 5s
+ timeout client 1h
+ timeout server 1h
+ bind 127.0.0.1:{port}
+ server one 127.0.0.1:{server.port}
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    with running_server(is_synced=True) as started:
+        yield started
+
+
+@pytest.fixture
+def database(server: PostgresServer) -> str:
+    return database_of(server.create())
+
+
+class Front:
+    """A program that a test starts in front of a server, at `port`."""
+
+    def __init__(self, server: PostgresServer, until_end: ExitStack) -> None:
+        folder = until_end.enter_context(
+            tempfile.TemporaryDirectory(prefix="relay-pool-", dir="/tmp")
+        )
+        self._folder = Path(folder)
+        self._folder.chmod(0o777)
+        self._environment = os.environ | {"LD_LIBRARY_PATH": folder}
+        self._server = server
+        self._until_end = until_end
+        self.port = free_port()
+
+    def url(self, database: str) -> str:
+        return f"postgresql://relay@127.0.0.1:{self.port}/{database}"
+
+    def pgbouncer(self, mode: str, *, size: int = 20) -> None:
+        (self._folder / "users").write_text('"relay" ""\n')
+        self._write(PGBOUNCER, mode=mode, size=size)
+        self._start("pgbouncer", "-q", self._file)
+
+    def reload(self, mode: str) -> None:
+        """Have PgBouncer take another mode."""
+        self._write(PGBOUNCER, mode=mode, size=20)
+        self._process.send_signal(signal.SIGHUP)
+
+    def haproxy(self) -> None:
+        self._write(HAPROXY)
+        self._start("haproxy", "-db", "-f", self._file)
+
+    def pgpool(self) -> None:
+        told = subprocess.run(
+            [self._found("pgpool"), "--version"],
+            env=self._environment,
+            capture_output=True,
+            check=True,
+            timeout=WAIT_S,
+        )
+        is_old = re.search(rb"version 4\.[0-3]\.", told.stdout + told.stderr)
+        self._write(PGPOOL, sockets="socket_dir" if is_old else "unix_socket_directories")
+        self._start("pgpool", "-n", "-f", self._file, "-F", os.devnull, "-a", os.devnull)
+
+    @property
+    def _file(self) -> Path:
+        return self._folder / "configuration"
+
+    def _write(self, text: str, **values: object) -> None:
+        fixed = {"server": self._server, "port": self.port, "folder": self._folder}
+        self._file.write_text(text.format(**fixed, **values))
+
+    def _found(self, name: str) -> Path:
+        found = shutil.which(name, path="/usr/sbin:/usr/bin") or UNPACKED / "sbin" / name
+        if not Path(found).exists():
+            pytest.skip(f"{name} is not installed: tests/system-packages.sh")
+        return copied(Path(found), self._folder)
+
+    def _start(self, name: str, *words: object) -> None:
+        command = [self._found(name), *map(str, words)]
+        self._process = self._until_end.enter_context(
+            subprocess.Popen(command, env=self._environment, **process_owner())
+        )
+        self._until_end.callback(self._process.kill)
+
+
+@pytest.fixture
+def front(server: PostgresServer) -> Iterator[Front]:
+    with ExitStack() as until_end:
+        yield Front(server, until_end)
+
+
+def check(relay: RelayProcess) -> tuple[int, str]:
+    """The exit code of `relay check`, and what it says of the server."""
+    done = relay.cli("check")
+    return done.returncode, "\n".join(x for x in done.stderr.splitlines() if "postgresql:" in x)
+
+
+@pytest.mark.parametrize("program", ["pgbouncer", "haproxy", "pgpool"])
+def test_what_keeps_sessions_takes_mail(
+    server: PostgresServer,
+    front: Front,
+    node: StartNode,
+    url_by_ports: PortsUrl,
+    database: str,
+    program: str,
+) -> None:
+    """A pool has room for the service and one command: a probe that finds no place there says nothing."""
+    options = {"mode": "session", "size": NEEDED + 1} if program == "pgbouncer" else {}
+    getattr(front, program)(**options)
+    has_password = program == "haproxy"
+    relay = node(
+        "one", url=url_by_ports(database, front.port) if has_password else front.url(database)
+    )
+    until("it takes mail", lambda: submit_code(relay, 1) == 250)
+    until("all are connected", lambda: server.sql(CLIENTS) == str(NEEDED))
+    assert check(relay) == (0, "")
+    server.sql(LOSE_WRITER)
+    until("it takes mail again", lambda: submit_code(relay, 2) == 250)
+
+
+def test_transaction_mode_refuses_the_start_until_a_reload(
+    front: Front, node: StartNode, database: str
+) -> None:
+    front.pgbouncer("transaction")
+    relay = node("one", url=front.url(database))
+    until("found", lambda: POOLED in relay.request("GET", "/readyz").body.decode())
+    assert (ready_status(relay), submit_code(relay, 1)) == (503, 451)
+    code, said = check(relay)
+    assert (code, POOLED in said) == (69, True)
+    front.reload("session")
+    until("it takes mail", lambda: submit_code(relay, 2) == 250)
+    assert check(relay)[0] == 0
+
+
+def test_no_mail_is_lost_where_the_mode_changes(
+    front: Front, node: StartNode, database: str
+) -> None:
+    front.pgbouncer("session")
+    relay = node("one", url=front.url(database))
+    until("ready", lambda: ready_status(relay) == 200)
+    numbers, taken, identities = count(1), set(), []
+
+    def send() -> int:
+        """Send a message by SMTP and one by sendMail; return the reply to the first."""
+        number = next(numbers)
+        if (code := submit_code(relay, number)) == 250:
+            taken.add(f"smtp {number}")
+        identities.append(relay.send_mail(to=["bob@example.test"], subject=f"graph {number}"))
+        taken.add(f"graph {number}")
+        return code
+
+    for mode, status, code in [("transaction", 503, 451), ("session", 200, 250)] * 2:
+        front.reload(mode)
+        until(f"{mode}: {status}", lambda: send() and ready_status(relay) == status)  # noqa: B023
+        assert {send() for _ in range(10)} == {code}
+    for identity in identities:
+        relay.until_final(identity)
+    until("all is there", lambda: taken <= set(relay.subjects("bob")))
+    there = relay.subjects("bob")
+    assert len(there) == len(set(there))
+    assert "Traceback" not in relay.log
