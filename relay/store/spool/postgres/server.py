@@ -126,17 +126,10 @@ class _KeptConnection(asyncpg.Connection):  # type: ignore[misc] # asyncpg has n
         return f"{super()._get_unique_id(prefix)}{self._suffix}"
 
     def abort(self) -> None:
-        """End the connection. A query that runs raises asyncpg's exceptions; after terminate() it
-        may raise AttributeError.
+        """End the connection. What uses it raises asyncpg's exceptions; after terminate() some of
+        it raises AttributeError.
         """
         self._transport.abort()
-
-    def is_in_transaction(self) -> bool:
-        """Whether a transaction is open. Raises asyncpg.InterfaceError after terminate(), as the
-        other methods do; asyncpg's own raises AttributeError.
-        """
-        self._check_open()
-        return bool(super().is_in_transaction())
 
 
 class DatabaseHosts:

@@ -371,7 +371,7 @@ class WriteConnection(GroupWriter):
     def _limited(self) -> Iterator[None]:
         """Close the connection if the server does not answer the block within _OPERATION_S."""
         assert self._loop is not None
-        end = self._connection.terminate
+        end = self._connection.abort
         limit = self._loop.call_later(_OPERATION_S, end)  # real time: the server
         try:
             yield

@@ -14,7 +14,6 @@ from relay.store.spool.engine import News
 from relay.store.spool.postgres import transactions, writer
 from relay.store.spool.postgres.nodes import NodeIdentity
 from relay.store.spool.postgres.spool import PostgresSpool
-from relay.store.spool.postgres.tables import ConnectionTables
 from relay.store.spool.postgres.transactions import WriteTransaction
 from relay.store.spool.types import (
     Claim,
@@ -146,7 +145,7 @@ async def test_an_operation_that_ends_each_connection_ends_itself(spool, monkeyp
     """As one that the server cannot take: others go on after it."""
     monkeypatch.setattr(writer, "_ANSWER_S", 0.3)
     with pytest.raises(SpoolUnavailableError):
-        await asyncio.wait_for(spool.change(lambda tables: tables.connection.terminate()), SOON_S)
+        await asyncio.wait_for(spool.change(lambda tables: tables.connection.abort()), SOON_S)
     monkeypatch.undo()
     await until(lambda: not spool.health())
     assert (await spool.accept(new_message(TO_A))).claims
@@ -262,16 +261,6 @@ async def test_a_result_is_recorded_once_if_the_time_limit_ends_a_statement(
     assert (await asyncio.wait_for(recording, SOON_S))[0]
     counts = await spool.counts()
     assert (sum(counts.entries.values()), counts.unaccounted) == (0, 0)
-
-
-async def test_a_read_on_a_connection_that_was_ended_says_that_the_database_is_away(spool) -> None:
-    def ends(tables: ConnectionTables) -> Sequence[object]:
-        tables.connection.terminate()
-        return list(tables.each("SELECT 1"))
-
-    with pytest.raises(SpoolUnavailableError):
-        await spool.ask(ends)
-    assert await spool.ask(lambda tables: tables.fetch_one("SELECT 1")[0]) == 1
 
 
 async def test_a_server_that_refuses_listen_costs_a_node_only_the_messages_of_others(
