@@ -3,12 +3,11 @@ and nothing is lost in what changes sessions.
 """
 
 import os
-import re
 import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
@@ -20,7 +19,7 @@ from tests.postgres.test_server_away import ready_status, submit_code
 from tests.postgres.test_several_hosts import CLIENTS, LOSE_WRITER
 from tests.support.ports import free_port
 from tests.support.postgres import PostgresServer, database_of, process_owner, running_server
-from tests.support.relay_process import WAIT_S, RelayProcess, until
+from tests.support.relay_process import RelayProcess, until
 from tests.support.unpacked import UNPACKED, copied
 
 POOLED = "a pooler gives each transaction another session (PgBouncer's pool_mode=transaction)"
@@ -68,61 +67,40 @@ def server() -> Iterator[PostgresServer]:
         yield started
 
 
-@pytest.fixture
-def database(server: PostgresServer) -> str:
-    return database_of(server.create())
-
-
 class Front:
-    """A program that a test starts in front of a server, at `port`."""
+    """A program that a test starts in front of a server, at a port."""
 
-    def __init__(self, server: PostgresServer, until_end: ExitStack) -> None:
-        folder = until_end.enter_context(
-            tempfile.TemporaryDirectory(prefix="relay-pool-", dir="/tmp")
-        )
-        self._folder = Path(folder)
-        self._folder.chmod(0o777)
-        self._environment = os.environ | {"LD_LIBRARY_PATH": folder}
+    def __init__(self, server: PostgresServer, folder: Path, until_end: ExitStack) -> None:
         self._server = server
+        self._folder = folder
         self._until_end = until_end
+        self._environment = os.environ | {"LD_LIBRARY_PATH": str(folder)}
+        self._file = folder / "configuration"
         self.port = free_port()
 
-    def url(self, database: str) -> str:
-        return f"postgresql://relay@127.0.0.1:{self.port}/{database}"
-
-    def pgbouncer(self, mode: str, *, size: int = 20) -> None:
+    def pgbouncer(self, mode: str = "session") -> None:
         (self._folder / "users").write_text('"relay" ""\n')
-        self._write(PGBOUNCER, mode=mode, size=size)
-        self._start("pgbouncer", "-q", self._file)
+        self._write(PGBOUNCER, mode=mode)
+        self._start(self._found("pgbouncer"), "-q", self._file)
 
     def reload(self, mode: str) -> None:
         """Have PgBouncer take another mode."""
-        self._write(PGBOUNCER, mode=mode, size=20)
+        self._write(PGBOUNCER, mode=mode)
         self._process.send_signal(signal.SIGHUP)
 
     def haproxy(self) -> None:
         self._write(HAPROXY)
-        self._start("haproxy", "-db", "-f", self._file)
+        self._start(self._found("haproxy"), "-db", "-f", self._file)
 
     def pgpool(self) -> None:
-        told = subprocess.run(
-            [self._found("pgpool"), "--version"],
-            env=self._environment,
-            capture_output=True,
-            check=True,
-            timeout=WAIT_S,
-        )
-        is_old = re.search(rb"version 4\.[0-3]\.", told.stdout + told.stderr)
-        self._write(PGPOOL, sockets="socket_dir" if is_old else "unix_socket_directories")
-        self._start("pgpool", "-n", "-f", self._file, "-F", os.devnull, "-a", os.devnull)
+        program, name = self._found("pgpool"), "unix_socket_directories"  # since 4.4
+        name = name if name.encode() in program.read_bytes() else "socket_dir"
+        self._write(PGPOOL, sockets=name)
+        self._start(program, "-n", "-f", self._file, "-F", os.devnull, "-a", os.devnull)
 
-    @property
-    def _file(self) -> Path:
-        return self._folder / "configuration"
-
-    def _write(self, text: str, **values: object) -> None:
+    def _write(self, text: str, **values: str) -> None:
         fixed = {"server": self._server, "port": self.port, "folder": self._folder}
-        self._file.write_text(text.format(**fixed, **values))
+        self._file.write_text(text.format(size=NEEDED + 1, **fixed, **values))
 
     def _found(self, name: str) -> Path:
         found = shutil.which(name, path="/usr/sbin:/usr/bin") or UNPACKED / "sbin" / name
@@ -130,68 +108,60 @@ class Front:
             pytest.skip(f"{name} is not installed: tests/system-packages.sh")
         return copied(Path(found), self._folder)
 
-    def _start(self, name: str, *words: object) -> None:
-        command = [self._found(name), *map(str, words)]
-        self._process = self._until_end.enter_context(
-            subprocess.Popen(command, env=self._environment, **process_owner())
+    def _start(self, *command: object) -> None:
+        process = subprocess.Popen(
+            list(map(str, command)), env=self._environment, **process_owner()
         )
-        self._until_end.callback(self._process.kill)
+        self._process = self._until_end.enter_context(process)
+        self._until_end.callback(process.kill)
 
 
 @pytest.fixture
 def front(server: PostgresServer) -> Iterator[Front]:
-    with ExitStack() as until_end:
-        yield Front(server, until_end)
+    with (
+        tempfile.TemporaryDirectory(prefix="relay-pool-", dir="/tmp") as folder,
+        ExitStack() as until_end,
+    ):
+        Path(folder).chmod(0o777)
+        yield Front(server, Path(folder), until_end)
 
 
-def check(relay: RelayProcess) -> tuple[int, str]:
-    """The exit code of `relay check`, and what it says of the server."""
-    done = relay.cli("check")
-    return done.returncode, "\n".join(x for x in done.stderr.splitlines() if "postgresql:" in x)
+@pytest.fixture
+def behind(
+    front: Front, node: StartNode, server: PostgresServer, url_by_ports: PortsUrl
+) -> Callable[[], RelayProcess]:
+    """Return a function that starts a relay behind the program."""
+    return lambda: node("one", url=url_by_ports(database_of(server.create()), front.port))
 
 
 @pytest.mark.parametrize("program", ["pgbouncer", "haproxy", "pgpool"])
 def test_what_keeps_sessions_takes_mail(
-    server: PostgresServer,
-    front: Front,
-    node: StartNode,
-    url_by_ports: PortsUrl,
-    database: str,
-    program: str,
+    server: PostgresServer, front: Front, behind: Callable[[], RelayProcess], program: str
 ) -> None:
     """A pool has room for the service and one command: a probe that finds no place there says nothing."""
-    options = {"mode": "session", "size": NEEDED + 1} if program == "pgbouncer" else {}
-    getattr(front, program)(**options)
-    has_password = program == "haproxy"
-    relay = node(
-        "one", url=url_by_ports(database, front.port) if has_password else front.url(database)
-    )
+    getattr(front, program)()
+    relay = behind()
     until("it takes mail", lambda: submit_code(relay, 1) == 250)
     until("all are connected", lambda: server.sql(CLIENTS) == str(NEEDED))
-    assert check(relay) == (0, "")
+    assert relay.cli("check").returncode == 0
     server.sql(LOSE_WRITER)
     until("it takes mail again", lambda: submit_code(relay, 2) == 250)
 
 
-def test_transaction_mode_refuses_the_start_until_a_reload(
-    front: Front, node: StartNode, database: str
-) -> None:
+def test_transaction_mode_refuses_the_start_until_a_reload(front: Front, behind) -> None:
     front.pgbouncer("transaction")
-    relay = node("one", url=front.url(database))
+    relay = behind()
     until("found", lambda: POOLED in relay.request("GET", "/readyz").body.decode())
     assert (ready_status(relay), submit_code(relay, 1)) == (503, 451)
-    code, said = check(relay)
-    assert (code, POOLED in said) == (69, True)
+    done = relay.cli("check")
+    assert (done.returncode, POOLED in done.stderr) == (69, True)
     front.reload("session")
     until("it takes mail", lambda: submit_code(relay, 2) == 250)
-    assert check(relay)[0] == 0
 
 
-def test_no_mail_is_lost_where_the_mode_changes(
-    front: Front, node: StartNode, database: str
-) -> None:
-    front.pgbouncer("session")
-    relay = node("one", url=front.url(database))
+def test_no_mail_is_lost_where_the_mode_changes(front: Front, behind) -> None:
+    front.pgbouncer()
+    relay = behind()
     until("ready", lambda: ready_status(relay) == 200)
     numbers, taken, identities = count(1), set(), []
 

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import time
+from contextlib import closing
 from smtplib import SMTPRecipientsRefused, SMTPResponseException
 
 import pytest
@@ -166,17 +167,12 @@ def test_a_relay_without_its_server_is_alive(server: PostgresServer) -> None:
 @pytest.mark.parametrize(("timeout_s", "code"), [(2, 0), (600, 69)])
 def test_a_stop_ends_whatever_hangs(timeout_s: int, code: int) -> None:
     """A server that accepts connections, and says nothing. The start waits for it; what waits for too long is cut off."""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        port = silent.getsockname()[1]
-        url = f"postgresql://relay@127.0.0.1:{port}/r?sslmode=disable&connect_timeout={timeout_s}"
-        relay = RelayProcess()
-        try:
-            relay.config |= {"spool": {"url": url}}
-            relay.config["delivery"] |= {"shutdown_grace": "1s" if code else "60s"}
-            relay.write_config(relay.config)
-            relay.start(wait=not code)
-            with silent.accept()[0]:
-                assert relay.stop() == code
-            assert ("the stop takes too long" in relay.log) == bool(code)
-        finally:
-            relay.close()
+    with socket.create_server(("127.0.0.1", 0)) as silent, closing(RelayProcess()) as relay:
+        place = f"127.0.0.1:{silent.getsockname()[1]}/r"
+        relay.config["spool"]["url"] = f"postgresql://relay@{place}?connect_timeout={timeout_s}"
+        relay.config["delivery"]["shutdown_grace"] = "1s" if code else "60s"
+        relay.write_config(relay.config)
+        relay.start(wait=not code)
+        with silent.accept()[0]:
+            assert relay.stop() == code
+        assert ("the stop takes too long" in relay.log) == bool(code)

@@ -86,21 +86,6 @@ async def test_the_environment_does_not_count(postgres_url, tcp_url, monkeypatch
         await connection.close()
 
 
-async def test_nobody_listens(tmp_path):
-    port = free_port()
-    assert f"//127.0.0.1:{port}/r: the database does not answer: " in await refusal(
-        f"postgresql://relay:secret@127.0.0.1:{port}/r"
-    )
-    assert "the database does not answer: " in await refusal(f"postgresql:///r?host={tmp_path}")
-
-
-async def test_no_answer():
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        port = silent.getsockname()[1]
-        url = f"postgresql://relay:secret@127.0.0.1:{port}/r?connect_timeout=1"
-        assert "the database does not answer in time" in await refusal(url)
-
-
 async def test_the_first_host_that_takes_writes_is_taken(postgres_server, postgres_url):
     name, place = database_of(postgres_url), quote(str(postgres_server.folder), safe="")
     url = f"postgresql://relay@127.0.0.1:{free_port()},{place}:{postgres_server.port}/{name}"
