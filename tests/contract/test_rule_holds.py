@@ -260,7 +260,9 @@ async def test_a_repeated_submission_is_known_where_nothing_more_is_held(spool, 
 
 
 async def test_what_is_not_held_is_not_removed_from_the_count(spool, make) -> None:
-    await spool.accept(by_rule(make(), held_max=2))
+    message = by_rule(make(), held_max=2)
+    await spool.accept(message)
+    assert await spool.heaviest_held(next(iter(message.held_by_rules))) == message.facts.account
     await spool.queue_admin.execute(command("release", HELD))
     await spool.queue_admin.execute(reroute("mx:b.test"))
     await spool.queue_admin.execute(command("cancel"))

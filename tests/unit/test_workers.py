@@ -61,7 +61,6 @@ def test_a_test_that_ends_its_process_fails_and_the_others_run(tmp_path):
 def test_a_failure_is_reported_with_its_text_and_may_end_the_run(tmp_path, options, failed):
     one_file = {"fails": FAILS + FAILS.replace("fails", "then") + FAILS.replace("fails", "last")}
     ended = run(tmp_path, *options, **one_file)
-    assert ended.returncode == 1
     assert re.search(rf"\b{failed} failed", ended.stdout), ended.stdout
     assert "as it should" in ended.stdout
 

@@ -21,7 +21,6 @@ def test_a_key_gets_more_only_if_as_much_is_left_as_it_then_has(limit, first, se
     shares = Shares("places", limit)
     assert [all_of(shares, "a"), all_of(shares, "b")] == [first, second]
     assert shares.take("newcomer") is (limit >= 3)
-    assert shares.heaviest == "a"
 
 
 def test_a_single_large_size_takes_what_is_left_and_leaves_nothing_behind():
