@@ -110,7 +110,10 @@ class Front:
 
     def _start(self, *command: object) -> None:
         process = subprocess.Popen(
-            list(map(str, command)), env=self._environment, **process_owner()
+            list(map(str, command)),
+            cwd=self._folder,  # HAProxy returns to its own, which may be closed to the other user
+            env=self._environment,
+            **process_owner(),
         )
         self._process = self._until_end.enter_context(process)
         self._until_end.callback(process.kill)
