@@ -37,18 +37,6 @@ def saying(*parts: bytes) -> Serve:
     return serve
 
 
-@pytest.fixture
-def clock():
-    return ManualClock()
-
-
-@pytest.fixture
-def checker(clock):
-    made = PasswordChecker(clock, rng=bytes)
-    yield made
-    made.close()
-
-
 async def login(checker: PasswordChecker, path: str, *, client: str = "192.0.2.1") -> bool:
     stored = DovecotPassword(path, "eve@example.test", client)
     return await checker.check("eve@example.test", stored, "secret", client=client)

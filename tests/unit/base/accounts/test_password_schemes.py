@@ -7,9 +7,7 @@ import pytest
 
 from relay.base.accounts.account import LoginDelayedError
 from relay.base.accounts.password_schemes import Password, is_plain, parse_password, shown_scheme
-from relay.base.accounts.passwords import PasswordChecker
 from relay.base.settings.document import SettingsError
-from tests.support.manual_clock import ManualClock
 from tests.support.tables import each_row
 from tests.unit.base.accounts.test_directory import AN_ACCOUNT, load
 
@@ -165,11 +163,9 @@ def test_a_fault_says_what_was_found_and_expected_and_no_secret(
         assert f"found {shown}, expected {raised.value}" in fault
 
 
-async def test_what_this_libcrypt_does_not_know_is_no_wrong_password() -> None:
+async def test_what_this_libcrypt_does_not_know_is_no_wrong_password(checker) -> None:
     """The login is put off, with the cause: nobody is told that the password is wrong."""
-    checker = PasswordChecker(ManualClock(), rng=bytes)
     stored = Password("$2q$05$sbsJ9BNASZ2GjBcOVp3M2.1oL1ZDS", scheme="BLF-CRYPT")
     with pytest.raises(LoginDelayedError) as raised:
         await checker.check("u", stored, "x", client="192.0.2.1")
     assert "knows no $2q" in str(raised.value.__cause__)
-    checker.close()

@@ -16,12 +16,10 @@ from relay.base.accounts.passwords import (
     ENTRIES_MAX,
     FREE_FAILURES_OF_CLIENT,
     FailureTable,
-    PasswordChecker,
     SuccessTable,
 )
 from relay.base.socket_address import client_of
 from tests.support.events import until
-from tests.support.manual_clock import ManualClock
 from tests.support.tables import each_row
 
 SECOND = timedelta(seconds=1)  # a number would be equal to True
@@ -42,18 +40,6 @@ class Counted(Password, frozen=True):
         if self.fault:
             raise self.fault
         return super().matches(given)
-
-
-@pytest.fixture
-def clock():
-    return ManualClock()
-
-
-@pytest.fixture
-def checker(clock):
-    made = PasswordChecker(clock, rng=bytes)
-    yield made
-    made.close()
 
 
 @pytest.fixture
