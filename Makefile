@@ -203,7 +203,7 @@ image:
 deb: $(VENV)/made
 	packaging/debian/build.sh $(BIN)/python
 
-# The build backends are among them, so that nothing else is needed to install without build isolation.
+# With the build backends, nothing else is needed to install without build isolation.
 BUILD_REQUIREMENTS = import tomllib; \
 	print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], "editables", "setuptools", sep="\n")
 CHECKS = import tomllib; \
@@ -211,12 +211,14 @@ CHECKS = import tomllib; \
 COMPILE = $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --annotation-style line --quiet \
 	--no-config --custom-compile-command "make requirements" $(ARGS)
 
-# The lock files. The first one says so in its first line; the second one has the libraries without wheels.
+# The lock files: of an installation, which says so in its first line; of libraries without wheels; of what builds them and
+# Relay.
 requirements: $(VENV)/made
 	$(BIN)/python $(PIP_INSTALL) uv
-	$(BIN)/python -c '$(BUILD_REQUIREMENTS)' | $(COMPILE) pyproject.toml - --extra postgres --extra checks \
+	$(COMPILE) pyproject.toml --extra postgres --extra checks \
 	    --no-emit-package dkimpy --no-emit-package pyspf --output-file requirements.txt
 	$(BIN)/python -c '$(CHECKS)' | $(COMPILE) - --no-deps --output-file requirements-archives.txt
+	$(BIN)/python -c '$(BUILD_REQUIREMENTS)' | $(COMPILE) - --constraint requirements.txt --output-file requirements-build.txt
 	sed -i '1i # A lock file: the version and hashes of each package that an installation gets.' requirements.txt
 
 clean:
@@ -232,8 +234,8 @@ $(VENV)/made:
 
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
-$(VENV)/locked: requirements.txt $(VENV)/made
-	$(BIN)/python $(PIP_INSTALL) --require-hashes -r requirements.txt
+$(VENV)/locked: requirements.txt requirements-build.txt $(VENV)/made
+	$(BIN)/python $(PIP_INSTALL) --require-hashes -r requirements.txt -r requirements-build.txt
 	@touch $@
 
 $(VENV)/installed: pyproject.toml $(VENV)/locked
@@ -246,7 +248,7 @@ GROUPS_OF = import sys, tomllib; groups = tomllib.load(open("pyproject.toml", "r
 TOOLS ?= dev
 
 # The tools have no hashes, and pip takes none of them beside files that have: they keep to the versions of the lock.
-CONSTRAINTS_lock = sed -n 's/^\([^ ]*==.*\) \\$$/\1/p' requirements.txt
+CONSTRAINTS_lock = sed -n 's/^\([^ ]*==.*\) \\$$/\1/p' requirements.txt requirements-build.txt
 CONSTRAINTS_newest = :
 CONSTRAINTS_lowest = $(BIN)/python -c 'import re, tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	print(*[re.sub(">=([^,]+).*", r"==\1", one) for one in project["dependencies"]], sep="\n")'

@@ -41,8 +41,7 @@ package() {
         --platform "manylinux_2_27_$machine" --platform "manylinux_2_17_$machine"
     for wheel in "$work"/*.whl; do "$python" -m zipfile -e "$wheel" "$site"; done
     # tools and tests of libraries, of no use here
-    rm -rf "$site"/bin "$site"/*/tests "$site/apsw/sqlite_extra_binaries" "$site/aiosmtpd/docs" "$site"/*.data \
-        "$site"/{setuptools,pkg_resources,_distutils_hack,distutils-precedence}*
+    rm -rf "$site"/bin "$site"/*/tests "$site/apsw/sqlite_extra_binaries" "$site/aiosmtpd/docs" "$site"/*.data
     # Debian removes these from its own packages: they name the build, and are of use to pip alone.
     find "$site" \( -path '*.dist-info/RECORD' -o -path '*.dist-info/REQUESTED' \) -delete
     printf 'home = /usr/bin\ninclude-system-site-packages = false\n' >"$opt/pyvenv.cfg"
@@ -103,7 +102,7 @@ pack() {
     dpkg-deb --root-owner-group -Zxz -z3 --build "$root" dist
 }
 
-wheels "$work/tools" # the build backends are among them
+wheels "$work/tools" --requirement "$work/source/requirements-build.txt"
 # libraries that have no wheels: pure Python, built without a network
 PYTHONPATH=$work/tools "$python" -m pip download --quiet --disable-pip-version-check --require-hashes --no-deps \
     --no-build-isolation --requirement "$work/source/requirements-archives.txt" --dest "$work/archives"

@@ -165,16 +165,7 @@ def test_the_workflow_example_finds_the_mail(dev) -> None:
 # -- the image
 
 CHECK = json.loads(of("HEALTHCHECK")[0].partition(" CMD ")[2])
-SEND = [
-    "relay",
-    "send",
-    "--from",
-    "printer@contoso.example",
-    "--to",
-    "ann@partner.example",
-    "--body",
-    "x",
-]
+SEND = shlex.split("relay send --from printer@contoso.example --to ann@partner.example --body x")
 SHIPPED = """
 from relay.base.settings.environment import shipped
 
@@ -296,6 +287,10 @@ def test_the_development_relay_runs_as_printed(container: Container, place: str)
     container.inside("relay", "send", "--to", "zoe@example.test", "--body", "x")
     until("it is delivered", lambda: "delivered" in container.inside("relay", "trace", "last"))
     assert container.inside("python", "-c", READ) == "200 1\n"
+    lock = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    there = container.inside("sh", "-c", "cd /opt/relay/lib/*/site-packages && echo *.dist-info")
+    names = {one.partition("-")[0].replace("_", "-") for one in there.split()}
+    assert names == {*lock, "graph-relay"}
 
 
 def test_the_first_message_in_ten_minutes(container: Container) -> None:

@@ -223,10 +223,10 @@ def test_the_unit_fits_the_settings():
 
 def test_pinned_requirements_are_those_of_the_project():
     project = tomllib.loads((TOP / "pyproject.toml").read_text())
-    files = [TOP / "requirements.txt", TOP / "requirements-archives.txt"]
-    text = "".join([file.read_text() for file in files])
-    pinned = dict(re.findall(r"^([\w.-]+)==(\S+).*\\\n +--hash", text, re.MULTILINE))
+    text = "".join([file.read_text() for file in TOP.glob("requirements*.txt")])
+    pinned = re.findall(r"^([\w.-]+)==(\S+).*\\\n +--hash", text, re.MULTILINE)
     assert len(pinned) == len(re.findall(r"^[^\s#]", text, re.MULTILINE)), "each has its hashes"
+    assert len(set(pinned)) == len(pinned := dict(pinned)), "files agree"
     extras = project["project"]["optional-dependencies"]
     needed_by_all = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
     for one in [*needed_by_all, *extras["postgres"], *extras["checks"]]:
