@@ -8,7 +8,7 @@
 #   make bench       Relay and Postfix side by side; ARGS="NAME ...": another bench (docs/performance.md)
 #   make simulate    SEEDS=10000 worlds from SEED0; SEED=123 TRACE=1 shows one of them
 #   make docs        writes the tables of docs/ that are made from the code
-#   make release     in dist/: sdists, wheels, manual pages, the kit for Node, Debian packages, the image; starts wheel and image
+#   make release     in dist/: sdists, wheels, manual pages, kit for Node, Debian packages, image, SBOMs; starts wheel and image
 #   make clean       removes what the others have made
 # docs/recipes.md describes the rest: test-long, crash, clients, deb, screenshots, requirements.
 
@@ -166,39 +166,53 @@ crash: $(VENV)/development
 # The wheel is made of the sdist, so that this holds all that is needed; a dirty tree is no release. All of dist/ is the release,
 # which .github/workflows/release.yml makes of a tag on each processor, and publishes.
 VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
+DATED = SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python
+SBOM = $(DATED) packaging/sbom.py
 
-release: $(VENV)/development
+release: $(VENV)/development $(VENV)/release
 	@[ "$${TAG:-v$(VERSION)}" = v$(VERSION) ] || \
 	    { echo "release: found the tag $$TAG, expected v$(VERSION), as in pyproject.toml" >&2; exit 65; }
 	@test -z "$$(git status --porcelain)" || { echo "release: the tree has changes that are not committed" >&2; exit 65; }
 	rm -rf dist
-	$(BIN)/python $(PIP_INSTALL) build
-	$(BIN)/python -m build --outdir dist
-	$(BIN)/python -m build --outdir dist clients/pytest
-	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python packaging/manual.py dist/share
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/python -m build --no-isolation --outdir dist clients/pytest
+	$(DATED) packaging/manual.py dist/share
 	tar -C dist/share -czf dist/graph_relay-manual.tar.gz . && rm -rf dist/share
 	@command -v npm >/dev/null || { echo "release: npm is not installed: no package for Node" >&2; exit 0; }; set -e; \
 	cp -r clients/node dist/node; cp LICENSE dist/node; \
 	npm pkg set "version=$(subst .dev,-dev.,$(VERSION))" --prefix dist/node; \
 	npm pack --silent --pack-destination dist ./dist/node; rm -rf dist/node
-	$(PYTHON) -m venv dist/venv
-	dist/venv/bin/python $(PIP_INSTALL) dist/*.whl
+	$(PYTHON) -m venv --without-pip dist/venv
+	$(BIN)/python -m pip --python dist/venv/bin/python $(PIP_OPTIONS) --constraint $(VENV)/constraints.txt dist/graph_relay-*.whl
+	$(SBOM) dist/venv dist/graph_relay-$(VERSION)-py3-none-any.cdx.json
+	$(BIN)/python -m pip --python dist/venv/bin/python $(PIP_OPTIONS) dist/*.whl
 	dist/venv/bin/relay --version
 	cd dist/venv && bin/relay dev --once
 	rm -rf dist/venv
 	@$(MAKE) deb
+	@set -e; for each in dist/graph-relay_*.deb; do \
+	    dpkg-deb -x $$each dist/root; $(SBOM) dist/root "$${each%.deb}.cdx.json"; rm -rf dist/root; done
 	@$(MAKE) image
 
 # For the processor of this machine. Without a program that builds images there is none, unless IMAGE=required.
 ENGINE ?= $(shell for each in docker podman; do $$each info >/dev/null 2>&1 && echo $$each && break; done)
 PROCESSOR = $(shell dpkg --print-architecture)
+BASE = python:3.13-slim
+LABEL = --label org.opencontainers.image
 
-image:
+# The base is the newest; where no registry answers, what is here. Its digest stands in the label.
+image: $(VENV)/release
 	@set -o pipefail; engine=$(ENGINE); tag=relay-release:$(PROCESSOR); \
 	[ -n "$$engine" ] || { echo "image: neither docker nor podman runs here" >&2; [ -z "$$IMAGE" ]; exit; }; \
-	$$engine build --tag $$tag --build-arg RELAY_COMMIT=$$(git rev-parse --short=12 HEAD) --file Containerfile . && \
+	$$engine pull --quiet $(BASE) 2>/dev/null || $$engine run --rm $(BASE) true || exit; \
+	base=$$($$engine image inspect --format '{{index .RepoDigests 0}}' $(BASE)) && \
+	$$engine build --tag $$tag --build-arg BASE=$$base --build-arg RELAY_COMMIT=$$(git rev-parse --short=12 HEAD) \
+	    $(LABEL).version=$(VERSION) $(LABEL).base.digest=$${base#*@} --file Containerfile . && \
 	$$engine run --rm --env RELAY_DEV_TOKEN=$$(openssl rand -hex 16) $$tag dev --once && \
-	$$engine save $$tag | gzip -9n >dist/relay-image-$(PROCESSOR).tar.gz
+	$$engine save $$tag | gzip -9n >dist/relay-image-$(PROCESSOR).tar.gz && \
+	mkdir -p dist/root && made=$$($$engine create $$tag) && $$engine export $$made | tar -C dist/root -xf - \
+	    opt/relay usr/local/lib usr/share/doc var/lib/dpkg/status && $$engine rm $$made >/dev/null && \
+	$(SBOM) dist/root dist/relay-image-$(PROCESSOR).cdx.json && rm -rf dist/root
 
 deb: $(VENV)/made
 	packaging/debian/build.sh $(BIN)/python
@@ -212,13 +226,15 @@ COMPILE = $(BIN)/uv pip compile --universal --python-version 3.11 --generate-has
 	--no-config --custom-compile-command "make requirements" $(ARGS)
 
 # The lock files: of an installation, which says so in its first line; of libraries without wheels; of what builds them and
-# Relay.
+# Relay; of what a release needs besides.
 requirements: $(VENV)/made
 	$(BIN)/python $(PIP_INSTALL) uv
 	$(COMPILE) pyproject.toml --extra postgres --extra checks \
 	    --no-emit-package dkimpy --no-emit-package pyspf --output-file requirements.txt
 	$(BIN)/python -c '$(CHECKS)' | $(COMPILE) - --no-deps --output-file requirements-archives.txt
 	$(BIN)/python -c '$(BUILD_REQUIREMENTS)' | $(COMPILE) - --constraint requirements.txt --output-file requirements-build.txt
+	$(BIN)/python -c '$(GROUPS_OF)' release | $(COMPILE) - --constraint requirements.txt --constraint requirements-build.txt \
+	    --output-file requirements-release.txt
 	sed -i '1i # A lock file: the version and hashes of each package that an installation gets.' requirements.txt
 
 clean:
@@ -232,10 +248,15 @@ $(VENV)/made:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+PIP_OPTIONS := install --quiet --disable-pip-version-check
+PIP_INSTALL := -m pip $(PIP_OPTIONS)
 
 $(VENV)/locked: requirements.txt requirements-build.txt $(VENV)/made
 	$(BIN)/python $(PIP_INSTALL) --require-hashes -r requirements.txt -r requirements-build.txt
+	@touch $@
+
+$(VENV)/release: requirements-release.txt $(VENV)/made
+	$(BIN)/python $(PIP_INSTALL) --require-hashes -r $<
 	@touch $@
 
 $(VENV)/installed: pyproject.toml $(VENV)/locked

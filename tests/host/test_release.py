@@ -1,5 +1,6 @@
 """`make release` in a clean clone: the files that the workflow of a release publishes."""
 
+import json
 import os
 import re
 import shutil
@@ -22,7 +23,17 @@ graph_relay-VERSION-py3-none-any.whl graph_relay-VERSION.tar.gz graph_relay-manu
 pytest_graph_relay-VERSION-py3-none-any.whl pytest_graph_relay-VERSION.tar.gz relay-image-MACHINE.tar.gz
 graph-relay_VERSION+deb12_MACHINE.deb graph-relay-mta_VERSION+deb12_all.deb
 graph-relay_VERSION+deb13_MACHINE.deb graph-relay-mta_VERSION+deb13_all.deb
+graph_relay-VERSION-py3-none-any.cdx.json relay-image-MACHINE.cdx.json
+graph-relay_VERSION+deb12_MACHINE.cdx.json graph-relay_VERSION+deb13_MACHINE.cdx.json
 """
+VALIDATE = """
+import sys
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+
+print(JsonStrictValidator(SchemaVersion.V1_6).validate_str(sys.stdin.read()))
+"""
+LABELS = "base.digest base.name description licenses revision source title version"
 
 
 @long
@@ -50,6 +61,17 @@ def test_make_release_makes_each_file_and_starts_wheel_and_image() -> None:
             VERSION.sub("VERSION", one.name).replace(machine, "MACHINE") for one in dist.iterdir()
         }
         assert made == set(FILES.split())
+        for each in dist.glob("*.cdx.json"):
+            validate = [f"{folder}/.venv/bin/python", "-c", VALIDATE]
+            assert subprocess.check_output(validate, input=each.read_bytes()) == b"None\n"
+            components = json.loads(each.read_text())["components"]
+            assert all(one["licenses"] for one in components)
+            names = {one["name"] for one in components}
+            assert {"graph-relay", "cryptography"} < names < names | {"hatchling"}
+            assert ("dovecot-imapd" in names) == ("image" in each.name)
+        look = [program, "inspect", "--format={{json .Config.Labels}}", f"relay-release:{machine}"]
+        labels = json.loads(subprocess.check_output(look))
+        assert all(labels[f"org.opencontainers.image.{name}"] for name in LABELS.split())
         with tarfile.open(*dist.glob("*.tgz")) as node:
             names = {one.removeprefix("package/") for one in node.getnames()}
         assert names == {"package.json", "index.js", "index.d.ts", "LICENSE"}

@@ -5,6 +5,7 @@ the service.
 import os
 import re
 import subprocess
+import sys
 import time
 import tomllib
 from fnmatch import fnmatch
@@ -61,14 +62,39 @@ def test_the_workflow_takes_what_the_recipe_makes() -> None:
     jobs = yaml.safe_load(WORKFLOWS["release"])["jobs"]
     taken = str([one.get("run") for job in jobs.values() for one in job.get("steps", ())])
     taken = taken.replace("$processor", "arm64")
-    [(tag, archive)] = re.findall(r" tag=(\S+);[\s\S]*>dist/(\S+)\n", made)
+    [(tag, archive)] = re.findall(r" tag=(\S+);[\s\S]*>dist/(\S+)\s", made)
     for used in (f'docker tag "{tag}"', f"/built-arm64/{archive} ", f'--input "release/{archive}"'):
         assert used in taken
     assert "release/*.* release/SHA256SUMS" in taken
     steps = ("-m build", "clients/pytest", "manual.py", "npm pack", "dev --once", "debian/build.sh")
-    places = [made.find(step) for step in (*steps, "$engine build", "$engine run", "$engine save")]
+    places = [
+        made.find(step) for step in (*steps, "$engine build", "dev --once && ", "$engine save")
+    ]
     assert -1 not in places
     assert places == sorted(places)
+
+
+def test_two_builds_are_equal_octet_by_octet(tmp_path: Path) -> None:
+    built = []
+    for umask in (0o022, 0o077):
+        source = tmp_path / f"{umask}"
+        subprocess.run(["git", "clone", "-q", TOP, source], umask=umask, check=True)
+        subprocess.run([sys.executable, "-m", "hatchling", "build"], cwd=source, check=True)
+        built.append({one.name: one.read_bytes() for one in (source / "dist").iterdir()})
+    assert [one.rpartition(".")[2] for one in sorted(built[0])] == ["whl", "gz"]
+    assert built[0] == built[1]
+
+
+def test_the_notes_have_the_text_of_the_tag_and_the_base_of_the_image(tmp_path: Path) -> None:
+    """A job without a checkout asks GitHub for the tag."""
+    page = yaml.safe_load(WORKFLOWS["release"])["jobs"]["page"]
+    gh = tmp_path / "gh"
+    gh.write_text("#!/bin/sh\ncase $2 in */ref/*) echo tags/1 ;; */git/tags/1) echo TEXT ;; esac\n")
+    gh.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "GITHUB_REF_NAME": "v1"}
+    env |= {"GITHUB_REPOSITORY": "a/b", "BASES": "amd64: python@sha256:0"}
+    subprocess.run(["bash", "-ec", page["steps"][-1]["run"]], cwd=tmp_path, env=env, check=True)
+    assert (tmp_path / "notes").read_text() == "TEXT\n\nBase of the image, amd64: python@sha256:0\n"
 
 
 def test_a_lock_older_than_90_days_fails_the_weekly_run(tmp_path: Path) -> None:

@@ -229,7 +229,8 @@ def test_pinned_requirements_are_those_of_the_project():
     assert len(set(pinned)) == len(pinned := dict(pinned)), "files agree"
     extras = project["project"]["optional-dependencies"]
     needed_by_all = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
-    for one in [*needed_by_all, *extras["postgres"], *extras["checks"]]:
+    release = project["dependency-groups"]["release"]
+    for one in [*needed_by_all, *extras["postgres"], *extras["checks"], *release]:
         needed = Requirement(one)
         assert pinned[canonicalize_name(needed.name)] in needed.specifier, "make requirements"
 
