@@ -521,6 +521,16 @@ async def sleep_in_step(pause_s: float) -> None:
     await asyncio.sleep(until_s - now_s)  # real time: the caller says why
 
 
+def pause_after(
+    took_s: float, *, least_s: float = 0.0, most_s: float = 60.0, factor: int = 20
+) -> float:
+    """Return the seconds to wait after work that took `took_s`: it takes a twentieth of the time.
+
+    The work may have waited, such as for a server that hung; so the pause has a maximum.
+    """
+    return min(max(least_s, factor * took_s), most_s)
+
+
 def rfc3339(time_us: int) -> str:
     """Return `time_us` as RFC 3339 UTC with six fraction digits and Z."""
     seconds, fraction = divmod(time_us, 1_000_000)

@@ -1,18 +1,17 @@
 """Mail for a domain that is held as it comes, until a time or a release of the domain."""
 
 import asyncio
-import threading
 
 import pytest
 from msgspec.structs import replace
 
 from relay.base.clock import rfc3339
-from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.base.message.outcome import Evidence, Failed
 from relay.store.journeys.events import Step
 from relay.store.spool.types import ClaimResult, DueQuery, EntryExtra, Selector, SpoolError
 from tests.support.events import an_event
 from tests.support.operator import ALL, HOUR_US, command
+from tests.support.spools import Stopped
 
 A, HELD = Selector(domain="a.test"), Selector(state="held")
 
@@ -183,19 +182,6 @@ async def test_a_report_is_held_as_it_comes(spool, make) -> None:
     recorded = await spool.record(ClaimResult(claim, 5, failed, reports=(make(),)))
     assert recorded == (True, ())
     assert [reason for _, reason in await held(spool)] == ["olga: all mail for a.test"]
-
-
-class Stopped(CrashPoints):
-    """Stops the writer in the transaction of an acceptance."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.reached_it, self.goes_on = threading.Event(), threading.Event()
-
-    def reached(self, point: CrashPoint) -> None:
-        if point is CrashPoint.SPOOL_BEFORE_COMMIT:
-            self.reached_it.set()
-            assert self.goes_on.wait(30)
 
 
 @pytest.mark.parametrize("then", ["hold", "release"])

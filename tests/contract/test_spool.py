@@ -19,7 +19,7 @@ from relay.store.spool.types import (
 )
 from tests.support.events import an_event
 from tests.support.operator import OK
-from tests.support.spools import changed_message
+from tests.support.spools import Stopped, changed_message
 
 LATER = Deferred(Evidence("4.2.0", "450 4.2.0 later"), DeferralClass.RECIPIENT)
 
@@ -156,3 +156,20 @@ async def test_what_is_printed_of_a_claim_has_no_content(make, spool):
     (claim,) = (await spool.accept(make(content=b"Subject: x\r\n\r\nsecret\r\n"))).claims
     assert claim.content
     assert "secret" not in repr(claim)
+
+
+async def test_mail_that_waits_for_its_commit_makes_unready(open_spool, make, clock) -> None:
+    """Whether its client still waits or not."""
+    stopped = Stopped()
+    spool = open_spool(crash=stopped)
+    await spool.start()
+    accepting = asyncio.create_task(spool.accept(make()))
+    await asyncio.to_thread(stopped.reached_it.wait, 30)
+    accepting.cancel()
+    assert spool.unready() == ""
+    clock.advance(11)
+    assert spool.unready() == "mail has waited for its commit for 11 s"
+    stopped.goes_on.set()
+    await spool.accept(make())
+    assert spool.unready() == ""
+    await spool.stop()

@@ -1,5 +1,6 @@
 """A spool on a file, and messages for it."""
 
+import threading
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.clock import Clock, Ids, SystemClock
-from relay.base.crashpoints import CrashPoints
+from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.base.message.content import size_of
 from relay.base.message.envelope import Envelope, ForwardPath, MessageFacts, Source
 from relay.base.message.nexthop import NextHop
@@ -99,3 +100,16 @@ def _taken(kind: type[Struct], values: dict[str, Any]) -> Any:
 def ids_of(batch: DueBatch) -> list[str]:
     """Return the queue ids of the claims."""
     return [claim.message.id for claim in batch.claims]
+
+
+class Stopped(CrashPoints):
+    """Stops the writer in the transaction of an acceptance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached_it, self.goes_on = threading.Event(), threading.Event()
+
+    def reached(self, point: CrashPoint) -> None:
+        if point is CrashPoint.SPOOL_BEFORE_COMMIT:
+            self.reached_it.set()
+            assert self.goes_on.wait(30)

@@ -95,6 +95,9 @@ class Metrics:
             "Writes that shared one commit.",
             buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
         )
+        self.commit_waiting = gauge(
+            "relay_commit_waiting_seconds", "Of the oldest acceptance that waits; or 0."
+        )
         self.lost_commits = counter("relay_spool_lost_commits", "Commits the database has lost.")
         self.takeovers = counter("relay_spool_takeovers", "Claims of dead nodes that it has ended.")
         # `state`: alive, stopped, dead

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from relay.base.accounts.account import AccountDirectory, ReceiptSetting
-from relay.base.clock import Clock
+from relay.base.clock import Clock, pause_after
 from relay.base.crashpoints import CrashPoint, CrashPoints
 from relay.base.message.receipt import OwedReceipt, ReceiptKey, ReceiptKind
 from relay.base.observe.logs import RepeatedError, get_logger
@@ -138,7 +138,6 @@ VANISHED_MAX = 20  # in a mailbox; where more are gone together, a fault may be 
 GONE_US = 60_000_000
 _INTERVAL_S = 3.0
 _PRUNE_US = 3_600_000_000
-_COST_FACTOR = 20  # reading what is owed takes at most a twentieth of the time
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -218,7 +217,7 @@ class ReceiptWatcher:
                 self._known[key] = receipt
                 self.copies.add(receipt)
         self._version = version
-        self._read_again_s = now_s + _COST_FACTOR * (self.clock.real_s() - now_s)
+        self._read_again_s = now_s + pause_after(self.clock.real_s() - now_s)
 
     async def _seen(self, sighting: Sighting) -> None:
         self._missing_us.pop(sighting.owed.key, None)

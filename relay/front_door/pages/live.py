@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from msgspec import Struct
 
-from relay.base.clock import Clock
+from relay.base.clock import Clock, pause_after
 from relay.base.observe.logs import get_logger
 from relay.base.pressure import ConcurrencyCounter
 from relay.front_door.http.errors import ApiError, service_unavailable
@@ -166,7 +166,7 @@ class LiveViews:
             finally:
                 view.rendered_s = now_s = self._clock.real_s()
                 paid_s = max(self._paid_s, now_s - _QUIET_S)
-                self._paid_s = paid_s + _COST_FACTOR * (now_s - began_s)
+                self._paid_s = paid_s + pause_after(now_s - began_s, factor=_COST_FACTOR)
 
     async def _sleep_until(self, time_s: float) -> None:
         await asyncio.sleep(time_s - self._clock.real_s())  # real time: readers wait

@@ -197,7 +197,7 @@ def _means(
 
     def unready() -> str:
         """Return the reason for a 503 of /readyz, "" if there is none."""
-        reason = base.readiness() or transport.smtp_fault or base.spool.health()
+        reason = base.readiness() or transport.smtp_fault or base.spool.unready()
         reason = reason or transport.scheduler.unreadable() or base.pressure.paused()
         reason = reason or base.pressure.idle_fault
         trouble = base.root.trouble if base.holds_root else ""

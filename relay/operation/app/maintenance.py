@@ -17,7 +17,14 @@ from pathlib import Path
 from msgspec import Struct
 from prometheus_client import Gauge
 
-from relay.base.clock import Clock, ResumedTime, advanced_us, now_at_least_us, sleep_in_step
+from relay.base.clock import (
+    Clock,
+    ResumedTime,
+    advanced_us,
+    now_at_least_us,
+    pause_after,
+    sleep_in_step,
+)
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.observe.metrics import Metrics
 from relay.base.settings.tree import OAuthClient
@@ -36,7 +43,6 @@ from relay.transport.signing.keys import DAY_US, KeyRing
 _log = get_logger("app")
 
 _FIGURES_S = 1.0
-_FIGURES_COST_FACTOR = 20  # counting takes at most a twentieth of the time
 _PRUNE_S = 600.0
 _PRUNE_PAUSE_S = 0.05
 _POLICIES_S = 3600.0
@@ -77,8 +83,7 @@ async def update_gauges(
         else:
             fault.clear()
             counted_s = began
-        took_s = clock.real_s() - began
-        pause_s = max(_FIGURES_S, took_s * _FIGURES_COST_FACTOR)
+        pause_s = pause_after(clock.real_s() - began, least_s=_FIGURES_S)
         await sleep_in_step(pause_s)  # real time: counting takes time of the machine
 
 

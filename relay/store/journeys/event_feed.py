@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from msgspec import Struct
 
-from relay.base.clock import rfc3339
+from relay.base import clock
 from relay.base.message.lifecycle import RecipientState, SubmissionState
 from relay.store.journeys.events import EventCursor, LogPosition, RecordedEvent
 from relay.store.journeys.log_reader import LogEvents, LogReader
@@ -31,8 +31,7 @@ _LOG = re.compile(
     r"([a-z]{1,20}(?:-[0-9a-f]{8})?)~(\d{4}-\d\d-\d\d)~(\d{1,18})~(\d{1,9})~([0-9a-f]{8})", re.ASCII
 )
 _PAUSE_S_MIN = 0.02
-_PAUSE_S_MAX = 5.0  # a read may have waited for a long query
-_COST_FACTOR = 20
+_PAUSE_S_MAX = 5.0
 
 
 class EventData(Struct, frozen=True):
@@ -56,7 +55,7 @@ def event_data(cursor: str, recorded: RecordedEvent) -> EventData:
         recorded.submission_id,
         int(recorded.step),
         recorded.step.title,
-        rfc3339(recorded.at_us),
+        clock.rfc3339(recorded.at_us),
         recorded.detail,
         recorded.state,
     )
@@ -199,7 +198,7 @@ def pause_after(cost_s: float) -> float:
     """Return the seconds to wait after a read that took `cost_s`: reading takes a twentieth of the
     time.
     """
-    return min(max(_PAUSE_S_MIN, _COST_FACTOR * cost_s), _PAUSE_S_MAX)
+    return clock.pause_after(cost_s, least_s=_PAUSE_S_MIN, most_s=_PAUSE_S_MAX)
 
 
 class ChangeNotifier:

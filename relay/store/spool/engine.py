@@ -73,6 +73,7 @@ from relay.store.spool.shared.tables import (
 
 _log = get_logger("spool")
 T = TypeVar("T")
+_WAITS_S_MAX = 10.0  # a slower commit of mail is a reason of a 503
 SUBMISSION_KEEP_S = 8 * 86400.0  # a week longer than pickup tries to submit
 _RENEW = "UPDATE submission SET expires_us = ? WHERE key = ? RETURNING key"
 _ROOT = "SELECT id FROM mail_root WHERE store = ?"
@@ -360,6 +361,13 @@ class SpoolEngine(QueueEngine, SpoolHistory):
     @abstractmethod
     def health(self) -> str:
         """Return why no new mail is accepted although there is room, or ""."""
+
+    def unready(self) -> str:
+        """Return the reason for a 503 of /readyz: health(), or mail waits; "" if there is none."""
+        waits_s = self._writer.acceptance_waits_s()
+        return self.health() or (
+            f"mail has waited for its commit for {waits_s:.0f} s" if waits_s > _WAITS_S_MAX else ""
+        )
 
     @abstractmethod
     def disk(self) -> Disk:

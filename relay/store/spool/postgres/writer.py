@@ -104,7 +104,7 @@ class WriteConnection(GroupWriter):
     on_dropped: Callable[[Sequence[str]], None]  # called there with the bodies of removed contents
 
     def __post_init__(self) -> None:
-        super().__init__(self.clock, self._run_to_end)
+        super().__init__(self.clock, self._run_to_end, self.metrics)
         self.elapsed_s: Callable[[], float] = boot_s  # counts a lease: no suspend stops it
         self.own: nodes.NodeRow | None = None  # this incarnation
         self._lease_until_s = 0.0

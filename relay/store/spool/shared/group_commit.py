@@ -16,6 +16,7 @@ from typing import Any
 from msgspec import Struct
 
 from relay.base.clock import Clock
+from relay.base.observe.metrics import Metrics
 from relay.store.spool.types import SpoolUnavailableError
 
 # limit: writes that wait for a commit; then 451
@@ -25,6 +26,7 @@ ANCHOR_S = 1.0  # between two anchors; within one boot an old anchor is as good
 _COMMITS_MAX = 100
 _LAST_S = 30.0
 _PART = 0.95
+Answer = tuple[asyncio.Future[Any], Any, Exception | None]  # of an operation: result or error
 
 
 class WaitingOperation(Struct, frozen=True):
@@ -48,9 +50,12 @@ class GroupWriter:
     at the end of the iteration. (If it got the first at once, it would commit that one alone.)
     """
 
-    def __init__(self, clock: Clock, run: Callable[[], None]) -> None:
+    def __init__(self, clock: Clock, run: Callable[[], None], metrics: Metrics) -> None:
         """`run` is what the thread does."""
         self.clock = clock
+        # acceptances without an answer, and when they were submitted; the oldest first
+        self._accepting: dict[asyncio.Future[Any], float] = {}
+        metrics.commit_waiting.set_function(self.acceptance_waits_s)
         self._commits: deque[tuple[float, float]] = deque(maxlen=_COMMITS_MAX)  # end, duration
         self._began_s: float | None = None  # of the running commit
         self._turn: list[WaitingOperation] = []  # of the loop's present iteration
@@ -107,6 +112,11 @@ class GroupWriter:
         took_s = times[int(_PART * (len(times) - 1))] if len(times) > 1 else 0.0
         return max(running_s, took_s)
 
+    def acceptance_waits_s(self) -> float:
+        """Return how long the oldest acceptance has waited for its commit; 0: none waits."""
+        since_s = next(iter(self._accepting.values()), None)
+        return 0.0 if since_s is None else self.clock.real_s() - since_s
+
     def _future(self) -> asyncio.Future[Any]:
         """Return a future for the answer of an operation. Raises SpoolUnavailableError when too
         many wait, or the writer is stopping.
@@ -120,6 +130,8 @@ class GroupWriter:
 
     def _queue(self, job: WaitingOperation) -> None:
         assert self._home_loop is not None
+        if job.accepts:
+            self._accepting[job.future] = self.clock.real_s()
         self._turn.append(job)
         if len(self._turn) == 1:
             self._home_loop.call_soon(self._end_turn)
@@ -134,17 +146,17 @@ class GroupWriter:
         assert self._home_loop is not None
         self._home_loop.call_soon_threadsafe(function, *values)
 
-    def _answer(self, answers: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
+    def _answer(self, answers: Sequence[Answer]) -> None:
         if answers:
-            self._call(answer_futures, answers)
+            self._call(self._set_answers, answers)
 
-
-def answer_futures(answers: Sequence[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
-    """Set the results or errors of operations, in the loop of their callers."""
-    for future, answer, error in answers:
-        if future.cancelled():
-            continue
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(answer)
+    def _set_answers(self, answers: Sequence[Answer]) -> None:
+        """Set the results or errors of operations, in the loop of their callers."""
+        for future, answer, error in answers:
+            self._accepting.pop(future, None)
+            if future.cancelled():
+                continue
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(answer)

@@ -27,9 +27,9 @@ from relay.store.spool.shared.columns import NO_EVENTS, REMOVED_EVENTS, json_tex
 from relay.store.spool.shared.group_commit import (
     ANCHOR_S,
     BATCH_MAX,
+    Answer,
     GroupWriter,
     WaitingOperation,
-    answer_futures,
 )
 from relay.store.spool.shared.suppression import FORGET
 from relay.store.spool.sqlite.damage import Damage
@@ -117,7 +117,7 @@ class Writer(GroupWriter):
     inline: bool = False  # there is no thread: the event loop gathers and writes
 
     def __post_init__(self) -> None:
-        super().__init__(self.clock, self._run)
+        super().__init__(self.clock, self._run, self.metrics)
         self._anchored_s = -math.inf
         self._timer: Timer | None = None  # without a thread
 
@@ -289,8 +289,8 @@ class Writer(GroupWriter):
         with suppress(SpoolError):
             self.log.confirm_writable()
 
-    def _answer(self, answers: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
+    def _answer(self, answers: Sequence[Answer]) -> None:
         if self.inline:
-            answer_futures(answers)
+            self._set_answers(answers)
         else:
             super()._answer(answers)

@@ -116,6 +116,24 @@ async def test_the_other_loops_continue_after_errors(monkeypatch) -> None:
     assert ended == [(1, 2), (4,)]
 
 
+async def test_after_a_database_that_hung_the_queue_is_counted_within_a_minute(monkeypatch) -> None:
+    clock, pauses = ManualClock(), []
+
+    class Hung(Spool):
+        async def counts(self):
+            clock.advance(24)
+            return await self._next()
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(maintenance, "sleep_in_step", sleep)
+    figures = maintenance.MaintenanceGauges(sessions=lambda: 7, scheduled_sends=lambda: 3)
+    spool = Hung([SpoolError("hung"), COUNTS])
+    await run_until_over(spool, maintenance.update_gauges(spool, Metrics(), clock, figures=figures))
+    assert pauses == [60, 60]
+
+
 async def test_keys_that_end_are_logged_14_days_before_and_then_once_a_day() -> None:
     passes = asyncio.Queue[None]()
     again = asyncio.Queue[None]()
