@@ -14,7 +14,7 @@ from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import RelayProcess, until
 
 LOSE_WRITER = """\
-SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'relay writer'
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'relay % writer'
 """
 CLIENTS = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'relay'"
 TIMES = "?connect_timeout=6"  # 3 s for each of two hosts

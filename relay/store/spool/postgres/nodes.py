@@ -459,18 +459,20 @@ def salted(parts: Mapping[str, str], salt: str) -> str:
 
 
 def differences(rows: Iterable[NodeRow]) -> Sequence[str]:
-    """Return a sentence for each part that differs between living nodes, with their names. A node
-    without digests is left out.
+    """Return a sentence for each part that differs between living nodes of one version, with their
+    names. Another version may have other keys. A node without digests is left out.
     """
-    by_part: dict[str, dict[str, list[str]]] = {}  # by part and digest, names of nodes
+    # by part and version, then by digest, names of nodes
+    by_part: dict[tuple[str, str], dict[str, list[str]]] = {}
     for row in rows:
         if row.is_alive and row.digests:
             digests = msgspec.json.decode(row.digests, type=dict[str, str])
             for part, digest in digests.items():
-                by_part.setdefault(part, {}).setdefault(digest, []).append(row.identity.name)
+                names = by_part.setdefault((part, row.identity.version), {})
+                names.setdefault(digest, []).append(row.identity.name)
     return [
         f"{part}: not the same at {_groups(names.values())}"
-        for part, names in sorted(by_part.items())
+        for (part, _), names in sorted(by_part.items())
         if len(names) > 1
     ]
 

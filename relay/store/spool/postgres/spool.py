@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from msgspec.structs import replace
+
 from relay import __version__
 from relay.base.clock import Clock
 from relay.base.crashpoints import CrashPoint, CrashPoints
@@ -140,7 +142,8 @@ class PostgresSpool(SpoolEngine):
         )
         name = identity.name.replace("_", r"\_")  # any character, in LIKE
         self.details_of_here = f'%"node":"{name}"%'
-        self._hosts = hosts = DatabaseHosts(options)
+        name = f"{options.application_name} {identity.name[:30]}"
+        self._hosts = hosts = DatabaseHosts(replace(options, application_name=name))
         self._crash = crash
         self._fault = "the spool was not started yet"
         self._bodies = BodyStore(

@@ -46,7 +46,7 @@ from relay.store.spool.types import (
     SpoolUnavailableError,
 )
 
-COMMITS = "commits"  # the counter that each commit raises
+COMMITS = "commits"  # the counter that a commit raises which raises no other
 _BATCH_BYTES_MAX = 8 << 20
 _CLOCK_DIFFERS_S = 60.0
 _AGAIN_S = 1.0  # between two attempts to connect
@@ -298,8 +298,8 @@ class WriteConnection(GroupWriter):
                 answers += [job.operation(transaction) for job in batch]
                 if accepts:
                     self.crash.reached(CrashPoint.SPOOL_BEFORE_COMMIT)
-                if not transaction.has_changed:
-                    transaction.wait(self._connection.execute("ROLLBACK"))
+                if not transaction.has_changed:  # a rollback is a failure for whoever counts
+                    transaction.wait(self._connection.execute("COMMIT"))
                     return answers
                 self._send(transaction)
                 if self._connection.is_in_transaction():
@@ -316,7 +316,8 @@ class WriteConnection(GroupWriter):
 
     def _send(self, transaction: transactions.WriteTransaction) -> None:
         rows = transaction.rows
-        rows.counts[COMMITS] = 1
+        if not any(rows.counts.values()):  # any row has the number of the commit
+            rows.counts[COMMITS] = 1
         now_s = self.clock.monotonic()
         is_anchored = now_s - self._anchored_s >= ANCHOR_S
         sql, values = rows.statement(

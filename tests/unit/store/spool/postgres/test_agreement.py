@@ -32,7 +32,7 @@ def row(name: str, digests: dict[str, str], state: str = "alive", version: str =
 async def nodes(postgres_url: str, tmp_path: Path) -> AsyncIterator[list[PostgresSpool]]:
     made = [
         open_node(postgres_url, tmp_path, NodeIdentity(name, name, version=version))
-        for name, version in (("one", "0.9"), ("two", "0.10"))
+        for name, version in (("one", "0.9"), ("two", "0.9"), ("old", "0.8"))
     ]
     for node in made:
         node.agreed = lambda: PARTS
@@ -53,8 +53,9 @@ def lines(log: str) -> list[str]:
 
 
 async def test_a_difference_is_said_once_and_until_it_has_gone(nodes, postgres_url, capfd):
-    one, two = nodes
-    await beat(one, two, one)
+    one, two, old = nodes
+    old.agreed = lambda: PARTS | {"srs_key": "with another default"}
+    await beat(old, one, two, one)
     assert lines(capfd.readouterr().err) == []
     two.agreed = lambda: PARTS | {"srs_key": "another"}
     await beat(two, one, two, one)
@@ -63,13 +64,13 @@ async def test_a_difference_is_said_once_and_until_it_has_gone(nodes, postgres_u
     storage = PostgresStorage(postgres_url, store="main", domains=())
     assert storage.warnings() == [
         f"nodes differ in what must be equal: {said.strip(chr(34))}",
-        "nodes have several versions (two: 0.10; one: 0.9): bring all to the newest",
+        "nodes have several versions (old: 0.8; one, two: 0.9): bring all to the newest",
     ]
     two.agreed = lambda: PARTS
     await beat(two, one, two)
     assert lines(capfd.readouterr().err) == []
     assert storage.warnings() == [
-        "nodes have several versions (two: 0.10; one: 0.9): bring all to the newest"
+        "nodes have several versions (old: 0.8; one, two: 0.9): bring all to the newest"
     ]
 
 
@@ -87,6 +88,7 @@ def test_digests_cannot_be_compared_with_those_of_another_spool_or_part() -> Non
         ([row("one", {"rules": "x"}), row("two", {"rules": "x"})], []),
         ([row("one", {"rules": "x"}), row("two", {})], []),
         ([row("one", {"rules": "x"}), row("two", {"rules": "y"}, "dead")], []),
+        ([row("one", {"rules": "x"}), row("two", {"rules": "y"}, version="2")], []),
         (
             [
                 row("one", {"accounts of the store a": "x"}),
@@ -102,4 +104,6 @@ def test_digests_cannot_be_compared_with_those_of_another_spool_or_part() -> Non
 )
 def test_only_what_living_nodes_have_in_common_can_differ(rows: list[NodeRow], found: list[str]):
     assert differences(rows) == found
-    assert not any("versions" in one for one in node_warnings(rows))
+    assert [one for one in node_warnings(rows) if "versions" not in one] == [
+        f"nodes differ in what must be equal: {text}" for text in found
+    ]

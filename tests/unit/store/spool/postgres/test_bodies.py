@@ -46,7 +46,7 @@ async def arrived(spool: SpoolEngine) -> IncomingBody:
 
 def end_sessions(sql: Callable[[str], str], name: str) -> None:
     """End the sessions of this name, as a server that stops does."""
-    where = f"application_name = 'relay {name}' AND datname = current_database()"
+    where = f"application_name LIKE 'relay % {name}' AND datname = current_database()"
     assert sql(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {where}")
 
 
