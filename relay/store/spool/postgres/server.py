@@ -22,6 +22,7 @@ from msgspec.structs import replace
 
 from relay.base.phrases import words_in
 from relay.base.settings.postgres_url import ServerOptions
+from relay.base.socket_address import Address
 from relay.store.spool.types import (
     SpoolDamagedError,
     SpoolError,
@@ -153,17 +154,27 @@ class DatabaseHosts:
         """Return a connection to a host that takes writes. The search begins with the host that
         was used last, or behind it if the connection replaces one to it, which was `lost`.
 
-        `purpose` is a part of its name in pg_stat_activity. Raises SpoolError with what each host
-        says.
+        `purpose` is a part of its name in pg_stat_activity. Raises SpoolError with what the hosts
+        say, first that which was used last: others are most often healthy standbys.
         """
-        hosts, errors = self.options.hosts, list[SpoolError]()
+        hosts, errors = self.options.hosts, dict[tuple[str, int], SpoolError]()
         first = hosts.index(self._used) + (lost is not None and lost.place.hosts[0] == self._used)
         for host in hosts[first:] + hosts[:first]:
             try:
                 return await self.connect_to(host, purpose=purpose)
             except SpoolError as error:
-                errors.append(error)
-        raise errors[0] if len(errors) == 1 else SpoolUnavailableError("; ".join(map(str, errors)))
+                errors[host] = error
+        if len(errors) == 1:
+            raise errors.popitem()[1]
+        raise SpoolUnavailableError(f"{self}: {self._said(errors)}")
+
+    def _said(self, errors: Mapping[tuple[str, int], SpoolError]) -> str:
+        """Return a sentence with what hosts say; those that say the same are named together."""
+        hosts_of: dict[str, list[str]] = {}
+        for host in sorted(errors, key=lambda host: host != self._used):
+            said = str(errors[host]).removeprefix(f"{replace(self.options, hosts=(host,))}: ")
+            hosts_of.setdefault(said, []).append(str(Address(*host)))
+        return "; ".join(f"{', '.join(hosts)}: {said}" for said, hosts in hosts_of.items())
 
     async def faults_of_others(self, used: asyncpg.Connection) -> list[str]:
         """Return a sentence for each host, other than that of a connection, that could not take
@@ -342,6 +353,8 @@ def translate_postgres_errors(place: object = "the spool") -> Iterator[None]:
         raise SpoolUnavailableError(f"{place}: {_NO_ANSWER} in time") from error
     except OSError as error:
         reason = error.strerror or str(error)
+        if "connection_lost" in reason:  # asyncpg's words for the end of a connection
+            reason = "the connection was closed, as by a proxy without a server"
         raise SpoolUnavailableError(f"{place}: {_NO_ANSWER}: {reason}") from error
     except (asyncpg.InterfaceError, asyncpg.InternalClientError, BufferError) as error:
         raise SpoolUnavailableError(f"{place}: {error.args[0]}") from error

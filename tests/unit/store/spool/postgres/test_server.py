@@ -268,3 +268,13 @@ def test_errors_that_need_a_broken_server(error, kind):
         raise error
     assert type(caught.value) is kind
     assert str(caught.value).startswith("db: ")
+
+
+async def test_a_proxy_without_a_server_is_named_so() -> None:
+    async with await asyncio.start_server(
+        lambda _, writer: writer.close(), "127.0.0.1", 0
+    ) as proxy:
+        port = proxy.sockets[0].getsockname()[1]
+        url = f"postgresql://relay@127.0.0.1:{port}/relay?sslmode=require"
+        with pytest.raises(SpoolUnavailableError, match="closed, as by a proxy without a server"):
+            await DatabaseHosts(parse_postgres_url(url)).connect(purpose="test")
