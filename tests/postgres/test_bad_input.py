@@ -52,7 +52,14 @@ def test_a_password_that_is_put_right(server: PostgresServer, stopped: RelayProc
     server.sql(f"ALTER ROLE {name}_other PASSWORD 'second'")
     until("ready", lambda: ready_status(stopped) == 200)
     assert submit_code(stopped, 2) == 250
-    for secret in ("first", "second"):
+    server.sql(f"ALTER ROLE {name}_other PASSWORD 'third'")  # rotated
+    server.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+    until("refused", lambda: ready_status(stopped) == 503)
+    (stopped.folder / "password").write_text("third\n")
+    assert stopped.cli("reload").stdout == "reloaded: 0 rules, 0 new certificates\n"
+    until("ready again", lambda: ready_status(stopped) == 200)
+    assert submit_code(stopped, 3) == 250
+    for secret in ("first", "second", "third"):
         assert secret not in stopped.log + done.stdout + done.stderr
 
 

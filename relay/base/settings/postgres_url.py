@@ -6,11 +6,12 @@ repr() leave out what stands before the hosts. See RFC 3986 2.1 (the percent-enc
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath
 from urllib.parse import unquote_to_bytes
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.base.socket_address import Address, is_loopback
 
@@ -28,6 +29,22 @@ _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:.]{2,45}")
 
 
+class ServerUrl(str):
+    """A URL with references. It equals another that differs in the password only: that is read
+    again when the server refuses it.
+    """
+
+    __slots__ = ("read",)
+    read: Callable[[], str]  # returns the URL as it is now; raises ValueError
+
+    def __eq__(self, other: object) -> bool:
+        is_url = isinstance(other, str) and other.startswith(SCHEME)
+        return is_url and _without_password(self) == _without_password(str(other))
+
+    def __hash__(self) -> int:
+        return hash(_without_password(self))
+
+
 class ServerOptions(Struct, frozen=True):
     """Where the server is, and as whom a node connects to which database."""
 
@@ -42,6 +59,7 @@ class ServerOptions(Struct, frozen=True):
     key: str = ""  # its key
     application_name: str = "relay"  # the names of its sessions begin with it
     timeout_s: float = _CONNECT_TIMEOUT_S  # to connect to all hosts together
+    read_url: Callable[[], str] | None = None  # of a ServerUrl
 
     def __str__(self) -> str:
         places = ",".join(str(Address(host, port)) for host, port in self.hosts)
@@ -83,7 +101,12 @@ def parse_postgres_url(text: str) -> ServerOptions:
         key=parameters.get("sslkey", ""),
         application_name=parameters.get("application_name", "relay"),
         timeout_s=_seconds(parameters.get("connect_timeout", str(_CONNECT_TIMEOUT_S))),
+        read_url=text.read if isinstance(text, ServerUrl) else None,
     )
+
+
+def _without_password(url: str) -> ServerOptions:
+    return replace(parse_postgres_url(url), password="", read_url=None)
 
 
 def check_no_password(written: str) -> None:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from enum import StrEnum
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import FunctionType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -31,7 +31,7 @@ from relay.base.settings.document import (
     read_text,
     unknown_key,
 )
-from relay.base.settings.postgres_url import check_no_password
+from relay.base.settings.postgres_url import SCHEME, ServerUrl, check_no_password
 from relay.base.settings.removed_keys import REMOVED_KEYS
 from relay.base.settings.validation import check_together
 from relay.base.socket_address import Address
@@ -200,6 +200,9 @@ class DocumentReader:
                 value = texts.expand(raw, base=self._base, environ=self._environ)
                 if not _wants_text(hint):
                     value = _number_or_word(value)
+                if texts.parse_spool_url in marks and value.startswith(SCHEME):
+                    value = ServerUrl(value)
+                    value.read = partial(texts.expand, raw, base=self._base, environ=self._environ)
             if empty_allowed and value == "" and (raw == "" or not is_secret):
                 return ""
             return read_leaf(hint, value, self._base)

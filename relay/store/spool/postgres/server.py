@@ -13,6 +13,7 @@ import secrets
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,7 +22,7 @@ import asyncpg
 from msgspec.structs import replace
 
 from relay.base.phrases import words_in
-from relay.base.settings.postgres_url import ServerOptions
+from relay.base.settings.postgres_url import ServerOptions, parse_postgres_url
 from relay.base.socket_address import Address
 from relay.store.spool.types import (
     SpoolDamagedError,
@@ -56,6 +57,7 @@ _KEEPALIVE = {
 }
 _STATEMENTS_KEPT = 500
 _HOST_MIN_S = 2.0
+_PASSWORD_S = 10.0
 # "CLUSTER/TIMELINE", the system identifier and 8 hexadecimal digits: a promotion raises them.
 TIMELINE = (
     "(SELECT CAST(system_identifier AS text) FROM pg_control_system()) || '/'"
@@ -146,6 +148,7 @@ class DatabaseHosts:
         # each connection with its loop, also closed ones
         self._connections: WeakKeyDictionary[Any, asyncio.AbstractEventLoop] = WeakKeyDictionary()
         self._lock = threading.Lock()
+        self._password_s = 0.0  # when the password may be read again
 
     def __str__(self) -> str:
         return str(self.options)
@@ -194,6 +197,27 @@ class DatabaseHosts:
 
     async def connect_to(self, host: tuple[str, int], *, purpose: str) -> asyncpg.Connection:
         """Return a connection to one of the hosts, if it takes writes. Raises SpoolError."""
+        used = self.options.password
+        try:
+            return await self._connect_to(host, purpose)
+        except SpoolUnavailableError as error:
+            is_login = isinstance(error.__cause__, asyncpg.InvalidAuthorizationSpecificationError)
+            if not (is_login and self._has_other_password(used)):
+                raise
+        return await self._connect_to(host, purpose)
+
+    def _has_other_password(self, used: str) -> bool:
+        """Whether there is another password than the server has refused: it is read again."""
+        with self._lock:
+            read, now_s = self.options.read_url, time.monotonic()  # real time: a server
+            if read and used == self.options.password and now_s >= self._password_s:
+                self._password_s = now_s + _PASSWORD_S
+                with contextlib.suppress(ValueError):  # such as no such file: the refusal stays
+                    password = parse_postgres_url(read()).password
+                    self.options = replace(self.options, password=password)
+            return used != self.options.password
+
+    async def _connect_to(self, host: tuple[str, int], purpose: str) -> asyncpg.Connection:
         share_s = max(self.options.timeout_s / len(self.options.hosts), _HOST_MIN_S)
         place = replace(self.options, hosts=(host,), timeout_s=share_s)
         with translate_postgres_errors(place):
