@@ -2,6 +2,7 @@
 
 import pytest
 
+from relay.base.observe.metrics import Metrics
 from relay.store.spool.shared.group_commit import GroupWriter
 from tests.support.manual_clock import ManualClock
 from tests.support.tables import each_row
@@ -26,14 +27,14 @@ def committed(writer: GroupWriter, clock: ManualClock, *times: float) -> None:
 )
 def test_commit_time_is_the_95th_percentile(times, commit_s):
     clock = ManualClock()
-    writer = GroupWriter(clock, lambda: None)
+    writer = GroupWriter(clock, lambda: None, Metrics())
     committed(writer, clock, *times)
     assert writer.commit_s() == pytest.approx(commit_s)
 
 
 def test_a_running_commit_counts_immediately():
     clock = ManualClock()
-    writer = GroupWriter(clock, lambda: None)
+    writer = GroupWriter(clock, lambda: None, Metrics())
     committed(writer, clock, 0.01, 0.01)
     with writer.timed_commit():
         clock.advance(7)
