@@ -1,6 +1,8 @@
 """Pickup with submissions in memory and a real SMTP server on a Unix socket."""
 
 import asyncio
+import os
+import signal
 import threading
 from dataclasses import replace
 
@@ -213,7 +215,7 @@ async def test_mime_and_html_are_parsed_only_in_child_processes(fakes):
     assert len(fakes.ready.filed) == 3
 
 
-async def test_conversions_that_hang_do_not_delay_other_accounts(fakes):
+async def test_conversions_that_hang_do_not_delay_other_accounts(fakes, monkeypatch):
     """Twenty of one account do not occupy all workers, processes or threads."""
     threads = set(threading.enumerate())
     for number in range(20):
@@ -226,6 +228,9 @@ async def test_conversions_that_hang_do_not_delay_other_accounts(fakes):
         assert fakes.ready.failed == {}
         assert len(_children()) <= 3  # two shared processes, and one for long conversions
         assert set(threading.enumerate()) <= threads
+        monkeypatch.setattr(conversion, "_ALONE_LIMIT_S", 0.01)
+        for child in _children():
+            os.kill(child, signal.SIGKILL)
     await until(lambda: not _children())
 
 
