@@ -27,6 +27,7 @@ from tests.support.disks import MEMORY, short_place
 
 if TYPE_CHECKING:
     from tests.support.browser import Browser
+    from tests.support.dev_process import DevProcess
     from tests.support.postgres import PostgresServer
 
 settings.register_profile(
@@ -230,6 +231,12 @@ serve, serve_module = _for_test_and_module(_serve)
 dev, dev_module = _for_test_and_module(_dev)
 kit, kit_module = _for_test_and_module(_kit)
 remotes, remotes_module = _for_test_and_module(_remotes)
+
+
+@pytest.fixture(scope="module")
+def plain_dev(dev_module: Any) -> "DevProcess":
+    """`relay dev` without its demonstration."""
+    return dev_module("--no-demo")
 
 
 @pytest.fixture(scope="session")

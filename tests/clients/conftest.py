@@ -6,7 +6,6 @@ What is not installed skips its tests: `make clients` installs everything.
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.commands import run_command
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.receiver import Receiver
 from tests.support.relay_config import account
@@ -50,15 +50,7 @@ def run(command: Sequence[str], folder: Path, **environment: str) -> str:
     """Run a program, which finds npm packages and must end with 0; return what it prints."""
     kept = {"PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C.UTF-8"}
     kept["NODE_PATH"] = str(INSTALLED / "node_modules")
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=kept | environment,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
+    done = run_command(command, cwd=folder, env=kept | environment)
     assert done.returncode == 0, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

@@ -47,11 +47,6 @@ def trust() -> None:
     """The programs are other processes, which need no certificate."""
 
 
-@pytest.fixture(scope="module")
-def development(dev_module) -> DevProcess:
-    return dev_module("--no-demo")
-
-
 def program_of(name: str) -> str:
     found = shutil.which(name)
     if found is None:
@@ -110,10 +105,10 @@ def with_its_ports(relay: DevProcess, text: str) -> str:
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda one: one.subject)
-def test_program(development: DevProcess, program: Program, tmp_path: Path) -> None:
+def test_program(plain_dev: DevProcess, program: Program, tmp_path: Path) -> None:
     name, commands = COMMANDS[program.language]
     path = tmp_path / name
-    path.write_text(with_its_ports(development, program.text))
+    path.write_text(with_its_ports(plain_dev, program.text))
     if program.language == "bash":
         for needed in ("curl", "jq"):
             program_of(needed)
@@ -122,7 +117,7 @@ def test_program(development: DevProcess, program: Program, tmp_path: Path) -> N
         output = run(command, tmp_path)
 
     assert re.search(rf"captured|{program.subject}", output), output
-    listed = development.graph("GET", f"/users/{RECIPIENT}/messages?$select=subject&$top=100")
+    listed = plain_dev.graph("GET", f"/users/{RECIPIENT}/messages?$select=subject&$top=100")
     assert program.subject in [one["subject"] for one in listed.json()["value"]]
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from tests.clients.conftest import INSTALLED
 from tests.clients.program_flows import ALICE, CUSTOMER, SENT, received
+from tests.support.commands import run_command
 from tests.support.dev_process import PORTS, DevProcess
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.ports import free_port
@@ -81,14 +82,10 @@ def test_a_program(name: str, authority: Authority, tmp_path: Path, dev) -> None
             "AUTHORITY": str(authority.certificate),
         }
         start = ["unshare", "--mount", "sh", "-ec", START, str(tmp_path / "hosts"), ca, CERTIFI]
-        done = subprocess.run(
+        done = run_command(
             [*start, sys.executable, "-m", "tests.clients.program_flows", name],
             env=environment,
             cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         until("all are sent", lambda: len(captured(relay)) >= len(SENT[name]))

@@ -1,12 +1,12 @@
 """The sample project uses the test kit as a project outside this one does."""
 
 import importlib.util
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.commands import run_command
 from tests.support.long_tests import long
 
 PROJECT = Path(__file__).parents[1] / "sample_project"
@@ -16,13 +16,9 @@ def run(name: str, folder: Path) -> str:
     # Without --basetemp it would remove the oldest of all temporary trees, which can take minutes.
     # Python 3.11 may fail to parse Hypothesis, which its plugin imports at the end, after msgraph-sdk.
     unused = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
-    ended = subprocess.run(
+    ended = run_command(
         [sys.executable, "-m", "pytest", *unused, f"--basetemp={folder / 'tmp'}", "-rs", name],
         cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout

@@ -192,17 +192,12 @@ trust = test_languages.trust
 command = test_languages.command
 
 
-@pytest.fixture(scope="module")
-def development(dev_module) -> DevProcess:
-    return dev_module("--no-demo")
-
-
-def found(development: DevProcess, subject: str) -> dict[str, str]:
+def found(plain_dev: DevProcess, subject: str) -> dict[str, str]:
     """The account of the client that sent a message, by its subject."""
 
     def listed() -> dict[str, str]:
         query = f"/relay/v1/messages?subject={subject}+*"
-        answer = development.graph("GET", query, token=OPERATOR)
+        answer = plain_dev.graph("GET", query, token=OPERATOR)
         return {one["subject"]: one["client"]["account"] for one in answer.json()["messages"]}
 
     return until("both are there", lambda: found if len(found := listed()) == 2 else {})
@@ -214,7 +209,7 @@ def test_every_row_is_tested_or_says_that_it_is_not() -> None:
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_host_and_port_are_enough(development: DevProcess, tmp_path: Path, name: str) -> None:
+def test_host_and_port_are_enough(plain_dev: DevProcess, tmp_path: Path, name: str) -> None:
     if name in NEEDED and not NEEDED[name].exists():
         pytest.skip(f"Debian's package with {NEEDED[name].parent.name} is not installed")
     language, text = PROGRAMS[name]
@@ -224,7 +219,7 @@ def test_host_and_port_are_enough(development: DevProcess, tmp_path: Path, name:
             pytest.skip("ruby-mail is not installed")
     subject = re.sub(r"\W", "-", name)
     words = {
-        "SETTING": with_its_ports(development, ROWS[name][0]),
+        "SETTING": with_its_ports(plain_dev, ROWS[name][0]),
         "SENDER": SENDER,
         "LOGIN": LOGIN,
         "RECIPIENT": RECIPIENT,
@@ -240,18 +235,18 @@ def test_host_and_port_are_enough(development: DevProcess, tmp_path: Path, name:
     for one in commands(path):
         run(one, tmp_path)
 
-    accounts = found(development, subject)
+    accounts = found(plain_dev, subject)
     assert accounts == {f"{subject} 1": "", f"{subject} 2": f"{LOGIN}@example.test"}
 
 
-def test_php_sends_by_sendmail(development: DevProcess, tmp_path: Path, command: str) -> None:
+def test_php_sends_by_sendmail(plain_dev: DevProcess, tmp_path: Path, command: str) -> None:
     """docs/development.md has the setting."""
     page = (PAGE.parent / "development.md").read_text()
     [setting] = re.findall(r'^sendmail_path = "(.+)"$', page, re.MULTILINE)
     path = setting.replace("/path/to/.venv/bin/relay", command)
     program = f"exit(mail('{RECIPIENT}', 'By mail()', 'x', 'Bcc: bob@example.test') ? 0 : 1);"
-    place = development.ready["smtp"][0]
+    place = plain_dev.ready["smtp"][0]
     php = [program_of("php"), "-d", f"sendmail_path={path}", "-r", program]
     run(php, tmp_path, RELAY_SENDMAIL=place, USER="www-data")
-    [message] = until("it is there", lambda: development.messages("inbox", token="bob"))
+    [message] = until("it is there", lambda: plain_dev.messages("inbox", token="bob"))
     assert message["subject"] == "By mail()"

@@ -36,11 +36,6 @@ def trust() -> None:
     """The programs are other processes, which get the certificate by their environment."""
 
 
-@pytest.fixture(scope="module")
-def development(dev_module) -> DevProcess:
-    return dev_module("--no-demo")
-
-
 @pytest.mark.parametrize(
     ("name", "printed"),
     [
@@ -50,21 +45,21 @@ def development(dev_module) -> DevProcess:
         ("@microsoft/microsoft-graph-client", "sent\n"),
     ],
 )
-def test_program(development: DevProcess, tmp_path: Path, name: str, printed: str) -> None:
+def test_program(plain_dev: DevProcess, tmp_path: Path, name: str, printed: str) -> None:
     language, text = PROGRAMS[name]
     assert len(text.splitlines()) <= LINES_MAX
     if language == "js":
-        output = run_text(development, tmp_path, node(), text=text, suffix=".js")
+        output = run_text(plain_dev, tmp_path, node(), text=text, suffix=".js")
     else:
         for module in re.findall(r"^(?:import|from) ([\w.]+)", text, re.MULTILINE):
             pytest.importorskip(module, reason=f"make clients installs {module}")
-        output = run_text(development, tmp_path, sys.executable, text=text, suffix=".py")
+        output = run_text(plain_dev, tmp_path, sys.executable, text=text, suffix=".py")
     assert re.match(printed, output), output
     if subject := re.search(r"From [\w ]+(?=['\"])", text):
-        until("Bob has the message", lambda: subject[0] in development.subjects("bob"))
+        until("Bob has the message", lambda: subject[0] in plain_dev.subjects("bob"))
 
 
-def test_shell_examples(development: DevProcess, tmp_path: Path) -> None:
+def test_shell_examples(plain_dev: DevProcess, tmp_path: Path) -> None:
     """All of them in one shell, in the order of the page: some use variables of those before."""
     for name in ("bash", "curl", "jq"):
         if shutil.which(name) is None:
@@ -72,12 +67,12 @@ def test_shell_examples(development: DevProcess, tmp_path: Path) -> None:
     examples = SHELL.findall(PAGE.read_text().partition("\n## /relay/v1")[0])
     assert len(examples) > 5
     to, subject = ["alice@example.test"], "a message that the examples read"
-    development.until_final(development.send_mail(to=to, subject=subject))
+    plain_dev.until_final(plain_dev.send_mail(to=to, subject=subject))
     text = "set -euo pipefail\n" + "\n".join(examples)
-    output = run_text(development, tmp_path, "bash", text=text, suffix=".sh")
+    output = run_text(plain_dev, tmp_path, "bash", text=text, suffix=".sh")
     assert '"error"' not in output
     assert re.findall(r"^HTTP/1.1 [345].*", output, re.MULTILINE) == []
-    until("Bob has the report", lambda: "Report" in development.subjects("bob"))
+    until("Bob has the report", lambda: "Report" in plain_dev.subjects("bob"))
 
 
 def test_every_program_is_run() -> None:

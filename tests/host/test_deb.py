@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.support.booted_root import BootedRoot
+from tests.support.commands import run_command
 from tests.support.long_tests import long
 from tests.support.own_machine import NoMachineError, checkout
 from tests.support.relay_process import ROOT, until
@@ -66,13 +67,10 @@ def build(folder: Path, day: int) -> Path:
     when = f"2026-11-0{day}T10:00:00Z"  # two checkouts have the same commit
     own |= dict.fromkeys(("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"), when)
     command = f"{COMMIT} && make deb PYTHON=/usr/bin/python3"
-    done = subprocess.run(
+    done = run_command(
         ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "bash", "-ec", command],
         cwd=folder,
         env=os.environ | own,
-        capture_output=True,
-        text=True,
-        check=False,
     )
     if done.returncode and "(from versions: none)" in done.stderr:
         pytest.skip("no package index answers")

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.commands import run_command
 from tests.support.dovecot_daemon import DovecotLmtp
 from tests.support.long_tests import long
 from tests.support.own_machine import SYSTEMCTL, NoMachineError, OwnMachine, checkout, with_network
@@ -75,15 +76,7 @@ class Administrator:
     def run(self, text: str, *, before: list[str] | None = None) -> str:
         """Run a block as it is printed, where the page says that the administrator is."""
         command = [*(before or []), "bash", "-eo", "pipefail", "-c", text]
-        done = subprocess.run(
-            command,
-            cwd="checkout",
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=400,
-            check=False,
-        )
+        done = run_command(command, cwd="checkout", timeout_s=400)
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 

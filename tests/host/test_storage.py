@@ -12,6 +12,7 @@ import apsw
 import pytest
 
 from tests.support import relay_starts
+from tests.support.commands import run_command
 from tests.support.relay_process import RelayProcess, until
 
 OK, DATA = 0, 65
@@ -144,18 +145,14 @@ def test_a_damaged_spool_is_refused_and_saved_as_the_page_says(remotes, serve):
     verified = relay.cli("storage", "verify")
     assert (verified.returncode, "damaged-spool" in verified.stdout) == (DATA, True)
 
-    done = subprocess.run(
+    done = run_command(
         ["bash", "-c", printed_commands()],
         cwd=spool.parent,
-        check=False,
-        timeout=60,
         env=relay_starts.environment(relay.folder)
         | {
             "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
             "RELAY_CONFIG": str(relay.config_file),
         },
-        capture_output=True,
-        text=True,
     )
     assert done.stdout.splitlines()[-1] == "0 faults", done
     remote.rcpt.clear()

@@ -13,6 +13,7 @@ from collections import Counter
 
 import pytest
 
+from tests.support.commands import run_command
 from tests.support.relay_config import changed
 from tests.support.relay_process import ROOT, RelayProcess, until
 
@@ -222,7 +223,7 @@ print(subprocess.run([sys.executable, "-c", look], close_fds=False, capture_outp
 print(parse_listener("systemd:web", None).host)
 """
     with listening("0.0.0.0") as one:
-        got = subprocess.run(
+        got = run_command(
             [
                 "/bin/bash",
                 "-c",
@@ -232,9 +233,6 @@ print(parse_listener("systemd:web", None).host)
             ],
             cwd=ROOT,
             pass_fds=[one.fileno()],
-            capture_output=True,
-            text=True,
-            timeout=60,
             check=True,
             env={"LISTEN_FDS": "1", "LISTEN_FDNAMES": "web", "PATH": os.environ["PATH"]},
         )

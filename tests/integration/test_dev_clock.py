@@ -32,11 +32,6 @@ def relay(dev) -> DevProcess:
     return dev("--no-demo")
 
 
-@pytest.fixture(scope="module")
-def shared(dev_module) -> DevProcess:
-    return dev_module("--no-demo")
-
-
 def clock(relay: DevProcess) -> Any:
     return relay.graph("GET", CLOCK, token=OPERATOR).json()
 
@@ -270,36 +265,36 @@ BAD = [
 
 @each_row("body, text", BAD)
 def test_bad_requests_name_what_was_found_and_expected(
-    shared: DevProcess, body: Any, text: str
+    plain_dev: DevProcess, body: Any, text: str
 ) -> None:
-    before = clock(shared)["advanced_s"]
-    answer = shared.graph("POST", CLOCK, body, token=OPERATOR)
+    before = clock(plain_dev)["advanced_s"]
+    answer = plain_dev.graph("POST", CLOCK, body, token=OPERATOR)
     assert answer.status == 400, answer.body
     assert text in answer.message
-    assert clock(shared)["advanced_s"] == before
+    assert clock(plain_dev)["advanced_s"] == before
 
 
-def test_the_command_advances_the_clock(shared: DevProcess) -> None:
-    before = clock(shared)["advanced_s"]
-    shown = shared.cli("clock", "show", "--json")
+def test_the_command_advances_the_clock(plain_dev: DevProcess) -> None:
+    before = clock(plain_dev)["advanced_s"]
+    shown = plain_dev.cli("clock", "show", "--json")
     assert json.loads(shown.stdout)["advanced_s"] == before
-    done = shared.cli("clock", "advance", "1.5h")
+    done = plain_dev.cli("clock", "advance", "1.5h")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith(f"Z  advanced by {before + 5400:.15g} seconds\n")
-    assert clock(shared)["advanced_s"] == before + 5400
+    assert clock(plain_dev)["advanced_s"] == before + 5400
     for duration, code, text in (
         ("0s", 64, 'DURATION: found "0s", expected more than 0'),
         ("soon", 64, 'DURATION: found "soon", expected a duration such as'),
         ("401d", 65, "advance_s: found 34646400, expected a number of seconds over 0"),
     ):
-        failed = shared.cli("clock", "advance", duration)
+        failed = plain_dev.cli("clock", "advance", duration)
         assert (failed.returncode, text in failed.stderr) == (code, True), failed.stderr
 
 
-def test_the_errors_of_the_server_itself_have_its_time(shared: DevProcess) -> None:
+def test_the_errors_of_the_server_itself_have_its_time(plain_dev: DevProcess) -> None:
     """Those before a request has a handler, such as that for a missing Host."""
-    now = shared.advance(3 * DAY_S)
-    connection = http.client.HTTPConnection(*shared.http, timeout=120)
+    now = plain_dev.advance(3 * DAY_S)
+    connection = http.client.HTTPConnection(*plain_dev.http, timeout=120)
     try:
         connection.putrequest("GET", "/healthz", skip_host=True)
         connection.endheaders()
@@ -354,7 +349,7 @@ def test_a_request_waits_until_nothing_is_in_flight(relay: DevProcess) -> None:
     ],
 )
 def test_a_wait_for_quiet_that_is_not_understood(
-    shared: DevProcess, body: dict[str, Any], text: str
+    plain_dev: DevProcess, body: dict[str, Any], text: str
 ) -> None:
-    answer = quiet(shared, **body)
+    answer = quiet(plain_dev, **body)
     assert (answer.status, text in answer.message) == (400, True), answer.body

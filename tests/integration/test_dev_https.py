@@ -5,7 +5,6 @@ import os
 import shutil
 import socket
 import ssl
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import httpx
 import pytest
 
 from relay.development.option_fields import MAIL, PORTS
+from tests.support.commands import run_command
 from tests.support.dev_process import run_dev
 
 URL = "https://{}:{}/v1.0/me"
@@ -97,14 +97,7 @@ def test_programs_trust_it_by_environment(
     )
     distrusting = [({}, False)] if host == "localhost" else []
     for variables, works in [(trust, True), *distrusting]:
-        done = subprocess.run(
-            [*words, url],
-            env=environment | variables,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = run_command([*words, url], env=environment | variables)
         assert (done.returncode == 0) == works, done.stderr
 
 

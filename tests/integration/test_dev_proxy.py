@@ -14,6 +14,7 @@ import pytest
 
 from relay.development.options import PROXY_HOSTS
 from tests.integration.test_dev_https import CURL, HTTPX, REQUESTS
+from tests.support.commands import run_command
 from tests.support.dev_process import DevProcess, run_dev
 
 ME = "https://graph.microsoft.com/v1.0/me"
@@ -77,15 +78,7 @@ def run(words: tuple[str, ...], variables: Mapping[str, str], folder: Path) -> s
     """Run a program, which must end with 0; return what it wrote."""
     if shutil.which(words[0]) is None:
         pytest.skip(f"{words[0]} is not installed")
-    done = subprocess.run(
-        words,
-        env=bare() | {"HOME": str(folder)} | variables,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_command(words, env=bare() | {"HOME": str(folder)} | variables, cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

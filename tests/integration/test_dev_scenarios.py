@@ -25,16 +25,11 @@ times = 5
 """
 
 
-@pytest.fixture(scope="module")
-def shared(dev_module) -> DevProcess:
-    return dev_module("--no-demo")
-
-
 @pytest.fixture
-def relay(shared: DevProcess) -> DevProcess:
+def relay(plain_dev: DevProcess) -> DevProcess:
     """The module's, without a scenario."""
-    assert put(shared, "").status == 200
-    return shared
+    assert put(plain_dev, "").status == 200
+    return plain_dev
 
 
 def put(relay: DevProcess, scenario: Any, **fields: str) -> Answer:
@@ -120,13 +115,13 @@ FAULTY = [
 
 @each_row("content, media_type, status, expected", FAULTY)
 def test_a_faulty_scenario_changes_nothing(
-    shared: DevProcess, content: bytes, media_type: str, status: int, expected: str
+    plain_dev: DevProcess, content: bytes, media_type: str, status: int, expected: str
 ) -> None:
-    before = shown(shared).body
-    answer = put(shared, content, **{"Content-Type": media_type})
+    before = shown(plain_dev).body
+    answer = put(plain_dev, content, **{"Content-Type": media_type})
     assert (answer.status, expected in answer.message) == (status, True), answer.body
     assert answer.headers["request-id"]
-    assert shown(shared).body == before
+    assert shown(plain_dev).body == before
 
 
 def test_who_may_replace_a_scenario(relay: DevProcess) -> None:

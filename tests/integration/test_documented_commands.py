@@ -8,7 +8,6 @@ prompt, is a command as well.
 import os
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from relay.base.clock import ID_LENGTH
+from tests.support.commands import run_command
 from tests.support.relay_process import ROOT, until
 
 PAGES = {
@@ -114,15 +114,7 @@ def test_commands_print_what_the_page_shows(folder: Path, page: str, dev) -> Non
     def run(text: str) -> str:
         for usual, name in PORTS.items():
             text = re.sub(rf"\b{usual}\b", relay.ready[name][0].rpartition(":")[2], text)
-        done = subprocess.run(
-            ["bash", "-c", f"set -o pipefail\n{text}"],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = run_command(["bash", "-c", f"set -o pipefail\n{text}"], cwd=folder, env=environment)
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 

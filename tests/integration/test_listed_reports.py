@@ -13,15 +13,10 @@ LIST = "/relay/v1/messages"
 GOOD, BAD, LATE = "ann@customer.example", "bob+550@customer.example", "joe+451@customer.example"
 
 
-@pytest.fixture(scope="module")
-def started(dev_module) -> DevProcess:
-    return dev_module("--no-demo")
-
-
 @pytest.fixture
-def relay(started: DevProcess) -> DevProcess:
-    assert started.request("DELETE", LIST).status == 200
-    return started
+def relay(plain_dev: DevProcess) -> DevProcess:
+    assert plain_dev.request("DELETE", LIST).status == 200
+    return plain_dev
 
 
 def get(relay: DevProcess, path: str, **query: object) -> Any:

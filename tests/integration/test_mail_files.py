@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.commands import run_command
 from tests.support.dev_process import DevProcess
 from tests.support.graph_client import message
 from tests.support.relay_config import OPERATOR
@@ -32,13 +33,7 @@ def relay() -> Iterator[DevProcess]:
 
 
 def run_example(name: str, *words: str, status: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / name, *words],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_command([sys.executable, EXAMPLES / name, *words])
     assert done.returncode == status
     return done.stderr
 

@@ -71,15 +71,10 @@ nobody lists this
 )
 
 
-@pytest.fixture(scope="module")
-def started(dev_module) -> DevProcess:
-    return dev_module("--no-demo")
-
-
 @pytest.fixture
-def relay(started: DevProcess) -> DevProcess:
-    assert started.request("DELETE", "/api/v1/messages").status == 200
-    return started
+def relay(plain_dev: DevProcess) -> DevProcess:
+    assert plain_dev.request("DELETE", "/api/v1/messages").status == 200
+    return plain_dev
 
 
 def get(relay: DevProcess, path: str, **query: object) -> Any:

@@ -7,7 +7,6 @@ import shlex
 import shutil
 import signal
 import smtplib
-import subprocess
 import time
 import tomllib
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from tests.support.commands import run_command
 from tests.support.dkim import DkimKeys
 from tests.support.ports import free_port
 from tests.support.relay_process import DOMAIN, ROOT, RelayProcess, until
@@ -230,7 +230,7 @@ def banned(log: str, folder: Path) -> list[str]:
     shutil.copy(prefix / "etc/fail2ban/fail2ban.conf", folder)
     lines = [f"Nov 20 09:16:34 mail relay[812]: {one[3:]}\n" for one in log.splitlines()]
     (folder / "journal").write_text("".join(lines))
-    done = subprocess.run(
+    done = run_command(
         [
             "/usr/bin/python3",
             program,
@@ -244,8 +244,6 @@ def banned(log: str, folder: Path) -> list[str]:
             "relay[logtype=journal]",
         ],
         env=os.environ | {"PYTHONPATH": str(prefix / "usr/lib/python3/dist-packages")},
-        capture_output=True,
-        text=True,
         check=True,
     )
     return done.stdout.split()

@@ -13,15 +13,10 @@ BOB = "bob@example.test"
 EVERYWHERE = [BOB, "someone@elsewhere.test"]
 
 
-@pytest.fixture(scope="module")
-def running(dev_module) -> DevProcess:
-    return dev_module("--no-demo")
-
-
 @pytest.fixture
-def relay(running: DevProcess) -> DevProcess:
-    reset(running)
-    return running
+def relay(plain_dev: DevProcess) -> DevProcess:
+    reset(plain_dev)
+    return plain_dev
 
 
 def reset(relay: DevProcess, *, token: str = OPERATOR) -> int:

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import pytest
 
+from tests.support.commands import run_command
 from tests.support.dns_server import DnsThread
 from tests.support.postfix import NoPostfixError, Postfix
 from tests.support.relay_process import RelayProcess
@@ -47,14 +48,7 @@ def run() -> Run:
     """Run a program that must be installed, to its end."""
 
     def run_program(name: str, *words: str, text: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [program(name), *words],
-            input=text,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return run_command([program(name), *words], input=text)
 
     return run_program
 

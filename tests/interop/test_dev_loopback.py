@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from tests.integration import test_simulated_internet as internet
 from tests.integration.test_dev_https import CURL
 from tests.integration.test_dev_proxy import ME, bare, run
+from tests.support.commands import run_command
 from tests.support.recipients_by_client import EXPECTED
 from tests.support.reports import report_about
 
@@ -50,14 +50,7 @@ def test_no_connection_goes_beyond_loopback(tmp_path: Path, dev) -> None:
     refused = ["https://example.com/", "https://192.0.2.1/", "https://graph.microsoft.com:25/"]
     for url in [*refused, "http://example.com/"]:
         words = ["curl", "--silent", "--show-error", "--fail", url]
-        done = subprocess.run(
-            words,
-            env=bare() | variables | {"http_proxy": variables["HTTPS_PROXY"]},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = run_command(words, env=bare() | variables | {"http_proxy": variables["HTTPS_PROXY"]})
         assert "403" in done.stderr, (shlex.join(words), done.stderr)
     assert "value" in json.loads(run((*CURL, f"{ME}/messages"), variables, tmp_path))
     hosts = relay.stop_and_see_hosts()

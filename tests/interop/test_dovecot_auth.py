@@ -4,13 +4,13 @@ import base64
 import re
 import smtplib
 import socket
-import subprocess
 from collections.abc import Iterator
 
 import pytest
 
 from relay.base.accounts.password_schemes import parse_password
 from tests.integration.test_reload import hang_up
+from tests.support.commands import run_command
 from tests.support.dovecot import NoDovecotError, dovecot_version
 from tests.support.dovecot_daemon import DovecotAuth
 from tests.support.relay_config import account, to_toml
@@ -211,13 +211,7 @@ def test_a_dovecot_that_cannot_say_puts_logins_off(changes: dict[str, str], told
 @each_row("scheme", SCHEMES)
 def test_what_doveadm_hashes_is_a_password(scheme: str) -> None:
     try:
-        done = subprocess.run(
-            ["doveadm", "pw", "-s", scheme, "-p", SECRET],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = run_command(["doveadm", "pw", "-s", scheme, "-p", SECRET])
     except FileNotFoundError:
         pytest.skip("doveadm is not installed")
     assert done.returncode == 0, done.stderr
@@ -229,14 +223,7 @@ def test_what_doveadm_hashes_is_a_password(scheme: str) -> None:
 @each_row("option", ["-1", "-5", "-6"])
 def test_what_openssl_hashes_is_a_password(option: str) -> None:
     try:
-        done = subprocess.run(
-            ["openssl", "passwd", option, "-stdin"],
-            input=SECRET + "\n",
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
+        done = run_command(["openssl", "passwd", option, "-stdin"], input=SECRET + "\n", check=True)
     except FileNotFoundError:
         pytest.skip("openssl is not installed")
     stored = parse_password(done.stdout.strip())

@@ -13,6 +13,7 @@ from pathlib import Path
 import argon2
 import pytest
 
+from tests.support.commands import run_command
 from tests.support.dovecot import NoDovecotError, dovecot_program, dovecot_version
 from tests.support.ports import free_port
 from tests.support.relay_process import ROOT, WAIT_S, RelayProcess, until
@@ -122,7 +123,7 @@ def test_it_serves_what_relay_delivers(relay: RelayProcess, dovecot) -> None:
     assert imap.select("INBOX") == ("OK", [b"1"])
     assert b"Subject: hello" in imap.fetch("1", "(BODY[HEADER])")[1][0][1]
     imap.logout()
-    done = subprocess.run(
+    done = run_command(
         [
             "nsenter",
             f"--target={process.pid}",
@@ -131,10 +132,6 @@ def test_it_serves_what_relay_delivers(relay: RelayProcess, dovecot) -> None:
             "bash",
             "-c",
             f"cd /; {question}",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+        ]
     )
     assert "INBOX messages=1 unseen=0" in done.stdout.splitlines(), done

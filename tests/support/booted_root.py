@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from tests.support.commands import run_command
 from tests.support.own_machine import NoMachineError
 from tests.support.relay_process import until
 
@@ -140,11 +141,4 @@ class BootedRoot:
 
     def _enter(self, command: str) -> "subprocess.CompletedProcess[str]":
         enter = ["nsenter", f"--target={self._init}", "--all", "env", "-i", *_ENVIRONMENT]
-        return subprocess.run(
-            [*enter, "bash", "-ec", f"cd /root; {command}"],
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=600,
-            check=False,
-        )
+        return run_command([*enter, "bash", "-ec", f"cd /root; {command}"], timeout_s=600)

@@ -2,9 +2,11 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 from tests.support import relay_starts
+from tests.support.commands import run_command
 
 
 def inner_pytest(
@@ -20,14 +22,7 @@ def inner_pytest(
         (folder / f"{name}.py").write_text(text)
     words = ["-q", "-p", "no:cacheprovider", f"--basetemp={folder / 'tmp'}", *arguments]
     if python:
-        ended = subprocess.run(
-            [python, "-m", "pytest", "-p", "no:asyncio", *words],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
+        ended = run_command([python, "-m", "pytest", "-p", "no:asyncio", *words], cwd=folder)
     else:
         own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         ended = relay_starts.run(
@@ -38,3 +33,18 @@ def inner_pytest(
             user=user,
         )
     return ended.returncode, ended.stdout + ended.stderr
+
+
+def pytest_in_workers(
+    folder: Path, *arguments: str, count: int = 2, **modules: str
+) -> "subprocess.CompletedProcess[str]":
+    """Write modules into a folder and run them there, with no plugin but that of the processes."""
+    for name, text in modules.items():
+        (folder / f"{name}.py").write_text(text)
+    plugins = ["-p", "tests.support.workers", "-p", "no:cacheprovider", "-n", f"{count}"]
+    return run_command(
+        [sys.executable, "-m", "pytest", *plugins, f"--basetemp={folder / 'tmp'}", *arguments],
+        cwd=folder,
+        env=os.environ
+        | {"PYTHONPATH": f"{relay_starts.ROOT}", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+    )

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+from tests.support.commands import run_command
 from tests.support.ports import free_port
 from tests.support.relay_process import until
 
@@ -144,10 +145,4 @@ class Postfix:
 
     def _control(self, verb: str) -> subprocess.CompletedProcess[str]:
         assert _COMMAND is not None
-        return subprocess.run(
-            [_COMMAND, "-c", str(self._folder / "etc"), verb],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return run_command([_COMMAND, "-c", str(self._folder / "etc"), verb])

@@ -1,17 +1,12 @@
 """Tests that failed while the machine was busy are repeated alone; crashes and real faults are not
 excused."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
+from tests.support.inner_pytest import pytest_in_workers
 from tests.support.long_tests import long
 
 pytestmark = long
-TOP = Path(__file__).parents[2]
 PASSES_LATER = """
 from pathlib import Path
 
@@ -28,26 +23,8 @@ def run(folder, name, program):
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(program)
-    command = [sys.executable, "-m", "pytest", "-p", "tests.support.repeat_failed"]
-    ended = subprocess.run(
-        [
-            *command,
-            "-p",
-            "tests.support.workers",
-            "-n",
-            "1",
-            "-p",
-            "no:cacheprovider",
-            f"--basetemp={folder / 'tmp'}",
-            name,
-        ],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(TOP), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    plugin = ("-p", "tests.support.repeat_failed")
+    ended = pytest_in_workers(folder, *plugin, name, count=1)
     return ended.returncode, ended.stdout, path.with_suffix(".log")
 
 

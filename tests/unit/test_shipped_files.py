@@ -18,6 +18,7 @@ from relay.base.settings.reader import load
 from relay.base.settings.removed_keys import REMOVED_KEYS
 from relay.development.option_fields import PORTS
 from relay.operation.cli.root import _VERBS
+from tests.support.commands import run_command
 from tests.support.relay_config import keys_of
 from tests.support.tls import self_signed
 from tests.support.webhooks import KEY
@@ -255,13 +256,10 @@ def wanted_packages(folder: Path, *words: str) -> set[str]:
     identity.chmod(0o755)
     script = (TOP / "tests/system-packages.sh").read_text()
     script = script.replace('PATH="$PATH:/usr/sbin:/sbin"\n', "")  # those of this machine
-    done = subprocess.run(
+    done = run_command(
         ["/bin/bash", "-c", script, "system-packages.sh", *words],
         env={"PATH": str(folder)},
-        capture_output=True,
-        text=True,
         check=True,
-        timeout=120,
     )
     [names] = re.findall(
         r"^tests that need (.*) are skipped: this system has no apt-get$", done.stderr

@@ -1,14 +1,11 @@
 """Processes of the tests: each test runs once, also behind one that ends its process."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-TOP = Path(__file__).parents[2]
+from tests.support.inner_pytest import pytest_in_workers
+
 KILLED = """
 import os, pathlib, pytest
 
@@ -34,24 +31,9 @@ def test_hangs():
 FAILS = "def test_fails(): assert False, 'as it should'\n"
 
 
-def run(folder, *options, **files):
-    for name, text in files.items():
-        (folder / f"test_{name}.py").write_text(text)
-    command = [sys.executable, "-m", "pytest", "-p", "tests.support.workers", "-n", "2", *options]
-    return subprocess.run(
-        [*command, "-p", "no:cacheprovider", f"--basetemp={folder / 'tmp'}"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(TOP), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-
-
 def test_a_test_that_ends_its_process_fails_and_the_others_run(tmp_path):
-    many = {f"passes{n}": PASSES for n in range(5)}
-    ended = run(tmp_path, killed=KILLED, **many)
+    many = {f"test_passes{n}": PASSES for n in range(5)}
+    ended = pytest_in_workers(tmp_path, test_killed=KILLED, **many)
     assert re.search(r"\b1 failed, 8 passed", ended.stdout), ended.stdout
     assert "FAILED test_killed.py::test_each[1] - the process of this test ended: 7" in ended.stdout
     assert (tmp_path / "left").exists()
@@ -59,14 +41,16 @@ def test_a_test_that_ends_its_process_fails_and_the_others_run(tmp_path):
 
 @pytest.mark.parametrize(("options", "failed"), [((), 3), (("-x",), 1)])
 def test_a_failure_is_reported_with_its_text_and_may_end_the_run(tmp_path, options, failed):
-    one_file = {"fails": FAILS + FAILS.replace("fails", "then") + FAILS.replace("fails", "last")}
-    ended = run(tmp_path, *options, **one_file)
+    one_file = {
+        "test_fails": FAILS + FAILS.replace("fails", "then") + FAILS.replace("fails", "last")
+    }
+    ended = pytest_in_workers(tmp_path, *options, **one_file)
     assert re.search(rf"\b{failed} failed", ended.stdout), ended.stdout
     assert "as it should" in ended.stdout
 
 
 def test_a_test_that_does_not_end_fails_and_shows_where_it_waits(tmp_path):
-    ended = run(tmp_path, "--limit=1", hangs=HANGS, passes=PASSES)
+    ended = pytest_in_workers(tmp_path, "--limit=1", test_hangs=HANGS, test_passes=PASSES)
     assert re.search(r"\b1 failed, 1 passed", ended.stdout), ended.stdout
     assert "test_hangs - the process of this test took too long" in ended.stdout
     assert 'test_hangs.py", line 5 in test_hangs' in ended.stderr

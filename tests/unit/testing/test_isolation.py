@@ -21,6 +21,7 @@ from relay.base.settings.document import SettingsError
 from relay.operation.app import development_folder
 from relay.operation.app.development_folder import ForeignFolderError
 from relay.testing import Relay
+from tests.support.commands import run_command
 from tests.support.process_tree import child_processes
 
 TOP = Path(__file__).parents[3]
@@ -165,13 +166,7 @@ def test_the_files_of_a_killed_process_are_removed_by_the_next(memory):
         "    print(relay.running.folder.path, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", program, memory.parent],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    ended = run_command([sys.executable, "-c", program, memory.parent])
     path = Path(ended.stdout.strip())
     assert path.is_dir()
     with Relay():

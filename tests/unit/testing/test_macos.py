@@ -1,9 +1,9 @@
 """The test kit without what only Linux has; tests/support/macos says what that is."""
 
 import os
-import subprocess
 import sys
 
+from tests.support.commands import run_command
 from tests.support.relay_starts import ROOT
 
 PROGRAM = """
@@ -37,14 +37,7 @@ def test_it_starts_sends_and_waits(tmp_path):
     long_name = tmp_path / ("x" * 60)  # in which no socket has a name
     long_name.mkdir()
     given = {"PYTHONPATH": path, "TMPDIR": str(long_name)}
-    ended = subprocess.run(
-        [sys.executable, "-W", "error", "-c", PROGRAM],
-        env=os.environ | given,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    ended = run_command([sys.executable, "-W", "error", "-c", PROGRAM], env=os.environ | given)
     assert ended.returncode == 0, ended.stderr
     assert not ended.stderr
     assert ended.stdout.startswith("/tmp/relay-tests-")

@@ -18,6 +18,7 @@ import pytest
 
 from relay.development.option_fields import PORTS
 from tests.support import relay_starts
+from tests.support.commands import run_command
 from tests.support.relay_process import until
 from tests.support.tables import each_row
 
@@ -239,13 +240,9 @@ def test_a_service_whose_file_the_user_cannot_read_hides_no_relay_dev(short_path
     )
     with running_dev(short_path, "--no-demo", HOME=str(short_path)):
         words = ("send", "--token", "alice", "--to", "bob@example.test", "--body", "x")
-        done = subprocess.run(
+        done = run_command(
             [*([] if os.geteuid() else rights), sys.executable, "-c", program, *words],
             env=Shell(short_path).environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=TIMEOUT_S,
         )
     assert done.returncode == 0, done.stderr
 
@@ -253,14 +250,7 @@ def test_a_service_whose_file_the_user_cannot_read_hides_no_relay_dev(short_path
 def test_a_closed_output_is_no_error(shell, sent):
     command = f"{shlex.join(RELAY)} trace {sent} "
     for closed, code in ((">&-", 0), (">/dev/full", 69), ("| true; exit ${PIPESTATUS[0]}", 0)):
-        done = subprocess.run(
-            ["/bin/bash", "-c", command + closed],
-            env=shell.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=TIMEOUT_S,
-        )
+        done = run_command(["/bin/bash", "-c", command + closed], env=shell.environment)
         assert done.returncode == code, (closed, done.stderr)
         assert ("No space left" in done.stderr) == (code == 69), done.stderr
         assert "Exception ignored" not in done.stderr
@@ -313,15 +303,7 @@ def test_serve_does_not_take_the_configuration_of_a_running_dev(shell, dev):
 @pytest.mark.parametrize("words", [("queue", "stats"), ("trace", "last")])
 def test_client_commands_do_not_import_the_daemon(shell, words):
     asked = [sys.executable, "-X", "importtime", *RELAY[1:], *words]
-    done = subprocess.run(
-        asked,
-        env=shell.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=TIMEOUT_S,
-        stdin=subprocess.DEVNULL,
-    )
+    done = run_command(asked, env=shell.environment)
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "relay.operation.commands.operator_client" in loaded
     assert not loaded & {

@@ -1,4 +1,4 @@
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from relay.store.spool.sqlite.spool import SqliteSpool
 from tests.support.manual_clock import ManualClock
 from tests.support.spool_fixtures import *  # noqa: F403
 from tests.support.spools import new_spool, spool_on
+from tests.support.vfs import FaultyDisk
 
 
 @pytest.fixture
@@ -24,6 +25,12 @@ def running(clock: ManualClock) -> Callable[[Path], AbstractAsyncContextManager[
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "spool.sqlite"
+
+
+@pytest.fixture
+def disk() -> Iterator[FaultyDisk]:
+    with FaultyDisk() as disk:
+        yield disk
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import asyncio
 import os
 import shutil
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,12 +31,6 @@ from tests.support.vfs import FaultyDisk
 
 MESSAGES = 12
 SOON_S = 120.0
-
-
-@pytest.fixture
-def disk() -> Iterator[FaultyDisk]:
-    with FaultyDisk() as disk:
-        yield disk
 
 
 @pytest.fixture(autouse=True)

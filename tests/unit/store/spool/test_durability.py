@@ -3,7 +3,7 @@
 import asyncio
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +19,6 @@ from tests.support.long_tests import sampled
 from tests.support.operator import OK
 from tests.support.spools import new_spool
 from tests.support.vfs import FaultyDisk
-
-
-@pytest.fixture
-def disk() -> Iterator[FaultyDisk]:
-    with FaultyDisk() as disk:
-        yield disk
 
 
 @pytest.fixture

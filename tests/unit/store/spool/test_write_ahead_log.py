@@ -19,12 +19,6 @@ FRAME = PAGE + 24
 
 
 @pytest.fixture
-def disk() -> Iterator[FaultyDisk]:
-    with FaultyDisk() as disk:
-        yield disk
-
-
-@pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "some.sqlite"
 

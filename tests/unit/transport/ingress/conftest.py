@@ -2,12 +2,18 @@
 
 import pytest
 
-from tests.support.ingress import Client, Relay, inside
+from relay.base.settings.tree import TlsSettings
+from tests.support.ingress import Client, Relay, inside, make_certificate
 
 
 @pytest.fixture
 def relay() -> Relay:
     return Relay()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> TlsSettings:
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture

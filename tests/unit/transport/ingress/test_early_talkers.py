@@ -10,10 +10,8 @@ from contextlib import suppress
 
 import pytest
 
-from relay.base.settings.tree import TlsSettings
 from relay.base.socket_address import Address
 from relay.transport.ingress.smtp_server import SmtpServer
-from tests.support.ingress import make_certificate
 
 TRUSTED = ("127.0.0.0/8",)
 MAIL = (
@@ -47,11 +45,6 @@ async def all_of(client: socket.socket) -> bytes:
     finally:
         client.close()
     return said
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> TlsSettings:
-    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.mark.parametrize(("networks", "reply"), [((), b"554 5.5.0 "), (TRUSTED, b"220 ")])

@@ -17,7 +17,7 @@ from relay.transport.ingress.session_limits import SessionLimits
 from relay.transport.policy.rule_book import RuleBook
 from relay.transport.policy.rule_files import read_rules
 from tests.support.events import until
-from tests.support.ingress import Client, Relay, make_certificate
+from tests.support.ingress import Client, Relay
 from tests.support.logs import capture_logs
 from tests.support.manual_clock import ManualClock
 from tests.support.tables import each_row
@@ -31,11 +31,6 @@ async def closed_clients():
     yield
     while Client.opened:
         Client.opened.pop().writer.close()
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @asynccontextmanager

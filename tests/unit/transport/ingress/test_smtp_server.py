@@ -19,7 +19,7 @@ from relay.transport.ingress.listener_role import PICKUP
 from relay.transport.ingress.session_limits import SessionLimits
 from relay.transport.ingress.smtp_session import SmtpSession
 from tests.support.events import until
-from tests.support.ingress import OPENING, Client, inside, make_certificate
+from tests.support.ingress import OPENING, Client, inside
 from tests.support.logs import capture_logs
 
 MESSAGE = "Subject: hello\r\n\r\ntext\r\n."
@@ -202,11 +202,6 @@ async def test_only_a_unix_socket_counts_as_loopback(relay, listening, tmp_path)
     by_path = await listening(listen=Address(path=str(tmp_path / "s")), trusted_networks=networks)
     # uvloop has no peer name after a disconnect
     assert [server._owner("").is_trusted for server in (by_tcp, by_path)] == [False, True]
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 async def test_a_client_that_leaves_during_the_handshake_leaves_nothing(listening, certificate):

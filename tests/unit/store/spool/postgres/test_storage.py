@@ -1,7 +1,6 @@
 """What commands learn of a spool on a server, and which engine a URL chooses."""
 
 import dataclasses
-import subprocess
 import sys
 
 import pytest
@@ -12,6 +11,7 @@ from relay.base.observe.metrics import Metrics
 from relay.base.settings.tree import Settings, SpoolSettings
 from relay.store import spool as spools
 from relay.store.spool.types import SpoolDamagedError, SpoolFormatError
+from tests.support.commands import run_command
 from tests.support.ports import free_port
 from tests.support.postgres import database_of
 from tests.support.spools import new_message, spool_on
@@ -92,13 +92,7 @@ for call in (
 
 
 def test_without_the_extra(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, tmp_path],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
+    done = run_command([sys.executable, "-c", PROGRAM, tmp_path], check=True)
     lines = done.stdout.splitlines()
     assert len(lines) == 3
     assert all(
