@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
+BOTH_FAMILIES = "*"  # the host of all IPv4 and IPv6 addresses of a machine
 _MAPPED_BITS = 96
 _NETWORK_BITS = 64  # of IPv6: one customer has at least a /64 and changes addresses within it
 

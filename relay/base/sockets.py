@@ -1,8 +1,9 @@
 """Open the sockets of listeners, for SMTP and HTTP. All of Relay's sockets are bound here.
 
 An address is HOST:PORT, unix:PATH or systemd:NAME. A host name means all its addresses on this
-machine; port 0 is one free port for all of them. The sockets of a NAME are those that the service
-manager opened (sd_listen_fds(3)). It keeps them open: during a restart clients wait in the backlog.
+machine, and * all that it has; port 0 is one free port for all of them. The sockets of a NAME are
+those that the service manager opened (sd_listen_fds(3)). It keeps them open: during a restart
+clients wait in the backlog.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ from typing import Any
 from msgspec import Struct
 
 from relay.base.phrases import printable
-from relay.base.socket_address import Address, inherited_sockets
+from relay.base.socket_address import BOTH_FAMILIES, Address, inherited_sockets
 
 LACKING_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _PROBE_S = 1.0
@@ -194,7 +195,8 @@ def user_of(address: Address) -> str:
 def process_at(address: Address) -> str:
     """Return who listens there as "NAME (pid N)", or "another program" if the system hides it."""
     with suppress(OSError):
-        own = socket.inet_aton(address.host)[::-1].hex().upper().strip("0")
+        host = address.host.removeprefix(BOTH_FAMILIES) or "0.0.0.0"  # noqa: S104 - compared
+        own = socket.inet_aton(host)[::-1].hex().upper().strip("0")
         rows = [
             row.split()
             for name in ("tcp", "tcp6")
@@ -314,9 +316,8 @@ def _tcp_sockets(address: Address, backlog: int) -> list[socket.socket]:
 
 def places_of(address: Address) -> Sequence[tuple[int, int, int, str, tuple[Any, ...]]]:
     """Return what getaddrinfo(3) does, to listen there."""
-    return socket.getaddrinfo(
-        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
+    host = None if address.host == BOTH_FAMILIES else address.host
+    return socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
 
 
 def _tcp_socket(family: int, place: tuple[object, ...], backlog: int) -> socket.socket:

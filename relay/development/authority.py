@@ -72,16 +72,17 @@ def open_authority(
 ) -> DevelopmentAuthority:
     """Return the authority in `directory`; create or renew it as needed.
 
-    Processes that do this at the same time wait for each other. Raises ForeignFolderError, with
-    nothing changed, for a key or a certificate that Relay did not make.
+    Another user who knows the name of the certificate can read it, as in a volume of containers,
+    but not the key. Processes that do this at the same time wait for each other. Raises
+    ForeignFolderError, with nothing changed, for a key or a certificate that Relay did not make.
     """
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.mkdir(mode=0o711, parents=True, exist_ok=True)
     key_file, file = directory / "ca.key", directory / "ca.pem"
     with locked_directory(directory):
         known_key = _read_key(key_file)
         key = known_key or ec.generate_private_key(ec.SECP256R1())
         certificate = _read_certificate(file, key, now=now)
-        directory.chmod(0o700)
+        directory.chmod(0o711)
         if known_key is None:
             replace_file(key_file, pem_of(key), mode=0o600)
         key_file.chmod(0o600)

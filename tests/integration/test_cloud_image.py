@@ -15,6 +15,7 @@ import pytest
 
 from relay.base.settings.document import SettingsError, parse_document
 from relay.base.settings.reader import load
+from relay.base.sockets import has_ipv6
 from tests.integration.test_dev_cloud import Cloud
 from tests.support import relay_starts
 from tests.support.dev_process import DevProcess
@@ -125,7 +126,7 @@ def service(beside) -> Iterator[RelayProcess]:
         ("graph://graph.microsoft.com", graph),
         ("shutdown_grace", 'expire_after = "10s"\nretry = ["1s"]\nshutdown_grace'),
         ("0.0.0.0:2525", f"127.0.0.1:{free_port()}"),
-        ("0.0.0.0:8025", f"127.0.0.1:{free_port()}"),
+        ("*:8025", f"127.0.0.1:{free_port()}"),
         ("/var/lib/relay", f"{relay.folder}/state"),
     ):
         assert old in text
@@ -204,3 +205,35 @@ def test_who_sent_it_reads_by_graph_that_it_failed(
     assert sorted(told) == [OPS, SCANNER]
     assert service.faults() == []
     assert service.stop() == 0
+
+
+def test_rules_may_be_missing_at_a_start_of_the_image(serve) -> None:
+    """A volume that has relay.toml cannot have an empty folder; but one that is gone opens nothing."""
+    port = free_port()
+    config = {"observe": {"metrics": f"*:{port}"}}
+    relay: RelayProcess = serve(start=False, config=config, environment={"RELAY_IMAGE": "1"})
+    named = relay.config.pop("policy")
+    relay.write_config(relay.config)
+    folder = relay.folder / "policies"
+    folder.rmdir()
+    missing = f"found no folder of rules {folder}"
+    assert f"warning: {missing}: there are none" in relay.cli("check").stderr
+    assert missing in relay.start().log
+    for host in ("127.0.0.1", *(["[::1]"] if has_ipv6() else [])):
+        assert httpx.get(f"http://{host}:{port}/readyz", trust_env=False).text == "ready\n"
+    assert relay.cli("reload").returncode == 0
+    folder.mkdir(mode=0o755)
+    (folder / "10.toml").write_text('[[rule]]\nname = "closed"\nthen = [{ reject = "no" }]')
+    assert relay.cli("reload").returncode == 0
+    folder.rename(relay.folder / "elsewhere")
+    reloaded = relay.cli("reload")
+    assert reloaded.returncode == 78
+    assert missing in reloaded.stderr
+    with pytest.raises(smtplib.SMTPDataError, match="no"), relay.smtp() as client:
+        client.sendmail("alice@example.test", "bob@example.test", "x")
+    assert relay.stop() == 0
+    relay.write_config(relay.config | {"policy": named})
+    assert relay.start(wait=False).wait_end() == 78
+    relay.write_config(relay.config)
+    relay._environment.clear()
+    assert relay.start(wait=False).wait_end() == 78

@@ -48,6 +48,11 @@ def read_environment() -> Environment:
     )
 
 
+def is_image() -> bool:
+    """Whether this process runs in the container image (RELAY_IMAGE)."""
+    return "RELAY_IMAGE" in os.environ
+
+
 def take_sockets() -> None:
     """Take the sockets of the service manager, before the configuration is read. Child processes
     get neither them nor the variables.

@@ -44,7 +44,12 @@ _WORDS = {"true": True, "false": False}
 _NOT_OF_TRANSPORT: Mapping[str, Any] = {"http": {"listen": []}}
 
 # what may contain a path
-_RELATIVE = (texts.parse_listener, texts.parse_http_listener, texts.parse_recipients)
+_RELATIVE = (
+    texts.parse_listener,
+    texts.parse_http_listener,
+    texts.parse_metrics,
+    texts.parse_recipients,
+)
 
 
 class _InvalidValueError(Exception):

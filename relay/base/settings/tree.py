@@ -524,7 +524,7 @@ class ReportsSettings:
 class ObserveSettings:
     """Metrics, health and logs."""
 
-    metrics: Address | None = None
+    metrics: Annotated[Address, values.parse_metrics] | None = None
     log: Literal["auto", "json", "logfmt", "pretty"] = "auto"
     log_to: Literal["stderr", "stdout"] = "stderr"
 

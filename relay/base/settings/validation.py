@@ -24,7 +24,7 @@ from relay.base.message.nexthop import ROUTE_PREFIX
 from relay.base.settings import tree
 from relay.base.settings.document import KeyPath, dotted
 from relay.base.settings.values import is_ip, parse_address, parse_mailbox
-from relay.base.socket_address import Address
+from relay.base.socket_address import BOTH_FAMILIES, Address
 
 Found = Iterator[tuple[KeyPath, str]]
 _SOCKET_PATH_BYTES_MAX = 107 if sys.platform == "linux" else 103  # sun_path
@@ -157,7 +157,7 @@ def _overlap(first: Address, other: Address) -> bool:
 
 def _covers_host(address: Address, other: Address) -> bool:
     wildcard = "::" if ":" in other.host else "0.0.0.0"  # noqa: S104 -- compared, not bound
-    return address.host == wildcard
+    return address.host in (wildcard, BOTH_FAMILIES)
 
 
 def _socket_paths_too_long(state_dir: Path) -> Found:

@@ -21,7 +21,7 @@ from relay.base.message.address import AddressError, lower_case, to_ascii_domain
 from relay.base.message.nexthop import HTTPS_PORT
 from relay.base.message.web_url import UrlError, read_url
 from relay.base.settings.postgres_url import POSTGRES_EXPECTED, SCHEME, parse_postgres_url
-from relay.base.socket_address import Address, inherited_address, is_loopback
+from relay.base.socket_address import BOTH_FAMILIES, Address, inherited_address, is_loopback
 
 _SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _YEAR_10000_S = 253_402_300_800
@@ -145,6 +145,13 @@ def parse_listener(text: str, base: Path) -> Address:
     if not _SOCKET_NAME.fullmatch(name):
         raise ValueError('"systemd:NAME" with the FileDescriptorName= of a socket unit')
     return inherited_address(name)
+
+
+def parse_metrics(text: str, base: Path) -> Address:
+    """Return an address to listen on; *:PORT is all addresses of the families that are there."""
+    host, _, port = text.rpartition(":")
+    address = parse_address(f"0.0.0.0:{port}" if host == BOTH_FAMILIES else text, base)
+    return dataclasses.replace(address, host=host) if host == BOTH_FAMILIES else address
 
 
 def parse_http_listener(text: str, base: Path) -> Address:

@@ -121,7 +121,7 @@ class ActiveConfiguration:
         text = self._text_at_start = read_text(file)
         settings = self._load(text)
         self._last_good = LastGoodSets(settings.state_dir, CrashPoints(crash_at))
-        self.now = replace(self._with_files(settings, {}), text=text)
+        self.now = replace(self._with_files(settings, None), text=text)
         self.accounts = FileAccounts(
             self.now.accounts, clock, dovecot_auth=settings.mailboxes.dovecot_auth
         )
@@ -169,7 +169,7 @@ class ActiveConfiguration:
         for change in changes:
             on_restart_key(change)
         pairs = self._new_pairs(settings)
-        loaded = self._with_files(settings, self.now.tenants)
+        loaded = self._with_files(settings, self.now)
         self._last_good.keep_all(loaded.tenants, settings.policy.directory)
         return replace(loaded, new_pairs=pairs, text=text)
 
@@ -235,10 +235,16 @@ class ActiveConfiguration:
                 replaced.append((certificate, pairs))
         return replaced
 
-    def _with_files(self, settings: Settings, before: Mapping[str, TenantSet]) -> Configuration:
-        """Load the files that `settings` name; `before` are the sets of tenants in force."""
-        now = rfc3339(self._clock.time_us())
-        rules = load_set(settings, None, config=self._file, loaded=now, examine=warn_of_rules)
+    def _with_files(self, settings: Settings, before: Configuration | None) -> Configuration:
+        """Load the files that `settings` name; `before` is the configuration in force."""
+        rules = load_set(
+            settings,
+            None,
+            config=self._file,
+            loaded=rfc3339(self._clock.time_us()),
+            examine=warn_of_rules,
+            before=before.rules.operator if before else None,
+        )
         check_operator(settings, self._file, rules)
         texts = load_texts(settings.reports)
         keys = load_keys(settings.dkim, self._file)
@@ -254,7 +260,11 @@ class ActiveConfiguration:
         table = read_table(settings, accounts, self._file)
         places = route_places(self._file, settings)
         sets = load_tenants(
-            settings, self._last_good, before=before, clock=self._clock, examine=warn_of_rules
+            settings,
+            self._last_good,
+            before=before.tenants if before else {},
+            clock=self._clock,
+            examine=warn_of_rules,
         )
         of_tenants = ((tenant_set.tenant, tenant_set.rules) for tenant_set in sets.values())
         book = book_of([(None, rules), *of_tenants], settings)
@@ -268,9 +278,11 @@ class ActiveConfiguration:
 
 
 def warn_of_rules(rules: RuleSet) -> None:
-    """Log a warning for each rule without its group, or that takes all mail."""
+    """Log a warning for each rule without its group, or that takes all mail, and if there is no
+    folder of rules.
+    """
     for warning in rules.warnings:
-        _log.warning("a rule of no use, or for all mail", detail=warning)
+        _log.warning("a warning about rules", detail=warning)
 
 
 def auth_missing(settings: Settings, tables: AccountTables) -> dict[int, str]:

@@ -23,6 +23,7 @@ from relay.base.files import create_file, fsync_path
 from relay.base.observe.logs import get_logger
 from relay.base.phrases import named, shown
 from relay.base.settings.document import Fault, SettingsError, read_document, read_text
+from relay.base.settings.environment import is_image
 from relay.base.settings.tree import Settings, Tenant
 from relay.base.settings.validation import next_hops_by_name, senders_of
 from relay.base.settings.values import GROUPS_DIRECTORY
@@ -225,13 +226,21 @@ def load_set(
     loaded: str = "",
     runs_tests: bool = True,
     examine: Callable[[RuleSet], object] = lambda _: None,
+    before: RuleSet | None = None,
 ) -> RuleSet:
     """Return the set of a tenant, or the set of the operator if `tenant` is None. Raises
-    PolicyError; for a tenant, other errors are converted to it.
+    PolicyError; for a tenant, other errors are converted to it. `before` is the set in force.
     """
     directory = settings.policy.directory / (tenant.name if tenant else "")
-    if not (settings.own_domains or settings.policy.shipped or directory.exists()):
-        return RuleSet()
+    if (
+        not (tenant or settings.policy.shipped or (before and before.files))
+        and not directory.exists()
+        and (not settings.own_domains or _is_of_image(config))
+    ):
+        text = f"found no folder of rules {directory}: there are none"
+        rules = RuleSet(warnings=(text,) if is_image() else ())
+        examine(rules)
+        return rules
     read = partial(load_rules, loaded=loaded) if runs_tests else read_rules
     try:
         rules = read(
@@ -253,6 +262,14 @@ def load_set(
         text = f"internal error: {error!r}; expected rules that can be loaded"
         raise PolicyError([Fault(directory, 0, f'tenant "{tenant.name}"', text)]) from None
     return rules
+
+
+def _is_of_image(config: Path | None) -> bool:
+    """Return whether this is the image, and the file does not say where the rules are: a volume
+    that has the file may be unable to have an empty folder.
+    """
+    policy = read_document(config).table.get("policy", {}) if config and is_image() else None
+    return policy is not None and "directory" not in policy
 
 
 def load_strictly(

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from relay.base.files import check_readable
 from relay.base.phrases import shown
-from relay.base.settings.environment import read_environment
+from relay.base.settings.environment import is_image, read_environment
 from relay.base.settings.reader import load, load_valid
 from relay.base.settings.tree import NodeRole, Settings
 from relay.base.settings.values import parse_domain, parse_duration
@@ -74,8 +74,7 @@ class CommandContext(Struct, frozen=True):
         raises CommandError (64).
         """
         file = self.config_file()
-        is_image = "RELAY_IMAGE" in read_environment().variables  # where one relay runs
-        if self.names_config or (os.access(file, os.R_OK) and not is_image):
+        if self.names_config or (os.access(file, os.R_OK) and not is_image()):  # one relay there
             return file
         running = running_configs()
         if len(running) > 1 and not takes_first:

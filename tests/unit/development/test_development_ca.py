@@ -65,9 +65,10 @@ def handshake_with(server: ssl.SSLContext, ca: Path, name: str, *, strict: bool 
             thread.join()
 
 
-def test_files_are_private_and_made_once(directory):
+def test_who_knows_its_name_can_read_the_certificate_only_and_it_is_made_once(directory):
     first = open_once(directory)
-    assert directory.stat().st_mode & 0o777 == 0o700
+    assert directory.stat().st_mode & 0o777 == 0o711
+    assert (directory / "ca.pem").stat().st_mode & 0o777 == 0o644
     assert (directory / "ca.key").stat().st_mode & 0o777 == 0o600
     assert open_once(directory) == first
     assert sorted(one.name for one in directory.iterdir()) == ["ca.key", "ca.pem"]
