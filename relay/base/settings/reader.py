@@ -43,14 +43,6 @@ _WORDS = {"true": True, "false": False}
 # sections that have no meaning for this role
 _NOT_OF_TRANSPORT: Mapping[str, Any] = {"http": {"listen": []}}
 
-# what may contain a path
-_RELATIVE = (
-    texts.parse_listener,
-    texts.parse_http_listener,
-    texts.parse_metrics,
-    texts.parse_recipients,
-)
-
 
 class _InvalidValueError(Exception):
     """The current value is faulty, and its fault is recorded."""
@@ -225,7 +217,7 @@ class DocumentReader:
 def read_leaf(hint: Any, value: object, base: Path) -> Any:
     """Convert `value` to the type `hint`. Raises ValueError with what was expected."""
     marker = get_args(hint)[1] if get_origin(hint) is Annotated else None
-    if marker is not None and marker not in _RELATIVE:
+    if marker is not None and marker not in texts.RELATIVE:
         return _read_marked(marker, value)
     if get_origin(hint) is Literal:
         return _read_choice(get_args(hint), value)

@@ -173,6 +173,10 @@ def parse_recipients(text: str, base: Path) -> str:
     return text
 
 
+# what may contain a path
+RELATIVE = (parse_listener, parse_http_listener, parse_metrics, parse_recipients)
+
+
 def parse_name_server(text: str) -> Address:
     """Return the address of a name server."""
     with contextlib.suppress(ValueError):
