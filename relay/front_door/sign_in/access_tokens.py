@@ -91,13 +91,14 @@ def token_key(state_dir: Path) -> "ECKey":
 
 
 def read_token_key(path: Path) -> "ECKey":
-    """Read the key. Raises SettingsError if it is no key in a file of its owner alone, OSError."""
+    """Read the key. Raises SettingsError if it is no key, or others can read it, OSError."""
     from joserfc.errors import JoseError  # noqa: PLC0415 - see above
     from joserfc.jwk import ECKey  # noqa: PLC0415
 
     mode = path.stat().st_mode
-    if not stat.S_ISREG(mode) or mode & (stat.S_IRWXG | stat.S_IRWXO):
-        message = f"found {stat.filemode(mode)}, expected a file of its owner alone (chmod 600)"
+    if not stat.S_ISREG(mode) or mode & (stat.S_IROTH | stat.S_IWOTH):
+        message = f"found {stat.filemode(mode)}, expected a file that others cannot read"
+        message += " (chmod o-rwx)"
         raise SettingsError([Fault(path, 0, "", message)])
     try:
         key = ECKey.import_key(msgspec.json.decode(path.read_bytes(), type=dict[str, Any]))

@@ -538,8 +538,8 @@ def _read_key(path: Path) -> str:
         text = path.read_text("utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UnusableKeyError(path, f"what cannot be read ({error})", SRS_KEY_EXPECTED) from None
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        expected = "a key of its owner alone (chmod 600)"
+    if mode & (stat.S_IROTH | stat.S_IWOTH):
+        expected = "a key that others cannot read (chmod o-rwx)"
         raise UnusableKeyError(path, f"mode {mode:04o}", expected)
     try:
         return parse_srs_key(text)

@@ -72,9 +72,11 @@ def test_what_is_no_key_is_a_fault_and_stays(tmp_path: Path, content: bytes) -> 
 
 
 def test_a_key_that_others_can_read_is_a_fault(tmp_path: Path) -> None:
-    srs_of(settings_in(tmp_path))
-    (tmp_path / SRS_KEY_FILE).chmod(0o640)
-    with pytest.raises(UnusableKeyError, match=r"found mode 0640.*chmod 600"):
+    key = srs_of(settings_in(tmp_path)).digest()
+    (tmp_path / SRS_KEY_FILE).chmod(0o660)  # as a volume's group gets it
+    assert srs_of(settings_in(tmp_path)).digest() == key
+    (tmp_path / SRS_KEY_FILE).chmod(0o604)
+    with pytest.raises(UnusableKeyError, match=r"found mode 0604.*chmod o-rwx"):
         srs_of(settings_in(tmp_path))
 
 
