@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Install the Debian packages whose programs the tests talk to: Postfix as a remote MX, swaks and
 # msmtp as submitters, Dovecot, mutt and isync as programs that share a mailbox with the relay, strace to see
-# the sync before the 250, debootstrap and mmdebstrap for roots in which packages are installed, openssl for certificates, faketime
+# the sync before the 250, debootstrap and mmdebstrap for roots in which packages are installed, bindfs and mergerfs as disks, openssl for certificates, faketime
 # to let a clock jump, Chromium and its driver for the pages, nginx as a proxy in front of them, curl, two readers of
 # reports, a verifier of signatures, sqlite3, PostgreSQL. With "languages": those that run the programs in docs/snippets.md.
 # With "own": those of `make test`, which leaves out the suites that need a browser, databases and other mail servers.
@@ -14,7 +14,8 @@ declare -A package_of=([postfix]=postfix [swaks]=swaks [msmtp]=msmtp [strace]=st
     [openssl]=openssl [dovecot]=dovecot-imapd [mutt]=mutt [mbsync]=isync [faketime]=faketime
     [chromium]=chromium [chromedriver]=chromium-driver [nginx]=nginx
     [opendkim-testmsg]=opendkim-tools [ip]=iproute2 [systemd-analyze]=systemd [sqlite3]=sqlite3
-    [curl]=curl [jq]=jq [debootstrap]=debootstrap [mmdebstrap]=mmdebstrap)
+    [curl]=curl [jq]=jq [debootstrap]=debootstrap [mmdebstrap]=mmdebstrap
+    [bindfs]=bindfs [mergerfs]=mergerfs)
 PATH="$PATH:/usr/sbin:/sbin"
 if [ "${1:-}" = languages ]; then
     package_of=([curl]=curl [jq]=jq [java]=default-jdk-headless [mcs]=mono-mcs

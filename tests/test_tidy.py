@@ -59,6 +59,7 @@ NAME_SQLITE = (
     "relay/base/settings/",
     "relay/store/mailbox/state_file.py",
     "relay/submission/outbox/unfinished.py",
+    "relay/operation/app/probes.py",
     "relay/operation/commands/backup.py",  # a table of its own, of the files that it has seen
     "relay/development/search_index.py",
     "relay/front_door/notifications/subscription_file.py",

@@ -50,9 +50,9 @@ def journaled_disk(path: Path, *, size_bytes: int) -> Iterator[None]:
 
 
 @contextmanager
-def mounted(image: Path, path: Path) -> Iterator[None]:
-    """Mount a file with a file system in it at the directory `path`."""
-    _mount("-o", "loop", str(image), str(path))
+def mounted(image: Path, path: Path, *, by: str = "-o loop") -> Iterator[None]:
+    """Mount a file with a file system in it, or what mount(8) takes, at the directory `path`."""
+    _mount(*by.split(), str(image), str(path))
     try:
         yield
     finally:

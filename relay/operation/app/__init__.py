@@ -11,6 +11,7 @@ Building:
 - `development_folder`: the directory of a development relay (--dir or temporary), its lock and its
   removal; how the other commands find it
 - `state_dir`: the locks of state_dir and mail store, their owner and permissions
+- `probes`: what a start and `relay check` ask of the file systems of state_dir and mail root
 - `foundation`: opens the mail root and the spool; which mail stays on this machine; SIGHUP and
   `relay reload`: one reload at a time; how its result gets into the log, the metrics and systemd
 - `transport`: pickup, SMTP servers, delivery and reports, from the settings; what a reload changes

@@ -1,14 +1,15 @@
 """Build every room from the settings and pass each room its dependencies.
 
 compose() starts and opens nothing that listens. It raises AlreadyRunningError, SpoolError,
-OSError, ValueError for a route, a network or a mail root that cannot be used, and ImportError if
-the installation is not complete.
+OSError, SettingsError for a file system that lacks something, ValueError for a route, a network or
+a mail root that cannot be used, and ImportError if the installation is not complete.
 """
 
 from contextlib import ExitStack
 
 from relay.base.clock import Clock, SystemClock
 from relay.base.pressure import PressureLevel, PressureState
+from relay.base.settings.document import SettingsError
 from relay.base.settings.tree import Settings
 from relay.operation.app.daemon import Daemon
 from relay.operation.app.foundation import (
@@ -23,6 +24,7 @@ from relay.operation.app.memory import memory_bound
 from relay.operation.app.mta_sts import dns_of
 from relay.operation.app.notifications import build_webhooks
 from relay.operation.app.pressure_monitor import PressureMonitor, bounds_of
+from relay.operation.app.probes import missing_capabilities
 from relay.operation.app.settling import Settling
 from relay.operation.app.state_dir import OwnerLock
 from relay.operation.app.transport import SUBMISSIONS_MAX, Transport, build_transport, connect_parts
@@ -35,6 +37,9 @@ def compose(
     settings: Settings, sources: RelayDependencies, *, clock: Clock | None = None
 ) -> Daemon:
     """Return a daemon, not started. From now on it owns state_dir and the mail store."""
+    missing = missing_capabilities(settings, with_root=sources.holds_root, is_start=True)
+    if missing:
+        raise SettingsError(missing.values())
     with ExitStack() as undo:
         lock = OwnerLock(settings.run_dir)
         lock.take()

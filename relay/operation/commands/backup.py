@@ -41,6 +41,7 @@ from relay.base.settings.document import Document, parse_document, read_document
 from relay.base.settings.reader import read_again
 from relay.base.settings.tree import Settings
 from relay.base.settings.values import referenced_files
+from relay.operation.app.probes import PREFIX
 from relay.operation.app.state_dir import as_owner
 from relay.operation.app.tenant_sets import KEPT_SETS
 from relay.store import spool
@@ -191,7 +192,9 @@ def _back_up(
     copy.tree(
         settings.state_dir,
         Path(STATE),
-        skip=lambda path: path in not_state or stored.has_part(path),
+        skip=lambda path: (
+            path in not_state or stored.has_part(path) or path.name.startswith(PREFIX)
+        ),
     )
     copy.withhold_since(made_us - _CLOCKS_DIFFER_US)
     copy.path(Path(MAIL)).mkdir(mode=0o700)
@@ -275,7 +278,7 @@ def _make_ready(copy: "BackupCopy", accepted: Collection[str]) -> None:
 def _mailboxes(root: Path) -> Iterator[Path]:
     """Yield the directories of mailboxes, ROOT/DOMAIN/NAME, and other files of ROOT."""
     for domain in sorted(root.iterdir()) if root.is_dir() else ():
-        if domain.name == ".submissions":
+        if domain.name == ".submissions" or domain.name.startswith(PREFIX):
             continue
         if domain.is_symlink() or not domain.is_dir():
             yield domain

@@ -42,6 +42,7 @@ from relay.operation.app import state_dir
 from relay.operation.app.account_file import accounts_of
 from relay.operation.app.configuration import anonymous_fault, auth_missing, read_table, srs_in
 from relay.operation.app.memory import IDLE_BYTES, memory_bound
+from relay.operation.app.probes import missing_capabilities
 from relay.operation.app.tenant_sets import load_strictly
 from relay.operation.commands.check_listeners import check_listeners, listener_at
 from relay.operation.commands.check_network import (
@@ -118,11 +119,15 @@ def _check_file(
     yield from _reports(settings)
     ring = yield from _signing_keys(settings, place, clock)
     unusable = state_dir.unusable_state(settings)
-    yield _folder("state_dir", settings.state_dir, unusable, refuses_start=True)
+    missing = {} if unusable else missing_capabilities(settings, with_root=role is NodeRole.ALL)
+    fault = unusable or str(missing.get("state_dir", ""))
+    yield _folder("state_dir", settings.state_dir, fault, refuses_start=True)
     folders: dict[KeyPath, Path] = {(): file, ("state_dir",): settings.state_dir}
     if role is NodeRole.ALL:
         root = folders["mailboxes", "root"] = settings.mailboxes.root
-        yield _folder("mailboxes.root", root, state_dir.unwritable("mailboxes.root", root))
+        fault = str(missing.get("mailboxes.root", ""))
+        unwritable = state_dir.unwritable("mailboxes.root", root)
+        yield _folder("mailboxes.root", root, fault or unwritable, refuses_start=bool(fault))
         yield from _token_key(settings)
         yield from _without_replies(root)
     yield from _permissions(settings, place, environ, folders=folders)

@@ -32,7 +32,6 @@ _ID = re.compile(r"[0-9a-f]{16}")
 _ID_BYTES = 8
 _PROBE_FILE = "probe"
 _PROBE = b"\0" * 4096
-_NO_LINKS = frozenset((errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS))
 _OF_THE_DISK = frozenset((errno.EIO, errno.EROFS, errno.ENOSPC, errno.EDQUOT))
 _READ_BYTES = 100
 
@@ -186,7 +185,6 @@ class MailRoot:
             if not root_id:
                 root_id = write_id(self.path)
             if not self._session:
-                self._check_links()
                 self._begin_session()
         except BaseException:
             os.close(descriptor)
@@ -208,17 +206,6 @@ class MailRoot:
     def _check_session(self) -> None:
         if (self.path / SUBMISSIONS / _SESSION_FILE).read_text() != self._session:
             raise self._foreign("it is a copy from before the start of the relay")
-
-    def _check_links(self) -> None:
-        submissions = self.path / SUBMISSIONS
-        try:
-            maildir.remove(submissions / _PROBE_FILE)
-            maildir.place(submissions / _ID_FILE, submissions / _PROBE_FILE)
-            maildir.remove(submissions / _PROBE_FILE)
-        except OSError as error:  # any other error means that the disk fails
-            if error.errno in _NO_LINKS:
-                text = f"{self._name} is on a file system without hard links, which Relay needs"
-                raise ForeignRootError(f"mailboxes.root: {text}") from error
 
     def _begin_session(self) -> None:
         """Mark the root as opened by this start.

@@ -1,6 +1,5 @@
 """The mail root: which one a start takes, and calls while its path leads elsewhere."""
 
-import errno
 import os
 import shutil
 from collections.abc import Callable, Coroutine
@@ -15,7 +14,7 @@ from relay.operation.app.state_dir import AlreadyRunningError, lock_file
 from relay.store.mailbox import inbox, maildir, messages
 from relay.store.mailbox.delivery_store import DeliveryResult
 from relay.store.mailbox.errors import OutcomeUnknownError, StoreUnavailableError
-from relay.store.mailbox.mail_root import ForeignRootError, MailRoot, read_id, write_id
+from relay.store.mailbox.mail_root import MailRoot, read_id, write_id
 from relay.store.mailbox.maildir import MissingRootError
 from relay.store.mailbox.pending_submission import SendOptions
 from relay.store.mailbox.query import MessageQuery
@@ -47,15 +46,6 @@ def files(*trees: Path) -> list[str]:
         for path in tree.rglob("*")
         if path.is_file() and path.parent.name in ("new", "cur", "tmp", "ready", "preparing")
     )
-
-
-def test_a_file_system_without_hard_links_is_refused(tmp_path: Path, monkeypatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", refuse)
-    with pytest.raises(ForeignRootError, match="without hard links"):
-        opened(tmp_path / "mail")
 
 
 def test_a_first_start_makes_the_root_and_its_id(tmp_path: Path) -> None:
