@@ -169,14 +169,12 @@ def test_addresses_break_at_their_signs_and_not_inside_words(
         assert browser.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_a_newcomer_reads_what_states_mean_and_ids_on_one_line(browser: Browser, samples: Samples):
+def test_a_newcomer_reads_what_states_mean(browser: Browser, samples: Samples):
     browser.set_width(1024)
     browser.open(samples.url("/"))
     browser.click(".states summary", "Legend")
     browser.wait_for(".states", "Captured: kept on this machine, not sent to its recipient")
     browser.open(samples.url("/queue?state=all"))
-    lines = "[...document.querySelectorAll('tbody [data-row]')].map((one) => one.getClientRects().length)"
-    assert set(browser.evaluate(lines)) == {1}
     assert browser.evaluate("document.documentElement.scrollWidth") <= 1024
 
 

@@ -28,8 +28,8 @@ class Sample(Struct, frozen=True):
 
     `counts` only grow: `accepted` messages; `delivered` (including `captured`), `relayed` and
     `failed` recipients; `attempts`, and how many of these were `deferred`; `reports`. `levels` go
-    up and down. `delivery` and `commits` are the cumulative counts of a histogram with the bounds
-    BOUNDS_S, and without a bound.
+    up and down; their `reloaded` is when the configuration was read. `delivery` and `commits` are
+    the cumulative counts of a histogram with the bounds BOUNDS_S, and without a bound.
     """
 
     at_us: int
@@ -86,6 +86,7 @@ class MetricSamples:
             "incoming": connections.get("incoming", 0.0),
             "outgoing": connections.get("outgoing", 0.0),
             "pickup": total(metrics.pickup_waiting),
+            "reloaded": total(metrics.reload_success_time),
         }
         return Sample(
             self._clock.file_time_us(),

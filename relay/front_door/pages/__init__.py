@@ -25,6 +25,8 @@ Messages:
   docs/snippets.md with this relay's ports
 - `message`: /messages/{id}; send now, cancel a scheduled send, advance to what comes next
 - `journey_view`: the seven steps of a message, what each event links to, and its recipients
+- `axis`: attempts as a picture: lanes of recipients and reports, where bars and words are, and when
+  time is left out
 
 The content of a message:
 

@@ -4,7 +4,7 @@ Pure. The template `charts.html` makes SVG of them. Lines end at a gap; a single
 gaps is a dot.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
 from msgspec import Struct
@@ -47,13 +47,14 @@ class Chart(Struct, frozen=True):
 
 def draw(
     title: str,
-    times: Sequence[str],
+    times: Mapping[str, float],
     series: Sequence[Series],
     *,
     text_of: Callable[[float], str],
     top: float | None = None,
 ) -> Chart:
-    """Return the chart of some series with a value for each of `times`.
+    """Return the chart of some series with a value for each of `times`, which have their place
+    from left to right.
 
     `text_of` writes a value with its unit. The upper edge is `top`, or the highest value.
     """
@@ -62,7 +63,7 @@ def draw(
     lines = [
         DrawnLine(
             curve.name,
-            path_of(curve.values, edge),
+            path_of([*times.values()], curve.values, edge),
             _text(curve.values[-1] if curve.values else None, text_of),
             _text(max((v for v in curve.values if v is not None), default=None), text_of),
         )
@@ -76,25 +77,24 @@ def draw(
     return Chart(
         key="".join(character if character.isalnum() else "-" for character in name),
         title=title,
-        times=times,
+        times=[*times],
         maximum=text_of(edge),
         lines=lines,
         rows=rows,
     )
 
 
-def path_of(values: Sequence[float | None], edge: float) -> str:
+def path_of(places: Sequence[float], values: Sequence[float | None], edge: float) -> str:
     """Return the data of an SVG path: one line for each run of values without a gap."""
-    step = WIDTH / max(1, len(values) - 1)
     points = [
-        (index * step, HEIGHT - min(value, edge) / edge * HEIGHT if value is not None else None)
-        for index, value in enumerate(values)
+        (place, HEIGHT - min(value, edge) / edge * HEIGHT if value is not None else None)
+        for place, value in zip(places, values, strict=True)
     ]
     parts = []
     for is_known, run in groupby(points, key=lambda point: point[1] is not None):
         if is_known:
-            places = [f"{x:.4g} {y:.4g}" for x, y in run]
-            parts.append(f"M{'L'.join(places)}" if places[1:] else f"M{places[0]}h.01")
+            drawn = [f"{x:.4g} {y:.4g}" for x, y in run]
+            parts.append(f"M{'L'.join(drawn)}" if drawn[1:] else f"M{drawn[0]}h.01")
     return "".join(parts)
 
 

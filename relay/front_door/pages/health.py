@@ -16,10 +16,18 @@ from relay.base.observe.metric_samples import Sample, minutes, quantile
 from relay.base.pressure import PressureLevel, describe
 from relay.front_door.api.dependencies import ApiDependencies
 from relay.front_door.api.request_parameters import single_values
-from relay.front_door.pages.charts import Chart, Series, draw, duration_text, number_text
+from relay.front_door.pages.charts import (
+    WIDTH,
+    Chart,
+    Series,
+    draw,
+    duration_text,
+    number_text,
+)
 from relay.front_door.pages.site import PageRequest
 
 _DAY_S, _PROVIDERS = 86400.0, 10  # those with the most mail
+_HOUR_US, _START_US = 3_600_000_000, 30_000_000  # a start also reads the configuration
 _BUSY = 60  # events in one minute from which rates are per second
 _QUEUE_STATES = ("queued", "deferred", "held", "captured")
 _DONE = ("accepted", "delivered", "captured", "relayed")
@@ -67,7 +75,12 @@ def _values(dependencies: ApiDependencies) -> dict[str, Any]:
     hour = last_hour(dependencies.samples.last_hour(), captures=captures)
     state, fault = dependencies.pressure.state, dependencies.ready()
     running_s = dependencies.samples.running_s
-    started_us = dependencies.clock.file_time_us() - int(running_s * 1_000_000)
+    now_us = dependencies.clock.file_time_us()
+    started_us = now_us - int(running_s * 1_000_000)
+    reloaded_us = int(hour.levels["reloaded"] * 1_000_000)
+    events = {"started": started_us}
+    if reloaded_us > started_us + _START_US:
+        events["reloaded"] = reloaded_us
     return {
         "fault": fault,
         "impaired": dependencies.impaired(),
@@ -80,6 +93,12 @@ def _values(dependencies: ApiDependencies) -> dict[str, Any]:
         "connections": {name: number_text(hour.levels[name]) for name in ("incoming", "outgoing")},
         "counted": hour.counted,
         "charts": hour.charts,
+        "hour": (rfc3339(now_us - _HOUR_US), rfc3339(now_us)),
+        "events": [
+            (name, rfc3339(at_us), place)
+            for name, at_us in events.items()
+            if (place := _place(at_us, now_us)) >= 0
+        ],
         "running": duration_text(running_s),
         "started": rfc3339(started_us),
         "version": __version__,
@@ -102,7 +121,10 @@ def last_hour(samples: Sequence[Sample], *, captures: bool) -> HourOfMetrics:
 
 
 def _charts(samples: Sequence[Sample], done: Sequence[str]) -> list[Chart]:
-    times = [rfc3339(sample.at_us) for sample in samples]
+    times = {
+        rfc3339(sample.at_us): max(0.0, _place(sample.at_us, samples[-1].at_us))
+        for sample in samples
+    }
 
     def counts(title: str, names: Sequence[str]) -> Chart:
         is_busy = any(sample.counts[name] >= _BUSY for sample in samples for name in names)
@@ -145,6 +167,11 @@ def _charts(samples: Sequence[Sample], done: Sequence[str]) -> list[Chart]:
         latencies("Time of a commit to the queue's disk", lambda sample: sample.commits),
         levels("Pressure: 1 slow, 2 refuse", ["pressure"], top=2),
     ]
+
+
+def _place(at_us: int, now_us: int) -> float:
+    """Return where a time is in a chart of the last hour, negative if it is earlier."""
+    return WIDTH * (1 - (now_us - at_us) / _HOUR_US)
 
 
 def _oldest(levels: Mapping[str, float]) -> str:

