@@ -193,7 +193,6 @@ def test_the_service_in_kubernetes() -> None:
     assert {**pod["securityContext"], **container["securityContext"]} == {
         **dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"), 10001),
         "runAsNonRoot": True,
-        "fsGroupChangePolicy": "OnRootMismatch",
         "seccompProfile": {"type": "RuntimeDefault"},
         "capabilities": {"drop": ["ALL"]},
         "allowPrivilegeEscalation": False,
