@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+from tests.support.in_thread import in_threads
 from tests.support.journeys import outcomes
 from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import RelayProcess, until
@@ -125,15 +126,8 @@ class QueueStorm:
         work = [self._client(self._by_smtp)] * SMTP_CLIENTS
         work += [self._client(self._by_graph)] * GRAPH_CLIENTS
         work += [self._operate, self._scrape]
-        threads = [threading.Thread(target=one) for one in work]
-        for thread in threads:
-            thread.start()
-        try:
+        with in_threads(work, over=self._over):
             yield
-        finally:
-            self._over.set()
-            for thread in threads:
-                thread.join()
 
     # -- clients
 

@@ -13,11 +13,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from relay.store.mailbox.message_file import parse_name
 from tests.support.graph_client import Answer, message
+from tests.support.in_thread import in_threads
 from tests.support.relay_process import RelayProcess, until
 
 PEOPLE = ("alice", "carol", "dave")
@@ -53,15 +55,8 @@ class Storm:
     @contextmanager
     def blowing(self) -> Iterator[None]:
         """People are at work inside."""
-        threads = [threading.Thread(target=self._live, args=(one,)) for one in PEOPLE]
-        for thread in threads:
-            thread.start()
-        try:
+        with in_threads([partial(self._live, one) for one in PEOPLE], over=self.over):
             yield
-        finally:
-            self.over.set()
-            for thread in threads:
-                thread.join()
 
     def _live(self, owner: str) -> None:
         rng = random.Random(f"{self.rng.random()}{owner}")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from relay.transport.signing.private_keys import new_key, write_pem
 from tests.support import relay_starts
 from tests.support.disks import small_disk
 from tests.support.event_source import ReceivedEvent, event_source
+from tests.support.in_thread import in_threads
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes
 
@@ -75,19 +77,10 @@ def senders(relay: RelayProcess) -> Iterator[list[str]]:
             singleValueExtendedProperties=[{"id": "SystemTime 0x3FEF", "value": at}],
         )
 
-    threads = [
-        threading.Thread(target=send, args=("smtp", by_smtp)),
-        *(threading.Thread(target=send, args=(f"graph{n}", by_graph)) for n in range(2)),
-        threading.Thread(target=send, args=("later", later)),
-    ]
-    for one in threads:
-        one.start()
-    try:
+    graph = [partial(send, f"graph{n}", by_graph) for n in range(2)]
+    work = [partial(send, "smtp", by_smtp), *graph, partial(send, "later", later)]
+    with in_threads(work, over=is_over):
         yield answered
-    finally:
-        is_over.set()
-        for one in threads:
-            one.join()
 
 
 def tree(folder: Path) -> list[tuple[str, int, int]]:

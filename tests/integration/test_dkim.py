@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from tests.support import relay_starts
 from tests.support.dkim import DkimKeys, foreign, named_keys, routing_of, signatures
 from tests.support.relay_config import account
 from tests.support.relay_process import RelayProcess, until
@@ -164,14 +163,7 @@ def as_a_reply(relay: RelayProcess, to: str) -> str:
 
 
 def by_sendmail(relay: RelayProcess, to: str) -> str:
-    place = {"RELAY_SENDMAIL": "{}:{}".format(*relay.smtp_address())}
-    done = relay_starts.run(
-        [*relay_starts.RELAY, "sendmail", "-i", f"-f{ALICE}", to],
-        cwd=relay.folder,
-        env=relay_starts.environment(relay.folder) | place,
-        stdin=letter(to).decode(),
-        timeout_s=120,
-    )
+    done = relay.sendmail(ALICE, to, text=letter(to).decode())
     assert done.returncode == 0, done.stderr
     return to
 

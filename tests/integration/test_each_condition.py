@@ -7,7 +7,6 @@ from email.policy import SMTP
 
 import pytest
 
-from tests.support import relay_starts
 from tests.support.relay_process import RelayProcess, until
 
 ALICE, TO = "alice@example.test", ["bob@example.test", "carol@example.test"]
@@ -92,14 +91,7 @@ def send(relay: RelayProcess, way: str, letter: EmailMessage) -> None:
         )
         assert answer.status == 202, answer.body
     else:
-        place = {"RELAY_SENDMAIL": "{}:{}".format(*relay.smtp_address())}
-        done = relay_starts.run(
-            [*relay_starts.RELAY, "sendmail", "-i", f"-f{ALICE}", *to],
-            cwd=relay.folder,
-            env=relay_starts.environment(relay.folder) | place,
-            stdin=str(letter),
-            timeout_s=120,
-        )
+        done = relay.sendmail(ALICE, *to, text=str(letter))
         assert done.returncode == 0, done.stderr
 
 

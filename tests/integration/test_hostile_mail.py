@@ -5,6 +5,7 @@ import statistics
 import threading
 import time
 
+from tests.support.in_thread import in_threads
 from tests.support.relay_process import RelayProcess, until
 
 GATE = True
@@ -52,17 +53,10 @@ def test_others_do_not_wait_for_a_stranger_who_keeps_the_rules_busy(serve) -> No
         except (OSError, AssertionError, smtplib.SMTPException) as error:
             faults.append(error)
 
-    threads = [threading.Thread(target=keep_busy) for _ in range(CONNECTIONS)]
-    for thread in threads:
-        thread.start()
-    try:
-        with relay.smtp(source=OTHER) as client:
-            until("the stranger has mail accepted", lambda: busy_s or faults)
-            waits_s = [waited_s(client, "ann@other.test", CONTENT) for _ in range(8)]
-    finally:
-        is_over.set()
-        for thread in threads:
-            thread.join()
+    busy = in_threads([keep_busy] * CONNECTIONS, over=is_over)
+    with busy, relay.smtp(source=OTHER) as client:
+        until("the stranger has mail accepted", lambda: busy_s or faults)
+        waits_s = [waited_s(client, "ann@other.test", CONTENT) for _ in range(8)]
     assert faults == []
     assert statistics.median(waits_s) < statistics.median(busy_s) / 3
     accepted = relay.metric("relay_messages_accepted_total", via="smtp")

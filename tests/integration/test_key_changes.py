@@ -5,12 +5,14 @@ import json
 import smtplib
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.integration.test_reload import hang_up
 from tests.support.dkim import DkimKeys, signatures, verified
+from tests.support.in_thread import in_threads
 from tests.support.long_tests import long
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remote_mx import RemoteMx
@@ -158,10 +160,7 @@ def test_a_key_change_under_load_leaves_no_message_unsigned(
             failures.append(error)
 
     relay = serve(remotes, config={"dkim": entries[:1]})
-    threads = [threading.Thread(target=send, args=(relay,)) for _ in range(SENDERS)]
-    for one in threads:
-        one.start()
-    try:
+    with in_threads([partial(send, relay)] * SENDERS, over=is_over):
         for number in range(1, reloads + 1):
             part = number * messages // (reloads + 1)
             until("mail is sent", lambda part=part: failures or len(answered) >= part)
@@ -169,10 +168,6 @@ def test_a_key_change_under_load_leaves_no_message_unsigned(
             reload_with(relay, entries[number : number + 1])
             in_force = number
         until("all is sent", lambda: failures or len(answered) >= messages)
-    finally:
-        is_over.set()
-        for one in threads:
-            one.join()
     assert failures == []
     used = set()
     for address, first, last in answered:

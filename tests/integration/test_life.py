@@ -5,13 +5,14 @@ import json
 import re
 import signal
 import smtplib
-import threading
 from contextlib import closing
+from functools import partial
 
 import pytest
 
 from tests.integration.conftest import SharedRelay
 from tests.support import relay_starts
+from tests.support.in_thread import in_threads
 from tests.support.relay_config import changed, configuration
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
@@ -193,13 +194,9 @@ def test_sigterm_under_load_loses_no_message(remotes: Remotes, serve) -> None:
         except (AssertionError, OSError):
             return
 
-    threads = [threading.Thread(target=submit, args=(client,)) for client in range(4)]
-    for thread in threads:
-        thread.start()
-    until("40 messages are accepted", lambda: len(accepted) > 40)
-    assert relay.stop() == 0
-    for thread in threads:
-        thread.join()
+    with in_threads(partial(submit, client) for client in range(4)):
+        until("40 messages are accepted", lambda: len(accepted) > 40)
+        assert relay.stop() == 0
     relay.start()
     until("the queue is empty", lambda: not relay.queue())
     came = [address for one in mx.envelopes for address in one.addresses]

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from tests.integration.test_reload import hang_up
-from tests.support import relay_starts
 from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
@@ -23,15 +22,7 @@ def letter(subject: str) -> bytes:
 
 def by_sendmail(relay: RelayProcess, subject: str, to: str) -> int:
     """Return the exit code."""
-    place = {"RELAY_SENDMAIL": "{}:{}".format(*relay.smtp_address())}
-    done = relay_starts.run(
-        [*relay_starts.RELAY, "sendmail", "-i", f"-f{ALICE}", to],
-        cwd=relay.folder,
-        env=relay_starts.environment(relay.folder) | place,
-        stdin=f"Subject: {subject}\n\nHello.\n",
-        timeout_s=120,
-    )
-    return done.returncode
+    return relay.sendmail(ALICE, to, text=f"Subject: {subject}\n\nHello.\n").returncode
 
 
 def rejection(relay: RelayProcess, subject: str, *to: str) -> tuple[int, str]:

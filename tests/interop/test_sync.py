@@ -4,11 +4,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 
 import pytest
 
 from relay.store.mailbox.maildir import keeps_order
 from tests.support.disks import journaled_disk, small_disk
+from tests.support.in_thread import in_threads
 from tests.support.relay_process import ROOT, RelayProcess, until
 from tests.support.sync_trace import CannotTraceError, SyncTrace, is_in_order, synced_before
 from tests.support.tables import each_row
@@ -60,13 +62,8 @@ def test_each_of_many_clients_gets_its_250_behind_a_sync_that_began_after_its_ow
                 session.sendmail("x@remote.test", ["alice@example.test"], content)
 
     ready = threading.Barrier(CLIENTS + 1)
-    clients = [threading.Thread(target=send) for _ in range(CLIENTS)]
-    with traced(relay) as trace:
-        for client in clients:
-            client.start()
+    with traced(relay) as trace, in_threads([send] * CLIENTS):
         ready.wait()
-        for client in clients:
-            client.join()
     assert (trace.synced, trace.missing) == (CLIENTS * len(contents), 0)
     assert all(is_in_order(syncs, "spool.sqlite-wal") for syncs in trace.queued)
 
@@ -82,13 +79,9 @@ def test_each_of_many_clients_gets_its_202_behind_syncs_of_its_own_and_pickup_it
     relay.send_mail(to=["bob@example.test"], subject="makes the mailbox")
     until("sent", lambda: relay.subjects("bob") and not relay.pending_submissions())
     ready = threading.Barrier(CLIENTS + 1)
-    clients = [threading.Thread(target=send, args=(number,)) for number in range(CLIENTS)]
     with traced(relay) as trace:
-        for client in clients:
-            client.start()
-        ready.wait()
-        for client in clients:
-            client.join()
+        with in_threads(partial(send, number) for number in range(CLIENTS)):
+            ready.wait()
         until(
             "sent",
             lambda: len(relay.subjects("bob")) > CLIENTS * each and not relay.pending_submissions(),

@@ -12,11 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from relay.store.journeys.events import Step
 from tests.crash.queue_storm import QueueStorm
 from tests.support.cutting_proxy import Cut, CuttingProxy
+from tests.support.in_thread import in_threads
 from tests.support.postgres import PostgresServer
 from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import RelayProcess, until
@@ -125,15 +127,8 @@ class NodeStorm(QueueStorm):
     def followed(self) -> Iterator[None]:
         """All followers read inside."""
         over = threading.Event()
-        threads = [threading.Thread(target=one.follow, args=(over,)) for one in self.followers]
-        for thread in threads:
-            thread.start()
-        try:
+        with in_threads([partial(one.follow, over) for one in self.followers], over=over):
             yield
-        finally:
-            over.set()
-            for thread in threads:
-                thread.join()
 
     def live(self, letters: int) -> None:
         """Wait until so many more were accepted; not for ever, since nobody may be there."""

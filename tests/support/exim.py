@@ -8,16 +8,14 @@ where there is no user Debian-exim; it gets one in a mount namespace of its own.
 with the reason to skip, where it is missing or there are no rights.
 """
 
-import mailbox
 import os
 import shutil
 import smtplib
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
 
+from tests.support.mail_server import MailServer
 from tests.support.ports import free_port
 from tests.support.relay_process import WAIT_S, until
 from tests.support.unpacked import UNPACKED, copied
@@ -84,7 +82,7 @@ class NoEximError(Exception):
     """Why there is no Exim here."""
 
 
-class Exim:
+class Exim(MailServer):
     """Takes mail for `people` at `domain`; the mailbox of "full" is always full.
 
     After `recipients_max` RCPT commands it replies 452 to further ones. With `smarthost`, a port, it
@@ -102,35 +100,13 @@ class Exim:
         self.port = 0
         self._program, self._domain, self._people = found[0], domain, people
         self._recipients_max, self._smarthost = recipients_max, smarthost
-        self._folder = Path()
         self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        self._folder = Path(tempfile.mkdtemp(prefix="relay-exim-"))
-        try:
-            self._start()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(WAIT_S)
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
     def log(self) -> str:
         """What it has logged and printed."""
         paths = [self._folder / "out", *(self._folder / "log").glob("*")]
         return "".join(path.read_text(errors="replace") for path in paths if path.exists())
-
-    def mail(self, person: str) -> list[mailbox.MaildirMessage]:
-        """What came for somebody."""
-        home = self._folder / "mail" / person
-        is_there = all((home / part).is_dir() for part in ("cur", "new"))
-        return list(mailbox.Maildir(home, create=False)) if is_there else []
 
     def _start(self) -> None:
         self._folder.chmod(0o755)
@@ -167,6 +143,11 @@ class Exim:
         if self._process.poll() is not None and self.log.startswith(("unshare:", "mount:")):
             raise NoEximError(f"no mount namespace: {self.log.strip()}")
         assert self._process.poll() is None, self.log
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(WAIT_S)
 
     def _greets(self) -> bool:
         try:

@@ -1,7 +1,7 @@
-"""Servers of the standard library, in a thread of the test's process."""
+"""Work in threads of the test's process, and servers of the standard library."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from socketserver import BaseServer
 from typing import Self, TypeVar
@@ -48,4 +48,21 @@ def in_thread(server: Server) -> Iterator[Server]:
             yield server
         finally:
             server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def in_threads(
+    work: Iterable[Callable[[], object]], *, over: threading.Event | None = None
+) -> Iterator[None]:
+    """Do all this at once until the block ends, which sets `over` and waits for each."""
+    threads = [threading.Thread(target=one) for one in work]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        if over is not None:
+            over.set()
+        for thread in threads:
             thread.join()

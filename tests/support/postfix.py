@@ -7,18 +7,15 @@ It touches no other Postfix of the machine, and is stopped by its own configurat
 NoPostfixError, with the reason to skip, where it is not installed or there are no rights.
 """
 
-import mailbox
 import os
 import pwd
 import shutil
 import smtplib
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Self
 
 from tests.support.commands import run_command
+from tests.support.mail_server import MailServer
 from tests.support.ports import free_port
 from tests.support.relay_process import until
 
@@ -46,7 +43,7 @@ class NoPostfixError(Exception):
     """Why there is no Postfix here."""
 
 
-class Postfix:
+class Postfix(MailServer):
     """Takes mail for `people` at `domain` into Maildirs; all else goes to `relayhost`, if there is one."""
 
     def __init__(
@@ -64,31 +61,11 @@ class Postfix:
         self.port = 0
         self._domain, self._people = domain, people
         self._relayhost, self._settings = relayhost, settings or {}
-        self._folder = Path()
-
-    def __enter__(self) -> Self:
-        self._folder = Path(tempfile.mkdtemp(prefix="relay-postfix-"))
-        try:
-            self._start()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._control("stop")
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
     def log(self) -> str:
         path = self._folder / "log"
         return path.read_text(errors="replace") if path.exists() else ""
-
-    def mail(self, person: str) -> list[mailbox.MaildirMessage]:
-        """What came for somebody."""
-        home = self._folder / "mail" / person
-        is_there = all((home / part).is_dir() for part in ("cur", "new"))
-        return list(mailbox.Maildir(home, create=False)) if is_there else []
 
     def session(self) -> smtplib.SMTP:
         """A session with it."""
@@ -135,6 +112,9 @@ class Postfix:
             "relayhost": self._relayhost,
             **self._settings,
         }
+
+    def _stop(self) -> None:
+        self._control("stop")
 
     def _greets(self) -> bool:
         try:

@@ -424,6 +424,16 @@ class RelayProcess:
             timeout_s=timeout_s,
         )
 
+    def sendmail(self, sender: str, *to: str, text: str) -> subprocess.CompletedProcess[str]:
+        """Run `relay sendmail`, which leads to its first listener."""
+        place = {"RELAY_SENDMAIL": "{}:{}".format(*self.smtp_address())}
+        return relay_starts.run(
+            [*relay_starts.RELAY, "sendmail", "-i", f"-f{sender}", *to],
+            cwd=self.folder,
+            env=relay_starts.environment(self.folder) | place,
+            stdin=text,
+        )
+
     def cli_json(self, *words: str) -> Any:
         """Run a relay command with --json that succeeds; return its document."""
         done = self.cli(*words, "--json")

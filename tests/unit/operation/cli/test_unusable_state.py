@@ -12,30 +12,16 @@ from relay.base.settings.reader import load
 from relay.operation.app import state_dir
 from relay.store.spool.sqlite.database import open_database
 from tests.support import relay_starts
+from tests.unit.operation.commands.test_check import CONFIG
 
 NOBODY = 65534
-CONFIG = """\
-hostname = "relay.example.test"
-state_dir = "state"
-[http]
-listen = ["127.0.0.1:0"]
-[mailboxes]
-domains = ["example.test"]
-root = "mail"
-accounts = "accounts.toml"
-[policy]
-directory = "rules"
-[dns]
-nameservers = ["127.0.0.1:1"]
-timeout = "0.1s"
-"""
 
 
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "relay.toml").write_text(CONFIG)
     (tmp_path / "accounts.toml").touch(0o600)
-    (tmp_path / "rules").mkdir()
+    (tmp_path / "policies").mkdir()
     return tmp_path
 
 
@@ -96,7 +82,7 @@ def test_check_sees_what_a_process_sees(short_path, variables, expected):
     if os.getuid():
         pytest.skip("only root can be another user")
     (short_path / "relay.toml").write_text(CONFIG.replace("relay.example.test", "${env:MYHOST}"))
-    for name in ("rules", "state"):
+    for name in ("policies", "state"):
         (short_path / name).mkdir()
     (short_path / "accounts.toml").touch(0o600)
     for place in (short_path, *short_path.iterdir()):

@@ -1,6 +1,5 @@
 """The quota of a mailbox, by size and by number; concurrent writes fit together."""
 
-import threading
 from collections.abc import Collection
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 from relay.store.mailbox.errors import MailboxFullError, MailboxTooSmallError
 from relay.store.mailbox.quota import Quota
 from relay.store.mailbox.usage import CountedUsage, QuotaLimits, Room, Usage
+from tests.support.in_thread import in_threads
 from tests.support.stores import blocking
 from tests.support.tables import each_row
 
@@ -121,11 +121,8 @@ async def test_threads_that_write_at_once_fill_the_mailbox_and_no_more(place, dr
         except MailboxFullError:
             outcomes.append("full")
 
-    threads = [threading.Thread(target=write) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with in_threads([write] * 16):
+        pass
     assert sorted(outcomes) == ["full"] * 10 + ["written"] * 6
     used = store.messages.index.usage(place.root / "example.test/alice").usage
     assert used == Usage(size_bytes * 8, 8)

@@ -18,6 +18,7 @@ from relay.transport.routing.mx_hosts import Hosts, Records
 from relay.transport.routing.resolver import Resolver
 from tests.support.dns_server import DnsThread
 from tests.support.events import until
+from tests.support.ingress import Client
 from tests.support.logs import capture_logs
 from tests.support.tables import each_row
 
@@ -76,12 +77,47 @@ async def test_no_question_for_a_trusted_client_a_login_or_an_unknown_user(relay
     server = relay.server(**ALL, dnsbl=(DnsBlocklist("none.test"),))
     trusted, login, other = (server._owner(ip) for ip in ("192.0.2.9", CLIENT, CLIENT))
     assert await login.log_in("alice@example.test", "alice", False)
+    for sender in ("alice@shared.test", "alice@example.test"):
+        assert await login.sender_rejection(sender) == ""
     for owner, address in ((trusted, BOB), (login, BOB), (other, "nobody@example.test")):
         await owner.check_recipient(address, "ann@nowhere.test", 0, helo="localhost")
     assert not dns.queries
     answer = await other.check_recipient(BOB, "ann@nowhere.test", 0, helo="localhost")
     assert (answer.reply[:3], answer.reason) == ("550", "client")
     assert dns.queries
+
+
+@each_row(
+    "sender, reply",
+    [
+        ("a@null.test", "550 5.7.27 The sender domain null.test accepts no mail (null MX)"),
+        ("a@both.test", ""),
+        ("a@plain.test", ""),
+        ("a@nowhere.test", ""),
+        ("a@broken.test", ""),
+        ("a@silent.test", ""),
+        ("a@[192.0.2.1]", ""),
+        ("alice@example.test", ""),
+        ("", ""),
+    ],
+)
+async def test_mail_from_a_domain_with_a_null_mx_is_refused(relay, resolver, dns, sender, reply):
+    dns.zone |= {"null.test": {"MX": ["0 ."]}, "both.test": {"MX": ["0 .", "5 mx.test"]}}
+    dns.zone |= {"plain.test": {"A": ["192.0.2.1"]}, "broken.test": "SERVFAIL"}
+    dns.zone["silent.test"] = "TIMEOUT"
+    assert await relay.server()._owner(CLIENT).sender_rejection(sender) == reply
+    assert not dns.asked("example.test", "MX")
+
+
+async def test_a_trusted_client_may_send_for_a_domain_with_a_null_mx(resolver, dns, listening):
+    dns.zone["null.test"] = {"MX": ["0 ."]}
+    server = await listening(trusted_networks=("127.0.0.1/32",))
+    for address, code in (("127.0.0.1", "250"), ("127.0.0.2", "550")):
+        client = await Client.connect(server.address, local_addr=(address, 0))
+        await client.reply()
+        assert await client.say("EHLO client.test")
+        assert (await client.say("MAIL FROM:<a@null.test>"))[:3] == code
+        assert dns.asked("null.test", "MX") == (code == "550")
 
 
 async def test_what_a_session_has_asked_it_does_not_ask_again(relay, resolver, dns):
