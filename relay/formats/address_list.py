@@ -4,7 +4,8 @@ An entry ends at a comma or semicolon outside of quoted strings, comments, angle
 encoded words. Where the comma is missing, it also ends after an address in angle brackets that
 another address follows, and between words that are all addresses. An address in angle brackets is
 the address of its entry; the other text is the name. Text that is not an address is a name. A
-quote, comment or bracket that is opened but never closed is text.
+quote, comment or bracket that is opened but never closed is text. A dot at the end of a domain, the
+root of the DNS, is left out.
 RFC 5322 3.4; 4.4 (routes and white space are dropped); RFC 2047 5; RFC 6532.
 """
 
@@ -32,6 +33,7 @@ _USUAL = re.compile(
     re.ASCII,
 )
 _SPACES = re.compile(r"\s+", re.ASCII)
+_ROOT = re.compile(r"(?<=[^@.])\.\Z")
 _SPACED_DOT = re.compile(r"\s\.|\.\s", re.ASCII)
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _LOCAL_PART = rf'(?:(?!""){_QUOTED}|[^\x00-\x20\x7f@<>(),:;"\[\]]++)'
@@ -312,6 +314,7 @@ def _entry(
                 break
     is_exact &= all(token.is_exact for token in tokens) and not _CONTROL.search(text)
     is_exact &= address[:1] == '"' or "\\" not in address
+    address = _ROOT.sub("", address) if "@" in address else address
     return Entry(_name(others), address, text, is_plain and is_exact, in_group)
 
 

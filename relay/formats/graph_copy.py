@@ -106,7 +106,7 @@ def _people(
     people = []
     for person in _entries(header, name):
         address = waiting.pop(_key(person.address), "")
-        is_same &= bool(address) and person.is_plain
+        is_same &= bool(address) and person.is_plain and f"{person.address}." not in person.text
         if address:
             people.append(EmailAddress(address, decode_text(person.name, charset)))
     return people, is_same

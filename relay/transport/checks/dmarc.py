@@ -99,7 +99,7 @@ def authors_of(name: bytes, octets: bytes) -> Sequence[str] | None:
     """
     [field] = originators(Header(((name, octets),)))
     written = [lower_case(person.address) for person in field.addresses]
-    addresses = [own_mailbox(person.address).removesuffix(".") for person in field.addresses]
+    addresses = [own_mailbox(person.address) for person in field.addresses]
     is_folded = b"\n" in octets.partition(b":")[0]  # no From for some programs
     if len(octets) > ORIGINATORS_OCTETS_MAX or is_folded or not all(map(_is_sure, addresses)):
         return None
@@ -108,7 +108,7 @@ def authors_of(name: bytes, octets: bytes) -> Sequence[str] | None:
     # an odd sign is no fault if each text that may be an address is read as one, also by programs
     # that decode the field first
     texts = (octets.decode("utf-8", "replace"), read_text(parse_header(octets), name.decode()))
-    parts = {lower_case(part.strip(" \t\r\n'")) for text in texts for part in _ENDS.split(text)}
+    parts = {lower_case(part.strip(" \t\r\n'.")) for text in texts for part in _ENDS.split(text)}
     others = [part for part in parts.difference(written) if "@" in part]
     return addresses if all(written and _NO_DOMAIN.fullmatch(part) for part in others) else None
 

@@ -19,7 +19,7 @@ EVIL = "evil@e.test"
 EAI = "jörg@xn--bcher-kva.test"
 PIECES = [
     *(b"To: ", b"Cc: ", b"Bcc:", b"to :", b"To\r\n : ", b"Resent-To: ", b"Subject: x", b"\0"),
-    *(b"ann@a.test", b"Bob <BOB@B.test>", b"carl@c.test", b"<evil@e.test>", b"evil@e.test"),
+    *(b"ann@a.test", b"Bob <BOB@B.test>", b"carl@c.test", b"<evil@e.test.>", b"evil@e.test"),
     *("jörg@bücher.test".encode(), b"J\xf6rg <carl@c.test>", b"=?utf-8?q?=3Cevil=40e=2Etest=3E?="),
     *(b'"evil@e.test," <bob@b.test>', b"ann@a.test (evil@e.test)", b"(", b")", b'"', b"<", b">"),
     *(b", ", b";", b"Team: ", b"undisclosed-recipients:;", b"@", b"\\", b" ", b"\t", b"=?"),
@@ -70,6 +70,7 @@ def test_each_recipient_and_nobody_else_is_in_the_fields(header, recipients):
             'To: "B, ob" <bob@b.test>\r\nSubject: x\r\nBcc: ann@a.test\r\n',
             (EVIL,),
         ),
+        ("To: bob@b.test., ann@a.test\r\n", "To: bob@b.test,\r\n ann@a.test\r\n", ()),
         ("To: \vbob@b.test, ann@a.test\r\n", "To: bob@b.test,\r\n ann@a.test\r\n", ()),
         (
             "To: Team: Bob <bob@b.test>, ann@a.test;\r\n",

@@ -29,6 +29,8 @@ TABLE = [
     ("bob@x.test", ["|bob@x.test"], True),
     ("Bob <bob@x.test>", ["Bob|bob@x.test"], True),
     # py shows two addresses, pd the first: a reply would go to a person who did not write.
+    ("Doe, <bob@x.test.>, al@x.test.", ["Doe|", "|bob@x.test", "|al@x.test"], False),
+    ('<"bob@x.test">', ['<"bob@x.test">|'], False),
     ("info@s.test <real@c.test>", ["info@s.test|real@c.test"], False),
     # A comma is missing. pm, py, pd: the first; mp: both.
     ("Bob <bob@x.test> <al@x.test>", ["Bob|bob@x.test", "|al@x.test"], False),

@@ -140,7 +140,7 @@ async def test_a_reply_has_recipient_subject_thread_and_quote(mail: OnDisk) -> N
             ["LIST@a.test", "carol@a.test"],
             ["dave@a.test"],
         ),
-        (b"Reply-To: nobody, broken@@a.test, good@a.test\n", "createReply", ["good@a.test"], []),
+        (b"Reply-To: nobody, broken@@a.test, <good@a.test.>\n", "createReply", ["good@a.test"], []),
         (b"Reply-To: dave@a.test\n", "createReplyAll", ["dave@a.test", "carol@a.test"], []),
     ],
 )

@@ -106,7 +106,7 @@ AUTHORS: dict[str, tuple[str | bytes, bool]] = {
     "a NUL": (b"From: ada\0@corp.test", False),
     "raw octets in the domain": (b"From: ada@corp.t\xffest", False),
     "an address literal": ("From: ada@[192.0.2.1]", False),
-    "a dot at the end": ("From: ada@corp.test.", False),
+    "a dot at the end": ("From: ada@corp.test.", True),
     "very long": (f"From: {'x' * 5000} <ada@corp.test>", False),
     "a thousand addresses": ("From: " + ", ".join(["ada@corp.test"] * 200), False),
 }
