@@ -364,7 +364,7 @@ class SmtpCommands:
         """RFC 4954 4."""
         authentication = self._authentication
         authentication.user = ""
-        if not self._extended:
+        if not self._helo:
             return "503 5.5.1 Send EHLO first"  # RFC 5321 4.1.4
         if authentication.login:
             return "503 5.5.1 You are authenticated already"  # RFC 4954 4
