@@ -87,10 +87,6 @@ class MailAccess:
         await self._sessions.end()
 
     def _take(self, port: _Port, connection: socket.socket, peer: Any) -> None:
-        with suppress(OSError):  # nothing has come
-            if port.tls is None and connection.recv(1, socket.MSG_PEEK):
-                connection.close()  # before the greeting, only web pages send something
-                return
         if len(self._connecting) >= _SESSIONS_MAX:
             next(iter(self._connecting)).cancel()
         self._connecting.start(self._log_in(port, connection, peer[0]))
