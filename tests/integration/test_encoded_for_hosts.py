@@ -31,7 +31,7 @@ BODIES = {
     + "ü".encode()
     + END,
     "large": TEXT + "Grüße aus Köln \u20ac\r\n".encode() * 20_000,
-    "long": TEXT + LONG + "ü\r\n".encode(),
+    "long": TEXT + b"y" * 900_000 + "\r\nü\r\n".encode(),
     "large-long": TEXT + "Grüße\r\n".encode() * 50_000 + LONG,
 }
 SIGNED = MIXED.replace(b"mixed", b"signed") + b"\r\n%b\r\n--b\r\n\r\nsignature" + END

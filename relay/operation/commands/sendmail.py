@@ -39,7 +39,9 @@ _GREETING_S = 30.0
 _BLOCK_BYTES = 65536
 _of_list = re.compile("[,<]")
 _bare_lf = re.compile(rb"(?<!\r)\n")
-_long_line = re.compile(rb"^[^\n]{%d,}\n?" % SessionLimits().text_line_bytes, re.MULTILINE)
+_LONG_LINE = rb"^[^\n]{%d,}\n?"
+_long_in_header = re.compile(_LONG_LINE % SessionLimits().header_line_bytes, re.MULTILINE)
+_long_in_body = re.compile(_LONG_LINE % SessionLimits().body_line_bytes, re.MULTILINE)
 
 
 class NoRecipientsError(Exception):
@@ -72,11 +74,10 @@ def prepare(text: bytes, options: SendmailOptions, *, clock: Clock) -> OutgoingM
     Raises NoRecipientsError, and RejectedError for an invalid address.
     """
     content = with_crlf(text.replace(b"\0", b""))  # what a program prints may have NULs
-    content = _long_line.sub(lambda line: with_short_lines(line[0]), content)
     if content.startswith(MBOX_LINES):
         content = content.partition(b"\r\n")[2]
     parsed = ParsedContent.of(content)
-    header = parsed.header
+    header = Header.parse(_folded(_long_in_header, parsed.header.octets))
     addresses = list[str]()
     for words in options.recipients:  # an address, or a list of them with names
         addresses += _addresses("recipient", words) if _of_list.search(words) else [words]
@@ -96,9 +97,13 @@ def prepare(text: bytes, options: SendmailOptions, *, clock: Clock) -> OutgoingM
     ):
         if name not in header and (options.domain or name != "Message-ID"):
             header = header.append(octets.encode())
-    rest = parsed.rest
-    assert isinstance(rest, bytes)  # only what SMTP receives is split
+    assert isinstance(parsed.rest, bytes)  # only what SMTP receives is split
+    rest = _folded(_long_in_body, parsed.rest)
     return OutgoingMessage(sender, recipients, header.remove(BCC_FIELDS).octets + rest)
+
+
+def _folded(long_line: "re.Pattern[bytes]", octets: bytes) -> bytes:
+    return long_line.sub(lambda line: with_short_lines(line[0]), octets)
 
 
 def check_dropped(envelope: DroppedEnvelope, content: bytes, users: LocalUsers | None) -> None:

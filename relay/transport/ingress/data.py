@@ -296,7 +296,8 @@ class ContentCollector:
     key: str | None = None  # whose memory it is
 
     def __post_init__(self) -> None:
-        self._line_max_bytes = self.limits.text_line_bytes
+        self._line_max_bytes = self.limits.header_line_bytes  # until a blank line has come
+        self._in_header = True
         self._chunks: list[bytes] = []
         self._line_bytes = 0  # of the line that is not complete yet
         self._held_bytes = 0
@@ -414,6 +415,11 @@ class ContentCollector:
 
     def _has_long_line(self, octets: bytes) -> bool:
         """Return whether a line is too long, with one search per `line_max_bytes` of data."""
+        begun = b"." if self._line_bytes else b"\n"
+        if self._in_header and (blank := (begun + octets).find(b"\n\r\n")) >= 0:
+            is_long = self._has_long_line(octets[:blank])
+            self._in_header, self._line_max_bytes = False, self.limits.body_line_bytes
+            return is_long or self._has_long_line(octets[blank:])
         if self._header is not None and not self._long_lines:
             self._long_lines = has_line_over(octets, LINE_MAX, self._line_bytes)
         at, line_max_bytes = -self._line_bytes, self._line_max_bytes

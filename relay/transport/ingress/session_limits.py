@@ -21,8 +21,10 @@ class SessionLimits(Struct, frozen=True):
     # limit: a command line of SMTP
     command_bytes: int = 2048  # 512 plus the most that all offered extensions may add
     auth_line_bytes: int = 12288  # RFC 4954 4
-    # limit: a line of text by SMTP
-    text_line_bytes: int = 65536  # without CRLF; real mail exceeds the 998 of RFC 5322
+    # limit: a line of a header by SMTP
+    header_line_bytes: int = 65536  # without CRLF; real mail exceeds the 998 of RFC 5322
+    # limit: a line of a body by SMTP
+    body_line_bytes: int = 1024 * 1024  # the same: pictures in HTML (data:)
     input_bytes: int = 262144  # read ahead of the command in progress
     junk_commands: int = 100  # Postfix's smtpd_junk_command_limit; RFC 5321 7.8
     # limit: failed logins of a session; then 421

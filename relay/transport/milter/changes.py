@@ -15,7 +15,7 @@ from relay.base.message.header import FIELDS_MAX, Header, HeaderField
 from relay.transport.milter.codec import CHANGE_FIELD, INSERT_FIELD, FieldChange, MilterFaultError
 
 _CRLF: Final = b"\r\n"
-_LINE_OCTETS_MAX: Final = 65536  # of a body; about the limit for received mail
+_LINE_OCTETS_MAX: Final = 1024 * 1024  # of a body; about the limit for received mail
 _OWN_FIELD: Final = (b":", b"")  # stands for the fields that Relay adds
 
 

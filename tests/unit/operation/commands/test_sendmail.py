@@ -48,9 +48,11 @@ def test_a_resent_message_goes_to_the_resent_recipients():
 
 
 def test_lines_that_no_session_takes_are_folded():
-    content = prepared(b"To: a@a.test\n\nfirst\n\n" + b"word " * 20_000 + b"\nlast\n").content
-    assert max(map(len, content.split(b"\r\n"))) <= 998
-    assert content.partition(b"first\r\n\r\n")[2].split() == [b"word"] * 20_000 + [b"last"]
+    words, kept = b"word " * 20_000, b"x" * 1_000_000
+    text = b"To: a@a.test\nX: " + words + b"\n\n" + kept + b"\n\n" + words * 15 + b"\nlast\n"
+    header, body, folded = prepared(text).content.split(b"\r\n\r\n")
+    assert max(map(len, (header + b"\r\n" + folded).split(b"\r\n"))) <= 998
+    assert (body, folded.split()) == (kept, [b"word"] * 300_000 + [b"last"])
 
 
 @each_row("value", [b"<>", b"a b@c.test d", b"a@-", b"a@b@", b"\xff\xfe<", b"a@b.test <c@d.test>"])

@@ -45,7 +45,9 @@ def receiver(
     return Receiver(
         normalizes=normalizes,
         size_max_bytes=size_max_bytes,
-        limits=SessionLimits(text_line_bytes=line, large_bytes=large_bytes),
+        limits=SessionLimits(
+            header_line_bytes=line, body_line_bytes=2 * line, large_bytes=large_bytes
+        ),
         budget=budget or Shares("contents", 10_000),
         arrival=arrival,
     )
@@ -82,6 +84,10 @@ def test_only_crlf_dot_crlf_ends_the_data(sequence, block_bytes):
         (b"a\r\n" + b"x" * 100 + b"\r\nb\r\n", None),
         (b"a\r\n" + b"x" * 101 + b"\r\nb\r\n", ContentRejection.LONG_LINE),
         (b"x" * 900 + b"\r\n", ContentRejection.LONG_LINE),
+        (b"\r\n" + b"x" * 200 + b"\r\n", None),
+        (b"x" * 100 + b"\r\n\r\n" + b"x" * 200 + b"\r\n", None),
+        (b"\r\n" + b"x" * 201 + b"\r\n", ContentRejection.LONG_LINE),
+        (b"x" * 101 + b"\r\n\r\n", ContentRejection.LONG_LINE),
         (b"12345678\r\n" * 100, None),
         (b"12345678\r\n" * 100 + b"\r\n", ContentRejection.TOO_BIG),
         (b"..345678\r\n" * 111, None),  # 999 octets without the stuffed dots
@@ -266,7 +272,7 @@ def test_large_content_without_a_header_gets_a_blank_line():
     ("bad", "rejection"),
     [
         (b"a\nb\r\n", ContentRejection.BARE),
-        (b"x" * 101 + b"\r\n", ContentRejection.LONG_LINE),
+        (b"x" * 201 + b"\r\n", ContentRejection.LONG_LINE),
         (b"12345678\r\n" * 100, ContentRejection.TOO_BIG),
     ],
 )

@@ -113,7 +113,7 @@ def test_the_time_for_very_many_changes_is_bounded():
         ([b"a\r", b"\nb"], b"a\r\nb\r\n"),
         ([b"a\nb\n"], b"a\r\nb\r\n"),
         ([b"\n", b"\r\n"], b"\r\n\r\n"),
-        ([b"x" * 65_000, b"x" * 536 + b"\n"], b"x" * 65_536 + b"\r\n"),
+        ([b"x" * 1_048_000, b"x" * 576 + b"\n"], b"x" * 1_048_576 + b"\r\n"),
     ],
 )
 def test_lines_of_a_new_body(pieces, body):
@@ -122,7 +122,7 @@ def test_lines_of_a_new_body(pieces, body):
 
 
 @each_row(
-    "pieces", [[b"a\rb"], [b"a\r", b"b"], [b"a\r"], [b"\r\r\n"], [b"a\0"], [b"x" * 65_000] * 2]
+    "pieces", [[b"a\rb"], [b"a\r", b"b"], [b"a\r"], [b"\r\r\n"], [b"a\0"], [b"x" * 65_000] * 17]
 )
 def test_a_body_that_is_a_fault(pieces):
     lines = BodyLines()
