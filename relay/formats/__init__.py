@@ -28,6 +28,7 @@ Reading messages:
 - `read_mime`: which part is the body and which are attachments; their names and sizes
 - `read_header`: header fields as Graph's properties; the only author
 - `address_list`: the names and addresses of From, To and similar fields; which are ambiguous
+- `complete_addresses`: a domain for addresses of a program's mail that have none
 - `content_fields`: Content-Type and Content-Disposition; the file name of an attachment
 - `links`: links and one-time codes in bodies; relative, unencrypted, unfilled links; a text that
   names another host

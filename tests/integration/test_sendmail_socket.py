@@ -69,10 +69,24 @@ def test_localhost_is_this_machine(relay, sendmail):
     assert arrived(relay, "here")["Return-Path"] == f"<nobody@{HOST}>"
 
 
-def test_cron_names_its_author_without_a_domain(relay, sendmail):
-    text = "From: root (Cron Daemon)\nTo: bob\nSubject: cron\n\nx\n"
+def test_cron_names_addresses_without_a_domain(relay, sendmail):
+    fields = "From: root (Cron Daemon)\nSender: root\nReply-To: ops\nTo: bob\nResent-Cc: Al <al>\n"
+    text = f"{fields}Subject: cron\n\nx\n"
     assert sendmail(text, "-i", "-FCronDaemon", "-oem", "bob", user=NOBODY).returncode == 0
-    assert arrived(relay, "cron")["From"] == f"Cron Daemon <nobody@{HOST}>"
+    completed = {
+        "From": f"Cron Daemon <nobody@{HOST}>",
+        "Sender": f"nobody@{HOST}",
+        "Reply-To": f"ops@{HOST}",
+        "To": "bob@example.test",
+        "Resent-Cc": "Al <al@example.test>",
+    }
+    assert completed.items() <= dict(arrived(relay, "cron").items()).items()
+    relay.submit(
+        "x@far.test",
+        ["bob@example.test"],
+        text.replace("\n", "\r\n").replace("cron", "far").encode(),
+    )
+    assert arrived(relay, "far")["From"] == "root (Cron Daemon)"
     assert sendmail("From: Logwatch\nTo: bob\nSubject: log\n\nx\n", "-t", user=0).returncode == 0
     assert arrived(relay, "log")["From"] == f"Logwatch@{HOST}"
 

@@ -27,6 +27,7 @@ from relay.base.running_relay import RejectedError
 from relay.base.shares import Shares
 from relay.base.socket_address import Address
 from relay.formats.address_list import address_entries
+from relay.formats.complete_addresses import with_domains
 from relay.formats.encode_for_host import with_short_lines
 from relay.formats.write_header import address_list_field, raw_field
 from relay.transport.ingress.dropped_mail import FILE_BYTES_MAX, RECIPIENTS_MAX, DroppedEnvelope
@@ -68,8 +69,8 @@ class OutgoingMessage(Struct, frozen=True):
 
 def prepare(text: bytes, options: SendmailOptions, *, clock: Clock) -> OutgoingMessage:
     """Return the message of `text`, which has CRLF or LF. Bcc and NULs are removed, lines over the
-    limit of a session are folded; From, Date and Message-ID are added if they are missing. If
-    `options` have no domain, the relay adds the Message-ID.
+    limit of a session are folded; From, Date and Message-ID are added if they are missing, and
+    domains of addresses. If `options` have no domain, the relay adds the Message-ID, and domains.
 
     Raises NoRecipientsError, and RejectedError for an invalid address.
     """
@@ -97,6 +98,8 @@ def prepare(text: bytes, options: SendmailOptions, *, clock: Clock) -> OutgoingM
     ):
         if name not in header and (options.domain or name != "Message-ID"):
             header = header.append(octets.encode())
+    if options.domain:
+        header = with_domains(header, senders=options.domain, recipients=options.domain)
     assert isinstance(parsed.rest, bytes)  # only what SMTP receives is split
     rest = _folded(_long_in_body, parsed.rest)
     return OutgoingMessage(sender, recipients, header.remove(BCC_FIELDS).octets + rest)

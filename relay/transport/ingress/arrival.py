@@ -16,11 +16,12 @@ from relay.base.accounts.account import AccountDirectory
 from relay.base.accounts.usage import BeyondLimit
 from relay.base.clock import Clock
 from relay.base.message.content import Content
-from relay.base.message.envelope import Client, Envelope, ForwardPath
+from relay.base.message.envelope import Client, Envelope, ForwardPath, domain_of
 from relay.base.message.header import FIELDS_MAX, ParsedContent, has_short_header
 from relay.base.message.status import own_reply
 from relay.base.message.verdict import Deferral
 from relay.base.observe.logs import get_logger
+from relay.formats.complete_addresses import with_domains
 from relay.store.spool.types import IncomingBody, NewMessage
 from relay.transport.checks.checker import SenderChecker, SenderQuestion
 from relay.transport.ingress import data, header_cleanup
@@ -247,7 +248,13 @@ class Preparation(Struct, frozen=True):
             raise data.RefusedError(data.DataReply(rejection))
         if (user := origin.user) is not None:
             sender = arrival.envelope.reverse_path
-            header = header_cleanup.with_domain_of_author(header, user, sender)
+            # cron writes "root (Cron Daemon)" as any user, logwatch as root "Logwatch"
+            header = with_domains(
+                header,
+                senders=domain_of(user.address),
+                recipients=user.domain,
+                author="" if user.any_sender else sender or user.address,
+            )
             if rejection := local_rejection(user, sender, header):
                 raise data.RefusedError(data.DataReply(rejection))
         header = header_cleanup.cleaned(header, origin=origin, hostname=self.hostname)

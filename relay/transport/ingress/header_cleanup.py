@@ -15,19 +15,17 @@ from msgspec.structs import replace
 
 from relay.base.message.address import DOMAIN_OCTETS_MAX, AddressError, to_ascii_domain
 from relay.base.message.conversation import own_message_id
-from relay.base.message.envelope import Envelope, ForwardPath, domain_of
+from relay.base.message.envelope import Envelope, ForwardPath
 from relay.base.message.header import BCC_FIELDS, Header
 from relay.base.message.properties import EmailAddress
 from relay.base.message.tls_policy import OPTIONAL
 from relay.formats import headers
-from relay.formats.address_list import address_entries
 from relay.formats.encoded_words import decode_words
 from relay.formats.headers import LINE_OCTETS_MAX, Priority, priority_of
 from relay.formats.report_as_mail import REPORT_FIELD
 from relay.formats.write_header import address_list_field
 from relay.store.spool.types import PriorityLevel
 from relay.transport.ingress.data import Origin
-from relay.transport.ingress.local_users import LocalUser
 
 # The final delivery writes Return-Path, and Content-Length is wrong once the content changes.
 _DROPPED = (*BCC_FIELDS, "Content-Length", "Return-Path")
@@ -98,22 +96,6 @@ def completed(
     if author and "From" not in header:
         new += address_list_field("From", [EmailAddress(author)]).encode()
     return header.prepend(new)
-
-
-def with_domain_of_author(header: Header, user: LocalUser, sender: str) -> Header:
-    """Return a header with a domain in From, if From has one address and that has none.
-
-    A user who may send from any address keeps the local part: logwatch, as root, writes "From:
-    Logwatch". Others get their sender: cron writes "From: root (Cron Daemon)" as any user.
-    """
-    text = b",".join(header.values("From")).decode("utf-8", "replace")
-    authors = [*address_entries(text, unqualified=True)]
-    if len(authors) != 1 or not authors[0].is_plain or "@" in authors[0].text:
-        return header
-    local_part = authors[0].address if user.any_sender and authors[0].address.isascii() else ""
-    author = f"{local_part}@{domain_of(user.address)}" if local_part else sender or user.address
-    person = EmailAddress(author, decode_words(authors[0].name.encode()))
-    return header.remove(("From",)).append(address_list_field("From", [person]).encode())
 
 
 def _without_results_of(hostname: str, header: Header) -> Header:

@@ -29,6 +29,7 @@ class LocalUser(Struct, frozen=True):
     address: str  # USER@hostname
     any_sender: bool = False  # may send from any address
     uid: int = -1  # -1: not known
+    domain: str = ""  # of recipients without one
 
     def may_send_as(self, address: str) -> bool:
         """Whether mail of this user may have this sender."""
@@ -50,7 +51,7 @@ class LocalUsers:
             address = parse_mailbox(f"{name}@{self.hostname}")
         except (KeyError, AddressError):
             name, address = str(uid), f"{uid}@{self.hostname}"
-        return LocalUser(name, address, not uid or name in self.trusted, uid)
+        return LocalUser(name, address, not uid or name in self.trusted, uid, self.domain)
 
 
 def peer_uid(transport: "asyncio.BaseTransport") -> int:

@@ -40,6 +40,27 @@ Bcc: of the body
     assert body == b"Bcc: of the body\r\n"
 
 
+DOUBTFUL = (
+    *("X-To: root", "From: Doe, Ann <ann@a.test>", "To: bob, al al", "To: bob, a..b"),
+    *("To: j\xf6rg", "To: (nobody), nobody:;", 'Reply-To: <"bob@a.test">'),
+)
+COMPLETED = {
+    "From: root (Cron Daemon)": "From: Cron Daemon <root@example.test>",
+    "Resent-Sender: =?utf-8?q?=C3=A4?= <al>": "Resent-Sender: =?utf-8?B?w6Q=?= <al@example.test>",
+    "REPLY-TO: ops": "REPLY-TO: ops@example.test",
+    "To: Ann <ann@a.test>, bob": "To: Ann <ann@a.test>, bob@example.test",
+    "To: Al <al>, Bob <bob>": "To: Al <al@example.test>, Bob <bob@example.test>",
+    "Resent-Cc: us: al, bob;": "Resent-Cc: al@example.test, bob@example.test",
+}
+
+
+@each_row("field, expected", [*COMPLETED.items(), *zip(DOUBTFUL, DOUBTFUL, strict=True)])
+def test_an_address_in_the_header_gets_the_domain_unless_it_is_doubtful(field, expected):
+    text = f"{field}\n\nx".encode("latin-1")
+    content = prepared(text, "a@a.test", from_header=False).content.decode("latin-1")
+    assert content.replace("\r\n ", " ").replace(",\r\n ", ", ").startswith(f"{expected}\r\n")
+
+
 def test_a_resent_message_goes_to_the_resent_recipients():
     text = b"Resent-To: a@a.test\nResent-Bcc: b@a.test\nTo: old@a.test\nBcc: c@a.test\n\nx"
     message = prepared(text)
@@ -87,14 +108,8 @@ def test_a_text_without_a_header_is_the_body(text):
     assert body == text.replace(b"\n", b"\r\n")
 
 
-def test_nuls_go():
-    content = prepared(b"To: a@a.test\nSub\0ject: x\n\na\0\0b\n").content
-    assert content.startswith(b"To: a@a.test\r\nSubject: x\r\nFrom: ")
-    assert content.endswith(b"\r\n\r\nab\r\n")
-
-
-def test_line_ends_become_crlf_and_the_line_of_mbox_goes():
-    text = b"From app Mon Jan  1 00:00:00 2026\nTo: a@a.test\r\nSubject: x\n\na\r\nb\nc\r"
+def test_line_ends_become_crlf_and_nuls_and_the_line_of_mbox_go():
+    text = b"From app Mon Jan  1 00:00:00 2026\nTo: a@a.test\r\nSub\0ject: x\n\na\r\n\0\0b\nc\r"
     content = prepared(text).content
     assert content.startswith(b"To: a@a.test\r\nSubject: x\r\nFrom: ")
     assert content.endswith(b"\r\n\r\na\r\nb\r\nc\r\n")
