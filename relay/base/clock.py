@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -531,6 +531,9 @@ def pause_after(
     return min(max(least_s, factor * took_s), most_s)
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
 def rfc3339(time_us: int) -> str:
     """Return `time_us` as RFC 3339 UTC with six fraction digits and Z."""
     seconds, fraction = divmod(time_us, 1_000_000)
@@ -542,6 +545,9 @@ def _whole_second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat()[: len("2026-01-01T00:00:00")]
 
 
-def time_us_of(text: str) -> int:
-    """Return the time that rfc3339() wrote as `text`."""
-    return round(datetime.fromisoformat(text).timestamp() * 1_000_000)
+def time_us_of(text: str, zone: tzinfo = UTC) -> int:
+    """Return a time of ISO 8601, such as rfc3339() writes, in microseconds since 1970; without a
+    zone it is in `zone`. Raises ValueError, OverflowError.
+    """
+    at = datetime.fromisoformat(text)
+    return ((at if at.tzinfo else at.replace(tzinfo=zone)) - _EPOCH) // timedelta(microseconds=1)

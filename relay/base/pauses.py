@@ -5,7 +5,6 @@ time ends. SMTP sessions and the Graph API check it (Pressure.paused), and deliv
 """
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from datetime import datetime
 from enum import StrEnum
 from math import inf
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from relay.base.clock import Clock, Timer, rfc3339
+from relay.base.clock import Clock, Timer, rfc3339, time_us_of
 from relay.base.files import replace_file
 
 
@@ -37,7 +36,7 @@ class Pause(msgspec.Struct, frozen=True):
     @property
     def until_us(self) -> float:
         """When it ends. Raises ValueError."""
-        return inf if self.until is None else datetime.fromisoformat(self.until).timestamp() * 1e6
+        return inf if self.until is None else time_us_of(self.until)
 
     def text(self, what: Paused) -> str:
         """Return the pause as a sentence."""

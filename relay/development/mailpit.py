@@ -18,7 +18,7 @@ import asyncio
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, tzinfo
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlencode
@@ -31,6 +31,7 @@ from starlette.types import ASGIApp
 
 from relay import __version__
 from relay.base.bounded_dict import BoundedDict
+from relay.base.clock import time_us_of
 from relay.base.message.content import Octets, octets_in_blocks, octets_of
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.time_zones import time_zone
@@ -552,8 +553,7 @@ def _searched_number(name: str, value: str, zone: tzinfo) -> SearchedNumber | No
 
 def _time_us(value: str, zone: tzinfo) -> int:
     text = _LEAP_SECOND.sub(r"\1:59", value.replace("/", "-"))
-    at = datetime.fromisoformat(text.upper())
-    return round((at if at.tzinfo else at.replace(tzinfo=zone)).timestamp() * 1_000_000)
+    return time_us_of(text.upper(), zone)
 
 
 def _size(value: str) -> int:

@@ -221,13 +221,37 @@ def test_a_condition_that_is_not_looked_at_is_no_empty_answer(mail):
         assert (done.returncode, text in done.stderr) == (USAGE, True), done.stderr
 
 
+PRINTED = re.compile(
+    r"\b(?:\d{4}-\d\d-\d\d[T ])?\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z| UTC)?|\b\d{4}-\d\d-\d\d\b"
+)
+
+
+def test_each_time_that_a_command_prints_is_taken_by_log(mail):
+    mail.asked("pause", "accept", "--until", "2h")
+    texts = ["2026-11-30 12:08:46 UTC", *mail.asked("resume"), *mail.asked("trace", STRANGER)]
+    for words in (("log",), ("queue", "list"), ("queue", "stats"), ("explain", BOB)):
+        texts += [*mail.asked(*words), *mail.asked(*words, "--json")]
+    for subject in ("Deferred", "Contract 12", "Late"):
+        texts += mail.asked("trace", mail.ids[subject])
+    forms = {re.sub(r"\d", "0", text): text for text in PRINTED.findall("\n".join(texts))}
+    assert len(forms) >= 7, forms
+    for text in forms.values():
+        done = mail.relay.cli("log", "--since", text)
+        assert done.returncode == OK, (text, done.stderr)
+        (since,) = re.findall(r"^relay log: since (\S+ \S+)Z$", done.stderr, re.MULTILINE)
+        typed = re.match(r"[\d: -]+", text.replace("T", " "))
+        assert typed and typed[0].strip() in since
+    refused = mail.relay.cli("log", "--until", "2 h ago")
+    assert "Error: --until: found '2 h ago', expected a duration" in refused.stderr
+
+
 def test_what_is_left_out_is_said_with_the_way_to_it(mail):
     seen, words = [], []
     for _ in range(len(mail.ids)):
         done = mail.relay.cli("log", "--limit", "3", *words)
         lines = done.stdout.splitlines()
         seen += [line.split()[2] for line in lines if line.split()[2] not in seen]
-        said = [line for line in done.stderr.splitlines() if line.startswith("relay log:")]
+        said = [line for line in done.stderr.splitlines() if "messages back to" in line]
         if not said:
             break
         assert said[0].startswith(f"relay log: {len(lines)} messages back to")

@@ -13,7 +13,7 @@ import ipaddress
 import re
 from base64 import b64decode
 from collections.abc import Mapping
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -26,6 +26,11 @@ from relay.base.socket_address import BOTH_FAMILIES, Address, inherited_address,
 _SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _YEAR_10000_S = 253_402_300_800
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([smhd])", re.ASCII)
+_TIME = re.compile(
+    r"(today|yesterday|[0-9]{4}-[0-9]{2}-[0-9]{2})?[T ]?([0-9]{1,2}:[0-9:.]*+)? ?"
+    r"(Z|UTC|[+-][0-9]{2}:?[0-9]{2})?",
+    re.IGNORECASE,
+)
 _BYTES_PER_UNIT = {"": 1, "b": 1} | {
     f"{letter}{suffix}": base**power
     for power, letter in enumerate("kmgt", start=1)
@@ -49,7 +54,10 @@ _WIDEST_NETWORK_BITS = {4: 8, 6: 7}  # 10.0.0.0/8 and fc00::/7 are the widest pr
 
 FILE = "file:"  # begins `recipients` that are in a file
 WRITTEN_DURATION_EXPECTED = 'a duration such as "8s", "5m", "4h", "2d"'
-UNTIL_EXPECTED = f'{WRITTEN_DURATION_EXPECTED}, or a time such as "2027-01-31T09:00:00Z"'
+_TIME_EXPECTED = (
+    f'{WRITTEN_DURATION_EXPECTED}, a time such as "14:03", "yesterday 14:03",'
+    ' "2027-01-31 09:00:00Z", or a day such as "today", "2027-01-31"'
+)
 DURATION_EXPECTED = f"{WRITTEN_DURATION_EXPECTED}, or a number of seconds"
 SIZE_EXPECTED = 'a size such as "150 MiB", "64 kB", or a number of bytes'
 _RATE_EXPECTED = 'a number of messages and a duration of at most a day, such as "100/1m"'
@@ -80,16 +88,36 @@ def parse_duration(text: str) -> float:
     return float(match[1]) * _SECONDS_PER_UNIT[match[2]]
 
 
-def seconds_ahead(text: str, now_us: int) -> float:
-    """Return how far ahead a duration is, or a time with its zone. Raises ValueError."""
-    try:
-        if _DURATION.fullmatch(text.strip()):
-            ahead_s = parse_duration(text)
-        else:
-            until = datetime.fromisoformat(text)
-            ahead_s = (until - datetime.fromtimestamp(now_us / 1e6, UTC)).total_seconds()
-    except (ValueError, TypeError):  # TypeError: without a zone
-        raise ValueError(UNTIL_EXPECTED) from None
+def parse_time(text: str, now_us: int, *, is_ahead: bool = False, zone: tzinfo | None = UTC) -> int:
+    """Return a time in microseconds: of "2h" (ago, or `is_ahead`), "14:03" (the last or, if
+    `is_ahead`, the next), "yesterday 14:03", "2026-11-30 12:08:46.123Z"; of a day its begin.
+
+    A text without a zone is in `zone`. None is that of this machine, for a time of day only.
+    """
+    text = " ".join(text.split())
+    with contextlib.suppress(ValueError, OverflowError):
+        if _DURATION.fullmatch(text):
+            span_us = int(parse_duration(text) * 1e6)
+            return now_us + span_us if is_ahead else now_us - span_us
+        match = _TIME.fullmatch(text)
+        day, clock, offset = match.groups("") if match else ("", "", "")
+        if (day or clock) and (zone or offset or not day):
+            offset = offset.upper().replace("UTC", "Z")
+            of_day = time.fromisoformat((clock or "00:00").zfill(5) + offset)
+            now = datetime.fromtimestamp(now_us / 1e6, of_day.tzinfo or zone)
+            days = {"": now, "today": now, "yesterday": now - timedelta(days=1)}
+            of_date = days.get(day.lower()) or date.fromisoformat(day)
+            at = datetime.combine(of_date, of_day.replace(tzinfo=None), now.tzinfo)
+            if not day:
+                at += timedelta(days=at <= now if is_ahead else -(at > now))
+            return round(at.timestamp() * 1e6)
+    hint = "UTC without a zone" if zone else "a day with its zone"
+    raise ValueError(f"{_TIME_EXPECTED} ({hint})")
+
+
+def seconds_ahead(text: str, now_us: int, *, zone: tzinfo | None = UTC) -> float:
+    """Return how far ahead the time of parse_time() is. Raises ValueError."""
+    ahead_s = (parse_time(text, now_us, is_ahead=True, zone=zone) - now_us) / 1e6
     if ahead_s <= 0:
         raise ValueError("a time in the future")
     if now_us / 1e6 + ahead_s >= _YEAR_10000_S:

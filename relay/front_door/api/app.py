@@ -151,7 +151,7 @@ async def _quiet(
     _query(request, "POST")
     asked = read_body(await request.body(), _QuietBody)
     query = {"after": asked.after} if asked.after else {}
-    list_search_of(query)  # a bad cursor does not wait
+    list_search_of(query, 0)  # a bad cursor does not wait
     with handlers.counted_wait(principal.account):
         is_quiet = await request.cancel_on_disconnect(controls.is_quiet(asked.timeout_s))
     listed = await handlers.messages(query, principal)

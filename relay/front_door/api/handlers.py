@@ -32,7 +32,7 @@ from relay.front_door.api.dependencies import ApiDependencies, Principal
 from relay.front_door.api.event_streams import WantedMessage
 from relay.front_door.api.explain import TURN_S, ExplainHandler
 from relay.front_door.api.message_source import NO_PREVIEW, MessagePreviews, RowFacts
-from relay.front_door.api.search_text import SEARCH_PREFIXES, list_search_of, log_rows
+from relay.front_door.api.search_text import SEARCH_PREFIXES, list_search_of, log_rows, times_of
 from relay.front_door.http.errors import ApiError, bad_request, quoted, service_unavailable
 from relay.front_door.http.http_request import HttpRequest
 from relay.front_door.http.responses import BLOCK_BYTES, StreamedResponse, json_response
@@ -131,9 +131,9 @@ class Handlers:
         self._waits = Shares("waits", WAITING_MAX)
 
     # `GET messages?q=&to=&sender=&subject=&mailbox=&state=&kind=&after=&before=&wait=&limit=`:
-    # `{messages, cursor, older}`, the newest first. After a cursor come later messages, with
-    # `before=OLDER` older messages. A `wait` in vain adds `nearest` (a row of `log` with `compared:
-    # [{field, expected, found, matches}]`), `in_flight`, `refused`
+    # `{messages, cursor, older, since, until}`, the newest first. After a cursor come later
+    # messages, with `before=OLDER` older messages. A `wait` in vain adds `nearest` (a row of `log`
+    # with `compared: [{field, expected, found, matches}]`), `in_flight`, `refused`
     async def messages(
         self, query: Mapping[str, str], principal: Principal, *, after_id: str = ""
     ) -> dict[str, Any]:
@@ -141,7 +141,8 @@ class Handlers:
         queue id, only messages that arrived after that one.
         """
         before = request_parameters.list_position_of(query)
-        conditions = self.with_reader(replace(list_search_of(query), after_id=after_id), principal)
+        conditions = list_search_of(query, self._dependencies.clock.time_us())
+        conditions = self.with_reader(replace(conditions, after_id=after_id), principal)
         limit = request_parameters.limit_of(query)
         wait_s = request_parameters.number_of(query, "wait", default=0, limits=(0, WAIT_S_MAX))
         if conditions.after is not None:
@@ -167,7 +168,8 @@ class Handlers:
         missed = (
             {} if page.messages or not wait_s else await self._near_misses(conditions, principal)
         )
-        return {"messages": page.messages, "cursor": str(page.cursor), "older": older, **missed}
+        answer = {"messages": page.messages, "cursor": str(page.cursor), "older": older}
+        return answer | times_of(conditions) | missed
 
     async def _near_misses(self, search: MessageSearch, principal: Principal) -> dict[str, Any]:
         """Return for a wait without result: similar messages, messages on their way, refused
@@ -189,8 +191,8 @@ class Handlers:
 
     # `GET log?q=&…&before=&limit=&pages=`: `{messages: [{at, id, submission_id, message_id, sender,
     # subject, state, client: {address, helo}, login, size, status, reply, next_attempt, recipients:
-    # [{address, state}], recipient_count, added}], older, before}`, the first 20 recipients; reads
-    # up to `pages` (20) times 20,000 messages, with `before=BEFORE` older ones
+    # [{address, state}], recipient_count, added}], older, before, since, until}`, the first 20
+    # recipients; reads up to `pages` (20) times 20,000 messages, with `before=BEFORE` older ones
     async def log(self, query: Mapping[str, str], principal: Principal) -> dict[str, Any]:
         """GET /log: a page of rows."""
         return await log_rows(self._dependencies.journeys, query, account=principal.account)

@@ -8,16 +8,15 @@ text, any other value a part of the text. `client:`, `login:`, `has:`, `larger:`
 
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.base.clock import time_us_of
-from relay.base.settings.values import is_ip
+from relay.base.clock import rfc3339
+from relay.base.phrases import words_in
+from relay.base.settings.values import is_ip, parse_time
 from relay.base.socket_address import network_of
 from relay.front_door.api import request_parameters
 from relay.front_door.http.errors import ApiError, quoted
@@ -27,8 +26,6 @@ from relay.store.journeys.message_list import MAIL, MessageSearch, SearchedTag
 TEXT_CHARACTERS_MAX = 1000
 WORDS_MAX = 20
 _SIZE = re.compile(r"([0-9]{1,12})([kmg]?)b?", re.ASCII | re.IGNORECASE)
-# a text that begins with a date
-_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T|\Z)", re.ASCII)
 _BYTES = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3}
 _FIELDS = ("sender", "to", "subject", "state", "key")  # conditions that are also parameters
 # A prefix, then a value or a word. In quotes a quote is twice; the last one may be missing.
@@ -47,7 +44,7 @@ class _Token(Struct, frozen=True):
     is_excluded: bool = False
 
 
-def parse_search(text: str) -> MessageSearch:
+def parse_search(text: str, now_us: int) -> MessageSearch:
     """Return the conditions, joined by "and". Raises SearchTextError."""
     if len(text) > TEXT_CHARACTERS_MAX:
         raise SearchTextError(
@@ -60,7 +57,7 @@ def parse_search(text: str) -> MessageSearch:
             raise SearchTextError(f"{token.prefix}: is there twice. Keep one of the two.")
         if token.prefix:
             prefixes.add(token.prefix)
-        search = _with(search, token)
+        search = _with(search, token, now_us)
     if 0 < search.until_us <= search.from_us:
         raise SearchTextError("before: expected a later time than the search begins with.")
     if len(search.words) > WORDS_MAX:
@@ -68,13 +65,13 @@ def parse_search(text: str) -> MessageSearch:
     return search
 
 
-def list_search_of(query: Mapping[str, str]) -> MessageSearch:
+def list_search_of(query: Mapping[str, str], now_us: int) -> MessageSearch:
     """Return the conditions of GET /messages, including those in `q`. Raises ApiError 400."""
     parameters = request_parameters.message_search_of(query)
     if "q" not in query:
         return parameters
     try:
-        search = parse_search(query["q"])
+        search = parse_search(query["q"], now_us)
     except SearchTextError as error:
         raise ApiError(400, "BadRequest", f"q: {error}") from None
     for name in _FIELDS:
@@ -93,14 +90,21 @@ async def log_rows(
     journeys: Journeys, query: Mapping[str, str], *, account: str | None
 ) -> dict[str, Any]:
     """Return the answer of GET /log; contents are not searched. Raises ApiError 400."""
-    search, limit = list_search_of(query), request_parameters.limit_of(query)
+    search = list_search_of(query, journeys.clock.time_us())
+    limit = request_parameters.limit_of(query)
     search = replace(search, kind=MAIL, added=account is None)
     pages = int(
         request_parameters.number_of(query, "pages", default=PAGES_MAX, limits=(1, PAGES_MAX))
     )
     before = request_parameters.list_position_of(query)
     page = await journeys.log(search, account=account, limit=limit, before=before, pages=pages)
-    return page.as_json()
+    return page.as_json() | times_of(search)
+
+
+def times_of(search: MessageSearch) -> dict[str, str]:
+    """Return the times of `after` and `before` for the answer: `since`, `until`."""
+    times_us = {"since": search.from_us, "until": search.until_us}
+    return {name: rfc3339(time_us) for name, time_us in times_us.items() if time_us}
 
 
 def _tokens(text: str) -> list[_Token]:
@@ -126,7 +130,7 @@ def _tokens(text: str) -> list[_Token]:
     return tokens
 
 
-def _with(search: MessageSearch, token: _Token) -> MessageSearch:
+def _with(search: MessageSearch, token: _Token, now_us: int) -> MessageSearch:
     match token.prefix:
         case "from":
             sender = token.value if token.value == "<>" else _pattern(token.value)
@@ -146,6 +150,9 @@ def _with(search: MessageSearch, token: _Token) -> MessageSearch:
         case "tag" | "is" if token.prefix == "tag" or token.value.lower() == "tagged":
             name = token.value if token.prefix == "tag" else ""
             return replace(search, tags=(*search.tags, SearchedTag(name, token.is_excluded)))
+        case "after" | "before" as name:
+            field = {"after": "from_us", "before": "until_us"}[name]
+            return replace(search, **{field: _time_us(token, now_us)})
         case "":
             return replace(search, words=(*search.words, token.value))
         case name:
@@ -168,13 +175,12 @@ def _larger(value: str) -> dict[str, Any]:
     return {"larger_than_bytes": int(match[1]) * _BYTES[match[2].lower()]}
 
 
-def _time_us(prefix: str, value: str) -> int:
-    with suppress(ValueError, OverflowError):
-        if _TIME.match(value):
-            at = datetime.fromisoformat(value)
-            return max(time_us_of((at if at.tzinfo else at.replace(tzinfo=UTC)).isoformat()), 1)
-    expected = "expected a day such as 2026-11-01, or a time such as 2026-11-01T09:30Z (UTC)"
-    raise SearchTextError(f"{prefix}: found {quoted(value)}, {expected}.")
+def _time_us(token: _Token, now_us: int) -> int:
+    try:
+        return max(parse_time(token.value, now_us), 1)
+    except ValueError as error:
+        text = f"{token.prefix}: found {quoted(token.value)}, expected {error}."
+        raise SearchTextError(text) from None
 
 
 def _client(value: str) -> str:
@@ -195,13 +201,11 @@ def _is(value: str) -> dict[str, Any]:
 _OWN_VALUES: Mapping[str, Callable[[str], dict[str, Any]]] = {
     "has": _has,
     "larger": _larger,
-    "after": lambda value: {"from_us": _time_us("after", value)},
-    "before": lambda value: {"until_us": _time_us("before", value)},
     "client": lambda value: {"client": _client(value)},
     "login": lambda value: {"login": value if "@" in value else _pattern(value)},
     "is": _is,
 }
-SEARCH_PREFIXES = ("from", "to", "subject", "state", "id", "tag", *_OWN_VALUES)
+SEARCH_PREFIXES = (*words_in("from to subject state id tag after before"), *_OWN_VALUES)
 
 
 def _pattern(value: str) -> str:

@@ -56,7 +56,7 @@ async def message_page(request: PageRequest) -> Response:
         return stream
     content = await site.contents.panel(http, request.visitor, journey)
     about = await _original_of(request, content.report) if content.report else ""
-    came_from = list_of(http.query)
+    came_from = list_of(request)
     newer, older = await _neighbours(request, journey, came_from)
     return request.page(
         "message.html",

@@ -140,7 +140,7 @@ class ListView(Struct, frozen=True):
         ]
 
 
-def view_of(query: Collection[tuple[str, str]]) -> ListView:
+def view_of(query: Collection[tuple[str, str]], now_us: int) -> ListView:
     """Return the view of a query; fields that are not known are ignored."""
     fields = dict(query)
     text = fields.get("q", "").strip()
@@ -150,7 +150,7 @@ def view_of(query: Collection[tuple[str, str]]) -> ListView:
     state = state if state in MESSAGE_STATES else ""
     fault, search = "", _EVERYTHING
     try:
-        search = parse_search(text)
+        search = parse_search(text, now_us)
     except SearchTextError as error:
         fault = str(error)
     if state and search.state not in ("", state):
@@ -169,11 +169,11 @@ def view_of(query: Collection[tuple[str, str]]) -> ListView:
     )
 
 
-def list_of(query: Collection[tuple[str, str]]) -> ListView:
+def list_of(request: PageRequest) -> ListView:
     """Return the view that a link to a message came from, see ListView.came()."""
-    text = dict(query).get("list", "")[:_LIST_CHARACTERS_MAX]
+    text = dict(request.http.query).get("list", "")[:_LIST_CHARACTERS_MAX]
     try:
-        return view_of(parse_qsl(text, max_num_fields=_LIST_FIELDS_MAX))
+        return view_of(parse_qsl(text, max_num_fields=_LIST_FIELDS_MAX), request.now_us)
     except ValueError:
         return ListView()
 
@@ -190,7 +190,7 @@ async def message_list(request: PageRequest) -> Response:
 
     For the beginning of an address, redirect to the first address that begins so.
     """
-    view = view_of(request.http.query)
+    view = view_of(request.http.query, request.now_us)
     journeys, account = request.site.dependencies.journeys, request.principal.account
     if ("part", "mailboxes") in request.http.query:
         addresses = await journeys.addresses(account=account)
@@ -223,7 +223,7 @@ async def message_list(request: PageRequest) -> Response:
 
 async def list_pane(request: PageRequest) -> Response:
     """GET /messages/{id}?part=list&list=: the list next to a message, see ListView.came()."""
-    view = list_of(request.http.query)
+    view = list_of(request)
     render = partial(_fragment, request, view)
     if (stream := request.live_stream(render)) is not None:
         return stream
@@ -407,7 +407,7 @@ async def marked_messages(request: PageRequest) -> Response:
     form = request.form
     names = form.every("id")[:ROWS] + form.text("names").split(_SEPARATOR)
     names = list(dict.fromkeys(filter(None, names)))[:NAMES_MAX]
-    view = view_of([(name, form.text(name)) for name in _VIEW_FIELDS])
+    view = view_of([(name, form.text(name)) for name in _VIEW_FIELDS], request.now_us)
     if form.text("action") == UNDO:
         return await _undo(request, names, view=view)
     action = _checked(form.text("action"), request)
@@ -455,7 +455,7 @@ def _checked(action: str, request: PageRequest) -> str:
 
 async def _all_that_match(request: PageRequest, action: str) -> Response:
     action = _checked(action, request)
-    view = view_of(request.http.query)
+    view = view_of(request.http.query, request.now_us)
     if view.fault:
         raise ApiError(400, "BadRequest", view.fault)
     names, is_more = await request.site.dependencies.journeys.names(

@@ -184,6 +184,11 @@ class PageRequest(Struct, frozen=True):
         return self.visitor.principal
 
     @property
+    def now_us(self) -> int:
+        """The time of the relay."""
+        return self.site.dependencies.clock.time_us()
+
+    @property
     def key(self) -> str:
         """The id of the message in the path."""
         return self.http.segments[1]

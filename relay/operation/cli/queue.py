@@ -8,7 +8,6 @@ that waits for the end of an attempt is ordered, and exits 0.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -16,7 +15,7 @@ import click
 import msgspec
 
 from relay.base import running_relay
-from relay.base.clock import SystemClock
+from relay.base.clock import SystemClock, time_us_of
 from relay.base.message.lifecycle import hold_text
 from relay.base.pauses import Pause, Paused
 from relay.base.phrases import counted, named, shown, table_lines, time_span
@@ -179,9 +178,10 @@ def retry(context: CommandContext, **conditions: Any) -> None:
 def hold(context: CommandContext, *, until: str, new: bool, **conditions: Any) -> None:
     """Suspend delivery of mail until it is released, or expires.
 
-    Held mail expires as if it were not held. An example of a TIME is 2027-01-31T09:00:00Z. With
-    --new, mail that comes for the --domain (a domain, or *.DOMAIN) is held as well, until then or
-    until a release with the same --domain alone; `relay queue stats` lists these domains.
+    Held mail expires as if it were not held. A TIME is such as 14:03 (the next) or
+    2027-01-31T09:00:00Z; UTC without a zone. With --new, mail that comes for the --domain (a
+    domain, or *.DOMAIN) is held as well, until then or until a release with the same --domain
+    alone; `relay queue stats` lists these domains.
     """
     _change(context, "hold", conditions, until=until, new=new)
 
@@ -428,7 +428,7 @@ def _age(at: str | None, now_us: int) -> str:
     """Return the age of an RFC 3339 time."""
     if at is None:
         return "-"
-    return time_span(max(0, now_us // 1_000_000 - int(datetime.fromisoformat(at).timestamp())))
+    return time_span(max(0, (now_us - time_us_of(at)) // 1_000_000))
 
 
 def _count(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -448,7 +448,7 @@ def pause(context: CommandContext, *, what: str, until: str) -> None:
 
     Without delivery, mail is accepted and waits in the queue, local mail too; it still expires.
     Without accept, SMTP clients get 421 and the Graph API sends nothing (503); what was accepted is
-    delivered. An example of a TIME is 2027-01-31T09:00:00Z.
+    delivered. A TIME is such as 14:03 (the next) or 2027-01-31T09:00:00Z; UTC without a zone.
     """
     _change_pause(context, "pause", {"what": what, "until": until})
 

@@ -5,16 +5,14 @@ for a temporary error, 77 for a token that is not allowed.
 """
 
 import functools
-import re
 import sys
 from collections.abc import Callable
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import click
 
-from relay.base.clock import SystemClock, rfc3339, time_us_of
+from relay.base.clock import SystemClock, rfc3339
 from relay.base.phrases import shown
 from relay.base.running_relay import (
     ControlClient,
@@ -29,8 +27,6 @@ from relay.base.socket_address import Address
 from relay.operation.cli import options
 from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.relay_client import clock_ahead
-
-_TIME_OF_DAY = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])", re.ASCII)
 
 
 @click.command()
@@ -114,14 +110,9 @@ def _time_of(text: str, settings: Settings) -> str:
     except ControlUnavailableError:  # a service uses the clock of the machine
         now_us = SystemClock().time_us()
     try:
-        if of_day := _TIME_OF_DAY.fullmatch(text):
-            now = datetime.fromtimestamp(now_us / 1e6).astimezone().replace(tzinfo=None)
-            due = now.replace(hour=int(of_day[1]), minute=int(of_day[2]), second=0, microsecond=0)
-            due += timedelta(days=due <= now)
-            return rfc3339(time_us_of(due.isoformat()))
-        return rfc3339(now_us + int(seconds_ahead(text, now_us) * 1e6))
+        return rfc3339(now_us + int(seconds_ahead(text, now_us, zone=None) * 1e6))
     except ValueError as error:
-        expected = f'expected {error}, or a time of day such as "15:00"{clock_ahead(client)}'
+        expected = f"expected {error}{clock_ahead(client)}"
         raise click.UsageError(f"--at: found {shown(text)}, {expected}") from None
 
 

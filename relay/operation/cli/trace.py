@@ -17,11 +17,10 @@ import click
 from msgspec import UNSET, to_builtins
 from msgspec.structs import replace
 
-from relay.base.clock import SystemClock, rfc3339
 from relay.base.message import lifecycle
 from relay.base.phrases import counted, named, shown
 from relay.base.running_relay import ControlError
-from relay.base.settings.values import is_ip, parse_duration
+from relay.base.settings.values import is_ip
 from relay.operation.cli.errors import CommandError, ExitCode
 from relay.operation.cli.option_types import Parsed
 from relay.operation.cli.options import KEY, CommandContext, common_options, once
@@ -33,7 +32,6 @@ from relay.store.journeys.document import Journey, Recipient
 from relay.store.journeys.wording import REASONS, WAITS_FOR
 from relay.transport.refusals.refusal import Refusal, line_of
 
-_DAY_US = 86_400_000_000
 _STATES = ["final", *map(str, (*lifecycle.SubmissionState, *lifecycle.RecipientState))]
 _WORDS = ("client", "login", "id", "after", "before", "has")  # parameters that are search words
 _OPTIONS = {"id": "message-id", "after": "since", "before": "until"}  # with other names than these
@@ -51,24 +49,11 @@ def _address(text: str) -> str:
     return text if "@" in text or text == "<>" else _part(text)
 
 
-def _time(text: str) -> str:
-    """Return a time in the form of the search. An invalid text is returned as it is, because the
-    relay then rejects it.
-    """
-    now_us, days = SystemClock().time_us(), {"today": 0, "yesterday": 1}
-    if text in days:
-        return rfc3339(now_us - days[text] * _DAY_US)[:10]
-    try:
-        return rfc3339(now_us - int(parse_duration(text) * 1e6))
-    except (ValueError, OverflowError):
-        return text
-
-
 _SHOWN = 100
 _LIMIT = click.option(
     "--limit", type=click.IntRange(1, LIST_MAX), help=f"Default: {_SHOWN}; with --json: all."
 )
-_PART, _ADDRESS, _WHEN = Parsed("TEXT", _part), Parsed("ADDRESS", _address), Parsed("WHEN", _time)
+_PART, _ADDRESS = Parsed("TEXT", _part), Parsed("ADDRESS", _address)
 
 
 @click.command()
@@ -80,8 +65,8 @@ _PART, _ADDRESS, _WHEN = Parsed("TEXT", _part), Parsed("ADDRESS", _address), Par
 @once("--login", metavar="ADDRESS", help="The account that it is from, or a part.")
 @once("--state", type=click.Choice(_STATES), metavar="STATE", help="Of a recipient.")
 @once("--message-id", "id", metavar="ID", help="A Message-ID, or another id.")
-@once("--since", "after", type=_WHEN, help="Then or later.")
-@once("--until", "before", type=_WHEN, help="Before then.")
+@once("--since", "after", metavar="WHEN", help="Then or later.")
+@once("--until", "before", metavar="WHEN", help="Before then.")
 @click.option("--complaints", is_flag=True, help="Only messages that a recipient complained about.")
 @_LIMIT
 @common_options
@@ -89,8 +74,9 @@ def log(context: CommandContext, *, complaints: bool, limit: int | None, **condi
     """List messages, the newest first, with their state: also those that have left the queue.
 
     A message must match all conditions. A value with "*" is a pattern of the whole. WHEN is a day
-    or a time (UTC), today, yesterday, or a duration such as 2h: that long ago. What SMTP sessions
-    refused is no message; relay trace shows it.
+    such as 2027-01-31, today, yesterday; a time such as "yesterday 14:03", 14:03 (the last one) or
+    "2027-01-31 09:00:00Z", in UTC without a zone; or a duration such as 2h: that long ago. What
+    SMTP sessions refused is no message; relay trace shows it.
     """
     client = operator_client(context)
     conditions["has"] = "complaint" if complaints else ""
@@ -102,6 +88,9 @@ def log(context: CommandContext, *, complaints: bool, limit: int | None, **condi
         page = client.log(query | {"limit": str(limit or _SHOWN)})
     except ControlError as error:
         raise click.UsageError(_with_option(str(error))) from None
+    for name in ("since", "until"):
+        if name in page:
+            click.echo(f"relay log: {name} {_moment(page[name])}", err=True)
     rows, older = page["messages"], page["older"]
     # `relay log`, `list`: `messages` of `GET log`
     context.show(rows, lambda: log_lines(rows))
@@ -171,7 +160,8 @@ def _moment(at: str) -> str:
 
 def log_query(**values: str) -> dict[str, str]:
     """Return the query of GET /log. Parameters in _WORDS become search words in `q`."""
-    words = [f"{word}:{'?'.join(values[word].split())}" for word in _WORDS if values.get(word)]
+    quoted = {word: values[word].replace('"', '""') for word in _WORDS if values.get(word)}
+    words = [f'{word}:"{value}"' for word, value in quoted.items()]
     rest = {name: value for name, value in values.items() if value and name not in _WORDS}
     return rest | {"q": " ".join(words)}
 

@@ -93,7 +93,7 @@ class Journeys:
         self._pages = Turns("new messages", 1)  # a page takes megabytes
         self._spool = spool
         self._store = store
-        self._clock = clock
+        self.clock = clock
         self.places = ListPlaces(spool, store)
 
     async def journey(
@@ -184,13 +184,13 @@ class Journeys:
 
         At most `pages` pages are read, and none is begun after _LOG_S.
         """
-        began_s = self._clock.real_s()
+        began_s = self.clock.real_s()
         rows: tuple[MessageSummary, ...] = ()
         for _ in range(pages):
             left = min(limit - len(rows), _READ_MAX)
             page = await self.page(search, account=account, limit=left, before=before)
             rows, before = (*rows, *page.rows), page.older
-            is_enough = len(rows) >= limit or self._clock.real_s() - began_s > _LOG_S
+            is_enough = len(rows) >= limit or self.clock.real_s() - began_s > _LOG_S
             if before is None or is_enough:
                 break
         return ListPage(rows, before)
@@ -204,7 +204,7 @@ class Journeys:
         if search.key:
             page = await self.page(search, account=account, limit=limit)
             return [row.name for row in page.rows], page.older is not None
-        began_s, names = self._clock.real_s(), list[str]()
+        began_s, names = self.clock.real_s(), list[str]()
         before: ListPosition | None = None
         search = await self.places.with_index(search)
         history = replace(search.without_content(), reader="", indexed=None, added=False)
@@ -215,7 +215,7 @@ class Journeys:
                 search, account=account, limit=limit - len(names), before=before
             )
             names += [_name_of(message) for _, message in places]
-            is_enough = len(names) >= limit or self._clock.real_s() - began_s > _LOG_S
+            is_enough = len(names) >= limit or self.clock.real_s() - began_s > _LOG_S
             if before is None or is_enough:
                 break
         names = sorted([*indexed, *names], reverse=True) if indexed else names
@@ -310,7 +310,7 @@ class Journeys:
         self, messages: Sequence[FoundMessage | OpenSubmission], *, added: bool
     ) -> tuple[MessageSummary, ...]:
         ids = [message.queue_id for message in messages if isinstance(message, FoundMessage)]
-        ahead_us = wall_offset_us(self._clock)
+        ahead_us = wall_offset_us(self.clock)
         summaries = await self._spool.summaries(ids, account=None, added=added) if ids else ()
         in_spool = {row.name: row for row in summaries}
         rows = []
@@ -403,7 +403,7 @@ class Journeys:
         Messages whose contents cannot be read in time are after the cursor.
         """
         assert search.after is not None
-        after, until_s = search.after, self._clock.real_s() + _LOG_S
+        after, until_s = search.after, self.clock.real_s() + _LOG_S
         search = replace(search, after=None)
         journeys: list[Journey] = []
         for _ in range(PAGES_MAX):
@@ -449,7 +449,7 @@ class Journeys:
                 search, account=account, limit=_READ_MAX, before=before, lookup_s=lookup_s
             )
             matching |= {place.name: message for place, message in places}
-            if before is not None and self._clock.real_s() > until_s:
+            if before is not None and self.clock.real_s() > until_s:
                 return None
         return matching
 

@@ -5,17 +5,15 @@ limited. Positions in errors count characters from 0. OData 4.01 URL conventions
 """
 
 import re
-from datetime import UTC, datetime, timedelta
 from enum import Enum
 
 from msgspec import Struct
 
+from relay.base.clock import time_us_of
 from relay.front_door.graph import errors
 from relay.front_door.http.errors import ApiError, bad_request, quoted
 
 CHARACTERS_MAX = 8192
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_US = timedelta(microseconds=1)
 
 _TOKEN = re.compile(
     r"""(?P<guid>[\dA-Fa-f]{8}(?:-[\dA-Fa-f]{4}){3}-[\dA-Fa-f]{12})
@@ -122,10 +120,9 @@ def time_of(token: Token) -> int | None:
     client did not encode.
     """
     try:
-        moment = datetime.fromisoformat(token.text.upper().replace(" ", "+"))
+        return time_us_of(token.text.upper().replace(" ", "+"))
     except ValueError:
         return None
-    return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH) // _US
 
 
 DEPTH_MAX = 32

@@ -11,12 +11,11 @@ See docs/design.md 4, invariants 1, 3 and 9.
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 
 from msgspec.structs import replace
 
 from relay.base.accounts.usage import CancelledMail
-from relay.base.clock import offset_us, rfc3339
+from relay.base.clock import offset_us, rfc3339, time_us_of
 from relay.base.message.envelope import ForwardPath, Notify
 from relay.base.message.lifecycle import RecipientState, check_transition
 from relay.base.message.nexthop import Destination, HopKind, NextHop, without_mailbox
@@ -38,7 +37,6 @@ from relay.store.spool.shared.tables import Leftovers, Tables
 from relay.store.spool.types import RESTORED_US, ContentKey, Key, NewMessage, NewRecipient, Selector
 
 _OF_A_RULE = "a rule holds it"
-_BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 _HOPS_RECORDED_MAX = 20  # of one event
 _LEFT_US_MIN = 3600_000_000  # of the time of restored mail: it is attempted once more
 _NEVER = frozenset((Notify.NEVER,))
@@ -529,7 +527,7 @@ class _EntryChanger:
             recorded = detail.due.get(str(facts.number))
             if detail.operation == Operation.HOLD and recorded:
                 with suppress(ValueError):
-                    return (datetime.fromisoformat(recorded) - _BEGIN) // timedelta(microseconds=1)
+                    return time_us_of(recorded)
         return 0
 
     def _due_now(self, next_hop: str) -> None:

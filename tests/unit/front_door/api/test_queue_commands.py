@@ -95,7 +95,6 @@ def test_a_reroute_says_where_to() -> None:
         ("retry", {"ids": ["x"] * 10_001}, "ids: found 10001"),
         ("retry", {"all": True, "reason": "a\nb"}, "reason: expected one line"),
         ("hold", {"all": True, "until": "soon"}, "until: found 'soon', expected a duration"),
-        ("hold", {"all": True, "until": "2023-11-14T23:13:25"}, "until"),
         ("hold", {"all": True, "until": "2001-01-01T00:00:00Z"}, "a time in the future"),
         ("hold", {"all": True, "until": "0s"}, "a time in the future"),
         ("reroute", {"all": True}, "to: '' is not a next hop"),

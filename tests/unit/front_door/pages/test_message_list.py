@@ -91,13 +91,13 @@ async def test_pages_go_back_and_forth_while_mail_arrives(pages):
 def test_the_trail_of_pages_is_bounded_and_leads_back(steps):
     view, seen = ListView(), []
     for number in range(1, steps + 1):
-        place = view_of([("before", f"{number:x}-06gzy78nhccc7r9c")]).before
+        place = view_of([("before", f"{number:x}-06gzy78nhccc7r9c")], 0).before
         fields = view.older(place)
         assert len(fields.get("newer", "")) < 1000
         seen.append(str(view.before) if view.before else "")
-        view = view_of(list(fields.items()))
+        view = view_of(list(fields.items()), 0)
     for expected in seen[: -min(steps, 20) - 1 : -1]:
-        view = view_of(list(view.newer().items()))
+        view = view_of(list(view.newer().items()), 0)
         assert (str(view.before) if view.before else "") == expected
 
 
