@@ -271,7 +271,7 @@ export class Relay {
   async #situation({ nearest, refused = [] }) {
     const { messages } = await this.#list();
     const arrived = messages.length ? this.#lines(messages) : `  nothing; the relay is at ${this.env.SMTP_URL}`;
-    const near = nearest?.compared.map((one) => `\n  ${one.field}: expected ${one.expected}, found ${one.found}`) ?? [];
+    const near = nearest?.compared.filter((one) => !one.matches).map((one) => `\n  ${one.field}: expected ${one.expected}, found ${one.found}`) ?? [];
     const lines = refused.map((one) => `\n  ${one.reply}: ${one.sender} -> ${one.recipients} "${one.subject}"`);
     const titled = (title, all) => (all.length ? `\n${title}:${all.join('')}` : '');
     return `Arrived:\n${arrived}${titled('Nearest', near)}${titled('Refused', lines)}${this.#lastLines()}`;

@@ -179,6 +179,16 @@ class AsyncRelay(RelayPlaces):
         """See Relay.messages()."""
         return await self.running.awaited(self.running.arrived(None, settles=False))
 
+    async def journeys(self, **conditions: str) -> list[Message]:
+        """See Relay.journeys()."""
+        return await self.running.awaited(self.running.listed(conditions, settles=False))
+
+    async def wait_for_journey(self, *, timeout: float = WAIT_S, **conditions: str) -> Message:  # noqa: ASYNC109
+        """See Relay.wait_for_journey()."""
+        __tracebackhide__ = True
+        work = self.running.wait_for_journey(conditions, timeout, settles=False)
+        return await self.running.awaited(work)
+
     async def settle(self, timeout: float = SETTLE_S) -> None:  # noqa: ASYNC109
         """See Relay.settle()."""
         __tracebackhide__ = True

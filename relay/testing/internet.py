@@ -4,7 +4,6 @@ A description is a scenario (docs/internet.md), made by calls. Replies are used 
 their description: the first reply that matches is used until its `times` are used up.
 """
 
-import asyncio
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from relay.development.internet.behaviour import ReceivedMail
 from relay.development.internet.scenario_file import read_scenarios, scenario_of
 from relay.testing.message import WAIT_S, Message, MessageSource
 from relay.testing.running import RunningRelay
-from relay.testing.waiting import Pattern, WaitTimeout, Wanted, journey_lines, timeout_text
+from relay.testing.waiting import Pattern, WaitTimeout, Wanted, journey_lines, listed, timeout_text
 
 _SHOWN_MAX = 10
 
@@ -127,10 +126,8 @@ class InternetScenario:
 
     async def wait(self, domain: str, criteria: Wanted, timeout_s: float) -> RemoteMessage:
         """Return the first message that matches and that no wait returned; raise WaitTimeout."""
-        changes, observer = self.running.relay.daemon.base.changes, self.running.observer
-        deadline_s = asyncio.get_running_loop().time() + timeout_s  # real time: a test waits
-        while True:
-            count = changes.count
+        observer, messages = self.running.observer, list[RemoteMessage]()
+        async for _ in observer.looks(timeout_s):
             messages = await self.read(domain)
             for message in messages:
                 if message.key not in self._taken and criteria.matches_values(
@@ -139,10 +136,8 @@ class InternetScenario:
                     self._taken.add(message.key)
                     observer.saw(message.queue_id)
                     return message
-            if not await observer.changed(count, deadline_s):
-                break
-        lines = [f"Received by the hosts of {domain}: {len(messages) or 'nothing'}"]
-        lines += [f"  {message.line()}" for message in messages[-_SHOWN_MAX:]]
+        entries = [[message.line()] for message in messages]
+        lines = listed(f"Received by the hosts of {domain}", entries)
         text = timeout_text(criteria, timeout_s, await observer.observed())
         raise WaitTimeout("\n".join([text, "", *lines]))
 

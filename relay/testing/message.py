@@ -128,7 +128,8 @@ class Message:
     @property
     def subject(self) -> str:
         """The subject, decoded."""
-        return field_text(self.eml, "Subject")
+        known = None if self.source else self._source.journey()  # the content is gone
+        return known.subject if known else field_text(self.eml, "Subject")
 
     @property
     def text(self) -> str:

@@ -5,7 +5,7 @@ wait returned does not end a later wait.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,15 +13,18 @@ from relay.base.observe.metric_samples import total
 from relay.development.relay import DevelopmentRelay
 from relay.operation.app.settling import UnsettledError
 from relay.store.journeys.document import Journey
-from relay.store.journeys.message_list import MAIL, MessageSearch, in_flight
+from relay.store.journeys.message_list import MAIL, MessageSearch, in_flight, nearest
 from relay.testing import waiting
 from relay.testing.arrivals import ArrivedMessage, MailboxFiles, MessageCopy
 from relay.testing.frameworks import django_outbox
 from relay.testing.message import Bounce, read_reports
 from relay.transport.refusals.refusal import PAGE_MAX, RefusalSearch
 
+_ALL_MAIL = MessageSearch(kind=MAIL)
 _JOURNEYS_MAX = 1000
 _LOG_LINES_MAX = 10
+_COMPARED_MAX = 30  # messages that a wait without result is compared with
+_UNTRIED = {"converting", "queued"}
 _REST_S = 5.0
 _LOG_BYTES_MAX = 16 * 1024
 
@@ -36,9 +39,9 @@ class Observer:
         self._log_start = 0
         self._connections_before = 0  # the last reset
         self.files = MailboxFiles(relay.daemon)
-        self._taken: set[str] = set()  # keys of copies that a wait returned
+        self._taken: set[str] = set()  # keys of copies, names of journeys: a wait returned them
         self._seen: set[str] = set()  # names of messages that a wait or a list returned
-        self._sent: set[str] = set()  # Graph ids of messages that the test sent itself
+        self._sent: set[str] = set()  # Graph ids of messages that the test sent or has listed
         self._final: dict[str, Journey] = {}  # journeys that do not change any more
 
     def sent(self, graph_id: str) -> None:
@@ -64,18 +67,30 @@ class Observer:
 
     async def wait_for(self, criteria: waiting.Wanted, timeout_s: float) -> ArrivedMessage:
         """Return the first message that matches and that no wait returned; raise WaitTimeout."""
-        loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + timeout_s  # real time: a test waits
-        while True:
-            count = self._daemon.base.changes.count
+        async for _ in self.looks(timeout_s):
             for arrival in await self.arrivals(criteria.address):
                 if arrival.copy.key not in self._taken and criteria.matches(arrival):
                     self._taken.add(arrival.copy.key)
                     self.saw(arrival.copy.name)
                     return arrival
-            if not await self.changed(count, deadline_s):
-                break
         raise waiting.WaitTimeout(waiting.timeout_text(criteria, timeout_s, await self.observed()))
+
+    async def wait_for_journey(self, conditions: Mapping[str, str], timeout_s: float) -> Journey:
+        """Return the oldest message that matches and that no wait returned, after an attempt for
+        all recipients unless a state is wanted. Raises WaitTimeout.
+        """
+        search = waiting.search_of(conditions, self._relay.clock.time_us())
+        journeys = self._daemon.base.journeys
+        async for _ in self.looks(timeout_s):
+            for journey in await self.journeys(search):
+                states = {recipient.state for recipient in journey.recipients}
+                name = journey.submission_id or journey.key
+                if name not in self._taken and (search.state or not states & _UNTRIED):
+                    self._taken.add(name)
+                    return journey
+        near = nearest(search, *await journeys.near(search, account=None, limit=_COMPARED_MAX))
+        wanted = f"message with {conditions} within {timeout_s:g} s"
+        raise waiting.WaitTimeout(waiting.no_journey_text(wanted, near, await self.observed()))
 
     async def wait_for_bounce(self, key: str, timeout_s: float) -> Bounce:
         """Return the report of a message's failure; raise WaitTimeout."""
@@ -102,6 +117,15 @@ class Observer:
             seconds = None
         actions = [bounce.action for bounce in bounces]
         raise waiting.WaitTimeout(waiting.no_bounce_text(journey, seconds=seconds, actions=actions))
+
+    async def looks(self, timeout_s: float) -> AsyncIterator[None]:
+        """Yield at once and after each change of the relay, until the time has passed."""
+        deadline_s = asyncio.get_running_loop().time() + timeout_s  # real time: a test waits
+        is_in_time = True
+        while is_in_time:
+            count = self._daemon.base.changes.count
+            yield
+            is_in_time = await self.changed(count, deadline_s)
 
     async def changed(self, count: int, deadline_s: float) -> bool:
         """Wait until more than `count` changes have happened; False: the deadline came first."""
@@ -143,12 +167,12 @@ class Observer:
             django_outbox(),
         )
 
-    async def journeys(self) -> list[Journey]:
-        """Return the journeys of all messages except reports, the oldest first."""
-        page = await self._daemon.base.journeys.search(
-            MessageSearch(kind=MAIL), account=None, limit=_JOURNEYS_MAX
-        )
-        return page.messages[::-1]
+    async def journeys(self, search: MessageSearch = _ALL_MAIL) -> list[Journey]:
+        """Return the journeys that match, by default those of all messages except reports, the
+        oldest first.
+        """
+        journeys = self._daemon.base.journeys
+        return (await journeys.search(search, account=None, limit=_JOURNEYS_MAX)).messages[::-1]
 
     async def unexpected(self) -> str:
         """Return the text about mail that the test has not seen, "" for none.

@@ -105,6 +105,24 @@ class Relay(RelayPlaces):
         """Return the messages in all mailboxes, in the order of their arrival."""
         return self.running.run(self.running.arrived(None, settles=True))
 
+    def journeys(self, **conditions: str) -> list[Message]:
+        """Return the messages that the relay has taken, the oldest first, whatever became of them.
+
+        The conditions `to`, `sender`, `subject`, `mailbox`, `state`, `kind` and `q` are those of
+        GET /relay/v1/messages (docs/api.md). Raises ValueError, ApiError.
+        """
+        return self.running.run(self.running.listed(conditions, settles=True))
+
+    def wait_for_journey(self, *, timeout: float = WAIT_S, **conditions: str) -> Message:
+        """Return the oldest message of journeys() that no earlier wait returned.
+
+        It has been attempted for all recipients, unless `state` is given: then a recipient is in
+        this state. Raises WaitTimeout, ValueError, ApiError.
+        """
+        __tracebackhide__ = True
+        work = self.running.wait_for_journey(conditions, timeout, settles=True)
+        return self.running.run(work)
+
     def settle(self, timeout: float = SETTLE_S) -> None:
         """Return when nothing is queued, due or in progress. Raises WaitTimeout."""
         __tracebackhide__ = True
@@ -113,8 +131,8 @@ class Relay(RelayPlaces):
     def assert_no_more_mail(self, timeout: float = SETTLE_S) -> None:
         """Settle, then raise AssertionError if there is a message that the test has not seen.
 
-        The test has seen the messages that it sent with send(), and those that a wait, messages()
-        or `bounce` returned.
+        The test has seen the messages that it sent with send(), and those that a wait, a list or
+        `bounce` returned.
         """
         __tracebackhide__ = True
         self.running.run(self.running.assert_no_more(timeout))

@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from relay.base import running_relay
 from relay.base.message.address import own_mailbox, untagged
-from relay.base.running_relay import DraftToSend, mark_read_by_graph, read_by_graph, send_by_graph
+from relay.base.running_relay import DraftToSend
 from relay.base.socket_address import Address
 from relay.development.accounts import DOMAIN
 from relay.development.mail_access.dovecot import find_dovecot
@@ -20,7 +22,7 @@ from relay.testing.arrivals import ArrivedMessage
 from relay.testing.message import Bounce, Message, MessageSource
 from relay.testing.observer import Observer
 from relay.testing.relay_thread import LOG_NAME, RelayThread, new_state_folder
-from relay.testing.waiting import Wanted
+from relay.testing.waiting import Wanted, search_of
 
 Result = TypeVar("Result")
 _LOOPBACK = "127.0.0.1"
@@ -92,11 +94,12 @@ class RunningRelay(RelayThread):
 
     def send(self, draft: DraftToSend, *, settles: bool) -> Message:
         """Send a message by the Graph API. Raises RejectedError."""
-        graph_id = send_by_graph(self.relay.addresses.http, draft, token=draft.sender)
+        graph_id = running_relay.send_by_graph(self.relay.addresses.http, draft, token=draft.sender)
         self.observer.sent(graph_id)
 
         def read() -> bytes:
-            return read_by_graph(self.relay.addresses.http, graph_id, token=draft.sender)
+            address = self.relay.addresses.http
+            return running_relay.read_by_graph(address, graph_id, token=draft.sender)
 
         return Message(read, _RunningSource(self, graph_id, settles=settles))
 
@@ -105,7 +108,9 @@ class RunningRelay(RelayThread):
         mailbox = untagged(own_mailbox(address))
         for recipient in message.journey.get("recipients", ()):
             if recipient["graph_id"] and untagged(own_mailbox(recipient["address"])) == mailbox:
-                mark_read_by_graph(self.relay.addresses.http, recipient["graph_id"], token=address)
+                running_relay.mark_read_by_graph(
+                    self.relay.addresses.http, recipient["graph_id"], token=address
+                )
                 return
         raise LookupError(f"{message!r} is not in the mailbox of {address}")
 
@@ -125,6 +130,20 @@ class RunningRelay(RelayThread):
         arrival = await self.observer.wait_for(criteria, timeout_s)
         return self._message(arrival, settles=settles)
 
+    async def listed(self, conditions: Mapping[str, str], *, settles: bool) -> list[Message]:
+        """Return the messages of the relay that match; the test has seen them. As arrived()."""
+        search = search_of(conditions, self.relay.clock.time_us())
+        await self.observer.rest()
+        journeys = await self.observer.journeys(search)
+        return [self._message_of(journey, settles=settles) for journey in journeys]
+
+    async def wait_for_journey(
+        self, conditions: Mapping[str, str], timeout_s: float, *, settles: bool
+    ) -> Message:
+        """See Observer.wait_for_journey(); the test has seen the message."""
+        journey = await self.observer.wait_for_journey(conditions, timeout_s)
+        return self._message_of(journey, settles=settles)
+
     async def assert_no_more(self, timeout_s: float) -> None:
         """Settle, then raise AssertionError if there is a message that the test has not seen."""
         await self.observer.settle(timeout_s)
@@ -134,6 +153,18 @@ class RunningRelay(RelayThread):
     def source_of(self, key: str) -> MessageSource:
         """Return where journey and reports of a message are read; `key` is one of its ids."""
         return _RunningSource(self, key, settles=True)
+
+    def _message_of(self, journey: Journey, *, settles: bool) -> Message:
+        self.observer.saw(journey.key)
+        self.observer.sent(journey.graph_id or "")  # its queue id may come later
+        client = running_relay.ControlClient(self.relay.daemon.base.settings.control_socket)
+
+        def read() -> bytes:
+            with suppress(running_relay.ControlError):  # the content is gone
+                return b"".join(client.download(f"/messages/{journey.key}/source"))
+            return b""
+
+        return Message(read, _RunningSource(self, journey.key, settles=settles))
 
     def _message(self, arrival: ArrivedMessage, *, settles: bool) -> Message:
         source = _RunningSource(self, arrival.copy.queue_id, settles=settles)

@@ -5,16 +5,22 @@ in any case; `*` is any text, `?` one character.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from msgspec.structs import replace
 
 from relay.base.message.address import AddressError, parse_odd_mailbox
 from relay.base.message.lifecycle import RecipientState
+from relay.base.phrases import words_in
+from relay.front_door.api.search_text import list_search_of
 from relay.store.journeys.document import Journey
 from relay.store.journeys.message_list import (
+    ALL_MAILBOXES,
     VALUE_CHARACTERS_MAX,
     Comparison,
-    in_flight,
+    MessageSearch,
     likeness,
     matches_address_pattern,
     matches_pattern,
@@ -24,12 +30,10 @@ from relay.transport.refusals.refusal import Refusal, line_of
 
 SETTLE_S = 60.0
 _SHOWN_MAX = 10
-_WITHOUT_COPY = (
-    RecipientState.FAILED,
-    RecipientState.EXPIRED,
-    RecipientState.CANCELLED,
-    RecipientState.DISCARDED,
-)
+_RETURNED = "  ! an earlier wait returned this message already"
+_CONDITIONS = words_in("to sender subject mailbox state kind q")
+# A copy is in a mailbox, or others have got the message.
+_WITH_COPY = words_in("delivered relayed captured redirected expanded")
 
 
 Pattern = str | re.Pattern[str]
@@ -46,6 +50,15 @@ def checked_address(text: str) -> str:
     except AddressError as error:
         raise ValueError(f"no address: {error}") from None
     return text
+
+
+def search_of(conditions: Mapping[str, str], now_us: int) -> MessageSearch:
+    """Return the search of GET /relay/v1/messages as an operator. Raises ValueError, ApiError."""
+    for name, value in conditions.items():
+        if name not in _CONDITIONS or not isinstance(value, str):
+            expected = f"a text for one of {', '.join(_CONDITIONS)}; * is any text in it"
+            raise ValueError(f"found {name}={value!r}, expected {expected}")
+    return replace(list_search_of(conditions, now_us), reader=ALL_MAILBOXES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,29 +118,53 @@ class Observed:
 
 
 def timeout_text(criteria: Wanted, seconds: float, observed: Observed) -> str:
-    """Return why a wait failed."""
-    never = (
-        ""
-        if observed.connections or observed.refused
-        else ": no program has connected to this relay"
-    )
-    lines = [f"no {criteria} within {seconds:g} s{never}", "", *_outbox_lines(observed.outbox)]
+    """Return why a wait for a copy failed."""
     here = [arrival for arrival in observed.arrivals if criteria.is_in(arrival)]
     elsewhere = [arrival for arrival in observed.arrivals if arrival not in here]
-    lines += _listed(f"Arrived in {criteria.address}", here, observed)
+    lines = listed(f"Arrived in {criteria.address}", [[_line(one, observed)] for one in here])
     if elsewhere:
-        lines += _listed("Arrived in other mailboxes", elsewhere, observed)
+        entries = [[_line(arrival, observed)] for arrival in elsewhere]
+        lines += listed("Arrived in other mailboxes", entries)
     nearest = _nearest(criteria, here or elsewhere, observed)
     if nearest is not None:
         lines += ["", f"Nearest: {_line(nearest, observed)}"]
-        for name, expected, actual, is_right in criteria.compare(nearest):
-            mark = "  " if is_right else "! "
-            verdict = "matches" if is_right else "differs"
-            lines.append(f"  {mark}{name:<8} expected {expected}, found {actual}: {verdict}")
+        lines += _differences(criteria.compare(nearest))
         if nearest.copy.key in observed.taken:
-            lines.append("  ! an earlier wait returned this message already")
-    lines += ["", *_in_flight_lines(observed), *_ended_lines(observed)]
-    lines += refused_lines(observed.refused)
+            lines.append(_RETURNED)
+    others = [
+        journey_lines(journey)
+        for journey in observed.journeys
+        if any(recipient.state not in _WITH_COPY for recipient in journey.recipients)
+    ]
+    lines += ["", *listed("Not in a mailbox", others)]
+    return _failed(f"{criteria} within {seconds:g} s", lines, observed)
+
+
+def no_journey_text(wanted: str, near: Mapping[str, Any] | None, observed: Observed) -> str:
+    """Return why a wait for a journey failed. `near` is `nearest` of GET /relay/v1/messages."""
+    lines = listed("Messages", [journey_lines(journey) for journey in observed.journeys])
+    if near is not None:
+        line = f"{near['id'] or near['submission_id']}  {_shown(near['subject'])}: {near['state']}"
+        compared = (tuple(comparison.values()) for comparison in near["compared"])
+        lines += ["", f"Nearest: {line}", *_differences(compared)]
+        if (near["submission_id"] or near["id"]) in observed.taken:
+            lines.append(_RETURNED)
+    return _failed(wanted, lines, observed)
+
+
+def _differences(compared: Iterable[Comparison]) -> list[str]:
+    return [
+        f"  ! {name:<8} expected {expected}, found {_on_one_line(actual)}"
+        for name, expected, actual, is_right in compared
+        if not is_right
+    ]
+
+
+def _failed(wanted: str, lines: Sequence[str], observed: Observed) -> str:
+    is_used = observed.connections or observed.refused
+    never = "" if is_used else ": no program has connected to this relay"
+    head = [f"no {wanted}{never}", "", *_outbox_lines(observed.outbox)]
+    lines = [*head, *lines, *refused_lines(observed.refused)]
     if observed.log:
         lines += ["", "Last lines of the relay's log:", *(f"  {line}" for line in observed.log)]
     return "\n".join(lines)
@@ -184,36 +221,16 @@ def _recipient_lines(journey: Journey) -> Iterator[str]:
         yield f"{recipient.address} {recipient.state}{attempts}{reply}"
 
 
-def _listed(title: str, arrivals: Sequence[ArrivedMessage], observed: Observed) -> list[str]:
-    if not arrivals:
-        return [f"{title}: nothing"]
-    last = arrivals[-_SHOWN_MAX:]
-    lines = [f"{title}: {len(arrivals)}"]
-    return [
-        *lines,
-        *(f"  {_line(arrival, observed)}" for arrival in last),
-        *_omitted(len(arrivals)),
-    ]
+def listed(title: str, entries: Sequence[Sequence[str]]) -> list[str]:
+    """Return the number of entries, and the lines of the last ones."""
+    lines = [f"{title}: {len(entries) or 'nothing'}"]
+    lines += [f"  {line}" for entry in entries[-_SHOWN_MAX:] for line in entry]
+    return lines + _omitted(len(entries))
 
 
 def _line(arrival: ArrivedMessage, observed: Observed) -> str:
     taken = " (returned by an earlier wait)" if arrival.copy.key in observed.taken else ""
     return arrival_line(arrival) + taken
-
-
-def _in_flight_lines(observed: Observed) -> list[str]:
-    journeys = in_flight(observed.journeys)
-    return _journeys_listed("In flight", journeys) if journeys else ["In flight: nothing"]
-
-
-def _ended_lines(observed: Observed) -> list[str]:
-    ended = [
-        journey
-        for journey in observed.journeys
-        if journey.is_there
-        and any(recipient.state in _WITHOUT_COPY for recipient in journey.recipients)
-    ]
-    return _journeys_listed("Ended without a copy", ended) if ended else []
 
 
 def refused_lines(refused: Sequence[Refusal]) -> list[str]:
@@ -235,13 +252,6 @@ def _outbox_lines(outbox: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
     for subject, to in outbox[-_SHOWN_MAX:]:
         lines.append(f"  {_shown(subject)} to {_clipped(', '.join(to))}")
     return [*lines, *_omitted(len(outbox)), ""]
-
-
-def _journeys_listed(title: str, journeys: Sequence[Journey]) -> list[str]:
-    lines = [f"{title}: {len(journeys)}"]
-    for journey in journeys[:_SHOWN_MAX]:
-        lines += [f"  {line}" for line in journey_lines(journey)]
-    return lines + _omitted(len(journeys))
 
 
 def _omitted(count: int) -> list[str]:

@@ -73,10 +73,10 @@ test('a wait that fails says what there is', async () => {
   await send('ann@gmail.com', 'Welcome');
   await assert.rejects(transport.sendMail({ to: 'x@gmail.com', from: 'a@b.test', subject: 'x', attachments: [{ filename: 'a.exe' }] }));
   await relay.wait();
-  await assert.rejects(relay.waitForCount(2, { to: 'anne@*', timeout: 0.1 }), (error) => {
+  await assert.rejects(relay.waitForCount(2, { to: 'anne@*', subject: 'Welc*', timeout: 0.1 }), (error) => {
     assert.ok(error instanceof WaitTimeout);
-    assert.match(error.message, /^found 0 messages, expected 2 with {"to":"anne@\*"} within 0.1 s\n/);
-    assert.match(error.message, /^Nearest:\n {2}to: expected anne@\*, found ann@gmail.com$/m);
+    assert.match(error.message, /^found 0 messages, expected 2 with {"to":"anne@\*","subject":"Welc\*"} within 0.1 s\n/);
+    assert.match(error.message, /^Nearest:\n {2}to: expected anne@\*, found ann@gmail.com\nRefused:$/m);
     assert.match(error.message, /"Welcome" from app@shop.test to ann@gmail.com captured .* - returned before$/m);
     assert.match(error.message, /^Refused:\n {2}550 .*: a@b.test -> x@gmail.com "x"$/m);
     return true;

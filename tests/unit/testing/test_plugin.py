@@ -137,7 +137,7 @@ def test_passes(relay):
     assert "Subject: Hello There" in copy.read_text()
     assert re.search(r"-+ relay -+\n.*Hello There.*-> bob@example.test, joe@gmail.com", output)
     assert f"journeys and messages: {folder}" in output
-    assert '! subject  expected "Bye", found "Hello There": differs' in output
+    assert '! subject  expected "Bye", found "Hello There"' in output
     assert "observer.py" not in output
     _, output = run(test_a=test)
     found = re.search(r"journeys and messages: (\S+)", output)

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from relay.front_door.http.errors import ApiError
 from relay.testing import AsyncRelay, Relay, WaitTimeout
 
 ALICE, BOB, GMAIL = "alice@example.test", "bob@example.test", "joe@gmail.com"
@@ -86,6 +87,42 @@ class TestMail:
         report = relay.mailbox(ALICE).wait_for(subject="Undeliverable: Lost")
         assert report.bounce == sent.bounce
         assert report.sender == ""
+
+    def test_what_became_of_the_mail_of_a_program_is_asked(self, relay):
+        gmail = relay.internet.domain("gmail.com")
+        gmail.rcpt("joe").reply("452 4.2.2 mailbox full", times=2)
+        gmail.rcpt("ann").reply("550 5.1.1 no such user")
+        with smtplib.SMTP(*relay.smtp) as client:
+            client.sendmail("app@shop.test", [GMAIL, "ann@gmail.com"], b"Subject: Hi\r\n\r\nHi")
+            client.sendmail("", "ann@gmail.com", b"Subject: Gone\r\n\r\nx")
+        mail = relay.wait_for_journey(to="joe@*", subject="hi")
+        assert (mail.state, mail.recipients, mail.text) == (
+            "deferred",
+            [GMAIL, "ann@gmail.com"],
+            "Hi\n",
+        )
+        assert [one["reply"] for one in mail.recipient(GMAIL)["attempts"]] == [
+            "452 4.2.2 mailbox full"
+        ]
+        assert mail.bounce.reply == "550 5.1.1 no such user"
+        relay.clock.advance(hours=1)
+        assert (mail.state, len(mail.recipient(GMAIL)["attempts"])) == ("failed", 3)
+        with pytest.raises(WaitTimeout) as caught:
+            relay.wait_for_journey(subject="Hi", state="failed", timeout=0.1)
+        assert '"Hi": failed\n  ! an earlier wait returned this message already' in str(
+            caught.value
+        )
+        with pytest.raises(WaitTimeout, match=r"Nearest: .*\n  ! sender   expected a\*, found <>"):
+            relay.wait_for_journey(subject="Gone", sender="a*", timeout=0.1)
+        relay.assert_no_more_mail()  # its copy and its report count as seen
+        lost = relay.wait_for_journey(q="gone")  # nobody has got its text
+        assert (lost.subject, lost.text, lost.state) == ("Gone", "", "failed")
+        assert [one.state for one in relay.journeys(kind="mail")] == ["failed", "failed"]
+
+    def test_a_condition_that_is_none_is_refused(self, relay):
+        for wrong in ({"recipient": BOB}, {"to": None}, {"state": "sent"}):
+            with pytest.raises((ValueError, ApiError), match=r"found .*, expected "):
+                relay.journeys(**wrong)
 
     def test_a_wait_for_a_bounce_ends_when_none_will_come(self, relay):
         sent = relay.send(ALICE, [BOB, GMAIL], "Hello", "x")
@@ -243,6 +280,8 @@ class TestAsynchronous:
             assert got.text.strip() == "x"
             assert sent.recipient(GMAIL)["state"] == "deferred"
             await relay.clock.advance(minutes=1)
+            assert (await relay.wait_for_journey(state="relayed")).subject == "Hello"
+            assert [one.sender for one in await relay.journeys(to=BOB)] == [ALICE]
             remote = await relay.internet.domain("gmail.com").wait_for(subject="Hello")
             assert remote.recipients == [GMAIL]
             assert [one.subject for one in await relay.mailbox(BOB).messages()] == ["Hello"]
