@@ -239,8 +239,7 @@ def test_each_time_that_a_command_prints_is_taken_by_log(mail):
         done = mail.relay.cli("log", "--since", text)
         assert done.returncode == OK, (text, done.stderr)
         (since,) = re.findall(r"^relay log: since (\S+ \S+)Z$", done.stderr, re.MULTILINE)
-        typed = text.removesuffix(" UTC").removesuffix("Z").replace("T", " ")
-        assert typed[:19] in since
+        assert re.split(r"[.Z]| UTC", text)[0].replace("T", " ") in since
     refused = mail.relay.cli("log", "--until", "2 h ago")
     assert "Error: --until: found '2 h ago', expected a duration" in refused.stderr
 
