@@ -119,16 +119,6 @@ def test_a_full_spool_disk_rejects_new_mail_and_delivers_the_queue(
         assert [one for one in relay.faults() if "spool cannot settle" in one] == []
 
 
-def test_a_read_only_spool_disk_rejects_new_mail(remotes: Remotes, serve) -> None:
-    remote = remotes.start("a.test")
-    relay = serve(remotes)
-    with disks.read_only(relay.folder / "state"):
-        pressed(relay, 2, "spool-disk")
-        refuses(relay, "the queue's disk is nearly full or cannot be written")
-    pressed(relay, 0, "spool-disk")
-    takes_mail(relay, remote)
-
-
 def test_a_spool_disk_that_fails_during_delivery_repeats_the_attempt(
     remotes: Remotes, tmp_path: Path, serve
 ) -> None:
