@@ -13,7 +13,6 @@ import secrets
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,6 +20,7 @@ from weakref import WeakKeyDictionary
 import asyncpg
 from msgspec.structs import replace
 
+from relay.base.clock import boot_s
 from relay.base.phrases import words_in
 from relay.base.settings.postgres_url import ServerOptions, parse_postgres_url
 from relay.base.socket_address import Address
@@ -209,7 +209,7 @@ class DatabaseHosts:
     def _has_other_password(self, used: str) -> bool:
         """Whether there is another password than the server has refused: it is read again."""
         with self._lock:
-            read, now_s = self.options.read_url, time.monotonic()  # real time: a server
+            read, now_s = self.options.read_url, boot_s()
             if read and used == self.options.password and now_s >= self._password_s:
                 self._password_s = now_s + _PASSWORD_S
                 with contextlib.suppress(ValueError):  # such as no such file: the refusal stays

@@ -298,7 +298,7 @@ class WriteConnection(GroupWriter):
                 answers += [job.operation(transaction) for job in batch]
                 if accepts:
                     self.crash.reached(CrashPoint.SPOOL_BEFORE_COMMIT)
-                if not transaction.has_changed:  # a rollback is a failure for whoever counts
+                if not transaction.has_changed:  # who counts rollbacks sees failures
                     transaction.wait(self._connection.execute("COMMIT"))
                     return answers
                 self._send(transaction)
