@@ -72,7 +72,7 @@ class Axis(Struct, frozen=True):
 
     def drawn(self, lane: Lane) -> Iterator[tuple[Span, float, float]]:
         """Yield the spans that can be told apart, each with its position and width."""
-        crowded = sum(len(one.spans) > _FEW for one in self.lanes)
+        crowded = sum(len(other.spans) > _FEW for other in self.lanes)
         apart = max(_TOUCH, 100 * crowded / _BARS_MAX) if len(lane.spans) > _FEW else _TOUCH
         x = end = -apart
         for span in lane.spans:
@@ -84,8 +84,10 @@ class Axis(Struct, frozen=True):
     def words(self, lane: Lane) -> tuple[float, str, str] | None:
         """Return where the words of a lane are: position, anchor, and what there is room for."""
         first = self.x(lane.spans[0].start_us) if lane.spans else 1.0
-        last = max((self.x(one.end_us) for one in lane.spans if one.outcome != _DUE), default=-2.0)
-        edge = next((self.x(one.end_us) - 16 for one in lane.spans if one.outcome == _DUE), 98.0)
+        last = max(
+            (self.x(span.end_us) for span in lane.spans if span.outcome != _DUE), default=-2.0
+        )
+        edge = next((self.x(span.end_us) - 16 for span in lane.spans if span.outcome == _DUE), 98.0)
         room, x, anchor = max((edge - last - 3, last + 3, "start"), (first - 2, first - 2, "end"))
         most = int(room * _CHARACTERS)
         if most < min(len(lane.words), 16):
@@ -106,7 +108,7 @@ def axis_of(journey: Journey, recipients: Sequence[Recipient]) -> Axis | None:
     accepted = [time_us_of(step.at) for step in journey.steps if step.step in (4, 5)]
     start, end = min([*accepted, spans[0].start_us]), max(span.end_us for span in spans)
     pairs = chain.from_iterable(map(pairwise, tries))
-    waits = sorted({max(0, later.start_us - one.end_us) for one, later in pairs} - {0})
+    waits = sorted({max(0, later.start_us - earlier.end_us) for earlier, later in pairs} - {0})
     # Where a quarter of them could not be seen, none is longer than four of the shortest.
     is_broken = waits and 100 * waits[len(waits) // 4] < end - start
     longest = 4.0 * waits[0] if is_broken else float("inf")
