@@ -89,8 +89,8 @@ class Observer:
                     self._taken.add(name)
                     return journey
         near = nearest(search, *await journeys.near(search, account=None, limit=_COMPARED_MAX))
-        wanted = f"message with {conditions} within {timeout_s:g} s"
-        raise waiting.WaitTimeout(waiting.no_journey_text(wanted, near, await self.observed()))
+        expected = f"message with {conditions} within {timeout_s:g} s"
+        raise waiting.WaitTimeout(waiting.no_journey_text(expected, near, await self.observed()))
 
     async def wait_for_bounce(self, key: str, timeout_s: float) -> Bounce:
         """Return the report of a message's failure; raise WaitTimeout."""

@@ -121,7 +121,7 @@ def timeout_text(criteria: Wanted, seconds: float, observed: Observed) -> str:
     """Return why a wait for a copy failed."""
     here = [arrival for arrival in observed.arrivals if criteria.is_in(arrival)]
     elsewhere = [arrival for arrival in observed.arrivals if arrival not in here]
-    lines = listed(f"Arrived in {criteria.address}", [[_line(one, observed)] for one in here])
+    lines = listed(f"Arrived in {criteria.address}", [[_line(mail, observed)] for mail in here])
     if elsewhere:
         entries = [[_line(arrival, observed)] for arrival in elsewhere]
         lines += listed("Arrived in other mailboxes", entries)
