@@ -1,4 +1,4 @@
-"""Loops of reports: between relays, with a program that answers reports, and to unknown senders."""
+"""Loops of reports: between relays, and with a program that answers reports."""
 
 import email
 import mailbox
@@ -80,16 +80,3 @@ def test_what_a_rule_sends_of_a_report_on_causes_no_report(serve, dev) -> None:
         second.until_final(second.submit(printer, ["z@gone.test"], by_person.encode()))
         until("a report on mail of a person", lambda: len(arrived()) == 2)
     assert first.faults() == second.faults() == []
-
-
-def test_a_report_to_an_unknown_sender_is_one_dead_letter(serve) -> None:
-    routes = [{"domain": "gone.test", "next_hop": f"smtp://127.0.0.1:{free_port()}"}]
-    delivery = {"expire_after": "2s", "retry": [0.2]}
-    relay = serve(config={"route": routes, "delivery": delivery})
-    queue_id = relay.submit("ghost@example.test", ["x@gone.test"])
-    relay.until_final(queue_id)
-    (letter,) = until("a dead letter", lambda: dead_letters(relay))
-    assert letter.get_content_type() == "multipart/report"
-    assert relay.metric("relay_reports_total", kind="dead-letter") == 1
-    until("the queue is empty", lambda: not relay.queue())
-    assert relay.faults() == []
