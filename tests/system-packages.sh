@@ -35,6 +35,8 @@ if [ "${1:-}" = languages ]; then
     [ -e /usr/share/php/Symfony/Component/Mailer ] || missing+=(php-symfony-mailer)
     ruby -e 'require "mail"' 2>/dev/null || missing+=(ruby-mail)
 elif [ "${1:-}" != own ]; then
+    # the first font of the pages, in which the pictures of docs/images are taken
+    compgen -G "/usr/share/fonts/*/inter/*" >/dev/null || missing+=(fonts-inter)
     [ -e /usr/lib/dovecot/pop3 ] || missing+=(dovecot-pop3d)
     # a server whose programs are in no PATH, and which needs no cluster of the system's
     compgen -G "/usr/lib/postgresql/*/bin/postgres" >/dev/null || missing+=(postgresql)

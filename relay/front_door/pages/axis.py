@@ -154,10 +154,10 @@ def _lanes(recipients: Sequence[Recipient], tries: Sequence[Sequence[Span]]) -> 
         groups.setdefault(key, []).append(number)
     for (state, result), numbers in groups.items():
         first, more = recipients[numbers[0]], f" +{len(numbers) - 1}" if numbers[1:] else ""
-        spans: dict[object, Span] = {}
-        for span in sorted(chain.from_iterable(tries[number] for number in numbers)):
-            is_due = span.outcome == _DUE
-            spans.setdefault(is_due or (span.start_us, span.end_us, span.outcome), span)
+        spans = {
+            span.outcome == _DUE or (span.start_us, span.end_us, span.outcome): span
+            for span in sorted(chain.from_iterable(map(tries.__getitem__, numbers)), reverse=True)
+        }
         words = _words(first) if result else state
         yield Lane(first.address + more, state, words, sorted(spans.values()))
 

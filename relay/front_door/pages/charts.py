@@ -4,7 +4,7 @@ Pure. The template `charts.html` makes SVG of them. Lines end at a gap; a single
 gaps is a dot.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 
 from msgspec import Struct
@@ -53,8 +53,8 @@ def draw(
     text_of: Callable[[float], str],
     top: float | None = None,
 ) -> Chart:
-    """Return the chart of some series with a value for each of `times`, which have their place
-    from left to right.
+    """Return the chart of some series with a value for each of `times`, which have their places
+    from 0 to 1.
 
     `text_of` writes a value with its unit. The upper edge is `top`, or the highest value.
     """
@@ -63,7 +63,7 @@ def draw(
     lines = [
         DrawnLine(
             curve.name,
-            path_of([*times.values()], curve.values, edge),
+            path_of(times.values(), curve.values, edge),
             _text(curve.values[-1] if curve.values else None, text_of),
             _text(max((v for v in curve.values if v is not None), default=None), text_of),
         )
@@ -84,10 +84,10 @@ def draw(
     )
 
 
-def path_of(places: Sequence[float], values: Sequence[float | None], edge: float) -> str:
+def path_of(places: Iterable[float], values: Sequence[float | None], edge: float) -> str:
     """Return the data of an SVG path: one line for each run of values without a gap."""
     points = [
-        (place, HEIGHT - min(value, edge) / edge * HEIGHT if value is not None else None)
+        (place * WIDTH, HEIGHT - min(value, edge) / edge * HEIGHT if value is not None else None)
         for place, value in zip(places, values, strict=True)
     ]
     parts = []

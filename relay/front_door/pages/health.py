@@ -16,14 +16,7 @@ from relay.base.observe.metric_samples import Sample, minutes, quantile
 from relay.base.pressure import PressureLevel, describe
 from relay.front_door.api.dependencies import ApiDependencies
 from relay.front_door.api.request_parameters import single_values
-from relay.front_door.pages.charts import (
-    WIDTH,
-    Chart,
-    Series,
-    draw,
-    duration_text,
-    number_text,
-)
+from relay.front_door.pages.charts import Chart, Series, draw, duration_text, number_text
 from relay.front_door.pages.site import PageRequest
 
 _DAY_S, _PROVIDERS = 86400.0, 10  # those with the most mail
@@ -88,7 +81,7 @@ def _values(dependencies: ApiDependencies) -> dict[str, Any]:
         "is_calm": state.level is PressureLevel.NORMAL,
         "reasons": [f"{level.name.lower()}: {describe(it)}" for it, level in state.levels.items()],
         "queue": {name: number_text(hour.levels.get(name, 0.0)) for name in _QUEUE_STATES},
-        "oldest": _oldest(hour.levels),
+        "oldest": duration_text(hour.levels["oldest"]),
         "waiting": number_text(hour.levels["pickup"]),
         "connections": {name: number_text(hour.levels[name]) for name in ("incoming", "outgoing")},
         "counted": hour.counted,
@@ -170,11 +163,5 @@ def _charts(samples: Sequence[Sample], done: Sequence[str]) -> list[Chart]:
 
 
 def _place(at_us: int, now_us: int) -> float:
-    """Return where a time is in a chart of the last hour, negative if it is earlier."""
-    return WIDTH * (1 - (now_us - at_us) / _HOUR_US)
-
-
-def _oldest(levels: Mapping[str, float]) -> str:
-    """Return the age of the oldest entry, "" for an empty queue."""
-    is_empty = not levels.get("queued") and not levels.get("deferred")
-    return "" if is_empty else duration_text(levels["oldest"])
+    """Return where a time is in the last hour, from 0 to 1; negative if it is earlier."""
+    return 1 - (now_us - at_us) / _HOUR_US
