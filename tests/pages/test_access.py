@@ -207,21 +207,22 @@ def test_who_may_in_development(exposed: Visitors, route: str):
 
 
 def test_the_line_of_text_is_in_the_list_of_whose_mail_it_is(serve):
-    people = [account("auditor", role="read")]
+    people = [account("auditor", role="read"), account("carl")]
     relay = serve(config=CONFIG, accounts=people)
     for subject, to in (("hers", "x@elsewhere.test"), ("his", "auditor@example.test")):
         sent = relay.send_mail(
             to=[to],
             subject=subject,
-            body={"contentType": "text", "content": f"{subject} text"},
+            body={"contentType": "text", "content": f"{subject} text, code 482913"},
             attachments=[ATTACHMENT],
         )
         relay.until_state(sent, "captured" if subject == "hers" else "delivered")
-    logins = {name: (f"{name}@example.test", name) for name in ("alice", "auditor", OPERATOR)}
+    names = ("alice", "auditor", "carl", OPERATOR)
+    logins = {name: (f"{name}@example.test", name) for name in names}
     visitors = Visitors(f"http://{relay.ready['http'][0]}", logins, "", relay)
     for name, expected in (
-        ("alice", ["his text", "hers text"]),
-        ("auditor", ["his text"]),
+        ("alice", ["his text, code 482913", "hers text, code 482913"]),
+        ("auditor", ["his text, code 482913"]),
         (OPERATOR, []),
     ):
         with visitors.browser(name) as browser:
@@ -233,6 +234,11 @@ def test_the_line_of_text_is_in_the_list_of_whose_mail_it_is(serve):
             has_unread = re.search(r'value="unread"[^>]*>Unread</button>', shown) is not None
             assert has_unread == (name == "auditor")
             assert 'value="delete"' not in page + shown
+            assert ("482913" in shown) == (name != "auditor")  # the text
+            assert ("<code>482913</code>" in shown) == (name == "alice")
+    with visitors.browser("carl") as browser:
+        for path, said in (("/", "You have sent nothing"), ("/?q=x", "No message matches")):
+            assert re.search(rf"{said}.* Your account has no role to see", browser.get(path).text)
 
 
 def test_an_account_finds_its_own_messages(visitors: Visitors):

@@ -27,6 +27,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from starlette.responses import Response
 
+from relay.base.message.address import own_mailbox
 from relay.base.message.content import Content, blocks, octets_of, size_of
 from relay.base.phrases import words_in
 from relay.base.shares import NoPlaceError
@@ -111,6 +112,7 @@ class ContentPanel(Struct, frozen=True):
     source: str = ""  # in the view source: the beginning of it
     source_left: int = 0  # octets that are not shown
     checks: Checks | None = None  # in the view checks
+    shows_codes: bool = True  # a service shows codes to the sender and the recipients only
 
 
 # What a client may send; "id" and the rest are the store's.
@@ -168,7 +170,14 @@ class ContentPages:
         view: View = next((name for name in VIEWS if name == asked), "html")
         remote_url = self._remote_url(request, visitor, journey)
         images_proof = self._images_proof(visitor, journey)
-        panel = ContentPanel(view, images_proof=images_proof, has_images=remote_url is not None)
+        people = (journey.sender, *(recipient.address for recipient in journey.recipients))
+        is_own = own_mailbox(visitor.principal.name) in map(own_mailbox, people)
+        panel = ContentPanel(
+            view,
+            images_proof=images_proof,
+            has_images=remote_url is not None,
+            shows_codes=is_own or self._development is not None,
+        )
         try:
             content = await self._handlers.content(journey, visitor.principal, view=view)
             is_chosen = view == asked

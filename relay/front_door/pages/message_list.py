@@ -256,6 +256,7 @@ async def _fragment(request: PageRequest, view: ListView) -> str:
         refused=await refused_tab(request),
         is_empty=not (rows or view.filters() or view.before),
         searched=_searched(site, view),
+        sees_all=principal.account is None,
         older=view.older(older),
         newer=view.newer(),
     )

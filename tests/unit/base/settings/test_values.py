@@ -9,6 +9,9 @@ from relay.base.settings import values
 from relay.base.socket_address import Address
 from tests.support.tables import each_row
 
+HOUR_US = 3_600_000_000
+past = partial(values.parse_time, now_us=14 * HOUR_US)  # 1970-01-01 14:00
+ahead = partial(past, is_ahead=True)
 address_below_base = partial(values.parse_address, base=Path("/base"))
 
 
@@ -19,6 +22,8 @@ address_below_base = partial(values.parse_address, base=Path("/base"))
             values.parse_duration,
             {"8s": 8, "5m": 300, "4h": 14400, "2d": 172800, "1.5 h": 5400, " 1s ": 1},
         ),
+        (past, {"13:00": 13 * HOUR_US, "15:00": -9 * HOUR_US, "15:00+02:00": 13 * HOUR_US}),
+        (ahead, {"13:00": 37 * HOUR_US, "15:00 utc": 15 * HOUR_US, "2h": 16 * HOUR_US}),
         (values.parse_rate, {"100/1m": "100/60.0", " 20 / 1.5h": "20/5400.0", "9/1d": "9/86400.0"}),
         (
             values.parse_size,
@@ -101,6 +106,11 @@ SOCKET = "an absolute path without spaces"
             values.parse_duration,
             "a duration such as",
             ["", "5", "m", "5 M", "-5m", "5m5s", "1e3s", "٣m", "5m\n5"],
+        ),
+        (
+            past,
+            "UTC without a zone",
+            ["", "Z", "24:00", "14:03 pm", "12:0", "1970-02-30", "2h ago"],
         ),
         (
             values.parse_rate,
