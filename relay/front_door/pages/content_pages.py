@@ -172,11 +172,9 @@ class ContentPages:
         images_proof = self._images_proof(visitor, journey)
         people = (journey.sender, *(recipient.address for recipient in journey.recipients))
         is_own = own_mailbox(visitor.principal.name) in map(own_mailbox, people)
+        codes = is_own or self._development is not None
         panel = ContentPanel(
-            view,
-            images_proof=images_proof,
-            has_images=remote_url is not None,
-            shows_codes=is_own or self._development is not None,
+            view, images_proof=images_proof, has_images=remote_url is not None, shows_codes=codes
         )
         try:
             content = await self._handlers.content(journey, visitor.principal, view=view)
