@@ -7,6 +7,7 @@ wait returned does not end a later wait.
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 from relay.base.observe.metric_samples import total
@@ -141,12 +142,8 @@ class Observer:
         try:
             await self._relay.settle(timeout_s)
         except UnsettledError as error:
-            flight = in_flight(await self.journeys())
-            lines = [
-                str(error),
-                *(line for journey in flight for line in waiting.journey_lines(journey)),
-            ]
-            raise waiting.WaitTimeout("\n".join(lines)) from None
+            lines = map(waiting.journey_lines, in_flight(await self.journeys()))
+            raise waiting.WaitTimeout("\n".join([str(error), *chain(*lines)])) from None
 
     async def rest(self) -> None:
         """Wait until work in progress has ended, for a few seconds at most."""
