@@ -31,7 +31,7 @@ mail leaves the machine only where the user allows it.
   facts of a mail they get
 - `removal`: removes one message, or all (`relay reset`), while the relay runs; which old mail goes,
   by number, age and size
-- `graph_faults`: 413, 429, 503, 504 and expired tokens that a scenario asks for
+- `graph_faults`: the errors of Graph, from 401 to 504, that a scenario asks for
 - `simulated_recipients`: mail that simulated hosts accept: copies, and reports that come later
 
 Elsewhere: the token endpoint that asks for these grants: `relay/front_door/sign_in`; what simulated

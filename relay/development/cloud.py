@@ -1,10 +1,10 @@
 """The cloud of `relay dev --cloud`: a second development relay that plays Microsoft 365.
 
 Its front door, in the profile strict, is Graph, and its token endpoint the sign-in. It listens on
-loopback, at the port after that of the first relay's pages. Mail from the local domains that the
-first relay would capture goes there by a route of its configuration; all else, as reports and mail
-from other domains, is captured as before. The senders' mailboxes, the faults of the scenario and
-what arrived are in its own pages. Its clock is its own.
+loopback, at the port after that of the first relay's pages. Mail from the local domains and from
+that of docs/cloud.md, whose mailboxes are in the cloud alone, goes there by routes of the first
+relay, which captures mail from other domains as before. The senders' mailboxes, the faults of the
+scenario and what arrived are in the cloud's own pages. Its clock is its own.
 """
 
 import secrets
@@ -22,6 +22,7 @@ from relay.operation.app.development_folder import DevelopmentFolder, OwnEntry, 
 
 _NAME = "cloud"  # of the [[oauth]]
 _CLIENT_ID = "relay-dev"
+_DOMAIN = "contoso.example"  # of docs/cloud.md
 _LOOPBACK = "127.0.0.1"
 _PORT_MAX = 65_535
 
@@ -44,7 +45,7 @@ async def cloud_for(
                 https=None,
                 smtp=Address(_LOOPBACK, 0),
                 ca_dir=options.ca_dir,
-                domains=options.domains,
+                domains=senders_domains(options),
                 like_graph=True,
                 keep=options.keep,
             ),
@@ -60,7 +61,12 @@ async def cloud_for(
 
 def sent_through(cloud: Address, options: DevelopmentOptions) -> DevelopmentOptions:
     """Return the options of a relay whose mail leaves through the cloud that listens there."""
-    return replace(options, overrides=cloud_config(cloud, options.domains))
+    return replace(options, overrides=cloud_config(cloud, senders_domains(options)))
+
+
+def senders_domains(options: DevelopmentOptions) -> tuple[str, ...]:
+    """Return the domains whose mail leaves through the cloud of a relay with these options."""
+    return tuple(dict.fromkeys((*options.domains, _DOMAIN)))
 
 
 def cloud_config(cloud: Address, domains: Sequence[str]) -> dict[str, Any]:
@@ -76,8 +82,9 @@ def cloud_config(cloud: Address, domains: Sequence[str]) -> dict[str, Any]:
         "client_secret": secrets.token_urlsafe(32),
     }
     auth = {"user": SENDER, "oauth": _NAME}
+    route = {"domain": "*", "next_hop": str(hop), "auth": auth, "reports": True}
     routes = [
-        {"domain": "*", "sender": f"*@{domain}", "next_hop": str(hop), "auth": auth}
+        {**route, "sender": f"*@{domain}"}
         for domain in domains
     ]
     return {"oauth": [client], "route": routes}

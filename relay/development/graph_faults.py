@@ -1,8 +1,8 @@
 """Faults of the Graph API that a scenario asks for, in front of the application; for `relay dev`.
 
-413, 429, 503 and an expired token are answered before the application sees the request. For 504 it
-handles the request, and a success is replaced: the client cannot know that the message is sent. A
-$batch is one request. RFC 9110 10.2.3 (Retry-After), RFC 6750 3 (WWW-Authenticate).
+All but 504 are answered before the application sees the request. For 504 it handles the request,
+and a success is replaced: the client cannot know that the message is sent. A $batch is one request.
+RFC 9110 10.2.3 (Retry-After), RFC 6750 3 (WWW-Authenticate).
 """
 
 from collections.abc import Callable
@@ -15,16 +15,20 @@ from relay.base.clock import Clock
 from relay.base.turns import Turns
 from relay.development.internet.scenario import GraphFault
 from relay.development.internet.scenario_state import ScenarioState
+from relay.front_door.graph import errors
 from relay.front_door.http.errors import ApiError, RequestIds
 from relay.front_door.http.gateway import Gateway
 from relay.front_door.http.http_request import SMALL_LIMITS, HttpRequest
 from relay.front_door.sign_in.authentication import HttpAuthentication
 
-_AFTER, _LARGE = 504, 413
+_AFTER = 504
+_WITH_PAUSE = (429, 503, _AFTER)
 _NO_BODY = Turns("bodies", 0, waiting_max=0)
 _NO_IDS = RequestIds("", "")
 _EXPIRED = "Lifetime validation failed, the token is expired."
 _CODES: dict[int | str, tuple[str, str]] = {
+    403: (errors.SEND_AS_DENIED.code, errors.SEND_AS_DENIED.sentence),
+    404: (errors.USER_INVALID.code, "The requested user is invalid."),
     413: ("RequestEntityTooLarge", "The request is larger than the service takes."),
     429: ("ApplicationThrottled", "Too many requests. Try again later."),
     503: ("ResourceUnhealthy", "The service is not available. Try again later."),
@@ -97,7 +101,7 @@ class FaultyFrontDoor:
         code, message = _CODES[fault.status]
         headers = (
             {"retry-after": str(fault.retry_after)}
-            if fault.retry_after and fault.status != _LARGE
+            if fault.retry_after and fault.status in _WITH_PAUSE
             else {}
         )
         return ApiError(

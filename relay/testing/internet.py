@@ -191,7 +191,7 @@ class SimulatedNetwork:
         self._scenario.load(*scenarios)
 
     def graph(self, status: int | str, **keys: Any) -> None:
-        """Let the Graph API answer 413, 429, 503, 504 or "expired-token". The keys are those of
+        """Let the Graph API answer 401, 403, 404, 413, 429, 503 or 504. The keys are those of
         [[graph]] in docs/internet.md: path, method, account, retry_after, times.
 
         Raises SettingsError.

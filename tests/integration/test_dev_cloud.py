@@ -14,6 +14,7 @@ import pytest
 
 from relay.testing import Relay
 from tests.support.dev_process import DevProcess, run_dev
+from tests.support.relay_process import until
 from tests.support.tables import each_row
 
 ANN = "ann@customer.example"
@@ -78,11 +79,13 @@ def cloud(relay: DevProcess) -> Iterator[Cloud]:
 @each_row(
     "status, answered, taken",
     [
+        ("403", (403, "ErrorSendAsDenied", ""), False),
+        ("404", (404, "ErrorInvalidUser", ""), False),
         ("413", (413, "RequestEntityTooLarge", ""), False),
         ("429", (429, "ApplicationThrottled", "7"), False),
         ("503", (503, "ResourceUnhealthy", "7"), False),
         ("504", (504, "GatewayTimeout", "7"), True),
-        ('"expired-token"', (401, "InvalidAuthenticationToken", ""), False),
+        ("401", (401, "InvalidAuthenticationToken", ""), False),
     ],
 )
 def test_a_fault_of_its_internet_page(cloud: Cloud, status, answered, taken) -> None:
@@ -113,6 +116,17 @@ def test_mail_goes_out_through_the_cloud(relay: DevProcess, cloud: Cloud) -> Non
     assert [one["emailAddress"]["address"] for one in arrived["toRecipients"]] == [eve]
     nothing = cloud.client.get(f"/v1.0/users/{fred}/messages")
     assert (nothing.status_code, nothing.json()["error"]["code"]) == (404, "ErrorInvalidUser")
+
+
+def test_what_the_cloud_refuses_is_a_report_in_the_mailbox_there(relay, cloud: Cloud) -> None:
+    """Its mailbox is the one of docs/cloud.md, which no option names."""
+    cloud.use('[[graph]]\nstatus = 403\npath = "*/send"\ntimes = 1\n')
+    printer = "printer@contoso.example"
+    key = relay.submit(printer, [ANN], f"From: {printer}\r\nTo: {ANN}\r\n\r\nx".encode())
+    relay.until_final(key)
+    assert "Failed: Microsoft 365 (simulated): HTTP 403 ErrorSendAsDenied" in relay.cli("trace", key).stdout
+    [report] = until("its report", lambda: cloud.messages(printer, "inbox"))
+    assert "SendAs" in report["body"]["content"]
 
 
 def test_an_order_on_mail_that_the_cloud_may_have_sent(relay: DevProcess, cloud: Cloud) -> None:

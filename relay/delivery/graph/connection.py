@@ -95,6 +95,7 @@ _ITEMS_MAX = 1000  # of one Message-ID in a folder: the most that Graph lists at
 _ANSWER_BYTES_MAX = 1024 * 1024
 _ANSWER_BYTES_PER_OCTET = 6  # a draft is answered with its text, in filling.JSON
 _UNAUTHORIZED = 401
+_SIMULATED = "Microsoft 365 (simulated)"  # at a loopback address
 _ADVICE = "correct the certificate, or name its CA in the route's ca"
 
 
@@ -161,7 +162,8 @@ class GraphConnection:
         assert target.graph is not None
         self.login, self.options = target.login, target.graph
         evidence = SessionEvidence(level=target.tls.level)
-        self.peer = Peer(target.host, address=str(target), session=evidence)
+        host = _SIMULATED if target.stays_here else target.host
+        self.peer = Peer(host, address=str(target), session=evidence)
         self.extensions = Extensions(eight_bit=True, smtputf8=True)
         self._token = self._former = ""
         self._is_new, self._secrets = False, tuple[str, ...]()

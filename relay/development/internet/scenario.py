@@ -156,9 +156,9 @@ class RemoteDomain:
 class GraphFault:
     """`[[graph]]`: a response of the Graph API to requests of some method, path and account."""
 
-    # 413, 429, 503, "expired-token" (401): nothing is done. 504: the request is
-    # carried out; required
-    status: Literal[413, 429, 503, 504, "expired-token"]
+    # 401 or "expired-token", 403 (ErrorSendAsDenied), 404 (ErrorInvalidUser), 413, 429, 503:
+    # nothing is done. 504: the request is carried out; required
+    status: Literal[401, 403, 404, 413, 429, 503, 504, "expired-token"]
     path: str = "*"  # a glob on the path after `/v1.0` or `/beta`; a `$batch` is `/$batch`
     method: Literal["", "GET", "POST", "PUT", "PATCH", "DELETE"] = ""  # such as POST
     account: str = ""  # a glob on the address

@@ -24,6 +24,7 @@ from relay.base.observe import logs
 from relay.base.settings.environment import Environment, read_environment
 from relay.base.socket_address import Address
 from relay.base.sockets import open_early
+from relay.development.cloud import senders_domains
 from relay.development.demonstration import DemonstratedMessage, DemonstrationError
 from relay.development.foreground import DevelopmentView, RunOptions, develop
 from relay.development.mail_access.dovecot import find_dovecot
@@ -258,7 +259,7 @@ class _TextView(_WarningView):
     def _cloud(self, pages: str) -> Sequence[str]:
         if not pages:
             return ()
-        senders = " and ".join(f"*@{domain}" for domain in self._plan.domains)
+        senders = " and ".join(f"*@{domain}" for domain in senders_domains(self._plan))
         return (
             f"  Cloud      {pages}    plays Microsoft 365: mail from {senders} to other",
             f"             domains goes there by Graph; {pages}internet sets its faults",

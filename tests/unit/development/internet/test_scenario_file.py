@@ -137,7 +137,7 @@ AT = "domain[0].reply[0]"
         ),
         (
             "[[graph]]\nstatus = 500\n",
-            "net.toml:2: graph[0].status: found 500, expected one of 413, 429, 503, 504, expired-token",
+            "net.toml:2: graph[0].status: found 500, expected one of 401, 403, 404, 413, 429, 503, 504, expired-token",
         ),
         (
             "".join(f'[[domain]]\nname = "a{n}.test"\nmx = []\n' for n in range(DOMAINS_MAX + 1)),
