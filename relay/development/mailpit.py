@@ -35,11 +35,14 @@ from relay.base.clock import time_us_of
 from relay.base.message.content import Octets, octets_in_blocks, octets_of
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.time_zones import time_zone
+from relay.base.socket_address import Address
 from relay.development import mailpit_message
 from relay.development.mailpit_events import FAILURES, VERSION, Listing, MailpitEvents
 from relay.development.mailpit_message import ListedMail, OutgoingMail, outgoing_mail, read_object
 from relay.formats.read_mime import read_parts
+from relay.front_door.api import release
 from relay.front_door.api.dependencies import OPERATOR, ApiDependencies
+from relay.front_door.api.explain import TURN_S
 from relay.front_door.api.handlers import Handlers
 from relay.front_door.api.tags import set_tags, tags_of
 from relay.front_door.http.errors import ApiError, bad_request, quoted, service_unavailable
@@ -69,15 +72,11 @@ _WAITED_MAX = 20  # messages still to be delivered that are awaited
 _WAIT = {"timeout": "2"}  # seconds
 _BEFORE_COPIES = (RecipientState.QUEUED, RecipientState.DEFERRED, RecipientState.HELD)
 # What Relay has instead of a function of Mailpit, by a segment of the path.
-_CHECKS = "its checks at GET /relay/v1/messages/{id}/checks"
 _INSTEAD = {
-    "html-check": _CHECKS,
-    "link-check": _CHECKS,
+    "link-check": "its checks at GET /relay/v1/messages/{id}/checks",
     "sa-check": "no spam score",
     "thumb": "no thumbnails; the part is at the path without /thumb",
-    "release": "POST /relay/v1/messages/{id}/release; docs/development.md says how",
     "chaos": "scenarios for what hosts reply; docs/internet.md says how",
-    "webui": "pages that need no configuration",
 }
 T = TypeVar("T")
 
@@ -87,6 +86,7 @@ class _Body(Struct, frozen=True):
     read: bool = False
     search: str = ""
     tags: list[str] = []
+    to: list[str] = []
     name: str = ""
 
 
@@ -180,6 +180,10 @@ class MailpitApi:
                 return await self._rename(tag, [body.name])
             case ("DELETE", "api", "v1", "tags", tag):
                 return await self._rename(tag, [])
+            case ("GET", "api", "v1", "webui"):
+                return self._webui()
+            case ("POST", "api", "v1", "message", key, "release"):
+                return await self._release(request, await self._find(key, search, zone))
             case ("GET", "api", "v1", "message", key, *rest):
                 return await self._message(request, await self._find(key, search, zone), rest)
             case ("GET", "view", name) if name.endswith((".html", ".txt")):
@@ -315,6 +319,9 @@ class MailpitApi:
                 return json_response(summary)
             case ["headers"]:
                 return json_response(await self._read(row, mailpit_message.header_fields))
+            case ["html-check"]:
+                async with self._handlers.checks.turn(OPERATOR.name, wait_s=TURN_S):
+                    return json_response(await self._read(row, mailpit_message.html_check_of))
             case ["raw"]:
                 octets, headers = await self._octets(row), TEXT_HEADERS
                 if ("dl", "1") in request.query:
@@ -414,6 +421,29 @@ class MailpitApi:
         except ApiError as error:
             if error.status != 404:  # another request has removed it
                 raise
+
+    async def _release(self, request: HttpRequest, row: MessageSummary) -> Response:
+        body = await asyncio.to_thread(read_object, await request.body(), _Body)
+        [row] = await self._arrived([row.name])
+        journey = await self._handlers.message(row.name, OPERATOR)
+        to = release.parse_addresses(body.to)
+        await self._handlers.release_copy(journey, to, OPERATOR, request=request)
+        return _ok()
+
+    def _webui(self) -> Response:
+        assert self._means.development is not None  # see the module
+        host = self._means.development.release_to
+        at = Address(host.host, host.port) if host is not None else ""
+        texts = ("ReturnPath", "AllowedRecipients", "BlockedRecipients", "RecipientAllowlist")
+        relaying = {"Enabled": host is not None, "SMTPServer": str(at), "PreserveMessageIDs": True}
+        flags = ("SpamAssassin", "ChaosEnabled", "DuplicatesIgnored", "HideDeleteAllButton")
+        return json_response(
+            {
+                "Label": "",
+                "MessageRelay": relaying | dict.fromkeys((*texts, "OverrideFrom"), ""),
+                **dict.fromkeys(flags, False),
+            }
+        )
 
     async def _info(self) -> Response:
         listing, samples = await self._listing(), self._means.samples

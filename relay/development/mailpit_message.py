@@ -22,7 +22,9 @@ from relay.base.clock import id_time_us, rfc3339
 from relay.base.message.address import AddressError, ascii_address, own_mailbox, parse_mailbox
 from relay.base.message.content import Octets
 from relay.base.message.header import Header, cleaned
+from relay.formats.body_checks import HtmlProblem, check_bodies
 from relay.formats.html_text import preview
+from relay.formats.html_tokens import split_html
 from relay.formats.read_header import (
     date_us_of,
     parse_header,
@@ -102,6 +104,61 @@ def header_fields(octets: Octets) -> dict[str, list[str]]:
             value = b" ".join(field.partition(b":")[2].split()).decode("utf-8", "replace")
             fields.setdefault(shown_name, []).append(value)
     return dict(sorted(fields.items()))
+
+
+def html_check_of(octets: Octets) -> dict[str, Any]:
+    """Return the checks of the HTML; texts that Relay's data have not are empty.
+
+    Raises ApiError 400 without HTML.
+    """
+    html = read_parts(octets).bodies.html
+    if not html:
+        raise bad_request("message does not contain HTML")  # as Mailpit says
+    checks = check_bodies(html, None)
+    warnings = [_warning(problem) for problem in checks.problems]
+    partial, unsupported = (
+        sum(warning["Score"][name] for warning in warnings) / max(1, checks.features)
+        for name in ("Partial", "Unsupported")
+    )
+    return {
+        "Platforms": {},
+        "Warnings": warnings,
+        "Total": {
+            "Tests": checks.features,
+            "Nodes": sum(bool(token.name) and not token.is_end for token in split_html(html)),
+            "Supported": 100 - partial - unsupported,
+            "Partial": partial,
+            "Unsupported": unsupported,
+        },
+    }
+
+
+def _warning(problem: HtmlProblem) -> dict[str, Any]:
+    slug = problem.url.strip("/").rpartition("/")[2]
+    programs = {"yes": problem.supported, "no": problem.unsupported, "partial": problem.partial}
+    unknown = dict.fromkeys(("Platform", "Family", "Version", "NoteNumber"), "")
+    results = [
+        {"Name": name, "Support": support, **unknown}
+        for support, names in programs.items()
+        for name in names
+    ]
+    return {
+        "Slug": slug,
+        "Title": problem.feature,
+        "Description": "",
+        "URL": problem.url,
+        "Category": slug.partition("-")[0],
+        "Tags": [],
+        "Keywords": "",
+        "Results": results,
+        "NotesByNumber": {},
+        "Score": {
+            "Found": problem.count,
+            "Supported": 100 * len(problem.supported) / len(results),
+            "Partial": 100 * len(problem.partial) / len(results),
+            "Unsupported": 100 * len(problem.unsupported) / len(results),
+        },
+    }
 
 
 def part_of(part_id: str, octets: Octets) -> AttachedOctets | None:

@@ -193,6 +193,7 @@ class HtmlProblem(Struct, frozen=True):
     feature: str  # its title, such as "display:flex"
     url: str  # of its tests
     support: float  # in percent of the programs whose support is known; partial support is half
+    supported: tuple[str, ...]  # programs
     unsupported: tuple[str, ...]  # programs
     partial: tuple[str, ...]  # programs
     notes: tuple[str, ...]  # about the support by those programs
@@ -205,6 +206,7 @@ class Checks(Struct, frozen=True):
 
     score: float  # in percent: the mean support of the features that it uses; 100 without HTML
     has_html: bool
+    features: int  # different ones that it uses
     problems: tuple[HtmlProblem, ...]  # the least supported first
     links: tuple[CheckedLink, ...]  # different ones, those with problems first; at most 1,000
     link_count: int  # of all links
@@ -248,6 +250,7 @@ def check_bodies(html: str | None, text: str | None) -> Checks:
     links = checked_links(html[:CHARACTERS_MAX], text[:CHARACTERS_MAX])
     return Checks(
         has_html=bool(html),
+        features=len(problems),
         score=round(fmean(problem.support for problem in problems), 1) if problems else 100.0,
         problems=tuple(problem for problem in problems if problem.unsupported or problem.partial),
         links=tuple(links[:LINKS_MAX]),
@@ -271,6 +274,7 @@ def _problem(slug: str, used: FeatureReader) -> HtmlProblem:
         title or names[0],
         f"{_FEATURE_URL}{slug}/",
         round(100 * fmean(shares), 1),
+        programs["y"],
         programs["n"],
         programs["a"],
         tuple(data.notes[number] for number in notes),

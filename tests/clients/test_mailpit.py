@@ -91,14 +91,16 @@ def test_each_method_of_mailpit_api(relay: DevProcess, url: str, tmp_path: Path)
     const headers = await client.getMessageHeaders();
     const source = await client.getMessageSource(sent[0]);
     const html = await client.renderMessageHTML(), text = await client.renderMessageText(sent[0]);
+    const check = await client.htmlCheck(), relays = (await client.getConfiguration()).MessageRelay.Enabled;
     const info = await client.getInfo(), tags = await client.getTags();
     const refused = [await fails(client.spamAssassinCheck()), await fails(client.getMessageSummary('unknown')),
-      await fails(client.sendMessage({ From: { Email: 'nobody' }, To: [] })), await fails(client.getChaosTriggers())];
+      await fails(client.sendMessage({ From: { Email: 'nobody' }, To: [] })), await fails(client.getChaosTriggers()),
+      await fails(client.releaseMessage('latest', ['me@office.test']))];
     const removed = [await client.deleteMessagesBySearch({ query: 'welcome' }),
                      await client.deleteMessages({ IDs: [sent[1]] }), await client.deleteMessages()];
     await client.waitForMessages({ query: 'from:shop', count: 0 });
     return { sent, list, waited: waited.Subject, exactly: exactly.messages.length, all: all.messages_count, unread, marked,
-      afterMark, some, latest, part: [part.type, await part.text()], headers, source, html, text, info, tags, refused, removed };
+      afterMark, some, latest, part: [part.type, await part.text()], headers, source, html, text, info, tags, refused, removed, check, relays };
     """
     found = javascript(relay, tmp_path, program, url=url)
     assert [found["list"]["messages"][0]["ID"], found["list"]["total"]] == [found["sent"][1], 2]
@@ -112,7 +114,8 @@ def test_each_method_of_mailpit_api(relay: DevProcess, url: str, tmp_path: Path)
     assert "<b>4711</b>" in found["html"]
     assert found["text"].strip() == "The code is 4711."
     assert (found["info"]["Messages"], found["tags"]) == (2, ["x"])
-    expected = ("404 Not Found", "404 Not Found", "is not an address", "404 Not Found")
+    assert (found["relays"], found["check"]["Total"]["Nodes"]) == (False, 1)
+    expected = ("404", "404", "is not an address", "404", "403 Forbidden")
     assert all(text in said for text, said in zip(expected, found["refused"], strict=True))
 
 

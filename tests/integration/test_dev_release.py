@@ -121,6 +121,31 @@ def test_without_the_option_a_release_says_how(closed: DevProcess) -> None:
     assert states(closed, key) == ["captured"]
 
 
+def test_mailpits_release_has_the_same_guards(
+    relay: DevProcess, closed: DevProcess, other: OtherServer
+) -> None:
+    def released(running: DevProcess, key: str, body: bytes) -> tuple[int, str]:
+        answer = running.request("POST", f"/api/v1/message/{key}/release", body)
+        return answer.status, answer.body.decode()
+
+    key, to = captured(relay, "mailpit", domain="closed.test"), b'{"To": ["me@office.test"]}'
+    assert released(relay, key, to) == (200, "ok")
+    until("it has arrived", lambda: other.received and other.received[-1][1] == ["me@office.test"])
+    for running, body, expected in (
+        (relay, b"{}", (400, "to: found 0 addresses")),
+        (relay, b'{"To": ["mailpit@closed.test"]}', (403, "No --release-allow matches mailpit@")),
+        (closed, to, (403, "No mail leaves this machine.")),
+    ):
+        key = captured(running, "mailpit", domain="closed.test")
+        status, text = released(running, key, body)
+        assert (status, text[: len(expected[1])]) == expected
+    webui = [one.request("GET", "/api/v1/webui").json()["MessageRelay"] for one in (relay, closed)]
+    assert [(one["Enabled"], one["SMTPServer"]) for one in webui] == [
+        (True, other.address),
+        (False, ""),
+    ]
+
+
 def test_a_password_for_the_host_is_not_shown(dev) -> None:
     running = dev("--no-demo", RELAY_DEV_RELEASE_TO="smtps://me:secret@192.0.2.1")
     assert "to smtps://192.0.2.1:465" in running.log

@@ -163,6 +163,20 @@ def test_a_message_is_listed_read_and_shown_as_mailpit_does(relay: DevProcess) -
     assert list(headers) == sorted(headers)
 
 
+def test_an_html_check_has_mailpits_form(relay: DevProcess) -> None:
+    key = send(relay, HTML='<p style="display: flex">x</p><p>y</p>')
+    check = get(relay, f"/api/v1/message/{key}/html-check")
+    assert check["Total"].keys() == {"Tests", "Nodes", "Supported", "Partial", "Unsupported"}
+    assert (check["Total"]["Nodes"], check["Platforms"]) == (2, {})
+    flex = next(one for one in check["Warnings"] if one["Slug"] == "css-display-flex")
+    assert (flex["Category"], flex["Score"].pop("Found"), flex["NotesByNumber"]) == ("css", 1, {})
+    assert round(sum(flex["Score"].values())) == 100
+    support = {one["Name"]: (one["Support"], one["Version"]) for one in flex["Results"]}
+    assert (support["Outlook Windows"], support["Apple Mail iOS"]) == (("no", ""), ("yes", ""))
+    plain = relay.request("GET", f"/api/v1/message/{send(relay)}/html-check")
+    assert (plain.status, plain.body) == (400, b"message does not contain HTML")
+
+
 def assert_harmless(answer: Answer, media_type: str) -> None:
     """No script of it runs on the origin of the pages, whatever the browser makes of it."""
     assert answer.headers["content-type"].partition(";")[0] == media_type
@@ -495,11 +509,9 @@ def test_unknown_messages_and_what_relay_has_not(relay: DevProcess) -> None:
         assert relay.request("GET", f"/api/v1/message/{queue_id}/part/{part}").status == 404
     for method, path, says in (
         ("GET", f"/api/v1/message/{queue_id}/sa-check", b"no spam"),
-        ("GET", "/api/v1/message/latest/html-check", b"/checks"),
+        ("GET", "/api/v1/message/latest/link-check", b"/checks"),
         ("GET", f"/api/v1/message/{queue_id}/part/1/thumb", b"thumbnails"),
         ("GET", "/api/v1/chaos", b"scenario"),
-        ("POST", f"/api/v1/message/{queue_id}/release", b"/relay/v1"),
-        ("GET", "/api/v1/webui", b"configuration"),
         ("GET", "/api/v1/x", b"There is no"),
         ("GET", "/api/v2/messages", b"GET /api/v1/messages"),  # MailHog
         ("GET", "/api/messages", b"GET /api/v1/messages"),  # smtp4dev

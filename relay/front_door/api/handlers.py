@@ -126,7 +126,7 @@ class Handlers:
     def __init__(self, dependencies: ApiDependencies) -> None:
         self._dependencies = dependencies
         self._previews = MessagePreviews(dependencies.sources, dependencies.journeys.places)
-        self._checks = Turns("checks", 1)  # a hostile message takes seconds
+        self.checks = Turns("checks", 1)  # a hostile message takes seconds
         self.explain = ExplainHandler(dependencies.explain)
         self._waits = Shares("waits", WAITING_MAX)
 
@@ -253,15 +253,15 @@ class Handlers:
             view = replace(view, message=message)
         return await streams.response(view)
 
-    # `GET messages/{id}/source`, `checks`: `message/rfc822`; `{score, has_html, problems, links,
-    # link_count, notices, tested}`
+    # `GET messages/{id}/source`, `checks`: `message/rfc822`; `{score, has_html, features,
+    # problems, links, link_count, notices, tested}`
     async def source(self, key: str, principal: Principal, *, view: str = "source") -> Response:
         """GET /messages/{id}/source: the MIME; with the view checks, /messages/{id}/checks."""
         principal.check_may_read_content()
         journey = await self.message(key, principal)
         content = await self.content(journey, principal, view=view)
         if view == "checks":
-            async with self._checks.turn(principal.name, wait_s=TURN_S):
+            async with self.checks.turn(principal.name, wait_s=TURN_S):
                 return json_response(await asyncio.to_thread(_checks_of, content))
         headers = {
             "content-type": "message/rfc822",
