@@ -95,7 +95,7 @@ def test_each_method_of_mailpit_api(relay: DevProcess, url: str, tmp_path: Path)
     const info = await client.getInfo(), tags = await client.getTags();
     const refused = [await fails(client.spamAssassinCheck()), await fails(client.getMessageSummary('unknown')),
       await fails(client.sendMessage({ From: { Email: 'nobody' }, To: [] })), await fails(client.getChaosTriggers()),
-      await fails(client.releaseMessage('latest', ['me@office.test']))];
+      await fails(client.releaseMessage('latest', { To: ['me@office.test'] }))];
     const removed = [await client.deleteMessagesBySearch({ query: 'welcome' }),
                      await client.deleteMessages({ IDs: [sent[1]] }), await client.deleteMessages()];
     await client.waitForMessages({ query: 'from:shop', count: 0 });
