@@ -12,7 +12,7 @@ const LISTENERS = ['http', 'https', 'smtp', 'submission', 'submissions'];
 // The relay takes the place of this shell. Its other process reads a pipe that only this program can write
 // to: when this program ends, in whatever way, the pipe does, and SIGTERM ends the relay.
 const SHELL = 'exec 3<&0; (cat <&3; kill $$) >/dev/null 2>&1 & exec "$@" 3<&- </dev/null';
-const INSTALL = `pip install '/path/to/checkout' installs it; RELAY_COMMAND or Relay.start({ command }) names its path`;
+const INSTALL = `'make run' in the checkout installs .venv/bin/relay; RELAY_COMMAND or Relay.start({ command }) names its path`;
 const NOTHING = { Text: '', HTML: '', Attachments: [], Inline: [], links: [] };
 const LOOK_MS = 50;
 const WAIT_S_MAX = 60; // of one request

@@ -20,8 +20,9 @@ commit=$(git rev-parse --short=12 HEAD) || { echo "make deb builds a commit of a
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
 export RELAY_COMMIT=$commit SOURCE_DATE_EPOCH
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-mkdir -p "$work/source" dist
+trap 'rm -rf "$work" dist/.part' EXIT
+rm -rf dist/.part
+mkdir -p "$work/source" dist/.part
 git archive HEAD | tar -x -C "$work/source"
 # 0.3.0.dev0 comes before 0.3.0, and a later commit after an earlier one: deb-version(7).
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' "$work/source/pyproject.toml" |
@@ -99,7 +100,9 @@ pack() {
     sed -e "s/@VERSION@/$version+deb$release/" -e "s/@ARCHITECTURE@/$architecture/" -e "s/@PYTHON@/$number/" \
         -e "s/@SIZE@/$(du -sk --apparent-size --exclude=DEBIAN "$root" | cut -f1)/" "$control" >"$root/DEBIAN/control"
     find "$root" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
-    dpkg-deb --root-owner-group -Zxz -z3 --build "$root" dist
+    # a file of dist is whole, also where the disk fills
+    dpkg-deb --root-owner-group -Zxz -z3 --build "$root" dist/.part
+    mv dist/.part/* dist
 }
 
 wheels "$work/tools" --requirement "$work/source/requirements-build.txt"

@@ -133,14 +133,18 @@ class AttemptRecorder:
         outcomes: Mapping[int, Outcome],
         *,
         reached: bool,
+        paused_until_us: int = 0,
         took_s: float | None = None,
         unanswered_s: float | None = None,
     ) -> None:
-        """Record an attempt; `reached` and `took_s` as for result_of_attempt(). `unanswered_s`: for
-        how long no host has answered; None: one did.
+        """Record an attempt; `reached` and `took_s` as for result_of_attempt(). The next attempt is
+        not before the site's pause ends. `unanswered_s`: for how long no host has answered; None:
+        one did.
         """
         lookup, fallback = self.lookup_of(claim), self.fallback_for(claim.next_hop)
         schedule = self.schedule
+        if paused_until_us:
+            schedule = replace(schedule, earliest_us=paused_until_us)
         if fallback is not None:
             now_us = self.clock.queue_us()
             when_us = fallback_us(claim, fallback, lookup, now_us=now_us, unanswered_s=unanswered_s)

@@ -372,7 +372,13 @@ class OutboundSession(SessionState):
         if attempt.requests is not None:  # whose end looks for drafts
             attempt.claim = replace(attempt.claim, extra=attempt.requests.noted)
         self._record_in_order(
-            self._recorder.record(attempt.claim, attempt.outcomes, reached=True, took_s=took_s)
+            self._recorder.record(
+                attempt.claim,
+                attempt.outcomes,
+                reached=True,
+                paused_until_us=self._site.paused_until_us,
+                took_s=took_s,
+            )
         )
 
     def _tell_site(self, attempt: _Attempt) -> None:

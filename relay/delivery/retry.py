@@ -34,6 +34,7 @@ class RetrySchedule(Struct, frozen=True):
     rng: Callable[[], float]
     indeterminate_max: int = 3
     fallback_us: int = 0  # of the entry: EntryExtra
+    earliest_us: int = 0  # when the pause of the site ends; 0: it has none
 
     def retry(
         self, before: DeferralCause, name: str, *, now_us: int, expires_us: int
@@ -46,7 +47,8 @@ class RetrySchedule(Struct, frozen=True):
         jittered_s = self.step_s(cause) * (1 + _JITTER * (2 * self.rng() - 1))
         if self.fallback_us > NEXT_ATTEMPT:
             expires_us = min(expires_us, max(self.fallback_us, now_us + 1))
-        return min(now_us + int(jittered_s * 1_000_000), expires_us), cause
+        retry_us = max(now_us + int(jittered_s * 1_000_000), self.earliest_us)
+        return min(retry_us, expires_us), cause
 
     def step_s(self, cause: DeferralCause) -> float:
         """The wait after a cause; without one, the first."""

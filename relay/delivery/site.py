@@ -437,13 +437,19 @@ class Site:
             )
             self._postpones(*self.ready.drain())
 
+    @property
+    def paused_until_us(self) -> int:
+        """The queue time at which the pause ends, 0 without a pause."""
+        if (pause := self._pause) is None:
+            return 0
+        left_us = math.ceil((pause.until_s - self.clock.monotonic()) * 1e6)
+        return self.clock.queue_us() + left_us
+
     def _postpones(self, *claims: Claim) -> bool:
         """Whether the site is paused; then the claims wait in the spool until the pause ends."""
-        pause = self._pause
-        if pause is None:
+        if not (until_us := self.paused_until_us):
             return False
-        left_us = math.ceil((pause.until_s - self.clock.monotonic()) * 1e6)
-        self.recorder.postpone(claims, self.clock.queue_us() + left_us)
+        self.recorder.postpone(claims, until_us)
         return True
 
     # -- failures to connect
@@ -501,6 +507,7 @@ class Site:
                 claim,
                 same_outcome(claim, outcome),
                 reached=False,
+                paused_until_us=self.paused_until_us,
                 unanswered_s=unanswered_s,
                 took_s=None if number else took_s,
             )

@@ -83,8 +83,5 @@ def cloud_config(cloud: Address, domains: Sequence[str]) -> dict[str, Any]:
     }
     auth = {"user": SENDER, "oauth": _NAME}
     route = {"domain": "*", "next_hop": str(hop), "auth": auth, "reports": True}
-    routes = [
-        {**route, "sender": f"*@{domain}"}
-        for domain in domains
-    ]
+    routes = [{**route, "sender": f"*@{domain}"} for domain in domains]
     return {"oauth": [client], "route": routes}

@@ -205,7 +205,7 @@ class Checks(Struct, frozen=True):
     """What the checks of a message have found."""
 
     score: float  # in percent: the mean support of the features that it uses; 100 without HTML
-    has_html: bool
+    has_html: bool  # without it there are no features
     features: int  # different ones that it uses
     problems: tuple[HtmlProblem, ...]  # the least supported first
     links: tuple[CheckedLink, ...]  # different ones, those with problems first; at most 1,000

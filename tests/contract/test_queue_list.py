@@ -69,6 +69,8 @@ async def names(spool, make, defer, clock) -> dict[str, str]:
         (Selector(subject="50_%*"), ""),
         (Selector(client="192.0.2.9"), "B"),
         (Selector(client="192.0.2.*"), "B"),
+        (Selector(client="192.0.2.0/24"), "B"),
+        (Selector(client="198.51.100.0/24"), ""),
         (Selector(client="Scanner"), "B"),
         (Selector(client="192.0.2.9]"), ""),
         (Selector(login="carol@*"), "B"),

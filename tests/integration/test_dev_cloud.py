@@ -124,7 +124,10 @@ def test_what_the_cloud_refuses_is_a_report_in_the_mailbox_there(relay, cloud: C
     printer = "printer@contoso.example"
     key = relay.submit(printer, [ANN], f"From: {printer}\r\nTo: {ANN}\r\n\r\nx".encode())
     relay.until_final(key)
-    assert "Failed: Microsoft 365 (simulated): HTTP 403 ErrorSendAsDenied" in relay.cli("trace", key).stdout
+    assert (
+        "Failed: Microsoft 365 (simulated): HTTP 403 ErrorSendAsDenied"
+        in relay.cli("trace", key).stdout
+    )
     [report] = until("its report", lambda: cloud.messages(printer, "inbox"))
     assert "SendAs" in report["body"]["content"]
 

@@ -97,6 +97,9 @@ async def test_a_hundred_are_open_and_a_stop_ends_them(dev) -> None:
     before = open_files(relay)
     offered = relay.request("GET", "/api/events")
     assert (offered.status, offered.headers["sec-websocket-version"]) == (426, "13")
+    wrong = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+    wrong["Sec-WebSocket-Key"] = "x"
+    assert relay.request("GET", "/api/events", None, wrong).status == 400
     clients = [web_socket(*relay.http) for _ in range(101)]
     opened = [await client.__aenter__() for client in clients]
     assert [client.status for client in opened] == [101] * 100 + [503]

@@ -83,7 +83,7 @@ class ReportTexts(Struct, frozen=True):
         if is_notice:
             for_layout["opening"] = own.notice % fields["sender"]
             fields["reasons"] = [replace(reason, advice="") for reason in fields["reasons"]]
-        elif len(fields["reasons"]) == 1 and _is_of_own_way(report):
+        elif len(fields["reasons"]) == 1 and _is_refused_here(report):
             [reason] = fields["reasons"]  # the first sentence says it
             megabytes = round(report.message.size / _MEGABYTE)
             for_layout["opening"] = own.unsent(fields["subject"], megabytes, reason).strip()
@@ -181,10 +181,11 @@ def _explained(
     return replace(bare, why=why, advice=advice)
 
 
-def _is_of_own_way(report: Report) -> bool:
-    """Return whether the first recipient failed at Microsoft Graph."""
+def _is_refused_here(report: Report) -> bool:
+    """Return whether a rule of this relay, or Microsoft Graph, refused the first recipient."""
     failure = wording.failure_of(report.kind, report.recipients[0])
-    return report.kind is ReportKind.FAILED and failure.kind is wording.FailureClass.OWN_WAY
+    own = (wording.FailureClass.OWN_WAY, wording.FailureClass.RULE)
+    return report.kind is ReportKind.FAILED and failure.kind in own
 
 
 def _reasons(recipients: Sequence[wording.RecipientFields]) -> Sequence[wording.Reason]:

@@ -6,6 +6,7 @@ compressed. What a client sends is dropped, in pieces with pauses: each frame ta
 """
 
 import asyncio
+import re
 
 from wsproto import ConnectionType, WSConnection
 from wsproto.connection import ConnectionState
@@ -13,7 +14,7 @@ from wsproto.events import AcceptConnection, CloseConnection, Event, Message, Pi
 from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import RemoteProtocolError
 
-from relay.front_door.http.errors import ApiError
+from relay.front_door.http.errors import ApiError, bad_request, quoted
 from relay.front_door.http.http_request import TAKE_OVER, HttpRequest
 
 # limit: a message of a WebSocket's client; then the close code 1009
@@ -24,6 +25,7 @@ CLOSE_S = 1.0  # that a client has for its part of the closing handshake
 _PIECE_BYTES, _PAUSE_S = 4096, 0.02  # at most 700 frames
 _OFFER = ((b"upgrade", b"websocket"), (b"connection", b"upgrade"))
 _KEY_FIELDS = (b"sec-websocket-key", b"sec-websocket-version")
+_KEY = re.compile("[A-Za-z0-9+/]{22}==")  # RFC 6455 4.2.1
 _EXPECTED = {"sec-websocket-version": "13", "upgrade": "websocket", "connection": "upgrade"}
 
 
@@ -31,17 +33,24 @@ class WebSocket:
     """One connection, after open()."""
 
     def __init__(self, request: HttpRequest) -> None:
-        """Raise ApiError 426 for a request that offers no WebSocket of version 13."""
+        """Raise ApiError 426 for a request that offers no WebSocket of version 13, 400 for a key
+        that is none.
+        """
         self._request = request
         self._wire = WSConnection(ConnectionType.SERVER)
         self._message_bytes = 0  # of the message that the client is sending
         offer = _OFFER if TAKE_OVER in request.scope else ()
         fields = [field for field in request.headers.raw if field[0] in _KEY_FIELDS]
+        key = request.headers.get("sec-websocket-key", "")
         try:
             self._wire.initiate_upgrade_connection([(b"host", b"relay"), *offer, *fields], "/")
         except RemoteProtocolError as error:
             text = f"Expected the handshake of a WebSocket: {error}."
             raise ApiError(426, "", text, headers=_EXPECTED) from None
+        if not _KEY.fullmatch(key):
+            raise bad_request(
+                f"Sec-WebSocket-Key: found {quoted(key)}, expected 16 octets in base64."
+            )
 
     def open(self) -> None:
         """Answer 101. From now on the connection belongs to this WebSocket."""

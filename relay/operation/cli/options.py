@@ -132,8 +132,8 @@ def _once(_context: click.Context, _option: click.Parameter, values: tuple[str, 
     """Reject an empty condition, which would select everything, and a repeated one."""
     if len(values) > 1:
         raise click.BadParameter("is given twice")
-    if values and not 0 < len(values[0]) <= _CHARACTERS_MAX:
-        raise click.BadParameter(f"found {len(values[0])} letters, expected 1 to {_CHARACTERS_MAX}")
+    if values and not 0 < (length := len(str(values[0]))) <= _CHARACTERS_MAX:
+        raise click.BadParameter(f"found {length} letters, expected 1 to {_CHARACTERS_MAX}")
     return values[0] if values else ""
 
 

@@ -22,7 +22,6 @@ from relay.base.phrases import counted, named, shown, table_lines, time_span
 from relay.base.settings.document import SettingsError
 from relay.operation.app.state_dir import AlreadyRunningError
 from relay.operation.cli.errors import INTERRUPTED, CommandError, ExitCode
-from relay.operation.cli.option_types import Parsed
 from relay.operation.cli.options import (
     KEY,
     CommandContext,
@@ -44,12 +43,6 @@ _STATES = ["queued", "deferred", "held", "captured", "waiting", "scheduled"]
 _OPTIONS = ("reason", "text", "to", "until", "new", "domain")  # checked by the relay only
 
 
-def _no_network(text: str) -> str:
-    if "/" in text:
-        raise ValueError('a pattern of an address, such as "192.0.2.*", or of a name')
-    return text
-
-
 def selectors(command: F) -> F:
     """Add the selectors of docs/names.md to a command."""
     return _with(
@@ -61,7 +54,7 @@ def selectors(command: F) -> F:
         once("--next-hop", metavar="GLOB", help="As the list shows it."),
         once("--route", metavar="GLOB", help="The route to the next hop, or that holds it."),
         once("--subject", metavar="GLOB", help='Such as "*invoice*".'),
-        once("--client", type=Parsed("GLOB", _no_network), help="The client's address or HELO."),
+        once("--client", metavar="IP|NETWORK|NAME", help="Who brought it; NAME: in EHLO."),
         once("--login", metavar="GLOB", help="The account that sent it."),
         once("--state", type=click.Choice(_STATES)),
         once("--older-than", metavar="DURATION", help='Such as "2h".'),

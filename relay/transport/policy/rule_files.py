@@ -481,9 +481,10 @@ def read_rules(
     name = digest.hexdigest()[:DIGEST_LENGTH] if files else ""
     usable = tuple(test for test in tests if test.enforced.isdisjoint(incomplete))
     everything = [
-        f'{rule.file}:{rule.line}: rule "{rule.name}": found no condition: {rule.outcome} all mail'
+        f'{rule.file}:{rule.line}: rule "{rule.name}": no condition leaves out any mail, found'
+        f" {rule.outcome} of all mail"
         for rule in rules
-        if rule.mode is RuleMode.ENFORCE and rule.when == rule.unless == ConditionSet()
+        if rule.mode is RuleMode.ENFORCE and rule.takes_all
         if rule.outcome.rpartition(",")[2] in FINAL
     ]
     warnings = (*incomplete.values(), *everything)

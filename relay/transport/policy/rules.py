@@ -24,7 +24,9 @@ from relay.transport.policy.actions import RuleAction
 from relay.transport.policy.conditions import (
     Condition,
     MessageCondition,
+    RecipientAddressCondition,
     RecipientCondition,
+    SenderCondition,
     cut_value,
     key_of,
 )
@@ -145,6 +147,16 @@ class Rule(Struct, frozen=True):
     line: int  # for messages
     starts: str = ""  # the first day (UTC, ISO 8601) on which it is used, "" for any
     ends: str = ""  # the last one
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether no condition leaves out any mail."""
+        when = self.when
+        return self.unless == ConditionSet() == ConditionSet(nested=when.nested) and all(
+            isinstance(condition, SenderCondition | RecipientAddressCondition)
+            and condition.globs.matches_all
+            for condition in (*when.on_message, *when.on_recipient)
+        )
 
     def outside_dates(self, time_us: int | None) -> str:
         """Return why the rule is not used on this day; "" if it is used, or without a time."""

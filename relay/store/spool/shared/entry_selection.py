@@ -17,7 +17,7 @@ from relay.base.message.address import (
     with_u_labels,
 )
 from relay.base.message.nexthop import text_and_route
-from relay.store.journeys.message_list import matches_pattern
+from relay.store.journeys.message_list import matches_client, matches_pattern
 from relay.store.spool.shared.columns import LOGIN, WAITS
 from relay.store.spool.shared.message_names import naming
 from relay.store.spool.shared.tables import Tables
@@ -63,13 +63,14 @@ class EntrySelection:
         return [
             (row[0], row[1])
             for row in tables.fetch_each(
-                "SELECT e.message_id, e.number, m.subject, e.next_hop, e.extra FROM entry e"
-                " LEFT JOIN message m ON m.id = e.message_id"
+                "SELECT e.message_id, e.number, m.subject, m.client, e.next_hop, e.extra"
+                " FROM entry e LEFT JOIN message m ON m.id = e.message_id"
                 f" WHERE e.message_id = ? AND e.number = ?{self._condition}",
                 [(*key, *self._values) for key in keys],
             )
             if matches_pattern(self.selector.subject, row[2] or "")  # SQL's lower() is for ASCII
-            and (not self.selector.route or _is_of_route(self.selector.route, *row[3:]))
+            and _is_of_client(self.selector.client, row[3] or "")
+            and (not self.selector.route or _is_of_route(self.selector.route, *row[4:]))
         ]
 
     def _fetch_keys(self, tables: Tables) -> None:
@@ -176,6 +177,8 @@ def _state_is(state: str) -> Sql:
 
 
 def _client_is(pattern: str, _now_us: int) -> Sql:  # the row has "HELO [ADDRESS]"
+    if "/" in pattern:
+        return "TRUE", ()  # step() compares it
     return _is_like("m.client", [form.format(like(pattern)) for form in ("{} [%]", "% [{}]")])
 
 
@@ -218,6 +221,11 @@ def like(pattern: str) -> str:
     for character in "\\%_":
         text = text.replace(character, f"\\{character}")
     return text.replace("*", "%").replace("?", "_")
+
+
+def _is_of_client(pattern: str, client: str) -> bool:
+    is_network = "/" in pattern
+    return not is_network or matches_client(pattern, client.rpartition("[")[2].removesuffix("]"))
 
 
 def _is_of_route(pattern: str, next_hop: str, extra_text: str) -> bool:

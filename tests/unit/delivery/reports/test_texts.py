@@ -163,6 +163,10 @@ def test_the_first_sentence_is_about_a_failure_of_all_recipients():
         several = written([refused("400 ErrorInvalidRecipients ")] * 2, language=language).text
         assert plural in several.partition("\n")[0]
     assert "is delayed for" in written([one], ReportKind.DELAYED).text.partition("\n")[0]
+    evidence = Evidence("5.7.1", "550 5.7.1 No games")
+    by_rule = ReportedRecipient(ForwardPath("ann@partner.example"), evidence, rule="games")
+    first = written([by_rule]).text.partition("\n")[0]
+    assert " refused the message: No games. Change the message as the rule demands" in first
     for mixed in (written([one, FULL]).text, written([one, other]).text):
         assert mixed.startswith("Your message was not delivered to these recipients:\n")
 

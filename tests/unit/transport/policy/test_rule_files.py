@@ -346,21 +346,22 @@ def test_a_rule_that_is_off_may_lack_its_group(rules_of, tmp_path):
 
 
 @each_row(
-    "action, mode, is_warned",
+    "action, more, is_warned",
     [
-        (REJECT, "enforce", True),
-        ('{ redirect = ["a@b.test"] }', "enforce", True),
-        (REJECT, "audit", False),
-        ('{ bcc = ["a@b.test"] }', "enforce", False),
+        (REJECT, {}, True),
+        ('{ redirect = ["a@b.test"] }', {"when": "{ recipient = '*', sender = ['*'] }"}, True),
+        (REJECT, {"when": "{ recipient = '*', subject = '*' }"}, False),
+        (REJECT, {"when": "{ recipient = '*' }", "unless": "{ sender = 'x' }"}, False),
+        (REJECT, {"mode": "'audit'"}, False),
+        ('{ bcc = ["a@b.test"] }', {}, False),
     ],
 )
-def test_a_rule_that_takes_all_mail_causes_a_warning(action, mode, is_warned, rules_of, tmp_path):
+def test_a_rule_that_takes_all_mail_causes_a_warning(action, more, is_warned, rules_of, tmp_path):
     some = rule(action, name="some", when="{ sender = 'x.test' }")
-    rules_of(rule(action, mode=f"'{mode}'"), some)
-    expected = (
-        f'{tmp_path}/00-rules.toml:1: rule "r": found no condition: {action.split()[1]} all mail'
-    )
-    assert load_rules(tmp_path).warnings == (expected,) * is_warned
+    rules_of(rule(action, **more), some)
+    expected = f"no condition leaves out any mail, found {action.split()[1]} of all mail"
+    warning = f'{tmp_path}/00-rules.toml:1: rule "r": {expected}'
+    assert load_rules(tmp_path).warnings == (warning,) * is_warned
 
 
 def test_a_rule_that_is_off_and_has_its_group_is_tested(rules_of, groups, tmp_path):
