@@ -54,7 +54,7 @@ fi
 unpack() {
     local folder path version
     local -A wanted=([usr/sbin/exim4]=exim4-daemon-light [usr/sbin/opendkim]=opendkim [usr/sbin/pgbouncer]=pgbouncer
-        [usr/sbin/pgpool]=pgpool2 [usr/sbin/haproxy]=haproxy [usr/bin/rspamd]=rspamd [usr/sbin/clamd]=clamav-daemon
+        [usr/sbin/pgpool]=pgpool2 [usr/sbin/haproxy]=haproxy [usr/bin/patroni]=patroni [usr/bin/etcd]=etcd-server [usr/bin/rspamd]=rspamd [usr/sbin/clamd]=clamav-daemon
         [usr/sbin/opendmarc]=opendmarc [usr/sbin/clamav-milter]=clamav-milter [usr/sbin/unbound]=unbound [usr/bin/fail2ban-regex]=fail2ban)
     if [ "$1" = own ]; then
         wanted=([usr/sbin/opendkim]=opendkim [usr/sbin/unbound]=unbound [usr/bin/fail2ban-regex]=fail2ban)

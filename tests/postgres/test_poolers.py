@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -50,15 +50,6 @@ max_pool = 1
 sr_check_period = 0
 load_balance_mode = off
 """
-HAPROXY = """\
-listen server
- mode tcp
- timeout connect 5s
- timeout client 1h
- timeout server 1h
- bind 127.0.0.1:{port}
- server one 127.0.0.1:{server.port}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -70,26 +61,28 @@ def server() -> Iterator[PostgresServer]:
 class Front:
     """A program that a test starts in front of a server, at a port."""
 
-    def __init__(self, server: PostgresServer, folder: Path, until_end: ExitStack) -> None:
+    def __init__(self, server: PostgresServer | None, folder: Path, until_end: ExitStack) -> None:
         self._server = server
-        self._folder = folder
+        self.folder = folder
         self._until_end = until_end
         self._environment = os.environ | {"LD_LIBRARY_PATH": str(folder)}
         self._file = folder / "configuration"
         self.port = free_port()
 
-    def pgbouncer(self, mode: str = "session") -> None:
-        (self._folder / "users").write_text('"relay" ""\n')
-        self._write(PGBOUNCER, mode=mode)
+    def pgbouncer(
+        self, mode: str = "session", *, text: str = PGBOUNCER, password: str = ""
+    ) -> None:
+        (self.folder / "users").write_text(f'"relay" "{password}"\n')
+        self._write(text, mode=mode)
         self._start(self._found("pgbouncer"), "-q", self._file)
 
     def reload(self, mode: str) -> None:
         """Have PgBouncer take another mode."""
         self._write(PGBOUNCER, mode=mode)
-        self._process.send_signal(signal.SIGHUP)
+        self.process.send_signal(signal.SIGHUP)
 
-    def haproxy(self) -> None:
-        self._write(HAPROXY)
+    def haproxy(self, text: str) -> None:
+        self._write(text)
         self._start(self._found("haproxy"), "-db", "-f", self._file)
 
     def pgpool(self) -> None:
@@ -99,34 +92,41 @@ class Front:
         self._start(program, "-n", "-f", self._file, "-F", os.devnull, "-a", os.devnull)
 
     def _write(self, text: str, **values: str) -> None:
-        fixed = {"server": self._server, "port": self.port, "folder": self._folder}
+        fixed = {"server": self._server, "port": self.port, "folder": self.folder}
         self._file.write_text(text.format(size=NEEDED + 1, **fixed, **values))
 
     def _found(self, name: str) -> Path:
         found = shutil.which(name, path="/usr/sbin:/usr/bin") or UNPACKED / "sbin" / name
         if not Path(found).exists():
             pytest.skip(f"{name} is not installed: tests/system-packages.sh")
-        return copied(Path(found), self._folder)
+        return copied(Path(found), self.folder)
 
     def _start(self, *command: object) -> None:
         process = subprocess.Popen(
             list(map(str, command)),
-            cwd=self._folder,  # HAProxy returns to its own, which may be closed to the other user
+            cwd=self.folder,  # HAProxy returns to its own, which may be closed to the other user
             env=self._environment,
             **process_owner(),
         )
-        self._process = self._until_end.enter_context(process)
+        self.process = self._until_end.enter_context(process)
         self._until_end.callback(process.kill)
 
 
-@pytest.fixture
-def front(server: PostgresServer) -> Iterator[Front]:
+@contextmanager
+def opened_front(server: PostgresServer | None = None) -> Iterator[Front]:
+    """Yield a program that a text of the caller's configures, or that is in front of `server`."""
     with (
         tempfile.TemporaryDirectory(prefix="relay-pool-", dir="/tmp") as folder,
         ExitStack() as until_end,
     ):
         Path(folder).chmod(0o777)
         yield Front(server, Path(folder), until_end)
+
+
+@pytest.fixture
+def front(server: PostgresServer) -> Iterator[Front]:
+    with opened_front(server) as found:
+        yield found
 
 
 @pytest.fixture
@@ -137,12 +137,9 @@ def behind(
     return lambda: node("one", url=url_by_ports(database_of(server.create()), front.port))
 
 
-@pytest.mark.parametrize("program", ["pgbouncer", "haproxy", "pgpool"])
-def test_what_keeps_sessions_takes_mail(
-    server: PostgresServer, front: Front, behind: Callable[[], RelayProcess], program: str
-) -> None:
+def test_what_keeps_sessions_takes_mail(server: PostgresServer, front: Front, behind) -> None:
     """A pool has room for the service and one command: a probe that finds no place there says nothing."""
-    getattr(front, program)()
+    front.pgpool()
     relay = behind()
     until("it takes mail", lambda: submit_code(relay, 1) == 250)
     until("all are connected", lambda: server.sql(CLIENTS) == str(NEEDED))
@@ -151,20 +148,28 @@ def test_what_keeps_sessions_takes_mail(
     until("it takes mail again", lambda: submit_code(relay, 2) == 250)
 
 
-def test_transaction_mode_refuses_the_start_until_a_reload(front: Front, behind) -> None:
-    front.pgbouncer("transaction")
+def test_a_server_that_takes_no_writes_is_left_and_used_again(
+    server: PostgresServer, front: Front, behind
+) -> None:
+    """PgBouncer tells each client what the server has told the first."""
+    front.pgbouncer()
     relay = behind()
-    until("found", lambda: POOLED in relay.request("GET", "/readyz").body.decode())
-    assert (ready_status(relay), submit_code(relay, 1)) == (503, 451)
-    done = relay.cli("check")
-    assert (done.returncode, POOLED in done.stderr) == (69, True)
-    front.reload("session")
-    until("it takes mail", lambda: submit_code(relay, 2) == 250)
+    server.configure(default_transaction_read_only="on")
+    front.process.kill()
+    front.process.wait()
+    front.pgbouncer()
+    until("left", lambda: b"takes no writes" in relay.request("GET", "/readyz").body)
+    server.configure(default_transaction_read_only=None)
+    until("used again", lambda: submit_code(relay, 1) == 250)
 
 
 def test_no_mail_is_lost_where_the_mode_changes(front: Front, behind) -> None:
-    front.pgbouncer()
+    front.pgbouncer("transaction")
     relay = behind()
+    until("found", lambda: POOLED in relay.request("GET", "/readyz").body.decode())
+    done = relay.cli("check")
+    assert (done.returncode, POOLED in done.stderr) == (69, True)
+    front.reload("session")
     until("ready", lambda: ready_status(relay) == 200)
     numbers, taken, identities = count(1), set(), []
 

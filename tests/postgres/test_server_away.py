@@ -108,17 +108,6 @@ def test_results_that_cannot_be_recorded_wait(server: PostgresServer) -> None:
             assert len(remote.envelopes) == 1
 
 
-def test_a_server_that_takes_no_writes_is_left_and_used_again(
-    server: PostgresServer, serve
-) -> None:
-    relay = serve()
-    server.configure(default_transaction_read_only="on")
-    until("refused", lambda: submit_code(relay, 1) == 451)
-    server.configure(default_transaction_read_only=None)
-    until("taken", lambda: submit_code(relay, 2) == 250)
-    until("delivered", lambda: relay.subjects("bob") == ["smtp 2"])
-
-
 def test_a_server_that_is_away_is_no_slow_disk(server: PostgresServer, serve) -> None:
     """A commit that waits for it takes as long as it is away."""
     away_s = 4

@@ -137,8 +137,7 @@ class PostgresServer:
     def start(self) -> None:
         """Start it, and wait until it takes connections."""
         assert self._process is None, "it runs already"
-        command = ["sh", "-c", _START, str(self.folder), str(self._programs / "postgres")]
-        command += ["-D", str(self.data)]
+        command = ["sh", "-c", _START, str(self.folder), *self._command()]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, **self._environment()
@@ -253,6 +252,10 @@ class PostgresServer:
     def _begin(self) -> None:
         """Make what all tests use."""
         self.sql(f"CREATE ROLE {OWNER} LOGIN PASSWORD '{PASSWORD}'")
+
+    def _command(self) -> list[str]:
+        """What runs it, and ends it by SIGINT."""
+        return [str(self._programs / "postgres"), "-D", str(self.data)]
 
     def _run(self, program: str, *words: str) -> None:
         command = [str(self._programs / program), "-D", str(self.data), "--no-sync", *words]

@@ -73,6 +73,8 @@ OTHER_SESSION = (
     asyncpg.DuplicatePreparedStatementError,
     asyncpg.InvalidArgumentForLogarithmError,
 )
+# Of a login: the server's, and PgBouncer's.
+_REFUSALS = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.ProtocolViolationError)
 _SETTINGS_THAT_LOSE_MAIL = ("fsync", "full_page_writes", "synchronous_commit")
 
 _NO_ANSWER = "the database does not answer"
@@ -95,7 +97,7 @@ _TEXTS = {
     "57P01": "the server ended the connection",
     "57P02": "the server ended the connection, because another one crashed",
     "08": _NO_ANSWER,
-    "08P01": "what answers does not speak PostgreSQL's protocol as a server does",
+    "08P01": "a pooler refuses the login, or what answers does not speak PostgreSQL's protocol",
     "0A000": "the server does not support what the spool needs",
 }
 _UNAVAILABLE = words_in("2201E 26000 42P05 3D000 42501 3F 08 25 28 40 53 55 57 58")
@@ -201,8 +203,7 @@ class DatabaseHosts:
         try:
             return await self._connect_to(host, purpose)
         except SpoolUnavailableError as error:
-            is_login = isinstance(error.__cause__, asyncpg.InvalidAuthorizationSpecificationError)
-            if not (is_login and self._has_other_password(used)):
+            if not (isinstance(error.__cause__, _REFUSALS) and self._has_other_password(used)):
                 raise
         return await self._connect_to(host, purpose)
 
@@ -253,9 +254,13 @@ class DatabaseHosts:
 
     async def _compare(self, connection: asyncpg.Connection) -> None:
         """Compare the server's timeline with the newest one. Raises SpoolUnavailableError if it is
-        older, or another cluster's. A newer one ends the connections to the older, with what is not
-        yet answered. A pooler in session mode has one server for each connection.
+        older, or another cluster's, and TargetServerAttributeNotMatched if it takes no writes. A
+        newer one ends the connections to the older, with what is not yet answered. A pooler in
+        session mode has one server for each connection.
         """
+        # It is asked: PgBouncer reports what the first server said.
+        if await connection.fetchval("SHOW transaction_read_only") == "on":
+            raise asyncpg.TargetServerAttributeNotMatched
         row = await connection.fetchrow(f"SELECT {TIMELINE}, pg_backend_pid()")
         timeline, connection.pid = row
         with self._lock:
@@ -307,8 +312,8 @@ async def _session(place: ServerOptions, purpose: str) -> asyncpg.Connection:
             ssl=_tls_context(place),
             direct_tls=False,
             timeout=place.timeout_s,
+            target_session_attrs="any",  # by what is reported: see _compare()
             server_settings={"application_name": f"{place.application_name} {purpose}"},
-            target_session_attrs="read-write",
             connection_class=_KeptConnection,
             statement_cache_size=_STATEMENTS_KEPT,
             max_cached_statement_lifetime=0,  # for ever
