@@ -1,10 +1,14 @@
 """The tables of the spool: which there are, of which schema, and whether the role may use them."""
 
+import asyncpg
+
+from relay.base.observe.logs import get_logger
 from relay.store.spool.postgres.tables import ConnectionTables, statement
 from relay.store.spool.shared import suppression
 from relay.store.spool.shared.columns import schema_difference
 from relay.store.spool.types import SpoolFormatError, SpoolInUseError
 
+_log = get_logger("spool")
 SCHEMA = 4
 _OF_0_2_0 = 1
 _MIGRATION_LOCK = 0x72656C6179_000002  # "relay" and the number of the lock, as a 64-bit key
@@ -71,6 +75,12 @@ def bring_to_schema(tables: ConnectionTables, *, now_us: int) -> None:
     check_schema(tables)
     if tables.fetch_one(_HAS_SUPPRESSED) is None and tables.fetch_one(_MAY_CREATE)[2]:
         tables.execute(suppression.TABLE)
+    try:
+        tables.wait(tables.connection.execute(statement("thresholds.sql")))
+    except (
+        asyncpg.PostgresError
+    ) as error:  # such as a lock of somebody's; the next start tries again
+        _log.warning("the thresholds of autovacuum were not set", error=str(error))
     tables.execute("SELECT pg_advisory_unlock(?)", (_MIGRATION_LOCK,))
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import re
 
+import asyncpg
 import pytest
 
 from relay.store.spool.postgres import schema
@@ -33,6 +34,25 @@ async def test_an_older_schema_is_completed_once_while_nodes_work(at, sql, monke
     assert versions == [str(version) for version in (schema.SCHEMA - 1, NEXT)]
     assert (await older.record(ClaimResult(claim, 5, {1: OK})))[0]
     assert sql("SELECT state FROM recipient") == "relayed"
+
+
+async def test_the_history_is_vacuumed_early_from_a_start_at_which_nobody_locks_it(
+    at, sql, postgres_url, capfd
+) -> None:
+    early = (
+        "SELECT relname FROM pg_class WHERE reloptions @> '{autovacuum_vacuum_scale_factor=0.02}'"
+    )
+    await (await at("first.test")).stop()
+    sql("ALTER TABLE recipient RESET (autovacuum_vacuum_scale_factor)")
+    other = await asyncpg.connect(postgres_url)
+    async with other.transaction():
+        await other.execute("LOCK TABLE recipient IN SHARE UPDATE EXCLUSIVE MODE")
+        await (await at("second.test")).stop()
+    await other.close()
+    assert "autovacuum were not set" in capfd.readouterr().err
+    assert sorted(sql(early).split()) == ["event", "message"]
+    await at("third.test")
+    assert sorted(sql(early).split()) == ["event", "message", "recipient"]
 
 
 TO_0_2_0 = (
