@@ -207,7 +207,12 @@ def test_verify_names_what_was_accepted_and_is_in_no_spool(sql, serve) -> None:
     sql(relay, remove.format("before"))  # as with a new spool, after one that was empty
     (gone,) = sql(relay, remove.format("lost")).split()
     sql(relay, "DELETE FROM message WHERE subject <> 'kept'")
+    sql(relay, "DELETE FROM recipient WHERE message_id NOT IN (SELECT id FROM message)")
     done = relay.cli("storage", "verify")
     found = f"lost-message      submission {gone} of alice@example.test: found step 4 at 20"
     assert (done.returncode, found in done.stdout) == (DATA, True), done.stdout
     assert done.stdout.count("lost-message") == 1
+    sql(relay, "UPDATE recipient SET state = 'queued'")
+    done = relay.cli("storage", "verify", "--log", "-", stdin=relay.log)
+    assert "; log: delivered bob@example.test" in done.stdout
+    assert done.stdout.count("sent-before") == 1, done.stdout

@@ -1,5 +1,6 @@
 """A standby that confirms no commits takes over from its server, and has lost the last ones."""
 
+import re
 import threading
 
 from tests.postgres.conftest import PortsUrl, StartNode
@@ -11,6 +12,9 @@ from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
 
 MESSAGES = 20
+LOST = (
+    r"^lost-message +message (\w+) of alice@example.test: found step 4 at .*; log: relayed (\S+)$"
+)
 
 
 def is_known(relay: RelayProcess, queue_id: str) -> bool:
@@ -59,6 +63,12 @@ def test_what_a_promoted_standby_has_lost_is_counted(
                 until("it has noticed", lambda one=relay: "has lost commits" in one.log)
             assert two.until_state(doubtful, "relayed")
             new = submit("new")
+            log = "".join(relay.log for relay in nodes)
+            for relay in nodes:
+                done = relay.cli("storage", "verify", "--log", "-", stdin=log)
+                named = re.findall(LOST, done.stdout, re.MULTILINE)
+                assert next(zip(*named, strict=True)) == tuple(sorted(lost)), done
+                assert {to for _, to in named} == {f"lost{n}@a.test" for n in range(MESSAGES)}
             for relay in nodes:
                 assert [is_known(relay, queue_id) for queue_id in lost] == [False] * MESSAGES
                 for queue_id in (*kept, *new):

@@ -7,7 +7,7 @@ docs/names.md (Commands).
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
@@ -32,8 +32,9 @@ def storage(_given: CommandContext) -> None:
 @storage.command()
 @click.option("--full", is_flag=True, help="Read every octet.")
 @click.option("--recount", is_flag=True, help="Count again.")
+@click.option("--log", type=click.File("rb"), help="Compare with the nodes' logs; - is stdin.")
 @common_options
-def verify(context: CommandContext, *, full: bool, recount: bool) -> None:
+def verify(context: CommandContext, *, full: bool, recount: bool, log: BinaryIO | None) -> None:
     """Check the spool: its pages, references, contents and counters.
 
     Nothing is repaired. Prints a line for each fault, and exits 65 if there is one. The relay may
@@ -49,6 +50,7 @@ def verify(context: CommandContext, *, full: bool, recount: bool) -> None:
         context.settings(),
         full=full,
         recount=recount,
+        log=log,
         clock=SystemClock(),
         on_finding=on_finding,
     )

@@ -27,6 +27,7 @@ Copies and repairs:
 
 - `backup`: `relay backup`: what is copied, in which order
 - `restore`: `relay restore`: which backups are complete, where it may restore to, what is held then
+- `logged_mail`: what the log has of mail: which was accepted, what became of each recipient
 - `storage`: `relay storage verify` and `backup`: what is checked and copied; `adopt`: another mail
   root becomes that of the spool
 

@@ -6,7 +6,7 @@ that the command creates. No relay can start while the spool is verified.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -17,13 +17,15 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from relay.base.accounts.account import DEAD_LETTER
-from relay.base.clock import Clock, rfc3339
+from relay.base.clock import Clock, id_time_us, rfc3339
 from relay.base.files import check_readable
+from relay.base.message.lifecycle import LIVE
 from relay.base.observe.logs import get_logger
 from relay.base.settings.tree import Settings
 from relay.operation.app.configuration import UnusableKeyError, srs_in
 from relay.operation.app.state_dir import AlreadyRunningError, OwnerLock, as_owner
 from relay.operation.commands.backup import BackupCopy
+from relay.operation.commands.logged_mail import LEFT, read_log
 from relay.operation.commands.offline import opened_spool
 from relay.store import spool
 from relay.store.journeys.submission_log import read_accepted
@@ -43,10 +45,12 @@ def verify(
     *,
     full: bool = False,
     recount: bool = False,
+    log: Iterable[bytes] | None = None,
     clock: Clock,
     on_finding: Callable[[SpoolFinding], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Verify the spool, the SRS key and the pending submissions; return the JSON output.
+    """Verify the spool, the SRS key and the pending submissions; return the JSON output. `log` has
+    lines of the logs of all nodes, with which the spool is compared.
 
     Raises OSError, PermissionError if the user may not read a file; SpoolError.
     """
@@ -68,8 +72,8 @@ def verify(
         stored, in_spool = spool.storage(settings), None
         if stored.exists():
             with suppress(SpoolDamagedError):  # its tools report that
-                for lost in _lost_messages(settings, stored, clock):
-                    add(lost)
+                for finding in _differences(settings, stored, log=log, clock=clock):
+                    add(finding)
             with suppress(SpoolUnsupportedError):  # the tools of the database check it
                 request = VerifyRequest(add, is_owner=is_owner, full=full, recount=recount)
                 in_spool = stored.verify(request)
@@ -93,28 +97,42 @@ def _faults_beside(settings: Settings) -> Iterator[SpoolFinding]:
         yield SpoolFinding("srs-key", str(error.path), error.found, error.expected)
 
 
-def _lost_messages(
-    settings: Settings, stored: SpoolStorage, clock: Clock
+def _differences(
+    settings: Settings, stored: SpoolStorage, *, log: Iterable[bytes] | None, clock: Clock
 ) -> Iterator[SpoolFinding]:
-    """Yield the submissions that were accepted by the submission log and are not known to the
-    spool, for example because the spool is older than the mail root. The spool remembers a
-    submission for longer than this function looks back.
+    """Yield what the submission log or `log` has as accepted and the spool does not know, for
+    example because the spool is older than the mail root; and what waits although it has left by
+    `log`. The spool remembers a message for longer than this function looks back.
 
-    Submissions before the first one that the spool knows are skipped: they were accepted into an
+    Messages before the first one that the spool knows are skipped: they were accepted into an
     earlier spool, for example before an upgrade with an empty queue.
     """
-    is_of_this_spool = False
-    since_us = clock.time_us() - int(KEY_MARGIN_S * 1_000_000)
-    lines = read_accepted(settings.mailboxes.root / ".submissions/log", since_us=since_us)
-    while accepted := {line.submission_id: line for line in islice(lines, _LINES_AT_ONCE)}:
-        known = {key for key, _ in stored.accepted_since(None, accepted)}
-        for key, line in accepted.items():
-            is_of_this_spool |= key in known
-            if key in known or not is_of_this_spool:
+    since_us = clock.time_us() - int(min(KEY_MARGIN_S, settings.spool.keep) * 1_000_000)
+    senders, results = read_log(log or ())
+    times = {queue_id: id_time_us(queue_id) or 0 for queue_id in senders}
+    recent = (queue_id for queue_id, at_us in times.items() if at_us >= since_us)
+    places = {queue_id: f"message {queue_id} of {senders[queue_id]}" for queue_id in recent}
+    for line in read_accepted(settings.mailboxes.root / ".submissions/log", since_us=since_us):
+        times[line.queue_id] = line.at_us
+        places[line.queue_id] = f"submission {line.submission_id} of {line.owner}"
+    is_of_this_spool, left = False, iter(sorted(places))
+    while batch := [*islice(left, _LINES_AT_ONCE)]:
+        recipients = [*stored.recipients(batch)]
+        known = {queue_id for queue_id, _, _ in recipients}
+        for queue_id in batch:
+            is_of_this_spool |= queue_id in known
+            if queue_id in known or not is_of_this_spool:
                 continue
-            when = f"step 4 at {rfc3339(line.at_us)}, as {line.queue_id}, and no message"
-            where = f"submission {key} of {line.owner}"
-            yield SpoolFinding("lost-message", where, when, "its message in the spool")
+            when = f"step 4 at {rfc3339(times[queue_id])}, as {queue_id}, and no message"
+            said = [f"{status} {to}" for to, status in results[queue_id].items()] or ["no result"]
+            action = f"log: {', '.join(said)}" if log else "--log says whether it left"
+            expected = "its message in the spool"
+            yield SpoolFinding("lost-message", places[queue_id], when, expected, action=action)
+        for queue_id, to, state in recipients:
+            if state in LIVE and (status := results[queue_id].get(to, "")) in LEFT:
+                where, what = f"message {queue_id} to {to}", f"{status} in the log, and {state}"
+                action = f"relay queue cancel {queue_id}"
+                yield SpoolFinding("sent-before", where, what, "its end", action=action)
 
 
 @contextmanager

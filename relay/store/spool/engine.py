@@ -622,6 +622,9 @@ class SpoolStorage(Protocol):
         history has, QUEUE-ID-NUMBER; once with "" if it has none.
         """
 
+    def recipients(self, queue_ids: Collection[str]) -> Iterator[tuple[str, str, str]]:
+        """Yield queue id, address and state of each recipient that these messages have."""
+
     def has_part(self, path: Path) -> bool:  # noqa: ARG002 - a database has none
         """Whether a file or directory belongs to the spool: back_up() copies what is needed."""
         return False

@@ -17,7 +17,7 @@ from relay.store.spool.engine import BackupResult, SpoolStorage, VerifyRequest, 
 from relay.store.spool.postgres import backup, nodes, schema, server
 from relay.store.spool.postgres.maintenance import stores_without_node
 from relay.store.spool.postgres.tables import ConnectionTables
-from relay.store.spool.shared.accepted import RECIPIENTS_OF_KEYS
+from relay.store.spool.shared.accepted import RECIPIENTS_OF_KEYS, RECIPIENTS_OF_MESSAGES
 from relay.store.spool.types import SpoolError, SpoolUnsupportedError
 
 AsOwner = Callable[[], AbstractContextManager[None]]
@@ -124,6 +124,11 @@ class PostgresStorage(SpoolStorage):
                 missing -= backup.keys_in(self._hosts.options, file, missing)
         sql = RECIPIENTS_OF_KEYS.format("s.key = ANY(?)")
         return map(tuple, self._ask(lambda tables: tables.fetch(sql, (list(missing),))))
+
+    def recipients(self, queue_ids: Collection[str]) -> Iterator[tuple[str, str, str]]:
+        """SpoolStorage.recipients."""
+        sql = RECIPIENTS_OF_MESSAGES.format("= ANY(?)")
+        return map(tuple, self._ask(lambda tables: tables.fetch(sql, (list(queue_ids),))))
 
     def _ask(self, question: Callable[[ConnectionTables], T]) -> T:
         """Run a query on a separate connection. Raises SpoolError."""

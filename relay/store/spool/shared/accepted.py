@@ -32,6 +32,8 @@ RECIPIENTS_OF_KEYS = (
     " FROM submission s LEFT JOIN recipient r ON r.message_id = s.message_id WHERE {}"
 )
 
+RECIPIENTS_OF_MESSAGES = "SELECT message_id, address, state FROM recipient WHERE message_id {}"
+
 
 class CapturedMail(Struct, frozen=True):
     """What happens to captured mail: it is captured when it is accepted, and expires `keep_us`

@@ -6,7 +6,7 @@ open in the snapshot becomes an indeterminate attempt when the copy is started.
 See relay.store.spool.engine.SpoolStorage, and docs/operation-backup.md (Back up).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import apsw
 from relay.base.files import disk_of, fsync_path, link_or_copy
 from relay.store.spool.engine import BackupResult, SpoolStorage, VerifyRequest
 from relay.store.spool.shared import stats
-from relay.store.spool.shared.accepted import RECIPIENTS_OF_KEYS
+from relay.store.spool.shared.accepted import RECIPIENTS_OF_KEYS, RECIPIENTS_OF_MESSAGES
 from relay.store.spool.sqlite import spool_files
 from relay.store.spool.sqlite.database import SqliteTables, open_database
 from relay.store.spool.sqlite.disk_space import RESERVE_FILE
@@ -106,6 +106,16 @@ class SqliteStorage(SpoolStorage):
                 if before and before.execute(_KNOWN_KEY, (key,)).fetchone():
                     continue
                 yield from now.execute(RECIPIENTS_OF_KEYS.format("s.key = ?"), (key,))
+
+    def recipients(self, queue_ids: Collection[str]) -> Iterator[tuple[str, str, str]]:
+        """SpoolStorage.recipients."""
+        sql = RECIPIENTS_OF_MESSAGES.format("= ?")
+        with (
+            spool_files.translate_sqlite_errors(self._database),
+            closing(open_database(self._database, read_only=True)) as now,
+        ):
+            for queue_id in queue_ids:
+                yield from now.execute(sql, (queue_id,))
 
     def has_part(self, path: Path) -> bool:
         """SpoolStorage.has_part."""
