@@ -36,17 +36,17 @@ def test_a_journey_is_opened_and_its_mail_held_released_retried_and_cancelled(
 
     for operation, note in (("Hold", "Held 1"), ("Release", "Released 1"), ("Retry now", "Tried")):
         browser.click("#open-more")
-        browser.click(".actions a", f"{operation}…")
+        browser.click("#more a", f"{operation}…")
         browser.wait_for("#dry-run", "Dry run: this would")
         browser.wait_for("#reason").send_keys("seen in the browser")
         browser.click("form[method=post] button", operation)
         browser.wait_for("[role=status]", note)
         browser.wait_for("h1", "Wait for it")
     browser.click("#open-more")
-    browser.click(".actions a", "Cancel…")
+    browser.click("#more a", "Cancel…")
     browser.click(".actions a", "Change nothing")
     browser.click("#open-more")
-    browser.click(".actions a", "Cancel…")
+    browser.click("#more a", "Cancel…")
     browser.click("button.danger")
     browser.wait_for(".state-cancelled")
     assert "hold by" in browser.wait_for("ol.journey").text
@@ -86,6 +86,17 @@ def test_a_journey_and_the_queue_change_without_a_reload(browser: Browser, relay
     assert browser.evaluate("document.querySelectorAll('#answer').length") == 1
     assert browser.evaluate("document.activeElement.id") == "do-hold"
     assert browser.wait_for("h1").text == "Watched"
+
+    relay.send(ALICE, ["ann+451x1@customer.example"], "Patience", "text")
+    relay.settle()
+    browser.open(f"{relay.http_url}/messages/last")
+    browser.wait_for(".say.wait", "Deferred")
+    browser.wait_for("#message [data-connected]")
+    place = "document.querySelector('.viewbar').getBoundingClientRect().top"
+    top = browser.evaluate(place)
+    relay.clock.advance(seconds=70)
+    browser.wait_for("#answer", "accepted it")
+    assert browser.evaluate(place) == top
 
     browser.open(f"{relay.http_url}/queue?sender=watched@*")
     browser.wait_for(".empty")

@@ -27,7 +27,7 @@ def test_a_visitor_logs_in_by_keyboard_and_out_again(browser: Browser, origin: s
     assert browser.driver.current_url == f"{origin}/help"
     assert browser.evaluate("document.cookie") == ""
     browser.wait_for(".who", "alice@example.test")
-    browser.driver.find_element(By.CSS_SELECTOR, ".top form button").click()
+    browser.driver.find_element(By.CSS_SELECTOR, ".top-end form button").click()
     browser.wait_for("h1", "Log in")
     browser.open(origin)
     browser.wait_for("h1", "Log in")

@@ -52,6 +52,7 @@ def test_the_mail_of_one_of_many_people_is_found(browser: Browser, relay: DevPro
         send(relay, f"for {number}", recipient=f"person{number}@customer.example")
     send(relay, "for bob")
     browser.open(relay.ready["pages"])
+    browser.click("#open-filters")
     browser.click("#mailbox")
     options = "[...document.querySelectorAll('#mailboxes option')].map((one) => one.value)"
     until("they are suggested", lambda: len(browser.evaluate(options)) == 62)
@@ -199,14 +200,14 @@ def test_the_colours_are_those_of_the_system_until_others_are_chosen(
     browser.emulate_scheme("light")
     browser.open(relay.ready["pages"])
     light = browser.evaluate(ground)
-    browser.click("button", "Dark mode")
+    browser.click("[data-theme-switch][title='Dark mode']")
     dark = browser.evaluate(ground)
     assert dark != light
     browser.open(f"{relay.ready['pages']}queue")
     assert browser.evaluate(ground) == dark
     if AXE.exists():
         assert browser.axe() == []
-    browser.click("button", "Light mode")
+    browser.click("[data-theme-switch][title='Light mode']")
     assert (browser.evaluate(ground), browser.evaluate("localStorage.length")) == (light, 0)
     browser.emulate_scheme("dark")
     assert browser.evaluate(ground) == dark
@@ -226,6 +227,20 @@ def test_a_hidden_page_gives_its_connection_back(browser: Browser, relay: DevPro
     browser.wait_for("a", "later")
 
 
+def test_a_page_says_what_it_waits_for(browser: Browser, relay: DevProcess) -> None:
+    send(relay, "first", "second")
+    browser.set_width(1280)
+    browser.open(f"{relay.ready['pages']}messages/last")
+    browser.wait_for(".pane [data-connected]")
+    browser.evaluate("window.real = fetch; window.fetch = () => new Promise(() => 0)")
+    browser.click(".pane [data-row]", "first")
+    browser.wait_for(".opening", "first")
+    browser.evaluate("window.fetch = () => Promise.reject()")
+    browser.wait_for("#gone", "The relay does not answer.")
+    browser.evaluate("window.fetch = real")
+    browser.wait_without("#gone")
+
+
 def test_captured_mail_waits_for_nobody(browser: Browser, relay: DevProcess) -> None:
     send(relay, *"1234", recipient="ann@customer.example")
     browser.open(f"{relay.ready['pages']}queue")
@@ -238,8 +253,9 @@ def test_tags_are_set_on_the_page_of_a_message_and_found_in_the_list(
     send(relay, "with a tag", "without one")
     browser.open(relay.ready["pages"])
     browser.click("a", "with a tag")
-    browser.click("#open-tags")
-    browser.press("\t", 'two "words", <b>x</b>', "\n")
+    browser.click("#open-details")
+    browser.click("#new-tags")
+    browser.press('two "words", <b>x</b>', "\n")
     browser.wait_for("#tags a", "<b>x</b>")
     assert not AXE.exists() or browser.axe() == []
     browser.click("#tags a", "two ")

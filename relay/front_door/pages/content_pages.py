@@ -62,7 +62,7 @@ from relay.store.journeys.document import Journey
 from relay.store.mailbox.errors import StoreError
 from relay.store.mailbox.stored_message import StoredMessage
 
-View = Literal["html", "text", "headers", "source", "attachments", "links", "checks"]
+View = Literal["html", "text", "headers", "source", "attachments", "links", "checks", "journey"]
 VIEWS: tuple[View, ...] = get_args(View)
 CONTENT_VIEWS = ("html", "text", "headers", "source", "properties")  # that have an address
 SOURCE_OCTETS_MAX = 1024 * 1024
@@ -161,13 +161,14 @@ class ContentPages:
             visitor.principal, lambda: answer(read_parts(octets_of(content)))
         )
 
-    async def panel(self, request: HttpRequest, visitor: Visitor, journey: Journey) -> ContentPanel:
-        """Return the content for the page of a message, in the view that ?show= names.
-
-        The default is the HTML, or the text without HTML.
+    async def panel(
+        self, request: HttpRequest, visitor: Visitor, journey: Journey, *, default: View = "html"
+    ) -> ContentPanel:
+        """Return the content for the page of a message, in the view that ?show= names, else in
+        `default`. In place of the HTML it has the text of a message without HTML.
         """
         asked = dict(request.query).get("show", "")
-        view: View = next((name for name in VIEWS if name == asked), "html")
+        view: View = next((name for name in VIEWS if name == asked), default)
         remote_url = self._remote_url(request, visitor, journey)
         images_proof = self._images_proof(visitor, journey)
         people = (journey.sender, *(recipient.address for recipient in journey.recipients))

@@ -5,11 +5,13 @@ in order, each with the lines of `relay trace`; a step without events says so. T
 hosts and senders wrote; templates escape them.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, TypeVar
 
+from jinja2.filters import do_filesizeformat
 from msgspec import Struct
 
 from relay.base.clock import time_us_of
@@ -32,8 +34,13 @@ _IN_TIME = (1, 2, 3, 5, 4, 6, 7)
 D = TypeVar("D", bound=details.Detail)
 _NAMES = {int(step): step.title for step in Step}
 _OF_ONE_ATTEMPT = ("attempt", "durations", "retry")  # details that differ between equal attempts
+_WAITING = ("queued", "deferred", "held")
 _BAD = frozenset({"failed", "expired", "cancelled"})
 _ENDED_WELL = frozenset(FINAL) - _BAD
+_THERE = _ENDED_WELL | {RecipientState.CAPTURED}
+FACT_CHARACTERS_MAX = 20
+_Events = Mapping[int, Sequence[JourneyStep]]
+_is_reply = re.compile(r"[2-5]\d\d(?: [245]\.\d{1,3}\.\d{1,3})?")
 
 
 class StepState(StrEnum):
@@ -62,14 +69,22 @@ class StepEvent(Struct, frozen=True):
 
 
 class ShownStep(Struct, frozen=True):
-    """One of the seven steps. `text` describes its state; `left_out` counts older events."""
+    """One of the seven steps."""
 
-    number: int
-    name: str
-    state: StepState
-    text: str
-    events: tuple[StepEvent, ...] = ()
-    left_out: int = 0
+    number: int  # 1 to 7
+    name: str  # its title
+    state: StepState  # its progress
+    text: str  # a sentence about the state, "" without
+    events: tuple[StepEvent, ...] = ()  # the newest ones
+    left_out: int = 0  # the number of older events
+    began: str = ""  # the time of its first event if no step of the message began earlier
+    fact: str = ""  # what matters of it: at most 20 characters, with the time since then
+    until: str = ""  # the time for which it waits
+
+    @property
+    def sentence(self) -> str:
+        """The step in a sentence."""
+        return self.text or next((line for event in self.events for line in event.lines), "")
 
     @property
     def at(self) -> str:
@@ -100,6 +115,7 @@ class JourneyView(Struct, frozen=True):
     recipients: tuple[ShownRecipient, ...]  # the first ones
     others: str  # how many recipients that are not listed have each state
     axis: Axis | None  # its attempts as a picture
+    began: str  # the time of the first event, "" without
 
 
 def journey_view(
@@ -122,6 +138,7 @@ def journey_view(
         recipients=tuple(map(_recipient, listed)),
         others=", ".join(f"{number} {state}" for state, number in by_state.items()),
         axis=axis_of(journey, ordered),
+        began=min((step.at for step in journey.steps), default=""),
     )
 
 
@@ -133,13 +150,82 @@ def _steps(journey: Journey, entries: Sequence[Mapping[str, Any]]) -> Iterator[S
     for step in journey.steps:
         events[step.step].append(step)
     since = _times_between(journey.steps)
+    first, has_begun = min((step.at for step in journey.steps), default=""), False
     is_claimed = any(entry.get("claimed") for entry in entries)
     for number, name in _NAMES.items():
         state, text = _state_of_step(number, journey, events, is_claimed=is_claimed)
         step_events = [_event(run, since, journey) for run in _runs(events[number])]
         last_events = tuple(step_events[-_EVENTS_MAX:])
         left_out = sum(event.count for event in step_events[:-_EVENTS_MAX])
-        yield ShownStep(number, name, state, text, last_events, left_out)
+        fact, until = _fact(number, journey, events, state=state)
+        began = min((step.at for step in events[number]), default="")
+        if began and (began != first or has_begun):
+            took = 0 if until else round((time_us_of(began) - time_us_of(first)) / 1e6, 3)
+            fact, began = _joined("" if until else f"+{duration_text(took)}", fact), ""
+        has_begun = has_begun or bool(began)
+        yield ShownStep(
+            number, name, state, text, last_events, left_out, began=began, fact=fact, until=until
+        )
+
+
+def _joined(*parts: str) -> str:
+    """Return the parts of a fact, the last alone if there is no room for all."""
+    text = " \N{MIDDLE DOT} ".join(filter(None, parts))
+    return text if len(text) <= FACT_CHARACTERS_MAX else parts[-1]
+
+
+def _fact(number: int, journey: Journey, events: _Events, *, state: StepState) -> tuple[str, str]:
+    """Return what matters of a step in few characters, without addresses and names of rules; and
+    the time for which it waits.
+    """
+    match number:
+        case Step.CREATED if state == StepState.SKIPPED:
+            return "by the relay" if journey.is_report else "by SMTP", ""
+        case Step.CONVERTED if state == StepState.WAITING:
+            return "", _first(details.NotifiedDetail, events).deferred_until
+        case Step.CONVERTED if state == StepState.FAILED:
+            made = _first(details.ConvertedDetail, events)
+            return _code(made.failed or made.unknown), ""
+        case Step.CONVERTED if size := _first(details.ConvertedDetail, events).size:
+            return do_filesizeformat(size).replace("ytes", ""), ""
+        case Step.POLICY_AND_ROUTING if state == StepState.FAILED:
+            return "refused", ""
+        case Step.POLICY_AND_ROUTING:
+            hops = _first(details.RoutedDetail, events).next_hops
+            named = sorted(hop for hop in hops if hop in ("capture", "local"))
+            if not named:
+                return counted(len(hops), "host") if hops else "", ""
+            is_all = len(named) == len(hops)
+            return " and ".join(named) if is_all else counted(len(hops), "next hop"), ""
+        case Step.DELIVERY if journey.id and state != StepState.SKIPPED:
+            return _delivery_fact(journey, state)
+        case Step.REPORT if events[7]:
+            kind = type(events[7][-1].read())
+            noun = {details.ClaimDetail: "claim", details.ComplaintDetail: "complaint"}
+            return counted(len(events[7]), noun.get(kind, "report")), ""
+        case Step.REPORT if state == StepState.SKIPPED:
+            is_due = any(to.state in ("failed", "expired") for to in journey.recipients)
+            return "none sent" if is_due else "none due", ""
+    return "", ""
+
+
+def _code(reply: str) -> str:
+    """Return the code and the status of a reply, "failed" without them."""
+    code = _is_reply.match(reply)
+    return code[0] if code else "failed"
+
+
+def _delivery_fact(journey: Journey, state: StepState) -> tuple[str, str]:
+    recipients = journey.recipients
+    count = f"{sum(to.state in _THERE for to in recipients)} of {len(recipients)}"
+    if state == StepState.WAITING:
+        waits = [to for to in recipients if to.state in _WAITING]
+        until = min((to.next_attempt or "" for to in waits), default="")
+        return "held" if all(to.state == "held" for to in waits) else count, until
+    if state == StepState.FAILED:
+        reply = next((to.reply for to in recipients if to.state in _BAD), "")
+        return _joined(_code(reply), count), ""
+    return count, ""
 
 
 def _event(run: Sequence[JourneyStep], since: Mapping[int, str], journey: Journey) -> StepEvent:
@@ -216,9 +302,6 @@ def _times_between(steps: Sequence[JourneyStep]) -> dict[int, str]:
         )
         before_us = at_us
     return since
-
-
-_Events = Mapping[int, Sequence[JourneyStep]]
 
 
 def _state_of_step(
@@ -305,8 +388,10 @@ def _delivery(journey: Journey, events: _Events, *, is_claimed: bool) -> tuple[S
     text = f"{counted(states.total(), 'recipient')}: {text}."
     if is_claimed:
         return StepState.RUNNING, text
-    if any(states[name] for name in ("queued", "deferred", "held")):
-        return StepState.WAITING, text
+    if any(states[name] for name in _WAITING):
+        held = {to.reason or "" for to in journey.recipients if to.state == "held"}
+        why = [f"Held by {reason}." for reason in sorted(filter(None, held))]
+        return StepState.WAITING, " ".join([text, *why])
     attempts = details_in(events[6], details.AttemptDetail)
     tried = {recipient.address for attempt in attempts for recipient in attempt.recipients}
     if not events[6]:

@@ -21,6 +21,7 @@ from relay.formats.read_report import DeliveryReport
 from relay.front_door.api import tags as api_tags
 from relay.front_door.http.errors import ApiError, service_unavailable
 from relay.front_door.pages.content import MessageHead
+from relay.front_door.pages.content_pages import View
 from relay.front_door.pages.journey_view import journey_view
 from relay.front_door.pages.live import LIVE_PARAMETER, digest_of
 from relay.front_door.pages.message_list import READ, ListView, actions, list_of, list_pane
@@ -38,6 +39,11 @@ _REPORTS_MAX = 10
 _ENVID_CHARACTERS_MAX = 100
 _is_message_id = re.compile(r"<[!-;=?-~]{1,250}>").fullmatch
 _STILL_US = 60_000_000
+# States of recipients that a box tells of above the content, and those that open the journey.
+_FAILED = ("failed", "expired", "cancelled")
+_LOOK = (*_FAILED, "deferred", "held", "scheduled")
+_BOXES = (*_LOOK, "queued", "converting")
+_BOXES_MAX = 2
 _MARGIN_S = 0.01
 
 
@@ -54,7 +60,9 @@ async def message_page(request: PageRequest) -> Response:
 
     if (stream := request.live_stream(render)) is not None:
         return stream
-    content = await site.contents.panel(http, request.visitor, journey)
+    looks = not values["journey"].is_report and any(box.state in _LOOK for box in values["boxes"])
+    default: View = "journey" if looks else "html"
+    content = await site.contents.panel(http, request.visitor, journey, default=default)
     about = await _original_of(request, content.report) if content.report else ""
     came_from = list_of(request)
     newer, older = await _neighbours(request, journey, came_from)
@@ -65,6 +73,7 @@ async def message_page(request: PageRequest) -> Response:
         older=older,
         result=_SENT.get(dict(http.query).get("did", "")) or result_sentence(http.query),
         content=content,
+        looks=looks,
         hidden=_hidden_recipients(journey, content.message.head) if content.message else (),
         unsent=_unsent(journey, content.message.head)
         if content.message and not values["view"].others
@@ -131,8 +140,8 @@ def _has_ended(journey: Journey, site: PageSite) -> bool:
 
 
 def _live_parts(request: PageRequest, values: Mapping[str, Any]) -> list[str]:
-    """Return the parts that the stream replaces: answer, menu, line of steps, and journey."""
-    parts = ("_answer.html", "_answers.html", "_more.html", "_dots.html", "_journey.html")
+    """Return the parts that the stream replaces: boxes, menu, strip of steps, and journey."""
+    parts = ("_answer.html", "_answers.html", "_more.html", "_strip.html", "_journey.html")
     return [request.shared_part(part, **values) for part in parts]
 
 
@@ -161,12 +170,18 @@ async def _journey_values(request: PageRequest, key: str) -> dict[str, Any]:
         default="",
     )
     controls = site.dependencies.development
+    sentences = answer(journey, now_us=now_us, reports=reports)
+    boxes = [told for told in sentences if told.state in _BOXES][:_BOXES_MAX]
+    untold = sum(recipient.state in _BOXES for recipient in journey.shown_recipients)
     has_copies = journey.submission_id or any(
         recipient.graph_id for recipient in journey.recipients
     )
     return {
         "actions": await _actions(request, journey.key),
-        "answer": answer(journey, now_us=now_us, reports=reports),
+        "answer": sentences,
+        "boxes": boxes,
+        "untold": max(0, untold - sum(box.count for box in boxes)),
+        "failed": _FAILED,
         "journey": journey,
         "view": view,
         "operations": choices_for(entries, release_to=controls.release_to if controls else None)

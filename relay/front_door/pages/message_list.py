@@ -63,15 +63,15 @@ _REMOVED = "removed by a mail program; the queue's copy stays"
 _WITHOUT_REPLY = (RecipientState.DELIVERED, RecipientState.RELAYED, RecipientState.CAPTURED)
 # States with a tab; others can be searched: state:expired.
 _TABS: Sequence[str] = (
+    RecipientState.FAILED,
+    RecipientState.DEFERRED,
+    RecipientState.HELD,
+    RecipientState.QUEUED,
+    SubmissionState.SCHEDULED,
+    SubmissionState.CONVERTING,
     RecipientState.DELIVERED,
     RecipientState.RELAYED,
     RecipientState.CAPTURED,
-    SubmissionState.SCHEDULED,
-    SubmissionState.CONVERTING,
-    RecipientState.QUEUED,
-    RecipientState.DEFERRED,
-    RecipientState.HELD,
-    RecipientState.FAILED,
 )
 NAMES_MAX = 10_000
 _LISTED_MAX = 20
@@ -326,11 +326,11 @@ def _tabs(view: ListView, total: int, counts: Mapping[str, int]) -> list[dict[st
     more = "+" if total >= _COUNTED_MAX else ""
     states = [str(state) for state in _TABS if counts.get(state) or view.state == state]
     tabs = [("All", "", "", f"{total:,}{more}")]
+    if counts.get(REPORT) or view.kind:
+        tabs.append(("Reports", "", REPORT, f"{counts.get(REPORT, 0):,}{more}"))
     tabs += [(state.capitalize(), state, "", f"{counts.get(state, 0):,}{more}") for state in states]
     if view.state not in ("", *_TABS):
         tabs.append((view.state.capitalize(), view.state, "", ""))
-    if counts.get(REPORT) or view.kind:
-        tabs.append(("Reports", "", REPORT, f"{counts.get(REPORT, 0):,}{more}"))
     return [
         {
             "label": label,

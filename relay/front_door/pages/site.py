@@ -7,6 +7,7 @@ request, so that the pages work below any path of a reverse proxy that removes i
 
 import hashlib
 import re
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -259,8 +260,13 @@ def _depth(request: HttpRequest) -> int:
 
 @cache
 def _environment() -> jinja2.Environment:
-    folder = resources.files("relay.front_door.pages").joinpath("templates")
-    every = [template for template in folder.iterdir() if template.name.endswith(".html")]
+    folder = resources.files("relay.front_door.pages")
+    marks = folder.joinpath("static/marks.toml").read_text("utf-8")
+    every = [
+        template
+        for template in folder.joinpath("templates").iterdir()
+        if template.name.endswith(".html")
+    ]
     texts = {template.name: template.read_text("utf-8") for template in every}
     environment = jinja2.Environment(
         loader=jinja2.DictLoader(texts),
@@ -271,6 +277,7 @@ def _environment() -> jinja2.Environment:
         auto_reload=False,
     )
     environment.globals |= {
+        "MARKS": tomllib.loads(marks),
         "moment": moment,
         "once": cache,  # a macro whose text depends only on its values
         "left_until": lambda at, now: time_left((time_us_of(at) - time_us_of(now)) / 1e6),

@@ -67,10 +67,14 @@ Part = str | SentenceTime
 
 
 class Sentence(Struct, frozen=True):
-    """A sentence about recipients in one state. `state` is "" for the sentence about all others."""
+    """A sentence about recipients in one state. `state` is "" for the sentence about all others;
+    `count` is their number, `report` the id of the report on their failure, "" for none.
+    """
 
     state: str
     parts: tuple[Part, ...]
+    count: int = 0
+    report: str = ""
 
     def text(self, now_us: int) -> str:
         """Return the sentence as it reads at this time."""
@@ -217,10 +221,14 @@ class _Writer(Struct, frozen=True):
         if state == "delivered":
             whom = self._whom(group) or recipient.address
             where = [f" It was {recipient.reason}."] if recipient.reason else []
-            return Sentence(state, (*self._at(f"Delivered to {whom}", recipient), *where, *claim))
+            parts = (*self._at(f"Delivered to {whom}", recipient), *where, *claim)
+            return Sentence(state, parts, len(group))
         whom = self._whom(group)
         head = f"{state.capitalize()} for {whom}" if whom else state.capitalize()
-        return Sentence(state, (*self._parts(head, recipient, is_one=len(group) == 1), *claim))
+        parts = (*self._parts(head, recipient, is_one=len(group) == 1), *claim)
+        reports = self._reports(recipient) if state in _FAILED else ()
+        known = (detail.report_id for detail in reports if detail.report_id in self.reports)
+        return Sentence(state, parts, len(group), next(known, ""))
 
     def _whom(self, group: Sequence[Recipient]) -> str:
         """Return which recipients these are, "" for the only recipient."""
@@ -327,18 +335,23 @@ class _Writer(Struct, frozen=True):
             yield SentenceTime(recipient.attempts[-1].at)
         yield f". {self._report(recipient)}"
 
-    def _report(self, recipient: Recipient) -> str:
-        """Return where the report on a recipient is, and the operator's copy."""
-        copies = list[str]()
+    def _reports(self, recipient: Recipient) -> Iterator[ReportDetail]:
+        """Yield the reports on a recipient's failure, the newest first."""
         for detail in reversed([*details_in(self.journey.steps, ReportDetail)]):
             about = detail.recipients
             if not detail.to or detail.kind in _OF_NO_FAILURE:
                 continue
             if not about or recipient.address in about or len(about) == _REPORTED_MAX:
-                where = self._whereabouts(detail)
-                if detail.kind != COPY:
-                    return " ".join([where, *copies])
-                copies.append(where)
+                yield detail
+
+    def _report(self, recipient: Recipient) -> str:
+        """Return where the report on a recipient is, and the operator's copy."""
+        copies = list[str]()
+        for detail in self._reports(recipient):
+            where = self._whereabouts(detail)
+            if detail.kind != COPY:
+                return " ".join([where, *copies])
+            copies.append(where)
         return "No report was sent."
 
     def _whereabouts(self, detail: ReportDetail) -> str:

@@ -86,6 +86,7 @@ def posted(relay: Relay, **properties: Any) -> JourneyView:
 
 def states(view: JourneyView) -> list[str]:
     assert [one.number for one in view.steps] == [1, 2, 3, 4, 5, 6, 7]
+    assert not [one.fact for one in view.steps if len(one.fact) > 20 or "@" in one.fact]
     return [str(one.state) for one in view.steps]
 
 
@@ -100,6 +101,9 @@ def links(view: JourneyView, number: int) -> list[str]:
 def test_a_delivered_message_has_evidence_in_six_steps_and_needs_no_report(relay):
     view = posted(relay, body={"contentType": "html", "content": "<p>Grüße an alle Kollegen</p>"})
     assert states(view) == ["done"] * 6 + ["skipped"]
+    assert [bool(one.began) for one in view.steps] == [True] + [False] * 6
+    assert all(one.fact.startswith("+") for one in view.steps[1:6])
+    assert view.steps[6].fact == "none due"
     assert links(view, 1) == ["the properties (Graph JSON)"]
     assert "text/html (utf-8, quoted-printable) made" in lines(view, 3)[0]
     assert links(view, 3) == ["the MIME"]
@@ -114,6 +118,7 @@ def test_a_deferred_recipient_says_when_the_next_attempt_is(relay):
     relay.internet.domain("slow.test").rcpt("joe").reply("451 4.3.0 later", times=9)
     view = sent(relay, ["joe@slow.test", BOB])
     assert states(view) == ["done"] * 5 + ["waiting", "waiting"]
+    assert (view.steps[5].fact, bool(view.steps[5].until)) == ("1 of 2", True)
     (attempt,) = [event for event in view.steps[5].events if event.next_at]
     assert time_us_of(attempt.next_at) > relay.clock.now.timestamp() * 1e6
     outcome, connection = attempt.lines
