@@ -15,7 +15,7 @@ from relay.development.internet.scenario_file import (
     read_scenarios,
     scenario_of,
 )
-from tests.support.tables import each_row
+from tests.support.tables import each_row, rows_of
 
 CONTRACT = """\
 seed = 1
@@ -82,62 +82,38 @@ addresses = "none"
     assert scenario.domain[4].hosts[0].addresses == "none"
 
 
-RCPT, MAIL = (f'{REPLY}verb = "{verb}"\n' for verb in ("RCPT", "MAIL"))
-AT = "domain[0].reply[0]"
+RCPT = f'{REPLY}verb = "RCPT"\n'
 
 
 @each_row(
     "text, expected",
     [
-        ('[[domain]]\nnme = "x.test"\n', "net.toml:2: domain[0].nme: found an unknown key"),
-        (
-            f'{REPLY}verb = "RCTP"\nreply = "550 x"\n',
-            f'net.toml:4: {AT}.verb: found "RCTP", expected one of CONNECT, BANNER',
+        *rows_of(
+            """
+            [[domain]] / nme = "x.test" | net.toml:2: domain[0].nme: found an unknown key
+            [[domain]] / name = "example.org" / [[domain.reply]] / verb = "RCTP" / reply = "550 x" | net.toml:4: domain[0].reply[0].verb: found "RCTP", expected one of CONNECT, BANNER
+            [[domain]] / name = "example.org" / [[domain.reply]] / verb = "RCPT" | net.toml:3: domain[0].reply[0]: found neither reply and action, expected one
+            [[domain]] / name = "example.org" / [[domain.reply]] / verb = "RCPT" / reply = "550 x" / action = "drop" | found both reply and action
+            [[domain]] / name = "example.org" / [[domain.reply]] / verb = "RCPT" / reply = "no" | net.toml:5: domain[0].reply[0].reply: found "no", expected a reply such as
+            [[domain]] / name = "example.org" / [[domain.reply]] / verb = "RCPT" / reply = "354 no" | expected a code of 2yz, 4yz or 5yz
+            [[domain]] / name = "example.org" / [[domain.reply]] / verb = "RCPT" / action = "servfail" | net.toml:5: domain[0].reply[0].action: found "servfail", expected it only with the verb DNS
+            [[domain]] / name = "example.org" / [[domain.reply]] / verb = "DNS" / reply = "550 x" | expected the action servfail, nxdomain or stall
+            [[domain]] / name = "example.org" / [[domain.reply]] / verb = "DNS" / host = "example.org" / action = "stall" | expected a mail host
+            [[domain]] / name = "example.org" / [[domain.reply]] / verb = "MAIL" / recipient = "x" / reply = "550 x" | net.toml:5: domain[0].reply[0].recipient: found "x", expected it only with DATA, DOT, RCPT
+            [[domain]] / name = "example.org" / [[domain.reply]] / verb = "RCPT" / recipient = "x@y.test" / reply = "550 x" | expected the part before the @ only
+            [[domain]] / name = "example.org" / [[domain.reply]] / verb = "RCPT" / reply = "550 x" / delay = "2h" | found 7200 seconds, expected an hour at most
+            [[domain]] / name = "example.org" / null_mx = true / mx = [{ host = "a.test" }] | net.toml:4: domain[0].mx: found 1 host and null_mx
+            [[domain]] / name = "example.org" / certificate = "expird" | net.toml:3: domain[0].certificate: found "expird", expected one of good, expired, other-name (did you mean "expired"?)
+            [[domain]] / name = "example.org" / [[domain]] / name = "example.org" | net.toml:3: domain[1]: found "example.org" a second time
+            [[domain]] / name = "example.org" / [[domain.limit]] / reply = "450 x" | found 0 of connections, messages and recipients, expected one
+            [[domain]] / name = "example.org" / [[domain.limit]] / reply = "450 x" / messages = "20000/1m" | found a limit of 20000, expected at most 10000
+            [[graph]] / status = 500 | net.toml:2: graph[0].status: found 500, expected one of 401, 403, 404, 413, 429, 503, 504, expired-token
+            """
         ),
-        (RCPT, f"net.toml:3: {AT}: found neither reply and action, expected one"),
-        (f'{RCPT}reply = "550 x"\naction = "drop"\n', "found both reply and action"),
-        (f'{RCPT}reply = "no"\n', f'net.toml:5: {AT}.reply: found "no", expected a reply such as'),
-        (f'{RCPT}reply = "354 no"\n', "expected a code of 2yz, 4yz or 5yz"),
         (f'{RCPT}reply = "550-a\\n551 b"\n', "expected the code 550 on every line"),
-        (
-            f'{RCPT}action = "servfail"\n',
-            f'net.toml:5: {AT}.action: found "servfail", expected it only with the verb DNS',
-        ),
-        (
-            f'{REPLY}verb = "DNS"\nreply = "550 x"\n',
-            "expected the action servfail, nxdomain or stall",
-        ),
-        (f'{REPLY}verb = "DNS"\nhost = "example.org"\naction = "stall"\n', "expected a mail host"),
-        (
-            f'{MAIL}recipient = "x"\nreply = "550 x"\n',
-            f'net.toml:5: {AT}.recipient: found "x", expected it only with DATA, DOT, RCPT',
-        ),
-        (f'{RCPT}recipient = "x@y.test"\nreply = "550 x"\n', "expected the part before the @ only"),
         (
             f'[[graph]]\nstatus = 429\npath = "{"*a" * 101}"\n',
             "net.toml:3: graph[0].path: found 202 characters",
-        ),
-        (f'{RCPT}reply = "550 x"\ndelay = "2h"\n', "found 7200 seconds, expected an hour at most"),
-        (
-            f'{DOMAIN}null_mx = true\nmx = [{{ host = "a.test" }}]\n',
-            "net.toml:4: domain[0].mx: found 1 host and null_mx",
-        ),
-        (
-            f'{DOMAIN}certificate = "expird"\n',
-            'net.toml:3: domain[0].certificate: found "expird", expected one of good, expired, other-name (did you mean "expired"?)',
-        ),
-        (f"{DOMAIN}{DOMAIN}", 'net.toml:3: domain[1]: found "example.org" a second time'),
-        (
-            f'{DOMAIN}[[domain.limit]]\nreply = "450 x"\n',
-            "found 0 of connections, messages and recipients, expected one",
-        ),
-        (
-            f'{DOMAIN}[[domain.limit]]\nreply = "450 x"\nmessages = "20000/1m"\n',
-            "found a limit of 20000, expected at most 10000",
-        ),
-        (
-            "[[graph]]\nstatus = 500\n",
-            "net.toml:2: graph[0].status: found 500, expected one of 401, 403, 404, 413, 429, 503, 504, expired-token",
         ),
         (
             "".join(f'[[domain]]\nname = "a{n}.test"\nmx = []\n' for n in range(DOMAINS_MAX + 1)),
@@ -153,7 +129,7 @@ AT = "domain[0].reply[0]"
     ],
 )
 def test_a_fault_says_where_what_was_found_and_what_was_expected(text, expected):
-    found = faults(text)
+    found = faults(text.replace(" / ", "\n"))
     assert any(expected in one for one in found), found
     assert all(one.startswith("net.toml") for one in found)
 

@@ -5,7 +5,7 @@ import pytest
 from relay.base.message.verdict import VerdictAction
 from relay.transport.policy.content_actions import DISCLAIMER_HTML_MAX, DISCLAIMER_TEXT_MAX
 from relay.transport.policy.rule_files import PolicyError
-from tests.support.tables import each_row
+from tests.support.tables import each_row, rows_of
 from tests.unit.transport.policy.conftest import MAIL, rule
 
 SIGNED = MAIL.replace(b"\r\n\r\nbody", b"\r\nContent-Type: application/pkcs7-mime\r\n\r\nbody")
@@ -20,18 +20,22 @@ def action(text="Only for you", **keys):
 @each_row(
     "value, expected",
     [
-        (
-            "'x'",
-            'expected a table { text = "For the addressee only" }; it may also have html, where',
+        *rows_of(
+            """
+            'x' | expected a table { text = "For the addressee only" }; it may also have html, where
+            { text = 'x', Where = 'end' } | Where: found an unknown key, expected one of fallback, html, text, where (did you mean "where"?)
+            { html = 'x' } | it may also have html, where, fallback
+            { text = 3 } | text: found 3, expected a text with a word
+            { text = '' } | text: found "", expected a text with a word
+            { text = '> --' } | text: found "> --", expected a text with a word
+            { text = 'x', html = '' } | html: found "", expected a text with a word
+            { text = 'x', html = '<b title=x' } | expected markup that does not end inside
+            { text = 'x', html = 'x<!-- y' } | expected markup that does not end inside
+            { text = 'x', html = '<style>x' } | expected markup that does not end inside
+            { text = 'x', where = 'top' } | where: found "top", expected one of end, start
+            { text = 'x', fallback = 'defer' } | fallback: found "defer", expected one of wrap, ignore, reject
+            """
         ),
-        (
-            "{ text = 'x', Where = 'end' }",
-            'Where: found an unknown key, expected one of fallback, html, text, where (did you mean "where"?)',
-        ),
-        ("{ html = 'x' }", "it may also have html, where, fallback"),
-        ("{ text = 3 }", "text: found 3, expected a text with a word"),
-        ("{ text = '' }", 'text: found "", expected a text with a word'),
-        ("{ text = '> --' }", 'text: found "> --", expected a text with a word'),
         ('{ text = "a\\u0000b" }', "without control characters"),
         (
             f"{{ text = '{'x' * (DISCLAIMER_TEXT_MAX + 1)}' }}",
@@ -40,15 +44,6 @@ def action(text="Only for you", **keys):
         (
             f"{{ text = 'x', html = '{'x' * (DISCLAIMER_HTML_MAX + 1)}' }}",
             f"expected at most {DISCLAIMER_HTML_MAX}",
-        ),
-        ("{ text = 'x', html = '' }", 'html: found "", expected a text with a word'),
-        ("{ text = 'x', html = '<b title=x' }", "expected markup that does not end inside"),
-        ("{ text = 'x', html = 'x<!-- y' }", "expected markup that does not end inside"),
-        ("{ text = 'x', html = '<style>x' }", "expected markup that does not end inside"),
-        ("{ text = 'x', where = 'top' }", 'where: found "top", expected one of end, start'),
-        (
-            "{ text = 'x', fallback = 'defer' }",
-            'fallback: found "defer", expected one of wrap, ignore, reject',
         ),
     ],
 )

@@ -8,10 +8,10 @@ import pytest
 
 from relay.base.accounts.account import Account
 from relay.base.message.envelope import OWN_REPORT
-from relay.base.message.nexthop import BY_RULE, CAPTURE, LOCAL, Destination, HopKind, NextHop
+from relay.base.message.nexthop import BY_RULE, CAPTURE, Destination, HopKind, NextHop
 from relay.base.message.tls_policy import TlsPolicy
 from relay.base.settings.tree import SENDER, OwnDomain, Route, RouteAuth
-from relay.transport.routing.route_table import Confinement, RouteTable
+from relay.transport.routing.route_table import RouteTable
 from relay.transport.routing.routes import Credentials, HopOptions
 from relay.transport.routing.routing_result import InvalidRecipient, LocalRecipient, RemoteRecipient
 from tests.support.tables import each_row
@@ -128,15 +128,6 @@ def test_a_route_makes_no_address_of_a_local_domain_valid(hop):
         assert routes.examine(address).is_local
     assert routes.examine("nobody@example.test").status == "5.1.1"
     assert not routes.examine("alice@other.test").is_local
-
-
-def test_catch_all_takes_unknown_users_and_postmaster_has_its_own_mailbox():
-    routes = table(catch_all="al@example.test", postmaster="carol@example.test")
-    assert routes.examine("nobody@example.test") == LocalRecipient("alice@example.test")
-    for address in ("postmaster", "postmaster@example.test"):
-        assert routes.examine(address) == LocalRecipient("carol@example.test")
-        assert routes.mailbox_for(address) == "carol@example.test"
-        assert routes.next_hop_for(address) == LOCAL
 
 
 @each_row(
@@ -317,29 +308,6 @@ def test_the_one_address_of_a_route_is_valid_in_an_own_domain():
         assert not isinstance(made.examine("other@example.test"), RemoteRecipient)
 
 
-def test_simulated_addresses_go_to_the_mx_whatever_the_routes_say():
-    asked = []
-
-    def is_simulated(address):
-        asked.append(address)
-        return "+550@" in address or address.endswith("@gmail.com")
-
-    routes = ("*", "capture"), ("refused.test", "reject:no")
-    confinement = Confinement(is_simulated, captures=lambda _: False)
-    found = table(*routes, confinement=confinement, tls="opportunistic")
-    assert found.examine("bob+550@other.test") == mx("other.test")
-    assert found.examine("Bob@Gmail.com") == mx("gmail.com")
-    assert found.examine("bob+550@b\u00fccher.test") == mx("xn--bcher-kva.test")
-    assert found.examine("bob@other.test") == RemoteRecipient(CAPTURE, "* capture")
-    assert found.examine("bob+550@[192.0.2.1]") == RemoteRecipient(CAPTURE, "* capture")
-    assert found.next_hop_for("bob@gmail.com") == NextHop(HopKind.MX, "gmail.com")
-    assert found.options_for(NextHop(HopKind.MX, "gmail.com")).tls == TlsPolicy("opportunistic")
-    del asked[:]
-    assert isinstance(found.examine("nobody+550@example.test"), InvalidRecipient)
-    assert isinstance(found.examine("alice@example.test"), LocalRecipient)
-    assert asked == []
-
-
 @pytest.mark.parametrize("address", ["MAILER-DAEMON@relay.test", "mailer-daemon@RELAY.test"])
 def test_who_answers_a_report_writes_to_the_postmaster(address):
     routes = table(("*", "smtp://h.test:25"), hostname="relay.test")
@@ -460,36 +428,6 @@ def test_a_rule_cannot_choose_a_route_without_a_next_hop(name):
     made = RouteTable(CHOOSABLE, ["example.test"], Accounts())
     with pytest.raises(LookupError, match=name):
         chosen_by(made, "x@b.test", f"route:{name}", made.examine("x@b.test"))
-
-
-def test_what_a_rule_sends_to_a_host_has_nothing_of_a_route_to_it(tmp_path):
-    (tmp_path / "password").write_text("secret\n")
-    login = RouteAuth("u", tmp_path / "password")
-    paid = Route("b.test", ELSEWHERE, login, tls="verify", source_address="192.0.2.1", name="paid")
-    made = RouteTable([paid], [], Accounts())
-    usual = made.examine("x@b.test")
-    lent = made.options_for(chosen_by(made, "x@b.test", "route:paid", usual).next_hop)
-    assert lent.login == Credentials("u", "secret")
-    there = chosen_by(made, "x@b.test", ELSEWHERE, usual).next_hop
-    assert made.options_for(there) == HopOptions(TlsPolicy("opportunistic"))
-    assert made.tls_demanded_by(there) == "configuration"
-    # also after a restart, whatever the routes are then
-    assert NextHop.parse(there.key) == there
-    for routes in ([paid], [], [Route("b.test", "reject:5.7.1 No")]):
-        assert RouteTable(routes, [], Accounts()).must_stay(there, chosen=True)
-
-
-def test_where_nothing_may_leave_a_rule_captures():
-    captured = RemoteRecipient(CAPTURE, BY_RULE, chosen=True)
-    made = RouteTable(
-        CHOOSABLE,
-        [],
-        Accounts(),
-        confinement=Confinement(lambda _: False, lambda hop: hop.host == "h.test"),
-    )
-    usual = made.examine("x@b.test")
-    assert chosen_by(made, "x@b.test", ELSEWHERE, usual) == captured
-    assert chosen_by(made, "x@b.test", "route:hub", usual).next_hop == HUB
 
 
 CLOUD, AS_SENDER = (RouteAuth(user, oauth="m365") for user in ("p@a.test", "sender"))
