@@ -85,6 +85,6 @@ def test_the_relay_does_not_start_on_a_read_only_disk(relay: RelayProcess, folde
         assert done.returncode == 78
         faults = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
         reported = faults[0]
-        assert re.search(r"^[a-z_.]+: .* is not a directory that this user can write$", reported)
+        assert re.search(r"^[a-z_.]+: .* can write: its file system is read-only$", reported)
         assert folder == "mail" or relay.log.splitlines()[-1] == reported
     relay.start()

@@ -211,4 +211,6 @@ def unwritable(name: str, folder: Path) -> str:
         return ""
     owner = folder.stat().st_uid
     others = f": it belongs to the user {owner}, not to {user}" if user not in (0, owner) else ""
+    if os.statvfs(folder).f_flag & os.ST_RDONLY:
+        others = ": its file system is read-only"
     return f"{name}: {folder} is not a directory that this user can write{others}"
