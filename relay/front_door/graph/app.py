@@ -29,9 +29,11 @@ from relay.front_door.http.http_request import HttpRequest, RequestLimits
 from relay.front_door.sign_in.authentication import HttpAuthentication
 from relay.store.mailbox.errors import OutcomeUnknownError, StoreError
 
-# limit of Graph: bodies of `http.max_body` in memory, half of them of one account; others wait 30
-# s; then 503
+# limit of Graph: bodies of `http.max_body` in memory, down to 2 where memory is limited, half of
+# them of one account; others wait 30 s; then 503
 HELD_BODIES = 8
+_HELD_BODIES_MIN = 2  # a body of no declared length gets half
+_MEMORY_OF_BODY = 5  # octets of memory for each octet of a body while it is processed
 _READY_RETRY_S = 5
 _NO_METADATA = re.compile(r"odata\.metadata\s*+=\s*+none", re.IGNORECASE)
 _KEPT_ANNOTATIONS = (".nextLink", ".deltaLink", ".count")
@@ -44,12 +46,13 @@ def create_app(
     authentication: HttpAuthentication,
     *,
     max_body: int,
+    memory_bytes: int,
     ready: Callable[[], str],
 ) -> Gateway:
     """Return the application for /v1.0 and /beta.
 
-    `max_body` is the maximum size of a request's body in octets. `ready` returns "", or the reason
-    for a 503.
+    `max_body` is the maximum size of a request's body in octets, `memory_bytes` the memory for all
+    bodies. `ready` returns "", or the reason for a 503.
     """
     pressure = dependencies.pressure
     admission = Admission(dependencies)
@@ -84,7 +87,8 @@ def create_app(
             response = await asyncio.to_thread(_without_metadata, response)
         return graph_request.add_applied(response)
 
-    held_bytes = HELD_BODIES * max_body
+    held_bytes = max(memory_bytes // _MEMORY_OF_BODY, _HELD_BODIES_MIN * max_body)
+    held_bytes = min(held_bytes, HELD_BODIES * max_body)
     limits = RequestLimits(body_bytes=max_body, held_bytes=held_bytes, bound="graph bodies")
     gateway = Gateway(handle, clock=dependencies.clock, limits=limits)
     batches = BatchHandler(
