@@ -8,7 +8,7 @@ import pytest
 
 from relay.base.accounts.account import Account
 from relay.base.message.envelope import OWN_REPORT
-from relay.base.message.nexthop import BY_RULE, CAPTURE, Destination, HopKind, NextHop
+from relay.base.message.nexthop import BY_RULE, CAPTURE, HopKind, NextHop
 from relay.base.message.tls_policy import TlsPolicy
 from relay.base.settings.tree import SENDER, OwnDomain, Route, RouteAuth
 from relay.transport.routing.route_table import RouteTable
@@ -98,6 +98,7 @@ def test_an_invalid_recipient_carries_a_whole_reply_with_its_code(address, statu
         ([("*.corp.test", "capture")], "evilcorp.test", NextHop(HopKind.MX, "evilcorp.test")),
         ([("x.test", "capture"), ("x.test", "mx")], "x.test", CAPTURE),
         ([("x.test", "mx"), ("*", "capture")], "x.test", NextHop(HopKind.MX, "x.test")),
+        ([("*.test", "hold"), ("x.test", "reject:5.1.6 moved")], "x.test", None),
         (
             [("X.Test", "smtps://Mail.Corp.Test:465")],
             "x.test",
@@ -338,34 +339,6 @@ def test_no_smarthost_gets_reports_to_the_name_of_this_host(routes, is_here, add
     assert (found.mailbox_for(address) == "carol@example.test") is is_here
     assert isinstance(found.examine(address, "alice@example.test"), RemoteRecipient)
     assert isinstance(found.examine("x@other.test"), RemoteRecipient)
-
-
-def test_a_hold_has_the_next_hop_of_the_routes_that_follow():
-    routes = [
-        Route("a.test", "smtp://first.test:25", sender="vip@s.test"),
-        Route("*.test", "hold", name="all"),
-        Route("a.test", "hold"),
-        Route("a.test", "smtp://hub.test:25", name="hub"),
-        Route("gone.test", "reject:5.1.6 moved"),
-        Route("b.test", "mx", name="by mx"),
-    ]
-    found = RouteTable(routes, ["example.test"], Accounts())
-    assert found.destination_of("x@a.test", "vip@s.test").held == ""
-    held = {
-        "x@a.test": "smtp://hub.test:25 hub",
-        "x@b.test": "mx:b.test by mx",
-        "x@c.test": "mx:c.test",
-        "alice@example.test": "local",
-    }
-    for address, hop in held.items():
-        to = Destination(NextHop.parse(hop), held="route all")
-        assert found.destination_of(address, "me@s.test") == to
-    assert found.destination_of("x@gone.test") is None
-    assert found.examine("x@gone.test").status == "5.1.6"
-    assert found.destination_of("alice@d.example").held == ""
-    # how the hosts of its next hop are contacted does not depend on the hold
-    by_mx = NextHop.parse("mx:b.test")
-    assert found.options_for(by_mx) == found.options_for(NextHop.parse("mx:b.test by mx"))
 
 
 CHOOSABLE = [
