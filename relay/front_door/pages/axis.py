@@ -21,7 +21,7 @@ from relay.store.journeys.wording import describe
 _LANES_MAX, _REPORTS_MAX = 10, 6
 _BARS_MAX = 130  # of all lanes with more than _FEW
 _FEW, _TOUCH = 8, 0.8  # bars that are closer than _TOUCH look like one
-_CHARACTERS = 0.7  # that have room in one percent of the width
+_CHARACTERS = 0.75  # that have room in one percent of the width
 _DUE = "due"
 
 
@@ -87,7 +87,7 @@ class Axis(Struct, frozen=True):
         last = max(
             (self.x(span.end_us) for span in lane.spans if span.outcome != _DUE), default=-2.0
         )
-        edge = next((self.x(span.end_us) - 16 for span in lane.spans if span.outcome == _DUE), 98.0)
+        edge = next((self.x(span.end_us) - 18 for span in lane.spans if span.outcome == _DUE), 98.0)
         room, x, anchor = max((edge - last - 3, last + 3, "start"), (first - 2, first - 2, "end"))
         most = int(room * _CHARACTERS)
         if most < min(len(lane.words), 16):
