@@ -77,7 +77,7 @@ class Axis(Struct, frozen=True):
         x = end = -apart
         for span in lane.spans:
             begun, ended = self.x(span.start_us), self.x(span.end_us)
-            if begun - x >= apart or ended - end >= apart or span.outcome == _DUE:
+            if begun - x >= apart or ended - end >= apart or span is lane.spans[-1]:
                 x, end = begun, ended
                 yield span, x, round(max(end - x, 0.05), 2)
 

@@ -36,8 +36,8 @@ def drawn(*recipients: Recipient, told: dict | None = None):
     view = SimpleNamespace(axis=axis)
     page = template.render(view=view, now=at(0), url=lambda path: path) if axis else ""
     svg, _, table = page.partition("</svg>\n</div>")
-    groups = re.findall(r'<g class="(\w+)"><title>.*?</title>(.*?)</g>', svg)
-    forms = [" ".join((kind, *re.findall(r"<(rect|use)", inside))) for kind, inside in groups]
+    groups = re.findall(r'<g class="state-(\w+)"><title>.*?</title>(.*?)</g>', svg)
+    forms = [" ".join((kind, *re.findall(r"<(rect|path)", inside))) for kind, inside in groups]
     return axis, svg[svg.find('<svg id="axis"') :], table, forms
 
 
@@ -49,7 +49,7 @@ def test_a_bar_is_an_attempt_with_a_known_start_and_a_mark_one_without():
     places = [place for lane in axis.lanes for place in axis.drawn(lane)]
     assert [round((x - 1) / share, 1) for _, x, _ in places] == [1, 5.5, 10, 3]
     assert [round(width / share, 1) for _, _, width in places[:2]] == [1, 0.5]
-    assert forms == ["wait rect", "wait rect use", "wait use", "good use"]
+    assert forms == ["deferred rect", "deferred rect path", "due path", "delivered path"]
     assert "next +10\u202fs" in svg
     assert "broken" not in table
     assert table.count(f"deferred by mx1: {BUSY}") == table.count("took") == 2
@@ -74,7 +74,7 @@ def test_an_axis_of_two_days_is_broken_and_says_so():
 )
 def test_a_report_is_a_lane_that_ends_where_it_was_made(told, who):
     axis, _, table, forms = drawn(recipient(tried(1, "failed", 0.9)), told=told)
-    assert forms == ["bad rect use", "kept use"]
+    assert forms == ["failed rect path", "report path"]
     assert [x for _, x, _ in axis.drawn(axis.lanes[1])] == [axis.x(BEGIN_US + 9_000_000)] == [95]
     assert axis.lanes[1].who == who
     assert '<a href="messages/r1">report' in table
@@ -100,4 +100,4 @@ def test_nothing_is_drawn_of_what_is_not_recorded():
     assert drawn(recipient())[0] is None
     axis, _, _, forms = drawn(recipient(), recipient(tried(0.5, "deferred", 2), name="early"))
     assert axis.origin == "first attempt"  # it began before the acceptance that is recorded
-    assert forms == ["wait rect use"]
+    assert forms == ["deferred rect path"]
