@@ -9,7 +9,7 @@ from tests.support.relay_process import ROOT
 from tests.support.sample_mail import png, relay_with_samples
 
 IMAGES = ROOT / "docs/images"
-LARGEST, DENSITY = 300_000, 2  # octets; pixels of a picture in one of the page
+LARGEST, SHARP = 300_000, "--force-device-scale-factor=2"  # octets; also in frames
 # By name: the page's path, or the message's subject, the width and the greatest height in pixels.
 PICTURES = {
     "journey": ("Reminder", 1440, 900),
@@ -51,7 +51,7 @@ def main() -> None:
     if missing := missing_programs():
         sys.exit(f"{missing} not installed: tests/system-packages.sh installs a browser")
     IMAGES.mkdir(exist_ok=True)
-    with relay_with_samples() as samples, running_browser() as browser:
+    with relay_with_samples() as samples, running_browser(SHARP) as browser:
         samples.relay.clock.advance(seconds=6)  # the second attempts of deferred mail
         browser.reset()
         browser.emulate_scheme("light")
@@ -72,7 +72,7 @@ def _screenshot(browser: Browser, *, width: int, tallest: int) -> str:
         "Math.max(...[...document.querySelectorAll('main > *')].map((one) => "
         "one.getBoundingClientRect().bottom)) + 24"
     )
-    clip = {"x": 0, "y": 0, "width": width, "height": min(int(end), tallest), "scale": DENSITY}
+    clip = {"x": 0, "y": 0, "width": width, "height": min(int(end), tallest), "scale": 1}
     taken = browser.driver.execute_cdp_cmd(
         "Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True}
     )

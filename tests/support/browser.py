@@ -174,7 +174,7 @@ class Browser:
             "Emulation.setDeviceMetricsOverride",
             width=pixels,
             height=height,
-            deviceScaleFactor=1,
+            deviceScaleFactor=0,  # the screen's
             mobile=False,
         )
 
@@ -298,13 +298,13 @@ def _site(url: str) -> _Site:
 
 
 @contextlib.contextmanager
-def running_browser() -> Iterator[Browser]:
-    """Run Chromium with an empty profile inside the with block."""
+def running_browser(*flags: str) -> Iterator[Browser]:
+    """Run Chromium with an empty profile, and with more flags, inside the with block."""
     with tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True) as folder:
         network_log = Path(folder) / "network.json"
         options = ChromeOptions()
         options.binary_location = str(shutil.which("chromium"))
-        for flag in _FLAGS:
+        for flag in (*flags, *_FLAGS):
             options.add_argument(flag)
         options.add_argument(f"--user-data-dir={folder}/profile")
         options.add_argument(f"--log-net-log={network_log}")

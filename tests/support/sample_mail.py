@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from relay.testing import Relay
 
 SHOP = "shop@example.test"
-_HTML = """<h1>Your order is on its way</h1>
+_HTML = """<body style="margin: 0 auto; max-width: 600px; font: 15px/1.5 Inter, Arial, sans-serif">
+<h1 style="margin: 0; padding: 36px; background: #0b5cad; color: #fff; text-align: center">Your order is on its way</h1>
 <p>Hello Joe, order <b>1042</b> has left our warehouse.</p>
 <table><tr><th>Article</th><th>Pieces</th></tr><tr><td>Pencil, HB</td><td>12</td></tr></table>
 <p><a href="https://shop.example/orders/1042">Follow your order</a>. Your code is 481516.</p>
