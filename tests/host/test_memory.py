@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -136,7 +135,7 @@ def test_a_development_relay_of_160_mib(dev) -> None:
 
 
 @long
-def test_json_bodies_of_30_mb_are_converted_in_192_mib(serve) -> None:
+def test_a_json_body_of_30_mb_is_converted_in_192_mib(serve) -> None:
     relay: RelayProcess = serve(start=False)
     with within(relay, 192 * MIB) as group:
         attachment = {
@@ -146,10 +145,7 @@ def test_json_bodies_of_30_mb_are_converted_in_192_mib(serve) -> None:
         }
         mail = {"subject": "l", "toRecipients": people("bob@example.test")}
         body = json.dumps({"message": mail | {"attachments": [attachment]}}).encode()
-        send = partial(relay.graph, "POST", "/me/sendMail", body=body)
-        with ThreadPoolExecutor(2) as clients:  # the second waits for its turn
-            answers = [send(), *clients.map(lambda _: send(), range(2))]
-        assert [answer.status for answer in answers] == [202] * 3
-        for answer in answers:
-            relay.until_final(answer.headers["x-relay-message-id"])
+        answer = relay.graph("POST", "/me/sendMail", body=body)
+        assert answer.status == 202
+        relay.until_final(answer.headers["x-relay-message-id"])
         print(f"after the mail {group.used_bytes / MIB:.1f} MiB")

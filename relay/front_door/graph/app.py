@@ -44,8 +44,8 @@ _UPLOAD = ("v1.0", "uploads", "{attachment}")
 def create_app(
     dependencies: GraphDependencies,
     authentication: HttpAuthentication,
-    *,
     max_body: int,
+    *,
     memory_bytes: int,
     ready: Callable[[], str],
 ) -> Gateway:

@@ -42,7 +42,7 @@ from relay.operation.app.configuration import parse_next_hop
 from relay.operation.app.explain import explainer_of
 from relay.operation.app.foundation import Foundation
 from relay.operation.app.maintenance import prune_log
-from relay.operation.app.memory import IDLE_BYTES, memory_bound
+from relay.operation.app.memory import left_bytes
 from relay.operation.app.pressure_monitor import open_files_limit
 from relay.operation.app.transport import Transport, queue_stats
 from relay.store.spool.engine import without_node_text
@@ -122,7 +122,7 @@ def build_front_door(base: Foundation, transport: Transport, webhooks: Webhooks)
     from relay.operation.app.notifications import build_subscriptions  # noqa: PLC0415 - see above
 
     subscriptions = build_subscriptions(base, transport.resolver)
-    http = settings.http
+    http, left = settings.http, left_bytes(settings)
     dependencies = GraphDependencies(
         store=base.store,
         accounts=accounts,
@@ -140,11 +140,7 @@ def build_front_door(base: Foundation, transport: Transport, webhooks: Webhooks)
         usage=base.usage,
     )
     gateway = create_graph_app(
-        dependencies,
-        authentication,
-        max_body=http.max_body,
-        memory_bytes=memory_bound(settings).limit_bytes - IDLE_BYTES,
-        ready=base.readiness,
+        dependencies, authentication, http.max_body, memory_bytes=left, ready=base.readiness
     )
     users = base.sources.user_sign_in(tokens) if base.sources.user_sign_in else None
     sign_in = token_endpoint.create_sign_in_app(

@@ -87,6 +87,11 @@ def memory_bound(settings: Settings) -> MemoryBound:
     return MemoryBound(limit_bytes, owner if owner == own else None, settings.pressure.memory)
 
 
+def left_bytes(settings: Settings) -> int:
+    """Return what an idle relay leaves of the limit of memory."""
+    return memory_bound(settings).limit_bytes - IDLE_BYTES
+
+
 def counted_bytes(stat: str) -> int:
     """Return what a control group uses and cannot give back, by its memory.stat."""
     figures = dict(line.split() for line in stat.splitlines())
