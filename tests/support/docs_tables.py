@@ -14,6 +14,7 @@ from enum import Enum
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 from click import Context, Option
@@ -38,6 +39,7 @@ from relay.front_door.graph.routes import _OUTSIDE, _ROUTES
 from relay.operation.cli.errors import ExitCode
 from relay.operation.cli.root import _GROUPS, cli
 from relay.store.journeys import details, document
+from relay.store.spool.queue_commands import ListedEntry
 from relay.transport.policy.actions import ACTIONS
 from relay.transport.policy.conditions import CONDITIONS
 from relay.transport.policy.content_actions import DisclaimerFallback
@@ -137,8 +139,18 @@ def answers(kind: str) -> str:
     for path in sorted((TOP / "relay").rglob("*.py")):
         for comment, word in ANSWER.findall(path.read_text()):
             name, _, said = " ".join(re.sub("(?m)^ *# ", "", comment).split()).partition(": ")
+            said = said.replace("{ListedEntry}", _keys_of(ListedEntry))
             rows += [f"| `{name} | {said} |"] * (word.isupper() == (kind == "request"))
     return "\n".join(rows) + "\n"
+
+
+def _keys_of(kind: type) -> str:
+    """The keys of a Struct in JSON, with those of the Structs in its lists."""
+    keys = []
+    for field in msgspec.structs.fields(kind):
+        inner = [one for one in get_args(field.type) if isinstance(one, type(msgspec.Struct))]
+        keys.append(field.name + "".join(f": [{_keys_of(one)}]" for one in inner))
+    return "{" + ", ".join(keys) + "}"
 
 
 def metrics() -> str:

@@ -27,6 +27,8 @@ from relay.store.spool.queue_commands import (
     LISTED_MAX,
     CommandResult,
     EntryList,
+    ListedEntry,
+    ListedRecipient,
     Operation,
     QueueCommand,
 )
@@ -229,27 +231,27 @@ def _entry(submission: ListedSubmission, *, is_restored: bool) -> dict[str, Any]
     """Return a submission as `queue list` shows an entry."""
     facts, reason = submission.facts, _REASON if is_restored else submission.reason
     of_recipients = RecipientState.HELD if reason else RecipientState.QUEUED
-    return {
-        "id": facts.submission_id,
-        "entry": 0,
-        "sender": facts.sender,
-        "subject": facts.subject,
-        "route": "",
-        "next_hop": "pickup",
-        "state": str(RecipientState.HELD if reason else SubmissionState.SCHEDULED),
-        "due": rfc3339(submission.due_us) if submission.due_us else None,
-        "attempts": 0,
-        "size": submission.size_bytes,
-        "recipients": [
-            {"address": address, "state": str(of_recipients), "status": "", "reply": ""}
-            for address in facts.recipients
-        ],
-        "claimed": False,
-        "priority": PriorityLevel.NORMAL.name.lower(),
-        "expires": None,
-        "held_until": None,
-        "reason": reason,
-        "rule": "",
-        "since": rfc3339(submission.held_us) if submission.held_us else "",
-        **({"restored": True} if is_restored else {}),
-    }
+    entry = ListedEntry(
+        id=facts.submission_id,
+        entry=0,
+        sender=facts.sender,
+        subject=facts.subject,
+        route="",
+        next_hop="pickup",
+        state=RecipientState.HELD if reason else SubmissionState.SCHEDULED,
+        due=rfc3339(submission.due_us) if submission.due_us else None,
+        attempts=0,
+        size=submission.size_bytes,
+        recipients=tuple(
+            ListedRecipient(address, of_recipients, "", "") for address in facts.recipients
+        ),
+        claimed=False,
+        priority=PriorityLevel.NORMAL.name.lower(),
+        expires=None,
+        held_until=None,
+        reason=reason,
+        rule="",
+        since=rfc3339(submission.held_us) if submission.held_us else "",
+        restored=is_restored,
+    )
+    return entry.as_json()

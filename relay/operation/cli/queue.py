@@ -109,9 +109,7 @@ def list_(context: CommandContext, **conditions: Any) -> None:
     """
     client, selector = operator_client(context), _selector(conditions)
     entries = client.queue_list(selector)
-    # `relay queue list`: `[{id, entry, sender, subject, route, next_hop, state, due, attempts,
-    # size, recipients: [{address, state, status, reply}], claimed, priority, expires, held_until,
-    # reason, rule, since}]`, oldest first
+    # `relay queue list`: `[{ListedEntry}]`, oldest first
     context.show(entries, lambda: [*entry_lines(entries), *_before_queue_lines(entries)])
     _say_if_cut(entries)
     _say_not_looked_at(client, selector)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
-from msgspec import Struct
+from msgspec import Struct, to_builtins
 
 from relay.base.clock import rfc3339
 from relay.base.message.address import AddressError, parse_odd_mailbox
@@ -52,6 +52,45 @@ class CommandResult(StrEnum):
     DONE = "done"
     UNCHANGED = "unchanged"
     ORDERED = "ordered"  # it is done when no attempt runs, and Graph has said what became of it
+
+
+class ListedRecipient(Struct, frozen=True):
+    """A recipient in `queue list`, as it is stored."""
+
+    address: str
+    state: str
+    status: str
+    reply: str
+
+
+class ListedEntry(Struct, frozen=True, omit_defaults=True):
+    """An entry, or a waiting submission, in the JSON of `queue list`; times are wall time."""
+
+    id: str  # the queue id, or that of the submission
+    entry: int  # its number; 0: a submission
+    sender: str | None  # the reverse-path; None: the message is missing
+    subject: str | None  # None: the message is missing
+    route: str  # that chose the next hop
+    next_hop: str  # "pickup" for a submission
+    state: str  # SCHEDULED of a submission, RecipientState
+    due: str | None  # the next attempt; None: an operator must act
+    attempts: int  # so far
+    size: int | None  # in octets
+    recipients: tuple[ListedRecipient, ...]  # the first ones
+    claimed: bool  # a delivery is in progress
+    priority: str  # the name of its PriorityLevel
+    expires: str | None  # None: not while it is restored
+    held_until: str | None  # None: not held, or by no time
+    reason: str  # why it is held
+    rule: str  # that holds it
+    since: str  # when it was held
+    restored: bool = False  # a restore holds it
+    order: str = ""  # the operation that waits for an answer of Microsoft Graph
+    recipients_cut: bool = False  # there are more recipients
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON; what has its default is left out."""
+        return dict(to_builtins(self))
 
 
 @dataclass(frozen=True, slots=True)

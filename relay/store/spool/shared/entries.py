@@ -28,16 +28,16 @@ from relay.store.spool.shared.hold_counters import count_holds
 from relay.store.spool.shared.tables import OpenTransaction, Tables
 from relay.store.spool.types import ContentKey, EntryExtra, Key, QueueOrder, readable_extra
 
-# The columns in the order of EntryFacts.
-ENTRY = (
-    "SELECT e.message_id, e.number, e.state, e.claimed, e.epoch, e.content_id, e.priority,"
-    " e.next_hop, e.retry_us, e.due_us, e.warn_us, e.lane, e.attempts, e.cause, e.cause_attempts,"
-    " e.extra, m.expires_us, m.reverse_path, m.subject, m.size, m.received_us, m.extra"
-    " FROM entry e LEFT JOIN message m ON m.id = e.message_id"
-    " WHERE e.message_id = ? AND e.number = ?"
-)
+# The columns of fields of EntryFacts that are none of the table entry, or have another name there.
+_COLUMNS = {
+    "is_claimed": "e.claimed",
+    "level": "e.lane",
+    "extra_text": "e.extra",
+    "message_expires_us": "m.expires_us",
+    **{name: f"m.{name}" for name in ("reverse_path", "subject", "size", "received_us")},
+    "message_extra": "m.extra",
+}
 _EVENTS_MAX = 50  # of a message, the newest, that are searched for an operation
-_LIVE_ENTRY = f"{ENTRY} AND e.state <> 'final'"
 _LIVE_RECIPIENTS = (
     "SELECT message_id, entry, number, address FROM recipient WHERE message_id = ? AND entry = ?"
     f" AND state IN {LIVE_STATES} ORDER BY number"
@@ -165,6 +165,14 @@ class EntryFacts(Struct, frozen=True, gc=False):
         return replace(self, extra_text=changed_extra(self.extra_text, **fields))
 
 
+_FIELDS = EntryFacts.__struct_fields__
+ENTRY = (
+    f"SELECT {', '.join(_COLUMNS.get(name, f'e.{name}') for name in _FIELDS)} FROM entry e"
+    " LEFT JOIN message m ON m.id = e.message_id WHERE e.message_id = ? AND e.number = ?"
+)
+_LIVE_ENTRY = f"{ENTRY} AND e.state <> 'final'"
+
+
 class LoadedEntries(Struct, frozen=True):
     """What a command reads of some entries. Entries that have ended are left out."""
 
@@ -202,7 +210,8 @@ class EntryChanges:
 
 def load_entries(tables: Tables, command: QueueCommand, keys: Sequence[Key]) -> LoadedEntries:
     """Read what `command` needs of these entries."""
-    entries = {(row[0], row[1]): read_entry(row) for row in tables.fetch_each(_LIVE_ENTRY, keys)}
+    live = map(read_entry, map(entry_columns, tables.fetch_each(_LIVE_ENTRY, keys)))
+    entries = {facts.key: facts for facts in live}
     moving = []
     if command.to is not None:
         moving = [key for key, facts in entries.items() if command.is_rerouting(facts.state)]
@@ -231,12 +240,15 @@ def to_be_planned(tables: Tables, keys: Sequence[Key], command: QueueCommand) ->
     return dict.fromkeys((str(message_id), int(entry)) for message_id, entry in rows)
 
 
-def read_entry(row: Sequence[Any], state: RecipientState | None = None) -> EntryFacts:
-    """Return the entry in a row of ENTRY. `state` is that of an entry that has ended."""
-    message_id, number, stored, is_claimed, *columns = row
-    return EntryFacts(
-        message_id, number, state or RecipientState(stored), bool(is_claimed), *columns
-    )
+def entry_columns(row: Sequence[Any]) -> dict[str, Any]:
+    """Return the columns in a row of ENTRY, by the fields of EntryFacts."""
+    return dict(zip(_FIELDS, row, strict=True))
+
+
+def read_entry(columns: Mapping[str, Any], state: RecipientState | None = None) -> EntryFacts:
+    """Return the entry with these columns. `state` is that of an entry that has ended."""
+    state, is_claimed = state or RecipientState(columns["state"]), bool(columns["is_claimed"])
+    return EntryFacts(**{**columns, "state": state, "is_claimed": is_claimed})
 
 
 def _depends_on_hold(command: QueueCommand) -> bool:

@@ -10,13 +10,18 @@ from typing import Any
 from relay.base.clock import rfc3339
 from relay.base.message.lifecycle import FINAL, RecipientState, message_state
 from relay.base.message.nexthop import text_and_route
-from relay.store.spool.queue_commands import ShownTimes, has_been_restored
-from relay.store.spool.shared.entries import ENTRY, EntryFacts, read_entry
+from relay.store.spool.queue_commands import (
+    ListedEntry,
+    ListedRecipient,
+    ShownTimes,
+    has_been_restored,
+)
+from relay.store.spool.shared.entries import ENTRY, EntryFacts, entry_columns, read_entry
 from relay.store.spool.shared.tables import Tables
 from relay.store.spool.types import Key, PriorityLevel
 
 _RECIPIENTS = (
-    "SELECT message_id, entry, address, state, status, reply FROM recipient"
+    f"SELECT message_id, entry, {', '.join(ListedRecipient.__struct_fields__)} FROM recipient"
     " WHERE message_id = ? AND entry = ? ORDER BY number LIMIT ?"
 )
 _AT_ONCE = 50  # entries that are read for a list
@@ -51,56 +56,55 @@ class EntryListBuilder:
             chunk = keys[start : start + _AT_ONCE][: self._entries_max - len(self.entries)]
             if not chunk:
                 return
-            recipients: dict[Key, list[Any]] = {}
-            for row in tables.fetch_each(_RECIPIENTS, [(*key, _FEW + 1) for key in chunk]):
-                recipients.setdefault((row[0], row[1]), []).append(row[2:])
-            for row in tables.fetch_each(ENTRY, chunk):
-                key, state = (row[0], row[1]), None
+            recipients: dict[Key, list[ListedRecipient]] = {}
+            few = tables.fetch_each(_RECIPIENTS, [(*key, _FEW + 1) for key in chunk])
+            for message_id, number, *row in few:
+                recipients.setdefault((message_id, number), []).append(ListedRecipient(*row))
+            for columns in map(entry_columns, tables.fetch_each(ENTRY, chunk)):
+                key, state = (columns["message_id"], columns["number"]), None
                 listed = recipients.get(key, [])
                 if len(listed) > _FEW:
                     rows = tables.fetch(_RECIPIENTS, (*key, self.recipients_left + 1))
-                    listed = [columns[2:] for columns in rows]
-                if row[2] == "final":
-                    state = message_state([RecipientState(columns[1]) for columns in listed])
-                self._append(read_entry(row, state), recipients=listed, more=more.get(key, {}))
+                    listed = [ListedRecipient(*row) for _, _, *row in rows]
+                if columns["state"] == "final":
+                    state = message_state([RecipientState(one.state) for one in listed])
+                self._append(read_entry(columns, state), recipients=listed, more=more.get(key, {}))
 
     def _append(
-        self, facts: EntryFacts, *, recipients: Sequence[Any], more: Mapping[str, str]
+        self,
+        facts: EntryFacts,
+        *,
+        recipients: Sequence[ListedRecipient],
+        more: Mapping[str, str],
     ) -> None:
         state, retry_us = facts.state, facts.retry_us
         next_hop, route = text_and_route(facts.next_hop)
         listed = recipients[: self.recipients_left]
         self.recipients_left -= len(listed)
         is_held, is_final = state is RecipientState.HELD, state in FINAL
-        is_restored = is_held and has_been_restored(facts.due_us)
         due = None if retry_us is None or is_final else self._times.wall_time(retry_us)
-        self.entries.append(
-            {
-                "id": facts.message_id,
-                "entry": facts.number,
-                "sender": facts.reverse_path,
-                "subject": facts.subject,
-                "route": route,
-                "next_hop": next_hop,
-                "state": state,
-                "due": due,
-                "attempts": facts.attempts,
-                "size": facts.size,
-                "recipients": [
-                    {"address": row[0], "state": row[1], "status": row[2], "reply": row[3]}
-                    for row in listed
-                ],
-                "claimed": facts.is_claimed,
-                "priority": PriorityLevel(facts.level).name.lower(),
-                "expires": self._times.end(state, facts.end_us, received_us=facts.received_us),
-                "held_until": due if is_held else None,
-                **_hold(facts, times=self._times, held=is_held),
-                **({"restored": True} if is_restored else {}),
-                **({"order": facts.ordered} if facts.ordered else {}),
-                **({"recipients_cut": True} if len(listed) < len(recipients) else {}),
-                **more,
-            }
+        entry = ListedEntry(
+            id=facts.message_id,
+            entry=facts.number,
+            sender=facts.reverse_path,
+            subject=facts.subject,
+            route=route,
+            next_hop=next_hop,
+            state=state,
+            due=due,
+            attempts=facts.attempts,
+            size=facts.size,
+            recipients=tuple(listed),
+            claimed=facts.is_claimed,
+            priority=PriorityLevel(facts.level).name.lower(),
+            expires=self._times.end(state, facts.end_us, received_us=facts.received_us),
+            held_until=due if is_held else None,
+            **_hold(facts, times=self._times, held=is_held),
+            restored=is_held and has_been_restored(facts.due_us),
+            order=facts.ordered,
+            recipients_cut=len(listed) < len(recipients),
         )
+        self.entries.append({**entry.as_json(), **more})
 
 
 def _hold(facts: EntryFacts, *, times: ShownTimes, held: bool) -> dict[str, str]:
