@@ -32,6 +32,7 @@ from relay.development.internet.scenario import (
     ScriptedReply,
 )
 from relay.development.internet.scenario_file import read_scenarios, reply_names
+from relay.development.internet.test_recipients import EXAMPLES
 from relay.development.verbs.dev import dev
 from relay.front_door.graph import errors
 from relay.front_door.graph.errors import GraphError
@@ -192,6 +193,14 @@ def shipped_scenarios() -> str:
     return "\n".join(rows) + "\n"
 
 
+def test_recipients() -> str:
+    """The test recipients, those with the same behaviour together."""
+    rows = ["| recipient | its host |", "|---|---|"]
+    for behaviour, examples in groupby(EXAMPLES, lambda example: example[1]):
+        rows.append(f"| {', '.join(f'`{address}`' for address, _ in examples)} | {behaviour} |")
+    return "\n".join(rows) + "\n"
+
+
 def keys_that_need_a_restart() -> str:
     """The keys of relay.toml that a reload does not apply, then the tables of which it applies none."""
     rows = ["| `relay.toml` | needs a restart |", "|---|---|"]
@@ -305,6 +314,7 @@ MADE = {
         shipped_rules,
         keys_that_need_a_restart,
         shipped_scenarios,
+        test_recipients,
     )
 } | (LIMITS | RULE_KEYS)
 MADE |= {"requests": partial(answers, "request"), "verbs": partial(answers, "verb")}

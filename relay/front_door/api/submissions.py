@@ -27,8 +27,8 @@ from relay.store.spool.queue_commands import (
     LISTED_MAX,
     CommandResult,
     EntryList,
+    EntryRecipient,
     ListedEntry,
-    ListedRecipient,
     Operation,
     QueueCommand,
 )
@@ -243,7 +243,7 @@ def _entry(submission: ListedSubmission, *, is_restored: bool) -> dict[str, Any]
         attempts=0,
         size=submission.size_bytes,
         recipients=tuple(
-            ListedRecipient(address, of_recipients, "", "") for address in facts.recipients
+            EntryRecipient(address, of_recipients, "", "") for address in facts.recipients
         ),
         claimed=False,
         priority=PriorityLevel.NORMAL.name.lower(),

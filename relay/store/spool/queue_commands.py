@@ -54,7 +54,7 @@ class CommandResult(StrEnum):
     ORDERED = "ordered"  # it is done when no attempt runs, and Graph has said what became of it
 
 
-class ListedRecipient(Struct, frozen=True):
+class EntryRecipient(Struct, frozen=True):
     """A recipient in `queue list`, as it is stored."""
 
     address: str
@@ -76,7 +76,7 @@ class ListedEntry(Struct, frozen=True, omit_defaults=True):
     due: str | None  # the next attempt; None: an operator must act
     attempts: int  # so far
     size: int | None  # in octets
-    recipients: tuple[ListedRecipient, ...]  # the first ones
+    recipients: tuple[EntryRecipient, ...]  # the first ones
     claimed: bool  # a delivery is in progress
     priority: str  # the name of its PriorityLevel
     expires: str | None  # None: not while it is restored

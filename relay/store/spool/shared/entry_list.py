@@ -11,8 +11,8 @@ from relay.base.clock import rfc3339
 from relay.base.message.lifecycle import FINAL, RecipientState, message_state
 from relay.base.message.nexthop import text_and_route
 from relay.store.spool.queue_commands import (
+    EntryRecipient,
     ListedEntry,
-    ListedRecipient,
     ShownTimes,
     has_been_restored,
 )
@@ -21,7 +21,7 @@ from relay.store.spool.shared.tables import Tables
 from relay.store.spool.types import Key, PriorityLevel
 
 _RECIPIENTS = (
-    f"SELECT message_id, entry, {', '.join(ListedRecipient.__struct_fields__)} FROM recipient"
+    f"SELECT message_id, entry, {', '.join(EntryRecipient.__struct_fields__)} FROM recipient"
     " WHERE message_id = ? AND entry = ? ORDER BY number LIMIT ?"
 )
 _AT_ONCE = 50  # entries that are read for a list
@@ -56,16 +56,16 @@ class EntryListBuilder:
             chunk = keys[start : start + _AT_ONCE][: self._entries_max - len(self.entries)]
             if not chunk:
                 return
-            recipients: dict[Key, list[ListedRecipient]] = {}
+            recipients: dict[Key, list[EntryRecipient]] = {}
             few = tables.fetch_each(_RECIPIENTS, [(*key, _FEW + 1) for key in chunk])
             for message_id, number, *row in few:
-                recipients.setdefault((message_id, number), []).append(ListedRecipient(*row))
+                recipients.setdefault((message_id, number), []).append(EntryRecipient(*row))
             for columns in map(entry_columns, tables.fetch_each(ENTRY, chunk)):
                 key, state = (columns["message_id"], columns["number"]), None
                 listed = recipients.get(key, [])
                 if len(listed) > _FEW:
                     rows = tables.fetch(_RECIPIENTS, (*key, self.recipients_left + 1))
-                    listed = [ListedRecipient(*row) for _, _, *row in rows]
+                    listed = [EntryRecipient(*row) for _, _, *row in rows]
                 if columns["state"] == "final":
                     state = message_state([RecipientState(one.state) for one in listed])
                 self._append(read_entry(columns, state), recipients=listed, more=more.get(key, {}))
@@ -74,7 +74,7 @@ class EntryListBuilder:
         self,
         facts: EntryFacts,
         *,
-        recipients: Sequence[ListedRecipient],
+        recipients: Sequence[EntryRecipient],
         more: Mapping[str, str],
     ) -> None:
         state, retry_us = facts.state, facts.retry_us
