@@ -115,49 +115,41 @@ def html_check_of(octets: Octets) -> dict[str, Any]:
     if not html:
         raise bad_request("message does not contain HTML")  # as Mailpit says
     checks = check_bodies(html, None)
-    warnings = [_warning(problem) for problem in checks.problems]
-    partial, unsupported = (
-        sum(warning["Score"][name] for warning in warnings) / max(1, checks.features)
-        for name in ("Partial", "Unsupported")
-    )
-    return {
-        "Platforms": {},
-        "Warnings": warnings,
-        "Total": {
-            "Tests": checks.features,
-            "Nodes": sum(bool(token.name) and not token.is_end for token in split_html(html)),
-            "Supported": 100 - partial - unsupported,
-            "Partial": partial,
-            "Unsupported": unsupported,
-        },
+    warnings, tests = list(map(_warning, checks.problems)), max(1, checks.features)
+    total = {
+        name: sum(warning["Score"][name] for warning in warnings) / tests
+        for name in ("Supported", "Partial", "Unsupported")
     }
+    total["Supported"] += 100 * (tests - len(warnings)) / tests
+    nodes = sum(bool(token.name) and not token.is_end for token in split_html(html))
+    total |= {"Tests": checks.features, "Nodes": nodes}
+    return {"Platforms": {}, "Warnings": warnings, "Total": total}
 
 
 def _warning(problem: HtmlProblem) -> dict[str, Any]:
     slug = problem.url.strip("/").rpartition("/")[2]
-    programs = {"yes": problem.supported, "no": problem.unsupported, "partial": problem.partial}
+    programs = {
+        "Supported": ("yes", problem.supported),
+        "Partial": ("partial", problem.partial),
+        "Unsupported": ("no", problem.unsupported),
+    }
     unknown = dict.fromkeys(("Platform", "Family", "Version", "NoteNumber"), "")
     results = [
         {"Name": name, "Support": support, **unknown}
-        for support, names in programs.items()
+        for support, names in programs.values()
         for name in names
     ]
+    shares = {name: 100 * len(names) / len(results) for name, (_, names) in programs.items()}
     return {
+        **dict.fromkeys(("Description", "Keywords"), ""),
         "Slug": slug,
         "Title": problem.feature,
-        "Description": "",
         "URL": problem.url,
-        "Category": slug.partition("-")[0],
         "Tags": [],
-        "Keywords": "",
+        "Category": slug.partition("-")[0],
         "Results": results,
         "NotesByNumber": {},
-        "Score": {
-            "Found": problem.count,
-            "Supported": 100 * len(problem.supported) / len(results),
-            "Partial": 100 * len(problem.partial) / len(results),
-            "Unsupported": 100 * len(problem.unsupported) / len(results),
-        },
+        "Score": {"Found": problem.count, **shares},
     }
 
 

@@ -71,7 +71,7 @@ def _expected(address: str) -> Expected:
 
 # apart from a silent host, which costs a time-out in real time at each attempt, and one that is captured
 EXPECTED = (
-    *(_expected(address) for address, does in EXAMPLES if "never" not in does),
+    *(_expected(address) for address, does in EXAMPLES if not does.startswith("never")),
     Expected("ann@customer.example", "captured", "captured"),
 )
 RECIPIENTS = [one.address for one in EXPECTED]

@@ -13,8 +13,8 @@ from urllib.parse import unquote_to_bytes
 
 from relay.base.message.address import own_mailbox
 
-# An address of each kind, what its host does, and the product that has it too. docs/internet.md and
-# the pages show this table, and tests send to each.
+# Addresses, what their host does, and the product that has them too: the beginning of EXAMPLES,
+# which docs/internet.md and the pages show, and tests send to.
 _TABLE = """\
 bob+550@example.org replies 550 5.1.1 No such user; any code, first digit 4 or 5, second 0 to 5
 bob+550-5.7.26@example.org replies 550 with this enhanced status, of the class of the code
@@ -27,23 +27,9 @@ bob+full@example.org replies 452 4.2.2 Mailbox full
 bob+tls@example.org replies 530 5.7.0 without STARTTLS
 bob+later550@example.org accepts, and reports a failure 5 seconds later
 bounce+550+no+such+user@example.org replies 550 no such user, URL-encoded (Mailtrap)
-bounce@simulator.amazonses.com replies 550 5.1.1 (Amazon SES)
-suppressionlist@simulator.amazonses.com replies 550 5.1.1 (Amazon SES)
-success@simulator.amazonses.com accepts, and nothing follows (Amazon SES)
-ooto@simulator.amazonses.com accepts, and nothing follows (Amazon SES)
-complaint@simulator.amazonses.com accepts, and nothing follows (Amazon SES)
-bounced@resend.dev replies 550 5.1.1 (Resend)
-suppressed@resend.dev replies 550 5.1.1 (Resend)
-delivered@resend.dev accepts, and nothing follows (Resend)
-complained@resend.dev accepts, and nothing follows (Resend)
-temperror@example.org replies 451 after the content (mox)
-queue451@example.org replies 451 after the content (mox)
-451@example.org replies 451 after the content (mox)
-permerror@example.org replies 550 after the content (mox)
-timeout@example.org never replies after the content (mox)
-rcpttotemperror@example.org replies 451 to RCPT (mox)
-mailfrom550@example.org replies 550 to RCPT (mox)"""
-EXAMPLES = tuple([(row.partition(" ")[0], row.partition(" ")[2]) for row in _TABLE.splitlines()])
+temperror@example.org replies 451 after the content, permerror@ 550, timeout@ never (mox)
+451@example.org replies 451 after the content, as queue451@; any code (mox)
+rcpttotemperror@example.org replies 451 to RCPT, mailfrom550@ 550 (mox)"""
 
 MARK = "test recipient of relay dev"
 GREYLISTED_S = 10.0
@@ -194,15 +180,23 @@ _SUPPRESSED = TestRecipient(
 _SERVICES = {
     "simulator.amazonses.com": {
         "success": _ACCEPTED,
-        "bounce": _UNKNOWN_USER,
         "ooto": _ACCEPTED,
         "complaint": _ACCEPTED,
+        "bounce": _UNKNOWN_USER,
         "suppressionlist": _SUPPRESSED,
     },
     "resend.dev": {
         "delivered": _ACCEPTED,
-        "bounced": _UNKNOWN_USER,
         "complained": _ACCEPTED,
+        "bounced": _UNKNOWN_USER,
         "suppressed": _SUPPRESSED,
     },
 }
+EXAMPLES = (
+    *((row.partition(" ")[0], row.partition(" ")[2]) for row in _TABLE.splitlines()),
+    *(
+        (f"{name}@{domain}", "replies 550 5.1.1" if wanted.reply else "accepts the message")
+        for domain, names in _SERVICES.items()
+        for name, wanted in names.items()
+    ),
+)
