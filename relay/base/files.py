@@ -265,11 +265,7 @@ def rewrite_file(path: Path) -> None:
 
 
 def create_file(
-    path: Path,
-    octets: bytes,
-    *,
-    mode: int,
-    prepare: Callable[[int], object] = lambda _: None,
+    path: Path, octets: bytes, *, mode: int, prepare: Callable[[int], object] = lambda _: None
 ) -> None:
     """Create a file and sync it, but not its directory; after an error there is no file.
 

@@ -61,10 +61,7 @@ class DeliveryScheduler:
     def __post_init__(self) -> None:
         self.recorder.ended, self.recorder.lookup_of = self.ended, self.sites.lookup_of
         self._rerouter = ClaimRerouter(
-            self.recorder,
-            table=self.table,
-            admin=self.queue_admin,
-            clock=self.clock,
+            self.recorder, table=self.table, admin=self.queue_admin, clock=self.clock
         )
         self.drafts = DraftCleaner(
             self.table, self.sites.resolve, self.sites.connect, self.queue_admin.note_deleted

@@ -184,13 +184,7 @@ class DevelopmentAccounts:
         addresses = dict.fromkeys((*self._always, *self._used, *stored))
         return [Account(address) for address in addresses]
 
-    async def by_password(
-        self,
-        user: str,
-        password: str,
-        *,
-        client: str = "",
-    ) -> Account | None:
+    async def by_password(self, user: str, password: str, *, client: str = "") -> Account | None:
         """Return the account `user` for any password, or for the token if there is one.
 
         The password of an account that always exists is its name.
@@ -268,11 +262,7 @@ class DevelopmentAccounts:
         return RegisteredClient(client_id, account, secret) if mailbox else None
 
     async def by_client_secret(
-        self,
-        client_id: str,
-        secret: str,
-        *,
-        client: str = "",
+        self, client_id: str, secret: str, *, client: str = ""
     ) -> RegisteredClient | None:
         """Return the client for any secret that is not empty, or for the token if there is one."""
         return self.by_client_id(client_id) if secret and self._is_secret(secret, client) else None

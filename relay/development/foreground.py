@@ -31,11 +31,7 @@ from relay.development.option_fields import flag, option
 from relay.development.options import DevelopmentAddresses, DevelopmentOptions
 from relay.development.relay import DevelopmentRelay
 from relay.operation.app.daemon import BrokenRelayError, Daemon, remove_ready_file, write_ready_file
-from relay.operation.app.development_folder import (
-    DevelopmentFolder,
-    linked,
-    open_new_folder,
-)
+from relay.operation.app.development_folder import DevelopmentFolder, linked, open_new_folder
 from relay.operation.app.pressure_monitor import raise_open_files_limit
 from relay.store.journeys.document import Journey, JourneyStep
 from relay.store.journeys.message_list import MAIL, MessageSearch, MessageSummary

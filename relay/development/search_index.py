@@ -296,8 +296,7 @@ class SearchIndex:
         """
         spool = self._base.spool
         summaries, recipients = await asyncio.gather(
-            spool.summaries(queue_ids, account=None),
-            development_spool(spool).addresses(queue_ids),
+            spool.summaries(queue_ids, account=None), development_spool(spool).addresses(queue_ids)
         )
         while summaries:
             batch, summaries = _split(summaries)

@@ -306,8 +306,7 @@ def _entry(
             if token.kind is _TokenKind.TEXT and (bare := _address_in(token.text)):
                 address = bare
                 left = _AddressToken(
-                    _TokenKind.TEXT,
-                    token.text.replace(f"[{bare}]", "").replace(bare, "", 1),
+                    _TokenKind.TEXT, token.text.replace(f"[{bare}]", "").replace(bare, "", 1)
                 )
                 others = [*tokens[:place], left, *tokens[place + 1 :]]
                 others = [other for other in others if other.kind is not _TokenKind.MARK]

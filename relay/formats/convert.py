@@ -144,9 +144,7 @@ def _changes(block: draft.PrivateBlock, texts: Sequence[str]) -> tuple[str, ...]
 
 
 def _of_mime(
-    header: "Message[str, str]",
-    sent: RepairedMime,
-    origin: draft.DraftOrigin,
+    header: "Message[str, str]", sent: RepairedMime, origin: draft.DraftOrigin
 ) -> ConvertedMessage:
     for name in _RECIPIENT_FIELDS:
         if unread := unreadable_addresses(header, name):

@@ -229,8 +229,7 @@ def stored_attachments(stored: contents.Octets) -> tuple[DraftAttachment, ...]:
     block, length = read_private_block(stored)
     return tuple(
         DraftAttachment(
-            replace(part, id=part.id or str(number)),
-            stored.part(length + part.offset, part.length),
+            replace(part, id=part.id or str(number)), stored.part(length + part.offset, part.length)
         )
         for number, part in enumerate(block.attachments if block else ())
     )

@@ -119,9 +119,7 @@ def read_message(raw: bytes | Octets, extent: ReadExtent = WHOLE) -> ReadMessage
 
 def _with_properties(message: ReadMessage, stored: draft.MimeDraftProperties) -> ReadMessage:
     properties = replace(
-        message.properties,
-        delivery_receipt=stored.delivery_receipt,
-        extended=stored.extended,
+        message.properties, delivery_receipt=stored.delivery_receipt, extended=stored.extended
     )
     attachments = tuple(
         replace(part, id=identity)

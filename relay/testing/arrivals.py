@@ -144,10 +144,7 @@ class MailboxFiles:
 
 
 def _files(mailbox: Path) -> Iterator[Path]:
-    folders = [
-        mailbox,
-        *(path for path in mailbox.glob(".*") if path.name not in _NOT_RECEIVED),
-    ]
+    folders = [mailbox, *(path for path in mailbox.glob(".*") if path.name not in _NOT_RECEIVED)]
     for folder in folders:
         for place in ("new", "cur"):
             try:

@@ -204,9 +204,7 @@ class Metrics:
         )
         # `reason`: unrouted, automatic, rate, noticed
         self.reports_left_out = counter(
-            "relay_reports_left_out",
-            "Reports that were not sent.",
-            ["reason"],
+            "relay_reports_left_out", "Reports that were not sent.", ["reason"]
         )
         # Equal replies to recipients of a transaction count once
         self.refusals = counter(

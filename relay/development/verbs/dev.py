@@ -102,11 +102,7 @@ def _remove(place: DevelopmentFolder) -> None:
 
 
 def _plan(
-    place: DevelopmentFolder,
-    environment: Environment,
-    run: RunOptions,
-    *,
-    values: dict[str, Any],
+    place: DevelopmentFolder, environment: Environment, run: RunOptions, *, values: dict[str, Any]
 ) -> DevelopmentOptions:
     """Return the options of the relay, with defaults for options that were not given."""
     host = ANY if values["listen_all"] else "127.0.0.1"

@@ -271,8 +271,7 @@ class Admission:
             other = "another request: its path, body, Content-Type, Prefer or If-Match differs"
             raise errors.CONFLICT(f"Idempotency-Key: it was used for {other}.")
         return _again(
-            request,
-            (keyed.submission_id, keyed.internet_message_id, keyed.preference_applied),
+            request, (keyed.submission_id, keyed.internet_message_id, keyed.preference_applied)
         )
 
     # -- without

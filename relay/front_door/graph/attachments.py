@@ -26,11 +26,7 @@ from relay.formats.transfer_encoding import decoded_blocks
 from relay.front_door.graph.attachment_parser import read_attachment, read_upload
 from relay.front_door.graph.entity_tags import etag_field
 from relay.front_door.graph.graph_request import GraphRequest
-from relay.front_door.graph.json_values import (
-    COMMON_PROPERTIES,
-    FILE_PROPERTIES,
-    read_parameters,
-)
+from relay.front_door.graph.json_values import COMMON_PROPERTIES, FILE_PROPERTIES, read_parameters
 from relay.front_door.graph.message_parser import read_item
 from relay.front_door.graph.odata.resources import select_attachments
 from relay.front_door.graph.preferred_body import convert_body, preferred_body_type

@@ -265,10 +265,7 @@ def shown_extended(message: StoredMessage, ids: Iterable[str]) -> tuple[Extended
 
 
 def parse_expand(
-    text: str | None,
-    *,
-    of_attachments: Collection[str] = (),
-    of_folders: Collection[str] = (),
+    text: str | None, *, of_attachments: Collection[str] = (), of_folders: Collection[str] = ()
 ) -> ExpandOptions:
     """Read an $expand such as `singleValueExtendedProperties($filter=id eq 'String 0x1045')`.
 

@@ -174,9 +174,7 @@ def _beginning(
         in_reply_to=next(iter(conversation.message_ids(message_id)), ""),
         references=conversation.answer_references(properties),
         conversation_index=conversation.answer_index(
-            properties,
-            message_id or original.id,
-            time_us=request.dependencies.clock.time_us(),
+            properties, message_id or original.id, time_us=request.dependencies.clock.time_us()
         ),
     )
     if kind.is_forward:

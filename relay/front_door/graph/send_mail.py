@@ -203,9 +203,7 @@ async def _submitted(
 
 
 async def _within_limits(
-    request: GraphRequest,
-    outgoing: SendRequest,
-    submit: Callable[[], Awaitable[PendingSubmission]],
+    request: GraphRequest, outgoing: SendRequest, submit: Callable[[], Awaitable[PendingSubmission]]
 ) -> PendingSubmission:
     """Submit a message if it is within the limits of the caller.
 

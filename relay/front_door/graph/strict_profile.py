@@ -14,10 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from relay.front_door.graph import errors
-from relay.front_door.graph.json_values import (
-    FILE_PROPERTIES,
-    PROPERTIES_OF_TYPES,
-)
+from relay.front_door.graph.json_values import FILE_PROPERTIES, PROPERTIES_OF_TYPES
 from relay.front_door.graph.odata import expression as expressions
 from relay.front_door.graph.query_options import preferences
 from relay.front_door.http.errors import quoted

@@ -290,9 +290,7 @@ class _Endpoints:
         return client
 
 
-def _oauth_error(
-    error: SignInError | LoginDelayedError | ApiError,
-) -> SignInError:
+def _oauth_error(error: SignInError | LoginDelayedError | ApiError) -> SignInError:
     """Return the error of OAuth that a client gets for an error."""
     later = "temporarily_unavailable"
     if isinstance(error, SignInError):

@@ -340,10 +340,7 @@ _NEXT_HOP_EXPECTED = (
 
 
 def route_table(
-    settings: Settings,
-    accounts: AccountDirectory,
-    *,
-    confinement: Confinement | None = None,
+    settings: Settings, accounts: AccountDirectory, *, confinement: Confinement | None = None
 ) -> RouteTable:
     """Return the table of the routes and local domains in `settings`."""
     boxes = settings.mailboxes
@@ -400,10 +397,7 @@ def route_places(file: Path, settings: Settings) -> Mapping[str, RoutePlace]:
 
 
 def parse_next_hop(
-    text: str,
-    table: Callable[[], RouteTable],
-    *,
-    check: Callable[[NextHop], None] | None = None,
+    text: str, table: Callable[[], RouteTable], *, check: Callable[[NextHop], None] | None = None
 ) -> RouteLookup:
     """Return the function from address to destination that the text of `queue reroute --to` means.
 

@@ -214,11 +214,7 @@ def _means(
         received=development.received_content if development else None,
     )
     search = ContentSearch(
-        base.store.messages,
-        base.spool,
-        sources.copies,
-        lists=base.store.lists,
-        clock=base.clock,
+        base.store.messages, base.spool, sources.copies, lists=base.store.lists, clock=base.clock
     )
     base.journeys.places.contents = lambda query, s: search.begin(query, lookup_s=s).matching
     return api.ApiDependencies(

@@ -423,11 +423,7 @@ def site_options(
 
 
 def _scheduler(
-    base: Foundation,
-    reporter: Reporter,
-    resolve: Resolve,
-    *,
-    connect: Connect,
+    base: Foundation, reporter: Reporter, resolve: Resolve, *, connect: Connect
 ) -> DeliveryScheduler:
     delivery = base.settings.delivery
     schedule = retry_schedule(base.settings)

@@ -53,10 +53,7 @@ from relay.operation.cli.relay_client import clock_ahead
     help="[default: standard input, if it is not a terminal]",
 )
 @click.option(
-    "--attach",
-    multiple=True,
-    type=options.InputPath(),
-    help="A file; may be given more than once.",
+    "--attach", multiple=True, type=options.InputPath(), help="A file; may be given more than once."
 )
 @click.option(
     "--token",

@@ -250,11 +250,7 @@ def _submissions(source: Path, copy: "BackupCopy") -> None:
     if not (source / held.name).is_symlink():
         copy.tree(source / held.name, held, skip=lambda path: copy.path(held / path.name).exists())
     copied = {*_IN_ORDER, *_OF_A_PROCESS}
-    copy.tree(
-        source,
-        target,
-        skip=lambda path: path.parent == source and path.name in copied,
-    )
+    copy.tree(source, target, skip=lambda path: path.parent == source and path.name in copied)
 
 
 def _submission_ids(copy: "BackupCopy", place: Path = Path(SUBMISSIONS)) -> Iterator[str]:

@@ -24,13 +24,7 @@ from relay.base.phrases import counted, named, shown
 from relay.base.settings.document import Document, KeyPath, SettingsError, dotted, read_document
 from relay.base.settings.reader import load, read_again
 from relay.base.settings.tree import ListenerTls, NodeRole, SendmailSettings, Settings
-from relay.base.settings.validation import (
-    as_fallback,
-    hidden_routes,
-    host_of,
-    is_trusted,
-    name_of,
-)
+from relay.base.settings.validation import as_fallback, hidden_routes, host_of, is_trusted, name_of
 from relay.base.socket_address import Address
 from relay.base.sockets import has_address
 from relay.delivery.oauth.client_secrets import secret_states

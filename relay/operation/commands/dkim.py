@@ -128,11 +128,7 @@ def _entry(key: SigningKey, config: Path) -> str:
     return "".join(["[[dkim]]\n", *lines])
 
 
-_PUBLISHED = {
-    RecordVerdict.OK: "yes",
-    RecordVerdict.MISSING: "no",
-    RecordVerdict.WRONG: "differs",
-}
+_PUBLISHED = {RecordVerdict.OK: "yes", RecordVerdict.MISSING: "no", RecordVerdict.WRONG: "differs"}
 
 
 class ShownKey(Struct, frozen=True):
@@ -212,12 +208,7 @@ def key_warnings(ring: KeyRing, place: Document, *, now_us: int) -> Iterator[Fau
 
 
 async def record_warnings(
-    ring: KeyRing,
-    place: Document,
-    nameservers: Sequence[Address],
-    *,
-    now_us: int,
-    timeout_s: float,
+    ring: KeyRing, place: Document, nameservers: Sequence[Address], *, now_us: int, timeout_s: float
 ) -> list[Fault]:
     """Ask the DNS for the record of each usable key; return the faults of these records."""
     usable = {number: key for number, key in enumerate(ring.keys) if key.is_usable(now_us)}

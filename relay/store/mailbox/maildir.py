@@ -68,9 +68,7 @@ def storage_errors() -> Iterator[None]:
         raise StoreUnavailableError(f"The mail store cannot be used: {reason}.") from error
 
 
-def retry_if_renamed(
-    action: Callable[_Parameters, _Result],
-) -> Callable[_Parameters, _Result]:
+def retry_if_renamed(action: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
     """Repeat an action that raised FileNotFoundError: a change of flags renames a file."""
 
     @functools.wraps(action)

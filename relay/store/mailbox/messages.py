@@ -162,12 +162,7 @@ class Messages(StorePart):
 
     @in_thread
     def record(
-        self,
-        account: str,
-        properties: MessageProperties,
-        record: MessageRecord,
-        *,
-        folder_id: str,
+        self, account: str, properties: MessageProperties, record: MessageRecord, *, folder_id: str
     ) -> StoredMessage:
         """Write a message that is not a draft. (In Drafts it is one, as every message there.)
 

@@ -168,11 +168,7 @@ class StateFile:
             self._writer.lock.release()
 
     def change(
-        self,
-        ids: Sequence[str],
-        make: Callable[[MessageState], MessageState],
-        *,
-        base: bytes,
+        self, ids: Sequence[str], make: Callable[[MessageState], MessageState], *, base: bytes
     ) -> tuple[MessageState, dict[str, bytes]]:
         """Replace the state of a message that has these ids, durably.
 

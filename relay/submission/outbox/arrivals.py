@@ -194,10 +194,7 @@ class Arrivals(OutboxPart):
         self, file: ArrivingFile, store: Callable[[ComposedDraft], _Result]
     ) -> Arrival[_Result]:
         return Arrival(
-            self.threads,
-            write=file.write,
-            finish=lambda: file.finish(store),
-            discard=file.discard,
+            self.threads, write=file.write, finish=lambda: file.finish(store), discard=file.discard
         )
 
     # -- in a thread

@@ -19,12 +19,7 @@ from relay.base.message.content import LARGE_BYTES
 from relay.base.phrases import named
 from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
 from relay.store.mailbox.draft_files import submission_facts
-from relay.store.mailbox.maildir import (
-    DirectorySync,
-    list_names,
-    open_message,
-    remove,
-)
+from relay.store.mailbox.maildir import DirectorySync, list_names, open_message, remove
 from relay.submission.outbox import on_disk
 
 _LISTINGS_MAX = 5  # while files get other names

@@ -136,10 +136,7 @@ class FileStore:
             unfinished=self._unfinished,
         )
         self.restored = RestoredSubmissions(
-            directory=self._directory,
-            syncs=part["syncs"],
-            clock=self._clock,
-            log=self._log,
+            directory=self._directory, syncs=part["syncs"], clock=self._clock, log=self._log
         )
         self.arrivals = Arrivals(**part, submissions=self.submissions, messages=self.messages)
 

@@ -145,10 +145,7 @@ class SubmissionProcessor(Struct, frozen=True):
     started_us: int  # when this process began; it does not know the results of earlier attempts
 
     async def process(
-        self,
-        pending: PendingSubmission,
-        client: SubmissionClient,
-        earlier: EarlierAttempts,
+        self, pending: PendingSubmission, client: SubmissionClient, earlier: EarlierAttempts
     ) -> decisions.SubmissionDeferred | None:
         """Make one attempt; return None if the submission has ended, else the reason to retry."""
         try:

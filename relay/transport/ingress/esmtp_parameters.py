@@ -61,12 +61,7 @@ class MailArgument(Struct, frozen=True):
 
 
 def parse_mail(
-    argument: str,
-    *,
-    extended: bool,
-    tls: str = "",
-    odd_domain: str = "",
-    of_program: bool = False,
+    argument: str, *, extended: bool, tls: str = "", odd_domain: str = "", of_program: bool = False
 ) -> MailArgument:
     """Parse `FROM:<reverse-path> [parameters]`. Raises SmtpRejection.
 

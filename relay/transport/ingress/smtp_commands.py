@@ -81,12 +81,7 @@ class SmtpCommands:
     """
 
     def __init__(
-        self,
-        listener: ListenerDependencies,
-        client: SessionClient,
-        *,
-        tls: str,
-        key: str | None,
+        self, listener: ListenerDependencies, client: SessionClient, *, tls: str, key: str | None
     ) -> None:
         """`key` is that of the client in Shares before a login."""
         self._listener = listener
@@ -503,10 +498,7 @@ class SmtpCommands:
             await self.read_content(ChunkFraming(size_bytes), None)
             return rejection
         begun, normalizes = self._chunks, self._listener.settings.bare_newline != "reject"
-        self._chunks = begun or (
-            self._new_content(),
-            ChunkFraming(normalizes=normalizes),
-        )
+        self._chunks = begun or (self._new_content(), ChunkFraming(normalizes=normalizes))
         content, framing = self._chunks
         framing.begin(size_bytes, is_last=bool(last))
         if content.rejection is not None:

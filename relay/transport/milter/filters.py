@@ -18,12 +18,7 @@ from relay.base.message.header import ParsedContent
 from relay.base.settings.tree import Milter, MilterRole
 from relay.store.journeys.details import MilterSaid
 from relay.transport.milter import codec
-from relay.transport.milter.connection import (
-    FOR_USERS,
-    ConfiguredMilter,
-    MilterConnection,
-    now_s,
-)
+from relay.transport.milter.connection import FOR_USERS, ConfiguredMilter, MilterConnection, now_s
 from relay.transport.milter.dialogue import (
     GO_ON,
     NO_PLACE,

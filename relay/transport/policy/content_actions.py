@@ -262,9 +262,7 @@ class EditedContent:
 
 
 def edited(
-    content: ParsedContent,
-    edits: Sequence[HeaderEdit | DisclaimerAction],
-    message: ExaminedMessage,
+    content: ParsedContent, edits: Sequence[HeaderEdit | DisclaimerAction], message: ExaminedMessage
 ) -> EditedContent:
     """Return the content after the edits, in their order. Raises OSError."""
     notes, refusal = [], ""

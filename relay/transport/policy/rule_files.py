@@ -74,13 +74,7 @@ from relay.transport.policy.rules import (
     too_many,
     too_much_mail,
 )
-from relay.transport.policy.table_reader import (
-    TableReader,
-    some_text,
-    tables,
-    typed,
-    unless_many,
-)
+from relay.transport.policy.table_reader import TableReader, some_text, tables, typed, unless_many
 
 HOLD_S_MAX = 365 * 86400
 # limit of rules: `any` and `all` inside each other

@@ -28,12 +28,7 @@ class Ask(Protocol):
     """Asks questions that a client chose, as Resolver.answers_for_clients() does."""
 
     def __call__(
-        self,
-        questions: Sequence[DnsQuestion],
-        *,
-        client: str,
-        wait_s: float,
-        is_kept: bool = False,
+        self, questions: Sequence[DnsQuestion], *, client: str, wait_s: float, is_kept: bool = False
     ) -> Awaitable[Sequence[Answer]]:
         """Return the answers in the order of the questions; nothing raises.
 

@@ -120,12 +120,7 @@ class Resolver:
                 raise ValueError(f"{next_hop} has no hosts")
 
     async def answers_for_clients(
-        self,
-        questions: Sequence[DnsQuestion],
-        *,
-        client: str,
-        wait_s: float,
-        is_kept: bool = False,
+        self, questions: Sequence[DnsQuestion], *, client: str, wait_s: float, is_kept: bool = False
     ) -> Sequence[Answer]:
         """Return the answers to questions that a client chose, in their order: see Ask."""
         ask = partial(self._of_clients.answer, client=client, wait_s=wait_s, is_kept=is_kept)

@@ -226,10 +226,7 @@ class _FilterBinder(Generic[Result]):
         if operator not in (Operator.EQ, Operator.NE) or time_us % _SECOND_US:
             return field.compare(operator, time_us)
         within = self._resource.all_of(
-            (
-                field.compare(Operator.GE, time_us),
-                field.compare(Operator.LT, time_us + _SECOND_US),
-            )
+            (field.compare(Operator.GE, time_us), field.compare(Operator.LT, time_us + _SECOND_US))
         )
         return within if operator is Operator.EQ else self._resource.negated(within)
 

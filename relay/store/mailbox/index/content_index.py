@@ -521,8 +521,7 @@ def _write_header_data(cursor: apsw.Cursor, uid: int, facts: HeaderData) -> None
     columns = facts.columns
     cursor.execute(_HEADER_SQL, (*columns, uid))
     cursor.executemany(
-        INSERT_ITEM,
-        [(kind, address, uid, name) for kind, address, name in facts.items],
+        INSERT_ITEM, [(kind, address, uid, name) for kind, address, name in facts.items]
     )
     cursor.execute(
         "INSERT INTO trigram (rowid, subject_key, from_key, from_name_key) VALUES (?, ?, ?, ?)",

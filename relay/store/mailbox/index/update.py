@@ -436,11 +436,7 @@ class IndexUpdater:
                 return b""
 
         return MessageTable(
-            cursor,
-            self.folders,
-            is_first=is_first,
-            now_us=self.clock.time_us(),
-            state_of=state_of,
+            cursor, self.folders, is_first=is_first, now_us=self.clock.time_us(), state_of=state_of
         )
 
     # -- folders

@@ -121,12 +121,7 @@ def scan_level(
 
 
 def scan_next_hop(
-    tables: Tables,
-    look: types.DueQuery,
-    level: tuple[str, int],
-    *,
-    now_us: int,
-    limit: int,
+    tables: Tables, look: types.DueQuery, level: tuple[str, int], *, now_us: int, limit: int
 ) -> tuple[list[types.Key], types.DueBatch]:
     """Choose the same number of entries from each sender of a next hop, round robin. The round
     continues after the sender look.after_sender. `level` is the column of the priority level, and
@@ -162,10 +157,7 @@ def scan_next_hop(
 
 
 def claims_of(
-    rows: Iterable[Sequence[Any]],
-    recipients: Iterable[Sequence[Any]],
-    *,
-    by_message: bool = False,
+    rows: Iterable[Sequence[Any]], recipients: Iterable[Sequence[Any]], *, by_message: bool = False
 ) -> tuple[tuple[types.Claim, ...], dict[types.Key, str]]:
     """Return the claims of entries, and by key what is wrong with the entries that cannot be read.
 
@@ -275,11 +267,7 @@ def release_abandoned(
         ]
         next_hop, route = text_and_route(hop)
         detail = AttemptDetail(
-            entry=entry,
-            attempt=attempts + 1,
-            next_hop=next_hop,
-            route=route,
-            recipients=attempted,
+            entry=entry, attempt=attempts + 1, next_hop=next_hop, route=route, recipients=attempted
         )
         record_doubt(transaction, message_id, Event(at_us, detail))
     transaction.execute_each(

@@ -44,10 +44,7 @@ class EntryListBuilder:
         return len(self.entries) >= self._entries_max
 
     def add(
-        self,
-        tables: Tables,
-        keys: Sequence[Key],
-        more: Mapping[Key, Mapping[str, str]] = _NOTHING,
+        self, tables: Tables, keys: Sequence[Key], more: Mapping[Key, Mapping[str, str]] = _NOTHING
     ) -> None:
         """Append these entries as `tables` has them, until the list is full. `more` has additional
         fields of an entry.

@@ -510,11 +510,7 @@ class _ReportBuilder:
         return self._listing(entries_max=left, recipients_max=self._recipients_left)
 
     def add(
-        self,
-        results: Iterable[CommandResult],
-        listing: EntryListBuilder,
-        *,
-        reports: int = 0,
+        self, results: Iterable[CommandResult], listing: EntryListBuilder, *, reports: int = 0
     ) -> None:
         """Add certain results; `reports` is the number of reports to senders."""
         for result in results:

@@ -37,10 +37,7 @@ T = TypeVar("T")
 
 
 def open_database(
-    path: Path,
-    *,
-    read_only: bool = False,
-    needed: int | None = None,
+    path: Path, *, read_only: bool = False, needed: int | None = None
 ) -> apsw.Connection:
     """Open the spool at `path`; with write access create it, or migrate it to the current schema.
 
