@@ -16,15 +16,8 @@ from email.message import Message
 from msgspec import Struct
 from msgspec.structs import replace
 
+from relay.base.message import content as contents
 from relay.base.message.address import AddressError, own_mailbox, parse_odd_mailbox
-from relay.base.message.content import (
-    LARGE_BYTES,
-    Content,
-    LargeContent,
-    Octets,
-    as_octets,
-    is_eight_bit,
-)
 from relay.base.message.conversation import own_message_id
 from relay.base.message.header import Header
 from relay.base.message.properties import EmailAddress, MessageProperties
@@ -51,7 +44,7 @@ class ConversionError(Exception):
 class ConvertedMessage(Struct, frozen=True):
     """The message to submit."""
 
-    content: Content  # as it is sent
+    content: contents.Content  # as it is sent
     originator: str  # the reverse-path: the address in Sender, else From
     # the addresses in From, Sender and their Resent fields; "" for a field without an address
     authors: tuple[str, ...]
@@ -70,14 +63,14 @@ _ORIGINATORS = ("From", "Sender", "Resent-From", "Resent-Sender")
 _RECIPIENT_FIELDS = ("To", "Cc", "Bcc")
 
 
-def convert(stored: bytes | Octets, *, now_us: int, hostname: str) -> ConvertedMessage:
+def convert(stored: bytes | contents.Octets, *, now_us: int, hostname: str) -> ConvertedMessage:
     """Return the message to submit, with the recipients in To, Cc and Bcc, each once.
 
     A content larger than relay.base.message.content.LARGE_BYTES is not copied into memory. `now_us`
     and `hostname` are used only for a message without a block that lacks Date or Message-ID.
     Reading blocks. Raises ConversionError, and OSError where the file cannot be read.
     """
-    octets = as_octets(stored)
+    octets = contents.as_octets(stored)
     block, length = draft.read_private_block(octets)
     if block is not None and block.properties is not None:
         return _of_properties(octets, block, length)
@@ -94,20 +87,22 @@ def convert(stored: bytes | Octets, *, now_us: int, hostname: str) -> ConvertedM
     return replace(made, notify_success=True) if wants_receipt else made
 
 
-def render(raw: bytes | Octets) -> Content:
+def render(raw: bytes | contents.Octets) -> contents.Content:
     """Return a stored file as MIME for its owner: without the block, with Bcc. Raises OSError."""
-    stored = as_octets(raw)
+    stored = contents.as_octets(raw)
     block, length = draft.read_private_block(stored)
     if block is not None and block.properties is not None:
         return mime_of_properties(stored, block, length, keep_bcc=True)[0]
     content = stored.part(length, stored.size - length)
-    if content.size <= LARGE_BYTES:
+    if content.size <= contents.LARGE_BYTES:
         return content.read(0, content.size)
     # this header is not edited, and its line ends may be of any kind
-    return LargeContent(b"", (content,), eight_bit=True)
+    return contents.LargeContent(b"", (content,), eight_bit=True)
 
 
-def _of_properties(stored: Octets, block: draft.PrivateBlock, length: int) -> ConvertedMessage:
+def _of_properties(
+    stored: contents.Octets, block: draft.PrivateBlock, length: int
+) -> ConvertedMessage:
     properties, origin = block.properties, block.origin
     assert properties is not None
     author = properties.from_ or EmailAddress(origin.account)
@@ -123,7 +118,7 @@ def _of_properties(stored: Octets, block: draft.PrivateBlock, length: int) -> Co
         recipients=envelope.recipients,
         # an address in another field, such as Reply-To, may need it
         smtputf8=envelope.smtputf8 or not header.octets.isascii(),
-        eight_bit=is_eight_bit(content),
+        eight_bit=contents.is_eight_bit(content),
         message_id=origin.message_id,
         subject=properties.subject,
         notify_success=properties.delivery_receipt,
@@ -160,7 +155,7 @@ def _of_mime(
         authors=_authors(Header.of(sent.content)),
         recipients=envelope.recipients,
         smtputf8=envelope.smtputf8,
-        eight_bit=is_eight_bit(sent.content),
+        eight_bit=contents.is_eight_bit(sent.content),
         message_id=own_message_id(read_token(header, "message-id")) or origin.message_id,
         subject=read_text(header, "subject"),
         defects=sent.defects,

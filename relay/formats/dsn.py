@@ -19,14 +19,7 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from relay.base.message.content import (
-    Content,
-    LargeContent,
-    MemoryOctets,
-    is_eight_bit,
-    join_octets,
-    octets_of,
-)
+from relay.base.message import content as contents
 from relay.base.message.conversation import message_ids
 from relay.base.message.envelope import Envelope, ForwardPath, MessageFacts, encode_utf8_address
 from relay.base.message.header import BCC_FIELDS, Header, ParsedContent
@@ -131,7 +124,7 @@ class ReportPart(Struct, frozen=True):
 def write_dsn(
     report: Report,
     *,
-    content: Content,
+    content: contents.Content,
     words: Callable[[Header], HumanPart],
     report_id: str,
     now_us: int,
@@ -335,7 +328,7 @@ def _typed_address(kind: str, address: str, international: bool) -> str:
     return f"{kind};{address}"
 
 
-def _original(content: Content) -> ParsedContent:
+def _original(content: contents.Content) -> ParsedContent:
     """Return the original without the fields that its recipients must not see."""
     if isinstance(content, bytes) and b"\r" not in content:
         content = content.replace(b"\n", b"\r\n")  # a draft that a mail client wrote
@@ -344,7 +337,7 @@ def _original(content: Content) -> ParsedContent:
     return dataclasses.replace(parsed, header=header)
 
 
-def returns_whole(kind: ReportKind, envelope: Envelope, content: Content) -> bool:
+def returns_whole(kind: ReportKind, envelope: Envelope, content: contents.Content) -> bool:
     """Return whether a report has the whole message, not only its header.
 
     RET applies to failures. Other reports return the header (RFC 3461 4.3), and so do reports about
@@ -379,7 +372,7 @@ def _returned_header(header: Header) -> bytes:
 
 
 def _fits_smtp(octets: bytes) -> bool:
-    return BodyStatistics.of(MemoryOctets(octets)).fits_smtp
+    return BodyStatistics.of(contents.MemoryOctets(octets)).fits_smtp
 
 
 def _is_utf8(octets: bytes) -> bool:
@@ -410,11 +403,11 @@ def clipped(text: str) -> str:
 
 
 def write_journal(
-    head: bytes, lines: Iterable[tuple[str, str]], *, original: Content, boundary: str
-) -> Content:
+    head: bytes, lines: Iterable[tuple[str, str]], *, original: contents.Content, boundary: str
+) -> contents.Content:
     """Return a journal report with the fields of `head`. No message has `boundary` in it."""
     delimiter = f"\r\n--{boundary}\r\n".encode("ascii")
-    label = _EIGHT_BIT if is_eight_bit(original) else b""
+    label = _EIGHT_BIT if contents.is_eight_bit(original) else b""
     content_type = f'Content-Type: multipart/mixed;\r\n boundary="{boundary}"\r\n'.encode("ascii")
     header = head + b"X-MS-Journal-Report:\r\n" + _MIME + content_type + label
     text = _text_part(_written(lines))
@@ -423,9 +416,9 @@ def write_journal(
     after = delimiter[:-2] + b"--\r\n"
     if isinstance(original, bytes):
         return b"".join((header, before, original, after))
-    body = join_octets([before, octets_of(original), after])
+    body = contents.join_octets([before, contents.octets_of(original), after])
     long_lines = original.long_lines or has_line_over(original.header, LINE_MAX)
-    return LargeContent(header, (body,), is_eight_bit(original), long_lines)
+    return contents.LargeContent(header, (body,), contents.is_eight_bit(original), long_lines)
 
 
 def write_notice(head: bytes, text: str, lines: Iterable[tuple[str, str]]) -> bytes:

@@ -14,14 +14,7 @@ from email.policy import SMTP
 from msgspec import Struct
 from msgspec.structs import replace
 
-from relay.base.message.content import (
-    LARGE_BYTES,
-    Content,
-    LargeContent,
-    Octets,
-    as_bytes,
-    join_octets,
-)
+from relay.base.message import content as contents
 from relay.base.message.header import with_crlf
 from relay.formats import draft
 from relay.formats.html_text import html_to_text
@@ -36,8 +29,8 @@ _POLICY = SMTP.clone(refold_source="none", utf8=True, max_line_length=None)
 
 
 def mime_of_properties(
-    stored: Octets, block: draft.PrivateBlock, length: int, *, keep_bcc: bool
-) -> tuple[Content, Sequence[str]]:
+    stored: contents.Octets, block: draft.PrivateBlock, length: int, *, keep_bcc: bool
+) -> tuple[contents.Content, Sequence[str]]:
     """Return the MIME of a draft, and the type and transfer encoding of each text part.
 
     `length` is the size of the private block in octets. Bcc is removed unless `keep_bcc` is true,
@@ -54,24 +47,26 @@ def mime_of_properties(
     bcc = address_list_field("Bcc", properties.bcc) if keep_bcc else ""
     top, _, rest = _written(tree).partition(b"\r\n\r\n")
     header = f"{bcc}{fields}".encode() + top + b"\r\n"
-    pieces: list[bytes | Octets] = [b"\r\n"]
+    pieces: list[bytes | contents.Octets] = [b"\r\n"]
     for leaf in tree.leaves:
         before, _, rest = rest.partition(leaf.mark.encode())
         pieces += [before, leaf.content]
     pieces.append(rest)
-    if not as_bytes(rest or tree.leaves[-1].content).endswith(b"\r\n"):
+    if not contents.as_bytes(rest or tree.leaves[-1].content).endswith(b"\r\n"):
         pieces.append(b"\r\n")
-    if stored.size <= LARGE_BYTES:
-        return b"".join((header, *map(as_bytes, pieces))), tree.texts
+    if stored.size <= contents.LARGE_BYTES:
+        return b"".join((header, *map(contents.as_bytes, pieces))), tree.texts
     eight_bit = any(part.eight_bit for part in block.attachments)
-    return LargeContent(header, join_octets(pieces).pieces, eight_bit=eight_bit), tree.texts
+    return contents.LargeContent(
+        header, contents.join_octets(pieces).pieces, eight_bit=eight_bit
+    ), tree.texts
 
 
 class _Leaf(Struct, frozen=True):
     """A leaf of the tree. `mark` is a placeholder for its octets, which `email` would copy."""
 
     fields: Sequence[tuple[str, str]]
-    content: bytes | Octets
+    content: bytes | contents.Octets
     mark: str
 
 
@@ -86,7 +81,7 @@ class _Tree(Struct, frozen=True):
     texts: Sequence[str]
 
 
-def _tree(stored: Octets, block: draft.PrivateBlock, *, length: int, text: bytes) -> _Tree:
+def _tree(stored: contents.Octets, block: draft.PrivateBlock, *, length: int, text: bytes) -> _Tree:
     body_type = block.properties.body_type.lower() if block.properties else "text"
     source = text.decode("utf-8", "replace") if body_type == "html" else ""
     ids = content_ids(source) if block.attachments else frozenset()
@@ -98,7 +93,7 @@ def _tree(stored: Octets, block: draft.PrivateBlock, *, length: int, text: bytes
     leaves: list[_Leaf] = []
     texts: list[str] = []
 
-    def leaf(fields: Sequence[tuple[str, str]], content: bytes | Octets) -> MIMEPart:
+    def leaf(fields: Sequence[tuple[str, str]], content: bytes | contents.Octets) -> MIMEPart:
         leaves.append(_Leaf(fields, content, f"{boundary}_bytes_of_{len(leaves)}_"))
         return _part(leaves[-1])
 

@@ -16,17 +16,9 @@ from itertools import chain, islice
 
 from msgspec import Struct
 
+from relay.base.message import header as headers
 from relay.base.message.address import AddressError, lower_case, parse_mailbox, parse_odd_mailbox
 from relay.base.message.conversation import message_ids, own_message_id
-from relay.base.message.header import (
-    BYTE_ORDER_MARK,
-    FIELDS_MAX,
-    Header,
-    cleaned,
-    header_end,
-    malformed_recipients,
-    with_first_fields,
-)
 from relay.base.message.properties import EmailAddress, MessageProperties
 from relay.base.phrases import words_in
 from relay.formats.address_list import AddressBudget, address_entries
@@ -108,15 +100,15 @@ def parse_header(header: bytes) -> "Message[str, str]":
 
     Lines that are not fields are skipped, unless they continue the parameters of a Content field.
     """
-    return fields_of_header(Header.parse(cleaned(header)))
+    return fields_of_header(headers.Header.parse(headers.cleaned(header)))
 
 
-def fields_of_header(header: Header) -> "Message[str, str]":
+def fields_of_header(header: headers.Header) -> "Message[str, str]":
     """Return the same as parse_header(), from a section that is cleaned and split already."""
     message: Message[str, str] = Message(policy=_POLICY)
     pairs: list[tuple[str, str]] = []
     for name, field in header.fields:
-        text = field.removeprefix(BYTE_ORDER_MARK).decode("ascii", "surrogateescape")
+        text = field.removeprefix(headers.BYTE_ORDER_MARK).decode("ascii", "surrogateescape")
         if name:
             name_text, _, value = text.partition(":")
             pairs.append((name_text.rstrip(), value.lstrip(" \t").rstrip("\r\n")))
@@ -128,12 +120,12 @@ def fields_of_header(header: Header) -> "Message[str, str]":
     return message
 
 
-def body_charset(header: Header) -> str:
+def body_charset(header: headers.Header) -> str:
     """Return the charset that the Content-Type of a header names, "" if it names none."""
     return charset_of(content_type_of(header))
 
 
-def content_type_of(header: Header) -> str:
+def content_type_of(header: headers.Header) -> str:
     """Return the value of the Content-Type of a header, "" if there is none."""
     value = header.first("Content-Type") or b""
     return value[:_CONTENT_FIELD_CHARACTERS_MAX].decode("latin-1")
@@ -146,11 +138,11 @@ def check_mime(content: bytes) -> str | None:
     """
     if not content or content.isspace():
         return "expected a MIME message, found nothing"
-    end = header_end(content)
+    end = headers.header_end(content)
     if reason := check_header(content[: end.header], content[end.header : end.body]):
         return reason
-    if len(with_first_fields(content)) < len(content):
-        return f"its header has too many fields, expected at most {FIELDS_MAX}"
+    if len(headers.with_first_fields(content)) < len(content):
+        return f"its header has too many fields, expected at most {headers.FIELDS_MAX}"
     return None
 
 
@@ -166,7 +158,7 @@ def check_header(header: bytes, blank: bytes) -> str | None:
     if (header[-1:], blank) in _TORN_LINE_ENDS:  # the header may continue after it
         ending = (header[-1:] + blank).replace(b"\r", b" CR").replace(b"\n", b" LF").decode()
         return f"the last line of its header ends in{ending}, expected CR LF and an empty line"
-    if line := malformed_recipients(header):
+    if line := headers.malformed_recipients(header):
         start = ascii(line[:_SHOWN_OCTETS].decode("utf-8", "replace").rstrip())
         return f"found {start} in its header, expected a name such as Bcc, a colon and addresses"
     return None
@@ -282,7 +274,7 @@ class Originators(Struct, frozen=True):
     unread: str
 
 
-def originators(header: Header) -> Iterator[Originators]:
+def originators(header: headers.Header) -> Iterator[Originators]:
     """Yield each From and Sender, and each Resent-From and Resent-Sender of the last resending.
 
     Resent fields are added at the top of a header (RFC 5322 3.6.6), and each hop adds its Received
@@ -337,9 +329,9 @@ def read_submitted(content: bytes, *, to_send: bool) -> SubmittedHeader:
     """
     if fault := check_mime(content):
         return SubmittedHeader(fault)
-    section = content[: header_end(content).header]
-    clean = cleaned(section)
-    header = Header.parse(clean)
+    section = content[: headers.header_end(content).header]
+    clean = headers.cleaned(section)
+    header = headers.Header.parse(clean)
     message = fields_of_header(header)
     recipients = {name: read_addresses(message, name) for name in ("To", "Cc", "Bcc")}
     ids = message_ids(read_token(message, "Message-ID"))
@@ -349,7 +341,7 @@ def read_submitted(content: bytes, *, to_send: bool) -> SubmittedHeader:
         bcc=recipients["Bcc"],
         internet_message_id=next(iter(ids), ""),
     )
-    parsed = header if clean == section else Header.parse(section)
+    parsed = header if clean == section else headers.Header.parse(section)
     authors = tuple(originators(parsed)) if to_send else ()
     return SubmittedHeader("", properties, authors, _unreadable(message, recipients))
 
@@ -370,7 +362,7 @@ def _unreadable(
     return None
 
 
-def addressees(header: Header) -> tuple[str, ...]:
+def addressees(header: headers.Header) -> tuple[str, ...]:
     """Return the addresses in To and Cc."""
     lines = b"".join([octets for name, octets in header.fields if name in (b"to", b"cc")])
     fields = parse_header(lines)
@@ -385,7 +377,7 @@ class Author(Struct, frozen=True):
     fault: str = ""
 
 
-def sole_author(header: Header) -> Author:
+def sole_author(header: headers.Header) -> Author:
     """Return the author of a message that has one From field with exactly one address.
 
     Every program must read the same address in it (RFC 5322 3.6.2).
@@ -397,7 +389,9 @@ def sole_author(header: Header) -> Author:
     is_short = len(value) < ORIGINATORS_OCTETS_MAX // 2
     if is_short and (plain := _PLAIN_AUTHOR.fullmatch(value)):  # nearly always
         return Author((plain[1] or plain[2]).decode())
-    [from_] = originators(Header(tuple(field for field in header.fields if field[0] == b"from")))
+    [from_] = originators(
+        headers.Header(tuple(field for field in header.fields if field[0] == b"from"))
+    )
     if from_.unread:
         return Author(fault="From has what is no address")
     if len(from_.addresses) != 1:

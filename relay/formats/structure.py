@@ -21,15 +21,8 @@ from typing import Self
 
 from msgspec import Struct
 
+from relay.base.message import header as headers
 from relay.base.message.content import Octets, as_octets, octets_in_blocks
-from relay.base.message.header import (
-    BYTE_ORDER_MARK,
-    LINE_END,
-    Header,
-    cleaned,
-    fields_end,
-    find_blank_line,
-)
 from relay.formats.content_fields import content_field, read_content_field
 from relay.formats.read_header import HEADER_OCTETS_MAX, fields_of_header, parse_header
 from relay.formats.transfer_encoding import UUENCODE
@@ -308,11 +301,11 @@ class StructureReader:
         delimiter = self._find(final)
         end = max(delimiter.start, start) if delimiter else len(self._held)
         # the line end of the delimiter may also be the blank line
-        blank = find_blank_line(self._held, self._at, min(end + len(b"\r\n"), limit))
+        blank = headers.find_blank_line(self._held, self._at, min(end + len(b"\r\n"), limit))
         if blank is not None:
             if not final and blank.end() + self._margin > len(self._held):
                 return False
-            line_end = LINE_END.match(self._held, blank.start())
+            line_end = headers.LINE_END.match(self._held, blank.start())
             assert line_end is not None
             self._enter(entity, line_end.end(), blank.end())
         elif end > limit:
@@ -334,14 +327,14 @@ class StructureReader:
         start = self._at + 1
         section = self._held[start:header_end]
         self._headers_lines += max(section.count(b"\n"), section.count(b"\r"))
-        header = Header.parse(cleaned(section)) if self._reading is None else None
+        header = headers.Header.parse(headers.cleaned(section)) if self._reading is None else None
         is_plain = self._reading.ends_late if self._reading else header and "" not in header
         if not is_plain:
-            last = fields_end(section)
+            last = headers.fields_end(section)
             if last < len(section):
                 self._defect(_NO_BLANK)
                 section = section[:last]
-                header = header and Header.parse(cleaned(section))
+                header = header and headers.Header.parse(headers.cleaned(section))
                 header_end = body_start = start + last
         entity.header = section
         entity.blank = self._held[header_end:body_start]
@@ -353,7 +346,7 @@ class StructureReader:
         if entity.is_message:
             self._open(entity, lead=entity.body_start)
 
-    def _describe(self, entity: Entity, header: Header | None) -> None:
+    def _describe(self, entity: Entity, header: headers.Header | None) -> None:
         """Set the properties of an entity from its header, None in a loose reading."""
         if header is not None:
             for name, line in header.fields if "" in header else ():
@@ -365,7 +358,7 @@ class StructureReader:
             entity.fields = self._fields_of(entity.header)
         if b"\0" in entity.header:
             self._defect("a NUL in a header")
-        if entity.header.startswith(BYTE_ORDER_MARK):
+        if entity.header.startswith(headers.BYTE_ORDER_MARK):
             self._defect("a byte order mark before a header")
         is_in_digest = self._entities[entity.parent].content_type == "multipart/digest"
         default = "message/rfc822" if is_in_digest else "text/plain"  # RFC 2046 5.1.5

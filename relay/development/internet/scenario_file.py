@@ -18,26 +18,10 @@ import tomlkit
 
 from relay.base.message.envelope import domain_of
 from relay.base.phrases import counted, shown
-from relay.base.settings.document import (
-    Document,
-    Fault,
-    KeyPath,
-    SettingsError,
-    parse_document,
-    read_text,
-)
+from relay.base.settings import document as documents
 from relay.base.settings.environment import shipped
 from relay.base.settings.reader import DocumentReader
-from relay.development.internet.scenario import (
-    WITH_RECIPIENTS,
-    GraphFault,
-    MxHost,
-    RateLimit,
-    RemoteDomain,
-    Scenario,
-    ScriptedReply,
-    wire_reply,
-)
+from relay.development.internet import scenario as scenarios
 
 SCENARIO_BYTES_MAX = 256 * 1024
 DOMAINS_MAX = 100
@@ -49,7 +33,7 @@ RATE_MAX = 10_000
 DELAY_S_MAX = 3600.0
 _GLOB_CHARACTERS_MAX = 200
 _UNNAMED = Path("scenario")
-_WITH_SENDER = WITH_RECIPIENTS | {"MAIL"}
+_WITH_SENDER = scenarios.WITH_RECIPIENTS | {"MAIL"}
 _VERBS_OF_ACTION = {"bad-certificate": "STARTTLS", "servfail": "DNS", "nxdomain": "DNS"}
 
 
@@ -57,11 +41,11 @@ _VERBS_OF_ACTION = {"bad-certificate": "STARTTLS", "servfail": "DNS", "nxdomain"
 class ScenarioText:
     """A scenario, and the TOML text that says the same."""
 
-    scenario: Scenario
+    scenario: scenarios.Scenario
     toml: str
 
 
-EMPTY = ScenarioText(Scenario(), "")
+EMPTY = ScenarioText(scenarios.Scenario(), "")
 
 
 def read_scenarios(names: Sequence[str]) -> ScenarioText:
@@ -86,13 +70,13 @@ def parse_scenario(text: str, file: Path = _UNNAMED) -> ScenarioText:
     """Return the scenario of a TOML text; its faults name it `file`. Raises SettingsError."""
     if len(text.encode()) > SCENARIO_BYTES_MAX:
         message = f"found more than {SCENARIO_BYTES_MAX // 1024} KiB, expected a smaller scenario"
-        raise SettingsError([Fault(file, 0, "", message)])
-    return ScenarioText(_checked(parse_document(file, text)), text)
+        raise documents.SettingsError([documents.Fault(file, 0, "", message)])
+    return ScenarioText(_checked(documents.parse_document(file, text)), text)
 
 
 def scenario_of(table: Mapping[str, Any], file: Path = _UNNAMED) -> ScenarioText:
     """Return the scenario of a table with the keys of a file. Raises SettingsError."""
-    scenario = _checked(Document(file, table, {}))
+    scenario = _checked(documents.Document(file, table, {}))
     return ScenarioText(scenario, tomlkit.dumps(table))
 
 
@@ -116,7 +100,7 @@ def reply_names() -> Mapping[str, Sequence[str]]:
 
 def _named(name: str) -> ScenarioText:
     if "/" in name or name.endswith(".toml"):
-        return parse_scenario(read_text(Path(name)), Path(name))
+        return parse_scenario(documents.read_text(Path(name)), Path(name))
     return read_shipped_scenario(name)
 
 
@@ -126,8 +110,8 @@ def read_shipped_scenario(name: str) -> ScenarioText:
     known = shipped_scenarios()
     if name not in known:
         message = f"found no scenario of this name, expected PATH.toml or {', '.join(known)}"
-        raise SettingsError([Fault(Path(name), 0, "", message)])
-    scenario_text = parse_scenario(read_text(known[name]), known[name])
+        raise documents.SettingsError([documents.Fault(Path(name), 0, "", message)])
+    scenario_text = parse_scenario(documents.read_text(known[name]), known[name])
     return _always(scenario_text, reply, known[name]) if reply else scenario_text
 
 
@@ -138,40 +122,42 @@ def _always(text: ScenarioText, reply: str, file: Path) -> ScenarioText:
     if reply not in names:
         expected = f"one of {', '.join(names)}" if names else f"{file.stem} alone"
         message = f"found no reply {shown(reply)}, expected {expected}"
-        raise SettingsError([Fault(file, 0, "", message)])
+        raise documents.SettingsError([documents.Fault(file, 0, "", message)])
     for domain in table["domain"]:
         first = [{**rule, "recipient": "*"} for rule in domain["reply"] if rule["name"] == reply]
         domain["reply"] = [*first, *domain["reply"]]
     return scenario_of(table, file)
 
 
-def _checked(document: Document) -> Scenario:
+def _checked(document: documents.Document) -> scenarios.Scenario:
     reader = DocumentReader(document, base=Path(), environ=None)
-    values = reader.fields(Scenario, document.table, ())
+    values = reader.fields(scenarios.Scenario, document.table, ())
     faults = list(reader.faults)
     for path, made in reader.read:
         for key, message in _faults_in(made):
             place = (*path, *key)
             faults.append(document.fault(place, message))
-    scenario = Scenario(**values)
+    scenario = scenarios.Scenario(**values)
     faults += [document.fault(path, message) for path, message in _faults_of(scenario)]
     if faults:
-        raise SettingsError(faults)
+        raise documents.SettingsError(faults)
     return _with_wire_replies(scenario)
 
 
-def _with_wire_replies(scenario: Scenario) -> Scenario:
+def _with_wire_replies(scenario: scenarios.Scenario) -> scenarios.Scenario:
     return dataclasses.replace(
         scenario,
         domain=tuple(
             dataclasses.replace(
                 domain,
                 reply=tuple(
-                    dataclasses.replace(rule, reply=wire_reply(rule.reply)) if rule.reply else rule
+                    dataclasses.replace(rule, reply=scenarios.wire_reply(rule.reply))
+                    if rule.reply
+                    else rule
                     for rule in domain.reply
                 ),
                 limit=tuple(
-                    dataclasses.replace(limit, reply=wire_reply(limit.reply))
+                    dataclasses.replace(limit, reply=scenarios.wire_reply(limit.reply))
                     for limit in domain.limit
                 ),
             )
@@ -180,22 +166,22 @@ def _with_wire_replies(scenario: Scenario) -> Scenario:
     )
 
 
-def _faults_in(made: object) -> Iterator[tuple[KeyPath, str]]:
+def _faults_in(made: object) -> Iterator[tuple[documents.KeyPath, str]]:
     """Yield the faults of one table, with their keys in it."""
     match made:
-        case ScriptedReply():
+        case scenarios.ScriptedReply():
             yield from _faults_of_reply(made)
-        case RateLimit():
+        case scenarios.RateLimit():
             yield from _faults_of_limit(made)
-        case RemoteDomain():
+        case scenarios.RemoteDomain():
             yield from _faults_of_domain(made)
-        case MxHost():
+        case scenarios.MxHost():
             yield from _delays(made, "latency")
-        case GraphFault():
+        case scenarios.GraphFault():
             yield from _lengths(made, "path", "account")
 
 
-def _faults_of_reply(reply: ScriptedReply) -> Iterator[tuple[KeyPath, str]]:
+def _faults_of_reply(reply: scenarios.ScriptedReply) -> Iterator[tuple[documents.KeyPath, str]]:
     if bool(reply.reply) == bool(reply.action) and not (reply.delay and not reply.reply):
         which = "both" if reply.reply else "neither"
         yield (), f"found {which} reply and action, expected one of them (or a delay)"
@@ -206,7 +192,7 @@ def _faults_of_reply(reply: ScriptedReply) -> Iterator[tuple[KeyPath, str]]:
         yield ("action",), f'found "{reply.action}", expected it only with the verb {needed}'
     if reply.verb == "DNS" and (reply.reply or reply.delay or reply.action == "drop"):
         yield ("verb",), 'found "DNS", expected the action servfail, nxdomain or stall'
-    for key, verbs in (("recipient", WITH_RECIPIENTS), ("sender", _WITH_SENDER)):
+    for key, verbs in (("recipient", scenarios.WITH_RECIPIENTS), ("sender", _WITH_SENDER)):
         glob = getattr(reply, key)
         if glob and reply.verb not in verbs:
             allowed = ", ".join(sorted(verbs))
@@ -220,9 +206,9 @@ def _faults_of_reply(reply: ScriptedReply) -> Iterator[tuple[KeyPath, str]]:
     yield from _delays(reply, "delay")
 
 
-def _faults_of_text(text: str, verb: str) -> Iterator[tuple[KeyPath, str]]:
+def _faults_of_text(text: str, verb: str) -> Iterator[tuple[documents.KeyPath, str]]:
     try:
-        wire = wire_reply(text)
+        wire = scenarios.wire_reply(text)
     except ValueError as error:
         yield ("reply",), f"found {shown(text)}, expected {error}"
         return
@@ -230,7 +216,7 @@ def _faults_of_text(text: str, verb: str) -> Iterator[tuple[KeyPath, str]]:
         yield ("reply",), f"found {shown(text)}, expected a code of 2yz, 4yz or 5yz"
 
 
-def _faults_of_limit(limit: RateLimit) -> Iterator[tuple[KeyPath, str]]:
+def _faults_of_limit(limit: scenarios.RateLimit) -> Iterator[tuple[documents.KeyPath, str]]:
     limits = [number for number in (limit.connections, limit.messages, limit.recipients) if number]
     if len(limits) != 1:
         yield (), f"found {len(limits)} of connections, messages and recipients, expected one"
@@ -239,7 +225,7 @@ def _faults_of_limit(limit: RateLimit) -> Iterator[tuple[KeyPath, str]]:
     yield from _faults_of_text(limit.reply, limit.verb)
 
 
-def _faults_of_domain(domain: RemoteDomain) -> Iterator[tuple[KeyPath, str]]:
+def _faults_of_domain(domain: scenarios.RemoteDomain) -> Iterator[tuple[documents.KeyPath, str]]:
     if domain.null_mx and domain.mx:
         yield ("mx",), f"found {counted(len(domain.mx), 'host')} and null_mx, expected one of them"
     for key, setting in (("mta_sts", domain.mta_sts), ("dane", domain.dane)):
@@ -254,7 +240,7 @@ def _faults_of_domain(domain: RemoteDomain) -> Iterator[tuple[KeyPath, str]]:
     yield from _delays(domain, "latency", "greylist")
 
 
-def _lengths(made: object, *keys: str) -> Iterator[tuple[KeyPath, str]]:
+def _lengths(made: object, *keys: str) -> Iterator[tuple[documents.KeyPath, str]]:
     """Yield the globs that are too long: each is made into a regular expression."""
     for key in keys:
         length = len(getattr(made, key))
@@ -262,13 +248,13 @@ def _lengths(made: object, *keys: str) -> Iterator[tuple[KeyPath, str]]:
             yield (key,), f"found {length} characters, expected {_GLOB_CHARACTERS_MAX} at most"
 
 
-def _delays(made: object, *keys: str) -> Iterator[tuple[KeyPath, str]]:
+def _delays(made: object, *keys: str) -> Iterator[tuple[documents.KeyPath, str]]:
     for key in keys:
         if getattr(made, key) > DELAY_S_MAX:
             yield (key,), f"found {getattr(made, key):g} seconds, expected an hour at most"
 
 
-def _faults_of(scenario: Scenario) -> Iterator[tuple[KeyPath, str]]:
+def _faults_of(scenario: scenarios.Scenario) -> Iterator[tuple[documents.KeyPath, str]]:
     """Yield the faults that concern several tables."""
     replies = sum(len(domain.reply) + len(domain.limit) for domain in scenario.domain)
     names = sum(len(domain.names) for domain in scenario.domain)

@@ -25,17 +25,9 @@ from relay.front_door.graph.odata.resources import message_condition
 from relay.front_door.graph.query_options import QueryOptions
 from relay.front_door.graph.serializer import MESSAGE_PROPERTIES, extent_of
 from relay.front_door.http.errors import ApiError, bad_request, quoted, service_unavailable
+from relay.store.mailbox import query as queries
 from relay.store.mailbox.changes import ChangeKind, MessageDelta
 from relay.store.mailbox.errors import QueryTooLongError, StalePositionError
-from relay.store.mailbox.query import (
-    EVERY_CHANGE,
-    Compare,
-    Condition,
-    DeltaQuery,
-    MessageQuery,
-    Operator,
-    Property,
-)
 
 TOKEN_CHARACTERS_MAX = 8192
 _LATEST = "latest"
@@ -43,7 +35,7 @@ _CHANGE_TYPE = "changetype"
 _ALLOWED = ("select", "expand", "filter", "orderby", "top", _CHANGE_TYPE)
 _TOKENS = ("skiptoken", "deltatoken")
 _KINDS = {
-    "": EVERY_CHANGE,
+    "": queries.EVERY_CHANGE,
     "created": frozenset({ChangeKind.CREATED}),
     "updated": frozenset({ChangeKind.UPDATED}),
     "deleted": frozenset({ChangeKind.MOVED, ChangeKind.DELETED}),
@@ -85,7 +77,7 @@ async def list_message_changes(request: GraphRequest) -> Response:
         )
         position = position or feed.position
     if is_listing:
-        listed = MessageQuery(
+        listed = queries.MessageQuery(
             request.folder_id,
             condition,
             top=options.top,
@@ -99,7 +91,7 @@ async def list_message_changes(request: GraphRequest) -> Response:
             delta.links(position, listing.next_after),
             lambda count: delta.links(position, listing.positions[count - 1])[0],
         )
-    query = DeltaQuery(
+    query = queries.DeltaQuery(
         request.folder_id,
         position,
         options.top,
@@ -141,17 +133,17 @@ def _kinds(change_type: str) -> frozenset[ChangeKind]:
         raise bad_request(message) from None
 
 
-def _read_filter(text: str | None) -> tuple[Condition | None, int]:
+def _read_filter(text: str | None) -> tuple[queries.Condition | None, int]:
     """Return the condition of a $filter, and the earliest time of receipt that matches."""
     if text is None:
         return None, 0
     condition = message_condition(text)
     if (
-        isinstance(condition, Compare)
-        and condition.property is Property.RECEIVED
-        and condition.operator in (Operator.GE, Operator.GT)
+        isinstance(condition, queries.Compare)
+        and condition.property is queries.Property.RECEIVED
+        and condition.operator in (queries.Operator.GE, queries.Operator.GT)
     ):
-        return condition, int(condition.value) + (condition.operator is Operator.GT)
+        return condition, int(condition.value) + (condition.operator is queries.Operator.GT)
     expected = "expected receivedDateTime ge TIME or receivedDateTime gt TIME"
     raise errors.FILTER_UNSUPPORTED(f"$filter: found {quoted(text)}, {expected}.")
 

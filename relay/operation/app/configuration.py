@@ -54,16 +54,8 @@ from relay.base.settings.values import SRS_KEY_EXPECTED, parse_domain, parse_srs
 from relay.delivery.oauth.client_secrets import secret_states
 from relay.delivery.provider_replies import ProviderReplies, load_provider_replies
 from relay.delivery.reports.texts import ReportTexts, load_texts
+from relay.operation.app import tenant_sets
 from relay.operation.app.account_file import accounts_of
-from relay.operation.app.tenant_sets import (
-    LastGoodSets,
-    TenantSet,
-    book_of,
-    check_operator,
-    load_set,
-    load_tenants,
-    trouble_of,
-)
 from relay.store.spool.engine import LOCAL_DOMAINS
 from relay.store.spool.queue_commands import RouteLookup
 from relay.transport.policy.engine import RuleSet
@@ -86,7 +78,9 @@ class Configuration(Struct, frozen=True):
     settings: Settings  # as at the start, with the reloadable keys of the last reload
     accounts: AccountTables  # of accounts.toml
     rules: RuleBook  # of the policy directory
-    tenants: Mapping[str, TenantSet]  # the part of `rules` that tenants wrote, by tenant
+    tenants: Mapping[
+        str, tenant_sets.TenantSet
+    ]  # the part of `rules` that tenants wrote, by tenant
     texts: ReportTexts  # of reports
     keys: KeyRing  # that sign mail
     providers: ProviderReplies  # replies of hosts with a meaning that the outcome table lacks
@@ -120,7 +114,7 @@ class ActiveConfiguration:
         self._file, self._environ, self._clock, self._role = file, environ, clock, role
         text = self._text_at_start = read_text(file)
         settings = self._load(text)
-        self._last_good = LastGoodSets(settings.state_dir, CrashPoints(crash_at))
+        self._last_good = tenant_sets.LastGoodSets(settings.state_dir, CrashPoints(crash_at))
         self.now = replace(self._with_files(settings, None), text=text)
         self.accounts = FileAccounts(
             self.now.accounts, clock, dovecot_auth=settings.mailboxes.dovecot_auth
@@ -139,7 +133,7 @@ class ActiveConfiguration:
 
     def impaired(self) -> str:
         """Return which tenants do not have their newest rules, "" if all have."""
-        return trouble_of(self.now.tenants)
+        return tenant_sets.trouble_of(self.now.tenants)
 
     def keep_sets(self) -> None:
         """Copy the active rules of tenants to state_dir: a start uses the copy if the files then
@@ -237,7 +231,7 @@ class ActiveConfiguration:
 
     def _with_files(self, settings: Settings, before: Configuration | None) -> Configuration:
         """Load the files that `settings` name; `before` is the configuration in force."""
-        rules = load_set(
+        rules = tenant_sets.load_set(
             settings,
             None,
             config=self._file,
@@ -245,7 +239,7 @@ class ActiveConfiguration:
             examine=warn_of_rules,
             before=before.rules.operator if before else None,
         )
-        check_operator(settings, self._file, rules)
+        tenant_sets.check_operator(settings, self._file, rules)
         texts = load_texts(settings.reports)
         keys = load_keys(settings.dkim, self._file)
         providers = load_provider_replies(settings.delivery.providers, self._file, settings.oauth)
@@ -259,7 +253,7 @@ class ActiveConfiguration:
             raise SettingsError([Fault(self._file, 0, "http.anonymous", text)])
         table = read_table(settings, accounts, self._file)
         places = route_places(self._file, settings)
-        sets = load_tenants(
+        sets = tenant_sets.load_tenants(
             settings,
             self._last_good,
             before=before.tenants if before else {},
@@ -267,7 +261,7 @@ class ActiveConfiguration:
             examine=warn_of_rules,
         )
         of_tenants = ((tenant_set.tenant, tenant_set.rules) for tenant_set in sets.values())
-        book = book_of([(None, rules), *of_tenants], settings)
+        book = tenant_sets.book_of([(None, rules), *of_tenants], settings)
         return Configuration(
             settings, accounts.tables, book, sets, texts, keys, providers, table, places
         )

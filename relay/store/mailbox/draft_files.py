@@ -13,32 +13,13 @@ from msgspec.structs import replace
 
 from relay.base.clock import Clock, Ids
 from relay.base.files import FileOctets
+from relay.base.message import content as contents
 from relay.base.message.address import own_mailbox
-from relay.base.message.content import (
-    LARGE_BYTES,
-    Content,
-    LargeContent,
-    Octets,
-    memory_part,
-    size_of,
-)
 from relay.base.message.conversation import new_index, thread_of
 from relay.base.message.extended_properties import MessageRecord
 from relay.base.message.header import header_end, header_section
 from relay.base.message.properties import EmailAddress, MessageProperties
-from relay.formats.draft import (
-    DraftAttachment,
-    DraftOrigin,
-    MimeDraftProperties,
-    PrivateBlock,
-    draft_content,
-    mime_draft_block,
-    private_block_length,
-    read_block,
-    read_private_block,
-    stored_attachments,
-    with_defaults,
-)
+from relay.formats import draft as drafts
 from relay.formats.edit_attachments import add_part, remove_part
 from relay.formats.edit_draft import NotEditableError, changed_mime
 from relay.formats.read_header import parse_header, read_properties_of_header
@@ -110,7 +91,7 @@ class NewNames(Struct, frozen=True):
         self,
         account: str,
         located: message_file.MessageFile,
-        stored: Octets,
+        stored: contents.Octets,
         *,
         options: SendOptions | None = None,
     ) -> DraftIdentity:
@@ -118,7 +99,7 @@ class NewNames(Struct, frozen=True):
         with these options. Reading blocks; raises OSError.
         """
         identity = self.identity(account, options)
-        block, _ = read_private_block(stored)
+        block, _ = drafts.read_private_block(stored)
         stored_id = block.origin.message_id if block else ""
         return replace(
             identity,
@@ -144,14 +125,14 @@ class ComposedDraft(Struct, frozen=True):
     """
 
     identity: DraftIdentity
-    content: Content
+    content: contents.Content
     properties: MessageProperties | None = None
     written: Path | None = None
 
     @property
     def size(self) -> int:
         """The file's size."""
-        return size_of(self.content)
+        return contents.size_of(self.content)
 
     @property
     def name_with_size(self) -> str:
@@ -164,11 +145,11 @@ class ComposedDraft(Struct, frozen=True):
 
 
 def compose(
-    content: MessageProperties | bytes | Octets,
+    content: MessageProperties | bytes | contents.Octets,
     identity: DraftIdentity,
-    kept: Sequence[DraftAttachment] = (),
+    kept: Sequence[drafts.DraftAttachment] = (),
     *,
-    mime_properties: MimeDraftProperties | None = None,
+    mime_properties: drafts.MimeDraftProperties | None = None,
 ) -> ComposedDraft:
     """Compose the file of a draft from properties, with attachments of another file, or from MIME.
 
@@ -178,10 +159,10 @@ def compose(
     if isinstance(content, MessageProperties):
         origin = _origin(identity, content.internet_message_id or message_id)
         properties = _owned(content, origin)
-        written = draft_content(properties, origin, kept)
+        written = drafts.draft_content(properties, origin, kept)
         return ComposedDraft(identity, written, properties)
     origin = _origin(identity, message_id)
-    written = _after_block(mime_draft_block(origin, mime_properties), content)
+    written = _after_block(drafts.mime_draft_block(origin, mime_properties), content)
     return ComposedDraft(identity, written)
 
 
@@ -198,19 +179,19 @@ class DraftHead(Struct, frozen=True):
         """
         header = self.block + beginning[: header_end(beginning).header]
         body = file.part(len(header), file.size - len(header))
-        content = LargeContent(header, (body,), eight_bit=True)
+        content = contents.LargeContent(header, (body,), eight_bit=True)
         return ComposedDraft(self.identity, content, written=file.path)
 
 
 def draft_head(identity: DraftIdentity) -> DraftHead:
     """Return the beginning of a draft whose MIME is still being received."""
     origin = _origin(identity, identity.internet_message_id)
-    return DraftHead(identity, mime_draft_block(origin))
+    return DraftHead(identity, drafts.mime_draft_block(origin))
 
 
-def _origin(identity: DraftIdentity, message_id: str) -> DraftOrigin:
+def _origin(identity: DraftIdentity, message_id: str) -> drafts.DraftOrigin:
     """Return the private block's values; `message_id` is the Message-ID if it is valid."""
-    return DraftOrigin(
+    return drafts.DraftOrigin(
         account=identity.account,
         base_name=identity.base_name,
         message_id=message_id
@@ -225,21 +206,21 @@ def _origin(identity: DraftIdentity, message_id: str) -> DraftOrigin:
     )
 
 
-def _after_block(block: bytes, content: bytes | Octets) -> Content:
+def _after_block(block: bytes, content: bytes | contents.Octets) -> contents.Content:
     """Return the file of a draft from MIME, which may be large."""
     if isinstance(content, bytes):
         return block + content
-    if content.size <= LARGE_BYTES:
+    if content.size <= contents.LARGE_BYTES:
         return block + content.read(0, content.size)
-    end = header_end(content.read(0, LARGE_BYTES)).header
+    end = header_end(content.read(0, contents.LARGE_BYTES)).header
     header, body = content.read(0, end), content.part(end, content.size - end)
-    return LargeContent(block + header, (body,), eight_bit=True)
+    return contents.LargeContent(block + header, (body,), eight_bit=True)
 
 
 def facts_of(draft: ComposedDraft, submission_id: str) -> SubmissionFacts:
     """Return what is logged about a draft that was just composed."""
     if draft.properties is None:
-        return submission_facts(memory_part(draft.content), submission_id)
+        return submission_facts(contents.memory_part(draft.content), submission_id)
     account = draft.identity.account
     return _facts(draft.properties, submission_id, account=account, message_id="")
 
@@ -249,11 +230,11 @@ def submission_facts(head: bytes, submission_id: str) -> SubmissionFacts:
 
     `head` is its file, or at least the private block and the header.
     """
-    block = read_block(head)
+    block = drafts.read_block(head)
     if block is not None and block.properties is not None:
         properties = block.properties
     else:
-        length = private_block_length(head) if block else 0
+        length = drafts.private_block_length(head) if block else 0
         fields = parse_header(header_section(head[length:]))
         properties = read_properties_of_header(fields, is_stored=False)
     account = block.origin.account if block else ""
@@ -290,23 +271,23 @@ def _not_editable_errors() -> Iterator[None]:
 
 @_not_editable_errors()
 def next_generation(
-    stored: Octets, identity: DraftIdentity, *, change: MessageProperties | None
+    stored: contents.Octets, identity: DraftIdentity, *, change: MessageProperties | None
 ) -> ComposedDraft:
     """Compose a draft's next generation, changed by `change` or unchanged, with its attachments.
 
     MIME stays MIME. Reading blocks; raises NotADraftError for a change of a signed body, and
     OSError.
     """
-    block, length = read_private_block(stored)
+    block, length = drafts.read_private_block(stored)
     if block is not None and block.properties is not None:
         properties = change or read_message(stored).properties
-        return compose(properties, identity, stored_attachments(stored))
-    content: Octets = stored.part(length, stored.size - length)
+        return compose(properties, identity, drafts.stored_attachments(stored))
+    content: contents.Octets = stored.part(length, stored.size - length)
     if change is None:
         return compose(content, identity, mime_properties=block.beside if block else None)
-    before = with_defaults(read_message(stored).properties, block)
+    before = drafts.with_defaults(read_message(stored).properties, block)
     content = changed_mime(content, before, change)
-    mime_properties = MimeDraftProperties(
+    mime_properties = drafts.MimeDraftProperties(
         change.delivery_receipt,
         change.extended,
         block.beside.attachment_ids if block and block.beside else (),
@@ -316,12 +297,12 @@ def next_generation(
 
 @_not_editable_errors()
 def with_attachment(
-    stored: Octets, identity: DraftIdentity, *, new: DraftAttachment
+    stored: contents.Octets, identity: DraftIdentity, *, new: drafts.DraftAttachment
 ) -> ComposedDraft:
     """Compose a draft's next generation with one more attachment. Like next_generation()."""
-    block, length = read_private_block(stored)
+    block, length = drafts.read_private_block(stored)
     if block is not None and block.properties is not None:
-        kept = stored_attachments(stored)
+        kept = drafts.stored_attachments(stored)
         return compose(read_message(stored).properties, identity, (*kept, new))
     added = add_part(stored.part(length, stored.size - length), new)
     ids = [attachment.facts.id for attachment in message_file.attachments_of(stored)]
@@ -330,13 +311,15 @@ def with_attachment(
 
 
 @_not_editable_errors()
-def without_attachment(stored: Octets, identity: DraftIdentity, *, number: int) -> ComposedDraft:
+def without_attachment(
+    stored: contents.Octets, identity: DraftIdentity, *, number: int
+) -> ComposedDraft:
     """Compose a draft's next generation without the attachment of this index. Like
     next_generation().
     """
-    block, length = read_private_block(stored)
+    block, length = drafts.read_private_block(stored)
     if block is not None and block.properties is not None:
-        rest = list(stored_attachments(stored))
+        rest = list(drafts.stored_attachments(stored))
         del rest[number]
         return compose(read_message(stored).properties, identity, rest)
     content = remove_part(stored.part(length, stored.size - length), number)
@@ -345,12 +328,12 @@ def without_attachment(stored: Octets, identity: DraftIdentity, *, number: int) 
     return compose(content, identity, mime_properties=_with_ids(block, ids))
 
 
-def _with_ids(block: PrivateBlock | None, ids: Sequence[str]) -> MimeDraftProperties:
-    properties = block.beside if block and block.beside else MimeDraftProperties()
+def _with_ids(block: drafts.PrivateBlock | None, ids: Sequence[str]) -> drafts.MimeDraftProperties:
+    properties = block.beside if block and block.beside else drafts.MimeDraftProperties()
     return replace(properties, attachment_ids=tuple(ids))
 
 
-def _owned(properties: MessageProperties, origin: DraftOrigin) -> MessageProperties:
+def _owned(properties: MessageProperties, origin: drafts.DraftOrigin) -> MessageProperties:
     """Set From and Sender where the draft has none.
 
     Without From, the owner of the mailbox becomes both. If the draft is sent on behalf of From,
@@ -370,7 +353,7 @@ def _owned(properties: MessageProperties, origin: DraftOrigin) -> MessagePropert
     )
 
 
-def _new_index(properties: MessageProperties, origin: DraftOrigin) -> str:
+def _new_index(properties: MessageProperties, origin: drafts.DraftOrigin) -> str:
     thread = thread_of(
         origin.message_id, in_reply_to=properties.in_reply_to, references=properties.references
     )

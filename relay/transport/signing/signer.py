@@ -19,15 +19,8 @@ from relay.base.observe.metrics import Metrics
 from relay.formats.read_header import sole_author
 from relay.store.journeys.details import SignedWith
 from relay.store.journeys.events import NO_SIGNING_KEYS
+from relay.transport.signing import signature as signatures
 from relay.transport.signing.keys import KeyRing, SigningKey
-from relay.transport.signing.signature import (
-    body_form,
-    body_hash,
-    complete_field,
-    covered_fields,
-    to_sign,
-    unsigned_field,
-)
 
 _QUICK_BYTES = 64 * 1024  # a smaller message is read and signed on the event loop
 # How many large messages are signed at a time. Each occupies a thread for 0.1 s per 100 MB, and
@@ -131,22 +124,22 @@ def _with_signatures(plan: "_Plan", hashes: dict[int, bytes], now_us: int) -> Pa
     content = plan.content
     if not plan.keys:
         return content
-    form, body = body_form(content), id(content.rest)
+    form, body = signatures.body_form(content), id(content.rest)
     if body not in hashes:
         try:
-            hashes[body] = body_hash(content, form)
+            hashes[body] = signatures.body_hash(content, form)
         except Exception as error:  # of the disk with a large body
             raise _failed(plan.domain, error) from error
-    covered, fields = covered_fields(content.header), b""
+    covered, fields = signatures.covered_fields(content.header), b""
     for key in plan.keys:
-        field = unsigned_field(
+        field = signatures.unsigned_field(
             covered, key, body_hash=hashes[body], form=form, time_s=now_us // 1_000_000
         )
         try:
-            signature = key.private.sign(to_sign(covered, field))
+            signature = key.private.sign(signatures.to_sign(covered, field))
         except Exception as error:  # a library may raise any
             raise _failed(key.name, error) from error
-        fields += complete_field(field, signature)
+        fields += signatures.complete_field(field, signature)
     return ParsedContent(content.header.prepend(fields), content.rest)
 
 

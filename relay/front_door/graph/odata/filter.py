@@ -13,19 +13,7 @@ from typing import Generic, TypeVar
 
 from relay.base.message.extended_properties import ExtendedPropertyError, canonical_value, time_us
 from relay.front_door.graph import errors
-from relay.front_door.graph.odata.expression import (
-    And,
-    Comparison,
-    Expression,
-    FunctionCall,
-    Lambda,
-    Literal,
-    Not,
-    Or,
-    Path,
-    Token,
-    clause_error,
-)
+from relay.front_door.graph.odata import expression as expressions
 from relay.front_door.http.errors import ApiError, quoted
 from relay.store.mailbox.query import Operator
 
@@ -118,7 +106,7 @@ class Resource(Generic[Result]):
     hints: Mapping[str, str] = field(default_factory=dict)  # by name: what to use instead
 
 
-def bind_filter(expression: Expression, resource: Resource[Result]) -> Result:
+def bind_filter(expression: expressions.Expression, resource: Resource[Result]) -> Result:
     """Return the condition for a $filter. Raises ApiError 400."""
     return _FilterBinder(resource, None).tree(expression)
 
@@ -136,45 +124,45 @@ class _FilterBinder(Generic[Result]):
         self._resource = resource
         self._scope = scope
 
-    def tree(self, expression: Expression) -> Result:
+    def tree(self, expression: expressions.Expression) -> Result:
         """Return the condition for a boolean expression."""
         match expression:
-            case And(parts):
+            case expressions.And(parts):
                 return self._resource.all_of(tuple(self.tree(part) for part in parts))
-            case Or(parts):
+            case expressions.Or(parts):
                 return self._resource.one_of(tuple(self.tree(part) for part in parts))
-            case Not(part):
+            case expressions.Not(part):
                 return self._resource.negated(self.tree(part))
-            case Comparison():
+            case expressions.Comparison():
                 return self._comparison(expression)
-            case FunctionCall():
+            case expressions.FunctionCall():
                 return self._call(expression)
-            case Lambda():
+            case expressions.Lambda():
                 return self._lambda(expression)
-            case Path(token):
+            case expressions.Path(token):
                 field = self._field(token)
                 if field.type is not FieldType.BOOLEAN:
                     raise _error(
                         token, "a comparison: this property is not true or false by itself"
                     )
                 return field.compare(Operator.EQ, True)
-            case Literal(token, value):
+            case expressions.Literal(token, value):
                 if not isinstance(value, bool):
                     raise _error(token, "a comparison or a function that is true or false")
                 return self._always() if value else self._never()
 
-    def _comparison(self, comparison: Comparison) -> Result:
+    def _comparison(self, comparison: expressions.Comparison) -> Result:
         operator = Operator(comparison.operator.word)
         left, right = map(_without_case_functions, (comparison.left, comparison.right))
-        if isinstance(left, Literal) and not isinstance(right, Literal):
+        if isinstance(left, expressions.Literal) and not isinstance(right, expressions.Literal):
             left, right = right, left
             operator = _MIRRORED.get(operator, operator)
-        if not isinstance(right, Literal):
+        if not isinstance(right, expressions.Literal):
             raise _error(_first_token(right), "a value")
-        if isinstance(left, Literal):
+        if isinstance(left, expressions.Literal):
             raise _error(left.token, "a property or a function on one side of the comparison")
         left, is_cast = self._without_cast(left)
-        if not isinstance(left, Path):
+        if not isinstance(left, expressions.Path):
             return self._boolean_comparison(self.tree(left), operator, right)
         field = self._field(left.token)
         if field.type is not FieldType.TEXT:
@@ -186,24 +174,30 @@ class _FilterBinder(Generic[Result]):
         if right.value is None:
             return self._null(field, operator)
         if is_cast and not isinstance(right.value, str):  # a blank is the plus sign of a zone
-            right = Literal(right.token, right.token.text.replace(" ", "+"))
+            right = expressions.Literal(right.token, right.token.text.replace(" ", "+"))
         value = _typed_value(field, right, operator)
         if field.type in (FieldType.TIME, FieldType.TIME_TEXT) and isinstance(value, int):
             return self._time(field, operator, value)
         return field.compare(operator, value)
 
-    def _without_cast(self, expression: Expression) -> tuple[Expression, bool]:
+    def _without_cast(
+        self, expression: expressions.Expression
+    ) -> tuple[expressions.Expression, bool]:
         """Return the argument of a cast(), and whether it is one. Raises ApiError 400."""
-        if not isinstance(expression, FunctionCall) or expression.name != "cast":
+        if not isinstance(expression, expressions.FunctionCall) or expression.name != "cast":
             return expression, False
         match expression.arguments:
-            case (Path(token) as path, Path(kind)) if self._field(token).can_cast:
+            case (expressions.Path(token) as path, expressions.Path(kind)) if self._field(
+                token
+            ).can_cast:
                 if kind.text not in _CASTS:
                     raise _error(kind, f"one of {', '.join(_CASTS)}")
                 return path, True
         raise _error(expression.token, "cast(ep/value,TYPE) of an extended property's value")
 
-    def _boolean_comparison(self, tree: Result, operator: Operator, literal: Literal) -> Result:
+    def _boolean_comparison(
+        self, tree: Result, operator: Operator, literal: expressions.Literal
+    ) -> Result:
         """Compare a boolean expression with true or false, as in contains(…) eq false."""
         if not isinstance(literal.value, bool) or operator not in (Operator.EQ, Operator.NE):
             raise _error(literal.token, "eq or ne, and true or false")
@@ -230,7 +224,7 @@ class _FilterBinder(Generic[Result]):
         )
         return within if operator is Operator.EQ else self._resource.negated(within)
 
-    def _call(self, call: FunctionCall) -> Result:
+    def _call(self, call: expressions.FunctionCall) -> Result:
         if call.name not in _TEXT_FUNCTIONS:
             hint = " (contains(property,'text') is what substringof was)"
             expected = ", ".join((*_TEXT_FUNCTIONS, *_CASE_FUNCTIONS))
@@ -239,16 +233,16 @@ class _FilterBinder(Generic[Result]):
             raise _error(call.token, f"{call.name}(property,'text')")
         subject, literal = map(_without_case_functions, call.arguments)
         subject, _ = self._without_cast(subject)
-        if not isinstance(subject, Path):
+        if not isinstance(subject, expressions.Path):
             raise _error(_first_token(subject), "a property")
         field = self._field(subject.token)
         if field.type is not FieldType.TEXT:
             raise _error(subject.token, f"a property that is a text, which {call.name} requires")
-        if not isinstance(literal, Literal):
+        if not isinstance(literal, expressions.Literal):
             raise _error(_first_token(literal), FieldType.TEXT.value)
         return field.compare(Operator(call.name), _typed_value(field, literal))
 
-    def _lambda(self, expression: Lambda) -> Result:
+    def _lambda(self, expression: expressions.Lambda) -> Result:
         if self._scope is None:
             items = self._resource.items.get(expression.path.lower())
         else:
@@ -264,7 +258,7 @@ class _FilterBinder(Generic[Result]):
         return items.any_of(tree)
 
     def _inner_items(
-        self, scope: _LambdaScope[Result], expression: Lambda
+        self, scope: _LambdaScope[Result], expression: expressions.Lambda
     ) -> CollectionField[Result]:
         """Return the values of an item's property that has several values."""
         variable, _, rest = expression.path.partition("/")
@@ -272,7 +266,7 @@ class _FilterBinder(Generic[Result]):
             raise _error(expression.token, f"a property of '{scope.variable}'")
         return CollectionField({"": scope.items.fields[rest.lower()]}, lambda tree: tree)
 
-    def _field(self, token: Token) -> QueryField[Result]:
+    def _field(self, token: expressions.Token) -> QueryField[Result]:
         """Return the field with this name. Raises ApiError 400."""
         if self._scope is None:
             if known_field := self._resource.fields.get(token.text.lower()):
@@ -285,7 +279,7 @@ class _FilterBinder(Generic[Result]):
         names = (f"{self._scope.variable}/{field.name}".rstrip("/") for field in fields)
         raise _error(token, " or ".join(names))
 
-    def _unknown_property(self, token: Token, name: str) -> ApiError:
+    def _unknown_property(self, token: expressions.Token, name: str) -> ApiError:
         place = f"position {token.position}"
         first = name.partition("/")[0].lower()
         if first not in self._resource.known:
@@ -309,10 +303,10 @@ class _FilterBinder(Generic[Result]):
         return self._resource.one_of(())
 
 
-def _without_case_functions(expression: Expression) -> Expression:
+def _without_case_functions(expression: expressions.Expression) -> expressions.Expression:
     """Return the argument of tolower and toupper, which have no effect."""
     if (
-        isinstance(expression, FunctionCall)
+        isinstance(expression, expressions.FunctionCall)
         and expression.name in _CASE_FUNCTIONS
         and len(expression.arguments) == 1
     ):
@@ -321,7 +315,7 @@ def _without_case_functions(expression: Expression) -> Expression:
 
 
 def _typed_value(
-    field: QueryField[Result], literal: Literal, operator: Operator | None = None
+    field: QueryField[Result], literal: expressions.Literal, operator: Operator | None = None
 ) -> Value:
     """Convert a literal to the type of the property, with which `operator` compares it. Raises
     ApiError 400.
@@ -358,30 +352,30 @@ def _expected_value(field: QueryField[Result]) -> str:
     return "one of " + ", ".join(f"'{choice}'" for choice in field.choices)
 
 
-def _reject_case_functions(comparison: Comparison, field: QueryField[Result]) -> None:
+def _reject_case_functions(comparison: expressions.Comparison, field: QueryField[Result]) -> None:
     """Reject tolower and toupper for a property that is not a text."""
     for side in (comparison.left, comparison.right):
-        if isinstance(side, FunctionCall):
+        if isinstance(side, expressions.FunctionCall):
             raise _error(side.token, f"{_expected_value(field)}, or the property by itself")
 
 
-def _require_equality(token: Token, operator: Operator) -> None:
+def _require_equality(token: expressions.Token, operator: Operator) -> None:
     if operator not in (Operator.EQ, Operator.NE):
         raise _error(token, "eq or ne: the property's values have no order")
 
 
-def _first_token(expression: Expression) -> Token:
+def _first_token(expression: expressions.Expression) -> expressions.Token:
     match expression:
-        case Comparison(_, left):
+        case expressions.Comparison(_, left):
             return _first_token(left)
-        case Not(part):
+        case expressions.Not(part):
             return _first_token(part)
-        case And(parts) | Or(parts):
+        case expressions.And(parts) | expressions.Or(parts):
             return _first_token(parts[0])
         case _:
             return expression.token
 
 
-def _error(token: Token, expected: str) -> ApiError:
+def _error(token: expressions.Token, expected: str) -> ApiError:
     message = f"position {token.position}: found {quoted(token.text)}, expected {expected}"
-    return clause_error("filter", message)
+    return expressions.clause_error("filter", message)
