@@ -56,9 +56,7 @@ class ReceiptSender:
     crash: CrashPoints  # for crash tests
     is_development: bool = False  # the setting auto is always
 
-    async def read(
-        self, account: str, message_ids: Sequence[str], *, is_wanted: bool = False
-    ) -> bool:
+    async def read(self, account: str, message_ids: Sequence[str], is_wanted: bool) -> bool:
         """A client has marked messages as read; return whether a notification was sent.
 
         With `is_wanted` the client asked to send it: raises SpoolError or StoreError if that fails.

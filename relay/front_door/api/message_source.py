@@ -115,7 +115,7 @@ class MessageCopies:
         async def mark_in(place: str, names: Mapping[str, str]) -> set[str]:
             marked = await self.mailboxes.mark(place, list(names), is_read=is_read)
             if is_read and marked and sends_receipts:
-                await self.mailboxes.on_read(place, marked)
+                await self.mailboxes.on_read(place, marked, False)
             return {names[copy_id] for copy_id in marked}
 
         marked_names: set[str] = set()

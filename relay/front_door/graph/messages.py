@@ -206,7 +206,7 @@ async def _send_receipt(request: GraphRequest, message: StoredMessage) -> None:
     is_wanted = request.preferences.get(_RECEIPT, "").lower() == "send"
     on_read = request.store.messages.on_read
     try:
-        is_sent = await on_read(request.mailbox, [message.id], is_wanted=is_wanted)
+        is_sent = await on_read(request.mailbox, [message.id], is_wanted)
     except (SpoolError, StoreError) as error:
         text = "The message is marked as read, but its read receipt cannot be sent now; try again."
         raise service_unavailable(text, retry_after_s=5) from error

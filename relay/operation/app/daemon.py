@@ -119,14 +119,11 @@ class Daemon:
             await smtp_server.start()
         if base.holds_root:
             self._pickup_task = self._spawn(self.transport.pickup.run(), "pickup")
-        figures = maintenance.MaintenanceGauges(
-            self._sessions, lambda: base.store.ready.timer.count
-        )
         self._spawn(maintenance.probe_milters(base.milters.probe, base.clock), "milters")
-        self._spawn(
-            maintenance.update_gauges(base.spool, base.metrics, base.clock, figures=figures),
-            "figures",
+        gauges = maintenance.update_gauges(
+            base.spool, base.metrics, base.clock, set_others=self._set_gauges
         )
+        self._spawn(gauges, "figures")
         keep_s = base.settings.spool.keep
         dead_letters = base.settings.state_dir / DEAD_LETTER
         pruned = maintenance.PrunedHistory(
@@ -237,10 +234,11 @@ class Daemon:
         _log.critical("the spool is lost to this node", error=str(error))
         self.on_fault()
 
-    def _sessions(self) -> int:
-        gate = self.transport.gate
-        elsewhere = gate.sessions if gate is not None else 0
-        return elsewhere + sum(server.sessions for server in self.transport.smtp_servers)
+    def _set_gauges(self) -> None:
+        servers, metrics = [self.transport.gate, *self.transport.smtp_servers], self.base.metrics
+        sessions = sum(server.sessions for server in servers if server is not None)
+        metrics.connections.labels(state="incoming").set(sessions)
+        metrics.pickup_deferred.set(self.base.store.ready.timer.count)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = self._tasks.start(work, name=name)

@@ -54,25 +54,29 @@ _USAGE_S = 1.0
 _WITHOUT_NODE_S = 5.0
 _WITHOUT_NODE_PAUSE_S = 0.1
 _CLOCK_DIFFERS_US = 60_000_000
-
-
-class MaintenanceGauges(Struct, frozen=True):
-    """Functions that return a number for a gauge: of SMTP sessions, and of scheduled sends."""
-
-    sessions: Callable[[], int]
-    scheduled_sends: Callable[[], int]
+_CLOCK_IS_BEHIND = (
+    "the clock is behind the time of the last run: queue time continues from there; is the clock"
+    " right?"
+)
+_MUCH_TIME_PASSED = (
+    "the machine was restarted, and by its clock this much time passed since the last run: nothing"
+    " expires before one more attempt, no history is removed for a day; is the clock right?"
+)
+_CLOCK_DIFFERS = (
+    "the clock differs from queue time, which continues and follows slowly: the clock is or was"
+    " wrong"
+)
 
 
 async def update_gauges(
-    spool: SpoolEngine, metrics: Metrics, clock: Clock, *, figures: MaintenanceGauges
+    spool: SpoolEngine, metrics: Metrics, clock: Clock, *, set_others: Callable[[], None]
 ) -> None:
-    """Set the gauges of the queue and of `figures` until cancelled."""
+    """Set the gauges of the queue until cancelled; `set_others` sets those of other rooms."""
     fault, counted_s = RepeatedError(), clock.real_s()
     metrics.queue_entries_age.set_function(lambda: clock.real_s() - counted_s)
     while True:
         began = clock.real_s()
-        metrics.connections.labels(state="incoming").set(figures.sessions())
-        metrics.pickup_deferred.set(figures.scheduled_sends())
+        set_others()
         try:
             await count_queue(spool, metrics, clock)
         except SpoolError as error:
@@ -307,25 +311,13 @@ def log_continued(resumed: ResumedTime | None, *, offset_us: int) -> None:
     """
     if resumed is None:
         return
-    if not resumed.is_exact and resumed.wall_passed_us < -_CLOCK_DIFFERS_US:
-        _log.warning(
-            "the clock is behind the time of the last run: queue time continues from there;"
-            " is the clock right?",
-            seconds=resumed.wall_passed_us / 1_000_000,
-        )
-    elif not resumed.is_exact and resumed.wall_passed_us > _DAY_S * 1_000_000:
-        _log.warning(
-            "the machine was restarted, and by its clock this much time passed since the last run:"
-            " nothing expires before one more attempt, no history is removed for a day;"
-            " is the clock right?",
-            seconds=resumed.wall_passed_us / 1_000_000,
-        )
+    passed_us = resumed.wall_passed_us
+    if not resumed.is_exact and passed_us < -_CLOCK_DIFFERS_US:
+        _log.warning(_CLOCK_IS_BEHIND, seconds=passed_us / 1_000_000)
+    elif not resumed.is_exact and passed_us > _DAY_S * 1_000_000:
+        _log.warning(_MUCH_TIME_PASSED, seconds=passed_us / 1_000_000)
     elif abs(offset_us) > _CLOCK_DIFFERS_US:
-        _log.warning(
-            "the clock differs from queue time, which continues and follows slowly:"
-            " the clock is or was wrong",
-            seconds=offset_us / 1_000_000,
-        )
+        _log.warning(_CLOCK_DIFFERS, seconds=offset_us / 1_000_000)
 
 
 async def sweep_contents(spool: SpoolEngine, clock: Clock) -> None:

@@ -8,6 +8,7 @@ parts of the published ones. RFC 7208 (SPF), RFC 9989 (DMARC), RFC 6376 3.6.1 (D
 import re
 from collections.abc import Callable, Collection, Sequence
 from enum import StrEnum
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from msgspec import Struct
@@ -240,9 +241,7 @@ def _dmarc_note(text: str) -> str:
 def mta_sts_record(zone: str, texts: Sequence[str], *, id_: str) -> ZoneRecord:
     """Compare the record of MTA-STS (RFC 8461 3.1), if there is one; `id_` is for a new one."""
     value = f"v=STSv1; id={id_};"
-    records = [text for text in texts if text.startswith("v=STSv1")]
-    valid = _valid(records, "id", lambda tag: bool(_STS_ID.fullmatch(tag)))
-    return _advised(f"_mta-sts.{zone}", value, records, valid=valid)
+    return _advised(f"_mta-sts.{zone}", value, texts, tag="id", is_valid=_STS_ID.fullmatch)
 
 
 def mta_sts_policy(hostname: str) -> list[str]:
@@ -253,21 +252,20 @@ def mta_sts_policy(hostname: str) -> list[str]:
 def tls_rpt_record(zone: str, report_to: str, texts: Sequence[str]) -> ZoneRecord:
     """Compare the record of TLS-RPT (RFC 8460 3), if there is one."""
     value = f"v=TLSRPTv1; rua=mailto:{report_to}"
-    records = [text for text in texts if text.startswith("v=TLSRPTv1")]
-    valid = _valid(records, "rua", lambda tag: tag.startswith(("mailto:", "https:")))
-    return _advised(f"_smtp._tls.{zone}", value, records, valid=valid)
+    is_valid = partial(re.match, "mailto:|https:")
+    return _advised(f"_smtp._tls.{zone}", value, texts, tag="rua", is_valid=is_valid)
 
 
-def _valid(records: Sequence[str], tag: str, is_valid: Callable[[str], bool]) -> bool:
-    try:
-        return len(records) == 1 and is_valid(parse_record(records[0]).get(tag, ""))
-    except RecordError:
-        return False
-
-
-def _advised(name: str, value: str, records: Sequence[str], *, valid: bool) -> ZoneRecord:
+def _advised(
+    name: str, value: str, texts: Sequence[str], *, tag: str, is_valid: Callable[[str], object]
+) -> ZoneRecord:
+    records = [text for text in texts if text.startswith(value.partition(";")[0])]
     if not records:
         return ZoneRecord(name, "TXT", value, "", None)
+    try:
+        valid = len(records) == 1 and is_valid(parse_record(records[0]).get(tag, ""))
+    except RecordError:
+        valid = False
     verdict = ZoneVerdict.OK if valid else ZoneVerdict.WRONG
     published = "\n".join(records)
     return ZoneRecord(name, "TXT", records[0] if valid else value, published, verdict)

@@ -7,7 +7,7 @@ blocking ones OSError too; after an error nothing is half-written. See Maildir a
 """
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -102,24 +102,13 @@ class ScheduledDrafts(Protocol):
         """The draft is `file` now, durably; None: it was taken out of Drafts, for this reason."""
 
 
-class ReadListener(Protocol):
-    """Sends the read receipts that senders asked for: see relay/delivery/reports."""
-
-    async def __call__(
-        self, account: str, message_ids: Sequence[str], *, is_wanted: bool = False
-    ) -> bool:
-        """Messages were marked as read; `is_wanted`: the client said that a receipt is to be sent.
-
-        Return whether one was sent. Raises SpoolError if one is wanted and cannot be sent.
-        """
+# Sends the read receipts of messages of an account, by their ids, that were marked as read; True:
+# the client said that a receipt is to be sent. Returns whether one was sent. Raises SpoolError if
+# one is wanted and cannot be sent. See relay/delivery/reports.
+ReadListener = Callable[[str, Sequence[str], bool], Awaitable[bool]]
 
 
-async def ignore_read(
-    account: str,  # noqa: ARG001 -- a ReadListener
-    message_ids: Sequence[str],  # noqa: ARG001
-    *,
-    is_wanted: bool = False,  # noqa: ARG001
-) -> bool:
+async def ignore_read(_account: str, _message_ids: Sequence[str], _is_wanted: bool, /) -> bool:
     """Send no receipt."""
     return False
 

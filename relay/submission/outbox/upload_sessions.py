@@ -171,10 +171,7 @@ class Uploads(OutboxPart):
         return Arrival(self.threads, write=writer.write, finish=writer.finish, discard=writer.abort)
 
     def _begin_range(self, token: str, start: int) -> "RangeWriter":
-        with self._all() as sessions:
-            session = self._found(sessions, token)
-        if not session.lock.acquire(blocking=False):
-            raise errors.UploadBusyError("Another range of this upload is being received.")
+        session = self._locked(token)
         try:
             return RangeWriter(self, session, start)
         except BaseException:
@@ -184,10 +181,7 @@ class Uploads(OutboxPart):
     @in_thread
     def attach(self, token: str, *, limit_bytes: int) -> Upload:
         """Attach a complete upload to its draft, once. Also raises UploadBusyError."""
-        with self._all() as sessions:
-            session = self._found(sessions, token)
-        if not session.lock.acquire(blocking=False):
-            raise errors.UploadBusyError("Another range of this upload is being received.")
+        session = self._locked(token)
         try:
             if session.received < session.facts.attachment.size and not session.facts.is_attached:
                 raise errors.UploadBusyError("The upload is not complete.")
@@ -200,14 +194,12 @@ class Uploads(OutboxPart):
     @in_thread
     def remove(self, token: str) -> None:
         """Remove a session. Raises NoSuchItemError, UploadBusyError."""
-        with self._all() as sessions:
-            session = self._found(sessions, token)
-            if not session.lock.acquire(blocking=False):
-                raise errors.UploadBusyError("A range of this upload is being received.")
-            try:
+        session = self._locked(token)
+        try:
+            with self._all() as sessions:
                 self._remove(sessions, session)
-            finally:
-                session.lock.release()
+        finally:
+            session.lock.release()
 
     @in_thread
     def remove_expired(self) -> None:
@@ -351,6 +343,14 @@ class Uploads(OutboxPart):
         if digest not in sessions:
             raise _unknown()
         return sessions[digest]
+
+    def _locked(self, token: str) -> _UploadSession:
+        """Return a session; its lock is acquired. Raises NoSuchItemError, UploadBusyError."""
+        with self._all() as sessions:
+            session = self._found(sessions, token)
+            if session.lock.acquire(blocking=False):
+                return session
+        raise errors.UploadBusyError("A range of this upload is being received.")
 
     def _add(self, sessions: dict[str, _UploadSession], session: _UploadSession) -> None:
         sessions[session.digest] = session

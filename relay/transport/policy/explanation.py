@@ -189,13 +189,13 @@ class _Explaining(Evaluation):
                 for place, table in sorted(nested.tables, key=itemgetter(0))
             ]
             results = [
-                _conjunction(
+                _combined(
                     finding.holds for finding in table if finding.is_below(f"{name}[{place}].")
                 )
                 for place, table in enumerate(tables)
             ]
             is_all = nested.key is NestedKey.ALL
-            holds = _conjunction(results) if is_all else _disjunction(results)
+            holds = _combined(results, of_all=is_all)
             yield ConditionFinding(name, f"{results.count(True)} of {len(results)}", holds)
             yield from chain.from_iterable(tables)
 
@@ -215,7 +215,7 @@ class _Explaining(Evaluation):
 
 def _matches(findings: tuple[ConditionFinding, ...]) -> bool | None:
     """Return whether all conditions of `when` hold and none of `unless`; None if unknown."""
-    return _conjunction(
+    return _combined(
         finding.holds
         if finding.holds is None
         else finding.holds != finding.condition.startswith(_UNLESS)
@@ -224,20 +224,12 @@ def _matches(findings: tuple[ConditionFinding, ...]) -> bool | None:
     )
 
 
-def _conjunction(results: Iterable[bool | None]) -> bool | None:
-    """Return whether all results are true; None if unknown."""
+def _combined(results: Iterable[bool | None], *, of_all: bool = True) -> bool | None:
+    """Return whether all results, or one of them, are true; None if unknown."""
     known = set(results)
-    if False in known:
-        return False
-    return None if None in known else True
-
-
-def _disjunction(results: Iterable[bool | None]) -> bool | None:
-    """Return whether one of the results is true; None if unknown."""
-    known = set(results)
-    if True in known:
-        return True
-    return None if None in known else False
+    if (not of_all) in known:
+        return not of_all
+    return None if None in known else of_all
 
 
 def _finding(

@@ -41,12 +41,8 @@ class RejectAction(Struct, frozen=True):
     @classmethod
     def parse(cls, value: Any) -> Self:
         """Read "5.7.1 text"; without a code it is 5.7.1. Raises ValueError."""
-        status, text = _reply(
-            value, expected='a code and a text for the sender, "5.7.1 Not accepted"'
-        )
-        if status and not status.startswith("5."):
-            raise ValueError("a code 5.y.z: a reject is permanent")
-        return cls(status or REJECT_STATUS, text)
+        expected = 'a code and a text for the sender, "5.7.1 Not accepted"'
+        return cls(*_reply(value, expected, REJECT_STATUS, why="a reject is permanent"))
 
 
 class DeferAction(Struct, frozen=True):
@@ -289,24 +285,24 @@ class NotifyAction(AddressesAction, frozen=True):
         )
 
 
-def _reply(value: Any, *, expected: str) -> tuple[str, str]:
-    """Return the status, "" without one, and the text. Raises ValueError."""
+def _reply(value: Any, expected: str, status: str, *, why: str) -> tuple[str, str]:
+    """Return the status, which is by default `status`, and the text. Raises ValueError for another
+    class than that of `status`, which has the reason `why`.
+    """
     reply = split_reply(value) if isinstance(value, str) else None
     if reply is None or not reply.text.strip() or not reply.text.isprintable():
         raise ValueError(expected)
     if len(reply.text) > REPLY_TEXT_MAX:
         raise ValueError(f"a text of at most {REPLY_TEXT_MAX} characters")
-    return reply.status, reply.text.strip()
+    if reply.status and reply.status[0] != status[0]:
+        raise ValueError(f"a code {status[0]}.y.z: {why}")
+    return reply.status or status, reply.text.strip()
 
 
 def _deferral(value: Any) -> tuple[str, str]:
     """Return the status and the text of a deferral. Raises ValueError."""
-    status, text = _reply(
-        value, expected='a code and a text for the client, "4.7.1 Try again later"'
-    )
-    if status and not status.startswith("4."):
-        raise ValueError("a code 4.y.z: the client tries again later")
-    return status or DEFER_STATUS, text
+    expected = 'a code and a text for the client, "4.7.1 Try again later"'
+    return _reply(value, expected, DEFER_STATUS, why="the client tries again later")
 
 
 def read_addresses(value: Any) -> tuple[str, ...]:

@@ -102,8 +102,8 @@ ERRORS = [SpoolError("busy"), ZeroDivisionError()]
 async def test_the_other_loops_continue_after_errors(monkeypatch) -> None:
     """Of the queue's figures, of content that nobody needs, of uploads, of mail without a node."""
     spool, metrics, clock, ended = Spool([*ERRORS, COUNTS]), Metrics(), ManualClock(), []
-    figures = maintenance.MaintenanceGauges(sessions=lambda: 7, scheduled_sends=lambda: 3)
-    await run_until_over(spool, maintenance.update_gauges(spool, metrics, clock, figures=figures))
+    gauges = maintenance.update_gauges(spool, metrics, clock, set_others=list)
+    await run_until_over(spool, gauges)
     assert metrics.registry.get_sample_value("relay_queue_entries", {"state": "queued"}) == 2
     monkeypatch.setattr(maintenance, "_DAY_S", 0.0)
     spool = Spool([*ERRORS, 0])
@@ -128,9 +128,9 @@ async def test_after_a_database_that_hung_the_queue_is_counted_within_a_minute(m
         pauses.append(seconds)
 
     monkeypatch.setattr(maintenance, "sleep_in_step", sleep)
-    figures = maintenance.MaintenanceGauges(sessions=lambda: 7, scheduled_sends=lambda: 3)
     spool = Hung([SpoolError("hung"), COUNTS])
-    await run_until_over(spool, maintenance.update_gauges(spool, Metrics(), clock, figures=figures))
+    gauges = maintenance.update_gauges(spool, Metrics(), clock, set_others=list)
+    await run_until_over(spool, gauges)
     assert pauses == [60, 60]
 
 
