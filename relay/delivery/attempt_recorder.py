@@ -441,16 +441,12 @@ class AttemptRecorder:
         for (name, kind), count in counts.items():
             if name != "expired":
                 self.metrics.attempts_by(name, kind).inc(count)
-            if name in _FINAL_NAMES:
+            if name in {"delivered", "relayed", "failed", "expired"}:
                 self.metrics.recipients_by(name).inc(count)
-            if name in _TAKEN_NAMES:
+            if name in {"delivered", "relayed", "captured"}:
                 self.metrics.delivery_seconds.observe_times(max(0.0, delay_s), count)
 
 
 def _check_readable(content: LargeContent) -> None:
     """Raise UnreadableError if the body's file was removed: the report is then sent without it."""
     next(octets_in_blocks(content.body, block_bytes=1), b"")
-
-
-_FINAL_NAMES = frozenset({"delivered", "relayed", "failed", "expired"})
-_TAKEN_NAMES = frozenset({"delivered", "relayed", "captured"})

@@ -40,7 +40,6 @@ from relay.store.spool import types
 from relay.store.spool.queue_commands import earliest_due_us
 from relay.transport.routing.routes import Fallback
 
-_NO_REPLY = Evidence("", "")
 _PENDING = Deferred | Indeterminate | None  # of a recipient that waits; None: not attempted
 _DETAIL_RECIPIENTS_MAX = 1000
 _REPLY_CHARACTERS_MAX = 500
@@ -73,9 +72,6 @@ class Lookup(Struct, frozen=True):
             decided = replace(decided, by=tls_policy.CONFIGURATION, note=note)
         said = (f"{decided.by}: {session.level}", decided.note, session.mismatch)
         return "; ".join(filter(None, said))
-
-
-_NO_LOOKUP = Lookup()
 
 
 class AttemptTime(Struct, frozen=True):
@@ -522,8 +518,8 @@ def _attempt_event(
         for recipient in claim.recipients
         if (outcome := outcomes.get(recipient.id)) is not None
     ]
-    first = next(iter(outcomes.values())).evidence if outcomes else _NO_REPLY
-    session, lookup = first.session if time.lookup else None, time.lookup or _NO_LOOKUP
+    first = next(iter(outcomes.values())).evidence if outcomes else Evidence("", "")
+    session, lookup = first.session if time.lookup else None, time.lookup or Lookup()
     policy = lookup.policy(first.host, session) if session else ""
     detail = AttemptDetail(
         entry=claim.entry_id,

@@ -47,8 +47,6 @@ ACCOUNTS_MAX = 1000  # accounts remembered without a mailbox, and accounts liste
 TOKEN_LENGTH_MAX = 16 * 1024
 _OPERATOR = "operator"
 _HASH_LENGTH = 10
-_USER_CLAIMS = ("upn", "preferred_username")
-_CLIENT_CLAIMS = ("appid", "azp", "sub")
 
 
 class DevelopmentAccounts:
@@ -100,9 +98,9 @@ class DevelopmentAccounts:
         claims = _claims_of(token)
         if claims is None:
             return self._named(token)
-        if user := _first_text(claims, _USER_CLAIMS):
+        if user := _first_text(claims, ("upn", "preferred_username")):
             return self._named(user)
-        return self._of_client(_first_text(claims, _CLIENT_CLAIMS) or token)
+        return self._of_client(_first_text(claims, ("appid", "azp", "sub")) or token)
 
     def check_operator(self, request: HttpRequest) -> None:
         """Raise ApiError unless a request has the operator's token.

@@ -45,7 +45,6 @@ _DEFAULT_CONSTRAINTS: frozenset[x509.GeneralName] = frozenset(
 _NAMES = ("localhost", "example.test", "*.example.test", "127.0.0.1", "::1")
 _CONSTRAINTS_MAX = 100  # beyond it, names of earlier relays are dropped
 _CA_NAME = "Relay development CA"
-_PROXY_CA_NAME = "Relay development proxy CA"
 
 
 class DevelopmentAuthority(Struct, frozen=True):
@@ -188,7 +187,7 @@ class ProxyAuthority:
         end = now + timedelta(hours=PROXY_HOURS)
         permitted = [x509.DNSName(name) for name in self._names]
         constraints = x509.NameConstraints(permitted, ANY_ADDRESS)
-        ca = self_signed(self._key, _PROXY_CA_NAME, constraints, now=now, end=end)
+        ca = self_signed(self._key, "Relay development proxy CA", constraints, now=now, end=end)
         key = ec.generate_private_key(ec.SECP256R1())
         file = self._folder / "proxy.pem"
         content = Issuer(ca, self._key).sign(key.public_key(), self._names, now=now, end=end)

@@ -47,7 +47,6 @@ _FIELD_NAME = re.compile(r"[!-9;-~]{1,100}")
 _MESSAGE_ID = re.compile(rf"[!-~]{{1,{MESSAGE_ID_CHARACTERS_MAX}}}")
 _TYPE = re.compile(r"(?:application|audio|font|image|model|text|video)/[\w.+-]{1,100}", re.ASCII)
 # What `email` raises for line breaks, and for fields on which its parser fails.
-_UNWRITABLE = (ValueError, LookupError, AttributeError, TypeError, MessageError)
 T = TypeVar("T")
 
 
@@ -269,7 +268,7 @@ def outgoing_mail(octets: bytes) -> OutgoingMail:
         _write(message, mail)
         content = _message_id(mail.headers).encode() + message.as_bytes()
         return OutgoingMail(sender, tuple(dict.fromkeys(recipients)), content)
-    except _UNWRITABLE as error:
+    except (ValueError, LookupError, AttributeError, TypeError, MessageError) as error:
         raise bad_request(f"The message cannot be written: {error}.") from None
 
 

@@ -59,8 +59,6 @@ CODE_LIFETIME_S = 60
 DEVICE_LIFETIME_S = 900
 REFRESH_LIFETIME_S = 90 * 24 * 3600
 DEVICE_PAGE = "oauth2/deviceauth"
-USER_REALM = "userrealm"
-_DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 _POLL_INTERVAL_S = 1
 _CLIENT_ID_MAX = 256  # octets
 _NONCE_MAX = 512
@@ -105,7 +103,7 @@ class UserGrants:
             "authorization_code": self._by_code,
             "refresh_token": self._by_refresh_token,
             "password": self._by_password,
-            _DEVICE_GRANT: self._by_device_code,
+            "urn:ietf:params:oauth:grant-type:device_code": self._by_device_code,
         }
         self.grants: Sequence[str] = tuple(self._by_grant)
         self.discovery: Mapping[str, Any] = {
@@ -131,7 +129,7 @@ class UserGrants:
             require_method(asked.http, "GET")
             return device_page()
         first, _, user = asked.path.partition("/")
-        if first == USER_REALM and user and "/" not in user:
+        if first == "userrealm" and user and "/" not in user:
             require_method(asked.http, "GET")
             return json_response(
                 {

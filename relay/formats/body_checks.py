@@ -40,7 +40,6 @@ _OLD_PSEUDO_ELEMENTS = frozenset(("after", "before", "first-letter", "first-line
 _LINKS, _IMAGES = ("a", "area"), ("src", "background", "poster")
 CHARACTERS_MAX = 1024 * 1024  # of each body
 LINKS_MAX = 1000
-_FEATURE_URL = "https://www.caniemail.com/features/"
 _SHARES = {"y": 1.0, "a": 0.5, "n": 0.0}  # of support
 
 
@@ -272,7 +271,7 @@ def _problem(slug: str, used: FeatureReader) -> HtmlProblem:
     shares = [share for state, share in _SHARES.items() for _ in programs[state]]
     return HtmlProblem(
         title or names[0],
-        f"{_FEATURE_URL}{slug}/",
+        f"https://www.caniemail.com/features/{slug}/",
         round(100 * fmean(shares), 1),
         programs["y"],
         programs["n"],

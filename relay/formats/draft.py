@@ -51,7 +51,6 @@ _CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+")
 _PARAMETER = re.compile(
     r';[ \t]*([A-Za-z0-9-]+)=([A-Za-z0-9!#$&^_.+-]+|"[A-Za-z0-9 !#$&^_.+:;/=,()-]*")'
 )
-_NOT_OF_THE_TYPE = frozenset(("name", "boundary"))
 _NO_LETTER = re.compile(r"[^A-Za-z0-9]")
 _BOUNDARY_CHARACTERS = 60
 _BINARY = "application/octet-stream"
@@ -449,7 +448,7 @@ def safe_content_type(content_type: str) -> str:
     parameters = [
         f"{name}={value}"
         for name, value in _PARAMETER.findall(content_type)
-        if name.lower() not in _NOT_OF_THE_TYPE
+        if name.lower() not in {"name", "boundary"}
         and len(name) + len(value) <= _PARAMETER_CHARACTERS_MAX
     ]
     return f";{CRLF} ".join((media_type, *parameters))

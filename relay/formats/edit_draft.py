@@ -28,7 +28,6 @@ from relay.formats.write_header import address_list_field, header_fields, raw_fi
 CRLF = b"\r\n"
 Fields = list[tuple[bytes, bytes]]  # lower-case name, the field with its line end
 _BOUNDARY = "=_relay_%d"  # no encoded text contains "=_"
-_KINDS_OF_MIXED = ("multipart/related", "multipart/alternative")
 _BODY = ("body", "body_type")
 # The fields of a property: when it changes, all of them are removed and one may be written again.
 _FIELDS_OF: Mapping[str, Sequence[str]] = {
@@ -297,7 +296,7 @@ class _BodyChange:
     def _make_mixed(self, multiparts: Iterator[Entity] | list[Entity]) -> None:
         """Turn related and alternative multiparts into mixed: images become attachments."""
         for multipart in multiparts:
-            if multipart.content_type in _KINDS_OF_MIXED:
+            if multipart.content_type in ("multipart/related", "multipart/alternative"):
                 self._put_fields(multipart, [_multipart_field("mixed", multipart.boundary)])
 
 

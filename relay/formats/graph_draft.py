@@ -44,7 +44,6 @@ _SHAPES = words_in(
 _SHAPES_BEGIN = ("application/pkcs7-", "application/x-pkcs7-", "message/")
 _NAMES = words_in("smime.p7m smime.p7s winmail.dat")  # what it is, whatever its type
 _TEXTS = ("text/plain", "text/html")
-_PGP = "-----BEGIN PGP "
 _REPLACED = "\ufffd".encode()
 # Their content is in the draft, is made again by Exchange, or is the way until here.
 _CARRIED = words_in(
@@ -167,7 +166,7 @@ def _shapes(octets: Octets, parts: ReadParts, *, signed: bool) -> Iterator[str]:
     texts = [text or "" for text in (parts.bodies.html, parts.bodies.text)]
     if any("\0" in text for text in texts):
         yield "a text with a NUL"
-    if any(_PGP in text for text in texts):
+    if any("-----BEGIN PGP " in text for text in texts):
         yield "a text with PGP"
 
 

@@ -92,7 +92,6 @@ _LINKS = ("http://", "https://", "mailto:", "tel:")
 
 _PREVIEW_CHARACTERS = 255
 _PREVIEW_SOURCE_CHARACTERS = 16_000
-_INVISIBLE_ELEMENTS = ("head", "script", "style", "title")
 
 _READ_TOKENS_MAX = 100_000  # that visible_text() reads like a browser; 1 MiB of mail has fewer
 _SEPARATORS = _BLOCKS | _PARAGRAPHS | {"br", "td", "th"}  # a word does not go on after them
@@ -503,7 +502,7 @@ def without_tags(source: str) -> str:
             pieces.append(source[position:start])
         tag = source[start + 1 : end].split(maxsplit=1)
         name = tag[0].lower() if tag else ""
-        if not invisible and name in _INVISIBLE_ELEMENTS:
+        if not invisible and name in ("head", "script", "style", "title"):
             invisible = name
         elif name == f"/{invisible}":
             invisible = ""

@@ -154,9 +154,6 @@ def _end_of_comment(html: str, start: int) -> int:
     return ended.end() if ended else len(html)
 
 
-_OUTERMOST = frozenset(("html", "head", "body", "!"))
-
-
 class HtmlLayout(Struct, frozen=True):
     """Where a browser begins and ends the body of a document, and the visible texts.
 
@@ -186,7 +183,7 @@ def html_layout(html: str) -> HtmlLayout:
             is_whole = False
             break
         position = markup.text_end
-        if markup.name not in _OUTERMOST:
+        if markup.name not in {"html", "head", "body", "!"}:
             pass  # almost every tag
         elif markup.is_end:
             ends[markup.name] = begin

@@ -43,7 +43,6 @@ LINK_PROBLEMS = {
     "blank": "contains white space that is not encoded",
     "invalid": "cannot be read as a URL",
 }
-_SCRIPTS = frozenset(("javascript", "vbscript", "data"))
 _PLACEHOLDER = re.compile(
     r"\{\{|\{%|\$\{|<%|\[\[|\*\||%[A-Z][A-Z0-9_]++%(?![0-9A-Fa-f]{2})|%%[A-Za-z]"
 )
@@ -237,7 +236,7 @@ def _problems(target: str) -> Iterator[str]:
     url = _split(target)
     if url is None:
         yield "invalid"
-    elif url.scheme in _SCRIPTS:
+    elif url.scheme in {"javascript", "vbscript", "data"}:
         yield "script"
     elif url.scheme in ("http", "https"):
         if url.scheme == "http":

@@ -43,7 +43,6 @@ from relay.formats.write_header import CRLF, address_list_field, raw_field
 
 _CRLF = CRLF.encode()
 _ENCODING = "Content-Transfer-Encoding"
-_COMPOSITE = ("multipart/", "message/")
 _LONG_LINE = f"a line of more than {LINE_OCTETS_MAX} octets"
 
 
@@ -236,7 +235,7 @@ def _is_clean(entity: Entity) -> bool:
 def _can_be_coded(entity: Entity) -> bool:
     """Return whether the entity may be encoded: multiparts and messages may not (RFC 2045 6.4)."""
     if entity.encoding in IDENTITY:
-        return not entity.content_type.startswith(_COMPOSITE)
+        return not entity.content_type.startswith(("multipart/", "message/"))
     return entity.encoding in ("base64", "quoted-printable")
 
 

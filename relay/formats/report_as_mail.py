@@ -16,7 +16,6 @@ from relay.formats.write_header import address_list_field
 
 REPORT_FIELD = "X-Relay-Report"  # the host that wrote the report
 # In what rules of an Inbox in Exchange have redirected, forwarded or answered.
-_BY_RULE = "X-MS-Exchange-Inbox-Rules-Loop"
 _REPLACED = ("From", "To", "MIME-Version", "Content-Type", "Content-Transfer-Encoding")
 _SIGNATURE = "DKIM-Signature"  # another From makes it wrong
 _AUTHORS = {b"de": "Mailzustellsystem"}
@@ -38,7 +37,7 @@ def is_sent_report(header: Header) -> bool:
     Inbox has sent on. Such mail may have a report as its attachment, and no other field shows that.
     Mail of people who answer or forward a report has neither field.
     """
-    return REPORT_FIELD in header or _BY_RULE in header
+    return REPORT_FIELD in header or "X-MS-Exchange-Inbox-Rules-Loop" in header
 
 
 def report_as_mail(

@@ -25,7 +25,6 @@ WAIT_S = 10.0  # the default of `timeout`
 _TEXT_SHOWN_MAX = 400
 _ACTIONS = {"failure": "failed", "read": "", "notread": ""}  # other actions equal the kind
 # Python's parser raises these for some malformed header fields.
-_FAULTS = (AttributeError, IndexError, LookupError, TypeError, ValueError)
 _Found = TypeVar("_Found")
 
 
@@ -303,7 +302,7 @@ def field_addresses(eml: EmailMessage, name: str) -> list[str]:
 def _read_or(read: Callable[[], _Found], otherwise: Callable[[], _Found]) -> _Found:
     try:
         return read()
-    except _FAULTS:
+    except (AttributeError, IndexError, LookupError, TypeError, ValueError):
         return otherwise()
 
 

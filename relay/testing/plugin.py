@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from relay.testing.running import VirtualClock
 
 _MARKER = "relay(config=…, policies=…, domains=…): how the relay of this test differs"
-_ARGUMENTS = frozenset({"config", "policies", "domains"})
 _SHARED = "relay_session"
 _of_test = pytest.StashKey["Relay"]()
 _of_session = pytest.StashKey["Relay"]()
@@ -164,7 +163,7 @@ def _marked(node: pytest.Item) -> dict[str, Any]:
     """Return the arguments of the test's markers; those of the test override the module's."""
     arguments: dict[str, Any] = {}
     for marker in reversed(list(node.iter_markers("relay"))):
-        unknown = sorted(marker.kwargs.keys() - _ARGUMENTS)
+        unknown = sorted(marker.kwargs.keys() - {"config", "policies", "domains"})
         if marker.args or unknown:
             what = ", ".join([*map(repr, marker.args), *unknown])
             raise pytest.UsageError(

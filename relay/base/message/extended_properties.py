@@ -63,9 +63,7 @@ _LIST_FIELDS = {
 _FIELD_NAME = re.compile(r"[!-9;-~]{1,76}")
 _FIELD_CHARACTERS_MAX = 8000
 # The relay writes other fields itself, or they could change the recipients or the structure.
-_FIELD_PREFIXES = ("x-", "list-")
 _FIELDS = frozenset(("auto-submitted", "precedence", "organization", "comments", "feedback-id"))
-_OWN_PREFIX = "x-relay-"
 _NOT_IN_A_FIELD = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _NOT_IN_TEXT = re.compile("[\x00\ud800-\udfff]")
 
@@ -252,13 +250,13 @@ def _field_of(identity: str) -> str:
         return ""
     name = rest.removeprefix(_INTERNET_HEADERS)
     lower = name.lower()
-    return name if lower.startswith(_FIELD_PREFIXES) or lower in _FIELDS else ""
+    return name if lower.startswith(("x-", "list-")) or lower in _FIELDS else ""
 
 
 def _check_field(name: str, value: str) -> None:
     if not _FIELD_NAME.fullmatch(name):
         raise ExtendedPropertyError("expected a header's name: visible ASCII without a colon")
-    if name.lower().startswith(_OWN_PREFIX):
+    if name.lower().startswith("x-relay-"):
         raise ExtendedPropertyError("headers that start with 'X-Relay-' are reserved")
     _line(value)
 

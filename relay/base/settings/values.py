@@ -65,7 +65,6 @@ ADDRESS_EXPECTED = '"HOST:PORT", "[IPV6]:PORT" or "unix:PATH"'
 SRS_KEY_EXPECTED = "a secret of 16 to 1,024 characters"
 _SRS_KEY_LENGTH = range(16, 1025)
 _PLAIN_HTTP = "http://"
-_SYSTEMD = "systemd:"
 _RECIPIENTS = ("accounts", "any", "verify")
 NEXT_HOP_EXPECTED = (
     "mx, local, hold, capture, smtp://HOST:PORT, smtps://HOST:PORT, lmtp://HOST:PORT,"
@@ -167,7 +166,7 @@ def parse_address(text: str, base: Path) -> Address:
 
 def parse_listener(text: str, base: Path) -> Address:
     """Return an address to listen on; systemd:NAME has sockets of the service manager."""
-    name = text.removeprefix(_SYSTEMD)
+    name = text.removeprefix("systemd:")
     if name == text:
         return parse_address(text, base)
     if not _SOCKET_NAME.fullmatch(name):

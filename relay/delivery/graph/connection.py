@@ -89,7 +89,6 @@ _FOLDERS = ("sentitems", _DRAFTS, "deleteditems")  # never the Inbox: a copy may
 _NEVER = "never"  # after each time, where Graph does not say when it made a draft
 _LOST_POSTS_MAX = 5
 _DRAFTS_MAX = 3  # that are filled in an attempt
-_CONVERTED = "converted into JSON and files"
 _NO_ANSWER = (ConnectError, HttpError, SmtpProtocolError)
 _ITEMS_MAX = 1000  # of one Message-ID in a folder: the most that Graph lists at once
 _ANSWER_BYTES_MAX = 1024 * 1024
@@ -534,7 +533,7 @@ class _GraphTransaction:
             draft = await asyncio.to_thread(convert, content, self._addresses(request))
         except NotConverted as error:
             return Failed(session.peer.evidence("5.3.4", f"5.3.4 {error}"))
-        self._found = {"not_carried": draft.not_carried, "encoded": _CONVERTED}
+        self._found = {"not_carried": draft.not_carried, "encoded": "converted into JSON and files"}
         self._note_left_out(draft.left_out)
         files = filling.DraftFilling(session, request.mailbox, draft.files)
         for _ in range(_DRAFTS_MAX):

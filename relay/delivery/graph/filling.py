@@ -31,7 +31,6 @@ JSON = "application/json"
 # limit: waits for Microsoft Graph in a message with files
 WAITS_S = 60.0
 _WAIT_S = 5.0  # where the answer has no Retry-After
-_THROTTLED = (429, 503)
 _POSTED_OCTETS = 3_000_000  # an upload session refuses less
 _BLOCK_OCTETS = 12 * 320 * 1024  # a multiple of 320 KiB, below 4 MB
 _PUTS_MAX = 3  # of a block whose answers are lost
@@ -155,7 +154,7 @@ class DraftFilling:
 
     async def _after_waits(self, ask: Callable[[], Awaitable[HttpResponse]]) -> HttpResponse:
         """Ask, again after each answer that asks to wait, as long as the message has."""
-        while (answer := await ask()).status in _THROTTLED:
+        while (answer := await ask()).status in (429, 503):
             wait_s = pause_s(answer) or _WAIT_S
             if self._waited_s + wait_s > WAITS_S:
                 raise self.session.trouble(answer)

@@ -50,7 +50,6 @@ _KIND_FIELDS = frozenset(
 _RECEIPT_FIELDS = frozenset(
     words_in("kind language sender address subject message_id time hostname queue_id")
 )
-_STATUS_FIELDS = frozenset(("recipient", "hostname", "language"))
 _COUNTED = "_counted"  # what each loop of a template goes through
 _MEGABYTE = 2**20  # as in the limits of Exchange
 _COLOURS = {True: "#2e7d32", False: "#c62828"}  # of the bar next to good and bad news
@@ -330,7 +329,7 @@ def _known_name(name: str) -> bool:
 def _fields_of(name: str) -> frozenset[str]:
     """Return the fields that the template `name` has."""
     if _status_file(name):
-        return _STATUS_FIELDS
+        return frozenset(("recipient", "hostname", "language"))
     return _RECEIPT_FIELDS if name.partition(".")[0] in tuple(ReceiptKind) else _KIND_FIELDS
 
 

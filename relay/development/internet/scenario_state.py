@@ -33,8 +33,6 @@ from relay.development.internet.test_recipients import (
 )
 
 _REMEMBERED_MAX = 10_000  # senders and recipients that were refused once
-_GREYLISTED = "451 4.7.1 Greylisted, try again later"
-_TLS_REQUIRED = "530 5.7.0 Must issue a STARTTLS command first"
 _NO_TLS = "454 4.7.0 TLS not available"
 _RECORD_KINDS = {True: ("A", "AAAA"), False: ("MX",)}  # of a host, of a domain
 _RCODES = {"servfail": "SERVFAIL", "nxdomain": "NXDOMAIN", "stall": "TIMEOUT"}
@@ -147,14 +145,14 @@ class ScenarioState:
             bad = domain.tls == "bad-certificate"
             return Action("" if bad else _NO_TLS, bad_certificate=bad)
         if moment.stage == "MAIL" and domain.tls == "required" and not moment.tls:
-            return Action(_TLS_REQUIRED)
+            return Action("530 5.7.0 Must issue a STARTTLS command first")
         for index, limit in enumerate(domain.limit):
             if limit.verb == moment.stage and self._is_exceeded((number, index), limit):
                 return Action(_reply(limit.reply, moment, moment.recipient))
         if domain.greylist and moment.stage == "RCPT":
             pair = moment.sender, own_mailbox(moment.recipient)
             if not self._is_known(pair, domain.greylist):
-                return Action(_GREYLISTED)
+                return Action("451 4.7.1 Greylisted, try again later")
         return None
 
     def _use(self, place: _Place, *, counted: bool = True) -> bool:

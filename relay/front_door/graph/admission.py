@@ -50,12 +50,10 @@ REPEAT_S = 5 * 60
 REPEATS_MAX = 50_000
 _KEY = re.compile(rb"[!-~]{1,%d}" % KEY_CHARACTERS_MAX)
 _KEY_FIELD = b"idempotency-key"
-_ATTEMPT_FIELD = b"retry-attempt"
 _ATTEMPT = re.compile(rb"0*[1-9][0-9]{0,9}")
 # Requests that differ in one of these are different; without a key, also in client-request-id.
 _FIELDS = frozenset((b"content-type", b"prefer", b"if-match"))
 _CLIENT_REQUEST_ID = "client-request-id"
-_REPEATED_BY_SDKS = (429, 503, 504)
 _REFUSED_FOR = {
     Intake.NOTHING: frozenset[PressureReason](),
     Intake.CONTENT: MAILBOX_REASONS | {PressureReason.MEMORY},
@@ -184,7 +182,7 @@ class Admission:
                 head += (name, value)
             elif name == _KEY_FIELD:
                 has_key = True
-            elif name == _ATTEMPT_FIELD:
+            elif name == b"retry-attempt":
                 is_repeat = _ATTEMPT.fullmatch(value) is not None
         # Equal requests of one batch are two messages, unless they have the same key. With a key,
         # the id may change: SDKs give the requests new ids when the batch is built again.
@@ -304,7 +302,7 @@ class Admission:
             refusal = error if isinstance(error, ApiError) else api_error(error, request.http)
             is_repeat = request.before_submission is not None  # its original may have been accepted
             may_be_sent = is_repeat or isinstance(error, OutcomeUnknownError)
-            if refusal.status in _REPEATED_BY_SDKS and not may_be_sent:
+            if refusal.status in (429, 503, 504) and not may_be_sent:
                 self._reject(_about(request))
             raise
         if response.status_code < 300:

@@ -36,7 +36,6 @@ _HELD_BODIES_MIN = 2  # a body of no declared length gets half
 _MEMORY_OF_BODY = 5  # octets of memory for each octet of a body while it is processed
 _READY_RETRY_S = 5
 _NO_METADATA = re.compile(r"odata\.metadata\s*+=\s*+none", re.IGNORECASE)
-_KEPT_ANNOTATIONS = (".nextLink", ".deltaLink", ".count")
 _METADATA = Path(__file__).with_name("metadata.xml")  # what Graph's schema says of mail
 _UPLOAD = ("v1.0", "uploads", "{attachment}")
 
@@ -144,5 +143,5 @@ def _without_annotations(value: Any) -> Any:
     return {
         name: _without_annotations(child)
         for name, child in value.items()
-        if "@odata." not in name or name.endswith(_KEPT_ANNOTATIONS)
+        if "@odata." not in name or name.endswith((".nextLink", ".deltaLink", ".count"))
     }

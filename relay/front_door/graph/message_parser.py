@@ -38,7 +38,6 @@ _CATEGORY_CHARACTERS = 255
 _HEADER_NAME = re.compile(r"[!-9;-~]+")
 _MESSAGE = "microsoft.graph.message"
 _CLASSIFICATION = "inferenceClassification"
-_CREATE_ONLY = frozenset({"attachments", "internetMessageHeaders"})
 
 
 class ParsedMessage(Struct, frozen=True):
@@ -133,7 +132,7 @@ def _fields(resource: Mapping[str, Any], prefix: str, *, patch: bool) -> dict[st
     for name, item in resource.items():
         where = prefix + name
         if name in _READERS:
-            if patch and name in _CREATE_ONLY:
+            if patch and name in {"attachments", "internetMessageHeaders"}:
                 raise json_values.invalid_value(where, item, "it only when the message is created")
             field, read = _READERS[name]
             fields[field] = getattr(_NO_PROPERTIES, field) if item is None else read(item, where)

@@ -28,7 +28,6 @@ _WHITE_SPACE = b" \t\r\n"
 _NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/=\s]|[\x0b\x0c]")
 _QUICK_BYTES = 4 * 1024  # a header of this size is parsed in a few milliseconds
 _HEAD_BYTES = HEADER_OCTETS_MAX + 4  # the longest header that can be sent, and the empty line
-_BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 
 class MimeMessage(Struct, frozen=True):
@@ -138,7 +137,7 @@ async def receive_in_blocks(
         async for block in content:
             head += block
             if len(head) >= _HEAD_BYTES:
-                if not any(blank in head for blank in _BLANK_LINES):
+                if not any(blank in head for blank in (b"\n\n", b"\r\n\r\n", b"\r\r")):
                     detail = f"No empty line within the first {len(head)} bytes."
                     raise errors.MIME_INVALID(detail)
                 break

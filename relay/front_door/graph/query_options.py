@@ -19,7 +19,6 @@ TOP_DEFAULT = 10
 # limit of Graph: `$top`: of folders and attachments more are pages, else 400
 TOP_MAX = 1000
 _SKIP_MAX = 2**31 - 1
-_ANY_TOP = ("mailFolder", "attachment")
 _FORMATS = ("json", "application/json")
 # Graph takes these without the dollar sign as well.
 _SYSTEM = words_in(
@@ -61,9 +60,6 @@ class QueryOptions(Struct, frozen=True):
         return f"{url}?{urlencode(options, safe='$,', quote_via=quote)}"
 
 
-_NONE_GIVEN = QueryOptions()
-
-
 def parse_options(
     query: Collection[tuple[str, str]],
     allowed: Collection[str] = (),
@@ -78,7 +74,7 @@ def parse_options(
     400.
     """
     if not query and page_size is None:
-        return _NONE_GIVEN
+        return QueryOptions()
     options: dict[str, str] = {}
     for name, value in query:
         option = name.removeprefix("$").lower()
@@ -96,7 +92,7 @@ def parse_options(
             raise bad_request(f"The query option '${option}' is given twice.")
         options[option] = value
     size = page_size or TOP_DEFAULT
-    most = _SKIP_MAX if kind in _ANY_TOP else TOP_MAX
+    most = _SKIP_MAX if kind in ("mailFolder", "attachment") else TOP_MAX
     top = _number(options, "top", default=size, limits=(1, most))
     return QueryOptions(
         select=_select(options.get("select", ""), known, kind),

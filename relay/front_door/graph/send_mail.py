@@ -41,7 +41,6 @@ from relay.store.mailbox.pending_submission import PendingSubmission, SendOption
 from relay.store.mailbox.stored_message import Folder, StoredMessage, WellKnown
 from relay.submission.outbox.on_disk import draft_of
 
-_OURS = "relay."
 _SAVE = "relay.save-to-sent-items"
 _FOLDER = "relay.sent-folder"
 _invalid = errors.INVALID_REQUEST
@@ -312,7 +311,7 @@ async def _send_options(request: GraphRequest, sent: SendRequest) -> SendOptions
 def read_send_preferences(preferences: Mapping[str, str]) -> SendPreferences:
     """Read the preferences that begin with "relay.". Raises ApiError 400 for an unknown one."""
     for name in preferences:
-        if name.startswith(_OURS) and name not in (_SAVE, _FOLDER, strict_profile.PREFERENCE):
+        if name.startswith("relay.") and name not in (_SAVE, _FOLDER, strict_profile.PREFERENCE):
             known = f"they are {_SAVE} and {_FOLDER}"
             raise _invalid(f"Prefer: {quoted(name)} is none of Relay's; {known}.")
     save_text, folder = preferences.get(_SAVE), preferences.get(_FOLDER)

@@ -42,7 +42,6 @@ _PROPERTIES = words_in(
 )
 _CHANGE_TYPES = ("created", "updated", "deleted")
 _LIST_OPTIONS = ("select", "top", "skip", "count")
-_TLS_VERSIONS = ("v1_0", "v1_1", "v1_2", "v1_3")
 _CLIENT_STATE_MAX = 128
 _RESOURCE_MAX = 1024
 _VERSION = re.compile(r"/?(?:(?:v1\.0|beta)/)?", re.IGNORECASE)
@@ -136,7 +135,7 @@ async def _read_new(request: GraphRequest, body: Mapping[str, Any]) -> Subscript
         url=_read_url(request, body, "notificationUrl"),
         lifecycle_url=_read_url(request, body, "lifecycleNotificationUrl"),
         client_state=client_state,
-        tls_version=one_of(tls, "latestSupportedTlsVersion", _TLS_VERSIONS),
+        tls_version=one_of(tls, "latestSupportedTlsVersion", ("v1_0", "v1_1", "v1_2", "v1_3")),
         expires_us=_read_expiry(request, body),
         has_immutable_ids=request.shows_immutable_ids,
     )

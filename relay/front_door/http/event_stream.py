@@ -20,7 +20,6 @@ HEARTBEAT_S = 15.0
 TAKE_TIMEOUT_S = 10.0  # for one piece
 _PIECE_BYTES = 64 * 1024
 # A comment without an empty line after it, at which some clients would report an event.
-_HEARTBEAT = b":\n"
 _HEADERS = {
     "content-type": "text/event-stream",
     "cache-control": "no-store",
@@ -68,7 +67,7 @@ class EventStreamResponse(BodyOnDemand):
                 )
                 if disconnected.done():
                     return False
-                block = _HEARTBEAT
+                block = b":\n"
                 if following.done():
                     block, following = following.result(), None
                 if not block:

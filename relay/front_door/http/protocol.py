@@ -107,7 +107,6 @@ _RETRY_S = 2
 _TRANSPORT_SECURITY = "max-age=31536000"
 # A browser applies the field to all ports of a host, also to other programs on localhost.
 _LOCAL_TRANSPORT_SECURITY = "max-age=0"
-_TUNNEL_OPENED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 _UPGRADE_FIELDS = frozenset((b"connection", b"upgrade", b"http2-settings"))
 _OFFER = (b"GET", "1.1", b"websocket", b"")  # of a WebSocket (RFC 6455 4.1); nothing follows it yet
 
@@ -346,7 +345,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._connection = None
         self._cancel_timers()
         self.connections.discard(self)
-        self.transport.write(_TUNNEL_OPENED)
+        self.transport.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         tunnel = self.open_tunnel(self.transport, connection)
         if early:
             tunnel.data_received(early)

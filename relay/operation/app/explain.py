@@ -85,7 +85,6 @@ from relay.transport.routing.usable_hosts import (
     usable_hosts,
 )
 
-_NO_PLACE = RoutePlace("", 0)
 _NO_RULES = RuleBook()
 
 
@@ -383,7 +382,7 @@ class Explainer:
             case InvalidRecipient():
                 is_refused = result.route or result.status == REJECT_STATUS
                 state, reply = "rejected" if is_refused else "invalid", result.text
-        place = self.places.get(result.route, _NO_PLACE)
+        place = self.places.get(result.route, RoutePlace("", 0))
         return {
             "address": address,
             "from": question.sender,

@@ -76,8 +76,6 @@ if TYPE_CHECKING:  # imports libraries that a relay without HTTP listeners does 
 _log = get_logger("app")
 _FAULTS_LOGGED = 20
 _FAULTS_SHOWN = 100
-_NO_ROOT = "no-mail-root"
-PAUSES_FILE = "paused.json"
 
 
 class ReloadResult(Struct, frozen=True):
@@ -351,14 +349,14 @@ def _mail_root(settings: Settings, sources: RelayDependencies) -> MailRoot:
     """
     if sources.holds_root:
         return MailRoot(settings.mailboxes.root, take_lock=lock_file)
-    root = MailRoot(settings.state_dir / _NO_ROOT)
+    root = MailRoot(settings.state_dir / "no-mail-root")
     root.trouble = "this node has no mailboxes"
     return root
 
 
 def read_pauses(settings: Settings, clock: Clock) -> Pauses:
     """Return what is paused on this node. Raises SettingsError if the file cannot be read."""
-    file = settings.state_dir / PAUSES_FILE
+    file = settings.state_dir / "paused.json"
     try:
         return Pauses(file, clock)
     except (OSError, ValueError) as error:

@@ -49,13 +49,11 @@ from relay.operation.app.account_file import accounts_of
 from relay.operation.app.development_folder import MARK
 
 PASSWORD_BYTES_MAX = 1024
-_MODE = 0o640
 _SECRET_BYTES = 32
 _SHOWN = words_in(
     "aliases send_as role quota quota_messages client_id scopes acts_for forward_to keep_copy "
     "disabled to from"
 )
-_CREDENTIALS = ("password", "token", "client_secret")
 _OTHER = re.compile(r"((?:account|alias)\S*) in line (\d+)")  # in faults about an address twice
 _OF_RING = re.compile(r"(?<=\()line (\d+)(?=\))")
 _ALIAS = re.compile(r'("[^"\\]*+"(?:@[^\s:]++)?|[^\s:"]++)\s*+(:|(?<=\s))(.*)', re.DOTALL)
@@ -102,7 +100,7 @@ class AccountFile:
             facts = {name: table[name] for name in _SHOWN if name in table}
             if address in schemes:
                 facts["scheme"] = schemes[address]
-            has = {name: bool(table.get(name)) for name in _CREDENTIALS}
+            has = {name: bool(table.get(name)) for name in ("password", "token", "client_secret")}
             documents.append({"address": address, **facts, "has": has})
         return documents
 
@@ -244,7 +242,7 @@ class AccountFile:
         if not os.geteuid():
             folder = self._path.parent.stat()
             os.fchown(descriptor, folder.st_uid, folder.st_gid)
-        os.fchmod(descriptor, _MODE)
+        os.fchmod(descriptor, 0o640)
 
     def _check(self, file: Path) -> Mapping[str, str]:
         """Load `file` as the service does. Return the schemes of passwords, by address. Faults name

@@ -64,7 +64,6 @@ _CLOCKS_DIFFER_US = 86_400_000_000
 # the directories in the order in which a submission moves through them
 _IN_ORDER = (KEYS, "restored", "preparing", "deferred", "ready")
 _SETS = Path(STATE) / KEPT_SETS
-_OF_A_PROCESS = frozenset(("lock", "session", "probe"))
 _INDEX = "relay-index"
 
 OnFile = Callable[[int], object]
@@ -249,7 +248,7 @@ def _submissions(source: Path, copy: "BackupCopy") -> None:
     held = target / "deferred"  # again: a hold moves a submission back to it
     if not (source / held.name).is_symlink():
         copy.tree(source / held.name, held, skip=lambda path: copy.path(held / path.name).exists())
-    copied = {*_IN_ORDER, *_OF_A_PROCESS}
+    copied = {*_IN_ORDER, "lock", "session", "probe"}
     copy.tree(source, target, skip=lambda path: path.parent == source and path.name in copied)
 
 

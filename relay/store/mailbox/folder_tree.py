@@ -104,7 +104,6 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-_EXISTS = frozenset((errno.EEXIST, errno.ENOTEMPTY))
 FOLDERS_MAX = 10_000
 _DELETED_NAMES_MAX = 1000
 
@@ -434,7 +433,7 @@ def rename_directory(source: Path, target: Path) -> None:
     try:
         source.rename(target)
     except OSError as error:
-        if error.errno in _EXISTS:
+        if error.errno in {errno.EEXIST, errno.ENOTEMPTY}:
             raise _existing(target.name[1:]) from error
         raise
 

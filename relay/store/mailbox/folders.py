@@ -134,12 +134,10 @@ DELETED_PREFIX = "relay-deleted."  # a folder that is being removed; without a d
 MARKER = "maildirfolder"
 # cur/ is made last and makes the directory a folder: a crash before it leaves no visible folder.
 DIRECTORIES = ("tmp", "new", "cur")
-_ROOT_NAME = "Top of Information Store"
 _MARKED = re.compile(rb"relay-folder-id ([a-z0-9]{2,64})\n")
 _MARKER_BYTES_MAX = 100
 _MAILBOXES_CACHED = 10_000
 _INBOX_AS_PARENT = ".INBOX"  # the Inbox is the mailbox itself; its subfolders have this prefix
-_DOVECOT_DELETES = "..DOVECOT-TRASHED"
 _SUBSCRIPTIONS_FILE = "subscriptions"
 
 
@@ -324,7 +322,7 @@ def message_directories(mailbox: Path) -> Iterator[str]:
 
 
 def _is_folder_name(name: str) -> bool:
-    return name.startswith(".") and not name.startswith(_DOVECOT_DELETES)
+    return name.startswith(".") and not name.startswith("..DOVECOT-TRASHED")
 
 
 def parent_directory(name: str, existing: Iterable[str]) -> str:
@@ -395,7 +393,7 @@ def find_folder(mailbox: Path, folder_id: str) -> Folder:
 def root_folder(mailbox: Path, folders: Iterable[Folder]) -> Folder:
     """Return msgfolderroot, the parent of all folders; it has no directory."""
     children = sum(not folder.parent_id for folder in folders)
-    return Folder(ROOT_ID, _ROOT_NAME, mailbox, children=children)
+    return Folder(ROOT_ID, "Top of Information Store", mailbox, children=children)
 
 
 def _ids(mailbox: Path, others: Iterable[str]) -> dict[str, str]:

@@ -30,7 +30,6 @@ _ID_FILE = "id"
 _SESSION_FILE = "session"
 _ID = re.compile(r"[0-9a-f]{16}")
 _ID_BYTES = 8
-_PROBE_FILE = "probe"
 _PROBE = b"\0" * 4096
 _OF_THE_DISK = frozenset((errno.EIO, errno.EROFS, errno.ENOSPC, errno.EDQUOT))
 _READ_BYTES = 100
@@ -141,7 +140,7 @@ class MailRoot:
         The log gets one line when the failures begin, and one when they end.
         """
         self._has_failed = False
-        path = self.path / SUBMISSIONS / _PROBE_FILE
+        path = self.path / SUBMISSIONS / "probe"
         try:
             maildir.remove(path)
             maildir.write_synced(path, _PROBE)

@@ -29,7 +29,6 @@ from relay.store.mailbox.errors import ContentUnreadableError, StoreError, Store
 
 _NO_FILE = frozenset((errno.ELOOP, errno.ENXIO))  # a symbolic link, a socket
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
-_FILE_MODE = 0o600
 _DIRECTORY_MODE = 0o700
 _LOOKS = 5
 _LOCK_ATTEMPTS = 20
@@ -86,7 +85,7 @@ def write_file(path: AnyPath, content: Content) -> int:
 
     Raises UnreadableError if the file of a large content cannot be read.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         for piece in blocks(content):
             write_all(descriptor, piece)

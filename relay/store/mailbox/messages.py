@@ -74,7 +74,6 @@ _LOOKS_MAX = 10  # for a file that is renamed meanwhile
 
 
 _MakeState = Callable[[MessageState], MessageState]
-_WITHOUT_BODY = ReadExtent(has_body=False)
 
 
 class ScheduledDrafts(Protocol):
@@ -236,7 +235,7 @@ class Messages(StorePart):
             values, is_set = new[located.message_id], located.state.categories is not None
             with self.stripes.of(located.message_id), suppress(NoSuchItemError, FileNotFoundError):
                 if values is None or located.is_draft or (is_first and is_set):
-                    values = loaded(located, _WITHOUT_BODY).properties.categories
+                    values = loaded(located, ReadExtent(has_body=False)).properties.categories
                 else:
                     make = self._state_maker({"categories": tuple(values)})
                     self.index.change_state(mailbox, located, make)

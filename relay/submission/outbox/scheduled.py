@@ -42,7 +42,6 @@ from relay.store.mailbox.pending_submission import PendingSubmission, SendOption
 from relay.store.mailbox.stored_message import WellKnown
 from relay.submission.outbox.on_disk import HELD_US, OutboxPart, draft_of, held_since
 
-_TRASHED = "T"
 _LOOKS = 2  # a listing may miss a file that is renamed during it
 _BEING_SENT = "The message is being sent and cannot be changed until it is."
 
@@ -290,7 +289,7 @@ class ScheduledSends(OutboxPart):
             for folder in (cur.with_name("new"), cur) * _LOOKS
             for file_name in maildir.list_names(folder)
             if draft_id in file_name and (name := parse_name(file_name))
-            if name.message_id == draft_id and _TRASHED not in name.flags
+            if name.message_id == draft_id and "T" not in name.flags
         ]
         return max(files)[1] if files else None
 
