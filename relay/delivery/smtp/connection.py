@@ -15,8 +15,23 @@ from relay.base.blocks import next_block
 from relay.base.message.content import Content, LargeContent, UnreadableError, blocks, size_of
 from relay.base.message.envelope import Envelope, ForwardPath
 from relay.base.message.outcome import Outcome, Peer, Reply, SessionFailure
-from relay.delivery.smtp import transaction as transactions
 from relay.delivery.smtp.client_protocol import SmtpClientProtocol, SmtpProtocolError
+from relay.delivery.smtp.transaction import (
+    BLOCK_BYTES,
+    DATA,
+    FINAL_DOT,
+    QUIT,
+    RSET,
+    Extensions,
+    Transaction,
+    TransactionProgress,
+    TransactionResult,
+    Unsupported,
+    dot_stuffed,
+    mail_command,
+    plan,
+    rcpt_command,
+)
 
 BeforeDot = Callable[[], Awaitable[None]]
 AfterDot = Callable[[], None]
@@ -51,7 +66,7 @@ class Connection:
 
     protocol: SmtpClientProtocol
     peer: Peer
-    extensions: transactions.Extensions
+    extensions: Extensions
     timeouts: Timeouts
 
     def __post_init__(self) -> None:
@@ -71,12 +86,12 @@ class Connection:
 
     async def transact(
         self,
-        transaction: transactions.Transaction,
+        transaction: Transaction,
         *,
         before_dot: BeforeDot | None = None,
         after_dot: AfterDot | None = None,
         on_replies: OnReplies | None = None,
-    ) -> transactions.TransactionResult:
+    ) -> TransactionResult:
         """Send one message to its recipients.
 
         `before_dot` is awaited before the final dot is written; for a small message before its
@@ -89,10 +104,10 @@ class Connection:
         peer, count = self.peer, len(transaction.recipients)
         if transaction.encoded:
             peer = structs.replace(peer, encoded=transaction.encoded)
-        asked = transactions.plan(transaction, self.extensions)
-        if isinstance(asked, transactions.Unsupported):
+        asked = plan(transaction, self.extensions)
+        if isinstance(asked, Unsupported):
             return asked.result(count, peer)
-        progress = transactions.TransactionProgress(count, asked, peer, whole=transaction.whole)
+        progress = TransactionProgress(count, asked, peer, whole=transaction.whole)
         if len(asked) < count:
             paths = tuple(transaction.recipients[index] for index in asked)
             transaction = replace(transaction, recipients=paths)
@@ -120,7 +135,7 @@ class Connection:
             self.protocol.close()
         if self.transactions and progress.mail_deferred:
             await self.quit()
-            return transactions.TransactionResult({}, stale=True)
+            return TransactionResult({}, stale=True)
         self.transactions += 1
         return progress.result()
 
@@ -129,19 +144,19 @@ class Connection:
 
         Nothing but reply_to_probe() and quit() may follow. Raises SmtpProtocolError.
         """
-        transaction = transactions.Transaction(Envelope(""), (ForwardPath(address),), b"")
-        command = transactions.mail_command(transaction, self.extensions)
+        transaction = Transaction(Envelope(""), (ForwardPath(address),), b"")
+        command = mail_command(transaction, self.extensions)
         return (await self._exchange(command, self.timeouts.command_s)).code // 100 == 2
 
     async def reply_to_probe(self, address: str) -> Reply:
         """Return the reply to RCPT after takes_probe(). Raises SmtpProtocolError."""
-        command = transactions.rcpt_command(ForwardPath(address), self.extensions)
+        command = rcpt_command(ForwardPath(address), self.extensions)
         return await self._exchange(command, self.timeouts.command_s)
 
     async def quit(self) -> None:
         """Send QUIT and close within `quit_s`, whatever the peer replies."""
         try:
-            self.protocol.send(transactions.QUIT, replies=1)
+            self.protocol.send(QUIT, replies=1)
             await self.protocol.reply(self.timeouts.quit_s)
         except SmtpProtocolError:
             pass  # it is closed already
@@ -153,30 +168,26 @@ class Connection:
         """Close without QUIT."""
         self.protocol.close()
 
-    async def _envelope(
-        self, transaction: transactions.Transaction, progress: transactions.TransactionProgress
-    ) -> bool:
+    async def _envelope(self, transaction: Transaction, progress: TransactionProgress) -> bool:
         """MAIL, RCPT, DATA; return whether the peer waits for content and accepted a recipient."""
         if self.extensions.pipelining:
             go_ahead = await self._envelope_at_once(transaction, progress)
         else:
             go_ahead = await self._envelope_by_steps(transaction, progress)
         if go_ahead and not progress.accepted:  # 354 without a recipient: RFC 2920 3.1
-            await self._exchange(transactions.FINAL_DOT, self.timeouts.dot_s)
+            await self._exchange(FINAL_DOT, self.timeouts.dot_s)
             return False
         return go_ahead
 
     async def _envelope_at_once(
-        self, transaction: transactions.Transaction, progress: transactions.TransactionProgress
+        self, transaction: Transaction, progress: TransactionProgress
     ) -> bool:
         """MAIL, every RCPT and DATA in one write; return whether the peer waits for content."""
         reset = self._needs_reset
-        commands = [transactions.RSET] if reset else []
-        commands.append(transactions.mail_command(transaction, self.extensions))
-        commands += [
-            transactions.rcpt_command(path, self.extensions) for path in transaction.recipients
-        ]
-        commands.append(transactions.DATA)
+        commands = [RSET] if reset else []
+        commands.append(mail_command(transaction, self.extensions))
+        commands += [rcpt_command(path, self.extensions) for path in transaction.recipients]
+        commands.append(DATA)
         self.protocol.send(b"".join(commands), replies=len(commands))
         self._needs_reset = True
         command_s = self.timeouts.command_s
@@ -194,39 +205,36 @@ class Connection:
         return progress.data(await self.protocol.reply(self.timeouts.data_s))
 
     async def _envelope_by_steps(
-        self, transaction: transactions.Transaction, progress: transactions.TransactionProgress
+        self, transaction: Transaction, progress: TransactionProgress
     ) -> bool:
         """The same without PIPELINING: each command is sent after the reply to the last one."""
         command_s = self.timeouts.command_s
         if self._needs_reset:
-            await self._exchange(transactions.RSET, command_s)
+            await self._exchange(RSET, command_s)
         self._needs_reset = True
-        mail = transactions.mail_command(transaction, self.extensions)
+        mail = mail_command(transaction, self.extensions)
         if not progress.mail(await self._exchange(mail, command_s)):
             return False
         for index, recipient in zip(progress.asked, transaction.recipients, strict=True):
-            command = transactions.rcpt_command(recipient, self.extensions)
+            command = rcpt_command(recipient, self.extensions)
             progress.rcpt(index, await self._exchange(command, command_s))
             if progress.closing:
                 return False
         if not progress.accepted:
             return False
-        return progress.data(await self._exchange(transactions.DATA, self.timeouts.data_s))
+        return progress.data(await self._exchange(DATA, self.timeouts.data_s))
 
     async def _content(
-        self,
-        content: Content,
-        progress: transactions.TransactionProgress,
-        before_dot: BeforeDot | None,
+        self, content: Content, progress: TransactionProgress, before_dot: BeforeDot | None
     ) -> None:
         """Write the content and the final dot; large content in blocks, each with a time-out. If
         the content is not sent in time, there is no final dot.
         """
-        is_small = isinstance(content, bytes) and len(content) <= transactions.BLOCK_BYTES
+        is_small = isinstance(content, bytes) and len(content) <= BLOCK_BYTES
         if isinstance(content, bytes) and is_small:
             if before_dot is not None:
                 await before_dot()
-            last = b"".join((*transactions.dot_stuffed((content,)), transactions.FINAL_DOT))
+            last = b"".join((*dot_stuffed((content,)), FINAL_DOT))
         else:
             if isinstance(content, bytes):
                 await self._send_slices(content)
@@ -234,7 +242,7 @@ class Connection:
                 await self._send_file(content)
             if before_dot is not None:
                 await before_dot()
-            last = transactions.FINAL_DOT
+            last = FINAL_DOT
         self.protocol.send(last, replies=progress.replies_to_dot)
         self._needs_reset = False
         try:
@@ -247,25 +255,25 @@ class Connection:
         progress.dot_written()
 
     async def _replies_to_dot(
-        self, progress: transactions.TransactionProgress, on_replies: OnReplies | None
+        self, progress: TransactionProgress, on_replies: OnReplies | None
     ) -> None:
         while progress.dot(await self.protocol.reply(self.timeouts.dot_s)):
             if on_replies is not None and not self.protocol.replies:
                 on_replies(progress.outcomes)
 
     async def _send_slices(self, content: bytes) -> None:
-        starts = range(0, len(content), transactions.BLOCK_BYTES)
-        slices = (content[start : start + transactions.BLOCK_BYTES] for start in starts)
-        for block in transactions.dot_stuffed(slices):
+        starts = range(0, len(content), BLOCK_BYTES)
+        slices = (content[start : start + BLOCK_BYTES] for start in starts)
+        for block in dot_stuffed(slices):
             self.protocol.send(block, replies=0)
             await self.protocol.drained(self.timeouts.block_s)
 
     async def _send_file(self, content: LargeContent) -> None:
         """Send content from files; the next block is read while the last one is sent."""
-        coming = transactions.dot_stuffed(blocks(content, on_loop=True))
+        coming = dot_stuffed(blocks(content, on_loop=True))
         while block := await next_block(coming):
-            for start in range(0, len(block), transactions.BLOCK_BYTES):
-                self.protocol.send(block[start : start + transactions.BLOCK_BYTES], replies=0)
+            for start in range(0, len(block), BLOCK_BYTES):
+                self.protocol.send(block[start : start + BLOCK_BYTES], replies=0)
                 await self.protocol.drained(self.timeouts.block_s)
 
     async def _exchange(self, command: bytes, timeout_s: float) -> Reply:
