@@ -179,11 +179,11 @@ to = ["a@example.test"]
     [
         *rows_of(
             """
-            [[alias]] / address = "x@elsewhere.test" / to = ["x@outside.test"] | 2: alias[0].address: found "x@elsewhere.test", expected an address in one of mailboxes.domains, or of a [[domain]] without alias_of
+            [[alias]] / address = "x@e.test" / to = ["x@outside.test"] | 2: alias[0].address: found "x@e.test", expected an address in one of mailboxes.domains, or of a [[domain]] without alias_of
             [[alias]] / address = "c@example.test" / to = ["x@outside.test", "bob"] | 3: alias[0].to[1]: found "bob", expected an address with its domain, such as bob@example.org
             [[alias]] / address = "c@example.test" | 1: alias[0].to: found nothing, expected a value: this key is required
             [[account]] / address = "a@example.test" / aliases = ["b@example.test"] / keep_copy = false | 4: account[0].keep_copy: found false without forward_to, expected both
-            [[alias]] / address = "c@example.test" / to = ["c+x@example.test"] | 3: alias[0].to: found the ring c@example.test (line 3) -> c@example.test (line 3), expected addresses that do not lead back
+            [[alias]] / address="c@example.test" / to=["c+x@example.test"] | 3: alias[0].to: found the ring c@example.test (line 3) -> c@example.test (line 3), expected addresses that do not lead back
             """
         ),
         (

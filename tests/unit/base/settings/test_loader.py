@@ -162,9 +162,9 @@ max_connections = 0
             [mailboxes] / domains = ['b.test'] / srs_domain = 'a.test' | 5: mailboxes.srs_domain: found "a.test", expected one of mailboxes.domains
             [[domain]] / name = 'a.test' / recipients = 'all' | 5: domain[0].recipients: found "all", expected accounts, any, verify or "file:PATH"
             [mailboxes] / domains = ['a.test'] / [[domain]] / name = 'A.test' | 6: domain[0].name: found "A.test", expected a name that is not in mailboxes.domains
-            [[domain]] / name = 'a.test' / recipients = 'any' / alias_of = 'b.test' / [[domain]] / name = 'b.test' | domain[0]: found a table, expected no recipients, catch_all or postmaster with alias_of
-            [[domain]] / name = 'a.test' / recipients = 'any' / catch_all = 'x@b.test' / [[domain]] / name = 'b.test' | 6: domain[0].catch_all: found "x@b.test", expected catch_all only with recipients = "accounts"
-            [[domain]] / name = 'a.test' / recipients = 'any' / [[route]] / domain = 'a.test' / next_hop = 'local' | route[0].next_hop: found "local", expected another one: no account has an address there
+            [[domain]] / name = 'a.test' / recipients = 'any' / alias_of = 'b.test' / [[domain]] / name = 'b.test' | domain[0]: found a table, expected no recipients, catch_all or postmaster with
+            [[domain]] / name = 'a.test' / recipients = 'any' / catch_all = 'x@b.test' / [[domain]] / name = 'b.test' | domain[0].catch_all: found "x@b.test", expected catch_all only with recipients
+            [[domain]] / name = 'a.test' / recipients = 'any' / [[route]] / domain = 'a.test' / next_hop = 'local' | route[0].next_hop: found "local", expected another one: no account has an address
             [[route]] / domain = '*' / next_hop = 'local' / max_connections = 3 | 6: route[0].max_connections: found 3, expected max_connections only with an mx
             [[route]] / domain = '*' / next_hop = 'mx' / recipient = 'b@a.test' | route[0].recipient: found "b@a.test", expected an address at *, the domain of the route
             [[route]] / next_hop = 'mx' / recipient = '*@a.test' | found "*@a.test", expected one address: domain takes all
@@ -172,14 +172,14 @@ max_connections = 0
             [[route]] / domain = '*' / next_hop = 'mx' / fallback = 'smtps://a.test:25' / tls = 'none' | route[0].tls: found
             [dns] / protocols = ['ipv4'] / [[route]] / domain = '*' / next_hop = 'smtp://[::1]:25' | route[0].next_hop: found
             [[route]] / domain = '*' / next_hop='smtp://h:25' / requiretls = 'verified' | 6: route[0].requiretls: found "verified", expected requiretls only with tls = "verify" and
-            [[route]] / domain = '*' / next_hop='lmtp:unix:/run/lmtp' / auth = {user='u', password_file='secret'} | 6: route[0].auth: found a table, expected auth only with an smtp://, smtps://, lmtp:// or graph://
+            [[route]] / domain = '*' / next_hop='lmtp:unix:/run/lmtp' / auth = {user='u', password_file='secret'} | 6: route[0].auth: found a table, expected auth only with an smtp://, smtps://
             [[route]] / domain = '*' / next_hop='smtp://a.test:25' / auth = { user = 'a@b.test', oauth = 'x' } | 6: route[0].auth.oauth: found "x", expected the name of an [[oauth]]: there is none
             [[route]] / domain = '*' / next_hop = 'smtp://h.test:1' / fallback_auth = {user='u', password_file='secret'} | fallback_auth only with a graph:// next hop
             [[route]] / domain = '*' / next_hop = 'smtp://h.test:1' / reports = true | reports only with a graph:// next hop
             [[route]] / domain = '*' / next_hop='smtp://h:1' / auth = {user='u', password_file='nope'} | 6: route[0].auth.password_file: found "nope", expected the path of an existing file
             [[route]] / domain = '*' / next_hop='mx' / tls = 'dane' | 6: route[0].tls: found "dane", expected another level: dane needs validating = true
-            [dns] / validating = true / [[route]] / domain = '*' / next_hop='smtp://192.0.2.1:25' / tls = 'dane' | 8: route[0].tls: found "dane", expected another level: dane needs a host that the DNS has
-            [[route]] / domain = '*' / next_hop = 'smtp://h.test:1' / auth = {user='u', password_file='secret'} / tls = 'none' | 7: route[0].tls: found "none", expected verify or required: a password is sent in the
+            [dns] / validating = true / [[route]] / domain = '*' / next_hop='smtp://192.0.2.1:25' / tls = 'dane' | 8: route[0].tls: found "dane", expected another level: dane needs a host that the
+            [[route]] / domain = '*' / next_hop = 'smtp://h.test:1' / auth = {user='u', password_file='secret'} / tls = 'none' | 7: route[0].tls: found "none", expected verify or required: a password
             [[route]] / domain = '*' / next_hop = 'smtp://h.test:1' / ca = 'ca.pem' | 6: route[0].ca: found "ca.pem", expected tls = "verify" with ca
             [delivery] / mta_sts_ca = 'secret' | :4: delivery.mta_sts_ca: found "secret", expected a PEM file of CA certificates
             [[smtp]] / listen = '192.0.2.1:587' / role = 'submission' | 5: smtp[0].role: found "submission", expected tls, or a loopback address

@@ -99,7 +99,7 @@ RCPT = f'{REPLY}verb = "RCPT"\n'
             [[domain]] / name = "example.org" / [[domain.reply]] / verb = "RCPT" / action = "servfail" | net.toml:5: domain[0].reply[0].action: found "servfail", expected it only with the verb DNS
             [[domain]] / name = "example.org" / [[domain.reply]] / verb = "DNS" / reply = "550 x" | expected the action servfail, nxdomain or stall
             [[domain]] / name = "example.org" / [[domain.reply]] / verb = "DNS" / host = "example.org" / action = "stall" | expected a mail host
-            [[domain]] / name = "example.org" / [[domain.reply]] / verb = "MAIL" / recipient = "x" / reply = "550 x" | net.toml:5: domain[0].reply[0].recipient: found "x", expected it only with DATA, DOT, RCPT
+            [[domain]] / name = "example.org" / [[domain.reply]] / verb = "MAIL" / recipient = "x" / reply = "550 x" | domain[0].reply[0].recipient: found "x", expected it only with DATA, DOT, RCPT
             [[domain]] / name = "example.org" / [[domain.reply]] / verb = "RCPT" / recipient = "x@y.test" / reply = "550 x" | expected the part before the @ only
             [[domain]] / name = "example.org" / [[domain.reply]] / verb = "RCPT" / reply = "550 x" / delay = "2h" | found 7200 seconds, expected an hour at most
             [[domain]] / name = "example.org" / null_mx = true / mx = [{ host = "a.test" }] | net.toml:4: domain[0].mx: found 1 host and null_mx
