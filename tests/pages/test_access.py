@@ -4,6 +4,7 @@ A route without a row fails the test. A POST without the token of the login is 4
 is logged in, and leads to the login for everybody else.
 """
 
+import hmac
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ import pytest
 from relay.front_door.pages import app
 from tests.support.page_routes import routes
 from tests.support.relay_config import OPERATOR, account
-from tests.support.relay_process import RelayProcess, until
+from tests.support.relay_process import RelayProcess
 from tests.support.tables import each_row
 
 CONFIG = {
@@ -158,7 +159,7 @@ def visitors(serve_module) -> Visitors:
     message = relay.send_mail(
         to=["someone@elsewhere.test"],
         subject="hers",
-        body={"contentType": "html", "content": "<p>hello</p>"},
+        body={"contentType": "html", "content": "<img src=http://a.evil.test/1>"},
         attachments=[ATTACHMENT],
     )
     queue_id = str(relay.until_state(message, "captured")["id"])
@@ -170,15 +171,13 @@ def visitors(serve_module) -> Visitors:
 def exposed(dev_module) -> Visitors:
     """A development relay with a token: alice is a user, and the operator has the token."""
     dev = dev_module("--no-demo", "--listen-all", "--token", "tok")
-    dev.send("alice@example.test", "someone@elsewhere.test", "hers")
-
-    def sent() -> str:
-        listed = dev.get("/relay/v1/messages", "tok").json()["messages"]
-        return str(listed[0]["id"]) if listed and listed[0]["state"] == "captured" else ""
-
+    message = dev.submit(
+        "alice@example.test", ["someone@elsewhere.test"], b"Subject: hers\r\n\r\nx"
+    )
+    dev.until_state(message, "captured")
     logins = {"alice": ("alice", "tok"), OPERATOR: ("", "tok")}
     base = dev.url.replace("0.0.0.0", "127.0.0.1")
-    return Visitors(base, logins, until("it is captured", sent))
+    return Visitors(base, logins, message)
 
 
 def test_every_route_has_a_row():
@@ -268,3 +267,20 @@ def test_looks_into_the_content_of_others_are_logged(visitors: Visitors):
             browser.get(visitors.filled("/messages/{id}/attachments/1"))
     found = [(one["who"], one["message"]) for one in looks()[before:]]
     assert found == [("operator@example.test", visitors.message)] * 2
+
+
+def test_a_service_loads_no_remote_images(visitors: Visitors):
+    with visitors.browser("alice") as browser:
+        page = browser.get(visitors.filled("/messages/{id}?show=html")).text
+        assert "1 remote image blocked" in page
+        assert "Load remote images" not in page
+        assert "images=" not in page
+        # not even with what a development relay would accept
+        csrf = re.search(r'name="csrf" value="([^"]*)"', page)
+        asked = f"remote images of {visitors.message}"
+        proof = hmac.new(csrf[1].encode(), asked.encode(), "sha256").hexdigest()
+        for images in (proof, "", "1"):
+            answer = browser.get(visitors.filled(f"/messages/{{id}}/html?images={images}"))
+            assert answer.status_code == 200
+            assert "a.evil.test" not in answer.text
+            assert "img-src data:;" in answer.headers["content-security-policy"]

@@ -57,11 +57,6 @@ def samples() -> Iterator[Samples]:
         yield made
 
 
-def axe(browser: Browser) -> list[str]:
-    """What axe-core finds, if it is installed."""
-    return browser.axe() if AXE.exists() else []
-
-
 def errors_of(browser: Browser) -> list[str]:
     """What the console shows, but for the status of the page of an error."""
     return [one for one in browser.console_errors() if "status of 404" not in one]
@@ -70,7 +65,7 @@ def errors_of(browser: Browser) -> list[str]:
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_for_all_and_asks_no_other_host(browser: Browser, samples: Samples, name: str):
     browser.open(samples.url(PAGES[name]))
-    assert axe(browser) == []
+    assert browser.axe() == []
     count = browser.evaluate(f"{CONTROLS}.length")
     assert count > 4
     browser.evaluate(RECORD_FOCUS)
@@ -87,7 +82,7 @@ def test_a_page_is_for_all_and_asks_no_other_host(browser: Browser, samples: Sam
 
     browser.emulate_scheme("dark")
     browser.set_width(NARROW)
-    assert axe(browser) == []
+    assert browser.axe() == []
     assert browser.evaluate("document.documentElement.scrollWidth") <= NARROW
     assert errors_of(browser) == []
     assert browser.requests_elsewhere(samples.relay.http_url) == []
@@ -167,7 +162,7 @@ def test_checks_fit_a_narrow_window(browser: Browser, kit):
         page = f"{relay.http_url}/messages/{message.journey['id']}"
         browser.open(page)
         browser.wait_for("#left-out", "not shown here")
-        assert axe(browser) == []
+        assert browser.axe() == []
         assert browser.evaluate("document.documentElement.scrollWidth") <= width
         browser.open(f"{page}?show=checks")
         browser.wait_for("#checks-score", "is the mean support")
@@ -175,7 +170,7 @@ def test_checks_fit_a_narrow_window(browser: Browser, kit):
             "document.querySelectorAll('#content details').forEach(d => d.open = true)"
         )
         assert browser.evaluate("document.documentElement.scrollWidth") <= width
-        assert axe(browser) == []
+        assert browser.axe() == []
     assert errors_of(browser) == []
 
 
@@ -195,7 +190,7 @@ def test_list_and_mail_fit_each_window(browser: Browser, samples: Samples, schem
             if name != "list" and width > 1000:
                 browser.wait_for(".pane [aria-current]")
             assert browser.evaluate("document.documentElement.scrollWidth") == width
-            assert axe(browser) == []
+            assert browser.axe() == []
 
 
 def test_a_line_of_the_list_has_what_matters(browser: Browser, samples: Samples):

@@ -1,6 +1,5 @@
 """Write, forward and reply in the browser: by keys, on a narrow window, without scripts."""
 
-from tests.pages.test_accessibility import axe
 from tests.support.browser import Browser
 
 HTML = (
@@ -20,7 +19,7 @@ def test_a_person_writes_corrects_and_answers(browser: Browser, kit, tmp_path) -
     browser.click(".compose .primary")
     browser.wait_for("#fault-toRecipients", "'bob' is no mail address")
     browser.wait_for("#fault-attachments", "Choose the files again")
-    assert axe(browser) == []
+    assert browser.axe() == []
     assert browser.evaluate("document.documentElement.scrollWidth") <= 390
     assert browser.evaluate("document.activeElement.id") == "toRecipients"
     assert browser.evaluate("document.getElementById('body').value") == "At noon."
@@ -34,7 +33,7 @@ def test_a_person_writes_corrects_and_answers(browser: Browser, kit, tmp_path) -
     assert [one.name for one in received.attachments] == ["plan.txt"]
     browser.press("f")
     browser.wait_for("#kept", "plan.txt")
-    assert axe(browser) == []
+    assert browser.axe() == []
     browser.without_javascript()
     sent = relay.send("ann@customer.example", "bob@example.test", "Offer", html=HTML)
     browser.open(f"{relay.http_url}/messages/{sent.journey['id']}")

@@ -1,13 +1,11 @@
 """The content of a message on its page, and by itself: views, downloads, who may see it."""
 
 import email.policy
-import hmac
 import re
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from email.message import EmailMessage
-from html.parser import HTMLParser
+from html import unescape
 from itertools import islice
 from pathlib import Path
 
@@ -19,7 +17,6 @@ from selenium.webdriver.common.by import By
 from tests.support.browser import Browser
 from tests.support.dev_process import DevProcess
 from tests.support.hostile_html import HOSTILE
-from tests.support.relay_process import RelayProcess
 from tests.support.tables import each_row
 
 GIF = bytes.fromhex(
@@ -62,42 +59,14 @@ def page(dev: DevProcess, path: str, **more: str) -> httpx.Response:
     return httpx.get(f"{dev.url}/messages/{path}", trust_env=False, headers=more, timeout=30)
 
 
-class _Elements(HTMLParser):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, dict[str, str]]] = []
-        self.texts: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, {name: value or "" for name, value in attrs}))
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.texts).split())
-
-    def hrefs(self) -> list[str]:
-        return [attributes["href"] for tag, attributes in self.seen if tag == "a"]
+def text_of(dev: DevProcess, path: str) -> str:
+    """Return the text of a page, with single spaces."""
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", page(dev, path).text)).split())
 
 
 @pytest.fixture(scope="module")
 def key(dev: DevProcess) -> str:
     return sent(dev, a_message(HTML))
-
-
-def test_the_page_shows_the_html_in_a_sandbox_and_what_is_blocked(dev, key):
-    answer = page(dev, key)
-    assert answer.status_code == 200
-    found = _Elements(answer.text)
-    (frame,) = (attributes for tag, attributes in found.seen if tag == "iframe")
-    assert (frame["sandbox"], frame["src"]) == ("", f"../messages/{key}/html")
-    assert "1 remote image blocked" in found.text
-    assert "t.evil.test" in found.text
-    assert "Code: 123456" in found.text
-    assert f"../messages/{key}?show=links#content" in found.hrefs()
 
 
 @each_row(
@@ -121,10 +90,12 @@ def test_the_page_shows_the_html_in_a_sandbox_and_what_is_blocked(dev, key):
             "https://evil.test/login https://bank.test/ html 1 has a text that names another host: bank.test",
         ),
         ("nonsense", "1 remote image blocked"),
+        ("", "t.evil.test"),
+        ("", "Code: 123456"),
     ],
 )
 def test_each_view_is_a_link(dev, key, view, shown):
-    assert shown in _Elements(page(dev, f"{key}?show={view}").text).text
+    assert shown in text_of(dev, f"{key}?show={view}")
 
 
 def test_checks_of_a_hostile_message_and_of_none(dev):
@@ -132,9 +103,9 @@ def test_checks_of_a_hostile_message_and_of_none(dev):
     shown = page(dev, f"{sent(dev, a_message(links + '<script>x'))}?show=checks").text
     assert "1,000 are listed" in shown
     assert "\u202e" not in shown
-    found = _Elements(page(dev, f"{sent(dev, a_message(text='x'))}?show=checks").text)
-    assert "This message has no HTML" in found.text
-    assert "This message has no links." in found.text
+    text = text_of(dev, f"{sent(dev, a_message(text='x'))}?show=checks")
+    assert "This message has no HTML" in text
+    assert "This message has no links." in text
 
 
 @each_row(
@@ -168,15 +139,8 @@ def test_a_content_by_itself_runs_and_loads_nothing(dev, key, path, kind, body):
     assert {name: answer.headers[name] for name in expected} == expected
 
 
-def test_attachments_are_downloads_with_a_harmless_name_and_type(dev, key):
-    for number, kind, content in (
-        (1, "image/gif", GIF),
-        (2, "application/octet-stream", b"<script>x</script>"),
-    ):
-        answer = page(dev, f"{key}/attachments/{number}")
-        assert (answer.headers["content-type"], answer.content) == (kind, content)
-        assert answer.headers["content-disposition"].startswith("attachment; ")
-        assert answer.headers[POLICY].endswith("; sandbox")
+def test_a_download_has_a_harmless_name(dev, key):
+    answer = page(dev, f"{key}/attachments/2")
     assert (
         answer.headers["content-disposition"]
         == "attachment; filename=\"__ _x.html\"; filename*=UTF-8''_%C3%BC%20_x.html"
@@ -215,8 +179,8 @@ def test_a_source_is_shown_up_to_a_limit(dev):
     assert rest
     whole = page(dev, f"{key}/source?download=1").content
     assert len(shown.encode()) - len(rest[0]) - 4 + int(rest[1].replace(",", "")) == len(whole)
-    assert "bytes more." in _Elements(page(dev, f"{key}?show=source").text).text
-    assert "200,000 are shown" in _Elements(page(dev, key).text).text
+    assert "bytes more." in text_of(dev, f"{key}?show=source")
+    assert "200,000 are shown" in text_of(dev, key)
 
 
 def peak_kib(dev: DevProcess) -> int:
@@ -376,7 +340,10 @@ PREVIEWS = (  # content, the type and name that the part has, and the type of th
     (b"BM" + b"x" * 60, "image/bmp", "i.bmp", ""),
     (b"\x89PN", "image/png", "j.png", ""),
     (b"", "image/gif", "k.gif", ""),
+    (b"<script>alert(1)</script>", "text/html", "l.html", ""),
+    (b"alert(1)", "application/javascript", "m", ""),
 )
+ACTIVE = ("image/svg+xml", "text/html", "application/javascript")
 
 
 def test_images_among_the_attachments_are_shown_by_their_content(dev: DevProcess, browser: Browser):
@@ -386,7 +353,7 @@ def test_images_among_the_attachments_are_shown_by_their_content(dev: DevProcess
     for content, kind, name, _ in PREVIEWS:
         maintype, _, subtype = kind.partition("/")
         made.add_attachment(content, maintype, subtype, filename=name)
-    made.add_attachment(EmailMessage(), filename="l.eml")
+    made.add_attachment(EmailMessage(), filename="n.eml")
     key = sent(dev, made.as_bytes(policy=email.policy.SMTP))
     shown = page(dev, f"{key}?show=attachments").text
     for number, (content, kind, name, preview) in enumerate(PREVIEWS, 1):
@@ -399,49 +366,12 @@ def test_images_among_the_attachments_are_shown_by_their_content(dev: DevProcess
         assert headers[POLICY].startswith("default-src 'none';")
         assert headers[POLICY].endswith("; sandbox")
         assert headers["content-disposition"].startswith("inline;" if preview else "attachment;")
-        expected = preview or ("application/octet-stream" if "svg" in kind else kind)
-        assert headers["content-type"] == expected, name
-        download = page(dev, f"{key}/attachments/{number}").headers
-        assert download["content-disposition"].startswith("attachment;")
+        harmless = "application/octet-stream" if kind in ACTIVE else kind
+        assert headers["content-type"] == (preview or harmless), name
+        download = page(dev, f"{key}/attachments/{number}")
+        assert (download.content, download.headers["content-type"]) == (content, harmless), name
+        assert download.headers["content-disposition"].startswith("attachment;")
     browser.open(f"{dev.url}/messages/{key}?show=attachments")
     browser.wait_for(".previews")
     assert re.sub(UNREAD, "", browser.driver.title).startswith("Attached")
     assert browser.requests_elsewhere(dev.url) == []
-
-
-# -- who may see it
-
-
-@contextmanager
-def logged_in(relay: RelayProcess, user: str, password: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"http://{relay.ready['http'][0]}", trust_env=False) as client:
-        token = re.search(r'name="csrf" value="([^"]*)"', client.get("/login").text)
-        fields = {"csrf": token[1], "user": user, "password": password}
-        assert client.post("/login", data=fields).status_code == 303
-        yield client
-
-
-def test_a_service_loads_no_remote_images(serve):
-    config = {"http": {"listen": ["127.0.0.1:0"], "pages": True}}
-    relay = serve(config=config)
-    key = relay.send_mail(
-        token="alice",
-        subject="Images",
-        body={"contentType": "html", "content": "<img src=http://a.evil.test/1>"},
-        toRecipients=[{"emailAddress": {"address": "alice@example.test"}}],
-    )
-    relay.until_state(key, "delivered")
-    with logged_in(relay, "alice@example.test", "alice") as client:
-        page = client.get(f"/messages/{key}?show=html").text
-        assert "1 remote image blocked" in page
-        assert "Load remote images" not in page
-        assert "images=" not in page
-        # not even with what a development relay would accept
-        csrf = re.search(r'name="csrf" value="([^"]*)"', page)
-        asked = f"remote images of {page.partition('/html')[0].rpartition('/')[2]}"
-        proof = hmac.new(csrf[1].encode(), asked.encode(), "sha256").hexdigest()
-        for images in (proof, "", "1"):
-            answer = client.get(f"/messages/{key}/html?images={images}")
-            assert answer.status_code == 200
-            assert "a.evil.test" not in answer.text
-            assert "img-src data:;" in answer.headers[POLICY]

@@ -13,7 +13,6 @@ import pytest
 from relay.front_door.pages.site import CONTENT_SECURITY_POLICY
 from tests.support.dev_process import DevProcess
 from tests.support.page_routes import routes
-from tests.support.relay_process import until
 
 HOSTILE = "\"'><script>alert(1)</script><img src=//evil.test onerror=alert(1)>{{7191*9241}}</title><base href=//evil.test/>"
 PARAMETERS = (
@@ -98,13 +97,10 @@ def dev(dev_module) -> DevProcess:
 def message(dev: DevProcess) -> str:
     """The id of a captured message whose sender, recipient and subject are hostile."""
     sender, recipient = '"<b>\'x"@example.test', '"<i onclick=a>\'"@customer.example'
-    dev.send(f"<{sender}>", f"<{recipient}>", HOSTILE)
-
-    def captured() -> str:
-        listed = dev.get("/relay/v1/messages", dev.ready["token"]).json()["messages"]
-        return str(listed[0]["id"]) if listed and listed[0]["state"] == "captured" else ""
-
-    return until("it is captured", captured)
+    content = f"Subject: {HOSTILE}\r\n\r\nx".encode()
+    key = dev.submit(f"<{sender}>", [f"<{recipient}>"], content)
+    dev.until_state(key, "captured")
+    return key
 
 
 def path_of(route: str, message: str) -> str:

@@ -212,10 +212,12 @@ class Browser:
         return sorted(asked)
 
     def axe(self) -> list[str]:
-        """Return what axe-core finds in the page: rule, explanation, and where.
+        """Return what axe-core finds in the page: rule, explanation, and where; [] if it is not installed.
 
         It is run from outside of the page's policy. Documents in frames are not looked into.
         """
+        if not AXE.exists():
+            return []
         if self.evaluate("typeof axe") == "undefined":
             self.evaluate(f"{AXE.read_text()}; undefined")
         result = "axe.run({iframes: false, resultTypes: ['violations']})"

@@ -1,29 +1,20 @@
 """The clock of a development relay in the header of its pages and on its own page."""
 
-import httpx
-import pytest
-
 from relay.front_door.pages.development import _place
 from tests.support.tables import each_row
-from tests.unit.front_door.pages.conftest import plain
 
 
-@pytest.mark.parametrize(
-    ("fields", "seconds"),
-    [
-        ({"by": "10m"}, 600),
-        ({"by": "1d", "own": "5m"}, 86400),
-        ({"by": "own", "own": " 1.5h "}, 5400),
-    ],
-)
-async def test_an_advance_leads_back_to_the_page_and_is_shown_there(pages, fields, seconds):
-    answer = await pages.post("/clock", fields | {"back": "queue?state=held"})
-    assert (answer.status_code, answer.headers["location"]) == (303, "queue?state=held")
-    assert pages.relay.clock.advanced_s == seconds
-    text = plain(await pages.text("/queue?state=held"))
-    assert "ahead" in text
-    assert "Advanced by " in text
-    assert "0 attempts, 0 reports." in text
+async def test_an_advance_leads_back_to_the_page(pages):
+    advanced_s = 0
+    for fields, seconds, back, location in (
+        ({"by": "10m"}, 600, "queue?state=held", "queue?state=held"),
+        ({"by": "1d", "own": "5m"}, 86400, "", "./"),
+        ({"by": "own", "own": " 1.5h "}, 5400, "javascript:x?path=1", "javascript%3Ax?path=1"),
+    ):
+        answer = await pages.post("/clock", fields | {"back": back})
+        assert (answer.status_code, answer.headers["location"]) == (303, location)
+        advanced_s += seconds
+        assert pages.relay.clock.advanced_s == advanced_s
 
 
 @each_row(
@@ -43,10 +34,3 @@ async def test_an_advance_leads_back_to_the_page_and_is_shown_there(pages, field
 )
 def test_the_page_to_go_back_to_is_one_of_this_relay(back, expected):
     assert _place(back) == expected
-
-
-async def test_a_scheme_in_the_page_to_go_back_to_is_only_a_name(pages):
-    answer = await pages.post("/clock", {"by": "10m", "back": "javascript:alert(1)?path=1"})
-    location = httpx.URL(answer.headers["location"])
-    assert not location.scheme
-    assert str(location) == "javascript%3Aalert%281%29?path=1"

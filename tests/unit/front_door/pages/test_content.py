@@ -12,7 +12,6 @@ from relay.front_door.pages.content import (
     ShownField,
     content_disposition,
     decoded,
-    download_type,
     file_name,
     html_document,
     read_content,
@@ -146,43 +145,12 @@ def test_codes_have_six_digits_or_a_word_about_codes(text, codes):
     ],
 )
 def test_a_download_has_a_harmless_name(given, name):
-    found = content(
-        "Content-Type: multipart/mixed; boundary=b",
-        "",
-        "--b",
-        f"Content-Disposition: attachment; {given}",
-        "",
-        "x",
-    )
+    found = content(MIXED, "", "--b", f"Content-Disposition: attachment; {given}", "", "x")
     assert file_name(1, found.parts.attachments[0]) == name
     field = content_disposition(name)
     assert field.isascii()
     assert not any(one in field for one in "\r\n\0")
     assert field.count('"') == 2
-
-
-@each_row(
-    "kind, served",
-    [
-        ("image/png", "image/png"),
-        ("image/svg+xml", "application/octet-stream"),
-        ("text/html", "application/octet-stream"),
-        ("application/javascript", "application/octet-stream"),
-        ("text/plain", "text/plain"),
-        ("message/rfc822", "message/rfc822"),
-    ],
-)
-def test_a_download_has_a_harmless_type(kind, served):
-    found = content(
-        "Content-Type: multipart/mixed; boundary=b",
-        "",
-        "--b",
-        f"Content-Type: {kind}; name=x",
-        "Content-Disposition: attachment",
-        "",
-        "y",
-    )
-    assert download_type(found.parts.attachments[0]) == served
 
 
 MIXED, PART = "Content-Type: multipart/mixed; boundary=b", "--b\r\nContent-Type: a/b\r\n\r\nx"
@@ -221,15 +189,8 @@ def test_what_is_cut_or_damaged_is_said(lines, note):
 
 
 def test_names_and_fields_cannot_hide_or_reorder_what_follows():
-    found = content(
-        "Subject: a\u202eb\u200bc",
-        "Content-Type: multipart/mixed; boundary=b",
-        "",
-        "--b",
-        "Content-Type: x/y; name*=utf-8''%E2%80%AEfdp.exe",
-        "",
-        "z",
-    )
+    part = "Content-Type: x/y; name*=utf-8''%E2%80%AEfdp.exe"
+    found = content("Subject: a\u202eb\u200bc", MIXED, "", "--b", part, "", "z")
     assert found.fields[0].value == "a\ufffdb\ufffdc"
     assert found.attachments[0].name == "\ufffdfdp.exe"
 

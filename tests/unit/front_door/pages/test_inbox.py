@@ -141,6 +141,7 @@ async def test_a_question_about_nothing_and_about_no_search_are_answered(pages):
     assert "No message matches" in (await pages.get("/messages?action=delete&q=nothing")).text
     assert (await pages.get("/messages?action=delete&q=form:x")).status_code == 400
     assert (await pages.get("/messages?action=steal")).status_code == 400
+    assert (await pages.post("/messages", {"action": "steal"})).status_code == 400
     names = "_".join(["0" * 16] * 20_000)
     gone = await pages.post("/messages", {"action": "read", "names": names}, follow_redirects=True)
     assert "0 messages marked as read." in gone.text
