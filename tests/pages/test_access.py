@@ -240,12 +240,6 @@ def test_the_line_of_text_is_in_the_list_of_whose_mail_it_is(serve):
             assert re.search(rf"{said}.* Your account has no role to see", browser.get(path).text)
 
 
-def test_an_account_finds_its_own_messages(visitors: Visitors):
-    for name in VISITORS[1:]:
-        with visitors.browser(name) as browser:
-            assert (">hers</a>" in browser.get("/").text) is (name != "bob")
-
-
 def test_a_login_has_the_scopes_of_its_account(visitors: Visitors):
     with visitors.browser("reader") as browser:
         token = re.search(r'name="csrf" value="([^"]+)"', browser.get("/").text)[1]

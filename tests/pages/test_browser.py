@@ -1,13 +1,11 @@
 """The browser of these tests sees what it is there to see: requests, errors, what axe-core finds."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import AbstractContextManager
 
 import pytest
 
 from tests.support.browser import AXE, Browser
-from tests.support.in_thread import Quiet, in_thread
+from tests.support.in_thread import http_origin
 
 HEAD = '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Page</title>'
 GOOD = f"""{HEAD}<link rel="icon" href="data:,"></head><body><main><h1>Page</h1>
@@ -20,25 +18,13 @@ BAD = f"""{HEAD}
 <script>missing()</script></body></html>"""
 
 
-@contextmanager
-def serving(page: str, policy: str = "") -> Iterator[str]:
+def serving(page: str, policy: str = "") -> AbstractContextManager[str]:
     """Serve one page at every path; yield its origin."""
-
-    class Handler(Quiet, BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = page.encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html")
-            self.send_header("Content-Length", str(len(body)))
-            if policy:
-                self.send_header("Content-Security-Policy", policy)
-            if self.path == "/sets-a-cookie":
-                self.send_header("Set-Cookie", "kept=1")
-            self.end_headers()
-            self.wfile.write(body)
-
-    with in_thread(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
-        yield f"http://127.0.0.1:{server.server_port}"
+    fields = {"content-type": "text/html"} | ({"content-security-policy": policy} if policy else {})
+    cookie = {"set-cookie": "kept=1"}
+    return http_origin(
+        lambda path, _: (200, fields | (cookie if path == "/sets-a-cookie" else {}), page.encode())
+    )
 
 
 def test_requests_prefetched_names_and_connections_are_seen(browser: Browser):

@@ -1,13 +1,11 @@
 """The frame of a mail looks as Chromium shows the mail itself: forty templates of four kits."""
 
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import pytest
 
 from relay.front_door.pages.content_pages import HTML_HEADERS
 from relay.front_door.pages.sanitize import safe_document
 from tests.support.browser import Browser
-from tests.support.in_thread import Quiet, in_thread
+from tests.support.in_thread import Answer, http_origin
 from tests.support.long_tests import sampled
 from tests.support.mail_templates import TEMPLATES
 
@@ -33,21 +31,16 @@ def test_a_template_looks_as_the_mail_itself(browser: Browser, name: str):
         "/": (found.html, HTML_HEADERS),
     }
 
-    class Handler(Quiet, BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            html, headers = shown.get(self.path, ("", {}))
-            self.send_response(200)
-            for field, value in headers.items():
-                self.send_header(field, value)
-            self.end_headers()
-            self.wfile.write(html.encode())
+    def answer(path: str, _: object) -> Answer:
+        html, headers = shown.get(path, ("", {}))
+        return 200, headers, html.encode()
 
-    with in_thread(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
+    with http_origin(answer) as origin:
         for width in (600, 375):
             browser.set_width(width)
             pictures = []
             for path in shown:
-                browser.open(f"http://127.0.0.1:{server.server_port}{path}")
+                browser.open(f"{origin}{path}")
                 pictures.append(browser.driver.get_screenshot_as_base64())
             browser.open("about:blank")
             difference = browser.evaluate(DIFFERENCE % tuple(pictures))

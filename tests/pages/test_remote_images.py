@@ -3,9 +3,7 @@
 import base64
 import email.policy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from email.message import EmailMessage, Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 import httpx
@@ -15,7 +13,7 @@ from selenium.webdriver.common.by import By
 from tests.support.browser import Browser
 from tests.support.dev_process import DevProcess
 from tests.support.hostile_html import HOSTILE
-from tests.support.in_thread import Quiet, in_thread
+from tests.support.in_thread import Answer, http_origin
 from tests.support.relay_process import until
 
 GIF = base64.b64decode("R0lGODlhAQABAIAAAP///wAAACH5BAEAAAAALAAAAAABAAEAAAICRAEAOw==")
@@ -26,32 +24,20 @@ POLICY = "content-security-policy"
 class ImageHost:
     """A host that serves an image at every path, and remembers what it was asked."""
 
-    def __init__(self, port: int) -> None:
-        self.origin = f"http://127.0.0.1:{port}"
+    def __init__(self) -> None:
+        self.origin = ""
         self.asked: list[tuple[str, Message]] = []
 
     @property
     def paths(self) -> set[str]:
         return {path for path, _ in self.asked}
 
-
-@contextmanager
-def image_host() -> Iterator[ImageHost]:
-    class Handler(Quiet, BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            host.asked.append((self.path, self.headers))
-            place = self.path.removeprefix("/to?")
-            self.send_response(302 if place != self.path else 200)
-            if place != self.path:
-                self.send_header("location", place)
-            self.send_header("set-cookie", "seen=1")
-            self.send_header("content-type", "image/gif")
-            self.end_headers()
-            self.wfile.write(GIF)
-
-    with in_thread(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
-        host = ImageHost(server.server_port)
-        yield host
+    def answer(self, path: str, headers: Message) -> Answer:
+        self.asked.append((path, headers))
+        place = path.removeprefix("/to?")
+        moved = {"location": place} if place != path else {}
+        fields = {"set-cookie": "seen=1", "content-type": "image/gif"}
+        return 302 if moved else 200, fields | moved, GIF
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +47,8 @@ def dev(dev_module) -> DevProcess:
 
 @pytest.fixture
 def images() -> Iterator[ImageHost]:
-    with image_host() as host:
+    host = ImageHost()
+    with http_origin(host.answer) as host.origin:
         yield host
 
 
@@ -86,20 +73,11 @@ def test_images_are_loaded_when_a_person_asks_and_only_in_that_view(
     browser: Browser, dev: DevProcess, images: ImageHost
 ) -> None:
     at = images.origin
-    own = [f"http://{host}:{dev.smtp_address()[1]}/smtp" for host in ("127.1", "localhost")] + [
-        f"http://{host}:{dev.url.rpartition(':')[2]}/messages/last?{number}"
-        for number, host in enumerate(
-            (
-                "127.0.0.1",
-                "127.1",
-                "0x7f000001",
-                "localhost",
-                "localhost.",
-                "[::1]",
-                "relay.corp.test",
-            )
-        )
-    ]
+    addresses = ("127.0.0.1", "127.1", "0x7f000001", "[::1]")
+    hosts = (*addresses, "localhost", "localhost.", "relay.corp.test")
+    port, smtp_port = dev.url.rpartition(":")[2], dev.smtp_address()[1]
+    own = [f"http://{host}:{port}/messages/last?{number}" for number, host in enumerate(hosts)]
+    own += [f"http://{host}:{smtp_port}/smtp" for host in ("127.1", "localhost")]
     html = (
         f'<p>Hello</p><img src="{at}/src"><img srcset="{at}/set 1x, {at}/set2 2x">'
         f'<p style="background:url({at}/style)">x</p><style>h1{{background:url({at}/sheet)}}</style><h1>y</h1>'

@@ -141,16 +141,6 @@ def test_a_person_approves_what_another_site_began(
     assert program.code()["code"]
 
 
-def test_the_page_is_in_no_frame(dev: DevProcess, program: Program, browser: Browser) -> None:
-    there = url(dev, program.port, "localhost").replace("&", "&amp;")
-    program.start = f"<iframe src='{there}'></iframe>"
-    browser.open(f"http://127.0.0.1:{program.port}/")
-    browser.wait_for("iframe")
-    browser.driver.switch_to.frame(0)
-    browser.wait_for("body", "ErrorAccessDenied")
-    assert program.got.empty()
-
-
 def test_with_a_token_a_person_gives_it(
     guarded: DevProcess, program: Program, browser: Browser
 ) -> None:

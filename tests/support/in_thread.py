@@ -1,8 +1,10 @@
 """Work in threads of the test's process, and servers of the standard library."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import BaseServer
 from typing import Self, TypeVar
 
@@ -49,6 +51,27 @@ def in_thread(server: Server) -> Iterator[Server]:
         finally:
             server.shutdown()
             thread.join()
+
+
+# The status, header fields and body of what a path gives to a request with these header fields.
+Answer = tuple[int, Mapping[str, str], bytes]
+
+
+@contextmanager
+def http_origin(answer: Callable[[str, Message], Answer]) -> Iterator[str]:
+    """Answer each GET until the block ends; yield the URL without a path."""
+
+    class Handler(Quiet, BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, fields, body = answer(self.path, self.headers)
+            self.send_response(status)
+            for name, value in fields.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+    with in_thread(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
+        yield f"http://127.0.0.1:{server.server_port}"
 
 
 @contextmanager

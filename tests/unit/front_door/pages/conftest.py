@@ -44,7 +44,7 @@ class PageReader:
         assert found
         return found[1]
 
-    async def post(self, path: str, fields: dict[str, str], **more: Any) -> httpx.Response:
+    async def post(self, path: str, fields: dict[str, Any], **more: Any) -> httpx.Response:
         """Send a form with the CSRF token of a page."""
         return await self.http.post(path, data={"csrf": await self.csrf()} | fields, **more)
 

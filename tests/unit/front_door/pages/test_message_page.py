@@ -345,15 +345,6 @@ def test_without_a_copy_there_are_no_properties(relay):
     assert (gone.status, "The sender has no copy" in gone.text) == (404, True)
 
 
-def test_the_api_says_why_and_when(relay, deferred):
-    headers = {"authorization": f"Bearer {relay.operator_token}"}
-    queue = httpx.get(f"{relay.http_url}/relay/v1/queue?id={deferred}", headers=headers).json()
-    joe, bob = journey_of(relay, deferred)["recipients"]
-    assert joe["reason"] == "mx1.slow.test replied 451 4.3.0 later"
-    assert (joe["next_attempt"], joe["expires"]) == (queue[0]["due"], queue[0]["expires"])
-    assert [bob[name] for name in ("reason", "next_attempt", "expires")] == [None] * 3
-
-
 @pytest.fixture
 def scheduled(relay):
     """A message that is to be sent in a day, by its submission id."""
