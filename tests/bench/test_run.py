@@ -39,23 +39,6 @@ def test_without_the_kit_or_the_bench_it_says_so(tmp_path):
 
 
 @each_row(
-    "options, python",
-    [
-        ((), ".venv/bench/bin/python"),
-        (("VENV=.venv/other",), ".venv/other/bin/python"),
-        (("PYTHON=python3",), ".venv/bin/python"),
-    ],
-)
-def test_make_bench_takes_the_python_of_the_distribution(options, python):
-    if run("env", "/usr/bin/python3", "-c", "import ensurepip, venv").returncode:
-        pytest.skip("/usr/bin/python3 has no venv")
-    of_make = ("MAKEFLAGS", "MAKELEVEL", "PYTHON", "VENV")  # of the make that runs the tests
-    without = [f"--unset={name}" for name in of_make]
-    done = run("env", *without, "make", "-n", "bench", *options)
-    assert done.stdout.splitlines()[-1] == f"{python} -m tests.bench "
-
-
-@each_row(
     "cpu, duplicates, faults",
     [
         (1.1, 0, []),

@@ -17,7 +17,6 @@ import pytest
 from tests.crash.queue_storm import PATIENT
 from tests.postgres.test_poolers import opened_front
 from tests.postgres.test_server_away import submit_code
-from tests.support.disks import filled
 from tests.support.journeys import outcomes
 from tests.support.long_tests import long
 from tests.support.patroni import Cluster
@@ -39,8 +38,8 @@ LOSE_ALL = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usenam
 class Ways:
     """A cluster, what stands in front of it, and three nodes."""
 
-    def __init__(self, until_end: ExitStack, *, disk_bytes: int = 0) -> None:
-        self.cluster = Cluster(until_end, disk_bytes=disk_bytes)
+    def __init__(self, until_end: ExitStack) -> None:
+        self.cluster = Cluster(until_end)
         self.haproxy, self.pgbouncer = (until_end.enter_context(opened_front()) for _ in range(2))
         self._password = self.haproxy.folder / "password"
         self.start_fronts(PASSWORD)
@@ -185,11 +184,6 @@ def limit_times(ways: Ways) -> None:
     ways.cluster.sql(LOSE_ALL)
 
 
-def fill_disk(ways: Ways) -> None:
-    with filled(ways.cluster.primary.folder):
-        until("nothing is accepted", lambda: not ways.is_accepting())
-
-
 @pytest.fixture(scope="module", autouse=True)
 def every_relay() -> None:
     """Each node has a spool that the others share."""
@@ -208,16 +202,6 @@ LONG = (kill_machine, freeze, stop_store, restart_fronts, change_password, limit
 def test_nothing_is_lost_and_nothing_comes_twice_untold(
     ways: Ways, event: Callable[[Ways], None]
 ) -> None:
-    check(ways, event)
-
-
-@long
-def test_a_full_disk_loses_nothing() -> None:
-    with ExitStack() as until_end:
-        check(Ways(until_end, disk_bytes=400 << 20), fill_disk)
-
-
-def check(ways: Ways, event: Callable[[Ways], None]) -> None:
     ways.cluster.until_whole()
     clients = [Client(*one) for one in ways.nodes.items()]
     try:

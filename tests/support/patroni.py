@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.disks import short_place, small_disk
+from tests.support.disks import short_place
 from tests.support.ports import free_port
 from tests.support.postgres import OWNER, PASSWORD, PostgresServer
 from tests.support.relay_process import until
@@ -30,11 +30,10 @@ _START_S = 60.0
 class Member(PostgresServer):
     """A server, and the Patroni that starts it."""
 
-    def __init__(self, name: str, libraries: Path, *, store: int, disk_bytes: int) -> None:
+    def __init__(self, name: str, libraries: Path, *, store: int) -> None:
         super().__init__()
         self.name, self.api = name, free_port()
         self._libraries, self._store = libraries, store
-        self._disk_bytes, self._mounts = disk_bytes, ExitStack()
 
     @property
     def pid(self) -> int:
@@ -60,17 +59,12 @@ class Member(PostgresServer):
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        self._mounts.close()
         super().__exit__()
 
     def _fill(self) -> None:
-        if self._disk_bytes:
-            self._mounts.enter_context(small_disk(self.folder, size_bytes=self._disk_bytes))
-            self.folder.chmod(0o755)
-            os.chown(self.folder, self._owner["user"], self._owner["group"])
-
-    def _begin(self) -> None:
         """Patroni does."""
+
+    _begin = _fill
 
     def _command(self) -> list[str]:
         return ["/usr/bin/python3", "-m", "patroni", str(self.folder / "patroni.yml")]
@@ -90,8 +84,7 @@ class Member(PostgresServer):
 class Cluster:
     """Two members, one of them the primary, the other one a standby that confirms each commit."""
 
-    def __init__(self, until_end: ExitStack, *, disk_bytes: int = 0) -> None:
-        """With `disk_bytes` each member has a disk of its own."""
+    def __init__(self, until_end: ExitStack) -> None:
         folder = Path(tempfile.mkdtemp(prefix="relay-dcs-", dir=short_place()))
         until_end.callback(shutil.rmtree, folder, ignore_errors=True)
         program = shutil.which("etcd") or UNPACKED / "bin/etcd"
@@ -108,7 +101,7 @@ class Cluster:
         until_end.callback(self.store.kill)
         self.members: list[Member] = []
         for name in ("pg-1", "pg-2"):
-            member = Member(name, folder / "python", store=ports[0], disk_bytes=disk_bytes)
+            member = Member(name, folder / "python", store=ports[0])
             self.members.append(until_end.enter_context(member))
             until("there is a primary", lambda: self.leaders, timeout_s=_START_S)
         self.until_whole()
