@@ -117,7 +117,10 @@ def graph_app(
         subscriptions=nobody,
         usage=usage_of(clock),
     )
-    return create_app(dependencies, authentication, max_body=http["max_body"], ready=ready)
+    memory = {"memory_bytes": 400_000_000}
+    return create_app(
+        dependencies, authentication, max_body=http["max_body"], ready=ready, **memory
+    )
 
 
 @asynccontextmanager

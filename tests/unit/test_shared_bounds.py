@@ -30,7 +30,7 @@ SHARED: dict[str, str | tuple[str, int]] = {
     "front_door.api.explain _questions": "principal",
     "front_door.api.explain _with_message": "principal",
     "front_door.api.explain _arriving": "account or client",
-    "front_door.api.handlers _checks": "principal",
+    "front_door.api.handlers checks": "principal",
     "front_door.api.handlers _waits": "account",
     "front_door.graph.batch _held": "account",
     "front_door.graph.dependencies streamed_bodies": "account",

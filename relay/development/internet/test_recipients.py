@@ -195,8 +195,8 @@ _SERVICES = {
 EXAMPLES = (
     *((row.partition(" ")[0], row.partition(" ")[2]) for row in _TABLE.splitlines()),
     *(
-        (f"{name}@{domain}", "replies 550 5.1.1" if wanted.reply else "accepts the message")
+        (f"{name}@{domain}", "replies 550 5.1.1" if address.reply else "accepts the message")
         for domain, names in _SERVICES.items()
-        for name, wanted in names.items()
+        for name, address in names.items()
     ),
 )

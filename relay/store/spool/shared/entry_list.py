@@ -64,7 +64,7 @@ class EntryListBuilder:
                     rows = tables.fetch(_RECIPIENTS, (*key, self.recipients_left + 1))
                     listed = [EntryRecipient(*row) for _, _, *row in rows]
                 if columns["state"] == "final":
-                    state = message_state([RecipientState(one.state) for one in listed])
+                    state = message_state([RecipientState(recipient.state) for recipient in listed])
                 self._append(read_entry(columns, state), recipients=listed, more=more.get(key, {}))
 
     def _append(

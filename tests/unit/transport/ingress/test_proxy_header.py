@@ -20,9 +20,7 @@ from tests.support.events import until
 from tests.support.ingress import Relay, inside
 from tests.support.logs import capture_logs
 from tests.support.tables import each_row
-from tests.unit.transport.ingress.test_early_talkers import MAIL, all_of, certificate
-
-__all__ = ["certificate"]
+from tests.unit.transport.ingress.test_early_talkers import MAIL, all_of
 
 PROXIES = ("127.0.0.1/32",)
 STRANGER = "203.0.113.9"
