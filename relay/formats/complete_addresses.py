@@ -36,8 +36,8 @@ def with_domains(header: Header, *, senders: str, recipients: str, author: str =
 
 
 def _completed(octets: bytes, domain: str, author: str) -> bytes:
-    name, _, value = octets.partition(b":")
-    text = value.replace(b"\r\n", b"").decode("utf-8", "replace")
+    name, _, body = octets.partition(b":")
+    text = body.replace(b"\r\n", b"").decode("utf-8", "replace")
     mailboxes = [] if len(octets) > _OCTETS_MAX else [*address_entries(text, unqualified=True)]
     if all(map(_is_complete, mailboxes)) or not all(mailbox.is_plain for mailbox in mailboxes):
         return octets
