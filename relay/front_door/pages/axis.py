@@ -105,7 +105,7 @@ def axis_of(journey: Journey, recipients: Sequence[Recipient]) -> Axis | None:
     spans = sorted(chain.from_iterable(lane.spans for lane in lanes))
     if not spans:
         return None
-    accepted = [time_us_of(step.at) for step in journey.steps if step.step in (4, 5)]
+    accepted = [_us(step.at) for step in journey.steps if step.step in (4, 5) and _us(step.at)]
     start, end = min([*accepted, spans[0].start_us]), max(span.end_us for span in spans)
     pairs = chain.from_iterable(map(pairwise, tries))
     waits = sorted({max(0, later.start_us - earlier.end_us) for earlier, later in pairs} - {0})
@@ -125,12 +125,21 @@ def axis_of(journey: Journey, recipients: Sequence[Recipient]) -> Axis | None:
 def _spans(recipient: Recipient) -> Iterator[Span]:
     """Yield attempts, and the attempt that is due."""
     for tried in recipient.attempts:
-        end_us = time_us_of(tried.at)
+        if not (end_us := _us(tried.at)):
+            continue
         took_us = round(1000 * tried.durations.total) if tried.durations else 0
         said = f"{tried.outcome}{f' by {tried.host}' if tried.host else ''}: {tried.reply}"
         yield Span(end_us - took_us, end_us, tried.at, tried.outcome, said)
-    if due := recipient.next_attempt:
-        yield Span(time_us_of(due), time_us_of(due), due, _DUE)
+    if due_us := _us(due := recipient.next_attempt or ""):
+        yield Span(due_us, due_us, due, _DUE)
+
+
+def _us(at: str) -> int:
+    """Return a recorded time; 0: it cannot be read, or there is none."""
+    try:
+        return time_us_of(at)
+    except ValueError:
+        return 0
 
 
 def _words(recipient: Recipient) -> str:
@@ -164,7 +173,8 @@ def _lanes(recipients: Sequence[Recipient], tries: Sequence[Sequence[Span]]) -> 
 
 def _report(step: JourneyStep) -> Iterator[Lane]:
     """Yield the lane of a report or complaint: it ends where it was made or received."""
-    at_us = time_us_of(step.at)
+    if not (at_us := _us(step.at)):
+        return
     match step.read():
         case details.ReportDetail() as made if made.to:
             words = ": ".join(filter(None, (made.kind, named(made.recipients))))

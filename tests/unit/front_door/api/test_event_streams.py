@@ -564,8 +564,7 @@ async def test_streams_that_come_at_once_do_not_exceed_the_limit(relay: Relay, m
 async def test_clients_that_read_the_past_again_and_again_take_turns_with_pauses(
     relay: Relay, monkeypatch
 ) -> None:
-    monkeypatch.setattr(event_feed, "_COST_FACTOR", 10**6)
-    monkeypatch.setattr(event_feed, "_PAUSE_S_MAX", 0.1)
+    monkeypatch.setattr(event_feed, "pause_after", lambda _cost_s: 0.1)
     await relay.mail()
     async with relay.stream("auditor"):
         began = asyncio.get_running_loop().time()

@@ -1,8 +1,11 @@
 """What a queue command decides about the entries of one transaction, without a spool."""
 
+from msgspec.structs import replace
+
+from relay.base.message.lifecycle import RecipientState
 from relay.store.spool.queue_commands import CommandResult
 from relay.store.spool.shared.decisions import decide
-from relay.store.spool.shared.entries import LoadedEntries, read_entry
+from relay.store.spool.shared.entries import EntryFacts, LoadedEntries
 from tests.support.operator import HOUR_US, command
 from tests.support.tables import each_row
 
@@ -12,8 +15,10 @@ FIRST, SECOND = ("m", 1), ("m", 2)
 
 
 EPOCH = 3
-# from its state on, the columns of ENTRY
-ROW = ("queued", 0, EPOCH, 1, 1, "mx:a.test", NOW_US, NOW_US, None, 1, 0, "", 0, "", END_US)
+WAITING = EntryFacts(
+    *(*FIRST, RecipientState.QUEUED, False, EPOCH, 1, 1, "mx:a.test", NOW_US, NOW_US, None, 1, 0),
+    *("", 0, "", END_US),
+)
 
 
 @each_row(
@@ -27,7 +32,7 @@ ROW = ("queued", 0, EPOCH, 1, 1, "mx:a.test", NOW_US, NOW_US, None, 1, 0, "", 0,
     ],
 )
 def test_a_message_is_cancelled_only_as_its_reports_know_it(planned, ended) -> None:
-    entries = {key: read_entry((*key, *ROW)) for key in (FIRST, SECOND)}
+    entries = {FIRST: WAITING, SECOND: replace(WAITING, number=2)}
     result, changes = decide(
         LoadedEntries(entries, to_be_planned=list(entries)),
         command("cancel", bounce=True),
