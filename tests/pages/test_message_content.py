@@ -342,6 +342,7 @@ PREVIEWS = (  # content, the type and name that the part has, and the type of th
     (b"", "image/gif", "k.gif", ""),
     (b"<script>alert(1)</script>", "text/html", "l.html", ""),
     (b"alert(1)", "application/javascript", "m", ""),
+    (b"x", "text/plain", "n.txt", ""),
 )
 ACTIVE = ("image/svg+xml", "text/html", "application/javascript")
 
@@ -353,7 +354,7 @@ def test_images_among_the_attachments_are_shown_by_their_content(dev: DevProcess
     for content, kind, name, _ in PREVIEWS:
         maintype, _, subtype = kind.partition("/")
         made.add_attachment(content, maintype, subtype, filename=name)
-    made.add_attachment(EmailMessage(), filename="n.eml")
+    made.add_attachment(EmailMessage(), filename="o.eml")
     key = sent(dev, made.as_bytes(policy=email.policy.SMTP))
     shown = page(dev, f"{key}?show=attachments").text
     for number, (content, kind, name, preview) in enumerate(PREVIEWS, 1):
@@ -371,6 +372,8 @@ def test_images_among_the_attachments_are_shown_by_their_content(dev: DevProcess
         download = page(dev, f"{key}/attachments/{number}")
         assert (download.content, download.headers["content-type"]) == (content, harmless), name
         assert download.headers["content-disposition"].startswith("attachment;")
+    item = page(dev, f"{key}/attachments/{len(PREVIEWS) + 1}")
+    assert item.headers["content-type"] == "message/rfc822"
     browser.open(f"{dev.url}/messages/{key}?show=attachments")
     browser.wait_for(".previews")
     assert re.sub(UNREAD, "", browser.driver.title).startswith("Attached")
