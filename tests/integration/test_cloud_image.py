@@ -112,7 +112,7 @@ def service(beside) -> Iterator[RelayProcess]:
     """`relay serve` with this file and what the image gives, beside a Graph of this machine."""
     cloud = tomllib.loads(beside.config_file.read_text())
     [client] = cloud["oauth"]
-    [graph] = [one["next_hop"] for one in cloud["route"] if one["next_hop"].startswith("graph:")]
+    graph, *_ = [one["next_hop"] for one in cloud["route"] if one["next_hop"].startswith("graph:")]
     secrets = {"M365_CLIENT_ID": client["client_id"], "M365_CLIENT_SECRET": client["client_secret"]}
     secrets["RELAY_COPY_TO"] = OPS
     given = {name: text for name, text in set_to(**secrets).items() if name[:4] in ("RELA", "M365")}

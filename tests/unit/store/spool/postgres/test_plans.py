@@ -65,7 +65,7 @@ WHOLE_TABLE = re.compile(
     r"owed_receipt.* WHERE (owed_us <|state =)|standing_hold WHERE until_us"
     r"|suppressed WHERE who = '' AND last_us|count\(\*\) FROM suppressed$"
 )
-SYSTEM = re.compile(r"pg_|set_config|^(BEGIN|COMMIT|ROLLBACK|SET|CREATE|LOCK)\b")
+SYSTEM = re.compile(r"pg_|set_config|^(BEGIN|COMMIT|ROLLBACK|SET|SHOW|CREATE|LOCK)\b")
 ON_KEYS = re.compile(
     r"\b(id|message_id|number|entry|content_id|ctid|sequence) =|= \S+\.(id|message_id|number|entry|ctid)\b"
 )
