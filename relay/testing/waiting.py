@@ -140,7 +140,7 @@ def timeout_text(criteria: Wanted, seconds: float, observed: Observed) -> str:
     return _failed(f"{criteria} within {seconds:g} s", lines, observed)
 
 
-def no_journey_text(wanted: str, near: Mapping[str, Any] | None, observed: Observed) -> str:
+def no_journey_text(expected: str, near: Mapping[str, Any] | None, observed: Observed) -> str:
     """Return why a wait for a journey failed. `near` is `nearest` of GET /relay/v1/messages."""
     lines = listed("Messages", [journey_lines(journey) for journey in observed.journeys])
     if near is not None:
@@ -149,7 +149,7 @@ def no_journey_text(wanted: str, near: Mapping[str, Any] | None, observed: Obser
         lines += ["", f"Nearest: {line}", *_differences(compared)]
         if (near["submission_id"] or near["id"]) in observed.taken:
             lines.append(_RETURNED)
-    return _failed(wanted, lines, observed)
+    return _failed(expected, lines, observed)
 
 
 def _differences(compared: Iterable[Comparison]) -> list[str]:
@@ -160,10 +160,10 @@ def _differences(compared: Iterable[Comparison]) -> list[str]:
     ]
 
 
-def _failed(wanted: str, lines: Sequence[str], observed: Observed) -> str:
+def _failed(expected: str, lines: Sequence[str], observed: Observed) -> str:
     is_used = observed.connections or observed.refused
     never = "" if is_used else ": no program has connected to this relay"
-    head = [f"no {wanted}{never}", "", *_outbox_lines(observed.outbox)]
+    head = [f"no {expected}{never}", "", *_outbox_lines(observed.outbox)]
     lines = [*head, *lines, *refused_lines(observed.refused)]
     if observed.log:
         lines += ["", "Last lines of the relay's log:", *(f"  {line}" for line in observed.log)]

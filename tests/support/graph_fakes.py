@@ -100,6 +100,7 @@ def graph_app(
         "max_body": 1 << 20,
         "max_upload": 8 << 20,
         "profile": "relaxed",
+        "memory_bytes": 400_000_000,
     } | http
     authentication = authentication or authentication_of(accounts, clock)
     nobody: Any = NoSubscriptions()
@@ -117,7 +118,7 @@ def graph_app(
         subscriptions=nobody,
         usage=usage_of(clock),
     )
-    memory = {"memory_bytes": 400_000_000}
+    memory = {"memory_bytes": http["memory_bytes"]}
     return create_app(
         dependencies, authentication, max_body=http["max_body"], ready=ready, **memory
     )

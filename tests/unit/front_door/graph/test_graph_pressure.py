@@ -3,7 +3,9 @@
 import pytest
 
 from relay.base.pressure import PressureLevel, PressureReason, PressureState
-from tests.support.graph_fakes import WatchedGraph, refused, to
+from tests.support.graph_fakes import WatchedGraph, graph_app, refused, to
+from tests.support.manual_clock import ManualClock
+from tests.support.tables import each_row
 
 MESSAGE = {"subject": "s", "toRecipients": to("bob@y.test")}
 SEND = ("POST", "/me/sendMail", {"message": MESSAGE})
@@ -85,3 +87,10 @@ async def test_without_a_token_pressure_is_not_disclosed(graph: WatchedGraph) ->
     graph.pressure.state = PressureState({PressureReason.QUEUE: PressureLevel.REFUSE})
     graph.http.headers["authorization"] = "Bearer wrong"
     assert (await graph.send(MESSAGE)).status_code == 401
+
+
+@each_row("memory_bytes, bodies", [(1_000_000_000, 8), (150 * 1_000_000, 3), (20 * 1_000_000, 2)])
+def test_little_memory_holds_fewer_bodies(memory_bytes: int, bodies: int) -> None:
+    """A body takes five times its size: two of 30 MB at once ended a relay of 192 MiB."""
+    app = graph_app(None, ManualClock(), max_body=10_000_000, memory_bytes=memory_bytes)
+    assert app._bodies._held.limit == bodies * 10_000_000
