@@ -108,6 +108,7 @@ def test_each_message_is_notified_in_order(tmp_path: Path) -> None:
                 until("some were accepted", lambda: len(accepted) >= goal)  # noqa: B023
                 (relay if number % 2 else receiver).kill()
                 (relay if number % 2 else receiver).start()
+        until("the queue is empty", lambda: not relay.queue(), timeout_s=60)
         there = set(stored(relay))
         assert len(there) >= MESSAGES  # a client repeats what was accepted when it got no answer
         until("all were notified", lambda: there <= set(receiver.ids()))
