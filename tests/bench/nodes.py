@@ -1,18 +1,19 @@
-"""One relay on SQLite, and 1, 2 and 4 nodes on PostgreSQL that share a listening socket.
+"""One relay on SQLite, and 1 to 3 nodes on PostgreSQL that share a listening socket, by socket and by TLS.
 
     make bench ARGS=nodes                               three rounds of `small`, commit_delay 0 and 500
     make bench ARGS="nodes --workload burst --rounds 5"
 
 The nodes have no mailboxes, one state_dir each, and inherit the socket as from systemd. All systems
 run all the time, and are loaded in turn. Printed are messages a second, busy cores of the machine, and
-processor time a message: of the relays, of the server, and of the relays' event loops. For more cores
-the rate is computed, not measured, from the times, with the number of nodes that it takes: an event
+processor time a message: of the relays, of the server, and of the relays' event loops; `of socket` is
+that of relays and server, through TLS, to that through a socket. For more cores the rate is computed, not measured, from the times, with the number of nodes that it takes: an event
 loop fills at most one core. It leaves out the load's source and sink, and syncs and locks of the server.
 """
 
 import argparse
 import math
 import os
+import shutil
 import signal
 import socket
 import statistics
@@ -27,9 +28,11 @@ from typing import Any
 from tests.bench.side_by_side import kit, write_template
 from tests.support.postgres import PostgresServer, database_of
 from tests.support.relay_process import until
+from tests.support.tls import new_authority
 
 ONE = "SQLite"
-NODES = (1, 2, 4)
+NODES = (1, 2, 3)
+TLS = ", TLS"
 CORES = (4, 8, 16)
 FIGURES = ("per_s", "busy", "relays_ms", "server_ms", "loops_ms")
 # LISTEN_PID is the process that the shell becomes.
@@ -50,6 +53,10 @@ def main() -> int:
     with ExitStack() as stack:
         server = stack.enter_context(PostgresServer(is_synced=True))
         urls = {ONE: "", **{f"{count} of PostgreSQL": server.create() for count in NODES}}
+        options = f"?sslmode=verify-full&sslrootcert={with_tls(server)}"
+        for count in NODES:
+            name = database_of(server.create())
+            urls[f"{count} of PostgreSQL{TLS}"] = f"{server.tcp_url(name, password='')}{options}"
         systems: dict[str, Any] = {}
         for name, url in urls.items():
             count = int(name.split()[0]) if url else 1
@@ -82,6 +89,21 @@ def launch(count: str, port: str, sink: str, folder: str, url: str = "") -> int:
         nodes.append(subprocess.Popen([*command, *role, "--config", config], pass_fds=[3]))
     signal.signal(signal.SIGTERM, lambda *_: [node.terminate() for node in nodes])
     return max(node.wait() for node in nodes)
+
+
+def with_tls(server: PostgresServer) -> Path:
+    """Let the server take TLS; return the certificate of the authority."""
+    authority = new_authority(server.folder)
+    own = authority.issue("IP:127.0.0.1")
+    for path, name in ((own.certificate, "server.crt"), (own.key, "server.key")):
+        place = Path(shutil.copy(path, server.data / name))
+        owner = server.data.stat()
+        os.chown(place, owner.st_uid, owner.st_gid)
+        place.chmod(0o600)
+    access = server.data / "pg_hba.conf"
+    access.write_text("hostssl all all 127.0.0.1/32 trust\n" + access.read_text())
+    server.configure(ssl="on")
+    return authority.certificate
 
 
 def measured(systems: Mapping[str, Any], server: PostgresServer, given: Any) -> dict[str, Any]:
@@ -117,14 +139,18 @@ def in_loops_s(system: Any) -> float:
 def lines(found: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     """The rows of the table, with the computed rates and the relays that they take."""
     names = "".join(f"{name:>11}" for name in FIGURES)
-    yield f"{'':<16}{names}   computed: {''.join(f'{count:>8} cores' for count in CORES)}"
+    yield f"{'':<22}{names}  of socket   computed: {''.join(f'{count:>8} cores' for count in CORES)}"
     for name, row in found.items():
         values = "".join(f"{row[figure]:>11.2f}" for figure in FIGURES)
         most_per_s = 1000 / row["loops_ms"] if name == ONE else math.inf
         all_ms = row["relays_ms"] + row["server_ms"]
+        of_socket = ""
+        if name.endswith(TLS):
+            plain = found[name.removesuffix(TLS)]
+            of_socket = f"{all_ms / (plain['relays_ms'] + plain['server_ms']):.3f}"
         rates = [min(cores * 1000 / all_ms, most_per_s) for cores in CORES]
         texts = [f"{rate:.0f}/s ({math.ceil(rate * row['loops_ms'] / 1000)})" for rate in rates]
-        yield f"{name:<16}{values}             {''.join(f'{text:>14}' for text in texts)}"
+        yield f"{name:<22}{values}{of_socket:>11}             {''.join(f'{text:>14}' for text in texts)}"
 
 
 if __name__ == "__main__":
