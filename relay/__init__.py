@@ -19,7 +19,7 @@ docs/flow.md follows one message through the wings, docs/design.md gives the rea
 
 from pathlib import Path
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 
 
 def commit() -> str:
