@@ -16,7 +16,7 @@ from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
 from tests.support.reports import report_about
 
-RELEASES = ("0.2.0", "0.3.0", "0.4.0", "0.5.0", "0.6.0")
+RELEASES = ("0.2.0", "0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0")
 
 
 @pytest.fixture(scope="module", params=RELEASES)
