@@ -44,6 +44,11 @@ class Turns:
         return any(self._held.of(network) <= has for network in self._lines)
 
     @property
+    def places(self) -> int:
+        """How many there are."""
+        return self._held.limit
+
+    @property
     def taken(self) -> int:
         """How much all have."""
         return self._held.taken

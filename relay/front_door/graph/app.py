@@ -29,10 +29,9 @@ from relay.front_door.http.http_request import HttpRequest, RequestLimits
 from relay.front_door.sign_in.authentication import HttpAuthentication
 from relay.store.mailbox.errors import OutcomeUnknownError, StoreError
 
-# limit of Graph: bodies of `http.max_body` in memory, down to 2 where memory is limited, half of
+# limit of Graph: bodies of `http.max_body` in memory, down to 1 where memory is limited, half of
 # them of one account; others wait 30 s; then 503
 HELD_BODIES = 8
-_HELD_BODIES_MIN = 2  # a body of no declared length gets half
 _MEMORY_OF_BODY = 5  # octets of memory for each octet of a body while it is processed
 _READY_RETRY_S = 5
 _NO_METADATA = re.compile(r"odata\.metadata\s*+=\s*+none", re.IGNORECASE)
@@ -86,8 +85,7 @@ def create_app(
             response = await asyncio.to_thread(_without_metadata, response)
         return graph_request.add_applied(response)
 
-    held_bytes = max(memory_bytes // _MEMORY_OF_BODY, _HELD_BODIES_MIN * max_body)
-    held_bytes = min(held_bytes, HELD_BODIES * max_body)
+    held_bytes = max(max_body, min(memory_bytes // _MEMORY_OF_BODY, HELD_BODIES * max_body))
     limits = RequestLimits(body_bytes=max_body, held_bytes=held_bytes, bound="graph bodies")
     gateway = Gateway(handle, clock=dependencies.clock, limits=limits)
     batches = BatchHandler(

@@ -240,7 +240,11 @@ class HttpRequest:
             if size_bytes > limit:
                 raise body_too_large(limit)
             if size_bytes > self._held_bytes:  # its length was not declared: a few large steps
-                await self._hold(size_bytes if self._complete else min(limit, 2 * size_bytes))
+                more_bytes = min(limit, 2 * size_bytes)
+                if self._held_bytes and self.bodies.places < 2 * limit:
+                    self.release()  # what has some of so few places gets half of them at most
+                    more_bytes = limit
+                await self._hold(size_bytes if self._complete else more_bytes)
             chunks.append(chunk)
         if not was_there:
             self.check_rights()

@@ -101,11 +101,12 @@ async def test_a_slow_body_makes_room_for_those_that_wait(made, monkeypatch) -> 
 
 
 @pytest.mark.parametrize("form", [post, chunked])
+@pytest.mark.parametrize("size", [LIMIT, HELD])
 @pytest.mark.parametrize("others", [0, 1], ids=["the only account", "the account of nine tenths"])
-async def test_many_large_bodies_of_an_account_go_on_in_turn(form, others: int) -> None:
-    sent = [form(HONEST[0], LIMIT)] * 9 + [form(HONEST[1], LIMIT)] * others
-    async with serving(read, held_bytes=HELD) as server:
-        assert await sizes_of(server, *sent) == [(200, b"%d" % LIMIT)] * len(sent)
+async def test_many_large_bodies_of_an_account_go_on_in_turn(form, size: int, others: int) -> None:
+    sent = [form(HONEST[0], size)] * 9 + [form(HONEST[1], size)] * others
+    async with serving(read, body_bytes=size, held_bytes=HELD) as server:
+        assert await sizes_of(server, *sent) == [(200, b"%d" % size)] * len(sent)
 
 
 async def test_a_body_waits_unread_and_only_for_some_time(monkeypatch) -> None:
