@@ -167,6 +167,7 @@ def answer(
     journey: Journey, *, now_us: int, reports: Mapping[str, Journey] | None = None
 ) -> list[Sentence]:
     """Return at most three sentences, the most important first, and how many recipients are left.
+    One about a failure is the first, and what waits follows.
 
     `reports` are the known journeys of the message's reports, by their ids.
     """
@@ -174,6 +175,8 @@ def answer(
     for recipient in (*journey.shown_recipients, *_failed_copies(journey)):
         groups.setdefault((recipient.state, _likeness(recipient)), []).append(recipient)
     ordered = sorted(groups.values(), key=lambda group: by_importance(group[0].state))
+    worst = next((group for group in ordered if group[0].state in _FAILED), None)
+    ordered.sort(key=lambda group: group is not worst)
     writer = _Writer(journey, now_us, reports or {})
     sentences = [writer.sentence(group) for group in ordered[:_SENTENCES_MAX]]
     if rest := [recipient for group in ordered[_SENTENCES_MAX:] for recipient in group]:

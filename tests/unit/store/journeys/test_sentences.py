@@ -166,12 +166,12 @@ def test_recipients_of_one_state_and_reply_have_one_sentence():
         return recipient("failed", f"{name}@b.test", attempts=[attempt(2, reply=reply)])
 
     two, three = [failed("a"), failed("b")], [failed("a"), failed("b"), failed("c")]
-    fine = recipient("delivered", "bob@b.test")
+    fine, waits = recipient("delivered", "bob@b.test"), recipient("deferred", "eve@b.test")
     (text,) = sentences(*three)
     assert text.startswith("Failed for all 3 recipients: mx1.customer.example replied 550 5.1.1")
-    first, last = sentences(fine, *two)
-    assert first.startswith("Failed for a@b.test and b@b.test: ")
-    assert last == "Delivered to bob@b.test."
+    first, second, third, _ = sentences(fine, waits, recipient("failed", "o@b.test"), *two)
+    assert (first[:20], second[:8]) == ("Failed for o@b.test.", "Deferred")
+    assert third.startswith("Failed for a@b.test and b@b.test: ")
     first, _ = sentences(fine, *three)
     assert first.startswith("Failed for 3 of 4 recipients (a@b.test, b@b.test, …): ")
 
