@@ -236,7 +236,7 @@ def test_the_line_of_text_is_in_the_list_of_whose_mail_it_is(serve):
             assert ("482913" in shown) == (name != "auditor")  # the text
             assert ("<code>482913</code>" in shown) == (name == "alice")
     with visitors.browser("carl") as browser:
-        for path, said in (("/", "You have sent nothing"), ("/?q=x", "No message matches")):
+        for path, said in (("/", "You have sent"), ("/?q=x", "No message"), ("/refused", "to you")):
             assert re.search(rf"{said}.* Your account has no role to see", browser.get(path).text)
 
 

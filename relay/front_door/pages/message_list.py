@@ -60,6 +60,7 @@ _UNREAD_ROW = ' class="unread"'
 _EVERYTHING = MessageSearch()
 # The last reply is shown only while a message has not reached its destination.
 _REMOVED = "removed by a mail program; the queue's copy stays"
+_FAILED = (RecipientState.FAILED, RecipientState.EXPIRED)
 _WITHOUT_REPLY = (RecipientState.DELIVERED, RecipientState.RELAYED, RecipientState.CAPTURED)
 # States with a tab; others can be searched: state:expired.
 _TABS: Sequence[str] = (
@@ -308,10 +309,19 @@ def _row(row: MessageSummary, facts: RowFacts, tags: Sequence[str]) -> SimpleNam
         to_name=one_line(preview.to_name),
         more=max(0, row.recipient_count - is_sent_to),
         subject=one_line(row.subject),
+        failed=_failed(row),
         note=_REMOVED if facts.is_removed else _note(row),
         next=None if next_us is None else rfc3339(next_us),
         tags=tags,
     )
+
+
+def _failed(row: MessageSummary) -> str:
+    """Return how many recipients failed, "" if none did or the state of the message says so."""
+    number = sum(to.state in _FAILED for to in row.recipients)
+    if not number or row.state in _FAILED:
+        return ""
+    return f"{'' if row.recipient_count == len(row.recipients) else 'at least '}{number} failed"
 
 
 def _note(row: MessageSummary) -> str:
@@ -379,6 +389,7 @@ async def refused_page(request: PageRequest) -> Response:
             rows=page.refused,
             tab=await refused_tab(request),
             address=address,
+            sees_all=request.site.handlers.is_development or request.principal.account is None,
             newest=conditions if before else None,
             older=conditions | {"before": page.older} if page.older else None,
         )
