@@ -7,7 +7,7 @@ wording.py: the caller makes them safe for a terminal or a page.
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from msgspec import Struct, structs
 
@@ -172,7 +172,7 @@ def answer(
     `reports` are the known journeys of the message's reports, by their ids.
     """
     groups: dict[tuple[str, str], list[Recipient]] = {}
-    for recipient in (*journey.shown_recipients, *_failed_copies(journey)):
+    for recipient in (*journey.shown_recipients, *_copies_in(_STOPPED, journey)):
         groups.setdefault((recipient.state, _likeness(recipient)), []).append(recipient)
     ordered = sorted(groups.values(), key=lambda group: by_importance(group[0].state))
     worst = next((group for group in ordered if group[0].state in _FAILED), None)
@@ -189,12 +189,12 @@ def answer(
 def needed_reports(journey: Journey) -> Sequence[str]:
     """Return the ids of the reports whose journeys answer() needs."""
     failed = [recipient.state in _FAILED for recipient in journey.recipients]
-    return journey.reports[-_REPORTS_MAX:] if any(failed) or _failed_copies(journey) else ()
+    return journey.reports[-_REPORTS_MAX:] if any(failed) or _copies_in(_FAILED, journey) else ()
 
 
-def _failed_copies(journey: Journey) -> list[Recipient]:
-    """Return the recipients that a rule added and that have failed, if the reader may know them."""
-    return [copy for copy in journey.added or () if copy.state in _FAILED]
+def _copies_in(states: Collection[str], journey: Journey) -> list[Recipient]:
+    """Return the recipients in these states that a rule added, if the reader may know them."""
+    return [copy for copy in journey.added or () if copy.state in states]
 
 
 def _likeness(recipient: Recipient) -> str:
@@ -407,6 +407,7 @@ def _successors(recipient: Recipient) -> str:
 # nothing, so their words always have the name of the host before them.
 
 _FAILED = (RecipientState.FAILED, RecipientState.EXPIRED)
+_STOPPED = (*_FAILED, RecipientState.DEFERRED, RecipientState.HELD)
 _CLAIMS = {
     "failure": "it was not delivered",
     "delayed": "it is not delivered yet",
