@@ -177,8 +177,9 @@ def _recipient_lines(document: Mapping[str, Any]) -> Iterator[str]:
     for recipient in document["recipients"]:
         via = f" by {recipient['next_hop']}" if recipient["next_hop"] else ""
         yield _line(recipient, _fate(recipient) + via)
+    rejected = ", unless a client hears the reject" if document["verdict"] == "reject" else ""
     for recipient in document["added"]:
-        yield _line(recipient, _held(recipient) or "gets a copy")
+        yield _line(recipient, (_held(recipient) or "gets a copy") + rejected)
     for mail in document["mails"]:
         names = ", ".join(mail["recipients"])
         yield f"{_MAILS[mail['kind']]} to {mail['to']} about {names} ({mail['rule']})"

@@ -103,6 +103,14 @@ def test_what_is_said_of_a_file_of_any_name_is_one_printable_line(written, name)
     assert (bad, text.isprintable()) == (ExitCode.DATA, True)
 
 
+def test_nobody_gets_a_copy_of_a_message_whose_client_hears_that_all_are_rejected(written):
+    (written / "rules/20.toml").write_text(
+        '[[rule]]\nname = "x"\nthen = [ { bcc = "a@b.test" }, { reject = "5.7.1 no" } ]\n'
+    )
+    _, text = tried(written, written / "one.eml")
+    assert "a@b.test: gets a copy, unless a client hears the reject (x)\nverdict: reject" in text
+
+
 def test_a_message_may_come_through_a_pipe(written):
     reader, writer = os.pipe()
     os.write(writer, MESSAGE)
