@@ -26,8 +26,9 @@ from relay.base.socket_address import BOTH_FAMILIES, Address, inherited_address,
 _SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _YEAR_10000_S = 253_402_300_800
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([smhd])", re.ASCII)
+# time.fromisoformat() of Python 3.14 reads 24:00 as 0:00 of the same day, a day too early.
 _TIME = re.compile(
-    r"(today|yesterday|[0-9]{4}-[0-9]{2}-[0-9]{2})?[T ]?([0-9]{1,2}:[0-9:.]*+)? ?"
+    r"(today|yesterday|[0-9]{4}-[0-9]{2}-[0-9]{2})?[T ]?((?!24)[0-9]{1,2}:[0-9:.]*+)? ?"
     r"(Z|UTC|[+-][0-9]{2}:?[0-9]{2})?",
     re.IGNORECASE,
 )
