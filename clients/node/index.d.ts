@@ -128,7 +128,7 @@ export class Relay {
   /** The oldest message that matches and was not returned before, when it was tried for all recipients. */
   wait(options?: WaitOptions): Promise<Message>;
   waitForCount(count: number, options?: WaitOptions): Promise<Message[]>;
-  /** All that match, when what is in progress has ended. */
+  /** The newest 1,000 that match, when what is in progress has ended. */
   messages(conditions?: Conditions): Promise<Message[]>;
   /** The message as it is now. */
   message(id: string): Promise<Message>;

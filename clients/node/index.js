@@ -155,7 +155,7 @@ export class Relay {
     return new Message(this, journey, Object.assign({}, ...content));
   }
 
-  /** Return all messages that match, the oldest first, when what is in progress has ended. */
+  /** Return the newest 1,000 messages that match, the oldest first, when what is in progress has ended. */
   async messages(conditions) {
     await this.settle();
     return this.#take((await this.#list(conditions)).messages);

@@ -214,7 +214,7 @@ def _unreadable(path: KeyPath, file: Path) -> Found:
     if not isfile(file):  # noqa: PTH113 - of any name
         yield path, "the path of an existing file"
     elif not access(file, R_OK, effective_ids=True):
-        yield path, "a file that can be read"
+        yield path, "a file that the service can read (chgrp relay; chmod 0640)"
 
 
 def _domains(read: Sequence[tuple[KeyPath, tree.MailboxSettings | tree.OwnDomain]]) -> Found:
