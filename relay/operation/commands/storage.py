@@ -104,8 +104,8 @@ def _differences(
     example because the spool is older than the mail root; and what waits although it has left by
     `log`. The spool remembers a message for longer than this function looks back.
 
-    Messages before the first one that the spool knows are skipped: they were accepted into an
-    earlier spool, for example before an upgrade with an empty queue.
+    Without `log`, messages before the first one that the spool knows are skipped: they were
+    accepted into an earlier spool, for example before an upgrade with an empty queue.
     """
     since_us = clock.time_us() - int(min(KEY_MARGIN_S, settings.spool.keep) * 1_000_000)
     senders, results = read_log(log or ())
@@ -115,7 +115,7 @@ def _differences(
     for line in read_accepted(settings.mailboxes.root / ".submissions/log", since_us=since_us):
         times[line.queue_id] = line.at_us
         places[line.queue_id] = f"submission {line.submission_id} of {line.owner}"
-    is_of_this_spool, left = False, iter(sorted(places))
+    is_of_this_spool, left = log is not None, iter(sorted(places))
     while batch := [*islice(left, _LINES_AT_ONCE)]:
         recipients = [*stored.recipients(batch)]
         known = {queue_id for queue_id, _, _ in recipients}
