@@ -12,6 +12,7 @@ import subprocess
 import tarfile
 from collections.abc import Iterator
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,23 +30,45 @@ FROM_DEBIAN = "apt-get install -y --no-install-recommends"
 SERVICES = "opendkim opendmarc publicsuffix fail2ban python3-systemd"
 OTHERS = "needrestart postgresql"
 COMMIT = "git init -q && git add . && git -c user.name=a -c user.email=a@a.test commit -qm x"
-OLDER = {"old": "0.3.0", "0.4.0": "0.4.0", "0.5.0": "0.5.0"}
+OLDER = ("0.3.0", "0.4.0", "0.5.0", "0.6.0")
+ENGINES = ("sqlite", "postgresql")
 FILE = re.compile(r"\[([^]]+)\]\(((?!\w+:)[^)#]+(?<!\.md))\)")  # a link to no page
 BLOCKS = re.compile(r"^```(?:toml)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 EDIT = """sed -i 's/relay.example.org/mail.example.org/; s/^.mailboxes]$/&\\ndomains = ["example.org"]/' /etc/relay/relay.toml"""
 EDIT_SHORT = "sed -i 's/relay.example/mail.example/; s/#domains/domains/' /etc/relay/relay.toml"
 INBOX = "/var/lib/relay/mail/example.org/ann/new"
-BACK = "apt-get install -y --allow-downgrades -o Dpkg::Options::=--force-confold ./old/*.deb"
+BACK = "apt-get install -y --allow-downgrades -o Dpkg::Options::=--force-confold ./0.3.0/*.deb"
 TO_SINK = '\n[[route]]\ndomain = "*"\nnext_hop = "smtp://127.0.0.1:2526"\n'
 DATABASE = "su postgres -c 'createuser relay && createdb --owner relay relay'"
 SPOOL = '\n[spool]\nurl = "postgresql:///relay"\n'
 SCHEDULE = """curl -sSf http://127.0.0.1:8025/v1.0/me/sendMail -H 'Authorization: Bearer secret' -H 'Content-Type: application/json' \
 -d '{"message": {"subject": "scheduled", "toRecipients": [{"emailAddress": {"address": "ann@example.org"}}],
 "singleValueExtendedProperties": [{"id": "SystemTime 0x3FEF", "value": "2099-01-01T00:00:00Z"}]}}'"""
+CHANGE_CONFFILES = (
+    """dpkg-query -Wf '${Conffiles}' graph-relay | awk '{print $1}' | xargs -r sed -i '$a # mine'"""
+)
+# What 0.6.0 has, and 0.7.0 has not: applications with keys, automatic replies. The key is of RFC 7517, A.1.
+APPLICATIONS = """
+[[account]]
+address = "certified@example.org"
+client_id = "certified"
+client_certificate = "app.pem"
+
+[[account]]
+address = "keyed@example.org"
+client_id = "keyed"
+client_keys = '''{"keys": [{"kty": "EC", "crv": "P-256", "x": "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4",
+"y": "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}'''
+"""
+CERTIFICATE = "openssl req -x509 -newkey rsa:2048 -nodes -days 365 -subj /CN=app -keyout app.key -out /etc/relay/app.pem"
+REPLY = """curl -sSf -X PATCH http://127.0.0.1:8025/v1.0/me/mailboxSettings -H 'Authorization: Bearer secret' -H 'Content-Type: application/json' \
+-d '{"automaticRepliesSetting": {"status": "alwaysEnabled", "externalAudience": "all", "externalReplyMessage": "away"}}'"""
+REMOVED = ("client_certificate: found a", "client_keys: found a", "automatic replies are set in")
+TO_DEAD = "! curl -v --crlf smtp://127.0.0.1 --mail-from a@b.test --mail-rcpt dead@b.test -T load"
 IN_BACKGROUND = "systemd-run --same-dir -p StandardError=journal -p StandardOutput=file"
 SINK = f"{IN_BACKGROUND}:/dev/null /opt/relay/bin/python -m aiosmtpd -n -l 127.0.0.1:2526 -c aiosmtpd.handlers.Mailbox sink"
 LOAD = r"""send() { until [ -e enough ]; do sleep 0.05; number=$((number + 1)) subject="$1 $number"
-    ! printf 'Subject: %s\n\n' "$subject" | "${@:2}" >&2 || echo "$subject"
+    ! printf 'To: ann@example.org\nSubject: %s\n\n' "$subject" | "${@:2}" >&2 || echo "$subject"
 done; }
 send program relay sendmail ann@example.org &
 send smtp curl -sS smtp://127.0.0.1 --mail-from x@y.test --mail-rcpt ann@example.org --crlf -T - &
@@ -80,14 +103,14 @@ def build(folder: Path, day: int) -> Path:
 
 @pytest.fixture(scope="module")
 def packages() -> Iterator[Path]:
-    """A directory with those of this version, `new`, of 0.3.0, `old`, of 0.4.0 and of 0.5.0."""
+    """A directory with those of this version, `dist`, and of each older one."""
     needed = "dpkg-deb --version && /usr/bin/python3 -c 'import ensurepip' && unshare --mount true"
     if subprocess.run(needed, shell=True, capture_output=True, check=False).returncode:
         pytest.skip("only root of a Debian with python3-venv can do this")
     find = ["git", "log", "-1", "--format=%H", "--fixed-strings"]
     commits = {
-        name: subprocess.check_output([*find, f"--grep=release: {version}"], cwd=ROOT, text=True)
-        for name, version in OLDER.items()
+        version: subprocess.check_output([*find, f"--grep=release: {version}"], cwd=ROOT, text=True)
+        for version in OLDER
     }
     if not all(commits.values()):
         pytest.skip("the history of Git has not all releases")
@@ -97,15 +120,15 @@ def packages() -> Iterator[Path]:
         new, again = top / "one", top / "another/folder"
         checkout(new)
         checkout(again)
-        shutil.copytree(build(new, day=2), top / "new")
-        for name, commit in commits.items():
-            older = top / f"source-{name}"
+        shutil.copytree(build(new, day=2), top / "dist")
+        for version, commit in commits.items():
+            older = top / f"source-{version}"
             older.mkdir()
             archive = f"git archive {commit.strip()} | tar -x -C {older}"
             subprocess.run(archive, shell=True, cwd=ROOT, check=True)
-            shutil.copytree(build(older, day=1), top / name)
+            shutil.copytree(build(older, day=1), top / version)
         for package in build(again, day=2).iterdir():
-            assert package.read_bytes() == (top / "new" / package.name).read_bytes()
+            assert package.read_bytes() == (top / "dist" / package.name).read_bytes()
         yield top
 
 
@@ -130,17 +153,17 @@ def root_of(release: str, folder: Path) -> Path:
 
 @pytest.fixture(params=RELEASES)
 def machine(request, packages: Path, tmp_path: Path) -> Iterator[BootedRoot]:
-    """A machine of each release, with the packages in `old`, `0.4.0`, `0.5.0` and `dist`, where the administrator is."""
+    """A machine of each release, with the packages where the administrator is: in `dist`, `0.3.0` ..."""
     release = request.param
     try:
         booted = BootedRoot(root_of(release, tmp_path), tmp_path / "machine")
     except NoMachineError as error:
         pytest.skip(str(error))
     with booted as machine:
-        for name, where in (*zip(OLDER, OLDER, strict=True), ("new", "dist")):
-            (machine.files / "root" / where).mkdir(parents=True, exist_ok=True)
+        for name in (*OLDER, "dist"):
+            (machine.files / "root" / name).mkdir()
             for package in (packages / name).glob(f"*+deb{release}_*.deb"):
-                shutil.copy(package, machine.files / "root" / where)
+                shutil.copy(package, machine.files / "root" / name)
         yield machine
 
 
@@ -154,7 +177,7 @@ def blocks(heading: str, page: str = "operation-install") -> list[str]:
 PRINTED, ACCOUNTS, START = blocks("Debian package")
 INSTALL = PRINTED.replace("deb12", "deb1?").strip()
 [TO_0_5_0, *_] = blocks("Upgrade", "operation-backup")
-GO_BACK = TO_0_5_0.replace("deb12", "deb1?").replace("dist", "0.5.0")
+GO_BACK = TO_0_5_0.replace("deb12", "deb1?")
 WITHOUT_ROLE = INSTALL.replace("relay*", "relay_*")
 
 
@@ -182,7 +205,7 @@ def mail_arrives(machine: BootedRoot) -> None:
 
 @long
 def test_files_that_pages_of_operators_name_are_in_the_package(packages):
-    [package] = (packages / "new").glob("graph-relay_*+deb12_*.deb")
+    [package] = (packages / "dist").glob("graph-relay_*+deb12_*.deb")
     octets = subprocess.check_output(["dpkg-deb", "--fsys-tarfile", package])
     with tarfile.open(fileobj=BytesIO(octets)) as tar:
         held = {one.name[1:]: tar.extractfile(one).read() for one in tar if one.isfile()}
@@ -202,7 +225,7 @@ def test_beside_postfix_an_older_package_is_upgraded_and_takes_the_role(machine)
     machine.run("postconf -e defer_transports=smtp && systemctl reload postfix")
     machine.run("echo 'Subject: x' | sendmail bob@elsewhere.test")
     until("it is deferred", lambda: "elsewhere" in machine.run("mailq"))
-    machine.run("apt-get install -y ./old/*.deb")
+    machine.run("apt-get install -y ./0.3.0/*.deb")
     machine.run(f"{EDIT}; sed -i 's/0.1:25/0.1:2525/' /etc/relay/relay.toml")
     machine.run("cd /etc/relay/policies; echo '# mine' >>70-staging.toml; rm 40-*")
     use_accounts(machine)
@@ -233,11 +256,11 @@ def test_beside_postfix_an_older_package_is_upgraded_and_takes_the_role(machine)
 
 
 @long
-@pytest.mark.parametrize(("first", "edited"), [("old", False), ("0.4.0", True)])
+@pytest.mark.parametrize(("first", "edited"), [("0.3.0", False), ("0.4.0", True)])
 def test_the_file_of_an_older_package_starts_after_two_upgrades_and_a_boot(machine, first, edited):
     machine.run(f"{FROM_DEBIAN} needrestart && apt-get install -y ./{first}/graph-relay_*.deb")
     if edited:
-        machine.run(EDIT if first == "old" else EDIT_SHORT)
+        machine.run(EDIT_SHORT)
         use_accounts(machine)
     machine.run("systemctl enable --now relay")
     machine.run("find /etc/relay -type f -exec sha256sum {} + >before")
@@ -284,23 +307,29 @@ def test_the_file_of_an_older_package_starts_after_two_upgrades_and_a_boot(machi
 @long
 @pytest.mark.parametrize(
     ("first", "engine"),
-    [("old", "sqlite"), ("0.4.0", "postgresql"), ("0.5.0", "sqlite"), ("0.5.0", "postgresql")],
+    [("0.3.0", "sqlite"), ("0.4.0", "postgresql"), *product(("0.5.0", "0.6.0"), ENGINES)],
 )
 def test_no_mail_is_lost_or_sent_twice_by_an_upgrade_under_load_and_the_way_back(
     machine, first, engine
 ):
-    machine.run(f"apt-get install -y ./{first}/*.deb; {EDIT if first == 'old' else EDIT_SHORT}")
+    edit = EDIT if first == "0.3.0" else EDIT_SHORT
+    back, is_0_6_0 = max(first, "0.5.0"), first == "0.6.0"
+    machine.run(f"apt-get install -y ./{first}/*.deb; {edit}; {CHANGE_CONFFILES}")
     if engine == "postgresql":
         machine.run(f"{FROM_DEBIAN} postgresql && {DATABASE}")
-    added = TO_SINK + SPOOL * (engine == "postgresql")
-    machine.run(f"cat >>/etc/relay/relay.toml <<'END'{added}END")
-    use_accounts(machine, ACCOUNTS.replace("\n\n", '\ntoken = "plain:secret"\n\n', 1))
+    added = TO_SINK + SPOOL * (engine == "postgresql") + "\n[suppression]\n" * is_0_6_0
+    machine.run(f"cat >>/etc/relay/relay.toml <<'END'{added}END\n{CERTIFICATE}")
+    accounts = ACCOUNTS.replace("\n\n", '\ntoken = "plain:secret"\n\n', 1)
+    use_accounts(machine, accounts + APPLICATIONS * is_0_6_0)
     machine.run("systemctl enable --now relay")
+    machine.run("find /etc -path '*relay*' -type f -exec sha256sum {} + >before")
     for domain in ("deferred.test", "held.test"):
         machine.run(f"printf 'Subject: {domain}\n\n' | relay sendmail bob@{domain}")
     until("they wait", lambda: machine.run("relay queue list --state deferred").count("bob@") == 2)
     machine.run(f"relay queue hold --domain held.test; {SCHEDULE}")
     (machine.files / "root/load").write_text(LOAD)
+    if is_0_6_0:
+        machine.run(f"{REPLY} && relay suppressed add dead@b.test --reason x")
     machine.run(f"{IN_BACKGROUND}:$HOME/sent --unit=load bash load")
     under_load(machine)
     assert "active: listening" in machine.run(INSTALL)
@@ -308,14 +337,21 @@ def test_no_mail_is_lost_or_sent_twice_by_an_upgrade_under_load_and_the_way_back
     held, others = (machine.run(f"relay queue list {one}") for one in ("--state held", ""))
     assert ("bob@held.test" in held, "bob@deferred.test" in others) == (True, True)
     assert "ann@example.org" in machine.run("relay queue list --state scheduled")
-    assert "active: listening" in machine.run(GO_BACK)
-    assert "0.5.0" in machine.run("relay --version")
+    if is_0_6_0:
+        assert "suppressed since" in machine.run(TO_DEAD)
+        assert [one for one in REMOVED if one not in machine.run("relay check || true")] == []
+    go_back = GO_BACK.replace("dist", back).replace("0.5.0", back)
+    assert "active: listening" in machine.run(go_back)
+    assert back in machine.run("relay --version && sha256sum --check before")
     under_load(machine)
+    if is_0_6_0:
+        assert "suppressed since" in machine.run(TO_DEAD)
     machine.run(f"touch enough; {SINK}")
     machine.run("relay queue release --state held --all && relay queue retry --all")
     until("the load ends", lambda: "inactive" in machine.run("systemctl is-active load || true"))
     until("nothing waits", lambda: "queue is empty" in machine.run("relay mailq"))
     sent = {*machine.run("cat sent").splitlines(), "deferred.test", "held.test"}
+    sent |= {"Automatic reply: smtp 1"} if is_0_6_0 else set()
     subjects = f"grep -rhoP '^Subject: \\K.*' {INBOX} sink/new"
     until("all is there", lambda: sent <= {*machine.run(subjects).splitlines()})
     arrived = machine.run(subjects).splitlines()
