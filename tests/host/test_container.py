@@ -353,24 +353,27 @@ def test_a_start_names_what_it_cannot_use(container: Container, tmp_path: Path) 
     assert "/etc/shadow" in errors
 
 
-def test_the_volume_of_the_image_of_0_5_0_is_used_on(container: Container, tmp_path: Path) -> None:
-    find = ["git", "log", "-1", "--format=%H", "--fixed-strings", "--grep=release: 0.5.0"]
+@pytest.mark.parametrize("version", ["0.5.0", "0.6.0"])
+def test_an_older_image_and_this_one_use_the_same_volume(
+    container: Container, tmp_path: Path, version: str
+) -> None:
+    """From the older one to this one, and back."""
+    find = ["git", "log", "-1", "--format=%H", "--fixed-strings", f"--grep=release: {version}"]
     commit = subprocess.run(find, cwd=ROOT, capture_output=True, text=True, check=False).stdout
     if not commit:
-        pytest.skip("the history of Git has no release 0.5.0")
+        pytest.skip(f"the history of Git has no release {version}")
     output(["sh", "-c", f"git -C {ROOT} archive {commit.strip()} | tar -x -C {tmp_path}"], 0)
-    older = f"{IMAGE}:0.5.0"
+    older = f"{IMAGE}:{version}"
     container.do("build", "--tag", older, "--file", tmp_path / FILE.name, tmp_path)
-    container.serve(image=older)
-    send = partial(container.answer, *SEND)
-    sent = until("it takes a message", send, timeout_s=60).strip()
-    container.stop()
-    container.do("rm", container.name)
-    container.serve()
-    container.until_ready()
-    container.inside(*SEND)
-    assert container.recipients() == 2
-    assert sent in container.inside("relay", "trace", sent)
+    sent = []
+    for image in (older, IMAGE, older):
+        container.serve(image=image)
+        send = partial(container.answer, *SEND)
+        sent.append(until("it takes a message", send, timeout_s=60).strip())
+        assert container.recipients() == len(sent)
+        assert all(one in container.inside("relay", "trace", one) for one in sent)
+        container.stop()
+        container.do("rm", container.name)
 
 
 def test_the_compose_file_of_the_service_runs(tmp_path: Path) -> None:
