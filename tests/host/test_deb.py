@@ -94,6 +94,7 @@ def build(folder: Path, day: int) -> Path:
         ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "bash", "-ec", command],
         cwd=folder,
         env=os.environ | own,
+        timeout_s=900,
     )
     if done.returncode and "(from versions: none)" in done.stderr:
         pytest.skip("no package index answers")
