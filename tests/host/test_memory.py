@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
+from threading import Barrier
 
 import pytest
 
@@ -26,6 +27,7 @@ from tests.support.scans import scanned
 
 GATE = True
 MIB = 1 << 20
+BURST = 500
 MAILS, CLIENTS = 300, 10
 _CGROUPS = Path("/sys/fs/cgroup")
 
@@ -149,3 +151,26 @@ def test_a_json_body_of_30_mb_is_converted_in_192_mib(serve) -> None:
         assert answer.status == 202
         relay.until_final(answer.headers["x-relay-message-id"])
         print(f"after the mail {group.used_bytes / MIB:.1f} MiB")
+
+
+@long
+def test_500_mails_of_800_kb_at_once_have_an_answer_in_192_mib(serve) -> None:
+    smtp = {"listen": "127.0.0.1:0", "trusted_networks": ["127.0.0.0/8"]}
+    relay: RelayProcess = serve(start=False, config={"smtp": [smtp]})
+    large, together = scanned(590_000), Barrier(BURST + 1)
+
+    def code(_: int) -> int:
+        with smtplib.SMTP("127.0.0.1", port) as client:
+            together.wait()
+            try:
+                client.sendmail(ALICE, "bob@example.test", large)
+            except smtplib.SMTPResponseException as error:
+                return error.smtp_code
+        return 250
+
+    with within(relay, 192 * MIB), ThreadPoolExecutor(BURST) as clients:
+        port = int(relay.ready["smtp"][0].rpartition(":")[2])
+        codes = clients.map(code, range(BURST))
+        together.wait()
+        send(port, *small("bob@example.test")[:CLIENTS], source="127.0.0.2")  # no 452 for others
+        assert {*codes} == {250, 452}

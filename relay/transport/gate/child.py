@@ -43,13 +43,16 @@ _LIMITS = SessionLimits(buffered_bytes=SessionLimits().buffered_bytes // 2)  # t
 class Child:
     """The state of the process: its sessions, and the settings that the owner sent."""
 
-    def __init__(self, packets: socket.socket, *, missing: tuple[str, ...], crash_at: str) -> None:
+    def __init__(
+        self, packets: socket.socket, *, missing: tuple[str, ...], start: wire.ChildStart
+    ) -> None:
         """`missing` names the parts of the sandbox that the kernel does not have."""
         REFUSALS.unsent = {}
         self._packets = packets
         self._missing = missing
         self._clock = SystemClock()
-        self._crash = CrashPoints(crash_at)
+        self._crash = CrashPoints(start.crash_at)
+        self._limits = _LIMITS.within(start.memory_bytes)
         self._pressure = Pressure()
         disk = BodyDisk(self._clock, self._commit_s, self._check_room)
         self._calls = OwnerCalls(disk, self._hear, self._end)
@@ -143,8 +146,8 @@ class Child:
                 listener.settings,
                 CONFIGURED[listener.settings.role],
                 setup.hostname,
-                limits=_LIMITS,
-                budget=Shares("SMTP contents", _LIMITS.buffered_bytes),
+                limits=self._limits,
+                budget=Shares("SMTP contents", self._limits.buffered_bytes),
                 crash=self._crash,
                 pressure=self._pressure,
                 rates=RateLimits(self._clock),
@@ -173,7 +176,7 @@ def main(words: Sequence[str]) -> None:
     ignore_signals()
     packets, *start_words = words
     if len(start_words) > 1:  # an owner of 0.5.0, which runs on if its new version does not start
-        fields = dict(zip(wire.ChildStart.__struct_fields__, start_words, strict=True))
+        fields = dict(zip(wire.ChildStart.__struct_fields__, start_words, strict=False))
         start = msgspec.convert(fields, wire.ChildStart)
     else:
         start = msgspec.json.decode(start_words[0], type=wire.ChildStart)
@@ -196,7 +199,7 @@ def main(words: Sequence[str]) -> None:
         first, other = socket.socketpair()
         await asyncio.get_running_loop().create_unix_connection(asyncio.Protocol, sock=first)
         other.close()
-        await Child(there, missing=enter_sandbox(), crash_at=start.crash_at).run(frames)
+        await Child(there, missing=enter_sandbox(), start=start).run(frames)
         logs.drain()
         os._exit(0)  # closing the loop makes sockets, which the sandbox refuses
 

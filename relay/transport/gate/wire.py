@@ -6,6 +6,7 @@ the client of the session, so a frame does not say who that is. Decoding raises 
 octets that are none of these frames.
 """
 
+import sys
 from typing import Annotated
 
 import msgspec
@@ -33,6 +34,7 @@ class ChildStart(Struct, frozen=True):
     color: str = ""  # "": none
     node: str = ""  # in each line
     crash_at: str = ""  # the crash point of a test
+    memory_bytes: int = sys.maxsize  # for the sessions of a listener
 
 
 class _Frame(Struct, frozen=True, tag=True, array_like=True):

@@ -300,7 +300,7 @@ class ContentCollector:
         self._in_header = True
         self._chunks: list[bytes] = []
         self._line_bytes = 0  # of the line that is not complete yet
-        self._held_bytes = 0
+        self._held_bytes = self.limits.reserved_bytes
         self.needs_spill = False
         # Of a large content:
         self._header: bytes | None = None
@@ -310,6 +310,8 @@ class ContentCollector:
         self.rejection: str | None = None
         self.refused_by = ""  # a milter
         self._subject = ""  # of a rejected content
+        if not self.budget.take(self.key, self._held_bytes):
+            self._held_bytes, self.rejection = 0, ContentRejection.NO_ROOM
 
     def take(self, octets: bytes, framing: Framing) -> bytes | None:
         """Take what has arrived; return what follows the end that the framing finds, or None."""
@@ -334,8 +336,8 @@ class ContentCollector:
             limits = self.limits
             is_small = self.size_bytes <= min(limits.crowded_bytes, limits.large_bytes)
             return not is_small and self.size_bytes > self._memory_bytes
-        block_bytes = min(BLOCK_BYTES, self._memory_bytes)
-        return is_last or self._held_bytes - len(self._header) >= block_bytes
+        block_bytes = self._held_bytes - self.limits.reserved_bytes - len(self._header)
+        return is_last or block_bytes >= min(BLOCK_BYTES, self._memory_bytes)
 
     @property
     def _memory_bytes(self) -> int:
@@ -357,7 +359,8 @@ class ContentCollector:
             self._arrival = self.arrival()
         chunks, self._chunks = self._chunks, []
         await self._arrival.write(chunks)
-        self._hold(len(self._header or b""))
+        if self._header is not None:  # else the client has disconnected
+            self._hold(len(self._header) + self.limits.reserved_bytes)
 
     @property
     def subject(self) -> str:

@@ -7,8 +7,11 @@ RFC 5321 4.5.3.1 (sizes), 4.5.3.2.7 (time); RFC 4954 4 (AUTH lines).
 """
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from relay.base.message.content import LARGE_BYTES
+
+_MEMORY_MIN, _MEMORY_ENOUGH = 1 << 25, 1 << 30
 
 # limit: addresses of all aliases of a message; then 452
 EXPANDED_MAX = 10_000
@@ -46,3 +49,20 @@ class SessionLimits(Struct, frozen=True):
     # limit: the same memory, before larger headers get 452
     calm_bytes: int = 64 * 1024 * 1024  # beyond this in the buffers of all sessions,
     crowded_bytes: int = 128 * 1024  # the body of a message over this size is written to a file
+    # for a session that receives a content: what it reads ahead; 0: that is not counted
+    reserved_bytes: int = 0
+
+    def within(self, memory_bytes: int) -> "SessionLimits":
+        """Return the limits of sessions that have `memory_bytes`: less where this is little."""
+        if memory_bytes >= _MEMORY_ENOUGH:
+            return self
+        memory_bytes = max(memory_bytes, _MEMORY_MIN)
+        read_bytes = min(65536, memory_bytes // 2048)  # the kernel gives up to twice as much
+        return replace(
+            self,
+            input_bytes=read_bytes,
+            buffered_bytes=min(self.buffered_bytes, memory_bytes // 3),
+            calm_bytes=memory_bytes // 16,
+            crowded_bytes=read_bytes,
+            reserved_bytes=3 * read_bytes,
+        )

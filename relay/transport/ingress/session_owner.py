@@ -20,6 +20,7 @@ between listeners. RFC 5321 3.9.1, 4.1.1.3, 7.9.
 """
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -110,6 +111,7 @@ class IngressDependencies:
     refusals: RefusalFiles | None = None  # keeps what is refused; None: nothing does
     verify: Verify | None = None  # whether a next hop takes an address; None: none is asked
     strangers: StrangerChecks | None = None  # None: the DNS is not asked
+    memory_bytes: int = sys.maxsize  # for the sessions of a listener
 
 
 class OwnerDependencies(Struct, frozen=True):

@@ -475,6 +475,9 @@ class SmtpCommands:
             return _CHUNKS_BEGUN
         if rejection := self._no_recipients:
             return rejection
+        if not self._listener.budget.has_room(self.key, self._listener.limits.reserved_bytes):
+            self._listener.budget.refuse()
+            return ContentRejection.NO_ROOM
         if self.filters is not None:
             await self.filters.data()
         normalizes = self._listener.settings.bare_newline == "normalize"
@@ -501,7 +504,7 @@ class SmtpCommands:
         self._chunks = begun or (self._new_content(), ChunkFraming(normalizes=normalizes))
         content, framing = self._chunks
         framing.begin(size_bytes, is_last=bool(last))
-        if content.rejection is not None:
+        if begun is not None and content.rejection is not None:
             await self.read_content(framing, None)
             if last:
                 self.reset()

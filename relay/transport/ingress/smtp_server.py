@@ -77,7 +77,7 @@ class SmtpServer:
         self.role = role or CONFIGURED[listener.role]
         self._listener = listener
         self._dependencies = dependencies
-        self._limits = limits or SessionLimits()
+        self._limits = limits or SessionLimits().within(dependencies.memory_bytes)
         self._options = options
         self._users = users
         self._opened: Listener | None = None

@@ -25,6 +25,7 @@ RFC 5321 2.3.8 (line ends), 3.8 (421), 4.5.3.1.4, 4.5.3.2.7 (time-out); RFC 2920
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import Callable
 from typing import Any, cast
@@ -269,6 +270,9 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
             rejected.close()
             return
         self.place = place
+        if listener.limits.reserved_bytes:
+            opened = transport.get_extra_info("socket")
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, listener.limits.input_bytes)
         self._shared.places.sessions.add(self)
         SmtpCommands.__init__(self, listener, client, tls=tls, key=place.key)
         super().connection_made(transport)
