@@ -294,13 +294,14 @@ class ContentCollector:
     budget: Shares
     arrival: Callable[[], IncomingBody]  # opens a file for the body of a large content
     key: str | None = None  # whose memory it is
+    reserved_bytes: int = 0  # for what the session reads ahead
 
     def __post_init__(self) -> None:
         self._line_max_bytes = self.limits.header_line_bytes  # until a blank line has come
         self._in_header = True
         self._chunks: list[bytes] = []
         self._line_bytes = 0  # of the line that is not complete yet
-        self._held_bytes = self.limits.reserved_bytes
+        self._held_bytes = self.reserved_bytes
         self.needs_spill = False
         # Of a large content:
         self._header: bytes | None = None
@@ -336,7 +337,7 @@ class ContentCollector:
             limits = self.limits
             is_small = self.size_bytes <= min(limits.crowded_bytes, limits.large_bytes)
             return not is_small and self.size_bytes > self._memory_bytes
-        block_bytes = self._held_bytes - self.limits.reserved_bytes - len(self._header)
+        block_bytes = self._held_bytes - self.reserved_bytes - len(self._header)
         return is_last or block_bytes >= min(BLOCK_BYTES, self._memory_bytes)
 
     @property
@@ -360,7 +361,7 @@ class ContentCollector:
         chunks, self._chunks = self._chunks, []
         await self._arrival.write(chunks)
         if self._header is not None:  # else the client has disconnected
-            self._hold(len(self._header) + self.limits.reserved_bytes)
+            self._hold(len(self._header) + self.reserved_bytes)
 
     @property
     def subject(self) -> str:

@@ -475,7 +475,7 @@ class SmtpCommands:
             return _CHUNKS_BEGUN
         if rejection := self._no_recipients:
             return rejection
-        if not self._listener.budget.has_room(self.key, self._listener.limits.reserved_bytes):
+        if not self._listener.budget.has_room(self.key, self._reserved_bytes):
             self._listener.budget.refuse()
             return ContentRejection.NO_ROOM
         if self.filters is not None:
@@ -534,7 +534,13 @@ class SmtpCommands:
             budget=listener.budget,
             key=self.key,
             arrival=self._client.new_body,
+            reserved_bytes=self._reserved_bytes,
         )
+
+    @property
+    def _reserved_bytes(self) -> int:
+        """For what the session reads ahead; under TLS this is in memory several times."""
+        return self._listener.limits.reserved_bytes * (4 if self._tls else 1)
 
     async def _receive(self, verb: str, framing: Framing, content: ContentCollector) -> str:
         """Collect a content or a chunk; a complete message is offered to the owner."""
