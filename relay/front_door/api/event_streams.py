@@ -87,10 +87,21 @@ class _Block:
     _joined: dict[str | None, bytes] = field(default_factory=dict)
 
     def follows(self, place: EventCursor) -> bool:
-        """Return whether the block has the events that follow a cursor."""
-        end = self.batch.cursor
-        is_within = place.covers_all(self.batch.after) and end.covers_all(place)
-        return is_within and not place.covers_all(end)
+        """Return whether the block has the events that follow a cursor, with cursors after it.
+
+        The cursor may come from a read that did not have an event of the log yet: here this event
+        may stand before others of the spool that the client has, and its cursor as well.
+        """
+        start, end = self.batch.after, self.batch.cursor
+        is_within = place.covers_all(start) and end.covers_all(place)
+        return (is_within and not place.covers_all(end)) and (
+            place == start
+            or all(
+                text.cursor.covers_all(place)
+                for text in self.texts
+                if not place.covers(text.source, text.cursor)
+            )
+        )
 
     def text_for(self, view: EventView, place: EventCursor) -> bytes:
         """Return the events after a cursor that a view shows."""

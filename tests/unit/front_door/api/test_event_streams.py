@@ -434,6 +434,21 @@ async def test_any_breaks_lose_nothing_and_repeat_nothing(relay: Relay, monkeypa
         assert {one.type for one in found} == {"message"}
 
 
+async def test_a_read_for_another_client_repeats_nothing(relay: Relay) -> None:
+    """There, a late event of the log may stand before one that the client has already."""
+    await relay.mail()
+    async with relay.stream(query={"after": "0"}) as source:
+        had = await source.events(EVENTS_OF_MAIL)
+    await relay.mail(late_us=10**9)
+    async with relay.stream(query={"after": "0"}) as other:
+        await other.events(2 * EVENTS_OF_MAIL)
+        async with relay.stream(query={"after": had[-1].id}) as source:
+            had += await source.events(1)
+    async with relay.stream(query={"after": had[-1].id}) as source:
+        had += await source.events(EVENTS_OF_MAIL - 1)
+    assert sorted(names(had)) == sorted(await relay.recorded())
+
+
 async def test_what_was_pruned_is_a_gap(relay: Relay) -> None:
     for _ in range(3):
         await relay.mail()
