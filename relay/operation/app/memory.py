@@ -92,6 +92,11 @@ def left_bytes(settings: Settings) -> int:
     return memory_bound(settings).limit_bytes - IDLE_BYTES
 
 
+def listener_bytes(settings: Settings) -> int:
+    """Return what of left_bytes() the SMTP sessions of one listener may have."""
+    return left_bytes(settings) // max(1, len(settings.smtp))
+
+
 def counted_bytes(stat: str) -> int:
     """Return what a control group uses and cannot give back, by its memory.stat."""
     figures = dict(line.split() for line in stat.splitlines())

@@ -41,7 +41,7 @@ from relay.formats.convert import convert
 from relay.front_door.notifications.webhooks import Webhooks
 from relay.front_door.sign_in.token_login import TokenLogin
 from relay.operation.app.foundation import Foundation, show_parts
-from relay.operation.app.memory import left_bytes
+from relay.operation.app.memory import listener_bytes
 from relay.operation.app.mta_sts import build_policies, count, counted, renewed
 from relay.store.spool.types import Claim, NewMessage, PriorityLevel
 from relay.submission.pickup.conversion import ConversionPool
@@ -349,7 +349,7 @@ def _ingress(
         refusals=base.refusals,
         verify=verifier.rejection,
         strangers=strangers,
-        memory_bytes=left_bytes(settings) // max(1, len(settings.smtp)),
+        memory_bytes=listener_bytes(settings),
     )
 
 

@@ -21,7 +21,7 @@ from relay.operation.app.configuration import ActiveConfiguration
 from relay.operation.app.daemon import serve as run
 from relay.operation.app.daemon import wait_for_ports
 from relay.operation.app.foundation import RelayDependencies
-from relay.operation.app.memory import left_bytes
+from relay.operation.app.memory import listener_bytes
 from relay.operation.app.pressure_monitor import raise_open_files_limit
 from relay.operation.app.state_dir import foreign_state, is_barred, unusable_state
 from relay.operation.cli.errors import CommandError, ExitCode
@@ -121,6 +121,6 @@ def _gate_words(settings: Settings, environment: Environment) -> tuple[str]:
         color="" if environment.no_color else "color",
         node=settings.node_of_many,
         crash_at=environment.crash_at,
-        memory_bytes=left_bytes(settings) // max(1, len(settings.smtp)),
+        memory_bytes=listener_bytes(settings),
     )
     return (msgspec.json.encode(start).decode(),)
