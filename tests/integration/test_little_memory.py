@@ -11,7 +11,8 @@ def test_a_relay_that_never_has_enough_memory_says_so_and_is_not_ready(serve) ->
     words = "warning: pressure.memory is 24 MiB, expected 96 MiB: an idle relay uses 76 MiB, "
     assert f"{words}and mail is refused from 24 MiB on" in checked.stderr
     relay.start()
-    assert '"event":"too little memory: all mail is refused","error":"pressure.memory' in relay.log
+    told = '"event":"too little memory: all mail is refused","error":"pressure.memory'
+    until("the line of the log", lambda: told in relay.log)
     answer = relay.request("GET", "/readyz")
     assert answer.status == 503
     assert answer.body.startswith(b"pressure.memory is 24 MiB, expected ")

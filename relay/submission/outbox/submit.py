@@ -337,11 +337,12 @@ class Submissions(OutboxPart):
         this sync must write. Raises OutcomeUnknownError. If the submission cannot be removed, its
         draft is left too, and pickup sends it.
         """
-        if Path(prepared).exists() and not submission.path.exists():
-            return
         maildir.SYNC_FAILURES.begin()
         try:
             self.root.check()  # raises if the mail root, and so the file, is missing
+            with suppress(FileNotFoundError):
+                os.stat(prepared)  # noqa: PTH116 - Path.exists() hides a failing disk from 3.14 on
+                return
             maildir.remove(submission.path)
             _remove_all(*drafts)
             self.directory.sync(submission)
