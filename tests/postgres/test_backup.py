@@ -216,3 +216,6 @@ def test_verify_names_what_was_accepted_and_is_in_no_spool(sql, serve) -> None:
     done = relay.cli("storage", "verify", "--log", "-", stdin=relay.log)
     assert done.stdout.count("; log: delivered bob@example.test") == 2  # "before" too
     assert done.stdout.count("sent-before") == 1, done.stdout
+    log = "".join(line for line in relay.log.splitlines(True) if "bob@" not in line)
+    done = relay.cli("storage", "verify", "--log", "-", stdin=log)
+    assert done.stdout.count("; log: no result bob@example.test") == 2, done.stdout

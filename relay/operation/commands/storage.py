@@ -6,7 +6,7 @@ that the command creates. No relay can start while the spool is verified.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from relay.base.settings.tree import Settings
 from relay.operation.app.configuration import UnusableKeyError, srs_in
 from relay.operation.app.state_dir import AlreadyRunningError, OwnerLock, as_owner
 from relay.operation.commands.backup import BackupCopy
-from relay.operation.commands.logged_mail import LEFT, read_log
+from relay.operation.commands.logged_mail import LEFT, read_log, what_became
 from relay.operation.commands.offline import opened_spool
 from relay.store import spool
 from relay.store.journeys.submission_log import read_accepted
@@ -108,13 +108,15 @@ def _differences(
     accepted into an earlier spool, for example before an upgrade with an empty queue.
     """
     since_us = clock.time_us() - int(min(KEY_MARGIN_S, settings.spool.keep) * 1_000_000)
-    senders, results = read_log(log or ())
-    times = {queue_id: id_time_us(queue_id) or 0 for queue_id in senders}
+    accepted, results = read_log(log or ())
+    named: dict[str, Sequence[str]] = {}
+    times = {queue_id: id_time_us(queue_id) or 0 for queue_id in accepted}
     recent = (queue_id for queue_id, at_us in times.items() if at_us >= since_us)
-    places = {queue_id: f"message {queue_id} of {senders[queue_id]}" for queue_id in recent}
+    places = {queue_id: f"message {queue_id} of {accepted[queue_id][0]}" for queue_id in recent}
     for line in read_accepted(settings.mailboxes.root / ".submissions/log", since_us=since_us):
         times[line.queue_id] = line.at_us
         places[line.queue_id] = f"submission {line.submission_id} of {line.owner}"
+        named[line.queue_id] = line.recipients
     is_of_this_spool, left = log is not None, iter(sorted(places))
     while batch := [*islice(left, _LINES_AT_ONCE)]:
         recipients = [*stored.recipients(batch)]
@@ -124,8 +126,9 @@ def _differences(
             if queue_id in known or not is_of_this_spool:
                 continue
             when = f"step 4 at {rfc3339(times[queue_id])}, as {queue_id}, and no message"
-            said = [f"{status} {to}" for to, status in results[queue_id].items()] or ["no result"]
-            action = f"log: {', '.join(said)}" if log else "--log says whether it left"
+            _, number = accepted.get(queue_id, ("", 0))
+            said = what_became(results[queue_id], named=named.get(queue_id, ()), number=number)
+            action = f"log: {said}" if log else "--log says whether it left"
             expected = "its message in the spool"
             yield SpoolFinding("lost-message", places[queue_id], when, expected, action=action)
         for queue_id, to, state in recipients:

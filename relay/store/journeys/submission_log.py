@@ -306,12 +306,15 @@ _DAY_CHARACTERS = 10
 
 
 def read_accepted(directory: Path, *, since_us: int) -> Iterator[LogLine]:
-    """Yield every step 4 since a time. Raises OSError."""
+    """Yield every step 4 since a time, with the recipients of its step 1. Raises OSError."""
+    recipients: dict[str, tuple[str, ...]] = {}  # of what was not accepted yet
     for path in _files(directory):
         if path.name[:_DAY_CHARACTERS] >= _day_of(since_us):
             for line in _lines(path):
-                if line.step == Step.ACCEPTED and line.at_us >= since_us:
-                    yield line
+                if line.step == Step.CREATED:
+                    recipients[line.submission_id] = line.recipients
+                elif line.step == Step.ACCEPTED and line.at_us >= since_us:
+                    yield replace(line, recipients=recipients.pop(line.submission_id, ()))
 
 
 def _lines(path: Path) -> Generator[LogLine, None, None]:
