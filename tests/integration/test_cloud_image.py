@@ -49,6 +49,7 @@ def set_to(**changes: str | None) -> dict[str, str]:
         *[({name: None}, f"{name} to be set, or {name}_FILE (docs/cloud.md") for name in GIVEN],
         ({"RELAY_TRUSTED": "10.0.0.0/8 fc00::/6"}, "a network of your own, /7 or narrower"),
         ({"RELAY_TRUSTED": " "}, 'a network such as "192.0.2.0/24"'),
+        ({"RELAY_TRUSTED": "10.1.0.0/16, ::1"}, 'no comma: "10.1.0.0/16 ::1/128"'),
         ({"M365_CLIENT_SECRET": ""}, "M365_CLIENT_SECRET to be more than an empty text, or M365_"),
         ({"RELAY_TRUSTED": None, "RELAY_TRUSTED_FILE": "/"}, "the file / to be readable (no regul"),
         ({"M365_TENANT_FILE": "x"}, "one of the environment variables M365_TENANT and M365_"),

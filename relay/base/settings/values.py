@@ -282,7 +282,10 @@ def parse_network(text: str) -> str:
 
 def parse_networks(text: str) -> list[str]:
     """Return the networks of one item in a list: a reference may have several, blanks between."""
-    return [parse_network(word) for word in text.split() or [""]]
+    networks = [parse_network(word) for word in text.replace(",", " ").split() or [""]]
+    if "," in text:
+        raise ValueError(f'blanks between networks, no comma: "{" ".join(networks)}"')
+    return networks
 
 
 def parse_network_or_domain(text: str) -> str:

@@ -64,7 +64,8 @@ def create_app(
             caller = authentication.account(request)
             is_strict = strict_profile.in_force(request, dependencies.profile)
         if reason := ready():
-            raise service_unavailable(reason, retry_after_s=_READY_RETRY_S)
+            message = f"The relay is not ready: {reason}."
+            raise service_unavailable(message, retry_after_s=_READY_RETRY_S)
         try:
             if is_upload:  # the URL's own token authorizes it
                 if request.method == "PUT":

@@ -95,7 +95,7 @@ class ReadySubmissions(on_disk.OutboxPart):
             return False
         due = self.scheduled.make_due_ready([path.name])
         if due.kept:
-            raise StoreUnavailableError("the scheduled send cannot be read; it stays as it is")
+            raise StoreUnavailableError("The scheduled send cannot be read; it stays as it is.")
         for submission in due.submissions:
             sent_now = NotifiedDetail(sent_now=rfc3339(self.clock.time_us()), who=who)
             self.log.remark(submission_id, sent_now, account=submission.account)

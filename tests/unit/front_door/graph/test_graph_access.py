@@ -14,9 +14,9 @@ async def test_a_request_without_a_known_token_is_401(graph: WatchedGraph, heade
 
 
 async def test_not_ready(graph: WatchedGraph) -> None:
-    graph.not_ready = "The spool is being opened."
+    graph.not_ready = "starting"
     answer = await graph.http.get("/v1.0/me")
-    assert refused(answer, 503, "ResourceUnhealthy") == "The spool is being opened."
+    assert refused(answer, 503, "ResourceUnhealthy") == "The relay is not ready: starting."
     assert answer.headers["retry-after"] == "5"
 
 
