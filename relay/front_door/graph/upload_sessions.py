@@ -55,7 +55,7 @@ async def serve_upload(
     upload = await dependencies.store.uploads.find(token)
     if upload.attachment_id != attachment_id or not _is_open(upload, dependencies.accounts):
         raise NoSuchItemError("The upload session is unknown, or it has expired.")
-    request.account = upload.account  # the URL is its login
+    request.account = upload.caller  # the URL is its login
     if request.method == "GET":
         return _status(upload)
     if request.method == "PUT":
@@ -108,7 +108,7 @@ async def _put(
     length = content_range.end - content_range.start + 1
     if request.declared_bytes not in (None, length):
         raise _wrong_length(request.declared_bytes or 0, length)
-    async with dependencies.streamed_bodies.turn(upload.account, wait_s=ROOM_WAIT_S):
+    async with dependencies.streamed_bodies.turn(upload.caller, wait_s=ROOM_WAIT_S):
         upload = await _take(dependencies, request, token, start=content_range.start, length=length)
     if upload.received < upload.size:
         return _status(upload)

@@ -18,6 +18,7 @@ import pytest
 from relay.base.accounts.account import Account, AccountDirectory
 from relay.base.accounts.directory import AccountTables, FileAccounts
 from relay.base.accounts.passwords import digest_of
+from relay.base.turns import Turns
 from relay.development.accounts import DevelopmentAccounts
 from relay.store.mailbox.usage import QuotaLimits
 from relay.submission.outbox import upload_sessions
@@ -444,8 +445,13 @@ async def test_an_upload_url_goes_with_its_account(place: Place, left: tuple[Acc
     accounts.close()
 
 
-async def test_an_upload_url_goes_with_the_right_to_open_the_mailbox(place: Place) -> None:
-    """An application that acts for nobody any more uploads no further."""
+async def test_an_upload_url_goes_with_the_right_to_open_the_mailbox(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An application that acts for nobody any more uploads no further. Its shares are its own."""
+    keys: list[str] = []
+    take = Turns.take
+    monkeypatch.setattr(Turns, "take", lambda *a, **k: keys.append(a[1]) or take(*a, **k))
     alice = Account("alice@example.test")
 
     def with_app(*acts_for: str) -> FileAccounts:
@@ -464,7 +470,9 @@ async def test_an_upload_url_goes_with_the_right_to_open_the_mailbox(place: Plac
     item = {"AttachmentItem": {"attachmentType": "file", "name": "f", "size": len(OCTETS)}}
     path = f"{mailbox}/{draft.json()['id']}/attachments/createUploadSession"
     url = (await place.http.post(path, json=item, headers=headers)).json()["uploadUrl"]
+    keys.clear()
     assert (await place.put(url, 0, OCTETS[:FIRST])).status_code == 200
+    assert keys == ["app@example.test"]
     for acts_for, status in (
         (("bob@example.test",), 404),
         ((), 404),
