@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from relay.base.accounts.account import Account
 from relay.base.message import extended_properties
-from relay.base.message.address import pattern_forms, with_a_labels
+from relay.base.message.address import lower_case, pattern_forms, with_a_labels
 from relay.base.message.rest_id import read_rest_id
 from relay.formats.read_mime import AttachedOctets
 from relay.front_door.graph import errors
@@ -356,6 +356,7 @@ _MESSAGE_RESOURCE: Resource[Condition] = Resource(
 
 _Record = TypeVar("_Record")
 _Matches = Callable[[Any], bool]
+_Fold = Callable[[Value], Value]
 _FOLDER_NUMBERS = ("totalItemCount", "unreadItemCount", "childFolderCount", "sizeInBytes")
 _FOLDER_TYPES = {
     **dict.fromkeys(("displayName", "id", "parentFolderId"), FieldType.TEXT),
@@ -407,23 +408,28 @@ def _folded(value: Value) -> Value:
     return with_a_labels(value).casefold() if isinstance(value, str) else value
 
 
+def _address_folded(value: Value) -> Value:
+    """Return an address, or a part of one, as it is compared: ß is not ss."""
+    return lower_case(with_a_labels(value)) if isinstance(value, str) else value
+
+
 def _record_field(
-    name: str, kind: FieldType, read: Callable[[_Record], Value]
+    name: str, kind: FieldType, read: Callable[[_Record], Value], *, fold: _Fold
 ) -> QueryField[_Matches]:
     def compare(operator: Operator, value: Value) -> _Matches:
-        holds, operand = _COMPARISONS[operator], _folded(value)
+        holds, operand = _COMPARISONS[operator], fold(value)
         return lambda record: holds(read(record), operand)
 
     return QueryField(name, kind, compare)
 
 
-def _texts_field(read: Callable[[_Record], Sequence[str]]) -> CollectionField[_Matches]:
-    """Return a collection of texts. What its items are compared by are functions of an item."""
+def _addresses_field(read: Callable[[_Record], Sequence[str]]) -> CollectionField[_Matches]:
+    """Return a collection of addresses. What its items are compared by are functions of an item."""
 
     def any_of(matches: _Matches) -> _Matches:
         return lambda record: any(matches(item) for item in read(record))
 
-    item = _record_field("", FieldType.TEXT, lambda text: _folded(str(text)))
+    item = _record_field("", FieldType.TEXT, _address_folded, fold=_address_folded)
     return CollectionField({"": item}, any_of)
 
 
@@ -464,20 +470,22 @@ def _record_type(
     properties: Mapping[str, Callable[[_Record], Any]],
     *,
     items: Mapping[str, CollectionField[_Matches]] = {},
+    fold: _Fold = _folded,
 ) -> _RecordType[_Record]:
-    """Return a type whose `types` can be filtered and sorted by, without regard to case, and
-    `items`, the fields of collections, filtered by.
+    """Return a type whose `types` can be filtered and sorted by, without regard to case, as `fold`
+    has it, and `items`, the fields of collections, filtered by.
     """
 
     def reader(name: str) -> Callable[[_Record], Value]:
         read = properties[name]
-        return lambda record: _folded(read(record))
+        return lambda record: fold(read(record))
 
     readers = {name: reader(name) for name in types}
     resource = Resource(
         kind=kind,
         fields={
-            name.lower(): _record_field(name, kind, readers[name]) for name, kind in types.items()
+            name.lower(): _record_field(name, kind, readers[name], fold=fold)
+            for name, kind in types.items()
         },
         all_of=lambda parts: lambda record: all(matches(record) for matches in parts),
         one_of=lambda parts: lambda record: any(matches(record) for matches in parts),
@@ -505,6 +513,7 @@ _USERS: _RecordType[Account] = _record_type(
     "user",
     _USER_TYPES,
     USER_PROPERTIES,
-    items={name.lower(): _texts_field(USER_PROPERTIES[name]) for name in _USER_COLLECTIONS},
+    items={name.lower(): _addresses_field(USER_PROPERTIES[name]) for name in _USER_COLLECTIONS},
+    fold=_address_folded,
 )
 select_users = _USERS.selected

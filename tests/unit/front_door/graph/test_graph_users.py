@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from relay.base.accounts.account import Account
+from relay.front_door.graph.odata.resources import select_users
+from relay.front_door.graph.query_options import QueryOptions
 from tests.support.accounts import TokenAccounts
 from tests.support.graph_fakes import AS_ALICE, WatchedGraph, graph_on_disk, refused
 from tests.support.tables import each_row
@@ -92,6 +94,19 @@ async def test_the_list_has_only_the_users_of_the_token(
     assert page["value"] == [ALICE] * found
     assert page.get("@odata.count", found) == found
     assert "@odata.nextLink" not in page
+
+
+@each_row(
+    "where, found",
+    [
+        ("mail eq 'JOß@a.test'", 1),
+        ("mail eq 'joss@a.test' or startswith(mail,'mike')", 0),
+        ("proxyAddresses/any(x:x eq 'smtp:joss@a.test')", 0),
+    ],
+)
+def test_a_letter_outside_ascii_never_becomes_one_of_ascii(where: str, found: int) -> None:
+    users = [Account("joß@a.test"), Account("mi\u212ae@a.test")]
+    assert select_users(users, QueryOptions(filter=where)) == users[:found]
 
 
 async def test_the_list_needs_a_token_and_cannot_be_changed(graph: WatchedGraph) -> None:
