@@ -408,9 +408,9 @@ def _folded(value: Value) -> Value:
     return with_a_labels(value).casefold() if isinstance(value, str) else value
 
 
-def _address_folded(value: Value) -> Value:
+def _address_folded(address: Value) -> Value:
     """Return an address, or a part of one, as it is compared: ß is not ss."""
-    return lower_case(with_a_labels(value)) if isinstance(value, str) else value
+    return lower_case(with_a_labels(address)) if isinstance(address, str) else address
 
 
 def _record_field(
