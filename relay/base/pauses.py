@@ -97,7 +97,12 @@ class Pauses:
         import asyncio  # noqa: PLC0415
 
         octets = msgspec.json.encode(pauses)
-        await asyncio.to_thread(replace_file, self._file, octets, mode=0o600)
+        try:
+            await asyncio.to_thread(replace_file, self._file, octets, mode=0o600)
+        except OSError as error:  # of a write, it names no file
+            hint = "nothing has changed, repeat it when this file can be written"
+            text = f"{error.strerror}; {hint}"
+            raise OSError(error.errno, text, str(self._file)) from error
         self._all = pauses
         self.apply()
 

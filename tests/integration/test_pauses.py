@@ -1,5 +1,6 @@
 """`relay pause` and `relay resume`: what a node does not do, what it does, and over restarts."""
 
+from tests.support.disks import filled, small_disk
 from tests.support.relay_config import OPERATOR
 from tests.support.relay_process import RelayProcess, until
 from tests.support.remotes import Remotes, received
@@ -123,6 +124,18 @@ def test_a_relay_that_does_not_run_is_paused_for_its_start(remotes: Remotes) -> 
         }
         relay.start()
         assert readiness(relay) == (200, "ready\n")
+
+
+def test_a_full_disk_is_named_by_a_relay_that_runs_and_without_one(remotes: Remotes) -> None:
+    relay = remotes.relay()
+    state = relay.folder / "state"
+    with small_disk(state, size_bytes=64 << 20), relay:
+        for code in (75, 69):
+            with filled(state):
+                paused = relay.cli("pause", "delivery")
+            text = f"relay: {state}/paused.json: No space left on device; nothing has changed, "
+            assert (paused.returncode, paused.stderr.startswith(text)) == (code, True), paused
+            relay.stop()
 
 
 def test_a_file_that_cannot_be_read_ends_the_start(remotes: Remotes, serve) -> None:

@@ -692,7 +692,8 @@ class Handlers:
                 resumed = await needed.pauses.resume(Paused if body.what is None else (body.what,))
                 principal.log("resumed", what=str(body.what or "all"))
         except OSError as error:
-            raise service_unavailable(f"Nothing has changed: {error}.", retry_after_s=5) from error
+            text = f"{error.filename}: {error.strerror}."
+            raise service_unavailable(text, retry_after_s=5) from error
         return {**self._dependencies.pauses.as_json(), "resumed": resumed}
 
     # `POST accounts/unlock` `{address}`: `{address, delays}`
