@@ -109,9 +109,13 @@ class ActiveConfiguration:
         clock: Clock,
         role: NodeRole = NodeRole.ALL,
         crash_at: str = "",
+        on_settings: Callable[[Settings], None] = lambda _: None,
     ) -> None:
-        """Load the configuration `file` and the files that it names. Raises SettingsError."""
+        """Load the configuration `file` and the files that it names; call `on_settings` before the
+        first warning. Raises SettingsError.
+        """
         self._file, self._environ, self._clock, self._role = file, environ, clock, role
+        self._on_settings = on_settings
         text = self._text_at_start = read_text(file)
         settings = self._load(text)
         self._last_good = tenant_sets.LastGoodSets(settings.state_dir, CrashPoints(crash_at))
@@ -192,6 +196,8 @@ class ActiveConfiguration:
         ]
         if faults and is_reload:
             raise SettingsError(faults)
+        if not is_reload:
+            self._on_settings(settings)
         for fault in (*read_again(place, self._environ).removed, *faults):
             _log.warning("a key of relay.toml is of no use", key=fault.key, detail=str(fault))
         return settings

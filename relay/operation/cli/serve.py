@@ -6,13 +6,14 @@ write, 69 for a port in use: a service manager's waits for that one.
 
 import asyncio
 import os
+from functools import partial
 from pathlib import Path
 
 import click
 import msgspec
 import uvloop
 
-from relay.base.clock import SystemClock
+from relay.base.clock import Clock, SystemClock
 from relay.base.observe import logs
 from relay.base.settings.environment import Environment, read_environment, take_sockets
 from relay.base.settings.tree import NodeRole, Settings
@@ -54,7 +55,12 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
     environment = read_environment()
     file, clock = context.config_file(), SystemClock()
     active = ActiveConfiguration(
-        file, environment.variables, clock=clock, role=role, crash_at=environment.crash_at
+        file,
+        environment.variables,
+        clock=clock,
+        role=role,
+        crash_at=environment.crash_at,
+        on_settings=partial(_start_log, clock=clock, environment=environment),
     )
     settings = active.settings
     if fault := unusable_state(settings) or foreign_state(settings):
@@ -63,13 +69,6 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
         raise CommandError(code, fault)
     if settings.observe.log_to == "stdout":
         os.dup2(1, 2)  # child processes log there, too
-    logs.configure(
-        settings.observe.log,
-        clock=clock,
-        environ_journal_stream=environment.journal_stream,
-        color=not environment.no_color,
-        node=settings.node_of_many,
-    )
     sources = RelayDependencies(
         active.accounts,
         lambda: active.now.rules,
@@ -111,6 +110,17 @@ def serve(context: CommandContext, ready_file: Path | None, role: NodeRole) -> N
     finally:
         logs.drain()
         active.close()
+
+
+def _start_log(settings: Settings, *, clock: Clock, environment: Environment) -> None:
+    logs.configure(
+        settings.observe.log,
+        clock=clock,
+        environ_journal_stream=environment.journal_stream,
+        color=not environment.no_color,
+        descriptor=1 if settings.observe.log_to == "stdout" else 2,
+        node=settings.node_of_many,
+    )
 
 
 def _gate_words(settings: Settings, environment: Environment) -> tuple[str]:
