@@ -60,6 +60,10 @@ def main() -> None:
             browser.open(samples.url(place))
             if not place.startswith("/"):
                 browser.wait_for(".pane [aria-current]")  # the list beside it
+            for preview in browser.driver.find_elements("css selector", ".stage iframe"):
+                browser.driver.switch_to.frame(preview)
+                browser.wait_for("body *")
+                browser.driver.switch_to.default_content()
             picture = _png(browser, _screenshot(browser, width=width, tallest=tallest))
             assert len(picture) <= LARGEST, f"{name}.png: {len(picture)} bytes, limit {LARGEST}"
             (IMAGES / f"{name}.png").write_bytes(picture)

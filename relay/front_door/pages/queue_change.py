@@ -81,7 +81,7 @@ class QueueSelection(Struct, frozen=True):
     def words(self) -> str:
         """The selection in words."""
         if self.ids:
-            return "the selected entries" if len(self.ids) > 1 else f"the entry {self.ids[0]}"
+            return "the selected entries" if len(self.ids) > 1 else "the selected entry"
         if not self.conditions:
             return "all entries in the queue" if self.all else "nothing"
         parts = [f"{name.replace('_', ' ')} {text}" for name, text in self.conditions.items()]

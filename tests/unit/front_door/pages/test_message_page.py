@@ -162,6 +162,7 @@ def test_a_hold_may_have_an_end_and_a_release_ends_it(relay, deferred):
 def test_a_reroute_asks_for_the_next_hop_first(relay, deferred):
     page = get(relay, get(relay, f"messages/{deferred}").follow("Reroute…"))
     assert [form["method"] for form in page.forms] == ["get"]
+    assert "Reroute the selected entry?" in page.text
     confirmation = Page(httpx.get(page.url.copy_add_param("to", "smtp://127.0.0.1:9")))
     assert "would reroute 1 of 1 entry" in confirmation.text
     post(confirmation)
