@@ -100,8 +100,7 @@ class Pauses:
         try:
             await asyncio.to_thread(replace_file, self._file, octets, mode=0o600)
         except OSError as error:  # of a write, it names no file
-            hint = "nothing has changed, repeat it when this file can be written"
-            text = f"{error.strerror}; {hint}"
+            text = f"{error.strerror}; nothing has changed, repeat it when this file can be written"
             raise OSError(error.errno, text, str(self._file)) from error
         self._all = pauses
         self.apply()

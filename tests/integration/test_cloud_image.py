@@ -1,7 +1,6 @@
 """conf/cloud.toml, the configuration of the container image: its variables complete it, for a user without rights."""
 
 import email
-import json
 import os
 import re
 import shlex
@@ -160,8 +159,7 @@ def test_who_sent_it_reads_by_graph_that_it_failed(
     service.config_file.write_text(given.replace("[delivery]", "[delivery]\nretry_by_class = 1"))
     again = run(user=service.user)
     assert (again.returncode, again.stderr) == (69, "")  # all goes to stdout
-    assert json.loads(again.stdout.split("\n")[0])["event"] == "a key of relay.toml is of no use"
-    service.config_file.write_text(given)
+    assert re.match('{"at":.*"a key of relay.toml is of no use"', again.stdout)
     paths = ("/healthz", "/readyz", "/v1.0/me", "/connect/token")
     answers = [httpx.get(f"http://127.0.0.1:{health}{one}", trust_env=False) for one in paths]
     assert [one.status_code for one in answers] == [200, 200, 404, 404]

@@ -24,8 +24,7 @@ def test_a_pause_of_delivery_keeps_mail_in_the_queue_over_a_restart(
     ids = [relay.submit(ALICE, ["x@a.test"]), relay.submit(ALICE, ["bob@example.test"])]
     status, text = readiness(relay)
     assert (status, text.startswith("ready; delivery is paused by ")) == (200, True)
-    assert relay.metric("relay_paused", what="delivery") == 1
-    assert relay.metric("relay_paused", what="accept") == 0
+    assert [relay.metric("relay_paused", what=x) for x in ("delivery", "accept")] == [1, 0]
     assert relay.stop() == 0
     assert "paused       delivery is paused by " in relay.cli("queue", "stats").stdout
     relay.start()
@@ -41,8 +40,7 @@ def test_a_pause_of_delivery_keeps_mail_in_the_queue_over_a_restart(
     assert "  pause   Nothing is delivered on this node" in (
         relay.cli("explain", "x@a.test").stdout
     )
-    assert {one["state"] for one in relay.queue()} == {"queued"}
-    assert len(relay.queue()) == len(ids)
+    assert [one["state"] for one in relay.queue()] == ["queued"] * len(ids)
     assert mx.envelopes == []
     assert relay.cli("resume").stdout == "resumed: delivery\n"
     assert relay.cli("resume").stdout == "nothing is paused\n"
@@ -132,9 +130,11 @@ def test_a_full_disk_is_named_by_a_relay_that_runs_and_without_one(remotes: Remo
     with small_disk(state, size_bytes=64 << 20), relay:
         for code in (75, 69):
             with filled(state):
-                paused = relay.cli("pause", "delivery")
-            text = f"relay: {state}/paused.json: No space left on device; nothing has changed, "
-            assert (paused.returncode, paused.stderr.startswith(text)) == (code, True), paused
+                done = relay.cli("pause", "delivery")
+            assert (done.returncode, f"{state}/paused.json: No space" in done.stderr) == (
+                code,
+                True,
+            )
             relay.stop()
 
 

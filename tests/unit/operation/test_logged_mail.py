@@ -1,5 +1,7 @@
 """What the log says about mail, in both forms that a service writes."""
 
+from functools import partial
+
 import pytest
 
 from relay.operation.commands.logged_mail import read_log, what_became
@@ -25,14 +27,8 @@ def test_what_has_left_stays_so(text: bytes) -> None:
     assert results == {"q1": {"b@x.test": "relayed", "c@x.test": "deferred"}}
 
 
-@pytest.mark.parametrize(
-    ("named", "number", "became"),
-    [
-        ((), 0, "relayed B@x.test"),
-        (("list@x.test",), 1, "relayed B@x.test"),  # it was an alias
-        (("b@X.test", "c@x.test"), 2, "relayed B@x.test, no result c@x.test"),
-        ((), 3, "relayed B@x.test, no result of 2"),  # by SMTP
-    ],
-)
-def test_who_has_no_result_is_named(named: tuple[str, ...], number: int, became: str) -> None:
-    assert what_became({"B@x.test": "relayed"}, named=named, number=number) == became
+def test_who_has_no_result_is_named() -> None:
+    became = partial(what_became, {"B@x": "relayed"})
+    assert became(named=["an-alias@x"], number=1) == "relayed B@x"
+    assert became(named=["b@X", "c@x"], number=2) == "relayed B@x, no result c@x"
+    assert became(named=[], number=3) == "relayed B@x, no result of 2"  # by SMTP

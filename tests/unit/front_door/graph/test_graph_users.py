@@ -96,17 +96,11 @@ async def test_the_list_has_only_the_users_of_the_token(
     assert "@odata.nextLink" not in page
 
 
-@each_row(
-    "where, found",
-    [
-        ("mail eq 'JOß@a.test'", 1),
-        ("mail eq 'joss@a.test' or startswith(mail,'mike')", 0),
-        ("proxyAddresses/any(x:x eq 'smtp:joss@a.test')", 0),
-    ],
-)
-def test_a_letter_outside_ascii_never_becomes_one_of_ascii(where: str, found: int) -> None:
-    users = [Account("joß@a.test"), Account("mi\u212ae@a.test")]
-    assert select_users(users, QueryOptions(filter=where)) == users[:found]
+def test_a_letter_outside_ascii_never_becomes_one_of_ascii() -> None:
+    users, joss = [Account("joß@a.test"), Account("mi\u212ae@a.test")], "eq 'smtp:joss@a.test'"
+    others = f"startswith(mail,'joss') or mail eq 'mike@a.test' or proxyAddresses/any(x:x {joss})"
+    found = [select_users(users, QueryOptions(filter=x)) for x in ("mail eq 'JOß@a.test'", others)]
+    assert found == [users[:1], []]
 
 
 async def test_the_list_needs_a_token_and_cannot_be_changed(graph: WatchedGraph) -> None:
