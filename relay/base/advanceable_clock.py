@@ -127,8 +127,8 @@ class AdvanceableClock(SystemClock):
         self._ahead_us = round(advanced_s * 1_000_000)
         super().__init__(
             Machine(
-                wall_us=lambda: real.wall_us() + self._ahead_us,
-                elapsed_us=lambda: real.elapsed_us() + self._ahead_us,
+                wall_ns=lambda: real.wall_ns() + 1000 * self._ahead_us,
+                elapsed_ns=lambda: real.elapsed_ns() + 1000 * self._ahead_us,
                 boot_id=real.boot_id,
             )
         )
@@ -149,7 +149,7 @@ class AdvanceableClock(SystemClock):
 
     def file_time_us(self) -> int:
         """See Clock."""
-        return self._real.wall_us()
+        return self._real.wall_ns() // 1000
 
     def call_later(
         self, seconds: float, callback: Callable[..., object], *args: Any, slack_s: float = 0.0

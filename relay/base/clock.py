@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, tzinfo
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -187,10 +187,10 @@ class Clock(Protocol):
 
 
 class Machine(Struct, frozen=True):
-    """The clocks that a SystemClock reads; `elapsed_us` counts from the boot `boot_id`."""
+    """The clocks that a SystemClock reads; `elapsed_ns` counts from the boot `boot_id`."""
 
-    wall_us: Callable[[], int]
-    elapsed_us: Callable[[], int]
+    wall_ns: Callable[[], int]
+    elapsed_ns: Callable[[], int]
     boot_id: str
 
 
@@ -209,11 +209,7 @@ def read_boot_id() -> str:
 
 def this_machine() -> Machine:
     """Return the clocks of this machine."""
-    return Machine(
-        wall_us=lambda: time.time_ns() // 1000,
-        elapsed_us=lambda: time.clock_gettime_ns(_ELAPSED) // 1000,
-        boot_id=read_boot_id(),
-    )
+    return Machine(time.time_ns, partial(time.clock_gettime_ns, _ELAPSED), read_boot_id())
 
 
 class SystemClock(Clock):
@@ -224,8 +220,8 @@ class SystemClock(Clock):
         self._machine = machine or this_machine()
         self._reference = ReferenceWall()
         self._queue_time = QueueTime(
-            wall_us=self._machine.wall_us(),
-            elapsed_us=self._machine.elapsed_us(),
+            wall_us=self._machine.wall_ns() // 1000,
+            elapsed_us=self._machine.elapsed_ns() // 1000,
             boot_id=self._machine.boot_id,
         )
         self._lock = threading.Lock()
@@ -239,13 +235,13 @@ class SystemClock(Clock):
         """Wall clock, microseconds since 1970-01-01 UTC."""
         offset_us = self._reference.offset_us
         if offset_us is None:
-            return self._machine.wall_us()
-        return self._machine.elapsed_us() + offset_us
+            return self._machine.wall_ns() // 1000
+        return self._machine.elapsed_ns() // 1000 + offset_us
 
     def queue_us(self) -> int:
         """See Clock."""
         with self._lock:  # called several times for each message
-            elapsed_us = self._machine.elapsed_us()
+            elapsed_us = self._machine.elapsed_ns() // 1000
             return self._queue_time.read(wall_us=self.time_us(), elapsed_us=elapsed_us)
 
     def confirmed_us(self) -> int:
@@ -256,14 +252,14 @@ class SystemClock(Clock):
     def anchor(self) -> Anchor:
         """See Clock."""
         with self._lock:
-            elapsed_us = self._machine.elapsed_us()
+            elapsed_us = self._machine.elapsed_ns() // 1000
             return self._queue_time.anchor(wall_us=self.time_us(), elapsed_us=elapsed_us)
 
     def sample_wall(self, read: Callable[[], int]) -> None:
         """See Clock. The first sample is before any time counts: queue time begins with it."""
-        began_us = self._machine.elapsed_us()
+        began_us = self._machine.elapsed_ns() // 1000
         wall_us = read()
-        ended_us = self._machine.elapsed_us()
+        ended_us = self._machine.elapsed_ns() // 1000
         with self._lock:
             is_first = self._reference.offset_us is None
             self._reference.take(wall_us, began_us=began_us, ended_us=ended_us)
@@ -275,7 +271,7 @@ class SystemClock(Clock):
         if anchor is None:
             return
         with self._lock:
-            elapsed_us = self._machine.elapsed_us()
+            elapsed_us = self._machine.elapsed_ns() // 1000
             self._queue_time.resume(anchor, wall_us=self.time_us(), elapsed_us=elapsed_us)
 
     def resume_as_node(self, anchors: Sequence[Anchor]) -> None:
@@ -295,7 +291,7 @@ class SystemClock(Clock):
 
     def file_time_us(self) -> int:
         """See Clock."""
-        return self._machine.wall_us()
+        return self._machine.wall_ns() // 1000
 
 
 class ReferenceWall:
@@ -335,10 +331,9 @@ class QueueTime:
     def read(self, *, wall_us: int, elapsed_us: int) -> int:
         """Return the queue time, in microseconds since 1970 UTC."""
         passed_us = elapsed_us - self._elapsed_us
-        if passed_us <= 0:
-            return self._now_us
-        self._elapsed_us = elapsed_us
-        self._now_us = _followed(self._now_us, passed_us=passed_us, wall_us=wall_us)
+        if passed_us > 0:
+            self._elapsed_us = elapsed_us
+            self._now_us = _followed(self._now_us, passed_us=passed_us, wall_us=wall_us)
         return self._now_us
 
     def doubtful_us(self, queue_us: int) -> int:
@@ -433,7 +428,9 @@ def _followed(now_us: int, *, passed_us: int, wall_us: int) -> int:
     """Return the queue time `passed_us` after `now_us`."""
     at_speed_us = now_us + passed_us
     most_us = passed_us // _FOLLOWING_PARTS
-    return at_speed_us + max(-most_us, min(most_us, wall_us - at_speed_us))
+    if -most_us <= wall_us - at_speed_us <= most_us:  # nearly always
+        return wall_us
+    return at_speed_us + (most_us if wall_us > at_speed_us else -most_us)
 
 
 def wall_offset_us(clock: Clock) -> int:

@@ -24,10 +24,10 @@ class SiteClock(SystemClock):
         self._machine = machine
 
     def sample_wall(self, read: Callable[[], int]) -> None:
-        super().sample_wall(self._machine.wall_us)  # the database has the clock of this machine
+        super().sample_wall(self.file_time_us)  # the database has the clock of this machine
 
     def monotonic(self) -> float:
-        return self._machine.elapsed_us() / 1_000_000
+        return self._machine.elapsed_ns() / 1e9
 
 
 class Site:
@@ -50,8 +50,8 @@ class Site:
         self._starts += 1
         started_us = self.now_us
         machine = Machine(
-            wall_us=lambda: self.now_us + wrong_us,
-            elapsed_us=lambda: self.now_us - started_us,
+            wall_ns=lambda: 1000 * (self.now_us + wrong_us),
+            elapsed_ns=lambda: 1000 * (self.now_us - started_us),
             boot_id=f"{self._starts}",
         )
         clock = SiteClock(machine)
@@ -157,7 +157,7 @@ async def test_queue_time_continues_after_a_restart_with_a_wrong_wall_clock(
     open_spool, wrong_us
 ) -> None:
     now = {"wall": START + wrong_us, "elapsed": DAY}
-    machine = Machine(lambda: now["wall"], lambda: now["elapsed"], "boot")
+    machine = Machine(lambda: now["wall"] * 1000, lambda: now["elapsed"] * 1000, "boot")
 
     clock = SystemClock(machine)
     spool = open_spool(clock)

@@ -28,8 +28,8 @@ class Time:
         """Microseconds since the world began, as times are reported."""
         return BEGINNING_US + round(self._world.time() * 1_000_000)
 
-    def wall_us(self) -> int:
-        return self.passed_us() + self.jumped_us + self.wrong_us
+    def wall_ns(self) -> int:
+        return 1000 * (self.passed_us() + self.jumped_us + self.wrong_us)
 
     def queue_us(self) -> int:
         """Return the queue time that the relay's clock must report."""
@@ -48,9 +48,9 @@ class Time:
     def boot_id(self) -> str:
         return f"boot {self.boots}"
 
-    def elapsed_us(self) -> int:
-        """Microseconds since the machine started."""
-        return self.passed_us() - self._booted_us
+    def elapsed_ns(self) -> int:
+        """Nanoseconds since the machine started."""
+        return 1000 * (self.passed_us() - self._booted_us)
 
 
 class WorldClock(SystemClock):
@@ -59,7 +59,7 @@ class WorldClock(SystemClock):
     def __init__(self, world: Any) -> None:
         self.world = world
         clocks = world.clocks
-        super().__init__(Machine(clocks.wall_us, clocks.elapsed_us, clocks.boot_id))
+        super().__init__(Machine(clocks.wall_ns, clocks.elapsed_ns, clocks.boot_id))
 
     def monotonic(self) -> float:
         return 1000.0 + float(self.world.time())

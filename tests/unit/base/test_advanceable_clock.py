@@ -20,7 +20,7 @@ class StoppedClock(AdvanceableClock):
     """No real time passes."""
 
     def __init__(self) -> None:
-        super().__init__(Machine(lambda: 7_000_000, lambda: 5_000_000, "boot"))
+        super().__init__(Machine(lambda: 7_000_000_000, lambda: 5_000_000_000, "boot"))
 
     def real_s(self) -> float:
         return 1000.0

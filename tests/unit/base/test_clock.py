@@ -191,7 +191,7 @@ def test_a_machine_without_a_boot_id_has_a_clock(monkeypatch, tmp_path):
 @pytest.mark.parametrize("wrong", [400 * DAY, -400 * DAY])
 def test_a_clock_goes_on_from_where_another_left_off(wrong):
     walls = {"now": START + wrong}
-    machine = Machine(lambda: walls["now"], lambda: DAY, "here")
+    machine = Machine(lambda: walls["now"] * 1000, lambda: DAY * 1000, "here")
     first = SystemClock(machine)
     left = first.anchor()
     walls["now"] = START

@@ -60,8 +60,8 @@ class Node:
         world = self.world
         self.clock = SystemClock(
             Machine(
-                wall_us=lambda: world.now_us + self.skew_us,
-                elapsed_us=lambda: world.now_us - self.booted_us,
+                wall_ns=lambda: 1000 * (world.now_us + self.skew_us),
+                elapsed_ns=lambda: 1000 * (world.now_us - self.booted_us),
                 boot_id=self.boot_id,
             )
         )

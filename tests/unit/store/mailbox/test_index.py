@@ -427,7 +427,7 @@ def test_a_lower_generation_goes_only_where_it_is_a_draft(mailbox, index, is_kno
 def test_a_change_within_a_tick_is_seen_by_a_clock_that_was_advanced(mailbox):
     directory = mailbox.path / "cur"
     changed_ns = directory.stat().st_mtime_ns
-    half_a_tick_later = Machine(lambda: changed_ns // 1000 + 50_000, lambda: 0, "boot")
+    half_a_tick_later = Machine(lambda: changed_ns + 50_000_000, lambda: 0, "boot")
     mailbox.clock = AdvanceableClock(half_a_tick_later, advanced_s=86400)
     index = mailbox.index(watcher=InotifyWatcher(watches_max=0))
     for number in range(1, 4):

@@ -28,7 +28,7 @@ def test_what_cannot_be_read_is_as_none(tmp_path, octets):
 
 
 async def test_a_store_goes_on_with_it(tmp_path):
-    machine = Machine(lambda: NOW.wall_us - 400 * DAY, lambda: 6, "boot")
+    machine = Machine(lambda: 1000 * (NOW.wall_us - 400 * DAY), lambda: 6000, "boot")
     place = Place(tmp_path / "mail", clock=SystemClock(machine))
     (place.root / ".submissions").mkdir(parents=True)
     ClockAnchorFile(place.root / ".submissions").write(NOW)

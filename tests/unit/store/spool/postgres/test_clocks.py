@@ -50,8 +50,8 @@ class Node:
         begun_us = real_us() - HOUR
         return NodeClock(
             Machine(
-                wall_us=lambda: real_us() + self.skew_us,
-                elapsed_us=lambda: real_us() - begun_us + self.slept_us,
+                wall_ns=lambda: 1000 * (real_us() + self.skew_us),
+                elapsed_ns=lambda: 1000 * (real_us() - begun_us + self.slept_us),
                 boot_id=self.boot_id,
             )
         )
