@@ -174,7 +174,7 @@ class Forwarder(Struct, frozen=True):
         A stranger's mail is rejected where it would borrow a name. What leaves is examined once for
         each domain.
         """
-        names = cache(lambda: AuthorNames.of(header))
+        names = partial(_names_in, header, [])
         known: dict[str, RoutingResult] = {}  # by "@domain"
 
         def examine(address: str, forwarded_by: str, is_copy: bool) -> RoutingResult:
@@ -193,7 +193,7 @@ class Forwarder(Struct, frozen=True):
         self, sender: Submitter, header: Header
     ) -> Callable[[str, str, LocalRecipient | RemoteRecipient], RoutingResult]:
         """Return RouteTable.examine_chosen() for one message, as examiner() does."""
-        names = cache(lambda: AuthorNames.of(header))
+        names = partial(_names_in, header, [])
 
         def examine(
             address: str, way: str, usual: LocalRecipient | RemoteRecipient
@@ -214,6 +214,8 @@ class Forwarder(Struct, frozen=True):
         sender: Submitter,
     ) -> Callable[[AddedRecipient, str, str], RoutingResult]:
         """Return examine() for what rules add; a tenant's rules may use only its domains."""
+        if not tenants:
+            return lambda _added, address, by: examine(address, by, bool(by))
         names = cache(lambda at: AuthorNames.of(verdict.contents[at].header))
 
         def examine_added(added: AddedRecipient, address: str, forwarded_by: str) -> RoutingResult:
@@ -354,6 +356,13 @@ class Forwarder(Struct, frozen=True):
         if own is not None and list(targets) == [own.address]:
             return None
         return replace(expansion, targets=tuple(targets.values()))
+
+
+def _names_in(header: Header, read: list[AuthorNames]) -> AuthorNames:
+    """Return the names; `read` has them afterwards. functools.cache() takes long for a message."""
+    if not read:
+        read.append(AuthorNames.of(header))
+    return read[0]
 
 
 def _report_to(sender: str) -> RateCharge:
