@@ -311,7 +311,7 @@ class ContentCollector:
         self.rejection: str | None = None
         self.refused_by = ""  # a milter
         self._subject = ""  # of a rejected content
-        if not self.budget.take(self.key, self._held_bytes):
+        if self.reserved_bytes and not self.budget.take(self.key, self.reserved_bytes):
             self._held_bytes, self.rejection = 0, ContentRejection.NO_ROOM
 
     def take(self, octets: bytes, framing: Framing) -> bytes | None:
@@ -325,7 +325,7 @@ class ContentCollector:
         if octets and self.rejection is None:
             if _has_bare_line_end(octets) or b"\0" in octets:
                 self.reject(ContentRejection.BARE, octets)
-            elif self._has_long_line(octets):
+            elif not (is_last and self._is_short(octets)) and self._has_long_line(octets):
                 self.reject(ContentRejection.LONG_LINE, octets)
             else:
                 self._keep(octets)
@@ -416,6 +416,10 @@ class ContentCollector:
             if len(head) >= _HEAD_BYTES:
                 break
         return head
+
+    def _is_short(self, octets: bytes) -> bool:
+        """Whether the rest of a content that is in memory is no longer than a line may be."""
+        return self._header is None and self._line_bytes + len(octets) <= self._line_max_bytes
 
     def _has_long_line(self, octets: bytes) -> bool:
         """Return whether a line is too long, with one search per `line_max_bytes` of data."""

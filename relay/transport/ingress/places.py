@@ -91,14 +91,16 @@ class Places(Generic[SessionT]):
 
     def _take(self, place: SessionPlace) -> bool:
         shares = self.kinds[place.kind]
-        if not shares.has_room(place.key) and (other := self._gives_way(place)) is not None:
+        if not shares.has_room(place.key):
+            if (other := self._gives_way(place)) is None:
+                shares.refuse()
+                return False
             assert other.place is not None
             self.give_back(other.place)
             other.place = None
             other.close_with(CROWDED)
-            shares.add(place.key)
-            return True
-        return shares.take(place.key)
+        shares.add(place.key)
+        return True
 
     def _gives_way(self, place: SessionPlace) -> SessionT | None:
         """Return the session without mail for longest, of the key that has most."""

@@ -80,7 +80,7 @@ class InputBuffer:
         self._fault: LineError | None = None  # set when no more commands are read
         self._fresh = False  # data has arrived since the reader last found nothing
         self._in_long_line = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[bool] | None = None
 
     def feed(self, data: bytes) -> None:
         """Append what the transport has read."""
@@ -160,23 +160,20 @@ class InputBuffer:
         """Whether nothing is buffered."""
         return self._at >= len(self._data)
 
-    async def more(self) -> bool:
-        """Wait for new data; return False at the end of the input."""
+    def more(self) -> "asyncio.Future[bool]":
+        """Return a future that ends with new data: True; or with the end of the input: False."""
         self._fresh = self._fresh and not self.is_empty
         if self._paused:
             self._paused = False
             self._resume()
-        if not self._ended and not self._fresh:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        return self._fresh
+        self._waiter = asyncio.get_running_loop().create_future()
+        if self._ended or self._fresh:
+            self._wake()
+        return self._waiter
 
     def _wake(self) -> None:
         if self._waiter and not self._waiter.done():
-            self._waiter.set_result(None)
+            self._waiter.set_result(self._fresh)
 
 
 class ClientDisconnected(Exception):  # noqa: N818 -- an event, not an error
@@ -437,7 +434,8 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
 
     async def _more(self) -> bool:
         """Write the buffered replies, then wait for input."""
-        await self._flush()
+        if self._write():
+            await self._flush()
         self._waiting_since = self.loop.time()  # real time: a client
         try:
             return await self._input.more()
@@ -446,9 +444,7 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
             self._waiting_since = None
 
     async def _flush(self) -> None:
-        self._write()
-        transport = self._writer.transport
-        if not (transport.is_closing() or transport.get_write_buffer_size()):  # nearly always
+        if not self._write():
             return
         # a client that does not read counts as idle
         self._waiting_since = self.loop.time()  # real time: a client
@@ -479,10 +475,13 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
         if reply:
             self._replies.append(reply.encode("ascii", "backslashreplace") + b"\r\n")
 
-    def _write(self) -> None:
+    def _write(self) -> bool:
+        """Write the buffered replies; return whether they wait for the client, or it has left."""
+        transport = self._writer.transport
         if self._replies:
-            self._writer.write(b"".join(self._replies))
+            transport.write(b"".join(self._replies))
             self._replies.clear()
+        return transport.is_closing() or transport.get_write_buffer_size() > 0
 
     # -- what commands ask of the connection
 

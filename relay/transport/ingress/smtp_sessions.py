@@ -70,16 +70,17 @@ class SmtpSessions:
     def begin(self, connection: socket.socket, client: session_client.SessionClient) -> None:
         """Take a connection from which nothing was read.
 
-        If too many connections of this kind have no session yet, or under TLS, when no reply can be
-        sent, of this client, it is closed. It is also closed if its task is cancelled.
+        Under TLS, when no reply can be sent, it is closed if too many connections of this kind, or
+        of this client, have no session yet. It is also closed if its task is cancelled.
         """
-        place = client.place if self.tls_at_once is not None else replace(client.place, clients=())
-        if self._handshakes.take(place):
+        place = client.place if self.tls_at_once is not None else None
+        if place is not None and self._handshakes.take(place):
             connection.close()
             client.ended()
             return
         task = self._beginning.start(self._begin(connection, client))
-        task.add_done_callback(lambda _: self._handshakes.give_back(place))
+        if place is not None:
+            task.add_done_callback(lambda _: self._handshakes.give_back(place))
 
     async def drain(self, grace_s: float) -> None:
         """End. Open transactions may finish within `grace_s`."""
@@ -100,15 +101,15 @@ class SmtpSessions:
     async def _begin(self, connection: socket.socket, client: session_client.SessionClient) -> None:
         """Make the handshake."""
         has_begun, tls = False, self.tls_at_once
-        handshake_s = self.shared.handshake_s(self._handshakes)
+        handshake_s = None if tls is None else self.shared.handshake_s(self._handshakes)
         try:
-            if tls is not None and not await _has_spoken(connection, handshake_s):
+            if handshake_s is not None and not await _has_spoken(connection, handshake_s):
                 return  # a check whether the port is open
             await asyncio.get_running_loop().connect_accepted_socket(
                 partial(SmtpSession, self.shared, client),
                 connection,
                 ssl=tls,
-                ssl_handshake_timeout=handshake_s if tls else None,  # real time: a client
+                ssl_handshake_timeout=handshake_s,  # real time: a client
             )
             has_begun = True
         except TimeoutError:
