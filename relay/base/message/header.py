@@ -291,8 +291,8 @@ class ParsedContent:
             return cls(Header(_split(content.header)), content)
         blank = content.find(_CRLF + _CRLF)
         usual = _fields_in_crlf(content[: blank + len(_CRLF)]) if blank >= 0 else ()
-        if usual and all(name for name, _ in usual):
-            return cls(Header(usual), content[blank + len(_CRLF) :])
+        if usual and "" not in (header := Header(usual)):
+            return cls(header, content[blank + len(_CRLF) :])
         end = header_end(content)
         rest = content[end.header :]
         if end.header == end.body and (rest or not end.header):

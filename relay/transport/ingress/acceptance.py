@@ -21,7 +21,6 @@ RFC 5321 4.2.5, 6.1, 6.3 (loops); RFC 3461 5; RFC 6409 8.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -205,11 +204,13 @@ class Acceptance:
         counted = self.usage.reserve(arrival.origin.counted_for, to)
         if isinstance(counted, BeyondLimit):
             raise RefusedError(arrivals.limit_reply(counted))
-        with counted, ExitStack() as undo:
+        with counted:
             prepared = await self.stages.preparation.prepare(arrival)
-            undo.callback(prepared.release)
-            decided = await self._decide(self.stages.examined(prepared))
-            return await self._commit(decided, counted)
+            try:
+                decided = await self._decide(self.stages.examined(prepared))
+                return await self._commit(decided, counted)
+            finally:
+                prepared.release()
 
     async def _decide(self, examined: ExaminedMail) -> DecidedMail:
         """Ask the rules. Raises RefusedError if they defer, fail or take too long."""

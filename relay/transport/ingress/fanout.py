@@ -89,11 +89,8 @@ class FanOut(Struct, frozen=True):
     @property
     def rejected(self) -> tuple[NewRecipient, ...]:
         """The rejected recipients, for which a report may be due."""
-        return tuple(
-            recipient
-            for recipient in self.final_recipients
-            if recipient.state is RecipientState.FAILED
-        )
+        state = RecipientState.FAILED
+        return tuple([recipient for recipient in self.final_recipients if recipient.state is state])
 
     @property
     def quarantined(self) -> tuple[NewRecipient, ...]:
@@ -118,15 +115,11 @@ class FanOut(Struct, frozen=True):
         An alias is rejected if all its addresses are. If milters removed all recipients, those that
         milters added count instead.
         """
-        replaced = {alias.position for alias in self.aliases if alias.successors}
-        removed = {
-            alias.position for alias in self.aliases if alias.state is RecipientState.DISCARDED
+        gone, final = RecipientState.DISCARDED, self.final_recipients
+        places = {
+            alias.position for alias in self.aliases if alias.successors or alias.state is gone
         }
-        named = [
-            recipient
-            for recipient in self.final_recipients
-            if recipient.position not in replaced | removed
-        ]
+        named = [recipient for recipient in final if recipient.position not in places]
         for counts in (_is_own, _is_of_milter):
             if any(counts(recipient) for entry in self.entries for recipient in entry.recipients):
                 return False
