@@ -104,6 +104,7 @@ class UserGrants:
             "refresh_token": self._by_refresh_token,
             "password": self._by_password,
             "urn:ietf:params:oauth:grant-type:device_code": self._by_device_code,
+            "device_code": self._by_device_code,  # MSAL for Node says so, and Entra takes it
         }
         self.grants: Sequence[str] = tuple(self._by_grant)
         self.discovery: Mapping[str, Any] = {

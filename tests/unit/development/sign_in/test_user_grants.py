@@ -109,13 +109,14 @@ async def test_a_refresh_token_of_another_client_of_another_relay_and_no_refresh
         failed(await dev.ask("refresh_token", refresh_token=one), "invalid_grant", 70000)
 
 
-async def test_a_device_code(dev):
+@pytest.mark.parametrize("grant", [DEVICE_GRANT, "device_code"])
+async def test_a_device_code(dev, grant):
     device = await dev.device()
     assert device["verification_uri"] == BASE + PAGE
     assert device["user_code"] in device["user_code"]
     assert "nothing to do" in device["message"]
     assert "nothing to do" in (await dev.http.get(PAGE)).text
-    found = await dev.tokens_by(DEVICE_GRANT, device_code=device["device_code"])
+    found = await dev.tokens_by(grant, device_code=device["device_code"])
     assert await dev.mailbox(found) == "alice@example.test"
     assert found["refresh_token"]
     answer = await dev.ask(DEVICE_GRANT, device_code=device["device_code"])
