@@ -119,7 +119,7 @@ test('a relay that cannot be used', async () => {
 test('a relay that does not start', async () => {
   const slow = `${process.execPath} -e setTimeout(()=>{},60000)`;
   for (const command of ['no-such-relay', '/etc/passwd']) {
-    await assert.rejects(Relay.start({ command }), new RegExp(`"${command}" cannot be run: pip install .*; RELAY_COMMAND`));
+    await assert.rejects(Relay.start({ command }), new RegExp(`"${command}" cannot be run: 'make run' .*; RELAY_COMMAND`));
   }
   await assert.rejects(Relay.start({ args: ['--nope'] }), /ended \(exit code 64\)\nLast lines of relay dev:\n[^]*--nope/);
   await assert.rejects(Relay.start({ command: slow, timeout: 0.2 }), /not ready after 0.2 s/);
