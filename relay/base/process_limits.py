@@ -11,7 +11,7 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # mallopt(3)
 _OWN_PAGES_FROM_BYTES = 1 << 20
 _KEPT_FREE_BYTES = 8 << 20  # keeps receive buffers in the heap
 _COLLECT_AFTER = 50_000  # objects: with Python's 700, collection takes a tenth of the CPU
@@ -21,7 +21,8 @@ def limit_malloc_retention() -> None:
     """Make malloc return the memory of large messages to the system as soon as it is freed.
 
     glibc keeps freed blocks of up to 32 MiB for reuse in each thread: several times the largest
-    body. Other C libraries do not have this call.
+    body, and malloc_trim(3) leaves the end of a thread's arena: there is one for all threads. Other
+    C libraries do not have this call.
     """
     with suppress(Exception):  # not glibc, or forbidden by a sandbox: costs memory only
         import ctypes  # noqa: PLC0415 - a sandbox may forbid the import
@@ -29,6 +30,7 @@ def limit_malloc_retention() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, _OWN_PAGES_FROM_BYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_FREE_BYTES)
+        libc.mallopt(_M_ARENA_MAX, 1)
 
 
 def tune_garbage_collector() -> None:
