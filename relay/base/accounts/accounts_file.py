@@ -6,7 +6,6 @@ aliases. RFC 5321 2.3.11; RFC 5233 (tags).
 """
 
 import re
-import stat
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -134,7 +133,9 @@ def load_accounts(
     ]
     entries = reader.tables(_Entry, document.table.get("account", []), ("account",))
     aliases = reader.tables(_AliasEntry, document.table.get("alias", []), ("alias",))
-    faults += [*_permission_faults(path), *reader.faults]
+    if others := open_to_others(path, to_read=True):
+        faults.append(Fault(path, 0, "", others))
+    faults += reader.faults
     addresses = [address for place, entry in entries for _, address in _addresses(place, entry)]
     addresses += [entry.address for _, entry in aliases]
     if writers is None:
@@ -391,10 +392,3 @@ def _addresses(place: KeyPath, entry: _Entry) -> Iterator[tuple[KeyPath, str]]:
     yield (*place, "address"), entry.address
     for number, alias in enumerate(entry.aliases):
         yield (*place, "aliases", number), alias
-
-
-def _permission_faults(path: Path) -> Iterator[Fault]:
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & (stat.S_IROTH | stat.S_IWOTH):
-        message = f"found mode {mode:04o}, expected a file that others cannot read (chmod o-rwx)"
-        yield Fault(path, 0, "", message)

@@ -13,7 +13,6 @@ a file that cannot be used, a start fails. `relay backup` copies the file with s
 import os
 import re
 import secrets
-import stat
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
@@ -31,7 +30,7 @@ from relay.base.accounts.lost_rights import without_lost_rights
 from relay.base.certificates import CertificateError, CheckedPair, ServerCertificate
 from relay.base.clock import Clock, rfc3339
 from relay.base.crashpoints import CrashPoints
-from relay.base.files import replace_file
+from relay.base.files import read_key_file, replace_file
 from relay.base.message.envelope import domain_of
 from relay.base.message.nexthop import CAPTURE, LOCAL, ROUTE_PREFIX, Destination, HopKind, NextHop
 from relay.base.message.srs import Srs
@@ -496,17 +495,9 @@ def _digest(value: object) -> str:
     return sha256(msgspec.json.encode(value)).hexdigest()
 
 
-class UnusableKeyError(SettingsError):
-    """The file has no key, or others can read it."""
-
-    def __init__(self, path: Path, found: str, expected: str) -> None:
-        super().__init__([Fault(path, 0, "", f"found {found}, expected {expected}")])
-        self.path, self.found, self.expected = path, found, expected
-
-
 def srs_of(settings: Settings) -> Srs:
     """Return the writer and reader of SRS addresses. If no key is configured and the key file does
-    not exist, create the file. Raises UnusableKeyError, OSError.
+    not exist, create the file. Raises SettingsError, OSError.
     """
     if srs := srs_in(settings):
         return srs
@@ -517,7 +508,7 @@ def srs_of(settings: Settings) -> Srs:
 
 def srs_in(settings: Settings) -> Srs | None:
     """Return the writer and reader of SRS addresses, or None if there is no key: the next start
-    creates one. Raises UnusableKeyError.
+    creates one. Raises SettingsError.
     """
     key, path = settings.mailboxes.srs_key, settings.state_dir / SRS_KEY_FILE
     if not key and not os.access(path, os.F_OK):
@@ -526,17 +517,14 @@ def srs_in(settings: Settings) -> Srs | None:
 
 
 def _read_key(path: Path) -> str:
-    """Read the key in a file. Raises UnusableKeyError."""
+    """Read the key in a file. Raises SettingsError if it has none, or others can read it."""
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        text = path.read_text("utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UnusableKeyError(path, f"what cannot be read ({error})", SRS_KEY_EXPECTED) from None
-    if mode & (stat.S_IROTH | stat.S_IWOTH):
-        expected = "a key that others cannot read (chmod o-rwx)"
-        raise UnusableKeyError(path, f"mode {mode:04o}", expected)
-    try:
-        return parse_srs_key(text)
+        content = read_key_file(path, expected=SRS_KEY_EXPECTED, is_secret=True)
+        try:
+            return parse_srs_key(content.decode().rstrip("\r\n"))
+        except ValueError:
+            found = "something else" if content.strip() else "nothing"
+            text = f"found {found}, expected {SRS_KEY_EXPECTED}, from a backup"
+            raise ValueError(text) from None
     except ValueError as error:
-        content = "something else" if text else "nothing"
-        raise UnusableKeyError(path, content, f"{error}, from a backup") from None
+        raise SettingsError([Fault(path, 0, "", str(error))]) from None

@@ -21,8 +21,9 @@ from relay.base.clock import Clock, id_time_us, rfc3339
 from relay.base.files import check_readable
 from relay.base.message.lifecycle import LIVE
 from relay.base.observe.logs import get_logger
+from relay.base.settings.document import SettingsError
 from relay.base.settings.tree import Settings
-from relay.operation.app.configuration import UnusableKeyError, srs_in
+from relay.operation.app.configuration import srs_in
 from relay.operation.app.state_dir import AlreadyRunningError, OwnerLock, as_owner
 from relay.operation.commands.backup import BackupCopy
 from relay.operation.commands.logged_mail import LEFT, read_log, what_became
@@ -93,8 +94,10 @@ def verify(
 def _faults_beside(settings: Settings) -> Iterator[SpoolFinding]:
     try:
         srs_in(settings)
-    except UnusableKeyError as error:
-        yield SpoolFinding("srs-key", str(error.path), error.found, error.expected)
+    except SettingsError as error:
+        for fault in error.faults:
+            found, _, expected = fault.message.removeprefix("found ").partition(", expected ")
+            yield SpoolFinding("srs-key", str(fault.file), found, expected)
 
 
 def _differences(

@@ -9,7 +9,7 @@ import pytest
 from relay.base.settings.document import SettingsError
 from relay.base.settings.reader import load
 from relay.base.settings.tree import MailboxSettings, Settings
-from relay.operation.app.configuration import SRS_KEY_FILE, UnusableKeyError, srs_of
+from relay.operation.app.configuration import SRS_KEY_FILE, srs_of
 
 HERE = "relay.test"
 SENDER = "ann@example.org"
@@ -66,7 +66,7 @@ def test_what_is_no_key_is_a_fault_and_stays(tmp_path: Path, content: bytes) -> 
     file = tmp_path / SRS_KEY_FILE
     file.write_bytes(content)
     file.chmod(0o600)
-    with pytest.raises(UnusableKeyError, match=r"srs\.key: found .*expected a secret of 16 to"):
+    with pytest.raises(SettingsError, match=r"srs\.key: found .*expected a secret of 16 to"):
         srs_of(settings_in(tmp_path))
     assert file.read_bytes() == content
 
@@ -76,7 +76,7 @@ def test_a_key_that_others_can_read_is_a_fault(tmp_path: Path) -> None:
     (tmp_path / SRS_KEY_FILE).chmod(0o660)  # as a volume's group gets it
     assert srs_of(settings_in(tmp_path)).digest() == key
     (tmp_path / SRS_KEY_FILE).chmod(0o604)
-    with pytest.raises(UnusableKeyError, match=r"found mode 0604.*chmod o-rwx"):
+    with pytest.raises(SettingsError, match=r"found mode 0604.*chmod o-rwx"):
         srs_of(settings_in(tmp_path))
 
 
