@@ -54,7 +54,6 @@ class ReadMessage(Struct, frozen=True):
     properties: MessageProperties
     attachments: tuple[draft.AttachmentFacts, ...]
     date_us: int | None
-    defects: tuple[str, ...] = ()
     message_class: str = ORDINARY_CLASS
     has_bare_lf: bool = False
 
@@ -159,7 +158,6 @@ def read_mime(content: bytes | Octets, extent: ReadExtent = WHOLE) -> ReadMessag
         properties,
         tuple(attachment.facts for attachment in _all_attached(octets, leaves, html=html)),
         read_header.date_us_of(fields),
-        (*structure.defects, *text.defects),
         message_class(octets, structure.message.content_type),
         structure.has_bare_lf,
     )

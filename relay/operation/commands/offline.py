@@ -103,9 +103,8 @@ def restored_submissions(
     settings: Settings, clock: Clock, log: SubmissionLog
 ) -> RestoredSubmissions:
     """Return the submissions of a mail root that no relay uses."""
-    syncs = DirectorySync()
-    directory = SubmissionDirectory(settings.mailboxes.root / ".submissions", syncs)
-    return RestoredSubmissions(directory=directory, syncs=syncs, clock=clock, log=log)
+    directory = SubmissionDirectory(settings.mailboxes.root / ".submissions", DirectorySync())
+    return RestoredSubmissions(directory=directory, clock=clock, log=log)
 
 
 def explain(

@@ -142,8 +142,7 @@ class _FolderPair(Struct, frozen=True):
 class FolderTree(StorePart):
     """The folders of all mailboxes. `parent_id` "" is the mailbox's root."""
 
-    queries: AccountQueues  # queries take long: they have threads of their own
-    changes: AccountQueues  # so do the changes of folders
+    changes: AccountQueues  # they take long: they have threads of their own
     _stripes: maildir.Stripes = field(default_factory=maildir.Stripes, init=False)
 
     @in_thread

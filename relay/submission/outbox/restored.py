@@ -19,7 +19,7 @@ from relay.base.message.content import LARGE_BYTES
 from relay.base.phrases import named
 from relay.store.journeys.submission_log import SubmissionFacts, SubmissionLog
 from relay.store.mailbox.draft_files import submission_facts
-from relay.store.mailbox.maildir import DirectorySync, list_names, open_message, remove
+from relay.store.mailbox.maildir import list_names, open_message, remove
 from relay.submission.outbox import on_disk
 
 _LISTINGS_MAX = 5  # while files get other names
@@ -49,7 +49,6 @@ class RestoredSubmissions:
     """Holds restored submissions; lists these and all that wait."""
 
     directory: on_disk.SubmissionDirectory  # `.submissions/`
-    syncs: DirectorySync  # shares fsyncs among threads
     clock: Clock  # for the times at which submissions are ready
     log: SubmissionLog  # of steps 1 to 4
 

@@ -118,9 +118,7 @@ class FileStore:
         self.settings = SettingsFiles(**part)
         self.messages = Messages(**part, scheduled=self._scheduled)
         self.lists = MessageLists(**part, queries=queries)
-        self.folders = FolderTree(
-            **part, queries=queries, changes=AccountQueues(self._folder_threads)
-        )
+        self.folders = FolderTree(**part, changes=AccountQueues(self._folder_threads))
         self.attachments = Attachments(**part, messages=self.messages)
         self.owed_copies = OwedCopies(**part)
 
@@ -136,7 +134,7 @@ class FileStore:
             unfinished=self._unfinished,
         )
         self.restored = RestoredSubmissions(
-            directory=self._directory, syncs=part["syncs"], clock=self._clock, log=self._log
+            directory=self._directory, clock=self._clock, log=self._log
         )
         self.arrivals = Arrivals(**part, submissions=self.submissions, messages=self.messages)
 

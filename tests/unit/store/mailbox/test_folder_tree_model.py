@@ -48,7 +48,6 @@ class FolderMachine(RuleBasedStateMachine):
         not_asked: Any = None
         self.tree = FolderTree(
             threads=not_asked,
-            queries=not_asked,
             changes=not_asked,
             quota=not_asked,
             crash=not_asked,
