@@ -125,7 +125,8 @@ class Metrics:
             "Age of a tenant's rules while a fault keeps newer ones out; else 0.",
             ["tenant"],
         )
-        self._count_reports_and_smtp(counter)
+        self._count_reports_and_smtp(counter, gauge, histogram)
+        self._describe_itself(counter, gauge)
 
     def milter_answered(self, milter: str, answer: str, took_s: float) -> None:
         """Count an answer of a milter."""
@@ -149,10 +150,9 @@ class Metrics:
         for labels in counted.difference(known):
             self.policy_rules.remove(*labels)
 
-    def _describe_itself(self) -> None:
+    def _describe_itself(self, counter: "partial[Counter]", gauge: "partial[Gauge]") -> None:
         built = Info("relay_build", "What this was built from.", registry=self.registry)
         built.info({"version": __version__, "commit": commit()})
-        gauge = partial(Gauge, registry=self.registry)
         # UTC; only at `observe.metrics`, or for clients on this machine without a proxy
         self.account_messages = gauge(
             "relay_account_messages", "To other domains today, of the ten busiest.", ["account"]
@@ -175,16 +175,18 @@ class Metrics:
         )
         self._refused: Mapping[str, int] = {}  # as last exposed
         # `bound`: /readyz names those that refused something in the last minute
-        self.shares_refused = Counter(
-            "relay_shares_refused",
-            "Refused: a client or account has its share.",
-            ["bound"],
-            registry=self.registry,
+        self.shares_refused = counter(
+            "relay_shares_refused", "Refused: a client or account has its share.", ["bound"]
         )
         # `what`: delivery, accept
         self.paused = gauge("relay_paused", "1 while an operator has stopped it.", ["what"])
 
-    def _count_reports_and_smtp(self, counter: "partial[Counter]") -> None:
+    def _count_reports_and_smtp(
+        self,
+        counter: "partial[Counter]",
+        gauge: "partial[Gauge]",
+        histogram: "partial[Histogram]",
+    ) -> None:
         # `kind`: failure, delayed, held, delivered, relayed, unknown, read, notread, journal,
         # notify, dead-letter, postmaster (strangers' mail, added recipients), dropped
         self.reports = counter("relay_reports", "Reports made.", ["kind"])
@@ -226,14 +228,9 @@ class Metrics:
             "relay_auth_failures", "Logins by SMTP that failed or were delayed."
         )
 
-        self._milter_seconds = Histogram(
-            "relay_milter_seconds",
-            "Until a milter's answer.",
-            ["milter"],
-            registry=self.registry,
-            buckets=BOUNDS_S,
+        self._milter_seconds = histogram(
+            "relay_milter_seconds", "Until a milter's answer.", ["milter"], buckets=BOUNDS_S
         )
-        gauge = partial(Gauge, registry=self.registry)
         self.milter_down = gauge("relay_milter_down", "1 while a milter is down.", ["milter"])
         # Of a listener, since 1970; 0: clients would reject it
         self.certificate_end = gauge(
@@ -250,7 +247,6 @@ class Metrics:
             ["milter", "answer"],
         )
 
-        self._describe_itself()
         # Prometheus sees an increase only if the counter existed before.
         self.reports.labels("dead-letter")
         for outcome in ("failed", "expired"):
