@@ -3,7 +3,7 @@ shielded() waits for work that goes on without its caller.
 """
 
 import asyncio
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -30,8 +30,15 @@ class TaskSet(dict[asyncio.Task[Any], None]):
 
     async def end(self) -> None:
         """Cancel all, and wait until they have ended."""
-        self.cancel()
-        await asyncio.gather(*self, return_exceptions=True)
+        await end_all(self)
+
+
+async def end_all(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancel these tasks, and wait until they have ended."""
+    ending = [*tasks]
+    for task in ending:
+        task.cancel()
+    await asyncio.gather(*ending, return_exceptions=True)
 
 
 async def shielded(work: Awaitable[T]) -> T:

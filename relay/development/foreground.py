@@ -25,6 +25,7 @@ from relay.base.clock import SystemClock
 from relay.base.message.lifecycle import AT_REST, RecipientState, SubmissionState
 from relay.base.settings.document import SettingsError
 from relay.base.socket_address import Address
+from relay.base.task_set import end_all
 from relay.development.cloud import cloud_for, sent_through
 from relay.development.demonstration import DemonstratedMessage, demonstrate
 from relay.development.option_fields import flag, option
@@ -298,9 +299,7 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
     working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
     await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
     done = working.done()
-    for task in (working, stopping):
-        task.cancel()
-    await asyncio.gather(working, stopping, return_exceptions=True)
+    await end_all((working, stopping))
     if done:
         working.result()
     return done

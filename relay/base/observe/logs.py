@@ -187,6 +187,11 @@ class RepeatedError:
         self._last = text
         return is_new
 
+    def log(self, write: Callable[..., None], event: str, error: Exception, **fields: Any) -> None:
+        """Write the event, with the error as text, if the error is new."""
+        if self.is_new(error):
+            write(event, **fields, error=str(error))
+
     def clear(self) -> None:
         """Record a success: the next error is new."""
         self._last = ""

@@ -162,8 +162,7 @@ class ReceiptWatcher:
                 if self.ledger.has_any or self._known:
                     await self.look()
             except (SpoolError, StoreError, OSError) as error:
-                if fault.is_new(error):
-                    _log.warning("read receipts wait", error=str(error))
+                fault.log(_log.warning, "read receipts wait", error)
             except Exception:  # noqa: BLE001 - an internal error: the task must go on
                 _log.exception("read receipts wait")
             else:

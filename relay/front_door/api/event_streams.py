@@ -259,8 +259,7 @@ class EventStreams:
         try:
             block = _block_of(await self._feed.read(place, limit=_EVENTS_MAX))
         except SpoolError as error:  # the database of the spool may be away
-            if self._fault.is_new(error):
-                _log.warning("events not read", error=str(error))
+            self._fault.log(_log.warning, "events not read", error)
             return None
         except Exception:  # noqa: BLE001 - such as a log on a failing disk: try again
             _log.exception("events not read")

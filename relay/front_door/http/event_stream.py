@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from starlette.types import Receive, Scope, Send
 
 from relay.base.observe.logs import get_logger
+from relay.base.task_set import end_all
 from relay.front_door.http.errors import ApiError
 from relay.front_door.http.http_request import ABORT
 from relay.front_door.http.responses import EMPTY_CHUNK, BodyOnDemand
@@ -78,8 +79,7 @@ class EventStreamResponse(BodyOnDemand):
             return True
         finally:
             if following is not None:
-                following.cancel()
-                await asyncio.gather(following, return_exceptions=True)
+                await end_all([following])
             await self.blocks.aclose()
 
     async def _send(self, send: Send, block: bytes) -> None:

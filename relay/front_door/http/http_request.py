@@ -22,6 +22,7 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
 from relay.base.socket_address import Address, client_of
+from relay.base.task_set import end_all
 from relay.base.turns import Turns
 from relay.front_door.http.connection_limits import PROGRESS_BYTES, STALLED_GRACE_S
 from relay.front_door.http.errors import ApiError, RequestIds, no_place, quoted
@@ -366,9 +367,7 @@ class HttpRequest:
                 return operation.result()
             raise ClientDisconnectedError
         finally:
-            operation.cancel()
-            disconnect.cancel()
-            await asyncio.gather(operation, disconnect, return_exceptions=True)
+            await end_all((operation, disconnect))
 
     async def _wait_for_disconnect(self) -> None:
         with contextlib.suppress(ClientDisconnectedError):

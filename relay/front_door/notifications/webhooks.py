@@ -410,8 +410,7 @@ class Webhooks:
         try:
             await asyncio.get_running_loop().run_in_executor(self._writer, write)
         except OSError as error:
-            if self._fault.is_new(error):
-                _log.warning("the cursors of webhooks are not kept", error=str(error))
+            self._fault.log(_log.warning, "the cursors of webhooks are not kept", error)
         else:
             self._kept = cursors
             self._fault.clear()

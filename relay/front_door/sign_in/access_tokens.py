@@ -180,8 +180,7 @@ class AccessTokens:
         try:
             key = self._read_key()
         except (SettingsError, OSError) as error:
-            if self._fault.is_new(error):
-                _log.error("key of access tokens unusable", error=str(error))
+            self._fault.log(_log.error, "key of access tokens unusable", error)
             raise TokenKeyError("The key of access tokens cannot be used", _KEY_S) from error
         key.ensure_kid()
         return key

@@ -80,8 +80,7 @@ async def update_gauges(
         try:
             await count_queue(spool, metrics, clock)
         except SpoolError as error:
-            if fault.is_new(error):
-                _log.warning("queue not counted", error=str(error))
+            fault.log(_log.warning, "queue not counted", error)
         except Exception:  # noqa: BLE001 - an internal error: counting must go on
             _log.exception("counting failed")
         else:

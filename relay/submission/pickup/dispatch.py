@@ -13,7 +13,7 @@ from pathlib import Path
 
 from relay.base.message.outcome import Evidence
 from relay.base.observe.logs import RepeatedError, get_logger
-from relay.base.task_set import TaskSet
+from relay.base.task_set import TaskSet, end_all
 from relay.store.mailbox.errors import StoreError
 from relay.store.mailbox.pending_submission import PendingSubmission
 from relay.store.spool.types import SpoolError
@@ -95,9 +95,7 @@ class Pickup:
         try:
             if tasks := set(self._tasks):
                 _, unfinished = await asyncio.wait(tasks, timeout=_EMPTIED_S)  # real time: a child
-                for task in unfinished:
-                    task.cancel()
-                await asyncio.gather(*unfinished, return_exceptions=True)
+                await end_all(unfinished)
             self._attempts.clear()
             yield
         finally:

@@ -85,8 +85,7 @@ class MailDrop:
                 is_done = await self.look()
                 fault.clear()
             except Exception as error:  # noqa: BLE001 - the task must go on
-                if fault.is_new(error):
-                    _log.warning("the drop directory cannot be used", error=str(error))
+                fault.log(_log.warning, "the drop directory cannot be used", error)
                 if not isinstance(error, FileNotFoundError):
                     self.report(f"the drop directory cannot be used: {error}")
             # real time: programs of this machine

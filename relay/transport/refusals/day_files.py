@@ -22,6 +22,7 @@ from relay.base.clock import rfc3339
 from relay.base.files import lines_backwards, write_all
 from relay.base.observe.logs import ContainedErrors, RepeatedError, get_logger
 from relay.base.socket_address import client_of
+from relay.base.task_set import end_all
 from relay.transport.refusals.refusal import (
     Refusal,
     RefusalPage,
@@ -97,8 +98,7 @@ class RefusalFiles:
     async def close(self) -> None:
         """Write the records that wait; nothing is recorded after that."""
         if self._writing is not None:
-            self._writing.cancel()
-            await asyncio.gather(self._writing, return_exceptions=True)
+            await end_all([self._writing])
         await self._flush()
         await asyncio.to_thread(self._close)
 
@@ -128,8 +128,7 @@ class RefusalFiles:
                 self._append(waiting, uncounted)
             except OSError as error:
                 self._close_day()
-                if self._fault.is_new(error):
-                    _log.warning("refusals not recorded", error=str(error))
+                self._fault.log(_log.warning, "refusals not recorded", error)
             else:
                 self._fault.clear()
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from weakref import WeakSet
 
 from relay.base.clock import Clock
+from relay.base.task_set import end_all
 from relay.transport.routing.mx_hosts import Answer, NoAnswer, Records
 
 # A name in lower case without the final dot, and "MX", "A", "AAAA", "TXT", "TLSA" or "HOST".
@@ -104,10 +105,7 @@ class DnsCache:
 
     async def close(self) -> None:
         """Cancel the queries in progress."""
-        running = list(self._running.values())
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await end_all(self._running.values())
 
     def known(self, question: DnsQuestion) -> Answer | asyncio.Task[Answer] | None:
         """Return the answer in the cache, or the query in progress; None if there is neither."""

@@ -25,6 +25,7 @@ from relay.base.message import mta_sts
 from relay.base.message.nexthop import HopKind, NextHop
 from relay.base.message.outcome import INTERNAL_ERROR
 from relay.base.observe.logs import get_logger
+from relay.base.task_set import end_all
 from relay.transport.routing.mx_hosts import Answer, Hosts, NoAnswer, Records, Resolution
 from relay.transport.routing.resolver import LoopbackResolver, Resolver
 
@@ -100,10 +101,7 @@ class StsPolicies:
 
     async def close(self) -> None:
         """End the fetches."""
-        fetches = list(self._fetches.values())
-        for task in fetches:
-            task.cancel()
-        await asyncio.gather(*fetches, return_exceptions=True)
+        await end_all(self._fetches.values())
 
     async def forget(self) -> None:
         """Forget all policies, also those in files, and what failed."""

@@ -83,8 +83,7 @@ class NodeKeeper:
                 await self.beat()
                 fault.clear()
             except SpoolError as error:
-                if fault.is_new(error):
-                    _log.warning("this node cannot record that it lives", error=str(error))
+                fault.log(_log.warning, "this node cannot record that it lives", error)
             # a notification may have been lost
             self.on_news(News.RECORDED | News.DUE)
             await asyncio.sleep(nodes.BEAT_S)  # real time: no clock that jumps may end a lease
@@ -209,9 +208,5 @@ def _read_salt(transaction: WriteTransaction) -> str:
 
 
 def _log_no_notifications(fault: RepeatedError, error: SpoolError) -> None:
-    if fault.is_new(error):
-        _log.warning(
-            "no notifications of other nodes: this node polls for work",
-            error=str(error),
-            every_s=POLL_S,
-        )
+    event = "no notifications of other nodes: this node polls for work"
+    fault.log(_log.warning, event, error, every_s=POLL_S)

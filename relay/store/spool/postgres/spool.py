@@ -235,8 +235,7 @@ class PostgresSpool(SpoolEngine):
                 await self._start()
             except types.SpoolUnavailableError as error:
                 self._fault = str(error)
-                if fault.is_new(error):
-                    _log.error("the database of the spool cannot be used", error=self._fault)
+                fault.log(_log.error, "the database of the spool cannot be used", error)
             except types.SpoolError as error:
                 self._lost(error)
                 return

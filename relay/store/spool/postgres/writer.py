@@ -458,8 +458,7 @@ class WriteConnection(GroupWriter):
             return False
         except SpoolError as error:
             self.fault = str(error)
-            if self._said.is_new(error):
-                _log.error("the database of the spool cannot be used", error=self.fault)
+            self._said.log(_log.error, "the database of the spool cannot be used", error)
             return False
         self.fault = ""
         self._said.clear()
