@@ -24,6 +24,11 @@ def test_each_script_is_ours_or_recorded_as_vendored():
     assert scripts - set(VENDORED) == {"pages.js", "theme.js"}
 
 
+def test_style_sheet_script_and_templates_are_small():
+    own = [*(PAGES / "static").glob("pages.*"), *(PAGES / "templates").iterdir()]
+    assert sum(path.stat().st_size for path in own) <= 154_300
+
+
 @each_row(
     "up, path, query, expected",
     [
