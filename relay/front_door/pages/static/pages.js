@@ -54,6 +54,7 @@ const countDown = () => {
 const prepare = (root) => {
   for (const element of all("time[datetime]:not([data-countdown], [data-clock])", root)) showLocalTime(element);
   for (const element of all("[data-copy][hidden], [data-copy-from][hidden], [data-needs-script][hidden]", root)) element.hidden = false;
+  for (const tab of all(".tabs [aria-current]", root)) tab.closest("ul").scrollLeft = tab.offsetLeft - innerWidth / 2;
   for (const element of all("[data-expires-s]", root)) setTimeout(() => element.remove(), 1000 * element.dataset.expiresS);
   countDown();
 };
@@ -96,7 +97,7 @@ const fillPane = async () => {
   if (!answer.ok || answer.redirected) return;
   htmx.swap(pane, await answer.text(), { swapStyle: "innerHTML" });
   markOpened();
-  pane.querySelector("[data-row][aria-current]")?.scrollIntoView({ block: "nearest" });
+  pane.querySelector("tr:has([aria-current])")?.scrollIntoView({ block: "nearest" });
 };
 let asked = "";  // the last message that was opened: the answers may come in another order
 const openBeside = async (url) => {
