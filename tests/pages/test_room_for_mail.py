@@ -107,3 +107,10 @@ def test_a_row_says_its_names_and_subject_whole(browser: Browser, relay: Relay):
     browser.open(f"{relay.http_url}/messages/last")
     browser.wait_for(".pane [aria-current]")
     assert min(shares(browser, ".pane tr[data-key]", ".row-from", ".subject")) >= 0.9
+
+
+def test_the_open_tab_is_seen_on_a_phone(browser: Browser, relay: Relay):
+    browser.set_width(390, 844)
+    browser.open(f"{relay.http_url}/messages/last?show=checks")
+    tab = browser.wait_for(".viewbar [aria-current]", "Checks").rect
+    assert 0 <= tab["x"] <= 390 - tab["width"]
