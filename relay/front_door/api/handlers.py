@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from starlette.responses import Response
 
 from relay.base.accounts.account import Role, UnknownUserError
-from relay.base.message.content import Content, blocks, octets_of
+from relay.base.message.content import Content, octets_of
 from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import Destination
 from relay.base.pauses import Paused
@@ -35,7 +35,7 @@ from relay.front_door.api.message_source import NO_PREVIEW, MessagePreviews, Row
 from relay.front_door.api.search_text import SEARCH_PREFIXES, list_search_of, log_rows, times_of
 from relay.front_door.http.errors import ApiError, bad_request, quoted, service_unavailable
 from relay.front_door.http.http_request import HttpRequest
-from relay.front_door.http.responses import BLOCK_BYTES, StreamedResponse, json_response
+from relay.front_door.http.responses import content_response, json_response
 from relay.store.journeys.document import Journey
 from relay.store.journeys.journey import ListPage, MessageList
 from relay.store.journeys.message_list import (
@@ -268,11 +268,7 @@ class Handlers:
             "content-disposition": f'attachment; filename="{journey.key}.eml"',
             "x-content-type-options": "nosniff",
         }
-        if isinstance(content, bytes):
-            return Response(content, headers=headers)
-        return StreamedResponse(
-            blocks(content, BLOCK_BYTES), size_bytes=content.size, headers=headers
-        )
+        return content_response(content, headers)
 
     async def content(self, journey: Journey, principal: Principal, *, view: str) -> Content:
         """Return the MIME of a message that the principal may see. `view` says in the log what is

@@ -12,7 +12,6 @@ from urllib.parse import quote
 from msgspec.structs import replace
 from starlette.responses import Response
 
-from relay.base.message.content import blocks
 from relay.base.message.extended_properties import (
     ARTICLE_NUMBER,
     FLAG_STATUS,
@@ -57,7 +56,7 @@ from relay.front_door.graph.query_options import QueryOptions
 from relay.front_door.graph.send_mail import check_rights, named_in, originators_of, reserve
 from relay.front_door.graph.serializer import MESSAGE_PROPERTIES, extent_of
 from relay.front_door.http.errors import bad_request, service_unavailable
-from relay.front_door.http.responses import BLOCK_BYTES, StreamedResponse, json_response
+from relay.front_door.http.responses import content_response, json_response
 from relay.store.mailbox.errors import (
     BeingSentError,
     NotADraftError,
@@ -220,10 +219,7 @@ async def get_mime(request: GraphRequest) -> Response:
     if request.message_folder_id:
         await request.find_message()
     content = await request.store.messages.mime(request.mailbox, request.message_id)
-    headers = {"content-type": "text/plain"}
-    if isinstance(content, bytes):
-        return Response(content, headers=headers)
-    return StreamedResponse(blocks(content, BLOCK_BYTES), size_bytes=content.size, headers=headers)
+    return content_response(content, {"content-type": "text/plain"})
 
 
 async def replace_mime(request: GraphRequest) -> Response:

@@ -10,6 +10,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from relay.base.message.content import Content, blocks
 from relay.base.observe.logs import get_logger
 from relay.base.shares import NoPlaceError
 
@@ -128,6 +129,13 @@ def _next_block(blocks: Iterator[bytes]) -> bytes:
         pieces.append(piece)
         size_bytes += len(piece)
     return b"".join(pieces)
+
+
+def content_response(content: Content, headers: dict[str, str]) -> Response:
+    """Return the response with the octets of a content; a large one is read while it is sent."""
+    if isinstance(content, bytes):
+        return Response(content, headers=headers)
+    return StreamedResponse(blocks(content, BLOCK_BYTES), size_bytes=content.size, headers=headers)
 
 
 def json_response(
