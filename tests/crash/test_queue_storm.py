@@ -7,7 +7,6 @@ behind an attempt that the journey calls indeterminate; none in a mailbox; the f
 seed is in the test's name. See docs/design.md 7, invariants 1, 2 and 10.
 """
 
-import json
 import os
 import random
 import sqlite3
@@ -87,11 +86,7 @@ def test_kills_at_random_moments_keep_every_reply(storm: QueueStorm) -> None:
 def come_up(relay: RelayProcess, rng: random.Random) -> None:
     """Start it, half of the times to die at a named point; it may die before it is ready."""
     point = f"{rng.choice(POINTS)}:{rng.randint(1, 30)}" if rng.random() < 0.5 else ""
-    relay.start(crash_at=point, wait=False)
-    ready = relay.folder / "ready.json"
-    until("ready, or ended", lambda: ready.exists() or relay.process_ended, timeout_s=60)
-    if ready.exists():
-        relay.ready = json.loads(ready.read_text())
+    relay.come_up(point)
 
 
 def live(storm: QueueStorm, letters: int) -> None:

@@ -6,7 +6,6 @@ No message is lost or sent twice; no partial file, draft or pending submission r
 name. See docs/design.md 7, invariants 1, 2 and 10.
 """
 
-import json
 import os
 import random
 import time
@@ -15,7 +14,7 @@ import pytest
 
 from relay.base.crashpoints import CrashPoint
 from tests.crash.storm import Storm
-from tests.support.relay_process import RelayProcess, until
+from tests.support.relay_process import RelayProcess
 
 pytestmark = pytest.mark.crash
 
@@ -37,21 +36,12 @@ def test_a_storm_loses_nothing_and_doubles_nothing(relay: RelayProcess, seed: in
             live(relay, rng.uniform(0.05, LONGEST_LIFE_S))
             relay.kill()
             point = f"{rng.choice(POINTS)}:{rng.randint(1, 8)}" if rng.random() < 0.5 else ""
-            come_up(relay, point)
+            relay.come_up(point)
         live(relay, LONGEST_LIFE_S)
     relay.kill()
     relay.start()
     assert len(storm.letters) > KILLS_EACH
     storm.check()
-
-
-def come_up(relay: RelayProcess, crash_at: str) -> None:
-    """Start it; it may die before it is ready."""
-    relay.start(crash_at=crash_at, wait=False)
-    ready = relay.folder / "ready.json"
-    until("ready, or ended", lambda: ready.exists() or relay.process_ended, timeout_s=60)
-    if ready.exists():
-        relay.ready = json.loads(ready.read_text())
 
 
 def live(relay: RelayProcess, seconds: float) -> None:

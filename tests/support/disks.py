@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,14 +25,9 @@ def short_place() -> str:
     return str(MEMORY) if os.environ.get("TMPDIR") == str(MEMORY) else "/tmp"
 
 
-@contextmanager
-def small_disk(path: Path, *, size_bytes: int) -> Iterator[None]:
+def small_disk(path: Path, *, size_bytes: int) -> AbstractContextManager[None]:
     """Mount an empty file system of `size_bytes` at the directory `path`."""
-    _mount("-t", "tmpfs", "-o", f"size={size_bytes},mode=0700", "none", str(path))
-    try:
-        yield
-    finally:
-        _unmount(path)
+    return _mounted(path, "-t", "tmpfs", "-o", f"size={size_bytes},mode=0700", "none")
 
 
 @contextmanager
@@ -49,14 +44,9 @@ def journaled_disk(path: Path, *, size_bytes: int) -> Iterator[None]:
         image.unlink()
 
 
-@contextmanager
-def mounted(image: Path, path: Path, *, by: str = "-o loop") -> Iterator[None]:
+def mounted(image: Path, path: Path, *, by: str = "-o loop") -> AbstractContextManager[None]:
     """Mount a file with a file system in it, or what mount(8) takes, at the directory `path`."""
-    _mount(*by.split(), str(image), str(path))
-    try:
-        yield
-    finally:
-        _unmount(path)
+    return _mounted(path, *by.split(), str(image))
 
 
 def make_ext4(image: Path) -> None:
@@ -73,14 +63,9 @@ def break_off(path: Path) -> None:
     _mount("-o", "remount,abort", str(path))
 
 
-@contextmanager
-def disk_of_its_own(path: Path) -> Iterator[None]:
+def disk_of_its_own(path: Path) -> AbstractContextManager[None]:
     """Let the directory `path` be a file system of its own: no link, no rename goes across."""
-    _mount("--bind", str(path), str(path))
-    try:
-        yield
-    finally:
-        _unmount(path)
+    return covered(path, path)
 
 
 @contextmanager
@@ -99,12 +84,9 @@ def filled(path: Path) -> Iterator[None]:
 @contextmanager
 def read_only(path: Path) -> Iterator[None]:
     """Refuse every change below the directory `path`."""
-    _mount("--bind", str(path), str(path))
-    try:
+    with disk_of_its_own(path):
         _mount("-o", "remount,bind,ro", str(path))
         yield
-    finally:
-        _unmount(path)
 
 
 def _write_until_full(descriptor: int, block: bytes) -> None:
@@ -113,6 +95,15 @@ def _write_until_full(descriptor: int, block: bytes) -> None:
             os.write(descriptor, block)
     except OSError:
         return
+
+
+@contextmanager
+def _mounted(path: Path, *words: str) -> Iterator[None]:
+    _mount(*words, str(path))
+    try:
+        yield
+    finally:
+        _unmount(path)
 
 
 def _mount(*words: str) -> None:
@@ -126,11 +117,6 @@ def _unmount(path: Path) -> None:
     subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
-@contextmanager
-def covered(path: Path, by: Path) -> Iterator[None]:
+def covered(path: Path, by: Path) -> AbstractContextManager[None]:
     """Let the path of the directory `path` lead to the directory `by`, as before it was mounted."""
-    _mount("--bind", str(by), str(path))
-    try:
-        yield
-    finally:
-        _unmount(path)
+    return _mounted(path, "--bind", str(by))

@@ -175,6 +175,14 @@ class RelayProcess:
         self.kill()
         return self.start(crash_at=crash_at)
 
+    def come_up(self, crash_at: str) -> None:
+        """Start it; it may die at this point, also before it is ready."""
+        self.start(crash_at=crash_at, wait=False)
+        ready = self.folder / "ready.json"
+        until("ready, or ended", lambda: ready.exists() or self.process_ended, timeout_s=60)
+        if ready.exists():
+            self.ready = json.loads(ready.read_text())
+
     def wait_end(self, *, timeout_s: float = WAIT_S) -> int:
         """Wait until the process ended by itself; return its exit code, negative for a signal."""
         assert self.process is not None

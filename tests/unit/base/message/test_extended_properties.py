@@ -7,7 +7,6 @@ from relay.base.message.extended_properties import (
     RequestedSendOptions,
     canonical_id,
     canonical_value,
-    extended_header_fields,
     merged,
     requested_send_options,
 )
@@ -184,21 +183,6 @@ def test_given_properties_replace_and_remove():
 )
 def test_requested_send_options(properties, wishes):
     assert requested_send_options(properties, now_us=NOW_US) == wishes
-
-
-def test_some_properties_are_header_fields():
-    given = (
-        prop("String 0x1045", "<https://example.test/u>, <mailto:u@example.test>"),
-        prop(f"String {HEADERS} Name X-Campaign", "é"),
-        prop(f"String {HEADERS} Name List-Unsubscribe-Post", "List-Unsubscribe=One-Click"),
-        prop(f"String {HEADERS} Name Bcc", "hidden@example.test"),
-        prop("String {00020386-0000-0000-C000-000000000047} Name x-other", "no header"),
-    )
-    assert extended_header_fields(given) == (
-        ("List-Unsubscribe", "<https://example.test/u>, <mailto:u@example.test>"),
-        ("X-Campaign", "é"),
-        ("List-Unsubscribe-Post", "List-Unsubscribe=One-Click"),
-    )
 
 
 @each_row(

@@ -9,7 +9,7 @@ import pytest
 from msgspec import structs
 
 from relay.base.message.properties import Attachment, ExtendedProperty
-from relay.store.mailbox.errors import MailboxFullError, NoSuchItemError, NotADraftError
+from relay.store.mailbox.errors import MailboxFullError, NoSuchItemError
 from relay.store.mailbox.query import MessageQuery
 from relay.store.mailbox.stored_message import MessageChange
 
@@ -59,19 +59,6 @@ async def test_a_changed_mime_draft_stays_octet_for_octet_but_for_the_change(sto
     assert (marked.properties, marked.path.parent) == (changed.properties, changed.path.parent)
     unchanged = await store.messages.update(ALICE, made.id, MessageChange(properties=properties))
     assert unchanged.path.read_bytes().endswith(content.replace(b"old", b"new"))
-
-
-async def test_the_body_of_a_signed_draft_cannot_be_changed(store):
-    content = (
-        b"To: a@a.test\r\nContent-Type: multipart/signed; boundary=s\r\n\r\n--s\r\n\r\nsigned\r\n--s\r\n"
-        b"Content-Type: application/pgp-signature\r\n\r\nx\r\n--s--\r\n"
-    )
-    made = await store.messages.create(ALICE, content)
-    with pytest.raises(NotADraftError, match="signed"):
-        await store.messages.update(
-            ALICE, made.id, MessageChange(properties=structs.replace(made.properties, body="new"))
-        )
-    assert await store.messages.mime(ALICE, made.id) == content
 
 
 async def test_many_messages_are_marked_at_once(store, maildir):

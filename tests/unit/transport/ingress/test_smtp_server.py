@@ -4,7 +4,6 @@ import asyncio
 import base64
 import contextlib
 import gc
-import socket
 import ssl
 import stat
 import weakref
@@ -174,21 +173,6 @@ async def test_the_pickup_socket_accepts_all_recipients_and_bounces_failures(
     assert [each.entries[0].recipients[0].path.address for each in relay.spool.reports] == [
         "alice@example.test"
     ]
-
-
-async def test_a_stale_unix_socket_is_replaced_but_no_other_file(listening, tmp_path):
-    path = tmp_path / "relay.sock"
-    with socket.socket(socket.AF_UNIX) as stale:
-        stale.bind(str(path))
-    server = await listening(listen=Address(path=str(path)))
-    client = await Client.connect(server.address)
-    assert (await client.reply())[:3] == "220"
-    await server.drain(1)
-    assert not path.exists()
-    path.write_text("precious")
-    with pytest.raises(FileExistsError, match="not a socket"):
-        await listening(listen=Address(path=str(path)))
-    assert path.read_text() == "precious"
 
 
 async def test_an_unknown_host_is_an_error_at_start(relay):

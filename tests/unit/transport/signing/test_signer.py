@@ -129,18 +129,6 @@ def test_a_plain_author_is_read_as_any_other(value: bytes) -> None:
     assert (quickly.address.lower(), quickly.fault) == (slowly.address.lower(), slowly.fault)
 
 
-async def test_mail_of_strangers_is_not_signed() -> None:
-    signer = Signer(lambda: RING, clock=ManualClock(NOW_US), metrics=Metrics())
-    content = ParsedContent.of(b"From: ada@corp.test\r\n\r\nhi\r\n")
-    done = await signer.sign([content], trusted=False)
-    assert (done.contents, done.keys, done.unsigned) == (
-        (content,),
-        (),
-        "the client is not trusted",
-    )
-    assert (await signer.sign([content], trusted=True)).keys == RING.of_domain("corp.test")[:2]
-
-
 class Broken:
     """A private key whose library fails."""
 
