@@ -132,7 +132,7 @@ async def _clock(request: HttpRequest, controls: DevelopmentControls) -> dict[st
         try:
             await controls.advance_clock(body.advance_s)
         except ValueError as error:
-            raise ApiError(400, "BadRequest", f"advance_s: {error}.") from None
+            raise bad_request(f"advance_s: {error}.") from None
         except AdvanceError as error:
             text = str(error)
             raise ApiError(503, "ResourceUnhealthy", f"{text[:1].upper()}{text[1:]}.") from None
@@ -190,7 +190,7 @@ async def _replace(request: HttpRequest, controls: DevelopmentControls) -> None:
         faults = [f"{fault}." for fault in error.faults[:_FAULTS_MAX]]
         if len(error.faults) > _FAULTS_MAX:
             faults.append(f"And {len(error.faults) - _FAULTS_MAX} more.")
-        raise ApiError(400, "BadRequest", " ".join(faults)) from None
+        raise bad_request(" ".join(faults)) from None
 
 
 def _content(body: bytes, *, is_json: bool) -> str | dict[str, Any]:
@@ -201,7 +201,7 @@ def _content(body: bytes, *, is_json: bool) -> str | dict[str, Any]:
     except UnicodeDecodeError as error:
         line = body.count(b"\n", 0, error.start) + 1
         actual = f"the byte 0x{body[error.start]:02x} in line {line}"
-        raise ApiError(400, "BadRequest", f"The body: found {actual}, expected UTF-8.") from None
+        raise bad_request(f"The body: found {actual}, expected UTF-8.") from None
 
 
 def create_app(
@@ -352,8 +352,7 @@ async def _webhooks(
             cursor = parse_event_cursor(body.from_)
         except ValueError:
             text = 'the cursor of an event, or "0" for the beginning'
-            message = f"from: found {quoted(body.from_)}, expected {text}."
-            raise ApiError(400, "BadRequest", message) from None
+            raise bad_request(f"from: found {quoted(body.from_)}, expected {text}.") from None
         await webhooks.replay(cursor, urls)
         principal.log("webhooks replay", cursor=body.from_, count=len(urls))
     return {"webhooks": webhooks.shown()}

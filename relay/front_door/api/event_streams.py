@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from relay.base.clock import Clock
 from relay.base.observe.logs import RepeatedError, get_logger
 from relay.base.pressure import ConcurrencyCounter
-from relay.front_door.http.errors import ApiError, quoted, service_unavailable
+from relay.front_door.http.errors import ApiError, bad_request, quoted, service_unavailable
 from relay.front_door.http.event_stream import EventStreamResponse
 from relay.store.journeys import event_feed
 from relay.store.journeys.events import EventCursor, RecordedEvent
@@ -163,8 +163,7 @@ class EventStreams:
         try:
             after = event_feed.parse_event_cursor(text)
         except ValueError:
-            message = f"{name}: found {quoted(text)}, expected {_EXPECTED}."
-            raise ApiError(400, "BadRequest", message) from None
+            raise bad_request(f"{name}: found {quoted(text)}, expected {_EXPECTED}.") from None
         return EventView(account, after=after)
 
     async def response(self, view: EventView) -> EventStreamResponse:

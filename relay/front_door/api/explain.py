@@ -103,11 +103,11 @@ def _mailbox(name: str, text: str) -> str:
     try:
         return parse_mailbox(text, smtputf8=True)
     except AddressError as error:
-        raise errors.ApiError(400, "BadRequest", f"{name}: {error}.") from None
+        raise errors.bad_request(f"{name}: {error}.") from None
 
 
 def _bad(name: str, actual: str, expected: str) -> errors.ApiError:
-    return errors.ApiError(400, "BadRequest", f"{name}: found {actual}, expected {expected}.")
+    return errors.bad_request(f"{name}: found {actual}, expected {expected}.")
 
 
 def _unavailable(message: str) -> errors.ApiError:

@@ -546,7 +546,7 @@ class Handlers:
                 copy_to=tuple(copy_to),
             )
         except ValueError as error:
-            raise ApiError(400, "BadRequest", f"{error}.") from None
+            raise bad_request(f"{error}.") from None
         fields = {"reason": command.why, "to": copy_to, **selector.conditions}
         return await self._execute(command, request, principal, **fields)
 
@@ -643,7 +643,7 @@ class Handlers:
         body = request_parameters.read_body(await request.body(), _PruneBody)
         if body.older_than_s is not None and not 0 <= body.older_than_s <= _AGE_S_MAX:
             text = f"expected a number of seconds up to {_AGE_S_MAX:.0f}"
-            raise ApiError(400, "BadRequest", f"The field older_than_s: {text}.")
+            raise bad_request(f"The field older_than_s: {text}.")
         pruned = await self._dependencies.prune(body.older_than_s, body.dry_run)
         if not body.dry_run:
             principal.log("history pruned", older_than_s=body.older_than_s, **pruned)

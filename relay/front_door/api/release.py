@@ -15,7 +15,7 @@ from relay.base.message.lifecycle import RecipientState
 from relay.base.message.nexthop import Destination, NextHop
 from relay.front_door.api.dependencies import DevelopmentControls
 from relay.front_door.api.request_parameters import read_body
-from relay.front_door.http.errors import ApiError, quoted
+from relay.front_door.http.errors import ApiError, bad_request, quoted
 from relay.store.spool.queue_commands import COPIES_MAX, RouteLookup
 
 _NOTHING_LEAVES = (
@@ -40,8 +40,7 @@ def addresses_of_body(octets: bytes) -> tuple[str, ...]:
 def parse_addresses(texts: Sequence[str]) -> tuple[str, ...]:
     """Return addresses that a person has named, without duplicates. Raises ApiError 400."""
     if not 1 <= len(texts) <= COPIES_MAX:
-        message = f"to: found {len(texts):,} addresses, expected 1 to {COPIES_MAX}."
-        raise ApiError(400, "BadRequest", message)
+        raise bad_request(f"to: found {len(texts):,} addresses, expected 1 to {COPIES_MAX}.")
     addresses = []
     for text in texts:
         try:

@@ -19,7 +19,7 @@ from relay.base.phrases import words_in
 from relay.base.settings.values import is_ip, parse_time
 from relay.base.socket_address import network_of
 from relay.front_door.api import request_parameters
-from relay.front_door.http.errors import ApiError, quoted
+from relay.front_door.http.errors import bad_request, quoted
 from relay.store.journeys.journey import PAGES_MAX, Journeys
 from relay.store.journeys.message_list import MAIL, MessageSearch, SearchedTag
 
@@ -73,13 +73,12 @@ def list_search_of(query: Mapping[str, str], now_us: int) -> MessageSearch:
     try:
         search = parse_search(query["q"], now_us)
     except SearchTextError as error:
-        raise ApiError(400, "BadRequest", f"q: {error}") from None
+        raise bad_request(f"q: {error}") from None
     for name in _FIELDS:
         if getattr(parameters, name) and getattr(search, name):
-            raise ApiError(400, "BadRequest", f"q: it has {name} too, which is a parameter.")
+            raise bad_request(f"q: it has {name} too, which is a parameter.")
     if search.key and parameters.after:
-        message = "q: found id: together with the parameter after, expected one of them."
-        raise ApiError(400, "BadRequest", message)
+        raise bad_request("q: found id: together with the parameter after, expected one of them.")
     both = {name: getattr(parameters, name) or getattr(search, name) for name in _FIELDS}
     return replace(
         search, **both, mailbox=parameters.mailbox, kind=parameters.kind, after=parameters.after

@@ -25,7 +25,7 @@ from relay.base.socket_address import Address, client_of
 from relay.base.task_set import end_all
 from relay.base.turns import Turns
 from relay.front_door.http.connection_limits import PROGRESS_BYTES, STALLED_GRACE_S
-from relay.front_door.http.errors import ApiError, RequestIds, no_place, quoted
+from relay.front_door.http.errors import ApiError, RequestIds, bad_request, no_place, quoted
 
 _Result = TypeVar("_Result")
 
@@ -445,7 +445,7 @@ def _segments(raw: bytes) -> tuple[str, ...]:
             return tuple(part for part in raw.decode().split("/") if part)
         return tuple(unquote_to_bytes(part).decode() for part in raw.split(b"/") if part)
     except UnicodeDecodeError:
-        raise ApiError(400, "BadRequest", "The path is not UTF-8.") from None
+        raise bad_request("The path is not UTF-8.") from None
 
 
 def _query(raw: bytes) -> tuple[tuple[str, str], ...]:
@@ -461,7 +461,6 @@ def _query(raw: bytes) -> tuple[tuple[str, str], ...]:
             )
         )
     except UnicodeError:
-        raise ApiError(400, "BadRequest", "The query is not percent-encoded UTF-8.") from None
+        raise bad_request("The query is not percent-encoded UTF-8.") from None
     except ValueError:
-        message = f"The query has more than {_QUERY_FIELDS_MAX} fields."
-        raise ApiError(400, "BadRequest", message) from None
+        raise bad_request(f"The query has more than {_QUERY_FIELDS_MAX} fields.") from None

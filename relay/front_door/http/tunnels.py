@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from relay.front_door.http.errors import ApiError, quoted
+from relay.front_door.http.errors import ApiError, bad_request, quoted
 
 # Clients show it, and no body: Python's "Tunnel connection failed: 403 Forbidden: …"
 REFUSAL_PHRASE = "Forbidden: not a host of this proxy; name it in NO_PROXY"
@@ -37,11 +37,11 @@ def connect_error(
     for name, value in fields:
         if name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0"):
             text = f"CONNECT: found {name.decode()}, expected a request without content."
-            return ApiError(400, "BadRequest", text)
+            return bad_request(text)
     text = target.decode("latin-1")
     host, _, port = text.rpartition(":")
     if not host or not (port.isascii() and port.isdigit()):
-        return ApiError(400, "BadRequest", f"CONNECT: found {quoted(text)}, expected HOST:PORT.")
+        return bad_request(f"CONNECT: found {quoted(text)}, expected HOST:PORT.")
     if port == _PORT and host.lower().removesuffix(".") in hosts.names:
         return None
     return _refused(f"CONNECT to {quoted(text)}", hosts)

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from relay.base.settings.environment import shipped
 from relay.front_door.api.dependencies import ClientSettings
-from relay.front_door.http.errors import ApiError, service_unavailable
+from relay.front_door.http.errors import bad_request, service_unavailable
 from relay.front_door.pages.site import PageRequest
 
 _KEY_BYTES = 16
@@ -75,8 +75,7 @@ async def send_example(request: PageRequest) -> Response:
     request.principal.check_may_operate()
     key = dict(request.http.query).get("key", "")
     if not (0 < len(key) <= _KEY_CHARACTERS_MAX and key.isascii() and key.isprintable()):
-        message = f"key: expected 1 to {_KEY_CHARACTERS_MAX} characters of ASCII."
-        raise ApiError(400, "BadRequest", message)
+        raise bad_request(f"key: expected 1 to {_KEY_CHARACTERS_MAX} characters of ASCII.")
     reason = await request.controls.send_example(key)
     if reason:
         raise service_unavailable(f"The example was not sent: {reason}", retry_after_s=1)

@@ -110,7 +110,7 @@ def _urlencoded(request: HttpRequest, body: bytes) -> PageForm:
         )
     except ValueError:
         message = f"The form is not percent-encoded UTF-8, or has more than {_FIELDS_MAX} fields."
-        raise ApiError(400, "BadRequest", message) from None
+        raise bad_request(message) from None
     return PageForm(tuple(fields))
 
 

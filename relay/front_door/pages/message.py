@@ -19,7 +19,7 @@ from relay.base.message.address import own_mailbox
 from relay.base.message.lifecycle import SubmissionState
 from relay.formats.read_report import DeliveryReport
 from relay.front_door.api import tags as api_tags
-from relay.front_door.http.errors import ApiError, service_unavailable
+from relay.front_door.http.errors import ApiError, bad_request, service_unavailable
 from relay.front_door.pages.content import MessageHead
 from relay.front_door.pages.content_pages import View
 from relay.front_door.pages.journey_view import journey_view
@@ -261,13 +261,12 @@ async def advance_to_next(request: PageRequest) -> Response:
     dependencies = request.site.dependencies
     controls = dependencies.development
     if controls is None or not values["due"]:
-        message = "Nothing of this message waits for a time: the clock stays as it is."
-        raise ApiError(400, "BadRequest", message)
+        raise bad_request("Nothing of this message waits for a time: the clock stays as it is.")
     left_s = (time_us_of(values["due"]) - dependencies.clock.time_us()) / 1e6
     try:
         await controls.advance_clock(max(left_s, 0.0) + _MARGIN_S)
     except ValueError as error:
-        raise ApiError(400, "BadRequest", f"The clock: {error}.") from None
+        raise bad_request(f"The clock: {error}.") from None
     except AdvanceError as error:
         raise service_unavailable(str(error), retry_after_s=5) from error
     return request.redirect(f"messages/{values['journey'].key}")

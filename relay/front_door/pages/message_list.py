@@ -31,7 +31,7 @@ from relay.front_door.api.message_source import RowFacts
 from relay.front_door.api.request_parameters import MESSAGE_STATES
 from relay.front_door.api.search_text import SearchTextError, parse_search
 from relay.front_door.api.tags import tags_of
-from relay.front_door.http.errors import ApiError, quoted
+from relay.front_door.http.errors import ApiError, bad_request, quoted
 from relay.front_door.pages.content import one_line
 from relay.front_door.pages.help import first_minute
 from relay.front_door.pages.site import PageRequest, PageSite
@@ -461,7 +461,7 @@ async def _undo(request: PageRequest, names: Sequence[str], *, view: ListView) -
 def _checked(action: str, request: PageRequest) -> str:
     """Return the action. Raises ApiError 400."""
     if action not in dict(actions(request.site)):
-        raise ApiError(400, "BadRequest", f"There is no action {quoted(action)}.")
+        raise bad_request(f"There is no action {quoted(action)}.")
     return action
 
 
@@ -469,7 +469,7 @@ async def _all_that_match(request: PageRequest, action: str) -> Response:
     action = _checked(action, request)
     view = view_of(request.http.query, request.now_us)
     if view.fault:
-        raise ApiError(400, "BadRequest", view.fault)
+        raise bad_request(view.fault)
     names, is_more = await request.site.dependencies.journeys.names(
         request.site.handlers.with_reader(view.search, request.principal),
         account=request.principal.account,

@@ -11,7 +11,7 @@ from relay.base.accounts.account import Role
 from relay.base.clock import id_time_us
 from relay.base.message.lifecycle import FINAL, LIVE, RecipientState, hold_text
 from relay.front_door.api.request_parameters import selector_of_query
-from relay.front_door.http.errors import ApiError
+from relay.front_door.http.errors import ApiError, bad_request
 from relay.front_door.pages.queue_change import (
     EFFECTS,
     LABELS,
@@ -111,7 +111,7 @@ def _entry_name(query: Collection[tuple[str, str]]) -> Key:
         return FIRST_KEY
     name, _, number = text.partition("-")
     if not (name.isalnum() and number.isascii() and number.isdecimal() and len(number) < 10):
-        raise ApiError(400, "BadRequest", "after: expected the name of an entry, ID-NUMBER.")
+        raise bad_request("after: expected the name of an entry, ID-NUMBER.")
     return name, int(number)
 
 
