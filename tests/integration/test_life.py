@@ -3,8 +3,10 @@
 import asyncio
 import json
 import re
+import shlex
 import signal
 import smtplib
+import subprocess
 from contextlib import closing
 from functools import partial
 
@@ -202,6 +204,16 @@ def test_sigterm_under_load_loses_no_message(remotes: Remotes, serve) -> None:
     came = [address for one in mx.envelopes for address in one.addresses]
     assert set(accepted) <= set(came)
     assert len(came) == len(set(came)), "a clean stop delivers nothing twice"
+
+
+def test_a_relay_that_was_started_without_standard_files_stops_as_others(serve) -> None:
+    relay = serve(start=False)
+    ready_file = relay.folder / "ready.json"
+    command = shlex.join([*relay.start_command(), "--ready-file", str(ready_file)])
+    words = ["/bin/sh", "-c", f"exec {command} <&- >&- 2>&-"]
+    relay.process = subprocess.Popen(words, cwd=relay.folder, env=relay.environment)
+    until("ready, or ended", lambda: ready_file.exists() or relay.process_ended)
+    assert relay.stop() == 0
 
 
 def test_a_ready_file_of_an_earlier_run_is_removed_first_and_the_own_one_at_the_end(dev) -> None:

@@ -4,6 +4,7 @@ Only the module of the verb used is imported, so that a query to a daemon does n
 """
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -128,6 +129,7 @@ class _Verbs(click.Group):
                 formatter.write_dl([(f"{name:8}", text) for name, text in verbs.items()])
 
 
+_STANDARD_FILES = 3
 _VERSION = f"{__version__} ({commit()})".removesuffix(" ()")
 
 
@@ -145,6 +147,10 @@ def cli(_given: CommandContext) -> None:
 
 def run() -> int:
     """Run the command line; return the exit code."""
+    # libuv aborts when it closes a file of its own that has the number of a standard file
+    while (spare := os.open(os.devnull, os.O_RDWR)) < _STANDARD_FILES:
+        pass
+    os.close(spare)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # the encoding of a terminal may lack characters of a subject
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
