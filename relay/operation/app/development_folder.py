@@ -122,7 +122,7 @@ def open_folder(path: Path | None) -> DevelopmentFolder:
     """
     if path is not None:
         return _open_given(Path(os.path.realpath(path)))
-    own = _new_place() / _own_name()
+    own = short_place(_new_place()) / _own_name()
     with contextlib.suppress(FileExistsError):
         own.mkdir(mode=0o700)
     if _is_own(own):
