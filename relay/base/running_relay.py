@@ -386,10 +386,12 @@ def send_content(
     needs_utf8 = not "".join((sender, *recipients)).isascii()
     lost: type[TryLaterError] = AwayError  # what a connection that ends too early means
     try:
+        # smtplib asks the name servers for the name of this machine, which may not answer
+        here = "localhost" if address.is_loopback else None
         if address.path:
-            client: smtplib.SMTP = _LocalSmtp(address.path, timeout=_TIMEOUT_S)
+            client: smtplib.SMTP = _LocalSmtp(address.path, local_hostname=here, timeout=_TIMEOUT_S)
         else:
-            client = smtplib.SMTP(address.host, address.port, timeout=_TIMEOUT_S)
+            client = smtplib.SMTP(address.host, address.port, here, timeout=_TIMEOUT_S)
         try:
             client.ehlo_or_helo_if_needed()
             options = [f"size={len(data)}"] if client.has_extn("size") else []

@@ -5,8 +5,10 @@ No traceback reaches a user. An unexpected exception exits with 70.
 
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from enum import IntEnum
+from typing import TextIO
 
 import click
 
@@ -74,37 +76,38 @@ def report_error(error: BaseException) -> int:
     match error:
         case CommandError():
             if str(error):
-                _say(str(error))
+                say(str(error))
             return error.code
         case click.exceptions.Exit():
             return ExitCode.USAGE if error.exit_code else ExitCode.OK
         case click.ClickException():
-            error.show()
+            with _printing_errors():
+                error.show()
             return ExitCode.USAGE
         case click.Abort() | KeyboardInterrupt():
             return INTERRUPTED
         case SettingsError():  # one line per fault, as compilers print them
-            _say(str(error))
+            say(str(error))
             return ExitCode.CONFIGURATION
         case running_relay.ControlError():
-            _say(f"relay: {error}")
+            say(f"relay: {error}")
             return ExitCode.DATA if error.status < _SERVER_FAULT else ExitCode.TRY_LATER
         case ImportError():
-            _say(f"relay: the installation is not complete: {error}")
+            say(f"relay: the installation is not complete: {error}")
             return ExitCode.UNAVAILABLE
         # the reader of stdout has closed it, for which click raises SystemExit
         case BrokenPipeError() | SystemExit():
-            _discard_output()
+            _discard(sys.stdout)
             return ExitCode.OK
     for kind, code in _CODES:
         if isinstance(error, kind):
             if kind is OSError:  # stdout itself may be the file that failed
-                _discard_output()
-            _say(f"relay: {_text_of(error)}")
+                _discard(sys.stdout)
+            say(f"relay: {_text_of(error)}")
             if kind is types.SpoolDamagedError:
-                _say("relay: `relay restore` puts a backup back; see docs/operation-backup.md")
+                say("relay: `relay restore` puts a backup back; see docs/operation-backup.md")
             return code
-    _say(f"relay: internal error: {type(error).__name__}: {error}")
+    say(f"relay: internal error: {type(error).__name__}: {error}")
     return ExitCode.BUG
 
 
@@ -115,12 +118,22 @@ def _text_of(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _discard_output() -> None:
+def _discard(stream: TextIO) -> None:
     """Discard buffered output: at its exit, the interpreter could not write it."""
     with suppress(OSError, ValueError, AttributeError):  # closed, or not a file
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _say(text: str) -> None:
-    """Print lines; file names and replies of remote hosts may have control characters."""
-    click.echo("\n".join(printable(line.expandtabs()) for line in text.split("\n")), err=True)
+@contextmanager
+def _printing_errors() -> Iterator[None]:
+    """Print on stderr in the block. If its disk is full, the exit code stays what it is."""
+    try:
+        yield
+    except OSError:
+        _discard(sys.stderr)
+
+
+def say(text: str) -> None:
+    """Print lines on stderr; file names and replies of remote hosts may have control characters."""
+    with _printing_errors():
+        click.echo("\n".join(printable(line.expandtabs()) for line in text.split("\n")), err=True)

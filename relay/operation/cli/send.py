@@ -5,6 +5,7 @@ for a temporary error, 77 for a token that is not allowed.
 """
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,7 @@ def _standard_input() -> str:
     if sys.stdin is None or sys.stdin.isatty():
         return ""
     try:
+        os.set_blocking(0, True)  # a pause of the writer would be taken for the end
         return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError:
         raise CommandError(

@@ -31,7 +31,7 @@ from relay.base.settings.reader import DocumentReader
 from relay.base.settings.tree import SendmailSettings, Settings
 from relay.base.settings.values import parse_address
 from relay.base.socket_address import Address
-from relay.operation.cli.errors import CommandError, ExitCode
+from relay.operation.cli.errors import CommandError, ExitCode, say
 from relay.operation.cli.options import (
     INPUT_BYTES_MAX,
     CommandContext,
@@ -39,7 +39,6 @@ from relay.operation.cli.options import (
     login_name,
     user_name,
 )
-from relay.operation.cli.output import printable
 from relay.operation.cli.relay_client import operator_client
 from relay.operation.commands.sendmail import (
     NoRecipientsError,
@@ -112,6 +111,7 @@ def sendmail(
     notify, ret, envid = _notify(flags["notify"]), _ret(flags["ret"]), _envid(flags["envid"])
     place = _place(context)
     address = place.address
+    os.set_blocking(0, True)  # a pause of the writer would be taken for the end
     try:
         if mode == "s":
             talk(address, FileIO(0, closefd=False), FileIO(1, "w", closefd=False))
@@ -146,7 +146,7 @@ def sendmail(
             if not _drop(place.drop, envelope, message.content, key=key):
                 raise
         for reply in refused:
-            click.echo(f"sendmail: {printable(reply)}", err=True)
+            say(f"sendmail: {reply}")
     except NoRecipientsError:
         expected = "an address, or one in To, Cc or Bcc" if flags["from_header"] else "one, or -t"
         raise CommandError(ExitCode.USAGE, f"sendmail: no recipient: expected {expected}") from None
@@ -186,7 +186,7 @@ def _drop(directory: Path, envelope: DroppedEnvelope, content: bytes, *, key: st
         drop_mail(directory, envelope, content, name=f"{Ids(SystemClock()).new()}-{key}")
     except OSError as error:
         why = f"{directory} does not take mail: {error.strerror or error}"
-        click.echo(f"sendmail: {printable(why)}", err=True)
+        say(f"sendmail: {why}")
         return False
     return True
 
@@ -249,7 +249,7 @@ def _read(file: Path) -> dict[str, Any]:
         faults = list(error.faults)
     if faults:
         used = "the default" if "sendmail" not in values else "this"
-        click.echo(f"sendmail: {faults[0]}; {used} [sendmail] is used", err=True)
+        say(f"sendmail: {faults[0]}; {used} [sendmail] is used")
         values.setdefault("sendmail", SendmailSettings())
         values.pop("hostname", None)  # then it is not known which senders a user may use
     return values
@@ -266,23 +266,22 @@ def _may_not_be_read(context: CommandContext) -> bool:
 
 
 def _message(*, ends_with_dot: bool) -> bytes:
-    """Return the message on standard input. Raises CommandError (65)."""
+    """Return the message on standard input. Raises CommandError (65, 66)."""
+    lines, size = [], 0
     with BufferedReader(FileIO(0, closefd=False)) as stdin:
-        if not ends_with_dot:
-            text = stdin.read(INPUT_BYTES_MAX + 1)
-        else:
-            lines, size = [], 0
-            while size <= INPUT_BYTES_MAX:
-                line = stdin.readline(INPUT_BYTES_MAX)
-                if not line or line in (b".\n", b".\r\n"):
+        try:
+            while size <= INPUT_BYTES_MAX and (line := stdin.readline(INPUT_BYTES_MAX)):
+                if ends_with_dot and line in (b".\n", b".\r\n"):
                     break
                 lines.append(line)
                 size += len(line)
-            text = b"".join(lines)
-    if len(text) > INPUT_BYTES_MAX:
+        except OSError as error:
+            text = f"sendmail: the standard input cannot be read: {error.strerror}"
+            raise CommandError(ExitCode.NO_INPUT, text) from None
+    if size > INPUT_BYTES_MAX:
         limit = f"the message has more than {INPUT_BYTES_MAX >> 20} MiB"
         raise CommandError(ExitCode.DATA, f"sendmail: {limit}")
-    return text
+    return b"".join(lines)
 
 
 _HEAD = "-Queue ID-        --Size-- ---Arrival Time---- -Sender/Recipient-------"

@@ -247,12 +247,18 @@ def test_a_service_whose_file_the_user_cannot_read_hides_no_relay_dev(short_path
     assert done.returncode == 0, done.stderr
 
 
-def test_a_closed_output_is_no_error(shell, sent):
+def test_a_closed_or_full_output_keeps_the_exit_code(shell, sent):
     command = f"{shlex.join(RELAY)} trace {sent} "
-    for closed, code in ((">&-", 0), (">/dev/full", 69), ("| true; exit ${PIPESTATUS[0]}", 0)):
+    for closed, code in (
+        (">&-", 0),
+        (">/dev/full", 69),
+        (">/dev/full 2>&1", 69),
+        ("unknown 2>/dev/full", 64),
+        ("| true; exit ${PIPESTATUS[0]}", 0),
+    ):
         done = run_command(["/bin/bash", "-c", command + closed], env=shell.environment)
         assert done.returncode == code, (closed, done.stderr)
-        assert ("No space left" in done.stderr) == (code == 69), done.stderr
+        assert ("No space left" in done.stderr) == (closed == ">/dev/full"), done.stderr
         assert "Exception ignored" not in done.stderr
         assert "Traceback" not in done.stderr
 

@@ -1,13 +1,16 @@
 """`relay sendmail`, and relay called as sendmail, as programs call it: options and exit codes."""
 
+import fcntl
 import os
 import subprocess
 import sys
+import termios
 
 import pytest
 
 from relay.testing import Relay
 from tests.support import relay_starts
+from tests.support.relay_process import until
 from tests.support.tables import each_row
 
 REJECTING = {
@@ -46,6 +49,7 @@ def test_it_sends_as_programs_call_it(relay, sendmail):
         assert message.text == "1\n.\n2\n"
         assert "Bcc" not in message.eml
         assert message.eml["From"] == "The Shop <shop@x.test>"
+        assert message.eml["Received"].startswith("from localhost "), "no name server is asked"
 
 
 def test_n_r_and_v_say_which_report_the_sender_gets(relay, sendmail):
@@ -113,6 +117,22 @@ def test_one_of_several_recipients_that_is_refused_is_named(relay, sendmail):
         assert (done.returncode, done.stderr) == (0, "sendmail: 550 5.1.1 <a@gone.test>: gone\n")
         relay.mailbox("bob@example.test").wait_for(subject="most")
         relay.reset()
+
+
+def test_a_pause_in_the_input_is_not_its_end(relay, tmp_path):
+    read, write = os.pipe()
+    os.set_blocking(read, False)  # as some programs leave it
+    place = {"RELAY_SENDMAIL": "{}:{}".format(*relay.smtp)}
+    environment = relay_starts.environment(tmp_path) | place
+    command = [*relay_starts.RELAY, "sendmail", "-i", "bob@example.test"]
+    with subprocess.Popen(command, stdin=read, env=environment) as process:
+        os.write(write, b"Subject: slow\n\n1\n")
+        until("it is read", lambda: not any(fcntl.ioctl(read, termios.FIONREAD, bytes(4))))
+        os.write(write, b"2\n")
+        os.close(write)
+    os.close(read)
+    assert process.returncode == 0
+    assert relay.mailbox("bob@example.test").wait_for(subject="slow").text == "1\n2\n"
 
 
 @each_row("place", ["1025", "nowhere", "unix:/tmp/x", "127.0.0.1:0"])
