@@ -140,10 +140,8 @@ def steps_of(shell, identity):
 @contextlib.contextmanager
 def running_dev(folder, *words, before="", **variables):
     """Run a development relay, `before` what the shell does first; yield where HTTP listens."""
-    expected_text, command = (
-        folder / "expected_text",
-        shlex.join((*RELAY, "dev", "--json", *words, *ANY_PORTS)),
-    )
+    expected_text = folder / "expected_text"
+    command = shlex.join((*RELAY, "dev", "--json", *words, *ANY_PORTS))
     with expected_text.open("w") as out:
         process = subprocess.Popen(
             ["/bin/sh", "-c", f"{before}\nexec {command}"],
