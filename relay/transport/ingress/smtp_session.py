@@ -255,7 +255,7 @@ class SmtpSession(_NoHooks, SmtpCommands, SMTP):
         place, listener = client.place, self._shared.listener
         if listener.pressure.paused():
             rejection = PAUSED
-        elif listener.pressure.rejects_untrusted and not (trusted or listener.role.must_log_in):
+        elif not (trusted or listener.role.must_log_in) and listener.pressure.rejects_untrusted:
             rejection = _BUSY
         else:
             rejection = self._shared.places.take(place)
