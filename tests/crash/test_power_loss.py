@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,8 @@ from relay.store.mailbox import maildir
 from relay.store.mailbox.errors import OutcomeUnknownError, StoreUnavailableError
 from relay.store.mailbox.message_file import delivered_base_name
 from relay.store.mailbox.pending_submission import SendOptions
+from relay.store.mailbox.stored_message import MessageChange
+from relay.store.spool.queue_commands import Operation
 from relay.submission.outbox.store import FileStore
 from tests.support.logged_disk import LoggedDisk
 from tests.support.long_tests import sampled
@@ -269,12 +272,44 @@ async def test_no_submission_rejected_by_a_failing_disk_is_sent(
         assert accepted_before - subjects == set()
 
 
+def message_of(subject: str) -> MessageProperties:
+    return MessageProperties(subject=subject, body="b", to=(EmailAddress("bob@b.test"),))
+
+
 async def answer_to(store: FileStore, subject: str) -> str:
-    message = MessageProperties(subject=subject, body="b", to=(EmailAddress("bob@b.test"),))
     try:
-        await store.submissions.submit_new(ALICE, message, SendOptions())
+        await store.submissions.submit_new(ALICE, message_of(subject), SendOptions())
     except OutcomeUnknownError:
         return "unknown"
     except StoreUnavailableError:
         return "refused"
     return "accepted"
+
+
+@pytest.mark.parametrize("change", ["PATCH", "DELETE", "cancel", "removal"])
+async def test_no_change_that_is_on_a_failing_disk_is_rejected(disk, tmp_path, change):
+    """Another file is synced, and the change with it; then the disk fails, also for what takes it back."""
+    with mounted(disk.file, tmp_path / "mail") as mail, store_on(mail, SystemClock()) as store:
+        scheduled, messages = SendOptions(scheduled_us=2**52), store.messages
+        send = await store.submissions.submit_new(ALICE, message_of("old"), scheduled)
+        other = await messages.create(ALICE, message_of("other"))
+        ways = {
+            "PATCH": partial(
+                messages.update, ALICE, send.draft_id, MessageChange(message_of("new"))
+            ),
+            "DELETE": partial(messages.delete, ALICE, send.draft_id),
+            "cancel": partial(
+                store.ready.change_waiting, send.submission_id, Operation.CANCEL, who="operator"
+            ),
+            "removal": partial(messages.delete, ALICE, other.id, permanently=True),
+        }
+
+        def fail(directory: str) -> None:
+            if not directory.endswith("preparing") and not (mail / "other").exists():
+                maildir.write_synced(mail / "other", b".")
+                disk.break_down()
+                Path(directory, ".later").touch()  # is written with it
+
+        messages.syncs.on_sync = fail
+        with pytest.raises(OutcomeUnknownError):
+            await ways[change]()

@@ -21,7 +21,7 @@ class StoreUnavailableError(StoreError):
 
 
 class OutcomeUnknownError(StoreError):
-    """The disk failed; it is unknown whether the message will be sent."""
+    """The disk failed; it is unknown whether the message will be sent, or the change was made."""
 
 
 class ContentUnreadableError(StoreUnavailableError):

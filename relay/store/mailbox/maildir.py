@@ -25,7 +25,7 @@ from typing import BinaryIO, ParamSpec, TypeVar
 
 from relay.base.files import opened, write_all
 from relay.base.message.content import Content, UnreadableError, blocks
-from relay.store.mailbox.errors import ContentUnreadableError, StoreError, StoreUnavailableError
+from relay.store.mailbox import errors
 
 _NO_FILE = frozenset((errno.ELOOP, errno.ENXIO))  # a symbolic link, a socket
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
@@ -55,16 +55,16 @@ def storage_errors() -> Iterator[None]:
     try:
         yield
     except UnreadableError as error:
-        raise ContentUnreadableError(f"The message cannot be read: {error}.") from error
+        raise errors.ContentUnreadableError(f"The message cannot be read: {error}.") from error
     except MissingRootError as error:
-        raise StoreUnavailableError(
+        raise errors.StoreUnavailableError(
             "The mail store cannot be used: its root is missing."
         ) from error
     except OSError as error:
         if error.errno in _FULL:
-            raise StoreUnavailableError("The mail store's disk is full.") from error
+            raise errors.StoreUnavailableError("The mail store's disk is full.") from error
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise StoreUnavailableError(f"The mail store cannot be used: {reason}.") from error
+        raise errors.StoreUnavailableError(f"The mail store cannot be used: {reason}.") from error
 
 
 def retry_if_renamed(action: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
@@ -75,7 +75,7 @@ def retry_if_renamed(action: Callable[_Parameters, _Result]) -> Callable[_Parame
         for _ in range(_LOOKS):
             with contextlib.suppress(FileNotFoundError):
                 return action(*args, **kwargs)
-        raise StoreUnavailableError("The message is renamed faster than it can be found.")
+        raise errors.StoreUnavailableError("The message is renamed faster than it can be found.")
 
     return repeated
 
@@ -159,12 +159,22 @@ def rename(source: Path, target: Path) -> None:
     client. Then the source is removed, because a rename between two links of a file does nothing.
     Raises FileExistsError.
     """
-    if not target.exists():
+    if not exists(target):
         source.rename(target)
     elif target.samefile(source):
         remove(source)
     else:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+
+
+def exists(path: AnyPath) -> bool:
+    """Whether a path leads to something. Raises OSError, also where Path.exists() says no: with
+    Python 3.14 a disk that fails looks empty.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):
+        os.stat(path)  # noqa: PTH116 - see above
+        return True
+    return False
 
 
 def remove(path: AnyPath) -> None:
@@ -299,15 +309,26 @@ SYNC_FAILURES = SyncFailures()
 
 @contextlib.contextmanager
 def undone_after_errors() -> Iterator[Undo]:
-    """Provide a list of actions, which are called in reverse order after an error."""
+    """Provide a list of actions, which are called in reverse order after an error.
+
+    Raises OutcomeUnknownError if one of them fails too.
+    """
     actions: Undo = []
     try:
         yield actions
-    except (OSError, StoreError):
+    except (OSError, errors.StoreError) as error:
         SYNC_FAILURES.begin()
+        failures: list[Exception] = []
         for action in reversed(actions):
-            with contextlib.suppress(OSError, StoreError):
+            try:
                 action()
+            except (OSError, errors.StoreError) as failure:
+                failures.append(failure)
+        if failures:
+            raise errors.OutcomeUnknownError(
+                f"The mail store failed during a change, and again when it was undone: "
+                f"{failures[0]}. Whether the change was made is not known."
+            ) from error
         raise
 
 

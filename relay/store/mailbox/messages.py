@@ -450,11 +450,12 @@ class Messages(StorePart):
     def _take_back(self, mailbox: Path, changed: MessageFile, replaced: Path | None) -> None:
         """Remove a draft's new file, durably: a scheduled send is of the draft that is there.
 
-        It stays if the index has found it and therefore removed the file before it.
+        It stays if the index has found it and therefore removed the file before it: raises OSError.
         """
         with self.index.no_update(mailbox):
-            if replaced is None or replaced.exists():
-                maildir.remove(changed.path)
+            if replaced is not None:
+                replaced.stat()
+            maildir.remove(changed.path)
         maildir.sync_directory(changed.directory)
 
     def _write(
@@ -479,18 +480,16 @@ class Messages(StorePart):
         assert name is not None
         located = MessageFile(folder, directory, name, name.message_id, name.generation)
         try:
-            descriptor = draft.write(temporary)
-            if written_us is not None:
-                os.utime(descriptor, ns=(written_us * 1000, written_us * 1000))
-            maildir.finish_content(descriptor)
-            on_written()
-            maildir.place(temporary, located.path)
-            self.crash.reached(CrashPoint.DRAFT_REPLACED)
-            self.syncs.sync(directory)
-        except OSError:
-            with suppress(OSError):
-                self._take_back(mailbox, located, replaced)
-            raise
+            with maildir.undone_after_errors() as undo:
+                descriptor = draft.write(temporary)
+                if written_us is not None:
+                    os.utime(descriptor, ns=(written_us * 1000, written_us * 1000))
+                maildir.finish_content(descriptor)
+                on_written()
+                maildir.place(temporary, located.path)
+                undo.append(partial(self._take_back, mailbox, located, replaced))
+                self.crash.reached(CrashPoint.DRAFT_REPLACED)
+                self.syncs.sync(directory)
         finally:
             with suppress(OSError):  # a stale file
                 maildir.remove(temporary)
@@ -591,6 +590,7 @@ class Messages(StorePart):
                     self._rename(located, removed, undo=undo)
                 else:
                     maildir.remove(located.path)
+                    undo.append(located.path.stat)  # it fails: nothing brings the message back
                     self.syncs.sync(located.directory)
             self.scheduled.follow(submission, None, reason="the draft was deleted")
             if is_removed and submission is not None:

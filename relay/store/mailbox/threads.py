@@ -21,7 +21,7 @@ from typing import Any, ParamSpec, TypeVar
 from relay.base.clock import Clock
 from relay.base.task_set import shielded
 from relay.base.turns import Turns
-from relay.store.mailbox.errors import QueryTooLongError, StoreUnavailableError
+from relay.store.mailbox import errors
 from relay.store.mailbox.maildir import begin_work, storage_errors
 
 QUERY_TIME_MAX_S = 10.0
@@ -70,8 +70,10 @@ class ThreadPool:
                 try:
                     begin_work(self.check_root)
                     return function(*args, **kwargs)
-                except OSError as error:
-                    self.on_failure(error)
+                except (OSError, errors.OutcomeUnknownError) as error:
+                    first = error if isinstance(error, OSError) else error.__cause__
+                    if isinstance(first, OSError):
+                        self.on_failure(first)
                     raise
 
         while self._alone is not None:
@@ -185,7 +187,9 @@ class QueryTimeLimit:
     def check(self) -> None:
         """Raise QueryTooLongError if the query has to end now."""
         if self.is_over():
-            raise QueryTooLongError(f"The query takes longer than {QUERY_TIME_MAX_S:g} seconds.")
+            raise errors.QueryTooLongError(
+                f"The query takes longer than {QUERY_TIME_MAX_S:g} seconds."
+            )
 
 
 class AccountQueues:
@@ -211,7 +215,7 @@ class AccountQueues:
         StoreUnavailableError if too many wait.
         """
         if not await self._turns.take(account):
-            raise StoreUnavailableError("Too many such requests wait, try again later.")
+            raise errors.StoreUnavailableError("Too many such requests wait, try again later.")
         running = asyncio.ensure_future(self._threads.run(function, *args, **kwargs))
         running.add_done_callback(lambda _: self._turns.give_back(account))
         return await shielded(running)

@@ -30,6 +30,7 @@ from relay.store.journeys.submission_log import SubmissionLog
 from relay.store.mailbox.errors import NoSuchItemError
 from relay.store.mailbox.maildir import (
     DirectorySync,
+    exists,
     list_names,
     make_directories,
     make_directory,
@@ -194,7 +195,7 @@ class SubmissionDirectory:
         does not exist.
         """
         is_linked = file.stat().st_nlink > 1 or self._has_copies
-        return self._first(f"{draft_id}.") if is_linked or self.marker(draft_id).exists() else None
+        return self._first(f"{draft_id}.") if is_linked or exists(self.marker(draft_id)) else None
 
     def waiting(self, draft_id: str) -> PendingSubmission | None:
         """The scheduled send of a draft, None if none waits."""
@@ -334,7 +335,7 @@ class SubmissionDirectory:
 
         It has one of the two names at any time, also after a power loss.
         """
-        if not submission.exists():
+        if not exists(submission):
             place(prepared, submission)
         self._syncs.sync(submission.parent)
         with suppress(FileNotFoundError):

@@ -19,7 +19,6 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from os.path import lexists
 from pathlib import Path
 
 from msgspec import Struct, structs
@@ -278,10 +277,11 @@ class ScheduledSends(OutboxPart):
         mailbox = self.folders.directory(submission.account)
         cur = Path(drafts_directory(mailbox))
         usual = f"{submission.base_name},S={submission.path.stat().st_size}:2,{NEW_DRAFT}"
-        if (cur / usual).exists() and not self.directory.marker(draft_id).exists():
+        if maildir.exists(cur / usual) and not maildir.exists(self.directory.marker(draft_id)):
             return cur / usual
         # alone, it may be on a disk that is not mounted
-        if not lexists(mailbox) and mailbox.parent.is_dir() and any(mailbox.parent.iterdir()):
+        mailboxes = maildir.list_names(mailbox.parent)
+        if mailboxes and mailbox.name not in mailboxes:
             return None
         cur.stat()  # one that is missing was not read
         files = [
@@ -307,7 +307,7 @@ class ScheduledSends(OutboxPart):
         """
         marker = self.directory.marker(draft_id)
         is_same = submission is None or _is_file_of(submission, file)
-        if is_same and not marker.exists():
+        if is_same and not maildir.exists(marker):
             return submission
         marker.touch(0o600)  # after an error, the next look must not take it for done
         if submission is not None:

@@ -99,6 +99,24 @@ async def test_a_draft_that_a_mail_client_took_away_is_not_sent(place, store, wa
     assert detail["cancelled"] > detail["deferred_until"][:10]
 
 
+async def test_a_failing_disk_takes_no_draft_away(place, store, waiting, monkeypatch):
+    """Path.exists() is that of Python 3.14, which takes any error for no."""
+    home = place.root / "example.test/alice"
+    home.with_name("carol").mkdir()
+
+    def broken(real, path, *args, **options):
+        if str(path).startswith(str(home)):
+            raise OSError(errno.EIO, "broken")
+        return real(path, *args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "exists", os.path.exists)
+        for name in ("stat", "lstat"):
+            patched.setattr(os, name, partial(broken, getattr(os, name)))
+        assert await come_to_time(place, store) == []
+    assert len(await come_to_time(place, store)) == 1
+
+
 @pytest.mark.parametrize(
     "broken", ["its mailbox", "its Drafts", "its domain", "its disk", "its submission"]
 )
