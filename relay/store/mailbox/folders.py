@@ -136,6 +136,8 @@ MARKER = "maildirfolder"
 DIRECTORIES = ("tmp", "new", "cur")
 _MARKED = re.compile(rb"relay-folder-id ([a-z0-9]{2,64})\n")
 _MARKER_BYTES_MAX = 100
+# of others, or none at all; after other errors a folder must not look like another
+_NO_MARKER = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 _MAILBOXES_CACHED = 10_000
 _INBOX_AS_PARENT = ".INBOX"  # the Inbox is the mailbox itself; its subfolders have this prefix
 _SUBSCRIPTIONS_FILE = "subscriptions"
@@ -310,7 +312,9 @@ def folder_directories(mailbox: Path) -> list[str]:
     return sorted(
         name
         for name in maildir.list_names(mailbox)
-        if _is_folder_name(name) and name not in _BY_DIRECTORY and (mailbox / name / "cur").is_dir()
+        if _is_folder_name(name)
+        and name not in _BY_DIRECTORY
+        and maildir.exists(f"{mailbox}/{name}/cur/.")
     )
 
 
@@ -420,7 +424,7 @@ def _ids(mailbox: Path, others: Iterable[str]) -> dict[str, str]:
 
 def read_folder_id(path: Path) -> str:
     """Return the id in a folder's marker file, "" if there is none."""
-    with suppress(OSError), opened(path / MARKER, os.O_NONBLOCK) as descriptor:
+    with suppress(*_NO_MARKER), opened(path / MARKER, os.O_NONBLOCK) as descriptor:
         marked = _MARKED.fullmatch(os.read(descriptor, _MARKER_BYTES_MAX))
         return marked[1].decode() if marked else ""
     return ""

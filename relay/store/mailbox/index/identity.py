@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from relay.base.files import opened
 from relay.formats.headers import read_relay_id
 from relay.store.mailbox.index import rows
-from relay.store.mailbox.maildir import rename
+from relay.store.mailbox.maildir import exists, rename
 from relay.store.mailbox.message_file import (
     MessageName,
     foreign_id,
@@ -145,7 +145,7 @@ class MessageMatcher:
                 return False  # the message was removed, and had copies
             self._table.add(file, claim.message_id, claimed_id="", generation=claim.generation)
             return True
-        if not Path(self._path_of(holder.location)).exists():  # it was moved after the scan
+        if not exists(self._path_of(holder.location)):  # it was moved after the scan
             self._table.change(holder, file, generation=claim.generation)
             return True
         is_higher = claim.generation > holder.generation

@@ -116,13 +116,13 @@ def scan(table: MessageTable, folders: FolderRows, locations: Iterable[FileLocat
 
 
 def _scan_file(path: str, location: FileLocation) -> ScannedFile | None:
-    """Return the message file at a location, None if there is none."""
+    """Return the message file at a location, None if there is none. Raises OSError."""
     name = parse_name(os.fsdecode(location.file_name))
     if name is None:
         return None
     try:
         status = os.lstat(path)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     if not stat.S_ISREG(status.st_mode):
         return None

@@ -1,5 +1,6 @@
 """The index is a cache: after damage, removal or a full disk it is rebuilt and nothing is lost."""
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -15,6 +16,7 @@ from inotify_simple import INotify
 from relay.base.advanceable_clock import AdvanceableClock
 from relay.base.clock import Machine
 from relay.base.message.header import FIELDS_MAX
+from relay.store.mailbox import folders
 from relay.store.mailbox.changes import ChangeKind
 from relay.store.mailbox.errors import StalePositionError
 from relay.store.mailbox.index import change_feed, content_index, update
@@ -260,6 +262,24 @@ def test_a_file_that_cannot_be_read_is_found_by_what_is_known_of_it(mailbox, ind
     monkeypatch.setattr(content_index, "open_message", refused)
     assert found(index, mailbox, HOUSE) == []
     assert found(index, mailbox) == [file]
+
+
+@pytest.mark.parametrize("call", ["lstat", "open"])
+def test_what_a_failing_disk_does_not_show_is_not_gone(mailbox, index, monkeypatch, call):
+    """A message by its file, a folder by its marker."""
+    folders.make_folder(mailbox.path / ".Work", "work")
+    file = mailbox.add(".Work")
+    [message_id] = ids(index, mailbox).values()
+    position = newest(index, mailbox)
+    (mailbox.path / ".New").mkdir()  # the folders are listed again
+    file = file.rename(file.with_name(file.name + "F"))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, Mock(side_effect=OSError(errno.EIO, "broken")))
+        with pytest.raises(OSError, match="broken"):
+            index.find(mailbox.path, message_id)
+    assert ids(index, mailbox) == {file: message_id}
+    [change] = index.changes(mailbox.path, position, 10).changes
+    assert change.kind is ChangeKind.UPDATED
 
 
 @pytest.mark.parametrize("line_end", sampled([b"\n", b"\r\n", b"\r"]), ids=repr)
