@@ -313,8 +313,9 @@ class Uploads(OutboxPart):
         """All sessions, under the lock of the set."""
         with self._lock:
             if self._sessions is None:
+                loaded = sorted(self._loaded().values(), key=lambda s: s.facts.expires_us)
                 self._sessions = {}
-                for session in sorted(self._loaded().values(), key=lambda s: s.facts.expires_us):
+                for session in loaded:
                     self._add(self._sessions, session)
             yield self._sessions
 
