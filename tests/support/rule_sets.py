@@ -8,11 +8,12 @@ from msgspec.structs import replace
 
 from relay.base.message.authentication_results import AuthResult
 from relay.base.message.envelope import Source
-from relay.base.message.verdict import ExaminedMessage
+from relay.base.message.verdict import ExaminedMessage, Verdict
 from relay.transport.policy.actions import ACTIONS, FINAL
 from relay.transport.policy.conditions import CONDITIONS
 from relay.transport.policy.engine import RuleSet
 from relay.transport.policy.globs import Globs
+from relay.transport.policy.rule_book import RuleBook
 from relay.transport.policy.rule_files import NESTED_MAX
 from relay.transport.policy.rule_tests import examined_message
 from relay.transport.policy.rules import (
@@ -215,3 +216,10 @@ def messages(draw: st.DrawFn) -> ExaminedMessage:
         is_trusted=bool(login),
     )
     return replace(message, results=results)
+
+
+def evaluated(rules: RuleBook, message: ExaminedMessage) -> Verdict:
+    """What the rules of the operator and of all tenants decide about a message."""
+    evaluation = rules.begin(message)
+    evaluation.run(in_thread=True)
+    return evaluation.verdict()

@@ -1,10 +1,10 @@
 """Explain the rules: the verdict about a message, and what each rule compared.
 
-explain() is RuleBook.evaluate() with findings. It applies the rules by the same code, and records
+explain() is an Evaluation with findings. It applies the rules by the same code, and records
 what each condition of a rule compared and whether it holds. Without a message, the result of a
 condition on the content is unknown. A rule whose result is unknown is not applied.
 
-explain() is a pure function, and raises what evaluate() raises.
+explain() is a pure function, and raises what Evaluation.run() raises.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -76,7 +76,7 @@ class RulesExplained(Struct, frozen=True):
 def explain(
     book: RuleBook, message: ExaminedMessage, *, has_content: bool = True
 ) -> RulesExplained:
-    """Apply the rules as RuleBook.evaluate() does. Without content, `message.content` is empty.
+    """Apply the rules as an Evaluation does. Without content, `message.content` is empty.
 
     Raises TooManyPartsError; OSError for a large body that cannot be read.
     """

@@ -13,7 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from relay.base.message.envelope import domain_of
-from relay.base.message.verdict import RULES_UNAVAILABLE, Deferral, ExaminedMessage, Verdict
+from relay.base.message.verdict import RULES_UNAVAILABLE, Deferral, ExaminedMessage
 from relay.store.journeys.details import UsedRules
 from relay.transport.policy.engine import SKIPPED, Evaluation, RuleScope, RuleSet
 
@@ -109,15 +109,6 @@ class RuleBook:
             used = operator_rules or UsedRules("", "")
             return replace(used, tenants=hashes, own=tenant.name if tenant else "")
         return operator_rules
-
-    def evaluate(self, message: ExaminedMessage) -> Verdict:
-        """Apply the rules in their order; each sees the changes of those before it.
-
-        Raises TooManyPartsError, OSError.
-        """
-        evaluation = self.begin(message)
-        evaluation.run(in_thread=True)
-        return evaluation.verdict()
 
     def begin(self, message: ExaminedMessage) -> Evaluation:
         """Return an evaluation that has not run yet."""

@@ -19,6 +19,7 @@ from relay.operation.app.tenant_sets import book_of, load_strictly
 from relay.transport.policy.rule_files import read_rules
 from relay.transport.policy.rule_tests import examined_message
 from tests.support.logs import capture_logs
+from tests.support.rule_sets import evaluated
 from tests.support.tables import each_row
 
 RULE = '[[rule]]\nname = "{}"\nthen = [ {{ hold = "x" }} ]\n'
@@ -226,7 +227,7 @@ def test_a_domain_that_is_an_alias_is_of_the_same_tenant(site, sender, to, tenan
     )
     strict = book_of(load_strictly(read, site.file), read)
     for rules in (site.active.now.rules, strict):
-        verdict = rules.evaluate(message)
+        verdict = evaluated(rules, message)
         assert verdict.tenants == tenants
         held = "acme/own" in {each.rule for each in verdict.hits}
         assert held == (to != "b@far.test")

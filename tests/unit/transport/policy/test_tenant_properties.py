@@ -17,7 +17,7 @@ from relay.transport.policy.explanation import explain
 from relay.transport.policy.recipient_actions import DeferAction
 from relay.transport.policy.rule_book import LATE, RuleBook, TenantRules
 from relay.transport.policy.rules import ConditionSet, OnError, Rule, RuleMode
-from tests.support.rule_sets import ACTION_VALUES, messages, rule_sets
+from tests.support.rule_sets import ACTION_VALUES, evaluated, messages, rule_sets
 
 # in.test and far.test are of two tenants, those of out.test partly: a world may leave one out
 DOMAINS = ("in.test", "out.test", "far.test")
@@ -130,13 +130,13 @@ def of_tenant(verdict: Verdict, tenant: str) -> set[tuple[str, bytes, Hold | Non
 @given(worlds())
 def test_only_the_rules_of_its_sender_and_of_its_recipient_concern_a_copy(world: World) -> None:
     book, message = world
-    verdict, sender = book.evaluate(message), sender_tenant(book, message)
+    verdict, sender = evaluated(book, message), sender_tenant(book, message)
     found = fates(verdict)
     for recipient in message.recipients:
         alone = with_only(book, *{sender, owner(book, recipient)})
-        expected = alone.evaluate(message)
+        expected = evaluated(alone, message)
         assert found[recipient] == fates(expected)[recipient]
-    assert verdict.deferred or verdict.sender == with_only(book, sender).evaluate(message).sender
+    assert verdict.deferred or verdict.sender == evaluated(with_only(book, sender), message).sender
 
 
 @given(worlds(), st.data())
@@ -146,7 +146,7 @@ def test_other_rules_of_one_tenant_change_nothing_for_the_others(world: World, d
     for name in book.tenants.keys() - {sender}:
         other = replace(book.tenants[name], rules=data.draw(tenant_rules(name)))
         changed = RuleBook(book.operator, {**book.tenants, name: other})
-        before, after = book.evaluate(message), changed.evaluate(message)
+        before, after = evaluated(book, message), evaluated(changed, message)
         others = [each for each in message.recipients if owner(book, each) != name]
         if not others:
             continue
@@ -162,7 +162,7 @@ def test_other_rules_of_one_tenant_change_nothing_for_the_others(world: World, d
 @given(worlds())
 def test_a_tenant_sees_its_own_recipients(world: World) -> None:
     book, message = world
-    verdict, sender = book.evaluate(message), sender_tenant(book, message)
+    verdict, sender = evaluated(book, message), sender_tenant(book, message)
     explained = explain(book, message)
     assert explained.verdict == verdict
     shown = [(each.rule, each.recipients) for each in explained.rules]

@@ -13,6 +13,7 @@ from relay.transport.policy.message_parts import TooManyPartsError, message_part
 from relay.transport.policy.rule_book import RuleBook, TenantRules
 from relay.transport.policy.rule_files import read_rules
 from relay.transport.policy.rule_tests import examined_message
+from tests.support.rule_sets import evaluated
 from tests.support.tables import each_row
 from tests.unit.transport.policy.conftest import MAIL, rule
 
@@ -95,7 +96,7 @@ ORDERS = {
 
 @each_row("message, expected", ORDERS.values())
 def test_the_order(book, message, expected) -> None:
-    assert subjects(book(**SETS).evaluate(message)) == expected
+    assert subjects(evaluated(book(**SETS), message)) == expected
 
 
 def test_quarantine_of_the_operator_is_final_and_that_of_a_tenant_is_for_its_own_rules(book):
@@ -103,10 +104,10 @@ def test_quarantine_of_the_operator_is_final_and_that_of_a_tenant_is_for_its_own
     rules = book(
         early=junk, acme=rule("{ redirect = 'e@acme.test' }"), late=rule("{ reject = '5.7.1 no' }")
     )
-    verdict = rules.evaluate(mail(to=(A, Z)))
+    verdict = evaluated(rules, mail(to=(A, Z)))
     assert [hit.rule for hit in verdict.hits] == ["junk"]
     assert all(one.quarantined == "Junk Email" for one in verdict.recipients)
-    hits = book(early="", late="", acme=junk, globex=rule(TAG("x"))).evaluate(trusted(A, B)).hits
+    hits = evaluated(book(early="", late="", acme=junk, globex=rule(TAG("x"))), trusted(A, B)).hits
     assert [hit.rule for hit in hits] == ["acme/junk", "globex/r"]
 
 
@@ -124,7 +125,7 @@ SEEN = {
 
 @each_row("message, when, value", SEEN.values())
 def test_what_a_tenant_sees(book, message, when, value) -> None:
-    hits = book(acme=rule(TAG("x"), when=when)).evaluate(message).hits
+    hits = evaluated(book(acme=rule(TAG("x"), when=when)), message).hits
     assert [one.because[0].value for one in hits] == ([value] if value else [])
     assert all(hit.rule == "acme/r" for hit in hits)
 
@@ -161,7 +162,7 @@ RULES = {
 def test_who_waits_for_a_recipients_tenant(book, case) -> None:
     text, content, expected, deferred = case
     rules = book(acme=text, late=rule(TAG("late"), name="late"))
-    verdict = rules.evaluate(mail(to=(A, B), content=content))
+    verdict = evaluated(rules, mail(to=(A, B), content=content))
     assert verdict.deferred is None
     assert fate(verdict) == expected
     assert fate(verdict, B) == (DELIVER, "")
@@ -170,27 +171,27 @@ def test_who_waits_for_a_recipients_tenant(book, case) -> None:
     assert all(one.hold for one in verdict.additions) or expected[0] is REDIRECT
     if isinstance(deferred, type):
         with pytest.raises(deferred):
-            rules.evaluate(mail(to=(A,), content=content))
+            evaluated(rules, mail(to=(A,), content=content))
     else:
-        whole = rules.evaluate(mail(to=(A, "c@acme.test"))).deferred
+        whole = evaluated(rules, mail(to=(A, "c@acme.test"))).deferred
         assert (whole.rule if whole else None) == deferred
 
 
 @pytest.mark.parametrize("text", [DEFER, None], ids=["defers", "none"])
 def test_all_recipients_wait_for_the_senders_tenant(book, text) -> None:
-    deferred = book(acme=text).evaluate(trusted(A, B, Z)).deferred
+    deferred = evaluated(book(acme=text), trusted(A, B, Z)).deferred
     assert (deferred.status, deferred.text) == (("4.7.1", "later") if text else ("4.3.0", GONE))
 
 
 def test_stop_and_set_sender_end_at_the_tenant(book) -> None:
     texts = SETS | {"acme": rule("{ set_sender = 's@acme.test' }", stop="true") + SETS["acme"]}
-    verdict = book(**texts).evaluate(mail())
+    verdict = evaluated(book(**texts), mail())
     assert (subjects(verdict)[A], verdict.sender) == ("late early hello", "")
     assert verdict.hits[1].because[-1].condition == "set_sender"
-    own = book(**texts).evaluate(trusted(A, B))
+    own = evaluated(book(**texts), trusted(A, B))
     assert (subjects(own)[B], own.sender) == ("late globex early hello", "s@acme.test")
     texts["early"] = rule(TAG("early"), name="early", stop="true")
-    assert subjects(book(**texts).evaluate(mail())) == {A: "early hello", B: "early hello"}
+    assert subjects(evaluated(book(**texts), mail())) == {A: "early hello", B: "early hello"}
 
 
 def many_tenants(folder: Path, then: str, names: list[str]) -> RuleBook:
@@ -205,10 +206,10 @@ def many_tenants(folder: Path, then: str, names: list[str]) -> RuleBook:
 def test_many_contents_of_tenants_do_not_take_all_memory(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(engine, "CONTENTS_OCTETS_MAX", 3 * len(MAIL) + 20)
     rules = many_tenants(tmp_path, "{{ subject_prefix = '{}' }}", ["a", "b", "c", "d", "e"])
-    verdict = rules.evaluate(mail(to=[f"x@{name}.test" for name in "abcde"] + [Z]))
+    verdict = evaluated(rules, mail(to=[f"x@{name}.test" for name in "abcde"] + [Z]))
     held = {each.address for each in verdict.recipients if each.hold}
     assert held == {"x@d.test", "x@e.test"}
-    alone = rules.evaluate(mail(to=["x@e.test"]))
+    alone = evaluated(rules, mail(to=["x@e.test"]))
     assert not alone.deferred
 
 
