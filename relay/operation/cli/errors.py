@@ -92,6 +92,9 @@ def report_error(error: BaseException) -> int:
         case running_relay.ControlError():
             say(f"relay: {error}")
             return ExitCode.DATA if error.status < _SERVER_FAULT else ExitCode.TRY_LATER
+        case UnicodeEncodeError() if error.object[error.start] in "".join(sys.argv):
+            say("relay: found an argument that is not text in UTF-8")
+            return ExitCode.USAGE
         case ImportError():
             say(f"relay: the installation is not complete: {error}")
             return ExitCode.UNAVAILABLE

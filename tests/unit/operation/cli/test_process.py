@@ -279,6 +279,7 @@ def test_a_closed_or_full_output_keeps_the_exit_code(shell, sent):
             "failed: relayed can no longer come by itself",
         ),
         (["send", "--to", "not an address"], 65, "is not an address"),
+        (["queue", "list", "--sender", "\udcff"], 64, "an argument that is not text in UTF-8"),
         (["send", "--to", "bob@example.test", "--subject", "a\nBcc: x@y.test"], 65, "line break"),
         (["send", "--to", "bob@example.test", "--token", "a\nb"], 65, "token"),
         (
