@@ -175,6 +175,7 @@ async def used(
 def after_loss(disk: LoggedDisk, moment: int, rng: random.Random) -> dict[str, bytes]:
     """What is there when the power went at that moment and the journal was played back."""
     image = disk.file.parents[1] / "image"
+    image.unlink(missing_ok=True)  # a loop device that is still open would show the old content
     image.write_bytes(disk.after_loss(moment, rng))
     with mounted(image, image.with_name("again")) as mail:
         return files(mail)
