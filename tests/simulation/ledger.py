@@ -112,6 +112,7 @@ class Ledger:
         self._accepted_s: dict[str, float] = {}  # by queue id, before anybody was answered
         self._freed_s: dict[str, float] = {}  # by queue id: the last order that ends holds
         self._held_until_us: dict[Key, int] = {}  # as answered to an operator
+        self._put_back_us: dict[Key, int] = {}  # in queue time, when its last result began
         self.progress = Progress(world, plan)
         # how long nothing was done before a claim came, and when it came, in queue time
         self._taken: dict[Key, tuple[Progress, float, float]] = {}
@@ -176,8 +177,8 @@ class Ledger:
         """Invariant 6: it is claimed as soon as the process can, if it is to be tried."""
         if claim.retry_us is None or claim.retry_us > self.queue_us():
             return
-        # one of the two is in the past where its mail has expired, or was held for long
-        ready_us = max(claim.retry_us, claim.due_us)
+        # both may be in the past where its mail has expired, one where it was held for long
+        ready_us = max(claim.retry_us, claim.due_us, self._put_back_us.get(claim.key, 0))
         for words in self.waits.claimed(claim, ready_s=(ready_us - BEGINNING_US) / 1e6):
             self.world.fault(f"invariant 6: {words}")
 
@@ -233,6 +234,7 @@ class Ledger:
         claim is fenced already.
         """
         self._recording[claim.key].add(claim.epoch)
+        self._put_back_us[claim.key] = self.queue_us()
         return claim.epoch < self.epochs.get(claim.key, 0)
 
     def recorded(self, claim_result: ClaimResult, *, held: bool, was_fenced: bool) -> None:
