@@ -45,7 +45,7 @@ from relay.operation.app.probes import PREFIX
 from relay.operation.app.state_dir import as_owner
 from relay.operation.app.tenant_sets import KEPT_SETS
 from relay.store import spool
-from relay.store.mailbox.maildir import open_message
+from relay.store.mailbox.maildir import exists, list_names, open_message
 from relay.store.mailbox.message_file import delivered_id, is_delivered_id, parse_name
 from relay.store.mailbox.state_file import FILE_NAME as STATES
 from relay.store.mailbox.state_file import DamagedStatesError, copy_states, state_faults
@@ -179,6 +179,8 @@ def _back_up(
     ]
     config_files += (dropped := list(_dropped(settings, copy)))
     named_paths += [Path(place.path) for place in dropped]
+    if settings.spool.is_file and is_there and not exists(submissions):  # each start makes it
+        copy.leave_out(root, "no mail root")
     _submissions(submissions, copy)
     counts: dict[str, Any] = {}
     copied = copy.path(Path(SPOOL))
@@ -306,8 +308,12 @@ class BackupCopy:
     def leaves_out(self, path: Path) -> bool:
         """Note a path that is a symbolic link; return whether it is one."""
         if is_link := path.is_symlink():
-            self._damaged.append(DamagedFile(str(path), "a symbolic link; not in the backup"))
+            self.leave_out(path, "a symbolic link")
         return is_link
+
+    def leave_out(self, path: Path, found: str) -> None:
+        """Note that a path is not in the backup, and what is there."""
+        self._damaged.append(DamagedFile(str(path), f"{found}; not in the backup"))
 
     def file(self, source: Path, target: Path, *, instead: bytes = b"") -> bool:
         """Copy a file; if `instead` is given, it is the content of the copy. Return whether the
@@ -346,7 +352,7 @@ class BackupCopy:
     def states(self, mailbox: Path, target: Path) -> None:
         """Copy relay-properties. A damaged file is copied as it is, with its log."""
         source, place = mailbox / STATES, target / STATES
-        if not os.path.lexists(source):
+        if STATES not in list_names(mailbox):
             return
         faults, is_copied = ["no file"], False
         if source.is_file() and not source.is_symlink():

@@ -1,12 +1,14 @@
 """A backup has each message once, whatever moves while it is made."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from relay.base.clock import SystemClock
 from relay.operation.commands.backup import back_up, path_in, sum_line
+from relay.store.spool.sqlite.database import open_database
 from tests.support.relay_config import written_settings
 from tests.support.tables import each_row
 
@@ -156,6 +158,14 @@ def test_properties_that_are_new_or_no_file_end_no_backup(place, tmp_path, is_fi
     found = json.loads((copy / "manifest.json").read_text())["damaged"]
     text = "no file; not in the backup"
     assert found == ([] if is_file else [{"path": str(properties), "found": text}])
+
+
+def test_a_mail_root_that_is_missing_is_named(place, tmp_path) -> None:
+    place.state_dir.mkdir()
+    open_database(place.spool_file).close()
+    shutil.rmtree(root := place.mailboxes.root)
+    found = json.loads((backed_up(place, tmp_path) / "manifest.json").read_text())["damaged"]
+    assert found == [{"path": str(root), "found": "no mail root; not in the backup"}]
 
 
 def test_an_error_leaves_nothing(place, tmp_path) -> None:

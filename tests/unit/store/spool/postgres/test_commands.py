@@ -46,8 +46,8 @@ def test_what_is_left_to_the_database(folder):
 async def test_a_backup_of_a_file_is_not_restored_into_a_server(
     folder, postgres_server, postgres_url
 ):
-    for name in ("mail", "state"):
-        (folder / name).mkdir()
+    for name in ("mail/.submissions", "state"):
+        (folder / name).mkdir(parents=True)
     async with spool_on(folder / "state/spool.sqlite") as spool:
         await spool.accept(new_message([("mx:a.test", "x@a.test")]), claim=False)
     sqlite = folder / "sqlite.toml"
@@ -55,7 +55,8 @@ async def test_a_backup_of_a_file_is_not_restored_into_a_server(
     command = [*relay_starts.RELAY, "backup", "copy", "--config", "sqlite.toml"]
     done = relay_starts.run(command, cwd=folder, env=relay_starts.environment(folder))
     assert done.returncode == 0, done.stderr
-    shutil.rmtree(folder / "state")
+    for name in ("mail", "state"):
+        shutil.rmtree(folder / name)
     place = {"port": postgres_server.port, "database": database_of(postgres_url)}
     shown = f"postgresql://127.0.0.1:{place['port']}/{place['database']}"
     done = run(folder, "restore", "copy", **place)
