@@ -523,8 +523,8 @@ def _read_key(path: Path) -> str:
         try:
             return parse_srs_key(content.decode().rstrip("\r\n"))
         except ValueError:
-            found = "something else" if content.strip() else "nothing"
-            text = f"found {found}, expected {SRS_KEY_EXPECTED}, from a backup"
+            kind = "something else" if content.strip() else "nothing"
+            text = f"found {kind}, expected {SRS_KEY_EXPECTED}, from a backup"
             raise ValueError(text) from None
     except ValueError as error:
         raise SettingsError([Fault(path, 0, "", str(error))]) from None

@@ -311,9 +311,9 @@ class BackupCopy:
             self.leave_out(path, "a symbolic link")
         return is_link
 
-    def leave_out(self, path: Path, found: str) -> None:
-        """Note that a path is not in the backup, and what is there."""
-        self._damaged.append(DamagedFile(str(path), f"{found}; not in the backup"))
+    def leave_out(self, path: Path, kind: str) -> None:
+        """Note that a path is not in the backup; `kind` says what is there."""
+        self._damaged.append(DamagedFile(str(path), f"{kind}; not in the backup"))
 
     def file(self, source: Path, target: Path, *, instead: bytes = b"") -> bool:
         """Copy a file; if `instead` is given, it is the content of the copy. Return whether the
